@@ -1,0 +1,34 @@
+# make demo    set up and run the main job
+# make test    set up and run all tests
+#
+# Another Python gets an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12
+
+VENV ?= .venv
+WORKERS ?= 2
+TESTS ?= tests
+
+# The first Python that is new enough and can make an environment.
+candidates := python3.11 python3.12 python3.13 python3.14 python3
+probe := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for each in $(candidates); do \
+	"$$each" -c '$(probe)' 2> /dev/null && echo "$$each" && break; done)
+
+.PHONY: demo test clean
+
+demo: $(VENV)/installed
+	@$(VENV)/bin/python examples/demo.py
+
+test: $(VENV)/installed
+	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=loadfile $(TESTS)
+
+clean:
+	rm -rf $(VENV)
+
+# Stands for a finished installation, so that a second run needs no network.
+$(VENV)/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Shardwright needs Python 3.11 or newer with venv; \
+	name one with: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "installing into $(VENV) (minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu,test]'
+	@touch $@

@@ -1,0 +1,141 @@
+"""Binding time: what is known once the parameters are, and where to cut it off the step.
+
+A value that depends on parameters and constants alone is computed once, in `prepare`. The cut
+between `prepare` and the step is the one with the fewest bytes for the step to read, found as a
+minimum cut (cf. rematerialisation by min-cut in PyTorch's AOTAutograd, and TVM Relax's
+LiftTransformParams, which cuts greedily). Only ops that a compiler fuses into their reader may
+stay behind the cut: a dequantisation does, a product never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dialect.control import scan_parts
+from dialect.lax import ELEMENTWISE
+from rewrite.ir import Graph, Op, Value
+from rewrite.mincut import Network
+
+
+
+def fuses(op: Op) -> bool:
+    """Whether a compiler computes `op` on the way into its reader, storing nothing."""
+    if op.name == "reshape":
+        before, after = op.args[0].type.shape, op.types[0].shape
+        return [size for size in before if size > 1] == [size for size in after if size > 1]
+    return op.name in ELEMENTWISE or op.name in ("broadcast_in_dim", "dequantize")
+
+
+def bound_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
+    """The values that depend on `inputs`, and on nothing else but constants."""
+    bound = set(inputs)
+    constant: set[Value] = set()
+    for op in graph.ops:
+        if all(arg in constant for arg in op.args):
+            constant.update(op.results)
+        elif all(arg in bound or arg in constant for arg in op.args):
+            bound.update(op.results)
+    return frozenset(bound)
+
+
+def known_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
+    """The values that depend on `inputs` and constants, or on constants alone."""
+    known = set(inputs)
+    for op in graph.ops:
+        if all(arg in known for arg in op.args):
+            known.update(op.results)
+    return frozenset(known)
+
+
+def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:
+    """The bound inputs of a loop's body: its bound constants, and the slices of its bound xs."""
+    if op.name != "scan":
+        return frozenset()
+    consts, _, xs = scan_parts(op)
+    positions = [*range(consts.start, consts.stop), *range(xs.start, xs.stop)]
+    return frozenset(op.regions[0].inputs[i] for i in positions if op.args[i] in bound)
+
+
+def bytes_read(graph: Graph, value: Value) -> int:
+    """Bytes that one step reads of `value`: a table of rows is read only where it is asked."""
+    readers = graph.users.get(value, ())
+    if readers and all(op.name == "take" and position == 0 for op, position in readers):
+        rows = sum(op.args[1].type.size for op, _ in readers)
+        return value.type.bytes * rows // max(1, value.type.shape[0])
+    return value.type.bytes
+
+
+def frontier(graph: Graph, inputs: Iterable[Value]) -> tuple[Value, ...]:
+    """The bound values that the step reads, chosen for the fewest bytes read per step.
+
+    Among equal cuts the earliest is taken: what need not change stays the user's own array.
+    """
+    bound = bound_values(graph, inputs)
+    outputs = set(graph.outputs)
+    needed = [
+        value
+        for value in _in_order(graph)
+        if value in bound
+        and (value in outputs or any(op.results[0] not in bound for op, _ in graph.users.get(value, ())))
+    ]
+    chosen: dict[Value, None] = {}
+    for group in _components(needed, bound):
+        for value in _cut(graph, group, bound):
+            chosen[value] = None
+    return tuple(chosen)
+
+
+def _in_order(graph: Graph) -> list[Value]:
+    return [*graph.inputs, *(value for op in graph.ops for value in op.results)]
+
+
+def _fused_ancestors(value: Value, bound: frozenset[Value]) -> list[Value]:
+    """`value` and what it is computed from by ops that may stay in the step."""
+    found = {value: None}
+    stack = [value]
+    while stack:
+        op = stack.pop().op
+        if not fuses(op):
+            continue
+        for arg in op.args:
+            if arg in bound and arg not in found:
+                found[arg] = None
+                stack.append(arg)
+    return list(found)
+
+
+def _components(needed: list[Value], bound: frozenset[Value]) -> list[list[Value]]:
+    """Needed values in groups that share no ancestor: each is a cut of its own."""
+    owner: dict[Value, int] = {}
+    groups: dict[int, list[Value]] = {}
+    for number, value in enumerate(needed):
+        group = [value]
+        for ancestor in _fused_ancestors(value, bound):
+            other = owner.get(ancestor)
+            if other is not None and other in groups:
+                group = groups.pop(other) + group
+        groups[number] = group
+        for member in group:
+            for ancestor in _fused_ancestors(member, bound):
+                owner[ancestor] = number
+    return list(groups.values())
+
+
+def _cut(graph: Graph, needed: list[Value], bound: frozenset[Value]) -> list[Value]:
+    """The minimum vertex cut between what only `prepare` can compute and what the step needs."""
+    nodes = dict.fromkeys(a for value in needed for a in _fused_ancestors(value, bound))
+    if len(nodes) == len(needed):
+        return needed
+    network = Network()
+    for value in nodes:
+        network.edge((value, "in"), (value, "out"), max(1, bytes_read(graph, value)))
+        if not fuses(value.op):
+            network.edge("source", (value, "in"))
+            continue
+        for arg in value.op.args:
+            if arg in nodes:
+                network.edge((arg, "out"), (value, "in"))
+    for value in needed:
+        network.edge((value, "out"), "sink")
+    before = network.source_side()
+    return [v for v in nodes if (v, "in") in before and (v, "out") not in before]

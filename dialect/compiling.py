@@ -1,0 +1,102 @@
+"""From a staged program to an XLA executable, for the machine at hand or for a TPU far away.
+
+Input shardings come from the program's own layouts, the state is donated, and for a TPU the
+compiler chooses the state's memory layout: the largest single saving in memory traffic there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental.layout import Format, Layout
+
+from dialect.dtypes import struct_of
+from dialect.evaluate import evaluate
+from dialect.sharding import lowering_on, named_sharding
+from rewrite.ir import Graph
+from rewrite.program import Input, Program
+
+_ROLES = ("param", "state", "arg")
+
+
+@dataclass(frozen=True)
+class Compilable:
+    """A step as a function of (packed parameters, packed state, arguments), ready to lower."""
+
+    program: Program
+    mesh: Any
+    donate_state: bool = True
+
+    def lower(self) -> Any:
+        """The `jax.stages.Lowered` of the step."""
+        return self.traced().lower(lowering_platforms=(self.platform,))
+
+    @property
+    def platform(self) -> str:
+        platform = self.mesh.devices.flat[0].platform
+        return platform if platform in ("cpu", "tpu") else jax.default_backend()
+
+    def traced(self) -> Any:
+        inputs = [self.formats(role) for role in _ROLES]
+        arguments = [
+            [struct_of(each.type) for each in self.inputs(role)] for role in _ROLES
+        ]
+        step = jax.jit(
+            self.function(),
+            in_shardings=tuple(inputs),
+            out_shardings=self.output_formats(),
+            donate_argnums=(1,) if self.donate_state else (),
+            keep_unused=True,
+        )
+        return step.trace(*arguments)
+
+    def function(self) -> Callable[..., list[Any]]:
+        """step(packed, state, args) -> outputs, on flat lists."""
+
+        def step(packed: list[Any], state: list[Any], args: list[Any]) -> list[Any]:
+            groups = {"param": iter(packed), "state": iter(state), "arg": iter(args)}
+            with lowering_on(self.mesh):
+                return evaluate(
+                    self.program.graph, [next(groups[e.role]) for e in self.program.step_inputs]
+                )
+
+        step.__name__ = self.program.name if self.program.name.isidentifier() else "step"
+        return step
+
+    def inputs(self, role: str) -> list[Input]:
+        return [each for each in self.program.step_inputs if each.role == role]
+
+    def shardings(self, role: str) -> list[Any]:
+        return [
+            named_sharding(self.mesh, each.layout, each.type.rank) for each in self.inputs(role)
+        ]
+
+    def formats(self, role: str) -> list[Any]:
+        """Shardings; for the state of a TPU program with the memory layout left to the compiler."""
+        return [self.free(each, sharding) for each, sharding in zip(self.inputs(role), self.shardings(role))]
+
+    def free(self, each: Input, sharding: Any) -> Any:
+        chooses = self.platform == "tpu" and each.role == "state" and each.type.rank > 1
+        return Format(Layout.AUTO, sharding) if chooses else sharding
+
+    def output_formats(self) -> list[Any]:
+        """The updated state where the state came from; everything else replicated."""
+        found = []
+        for value, out in zip(self.program.graph.outputs, self.program.step_outputs):
+            if out.updates is None:
+                found.append(named_sharding(self.mesh, None, value.type.rank))
+                continue
+            source = self.program.step_inputs[out.updates]
+            found.append(self.free(source, named_sharding(self.mesh, source.layout, source.type.rank)))
+        return found
+
+
+def compiled_stage(graph: Graph, shardings: Sequence[Any] | None) -> Callable[..., list[Any]]:
+    """prepare, adapt or restore as a jitted function, its results laid out over the mesh."""
+    return jax.jit(
+        lambda arrays: evaluate(graph, arrays),
+        out_shardings=list(shardings) if shardings is not None else None,
+    )

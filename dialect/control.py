@@ -1,0 +1,156 @@
+"""Control flow: `scan`, `while` and `cond`, whose bodies are regions.
+
+They go out through the public `jax.lax`, never by building a jaxpr. The regions take their
+arguments in the order of JAX's own bodies:
+
+    scan   (consts, carry, xs)          body(consts, carry, x) -> carry, y
+    while  (cond consts, body consts, carry)
+    cond   (index, operands)            one region per branch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.dtypes import dtype_of
+from dialect.evaluate import evaluate
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Type, Value
+from rewrite.opdef import OpDef
+from rewrite.signature import Signature, opaque
+
+
+def scan_parts(op: Op) -> tuple[slice, slice, slice]:
+    """Which arguments of a scan are consts, carry and xs."""
+    consts, carry = op["consts"], op["consts"] + op["carry"]
+    return slice(0, consts), slice(consts, carry), slice(carry, len(op.args))
+
+
+def remade_scan(
+    op: Op, body: Graph, consts: Sequence[Value], carry: Sequence[Value], xs: Sequence[Value]
+) -> Op:
+    """The loop `op` with another body and other arguments; what the body never reads is dropped.
+
+    A carry stays even when unread: it is a result of the loop.
+    """
+    used = set(body.users) | set(body.outputs)
+    fixed, carried = len(consts), len(carry)
+    keep = [
+        i
+        for i, value in enumerate(body.inputs)
+        if value in used or fixed <= i < fixed + carried
+    ]
+    args = (*consts, *carry, *xs)
+    return opdef.build(
+        "scan",
+        *(args[i] for i in keep),
+        regions=(Graph(tuple(body.inputs[i] for i in keep), body.outputs),),
+        origin=op.origin,
+        consts=sum(i < fixed for i in keep),
+        carry=carried,
+        **{name: op[name] for name in ("length", "reverse", "unroll")},
+    )
+
+
+def _scan(*args: Any, regions: tuple[Graph, ...], consts: int, carry: int, **options: Any) -> Any:
+    body = regions[0]
+    fixed, init, xs = args[:consts], args[consts : consts + carry], args[consts + carry :]
+
+    def step(state: tuple, x: tuple) -> tuple[tuple, tuple]:
+        out = evaluate(body, (*fixed, *state, *x))
+        return tuple(out[:carry]), tuple(out[carry:])
+
+    init = tuple(_like(value, type_) for value, type_ in zip(init, _carry_types(body, carry)))
+    last, ys = jax.lax.scan(step, init, tuple(xs), **options)
+    return [*last, *ys]
+
+
+def _like(value: Any, type_: Type) -> Any:
+    """Carries must not be weakly typed Python scalars: their body returns an array."""
+    return value if hasattr(value, "dtype") else jnp.asarray(value, dtype_of(type_.dtype))
+
+
+def _carry_types(body: Graph, carry: int) -> tuple[Type, ...]:
+    return tuple(value.type for value in body.outputs[:carry])
+
+
+def _infer_scan(
+    types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
+) -> tuple[Type, ...]:
+    body, carry, length = regions[0], attrs["carry"], attrs["length"]
+    expected = [t.shape for t in types[: attrs["consts"] + carry]]
+    expected += [t.shape[1:] for t in types[attrs["consts"] + carry :]]
+    found = [value.type.shape for value in body.inputs]
+    if expected != found:
+        raise ValueError(f"its arguments have shapes {expected}, its body takes {found}")
+    for type_ in types[attrs["consts"] + carry :]:
+        if type_.shape[:1] != (length,):
+            raise ValueError(f"a scanned argument is {type_}, but the length is {length}")
+    out = [value.type for value in body.outputs]
+    stacked = [Type(t.dtype, (length, *t.shape)) for t in out[carry:]]
+    return (*out[:carry], *stacked)
+
+
+def _while(*args: Any, regions: tuple[Graph, ...], cond_consts: int, body_consts: int) -> Any:
+    cond, body = regions
+    for_cond, for_body = args[:cond_consts], args[cond_consts : cond_consts + body_consts]
+    init = args[cond_consts + body_consts :]
+    init = tuple(_like(v, t) for v, t in zip(init, _carry_types(body, len(init))))
+    return list(
+        jax.lax.while_loop(
+            lambda state: evaluate(cond, (*for_cond, *state))[0],
+            lambda state: tuple(evaluate(body, (*for_body, *state))),
+            init,
+        )
+    )
+
+
+def _cond(index: Any, *operands: Any, regions: tuple[Graph, ...]) -> Any:
+    branches = [lambda *args, region=region: tuple(evaluate(region, args)) for region in regions]
+    if jax.typeof(index).dtype == bool:
+        return list(jax.lax.cond(index, branches[1], branches[0], *operands))
+    return list(jax.lax.switch(index, branches, *operands))
+
+
+def _from_region(position: int) -> opdef.Infer:
+    return lambda types, attrs, regions: tuple(v.type for v in regions[position].outputs)
+
+
+def _scan_signature(op: Op) -> Signature:
+    return opaque(tuple(a.type.rank for a in op.args), tuple(t.rank for t in op.types))
+
+
+opdef.define(
+    OpDef(
+        name="scan",
+        signature=_scan_signature,
+        infer=_infer_scan,
+        reference=_scan,
+        attrs=("consts", "carry", "length", "reverse", "unroll"),
+        doc="jax.lax.scan; its body is the region.",
+    )
+)
+opdef.define(
+    OpDef(
+        name="while",
+        signature=_scan_signature,
+        infer=_from_region(1),
+        reference=_while,
+        attrs=("cond_consts", "body_consts"),
+        doc="jax.lax.while_loop; the regions are the condition and the body.",
+    )
+)
+opdef.define(
+    OpDef(
+        name="cond",
+        signature=_scan_signature,
+        infer=_from_region(0),
+        reference=_cond,
+        attrs=(),
+        doc="jax.lax.cond and switch; one region per branch.",
+    )
+)

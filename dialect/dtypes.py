@@ -1,0 +1,56 @@
+"""Short dtype names (`bf16`, `f32`, `i8`, `key<fry>`) and the JAX dtypes behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rewrite.ir import Type
+
+_LONG = {"bool": "bool", "bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+_LONG |= {f"i{n}": f"int{n}" for n in (2, 4, 8, 16, 32, 64)}
+_LONG |= {f"u{n}": f"uint{n}" for n in (2, 4, 8, 16, 32, 64)}
+_LONG |= {"c64": "complex64", "c128": "complex128", "f4_e2m1fn": "float4_e2m1fn"}
+_EIGHT_BIT = ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
+_LONG |= {f"f8_{form}": f"float8_{form}" for form in _EIGHT_BIT}
+_SHORT = {long: short for short, long in _LONG.items()}
+
+
+def short(dtype: Any) -> str:
+    """`float32` -> `f32`. Extended dtypes (typed PRNG keys) keep the name that JAX gives them."""
+    return _SHORT.get(str(dtype), str(dtype))
+
+
+def dtype_of(name: str) -> np.dtype:
+    """`f32` -> `dtype('float32')`. Raises KeyError for a name that is not a plain dtype."""
+    return jnp.dtype(_LONG[name])
+
+
+def is_dtype(name: str) -> bool:
+    """Whether `name` is the short name of a plain dtype."""
+    return name in _LONG
+
+
+def type_of(value: Any) -> Type:
+    """The Type of an array, a ShapeDtypeStruct, an abstract value or a Python scalar."""
+    if not hasattr(value, "dtype"):
+        value = jax.typeof(value)
+    shape = tuple(int(size) for size in value.shape)
+    return Type(short(value.dtype), shape, bool(getattr(value, "weak_type", False)))
+
+
+def struct_of(type_: Type) -> jax.ShapeDtypeStruct:
+    """The ShapeDtypeStruct of a Type. A PRNG key's dtype is made again from its name."""
+    if type_.dtype.startswith("key<"):
+        return jax.eval_shape(lambda: jax.random.key(0, impl=_key_impl(type_.dtype))).update(
+            shape=type_.shape
+        )
+    return jax.ShapeDtypeStruct(type_.shape, dtype_of(type_.dtype), weak_type=type_.weak)
+
+
+def _key_impl(name: str) -> str:
+    tags = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+    return tags[name]

@@ -1,0 +1,165 @@
+"""Import: a JAX function, traced to a jaxpr, becomes a Graph.
+
+Jaxprs are read here through a handful of attributes and never constructed. Calls (jit, remat,
+custom derivatives) are inlined; loops and branches become regions; every other primitive becomes
+an op of the same name with the same parameters. Effects are refused with the user's line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dialect import attributes, control, dtypes, primitives  # noqa: F401  (control defines ops)
+from dialect.dtypes import type_of
+from rewrite.errors import TraceError
+from rewrite.ir import NOWHERE, Graph, Op, Opaque, Origin, Type, Value, attrs_of, new_input
+
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_lin": "call_jaxpr",
+}
+_LARGEST_PRINTED_CONSTANT = 64  # elements
+OURS = tuple(
+    os.path.dirname(os.path.abspath(path)) + os.sep
+    for path in (jax.__file__, np.__file__, __file__)
+)
+
+
+def trace_graph(function: Callable[..., Any], *args: Any) -> Graph:
+    """The Graph of a function of arrays (or ShapeDtypeStructs) that returns a list of arrays."""
+    return import_jaxpr(jax.make_jaxpr(function)(*args))
+
+
+def import_jaxpr(closed: Any) -> Graph:
+    """The Graph of a closed jaxpr. Raises TraceError for a program with side effects."""
+    return _Importer().graph(closed)
+
+
+def constant(value: Any, type_: Type | None = None) -> Value:
+    """A `const` op. Equal contents give equal ops; large contents are handles, never printed."""
+    type_ = type_ or type_of(value)
+    return Value(Op("const", (), attrs_of({"value": _content(value, type_), "type": type_}), (type_,)), 0)
+
+
+def _content(value: Any, type_: Type) -> Any:
+    if type_.dtype.startswith("key"):
+        return Opaque("key", value, np.asarray(jax.random.key_data(value)).tobytes())
+    array = np.asarray(value)
+    if array.size > _LARGEST_PRINTED_CONSTANT or not dtypes.is_dtype(type_.dtype):
+        digest = hashlib.sha256(repr((str(array.dtype), array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).tobytes())
+        return Opaque("array", value, digest.hexdigest())
+    if array.dtype.kind == "c":
+        flat = tuple((float(x.real), float(x.imag)) for x in array.ravel())
+        return Opaque("array", value, flat)
+    plain = array.astype(object) if array.dtype.kind in "biu" else array.astype(np.float64)
+    flat = tuple(attributes.encode(x) for x in plain.ravel().tolist())
+    return flat if array.ndim else flat[0]
+
+
+class _Importer:
+    """Reads one traced program. Constants are shared by content over all of it."""
+
+    def __init__(self) -> None:
+        self.origins: dict[Any, Origin] = {}
+
+    def graph(self, jaxpr: Any) -> Graph:
+        jaxpr, consts = primitives.opened(jaxpr)
+        inputs = tuple(new_input(type_of(var.aval)) for var in jaxpr.invars)
+        outputs = self.inline(jaxpr, consts, inputs, {})
+        return Graph(inputs, tuple(outputs))
+
+    def inline(
+        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value], shared: dict
+    ) -> list[Value]:
+        """The outputs of a jaxpr on these values. `shared` holds the constants of the graph."""
+        known: dict[Any, Value] = dict(zip(jaxpr.invars, args))
+        for var, const in zip(jaxpr.constvars, consts):
+            known[var] = self.constant(const, type_of(var.aval), shared)
+
+        def read(atom: Any) -> Value:
+            if isinstance(atom, primitives.Literal):
+                return self.constant(atom.val, type_of(atom.aval), shared)
+            return known[atom]
+
+        for eqn in jaxpr.eqns:
+            values = [read(atom) for atom in eqn.invars]
+            results = self.equation(eqn, values, shared)
+            known.update(zip(eqn.outvars, results))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def constant(self, array: Any, type_: Type, shared: dict) -> Value:
+        value = constant(array, type_)
+        return shared.setdefault((value.op.attrs, type_), value)
+
+    def equation(self, eqn: Any, args: list[Value], shared: dict) -> Sequence[Value]:
+        name, params = eqn.primitive.name, eqn.params
+        if eqn.effects:
+            raise TraceError(
+                f"{name} has side effects ({', '.join(map(str, eqn.effects))}), which a rewrite "
+                "could reorder or drop",
+                where=self.origin(eqn).source,
+                hint="remove the callback, debug print or reference before tracing",
+            )
+        if name in CALLS:
+            inner, consts = primitives.opened(params[CALLS[name]])
+            return self.inline(inner, consts, args, shared)
+        types = tuple(type_of(var.aval) for var in eqn.outvars)
+        regions, attrs = self.regions(name, params)
+        if not regions:
+            primitives.remember(eqn.primitive)
+        op = Op(name, tuple(args), attrs, types, regions, self.origin(eqn))
+        return op.results
+
+    def regions(self, name: str, params: dict[str, Any]) -> tuple[tuple[Graph, ...], Any]:
+        if name == "scan":
+            consts, carry = _scan_counts(params)
+            kept = {key: params[key] for key in ("length", "reverse", "unroll")}
+            return (self.graph(params["jaxpr"]),), attrs_of(
+                {"consts": consts, "carry": carry, **kept}
+            )
+        if name == "while":
+            counts = {k: params[f"{k.split('_')[0]}_nconsts"] for k in ("cond_consts", "body_consts")}
+            bodies = (self.graph(params["cond_jaxpr"]), self.graph(params["body_jaxpr"]))
+            return bodies, attrs_of(counts)
+        if name == "cond":
+            return tuple(self.graph(branch) for branch in params["branches"]), ()
+        if name.startswith("scatter"):  # its jaxpr says what its name says already
+            params = {k: v for k, v in params.items() if not k.startswith("update_")}
+        return (), attributes.encode_params(params)
+
+    def origin(self, eqn: Any) -> Origin:
+        """The innermost frame of the user's own code."""
+        traceback = eqn.source_info.traceback
+        if traceback is None:
+            return NOWHERE
+        if traceback not in self.origins:
+            self.origins[traceback] = _users_line(traceback.frames)
+        return self.origins[traceback]
+
+
+def _users_line(frames: Sequence[Any]) -> Origin:
+    for frame in frames:
+        if not frame.file_name.startswith(OURS) and "<frozen" not in frame.file_name:
+            return Origin(f"{frame.file_name}:{frame.line_num} ({frame.function_name})")
+    return NOWHERE
+
+
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # jax 0.11 and later
+    return len(consts), len(carry)

@@ -1,0 +1,352 @@
+"""The lax dialect: every JAX primitive as an op, with the axis signature of those we know.
+
+An op is named as its primitive and keeps its parameters, so that exporting re-binds exactly what
+was imported. The primitives in the table below know their axes; any other is an opaque leaf: it
+re-binds unchanged, and every one of its axes is needed whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from dialect import dtypes, primitives
+from dialect.attributes import decode
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Opaque, Type
+from rewrite.opdef import OpDef
+from rewrite.signature import Array, Signature, opaque
+
+ELEMENTWISE = frozenset(
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+    clamp clz complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp
+    exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p log2 logistic lt max min
+    mul name ne neg nextafter not one_minus_square optimization_barrier or polynomial
+    population_count pow real reduce_precision rem round rsqrt select_n sharding_constraint
+    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
+    sub tan tanh xor""".split()
+)
+# Broadcasts an axis of size one against a longer one; select_n and clamp insist on equal shapes.
+BROADCASTING = ELEMENTWISE - {"select_n", "clamp"}
+# All read and write the same value; they differ in what autodiff or a scheduler thinks of them.
+IDENTITIES = frozenset({"copy", "name", "stop_gradient"})
+
+
+def _axes(rank: int, prefix: str = "x") -> Array:
+    return tuple((f"{prefix}{i}",) for i in range(rank))
+
+
+def _elementwise(op: Op) -> Signature:
+    outputs = tuple(_axes(type_.rank) for type_ in op.types)
+    full = op.types[0].shape
+
+    def read(type_: Type) -> Array:
+        if type_.rank != len(full):
+            return ()
+        return tuple(
+            () if size == 1 and size != whole else axis
+            for size, whole, axis in zip(type_.shape, full, outputs[0])
+        )
+
+    return Signature(tuple(read(arg.type) for arg in op.args), outputs)
+
+
+def _dot_general(op: Op) -> Signature:
+    (left_sum, right_sum), (left_batch, right_batch) = op["dimension_numbers"]
+    left, right = (list(_axes(arg.type.rank, p)) for arg, p in zip(op.args, "lr"))
+    for i, j in zip((*left_batch, *left_sum), (*right_batch, *right_sum)):
+        right[j] = left[i]
+    out = [left[i] for i in left_batch]
+    out += [axis for i, axis in enumerate(left) if i not in (*left_batch, *left_sum)]
+    out += [axis for i, axis in enumerate(right) if i not in (*right_batch, *right_sum)]
+    return Signature((tuple(left), tuple(right)), (tuple(out),))
+
+
+def _reduction(op: Op) -> Signature:
+    axes = _axes(op.args[0].type.rank)
+    out = tuple(axis for i, axis in enumerate(axes) if i not in op["axes"])
+    return Signature((axes,) * len(op.args), (out,) * len(op.types))
+
+
+def _broadcast_in_dim(op: Op) -> Signature:
+    out = _axes(op.types[0].rank)
+    source = op.args[0].type.shape
+    grown = zip(source, op["broadcast_dimensions"])
+    read = tuple(out[d] if size == op.types[0].shape[d] else () for size, d in grown)
+    return Signature((read,) + ((),) * (len(op.args) - 1), (out,))
+
+
+def _transpose(op: Op) -> Signature:
+    axes = _axes(op.args[0].type.rank)
+    return Signature((axes,), (tuple(axes[i] for i in op["permutation"]),))
+
+
+def _squeeze(op: Op) -> Signature:
+    gone = op["dimensions"]
+    axes = tuple(() if i in gone else axis for i, axis in enumerate(_axes(op.args[0].type.rank)))
+    return Signature((axes,), (tuple(axis for i, axis in enumerate(axes) if i not in gone),))
+
+
+def _reshape(op: Op) -> Signature:
+    return reshape_signature(op.args[0].type.shape, op.types[0].shape)
+
+
+def reshape_signature(old: tuple[int, ...], new: tuple[int, ...]) -> Signature:
+    """How a reshape splits and merges axes: `(8, 32) -> (8, 4, 8)` is `a (b c) -> a b c`.
+
+    Both shapes are read from the left; whatever divides evenly is one axis. Where neither side
+    divides the other (6, 4 -> 4, 6), the axes are torn and needed whole.
+    """
+    left: list[list[str]] = [[] for _ in old]
+    right: list[list[str]] = [[] for _ in new]
+    fresh = (f"x{number}" for number in range(len(old) + len(new)))
+    i = j = 0
+    rest_left, rest_right = 1, 1
+    while True:
+        while rest_left == rest_right == 1 and old[i : i + 1] == new[j : j + 1] == (1,):
+            left[i] = right[j] = [next(fresh)]
+            i, j = i + 1, j + 1
+        while rest_left == 1 and i < len(old):
+            rest_left, i = old[i], i + 1
+        while rest_right == 1 and j < len(new):
+            rest_right, j = new[j], j + 1
+        if rest_left == rest_right == 1 or 0 in (rest_left, rest_right):
+            return Signature((tuple(map(tuple, left)),), (tuple(map(tuple, right)),))
+        small, large = sorted((rest_left, rest_right))
+        if large % small:
+            return opaque((len(old),), (len(new),))
+        letter = next(fresh)
+        left[i - 1].append(letter)
+        right[j - 1].append(letter)
+        rest_left, rest_right = rest_left // small, rest_right // small
+
+
+def _same_or_need(out: tuple[int, ...], *inputs: tuple[int, ...]) -> Signature:
+    """Arrays of one rank: a dimension of equal size is the same axis, any other is needed."""
+    axes, need, read = _axes(len(out)), set(), []
+    for number, shape in enumerate(inputs):
+        row = []
+        for d, (size, whole) in enumerate(zip(shape, out)):
+            letter = axes[d][0] if size == whole else f"i{number}_{d}"
+            need |= {letter, axes[d][0]} if size != whole else set()
+            row.append((letter,))
+        read.append(tuple(row))
+    return Signature(tuple(read), (axes,), frozenset(need))
+
+
+def _slice(op: Op) -> Signature:
+    found = _same_or_need(op.types[0].shape, op.args[0].type.shape)
+    return Signature(found.inputs + ((),) * (len(op.args) - 1), found.outputs, found.need)
+
+
+def _dynamic_update_slice(op: Op) -> Signature:
+    operand, update, *indices = op.args
+    found = _same_or_need(op.types[0].shape, operand.type.shape, update.type.shape)
+    return Signature(found.inputs + ((),) * len(indices), found.outputs, found.need)
+
+
+def _concatenate(op: Op) -> Signature:
+    return _same_or_need(op.types[0].shape, *(arg.type.shape for arg in op.args))
+
+
+def _along(attr: str) -> Callable[[Op], Signature]:
+    """An op that maps over every axis but the one that `attr` names, which it needs whole."""
+
+    def signature(op: Op) -> Signature:
+        rank = op.args[0].type.rank
+        named = op[attr] if isinstance(op[attr], tuple) else (op[attr],)
+        gone = tuple(axis % rank for axis in named)
+        axes = _axes(rank)
+        need = frozenset(axes[i][0] for i in gone)
+
+        def result(shape: tuple[int, ...]) -> Array:
+            if len(shape) < rank:
+                return tuple(axis for i, axis in enumerate(axes) if i not in gone)
+            return tuple(
+                (f"o{i}",) if i in gone and shape[i] != op.args[0].type.shape[i] else axes[i]
+                for i in range(rank)
+            )
+
+        return Signature(
+            (axes,) * len(op.args), tuple(result(type_.shape) for type_ in op.types), need
+        )
+
+    return signature
+
+
+def _stack(op: Op) -> Signature:
+    axes = _axes(op.args[0].type.rank)
+    axis = op["axis"]
+    out = (*axes[:axis], ("new",), *axes[axis:])
+    return Signature((axes,) * len(op.args), (out,), frozenset({"new"}))
+
+
+def _unstack(op: Op) -> Signature:
+    axes = _axes(op.args[0].type.rank)
+    axis = op["axis"]
+    out = axes[:axis] + axes[axis + 1 :]
+    return Signature((axes,), (out,) * len(op.types), frozenset(axes[axis]))
+
+
+def _gather(op: Op) -> Signature:
+    numbers = dict(op["dimension_numbers"].fields)
+    table, indices = op.args[0].type, op.args[1].type
+    read = list(_axes(table.rank, "t"))
+    rows = list(_axes(indices.rank - 1, "r")) + [()]
+    need = set()
+    for i, j in zip(numbers["operand_batching_dims"], numbers["start_indices_batching_dims"]):
+        read[i] = rows[j]
+    gone = {*numbers["collapsed_slice_dims"], *numbers["operand_batching_dims"]}
+    offsets = []
+    for i, size in enumerate(op["slice_sizes"]):
+        partial = size != table.shape[i]
+        if i in numbers["operand_batching_dims"]:
+            continue
+        need |= {read[i][0]} if partial or i in numbers["collapsed_slice_dims"] else set()
+        if i not in gone:
+            offsets.append((f"o{i}",) if partial else read[i])
+    need |= {axis[0] for axis in offsets if axis[0].startswith("o")}
+    rest, batch = iter(offsets), iter(rows)
+    out = tuple(
+        next(rest) if d in numbers["offset_dims"] else next(batch)
+        for d in range(op.types[0].rank)
+    )
+    return Signature((tuple(read), tuple(rows)), (out,), frozenset(need))
+
+
+def _scatter(op: Op) -> Signature:
+    numbers = dict(op["dimension_numbers"].fields)
+    operand, indices, updates = (arg.type for arg in op.args)
+    axes = list(_axes(operand.rank))
+    rows: list[Any] = list(_axes(indices.rank - 1, "r")) + [()]
+    batching = numbers["operand_batching_dims"]
+    for i, j in zip(batching, numbers["scatter_indices_batching_dims"]):
+        rows[j] = axes[i]
+    windows = [
+        i for i in range(operand.rank) if i not in (*numbers["inserted_window_dims"], *batching)
+    ]
+    window_sizes = dict(zip(numbers["update_window_dims"], windows))
+    batch, read, need = iter(rows), [], set()
+    for d in range(updates.rank):
+        if d not in window_sizes:
+            read.append(next(batch))
+            continue
+        i = window_sizes[d]
+        whole = updates.shape[d] == operand.shape[i]
+        read.append(axes[i] if whole else (f"u{d}",))
+        need |= set() if whole else {f"u{d}", axes[i][0]}
+    need |= {axes[i][0] for i in numbers["inserted_window_dims"]}
+    return Signature((tuple(axes), tuple(rows), tuple(read)), (tuple(axes),), frozenset(need))
+
+
+def _iota(op: Op) -> Signature:
+    return Signature(((),) * len(op.args), (_axes(op.types[0].rank),))
+
+
+SIGNATURES: dict[str, Callable[[Op], Signature]] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax "
+        "argmin".split(),
+        _reduction,
+    ),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"), _scatter),
+    "sort": _along("dimension"),
+    "rev": _along("dimensions"),
+    "split": _along("axis"),
+    "dot_general": _dot_general,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "reshape": _reshape,
+    "slice": _slice,
+    "dynamic_slice": _slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "pad": _slice,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "gather": _gather,
+    "iota": _iota,
+}
+
+
+def _unknown(op: Op) -> Signature:
+    return opaque(tuple(arg.type.rank for arg in op.args), tuple(t.rank for t in op.types))
+
+
+def _reference(name: str) -> Callable[..., Any]:
+    public = {
+        "scatter": jax.lax.scatter,
+        "scatter-add": jax.lax.scatter_add,
+        "scatter-mul": jax.lax.scatter_mul,
+        "scatter-min": jax.lax.scatter_min,
+        "scatter-max": jax.lax.scatter_max,
+    }.get(name)
+
+    def reference(*arrays: Any, **attrs: Any) -> Any:
+        params = {key: decode(value) for key, value in attrs.items()}
+        if public is not None:
+            return public(*arrays, **params)
+        out = primitives.bind(name, arrays, params)
+        return out[0] if len(out) == 1 else out
+
+    return reference
+
+
+@lru_cache(maxsize=65536)
+def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple) -> tuple[Type, ...]:
+    structs = [dtypes.struct_of(type_) for type_ in types]
+    reference = opdef.lookup(name).reference
+    out = jax.eval_shape(lambda *arrays: reference(*arrays, **dict(attrs)), *structs)
+    return tuple(dtypes.type_of(each) for each in (out if isinstance(out, (list, tuple)) else [out]))
+
+
+def infer_by_reference(name: str) -> opdef.Infer:
+    """Type inference by tracing the op's reference, remembered per types and attributes."""
+
+    def infer(
+        types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
+    ) -> tuple[Type, ...]:
+        return _evaluated(name, types, tuple(sorted(attrs.items())))
+
+    return infer
+
+
+def _resolve(name: str) -> OpDef | None:
+    if primitives.find(name) is None:
+        return None
+    return OpDef(
+        name=name,
+        signature=SIGNATURES.get(name, _unknown),
+        infer=infer_by_reference(name),
+        reference=_reference(name),
+        lead={"dot_general": "dimension_numbers"}.get(name),
+    )
+
+
+def _constant(value: Any, type: Type) -> Any:
+    if isinstance(value, Opaque):
+        return value.payload
+    value = decode(value)
+    if type.weak and not type.shape:
+        return value
+    return np.asarray(value, dtypes.dtype_of(type.dtype)).reshape(type.shape)
+
+
+opdef.resolve_with(_resolve)
+CONST = opdef.define(
+    OpDef(
+        name="const",
+        signature=lambda op: Signature((), (tuple(() for _ in op.types[0].shape),)),
+        infer=lambda types, attrs, regions: (attrs["type"],),
+        reference=_constant,
+        attrs=("value", "type"),
+        doc="A constant. Small ones print their content, large ones are handles.",
+    )
+)

@@ -1,0 +1,222 @@
+"""The decoder's own vocabulary: what an engineer calls the pieces, as ops.
+
+Each carries its reference, so recognising a piece can never lose its meaning. None of them takes
+a weight matrix: products stay visible as `contract`, where quantisation, sharding and cost see
+them. (A feed-forward network is therefore two or three contracts around a `gate`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect import primitives
+from dialect.attributes import decode
+from dialect.lax import infer_by_reference
+from dialect.tensor import contract
+from rewrite import opdef
+from rewrite.ir import Op, Symbol
+from rewrite.opdef import OpDef
+from rewrite.signature import Array, Signature, letters, parse_array
+
+
+def softmax(x: Any) -> Any:
+    """Softmax over the last axis, shifted by its maximum. x: [..., s]."""
+    weights = jnp.exp(x - jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True)))
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def rms_norm(x: Any, *, epsilon: float) -> Any:
+    """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind it."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def layer_norm(x: Any, *, epsilon: float) -> Any:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. Without scale and bias."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon)
+
+
+def rope(x: Any, cos: Any, sin: Any) -> Any:
+    """Rotary embedding, half-split. x: [..., k]; cos, sin broadcast against its halves [..., k/2]."""
+    half = x.shape[-1] // 2
+    left, right = x[..., :half], x[..., half:]
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "silu": lambda x: x * jax.nn.sigmoid(x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": lambda x: jnp.maximum(x, 0),
+}
+
+
+def activate(x: Any, *, kind: str) -> Any:
+    """The activation of a feed-forward network, elementwise: silu, gelu or relu."""
+    return _ACTIVATIONS[kind](x)
+
+
+def gate(x: Any, y: Any, *, kind: str) -> Any:
+    """activation(x) * y: the gated unit of SwiGLU and its relatives (Shazeer 2020), elementwise."""
+    return _ACTIVATIONS[kind](x) * y
+
+
+def take(table: Any, ids: Any, *, mode: Any) -> Any:
+    """Rows of a table. table: [v, ...], ids: [...]; `mode` says what an id out of bounds does."""
+    rest = tuple(range(ids.ndim, ids.ndim + table.ndim - 1))
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=rest, collapsed_slice_dims=(0,), start_index_map=(0,)
+    )
+    sizes = (1, *table.shape[1:])
+    return jax.lax.gather(table, ids[..., None], numbers, sizes, mode=decode(mode))
+
+
+def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
+    """Writes `new` into `cache` at `positions` along `axes`, whole along every other axis.
+
+    `new` has the cache's rank. Lowers to one dynamic_update_slice, done in place on a donated or
+    carried cache.
+    """
+    start = [jnp.zeros((), jnp.int32)] * cache.ndim
+    for axis, position in zip(axes, positions):
+        start[axis] = jnp.asarray(position, jnp.int32)
+    return jax.lax.dynamic_update_slice(cache, new, start)
+
+
+def cache_read(cache: Any, layer: Any) -> Any:
+    """One layer of a stacked cache. cache: [layers, ...], layer: a scalar."""
+    return jax.lax.dynamic_index_in_dim(cache, layer, axis=0, keepdims=False)
+
+
+def attend(
+    query: Any, key: Any, value: Any, *mask: Any, axes: str, scale: float, fill: Any, dtypes: tuple
+) -> Any:
+    """Attention: softmax(scale * query . key, masked) . value.
+
+    `axes` is "query, key, value [, mask] -> out" with s the context axis; an axis that query, key
+    and value share is batch or KV heads, one that only query has is time or query heads. A boolean
+    mask keeps where true and writes `fill` elsewhere; with `fill` None the mask is added. `dtypes`
+    are those of the logits' product, of the softmax, and of its result.
+    """
+    found = Signature.parse(axes)
+    out = found.outputs[0]
+    product, inner, weights = (decode(each) for each in dtypes)
+    logit_axes = _logit_axes(found)
+    spec = str(Signature(found.inputs[:2], (logit_axes,)))
+    logits = contract(query, key, spec=spec, dtype=product).astype(inner)
+    if scale != 1.0:
+        logits = logits * jnp.asarray(scale, inner)
+    if mask:
+        mask = (_aligned(mask[0], found.inputs[3], logit_axes),)
+        logits = logits + mask[0] if fill is None else jnp.where(mask[0], logits, decode(fill))
+    spec = str(Signature((logit_axes, found.inputs[2]), (out,)))
+    return contract(softmax(logits).astype(weights), value, spec=spec, dtype=query.dtype)
+
+
+def _logit_axes(found: Signature) -> Array:
+    """query's axes that the output keeps, then s."""
+    kept = tuple(axis for axis in found.inputs[0] if axis in found.outputs[0])
+    return (*kept, ("s",))
+
+
+def _aligned(mask: Any, axes: Array, logit_axes: Array) -> Any:
+    """The mask with its axes in the order of the logits', size one where it lacks one."""
+    named = [axis for axis in axes if axis]
+    mask = mask.reshape([size for size, axis in zip(mask.shape, axes) if axis])
+    order = sorted(range(len(named)), key=lambda i: logit_axes.index(named[i]))
+    mask = jnp.transpose(mask, order)
+    sizes = dict(zip((named[i] for i in order), mask.shape))
+    return mask.reshape([sizes.get(axis, 1) for axis in logit_axes])
+
+
+def _elementwise(op: Op) -> Signature:
+    from dialect.lax import SIGNATURES
+
+    return SIGNATURES["add"](op)
+
+
+def _over_last(op: Op) -> Signature:
+    """Maps over every axis but the last, which it needs whole."""
+    rank = op.args[0].type.rank
+    axes = tuple((f"x{i}",) for i in range(rank))
+    rest = tuple((axes[-1],) for _ in op.args[1:])
+    return Signature((axes, *rest), (axes,), frozenset(axes[-1]))
+
+
+def _rope_axes(op: Op) -> Signature:
+    axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
+
+    def angles(shape: tuple[int, ...]) -> Array:
+        sizes = zip(shape, op.types[0].shape, axes)
+        row = [axis if size == whole != 1 else () for size, whole, axis in sizes]
+        return (*row[:-1], ("half",)) if row else ()
+
+    rest = tuple(angles(arg.type.shape) for arg in op.args[1:])
+    return Signature((axes, *rest), (axes,), frozenset((*axes[-1], "half")))
+
+
+def _take_axes(op: Op) -> Signature:
+    table, ids = (arg.type for arg in op.args)
+    rows = tuple((f"r{i}",) for i in range(ids.rank))
+    rest = tuple((f"x{i}",) for i in range(table.rank - 1))
+    return Signature(((("v",), *rest), rows), ((*rows, *rest),), frozenset("v"))
+
+
+def _cache_write_axes(op: Op) -> Signature:
+    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    new = tuple((f"n{i}",) if i in op["axes"] else axis for i, axis in enumerate(axes))
+    need = {f"{prefix}{i}" for i in op["axes"] for prefix in "xn"}
+    return Signature((axes, new, *[()] * (len(op.args) - 2)), (axes,), frozenset(need))
+
+
+def _cache_read_axes(op: Op) -> Signature:
+    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
+
+
+def _attend_axes(op: Op) -> Signature:
+    found = Signature.parse(op["axes"])
+    return Signature(found.inputs, found.outputs, frozenset("k"))
+
+
+def _define(
+    reference: Callable[..., Any],
+    signature: Callable[[Op], Signature],
+    attrs: tuple[str, ...] = (),
+    lead: str | None = None,
+) -> Callable[..., Any]:
+    """Defines an op, and gives the function that rules call to trace it."""
+    name = reference.__name__
+    opdef.define(
+        OpDef(
+            name=name,
+            signature=signature,
+            infer=infer_by_reference(name),
+            reference=reference,
+            attrs=attrs,
+            lead=lead,
+            doc=(reference.__doc__ or "").strip().splitlines()[0],
+        )
+    )
+    return primitives.call(name, reference)
+
+
+Traced = {
+    reference.__name__: _define(reference, *rest)
+    for reference, *rest in (
+        (softmax, _over_last),
+        (rms_norm, _over_last, ("epsilon",)),
+        (layer_norm, _over_last, ("epsilon",)),
+        (rope, _rope_axes),
+        (activate, _elementwise, ("kind",)),
+        (gate, _elementwise, ("kind",)),
+        (take, _take_axes, ("mode",)),
+        (cache_write, _cache_write_axes, ("axes",)),
+        (cache_read, _cache_read_axes),
+        (attend, _attend_axes, ("axes", "scale", "fill", "dtypes"), "axes"),
+    )
+}

@@ -1,0 +1,90 @@
+"""JAX's primitives by name: the only file that touches `jax.extend`.
+
+`jax.extend.core.primitives` lists most of them; those it leaves out are found by tracing a public
+function that uses them. A primitive met in a user's program is remembered as well, so that even
+one from another library re-binds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex_core
+from jax.extend.core import primitives as public
+
+Literal = jex_core.Literal
+Primitive = jex_core.Primitive
+
+_MET: dict[str, Primitive] = {}
+
+
+@lru_cache(maxsize=1)
+def _known() -> dict[str, Primitive]:
+    table = {
+        member.name: member
+        for name, member in vars(public).items()
+        if name.endswith("_p") and isinstance(member, Primitive)
+    }
+    probes = (
+        lambda x: jax.lax.split(x, (1, 1)),
+        lambda x: jnp.stack([x, x]),
+        lambda x: jnp.unstack(x),
+        lambda x: jnp.tile(x, 2),
+        lambda x: jax.lax.optimization_barrier(x),
+        lambda x: jax.random.key_data(jax.random.wrap_key_data(x.astype("uint32"))),
+    )
+    for probe in probes:
+        for eqn in _equations(jax.make_jaxpr(probe)(jnp.zeros(2))):
+            table.setdefault(eqn.primitive.name, eqn.primitive)
+    return table
+
+
+def _equations(jaxpr: Any) -> list[Any]:
+    jaxpr, _ = opened(jaxpr)
+    inner = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if "jaxpr" in eqn.params]
+    return [*jaxpr.eqns, *(eqn for each in inner for eqn in _equations(each))]
+
+
+def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A jaxpr, closed or open, in any supported JAX: (with eqns and variables, its constants)."""
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def remember(primitive: Primitive) -> None:
+    """Makes a primitive that a program uses known by its name."""
+    if _known().get(primitive.name) is not primitive:
+        _MET[primitive.name] = primitive
+
+
+def find(name: str) -> Primitive | None:
+    """The primitive of that name, or None."""
+    return _MET.get(name) or _known().get(name)
+
+
+def bind(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
+    """Applies a primitive; traceable. Returns its results as a list."""
+    primitive = find(name)
+    if primitive is None:
+        raise KeyError(f"this JAX ({jax.__version__}) has no primitive {name!r}")
+    out = primitive.bind(*args, **primitive.get_bind_params(params))
+    return list(out) if primitive.multiple_results else [out]
+
+
+def call(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that traces to one op `name`: how a rule's `after` writes an op of our own."""
+    primitive = Primitive(name)
+    primitive.def_abstract_eval(
+        lambda *avals, **attrs: jax.typeof(
+            jax.eval_shape(lambda *arrays: reference(*arrays, **attrs), *map(_struct, avals))
+        )
+    )
+    primitive.def_impl(reference)
+    return primitive.bind
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)

@@ -1,0 +1,144 @@
+"""carry_cache: a cache that passes through a loop over layers is carried whole.
+
+scan(layer: cache[l] -> cache_write(cache[l], new, t))
+  ->  scan(carry: cache -> cache_write(cache, new, l, t); reads are cache_read(cache, l))
+
+As scanned input and output a cache is copied twice a step; carried and updated in place at
+(layer, position) it is not copied at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dialect.control import remade_scan, scan_parts
+from dialect.normal_form import reshaped
+from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
+from rewrite.opdef import make, with_args
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.target import Target
+
+_INDEX = Type("i32", ())
+
+
+@dataclass(frozen=True)
+class CarryCache(Pass):
+    """Carries caches through loops and updates them in place."""
+
+    keeps: ClassVar[str] = "bits"
+
+    def run(self, program: Program, target: Target) -> Program:
+        notes: list[str] = []
+        graph = _carried(program.graph, notes)
+        return self.said(program.with_graph(graph), *notes)
+
+
+def _carried(graph: Graph, notes: list[str]) -> Graph:
+    memo: dict[Value, Value] = {value: value for value in graph.inputs}
+    for op in graph.ops:
+        regions = tuple(_carried(region, notes) for region in op.regions)
+        moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
+        results = _carry_through(moved, notes) if op.name == "scan" else moved.results
+        memo.update(zip(op.results, results))
+    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+
+
+@dataclass
+class _Cache:
+    """A cache that the loop scans: its place among the xs and among the ys, and its update."""
+
+    slice: Value
+    whole: Value
+    output: int
+    write: Op
+
+
+def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
+    body = op.regions[0]
+    consts, carry, xs = (list(op.args[part]) for part in scan_parts(op))
+    caches = _caches(op, body, len(consts) + len(carry), notes)
+    if not caches:
+        return op.results
+    layers = make(
+        "iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0, sharding=None
+    )
+    index = new_input(_INDEX)
+    wholes = [new_input(cache.whole.type) for cache in caches]
+    new_body = _body(body, caches, index, wholes, len(carry))
+    scanned = body.inputs[len(consts) + len(carry) :]
+    gone = {cache.slice for cache in caches}
+    kept = [(value, arg) for value, arg in zip(scanned, xs) if value not in gone]
+    inputs = (*body.inputs[: len(consts) + len(carry)], *wholes, *(v for v, _ in kept), index)
+    made = remade_scan(
+        op,
+        Graph(inputs, new_body),
+        consts,
+        [*carry, *(cache.whole for cache in caches)],
+        [*(arg for _, arg in kept), layers],
+    )
+    carried = len(carry) + len(caches)
+    rest = iter(made.results[carried:])
+    at = {cache.output: made.results[len(carry) + i] for i, cache in enumerate(caches)}
+    ys = [at[i] if i in at else next(rest) for i in range(len(carry), len(op.types))]
+    notes.append(f"{len(caches)} caches carried through a loop of {op['length']}")
+    return (*made.results[: len(carry)], *ys)
+
+
+def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
+    found = []
+    for position, value in enumerate(body.inputs[first:], first):
+        for output in range(op["carry"], len(op.types)):
+            write = body.outputs[output].op
+            if write.name == "cache_write" and write.args[0] == value:
+                found.append(_Cache(value, op.args[position], output, write))
+                break
+            if op.types[output] == op.args[position].type and value in _ancestors(body.outputs[output]):
+                notes.append(f"not carried: {write.name} at {write.origin.source} is no cache_write")
+                break
+    return found
+
+
+def _ancestors(value: Value) -> set[Value]:
+    """What an update is computed from, along its first arguments."""
+    seen = {value}
+    while value.op.args:
+        value = value.op.args[0]
+        seen.add(value)
+    return seen
+
+
+def _body(
+    body: Graph, caches: list[_Cache], index: Value, wholes: list[Value], carry: int
+) -> tuple[Value, ...]:
+    """The outputs of the new body: carries, updated caches, and the remaining ys."""
+    memo = {value: value for value in body.inputs}
+    updated: dict[int, Value] = {}
+    by_write = {cache.write: (cache, whole) for cache, whole in zip(caches, wholes)}
+    for cache, whole in zip(caches, wholes):
+        memo[cache.slice] = make("cache_read", whole, index)
+    for op in body.ops:
+        args = tuple(memo[arg] for arg in op.args)
+        if op not in by_write:
+            memo.update(zip(op.results, with_args(op, args).results))
+            continue
+        cache, whole = by_write[op]
+        _, new, *positions = args
+        stored = make(
+            "cache_write",
+            whole,
+            reshaped(new, (1, *new.type.shape)),
+            index,
+            *positions,
+            axes=(0, *(axis + 1 for axis in op["axes"])),
+            origin=op.origin.then("carry_cache"),
+        )
+        updated[cache.output] = stored
+        memo[op.results[0]] = make("cache_read", stored, index)
+    rest = [i for i in range(carry, len(body.outputs)) if i not in updated]
+    return (
+        *(memo[value] for value in body.outputs[:carry]),
+        *(updated[cache.output] for cache in caches),
+        *(memo[body.outputs[i]] for i in rest),
+    )

@@ -1,0 +1,294 @@
+"""first_layer: what the first layer does to an embedding row is looked up, not computed.
+
+f(take(table, ids))  ->  take(f(table), ids)        for every row-wise f
+
+(Graef 2024, "Transformer tricks: precomputing the first layer".) `f(table)` depends on parameters
+alone, so `stage` computes it once. How far f reaches is a minimum cut: each step reads either a
+row of a table or the weights that compute it, whichever is fewer bytes at this batch. For a serial
+block with rotary positions that is q, k, v and the embedding itself, 2(d + e) values per row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import ClassVar
+
+from dialect.binding import bound_values, known_values
+from dialect.control import scan_parts
+from dialect.loops import peeled
+from dialect.normal_form import normal_form, reshaped
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
+from rewrite.mincut import Network
+from rewrite.opdef import build, make, with_args
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.signature import letters
+from rewrite.target import Target
+
+
+@dataclass(frozen=True)
+class FirstLayer(Pass):
+    """Replaces the row-wise start of the first layer by lookups.
+
+    Declines where the tables would take more than `budget` (a fraction) of the parameters' bytes.
+    """
+
+    budget: float = 0.05
+
+    keeps: ClassVar[str] = "bits"
+
+    def run(self, program: Program, target: Target) -> Program:
+        params = [v for v, e in zip(program.graph.inputs, program.inputs) if e.role == "param"]
+        graph, notes = program.graph, []
+        for take in _embeddings(graph, params):
+            peeled_graph = _peel_loops_after(graph, take, params)
+            rewritten, note = self.looked_up(peeled_graph, take, params)
+            notes.append(note)
+            graph = rewritten or graph
+        if not notes:
+            notes = ["declined: no rows of a parameter are taken by the tokens"]
+        return self.said(program.with_graph(normal_form(graph)), *notes)
+
+    def looked_up(
+        self, graph: Graph, take: Op, params: list[Value]
+    ) -> tuple[Graph | None, str]:
+        """The graph with `take` and its row-wise readers replaced, or None with the reason."""
+        bound = bound_values(graph, params)
+        region = _row_wise(graph, take, known_values(graph, params))
+        cut, eliminated = _cheapest_cut(graph, take, region, bound)
+        cut = [value for value in cut if value.op is not take]
+        if not cut:
+            return None, f"declined: {_why_not(graph, take, region)}"
+        table, ids = take.args
+        vocab, rows = table.type.shape[0], ids.type.size
+        size = sum(value.type.bytes // rows * vocab for value in cut)
+        total = sum(value.type.bytes for value in params)
+        if size > self.budget * total:
+            return None, (
+                f"declined: the tables take {size:,} bytes, {size / total:.1%} of the parameters; "
+                f"first_layer{{budget={ceil(100 * size / total)}%}} allows it"
+            )
+        tables = _tabulated(take, cut, bound)
+        looked_up = {
+            value: reshaped(make("take", each, ids, mode=take["mode"]), value.type.shape)
+            for value, each in zip(cut, tables)
+        }
+        return replace_values(graph, looked_up), _accounting(take, cut, eliminated, graph)
+
+
+def _embeddings(graph: Graph, params: list[Value]) -> list[Op]:
+    """The takes of parameter rows by something that is no parameter."""
+    bound = bound_values(graph, params)
+    return [
+        op
+        for op in graph.ops
+        if op.name == "take" and op.args[0] in bound and op.args[1].op.name != "const"
+        and op.args[1] not in bound and op.args[1].type.size > 0
+    ]
+
+
+def _peel_loops_after(graph: Graph, take: Op, params: list[Value]) -> Graph:
+    """The graph with the first iteration of every loop that starts from row-wise values peeled."""
+    region = _row_wise(graph, take, known_values(graph, params))
+    memo: dict[Value, Value] = {value: value for value in graph.inputs}
+    for op in graph.ops:
+        moved = with_args(op, tuple(memo[arg] for arg in op.args))
+        results = moved.results
+        if op.name == "scan" and not op["reverse"] and op["length"] > 1:
+            if any(arg in region for arg in op.args[scan_parts(op)[1]]):
+                results, _ = peeled(moved)
+        memo.update(zip(op.results, results))
+    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+
+
+def _row_wise(graph: Graph, take: Op, known: frozenset[Value]) -> dict[Value, int]:
+    """Values that are a function of the taken row alone, with how many leading axes are rows."""
+    region = {take.results[0]: take.args[1].type.rank}
+    for op in graph.ops:
+        if op is take or not any(arg in region for arg in op.args):
+            continue
+        if all(arg in region or arg in known for arg in op.args):
+            rows = _rows_after(op, region)
+            if rows is not None:
+                region.update(zip(op.results, rows))
+    return region
+
+
+def _rows_after(op: Op, region: dict[Value, int]) -> list[int] | None:
+    """The number of leading row axes of each result, or None where rows are mixed or moved."""
+    if op.regions:
+        return None
+    signature = opdef.signature(op)
+    row_letters: tuple[str, ...] = ()
+    for arg, array in zip(op.args, signature.inputs):
+        if arg in region:
+            own = letters(array[: region[arg]])
+            row_letters = row_letters or own
+            if own != row_letters or any(x in letters(array[region[arg] :]) for x in own):
+                return None
+    for arg, array in zip(op.args, signature.inputs):
+        wide = [axes for axes, size in zip(array, arg.type.shape) if size > 1]
+        if arg not in region and any(x in row_letters for x in letters(tuple(wide))):
+            return None
+    if any(x in signature.need for x in row_letters):
+        return None
+    counts = []
+    for array in signature.outputs:
+        count = 0
+        while len(letters(array[:count])) < len(row_letters) and count < len(array):
+            count += 1
+        if letters(array[:count]) != row_letters or any(
+            x in row_letters for x in letters(array[count:])
+        ):
+            return None
+        counts.append(count)
+    return counts
+
+
+def _cheapest_cut(
+    graph: Graph, take: Op, region: dict[Value, int], bound: frozenset[Value]
+) -> tuple[list[Value], list[Value]]:
+    """Which row-wise values to look up, and the parameters that the step then never reads.
+
+    Every op is on the side of the tables, which is free, or of the step, which reads the op's
+    parameters; a value that crosses is read, all its rows. The cheapest division is a minimum cut.
+    """
+    ops = list(dict.fromkeys(value.op for value in region))
+    network = Network()
+    network.edge("source", take)
+    for op in ops:
+        if op is not take:
+            weights = sum(arg.type.bytes for arg in dict.fromkeys(op.args) if arg in bound)
+            network.edge("source", op, weights)
+        for value in op.results:
+            network.edge(op, value, max(1, value.type.bytes))
+            for reader, _ in graph.users.get(value, ()):
+                if reader in region or reader.results[0] in region:
+                    network.edge(value, reader)
+                    network.edge(reader, op)
+                else:
+                    network.edge(value, "sink")
+            if value in graph.outputs:
+                network.edge(value, "sink")
+    in_step = network.sink_side()
+    cut = [v for v in region if v.op not in in_step and v in in_step]
+    tabled = [op for op in ops if op not in in_step and op is not take]
+    readers = {reader for op in ops if op in in_step for reader in [op]}
+    weights = {
+        arg: None
+        for op in tabled
+        for arg in op.args
+        if arg in bound and not any(user in readers for user, _ in graph.users[arg])
+    }
+    return cut, list(weights)
+
+
+def _tabulated(take: Op, cut: list[Value], bound: frozenset[Value]) -> list[Value]:
+    """For each cut value its table [v, ...]: the step's own ops, run over all ids in batches.
+
+    The very ops of the step at the very shapes of the step, so the rows keep every bit.
+    """
+    table, ids = take.args
+    vocab, rows = table.type.shape[0], ids.type.size
+    batches = ceil(vocab / rows)
+    used = _bound_arguments(cut, take, bound)
+    chunk = new_input(Type("i32", ids.type.shape))
+    inside = {value: new_input(value.type) for value in used}
+    start = make(
+        "take", inside[table], chunk, mode=Symbol("GatherScatterMode.PROMISE_IN_BOUNDS")
+    )
+    shell = replace_values(Graph((), tuple(cut)), {**inside, take.results[0]: start})
+    body = Graph((*inside.values(), chunk), shell.outputs)
+    last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0, sharding=None)
+    last = make("rem", last, _vocabulary(vocab))
+    loop = build(
+        "scan",
+        *used,
+        reshaped(last, (batches, *ids.type.shape)),
+        regions=(body,),
+        origin=take.origin.then("first_layer"),
+        consts=len(used),
+        carry=0,
+        length=batches,
+        reverse=False,
+        unroll=1,
+    )
+    return [_table(result, value, vocab, rows) for result, value in zip(loop.results, cut)]
+
+
+def _vocabulary(size: int) -> Value:
+    from dialect.jaxpr import constant
+
+    return constant(size, Type("i32", ()))
+
+
+def _table(result: Value, value: Value, vocab: int, rows: int) -> Value:
+    """[batches, rows..., rest...] -> [vocab, rest...]"""
+    rest = _rest_shape(value, rows)
+    flat = reshaped(result, (result.type.size // max(1, prod(rest)), *rest))
+    return make(
+        "slice",
+        flat,
+        start_indices=(0,) * flat.type.rank,
+        limit_indices=(vocab, *rest),
+        strides=None,
+    )
+
+
+def _rest_shape(value: Value, rows: int) -> tuple[int, ...]:
+    """The shape of one row of a row-wise value."""
+    shape, count = value.type.shape, 0
+    while prod(shape[:count]) < rows:
+        count += 1
+    while count < len(shape) and shape[count] == 1:
+        count += 1
+    return shape[count:]
+
+
+def _bound_arguments(cut: list[Value], take: Op, bound: frozenset[Value]) -> list[Value]:
+    """The parameters that computing `cut` reads, the table first."""
+    found: dict[Value, None] = {take.args[0]: None}
+    stack, seen = [value.op for value in cut], set()
+    while stack:
+        op = stack.pop()
+        if op in seen or op is take:
+            continue
+        seen.add(op)
+        for arg in op.args:
+            if arg in bound:
+                found[arg] = None
+            else:
+                stack.append(arg.op)
+    return list(found)
+
+
+def _why_not(graph: Graph, take: Op, region: dict[Value, int]) -> str:
+    """The first reader that is not row-wise, or that its weights are cheaper than its rows."""
+    readers = {reader for reader, _ in graph.users.get(take.results[0], ())}
+    outside = [op for op in readers if op.results[0] not in region]
+    if len(outside) == len(readers) and outside:
+        where = f" at {outside[0].origin.source}" if outside[0].origin.source else ""
+        return f"{outside[0].name}{where} mixes the embedding with something that is not its row"
+    return f"at {take.args[1].type.size} tokens a step, reading the weights is fewer bytes"
+
+
+def _accounting(take: Op, cut: list[Value], eliminated: list[Value], graph: Graph) -> str:
+    """Graef's figures: weights eliminated, values read per step before and after, memory."""
+    rows = take.args[1].type.size
+    weights = sum(value.type.size for value in eliminated)
+    width = take.types[0].size // rows
+    still = any(
+        reader is not take and value.op is take
+        for value in take.results
+        for reader, _ in graph.users.get(value, ())
+        if not any(reader is each.op for each in cut)
+    )
+    after = sum(value.type.size for value in cut) + (rows * width if still else 0)
+    before = rows * width + weights
+    stored = sum(value.type.size // rows for value in cut) * take.args[0].type.shape[0]
+    return (
+        f"{weights:,} weights eliminated; values read per step {before:,} -> {after:,} "
+        f"({before / max(1, after):,.0f} times fewer); tables of {stored:,} values"
+    )

@@ -1,0 +1,126 @@
+"""lower: from the decoder's vocabulary to what the compiler takes.
+
+Scales move behind their products, so that weights stay integers in memory; every composite is
+replaced by its reference; the state is donated, and the compiler chooses its memory layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from dialect.dtypes import struct_of
+from dialect.jaxpr import trace_graph
+from dialect.nn import Traced
+from dialect.normal_form import reshaped
+from rewrite import opdef
+from rewrite.driver import Report, rewrite, substitute
+from rewrite.ir import Op, Symbol, Type, Value
+from rewrite.opdef import make
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.rule import Miss, Outcome, Rule, local
+from rewrite.signature import Signature, letters
+from rewrite.target import Target
+
+_COMPOSITES = (*Traced, "contract", "quantize", "dequantize")
+
+
+def converted(value: Value, dtype: str) -> Value:
+    """`value` in another dtype."""
+    if value.type.dtype == dtype:
+        return value
+    return make(
+        "convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False, sharding=None
+    )
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, q, s: opdef.lookup("contract").reference(
+        x, opdef.lookup("dequantize").reference(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f"
+    ),
+    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+)
+def scale_behind_product(op: Op) -> Outcome:
+    """contract(x, dequantize(q, s))  ->  contract(x, q) * s, where s is one per output channel"""
+    for position, arg in enumerate(op.args):
+        if arg.op.name != "dequantize":
+            continue
+        q, scale = arg.op.args
+        spec = Signature.parse(op["spec"])
+        own, out = letters(spec.inputs[position]), letters(spec.outputs[0])
+        if any(size > 1 and x not in out for size, x in zip(scale.type.shape, own)):
+            return Miss("a scale varies along a summed axis", 2)
+        other = op.args[1 - position]
+        args = list(op.args)
+        args[position] = converted(q, other.type.dtype)
+        product = make("contract", *args, **dict(op.attrs))
+        wide = converted(product, "f32")
+        scaled = make("mul", wide, _aligned(scale, own, out), **_mul_attributes())
+        return converted(scaled, op.types[0].dtype)
+    return None
+
+
+def _aligned(scale: Value, own: tuple[str, ...], out: tuple[str, ...]) -> Value:
+    """The scale with the axes of the product's result, size one where it does not vary."""
+    sizes = dict(zip(own, scale.type.shape))
+    kept = [x for x in own if x in out]
+    flat = reshaped(scale, tuple(sizes[x] for x in kept))
+    order = sorted(range(len(kept)), key=lambda i: out.index(kept[i]))
+    if order != list(range(len(kept))):
+        flat = make("transpose", flat, permutation=tuple(order))
+    return reshaped(flat, tuple(sizes.get(x, 1) for x in out))
+
+
+def _mul_attributes() -> dict[str, None]:
+    """The parameters of `mul` in this JAX."""
+    graph = trace_graph(lambda x, y: [x * y], *[struct_of(Type("f32", (2,)))] * 2)
+    return dict(graph.ops[0].attrs)
+
+
+def _expand(op: Op) -> Outcome:
+    """composite(x)  ->  its reference, in lax"""
+    reference = opdef.lookup(op.name).reference
+    types = [struct_of(arg.type) for arg in op.args]
+
+    def traced(*arrays: object) -> list[object]:
+        out = reference(*arrays, **dict(op.attrs))
+        return out if isinstance(out, list) else [out]
+
+    return substitute(trace_graph(traced, *types), op.args, origin=op.origin)
+
+
+EXPAND = Rule(
+    name="expand",
+    doc=_expand.__doc__ or "",
+    roots=frozenset(_COMPOSITES),
+    apply=_expand,
+    keeps="bits",
+    example=lambda x: Traced["softmax"](x),
+    types=("f32[2,4]",),
+)
+
+
+@dataclass(frozen=True)
+class Lower(Pass):
+    """Expands composites into lax, scales behind their products."""
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        report = Report()
+        scaled = rewrite(program.graph, [scale_behind_product], report)
+        left = [op for op, _ in scaled.walk() if op.name == "dequantize"]
+        lowered = replace(program, graph=rewrite(scaled, [EXPAND], report))
+        if program.stages is not None:
+            stages = {
+                name: rewrite(getattr(program.stages, name), [EXPAND])
+                for name in ("prepare", "adapt", "restore")
+            }
+            lowered = replace(lowered, stages=replace(program.stages, **stages))
+        notes = [
+            f"dequantised before its product, so stored wide: {op.origin.source}" for op in left
+        ]
+        return self.said(lowered, *report.notes(), *notes)

@@ -1,0 +1,41 @@
+"""unroll: a loop over layers is written out, layer after layer.
+
+scan(body, x, ws)  ->  body(... body(body(x, ws[0]), ws[1]) ...)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dialect.loops import unrolled
+from dialect.normal_form import normal_form
+from rewrite.ir import Graph, Value
+from rewrite.opdef import with_args
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.target import Target
+
+
+@dataclass(frozen=True)
+class Unroll(Pass):
+    """Writes out every loop of at most `most` iterations."""
+
+    most: int = 256
+
+    keeps: ClassVar[str] = "bits"
+
+    def run(self, program: Program, target: Target) -> Program:
+        memo: dict[Value, Value] = {value: value for value in program.graph.inputs}
+        notes = []
+        for op in program.graph.ops:
+            moved = with_args(op, tuple(memo[arg] for arg in op.args))
+            results = moved.results
+            if op.name == "scan" and op["length"] <= self.most:
+                results = unrolled(moved)
+                notes.append(f"{op['length']} iterations written out")
+            elif op.name == "scan":
+                notes.append(f"a loop of {op['length']} stays: longer than most={self.most}")
+            memo.update(zip(op.results, results))
+        graph = Graph(program.graph.inputs, tuple(memo[v] for v in program.graph.outputs))
+        return self.said(program.with_graph(normal_form(graph)), *notes)

@@ -1,0 +1,38 @@
+"""Shardwright: JAX decoders, rewritten for inference.
+
+    from rewrite import auto_shard, trace, Pipeline, Plan, Pass, rule
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_HOME = {
+    "auto_shard": "rewrite.api",
+    "trace": "rewrite.api",
+    "compile": "rewrite.api",
+    "Pipeline": "rewrite.pipeline",
+    "Plan": "rewrite.plan",
+    "Pass": "rewrite.passbase",
+    "Program": "rewrite.program",
+    "Target": "rewrite.target",
+    "rule": "rewrite.rule",
+    "local": "rewrite.rule",
+    "ShardwrightError": "rewrite.errors",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is asked for, and the dialect with it: reading a program needs its ops."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'rewrite' has no attribute {name!r}")
+    from importlib import import_module
+
+    from rewrite import versions
+
+    versions.check()
+    import_module("rewrite.api")
+    module = import_module(_HOME[name])
+    return getattr(module, {"rule": "pattern"}.get(name, name))

@@ -1,0 +1,97 @@
+"""The front door: `trace`, `auto_shard`, `compile`. It alone reaches up to the dialect.
+
+    step = auto_shard(decode_step, mesh)
+    packed, cache = step.prepare(params), step.adapt(cache)
+    logits, cache = step(packed, cache, tokens)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dialect import control, framework, lax, mesh as machine, nn, quant, sharding, tensor  # noqa: F401
+from dialect.step import Step
+from dialect.tracing import Where, trace
+from rewrite.errors import PipelineError
+from rewrite.pipeline import Pipeline
+from rewrite.program import Program
+from rewrite.target import Target
+
+__all__ = ["auto_shard", "compile", "trace"]
+
+DEFAULT_PIPELINE = "normalize, recognize, carry_cache, plan, shard, stage, lower"
+
+
+def auto_shard(
+    function: Callable[..., Any] | None = None,
+    mesh: Any = None,
+    *,
+    target: str | None = None,
+    pipeline: Pipeline | str | Path | None = None,
+    params: Where = 0,
+    state: Where | Sequence[Where] | None = None,
+    static_argnums: Sequence[int] = (),
+    donate_state: bool = True,
+) -> Any:
+    """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
+
+    - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
+      "cpu:8"); left out, the pipeline's own target, or all devices there are.
+    - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
+    - params, state: argument numbers or names; state is found by itself: inputs that come back.
+
+    Raises TraceError, PipelineError, PlanError with the user's own line.
+    """
+    if function is None:
+        return functools.partial(
+            auto_shard,
+            mesh=mesh,
+            target=target,
+            pipeline=pipeline,
+            params=params,
+            state=state,
+            static_argnums=static_argnums,
+            donate_state=donate_state,
+        )
+    chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
+    jax_mesh, found = resolve(mesh, target, chosen)
+    return Step(
+        function,
+        jax_mesh,
+        found,
+        chosen,
+        params=params,
+        state=state,
+        static_argnums=static_argnums,
+        donate_state=donate_state,
+    )
+
+
+def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Target]:
+    """(jax Mesh, Target) from what the user said of the machine, in the call or in the pipeline."""
+    asked = pipeline.target()
+    if mesh is None:
+        mesh = target or asked.topology or machine.here()
+    if isinstance(mesh, str):
+        topology = machine.Topology.parse(mesh)
+        axes = asked.mesh if asked.mesh and asked.topology in ("", mesh) else topology.mesh_axes()
+        spec = axes if isinstance(axes, machine.MeshSpec) else machine.MeshSpec(tuple(axes))
+        return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
+    topology, spec = machine.describe(mesh, target)
+    if hasattr(mesh, "devices") and not hasattr(mesh, "abstract_mesh"):
+        raise PipelineError(f"expected a mesh or a topology, got {type(mesh).__name__}")
+    if not hasattr(mesh, "devices"):
+        mesh = machine.jax_mesh(topology, spec)
+    return mesh, Target(str(topology), spec.axes)
+
+
+def compile(program: Program, mesh: Any = None, *, target: str | None = None) -> Any:
+    """The `jax.stages.Compiled` of a program that the pipeline has staged and lowered."""
+    from dialect.compiling import Compilable
+    from dialect.executable import compile_quietly
+
+    jax_mesh, _ = resolve(mesh, target, Pipeline.of(""))
+    return compile_quietly(Compilable(program, jax_mesh).lower())[0]

@@ -1,0 +1,148 @@
+"""The driver: applies rules to a graph until none fires, once per distinct value.
+
+One sweep from inputs to outputs. Every op is rebuilt on its rewritten arguments, equal ops become
+one, and rules are tried at it until none fires; what a rule makes is swept the same way. Regions
+are rewritten as graphs of their own, equal regions once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from rewrite.errors import InvalidProgram
+from rewrite.ir import Graph, Op, Origin, Value
+from rewrite.opdef import with_args
+from rewrite.rule import Miss, Rule
+
+_DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs ten
+
+
+@dataclass
+class Report:
+    """What happened: how often each rule fired, and the deepest near misses of each."""
+
+    fired: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, tuple[Miss, Origin]] = field(default_factory=dict)
+
+    def count(self, rule: Rule) -> None:
+        self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
+
+    def missed(self, rule: Rule, miss: Miss, origin: Origin) -> None:
+        known = self.misses.get(rule.name)
+        if known is None or miss.depth > known[0].depth:
+            self.misses[rule.name] = (miss, origin)
+
+    def notes(self) -> tuple[str, ...]:
+        """One line per rule that fired, one per rule that only nearly did."""
+        lines = [f"{name}: {count}" for name, count in sorted(self.fired.items())]
+        for name, (miss, origin) in sorted(self.misses.items()):
+            if name not in self.fired:
+                where = f" at {origin.source}" if origin.source else ""
+                lines.append(f"{name} nearly fired{where}: {miss.reason}")
+        return tuple(lines)
+
+
+def rewrite(graph: Graph, rules: Iterable[Rule], report: Report | None = None) -> Graph:
+    """`graph` with the rules applied everywhere, equal ops shared, dead ops gone."""
+    by_root: dict[str, list[Rule]] = {}
+    for rule in rules:
+        for root in rule.roots:
+            by_root.setdefault(root, []).append(rule)
+    return _Driver(by_root, report if report is not None else Report()).graph(graph)
+
+
+def substitute(graph: Graph, args: Sequence[Value], origin: Origin | None = None) -> list[Value]:
+    """The outputs of `graph` with its inputs replaced: the graph inlined into another."""
+    memo = dict(zip(graph.inputs, args, strict=True))
+    for op in graph.ops:
+        moved = with_args(op, tuple(memo[arg] for arg in op.args))
+        if origin is not None:
+            moved = replace(moved, origin=origin)
+        memo.update(zip(op.results, moved.results))
+    return [memo[value] for value in graph.outputs]
+
+
+class _Driver:
+    def __init__(self, rules: dict[str, list[Rule]], report: Report) -> None:
+        self.rules, self.report = rules, report
+        self.regions: dict[Graph, Graph] = {}
+        self.depth = 0
+
+    def graph(self, graph: Graph) -> Graph:
+        if graph not in self.regions:
+            done = {value: value for value in graph.inputs}
+            self.sweep(graph.ops, done, {})
+            outputs = tuple(done[value] for value in graph.outputs)
+            self.regions[graph] = Graph(graph.inputs, outputs)
+        return self.regions[graph]
+
+    def sweep(self, ops: Iterable[Op], done: dict[Value, Value], shared: dict[tuple, Op]) -> None:
+        """Rewrites ops in order; `done` maps each value to its final form."""
+        for op in ops:
+            if op.results[0] not in done:
+                self.settle(op, done, shared)
+
+    def settle(self, op: Op, done: dict[Value, Value], shared: dict[tuple, Op]) -> None:
+        """Rebuilds one op and fires rules at it until none does."""
+        rebuilt = self.rebuild(op, done, shared)
+        if rebuilt.results[0] not in done:
+            made = self.fire(rebuilt)
+            if made is None:
+                done.update(zip(rebuilt.results, rebuilt.results))
+            else:
+                self.depth += 1
+                if self.depth > _DEEPEST_CHAIN:
+                    names = ", ".join(made[0].op.origin.rules[-3:])
+                    raise InvalidProgram(f"rules do not come to an end at {op.name}: {names}")
+                self.sweep(_fresh_ops(made, done), done, shared)
+                done.update(zip(rebuilt.results, (done[value] for value in made)))
+                self.depth -= 1
+        done.update(zip(op.results, (done[value] for value in rebuilt.results)))
+
+    def rebuild(self, op: Op, done: dict[Value, Value], shared: dict[tuple, Op]) -> Op:
+        args = tuple(done[arg] for arg in op.args)
+        regions = tuple(self.graph(region) for region in op.regions)
+        rebuilt = with_args(op, args, regions)
+        key = (rebuilt.name, args, rebuilt.attrs, regions)
+        return shared.setdefault(key, rebuilt)
+
+    def fire(self, op: Op) -> tuple[Value, ...] | None:
+        for rule in self.rules.get(op.name, ()):
+            outcome = rule.apply(op)
+            if isinstance(outcome, Miss):
+                self.report.missed(rule, outcome, op.origin)
+            elif outcome is not None:
+                self.report.count(rule)
+                made = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
+                return _signed(made, op, rule)
+        return None
+
+
+def _fresh_ops(made: tuple[Value, ...], done: dict[Value, Value]) -> list[Op]:
+    """The ops behind `made` that the sweep has not seen, arguments first."""
+    order: list[Op] = []
+    seen: set[Op] = set()
+    stack: list[tuple[Op, bool]] = [(value.op, False) for value in reversed(made)]
+    while stack:
+        op, ready = stack.pop()
+        if ready:
+            order.append(op)
+            continue
+        if op in seen or op.results[0] in done:
+            continue
+        seen.add(op)
+        stack.append((op, True))
+        stack += [(arg.op, False) for arg in reversed(op.args)]
+    return order
+
+
+def _signed(made: tuple[Value, ...], op: Op, rule: Rule) -> tuple[Value, ...]:
+    """The values of a rule, its new root carrying where it came from."""
+    signed: dict[Op, Op] = {}
+    for value in made:
+        root = value.op
+        if root is op or root in signed or root.name == "input" or root.origin.rules:
+            continue
+        signed[root] = replace(root, origin=op.origin.then(rule.name))
+    return tuple(Value(signed.get(value.op, value.op), value.index) for value in made)

@@ -1,0 +1,116 @@
+"""The pass manager: runs passes in order, checks and times each, and tells whoever listens."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewrite.errors import ShardwrightError
+from rewrite.passbase import Pass
+from rewrite.program import KEEPS, Program
+from rewrite.target import Target
+
+
+class PassError(ShardwrightError):
+    """A pass broke: it raised something unforeseen, or returned what is no program."""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did: its canonical text, its time in seconds, the ops of the step, its notes.
+
+    `keeps` is the weakest promise among the steps that the pass added to the history.
+    """
+
+    text: str
+    seconds: float
+    ops_before: int
+    ops_after: int
+    notes: tuple[str, ...]
+    keeps: str
+
+
+class Hook:
+    """Listens to a run. Each method does nothing until a subclass says otherwise."""
+
+    def before(self, step: Pass, program: Program) -> None:
+        """Called with the program that `step` is about to get."""
+
+    def after(self, step: Pass, program: Program, report: PassReport) -> None:
+        """Called with the verified program that `step` made."""
+
+    def failed(self, rest: Sequence[Pass], program: Program, target: Target) -> None:
+        """Called when `rest[0]` failed on `program`, before the error is raised."""
+
+    def finished(self, reports: Sequence[PassReport]) -> None:
+        """Called once, after the last pass."""
+
+
+def run(
+    program: Program, passes: Sequence[Pass], target: Target, hooks: Sequence[Hook] = ()
+) -> tuple[Program, tuple[PassReport, ...]]:
+    """`program` after all passes, verified after each, and a report per pass.
+
+    Raises InvalidProgram with the pass that broke the program, PassError where a pass broke
+    itself, and whatever ShardwrightError a pass raises on purpose.
+    """
+    program.verify(blame="before the first pass")
+    reports: list[PassReport] = []
+    for number, step in enumerate(passes):
+        for hook in hooks:
+            hook.before(step, program)
+        try:
+            made, report = _apply(step, program, target)
+        except Exception as error:
+            for hook in hooks:
+                hook.failed(passes[number:], program, target)
+            if isinstance(error, ShardwrightError):
+                raise
+            raise _broken(step, error) from error
+        for hook in hooks:
+            hook.after(step, made, report)
+        program = made
+        reports.append(report)
+    for hook in hooks:
+        hook.finished(reports)
+    return program, tuple(reports)
+
+
+def _apply(step: Pass, program: Program, target: Target) -> tuple[Program, PassReport]:
+    started = time.perf_counter()
+    made = step.run(program, target)
+    seconds = time.perf_counter() - started
+    if not isinstance(made, Program):
+        raise PassError(f"pass {step} returned a {type(made).__name__}, not a Program")
+    made = _in_history(step, program, made)
+    made.verify(blame=f"pass {step}")
+    added = made.history[len(program.history) :]
+    report = PassReport(
+        text=str(step),
+        seconds=seconds,
+        ops_before=program.graph.op_count,
+        ops_after=made.graph.op_count,
+        notes=tuple(note for each in added for note in each.notes),
+        keeps=max((each.keeps for each in added), key=KEEPS.index),
+    )
+    return made, report
+
+
+def _in_history(step: Pass, program: Program, made: Program) -> Program:
+    """`made` with the pass in its history, where the pass itself did not see to that."""
+    known = len(program.history)
+    if made.history[:known] != program.history:
+        raise PassError(f"pass {step} changed the history of the passes before it")
+    added = [each.text for each in made.history[known:]]
+    return made if str(step) in added else step.said(made)
+
+
+def _broken(step: Pass, error: Exception) -> PassError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return PassError(
+        f"pass {step} failed with {type(error).__name__}: {error}",
+        where=f"{frame.filename}:{frame.lineno}",
+        hint="the program it got was valid, so this is a mistake in the pass: report it",
+    )

@@ -1,0 +1,106 @@
+"""What ops exist: one declaration per op, holding everything the toolkit knows about it.
+
+An `OpDef` is found by name. Dialects add theirs with `define`; a dialect that stands for a whole
+family (every primitive of a framework) adds a resolver, asked once per unknown name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rewrite.errors import InvalidProgram, nearest
+from rewrite.ir import NOWHERE, Graph, Op, Origin, Type, Value, attrs_of
+from rewrite.signature import Signature
+
+Infer = Callable[[tuple[Type, ...], dict[str, Any], tuple[Graph, ...]], tuple[Type, ...]]
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One op: its name, its axes, its types, and its meaning.
+
+    - `signature(op)` gives the axes of its arrays (see `rewrite.signature`);
+    - `infer(types, attrs, regions)` gives the types of the results, or raises ValueError;
+    - `reference(*arrays, **attrs)` computes them: meaning, default lowering and test oracle at
+      once. An op with regions gets them as the keyword `regions`;
+    - `attrs` are the attribute names it takes, or None where any may stand;
+    - `lead` is the attribute that prints right behind the name.
+    """
+
+    name: str
+    signature: Callable[[Op], Signature]
+    infer: Infer
+    reference: Callable[..., Any]
+    attrs: tuple[str, ...] | None = None
+    lead: str | None = None
+    doc: str = ""
+
+
+_DEFINED: dict[str, OpDef] = {}
+_RESOLVERS: list[Callable[[str], OpDef | None]] = []
+
+
+def define(opdef: OpDef) -> OpDef:
+    """Adds an op. Raises ValueError where the name is taken."""
+    if opdef.name in _DEFINED:
+        raise ValueError(f"op {opdef.name!r} is already defined")
+    _DEFINED[opdef.name] = opdef
+    return opdef
+
+
+def resolve_with(resolver: Callable[[str], OpDef | None]) -> None:
+    """Adds a resolver for a family of ops: name -> OpDef, or None where it is not of the family."""
+    _RESOLVERS.append(resolver)
+
+
+def lookup(name: str) -> OpDef:
+    """The definition of an op. Raises InvalidProgram with the nearest names."""
+    found = _DEFINED.get(name)
+    if found is not None:
+        return found
+    for resolver in _RESOLVERS:
+        found = resolver(name)
+        if found is not None:
+            return _DEFINED.setdefault(name, found)
+    raise InvalidProgram(f"there is no op {name!r}", hint=nearest(name, _DEFINED))
+
+
+def signature(op: Op) -> Signature:
+    """The axis signature of an op."""
+    return lookup(op.name).signature(op)
+
+
+def infer(op: Op) -> tuple[Type, ...]:
+    """The result types that an op's definition gives for its arguments."""
+    types = tuple(arg.type for arg in op.args)
+    return lookup(op.name).infer(types, dict(op.attrs), op.regions)
+
+
+def build(
+    name: str,
+    *args: Value,
+    regions: tuple[Graph, ...] = (),
+    origin: Origin = NOWHERE,
+    **attrs: Any,
+) -> Op:
+    """A new op with its result types inferred."""
+    types = lookup(name).infer(tuple(arg.type for arg in args), attrs, regions)
+    return Op(name, args, attrs_of(attrs), types, regions, origin)
+
+
+def make(name: str, *args: Value, **options: Any) -> Value:
+    """The only result of a new op."""
+    return Value(build(name, *args, **options), 0)
+
+
+def with_args(op: Op, args: tuple[Value, ...], regions: tuple[Graph, ...] | None = None) -> Op:
+    """`op` on other arguments; its result types are inferred again where theirs changed."""
+    regions = op.regions if regions is None else regions
+    if args == op.args and all(new is old for new, old in zip(regions, op.regions)):
+        return op
+    same = all(new.type == old.type for new, old in zip(args, op.args)) and regions == op.regions
+    if same:
+        return Op(op.name, args, op.attrs, op.types, regions, op.origin)
+    return build(op.name, *args, regions=regions, origin=op.origin, **dict(op.attrs))

@@ -1,0 +1,114 @@
+"""A pass: options as dataclass fields, and `run`: program in, program out.
+
+A pass is one file whose name is its name in pipelines; its class is found in there by being a
+`Pass`. A user's own package adds passes through the entry-point group `shardwright.passes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import pkgutil
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import Any, ClassVar
+
+from rewrite import options
+from rewrite.errors import PipelineError, nearest
+from rewrite.program import Program, Step
+from rewrite.target import Target
+
+ENTRY_POINTS = "shardwright.passes"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes: valid program in, valid program out, nothing mutated.
+
+    `keeps` says what the results keep: `bits`, `reals` (equal in exact arithmetic) or `approx`.
+    `run` returns the new program; what it wants to tell goes out with `said`.
+    """
+
+    keeps: ClassVar[str] = "reals"
+
+    @classmethod
+    def pass_name(cls) -> str:
+        return cls.__module__.rpartition(".")[2]
+
+    def run(self, program: Program, target: Target) -> Program:
+        raise TypeError(f"pass {self.pass_name()} does not define run")
+
+    def __str__(self) -> str:
+        """`quantize{weights=int8}`: the canonical text, defaults left out."""
+        given = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                given.append(f"{field.name}={options.show(value)}")
+        return self.pass_name() + (f"{{{', '.join(given)}}}" if given else "")
+
+    def said(self, program: Program, *notes: str) -> Program:
+        """`program` with this pass and its notes added to the history."""
+        step = Step(str(self), self.keeps, notes)
+        return dataclasses.replace(program, history=(*program.history, step))
+
+
+def find_pass(name: str) -> type[Pass]:
+    """The pass of that name: module `passes.<name>`, or an entry point. Raises PipelineError."""
+    offers = _entry_points(name)
+    own = name in _own_names()
+    if not own and not offers:
+        raise PipelineError(f"there is no pass {name!r}", hint=nearest(name, pass_names()))
+    if own + len(offers) > 1:
+        places = [f"passes/{name}.py"] * own + [entry.value for entry in offers]
+        raise PipelineError(f"pass {name!r} is offered more than once: {', '.join(places)}")
+    return _pass_of_package(offers[0]) if offers else _pass_of_module(name)
+
+
+def pass_names() -> list[str]:
+    """Every pass that a pipeline may name, the ones of other packages included."""
+    return sorted({*_own_names(), *(entry.name for entry in _entry_points())})
+
+
+def _own_names() -> list[str]:
+    """The files in `passes/`; one whose name begins with an underscore is not a pass."""
+    modules = pkgutil.iter_modules(importlib.import_module("passes").__path__)
+    return [module.name for module in modules if not module.name.startswith("_")]
+
+
+def _entry_points(*names: str) -> list[EntryPoint]:
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    # One package may be found twice, installed and in the current folder.
+    by_place = {(entry.name, entry.value): entry for entry in found}
+    return [entry for entry in by_place.values() if not names or entry.name in names]
+
+
+def _pass_of_module(name: str) -> type[Pass]:
+    module = importlib.import_module(f"passes.{name}")
+    found = [
+        member
+        for member in vars(module).values()
+        if _is_pass(member) and member.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise PipelineError(f"passes/{name}.py defines {len(found)} passes; a file holds one")
+    return found[0]
+
+
+def _pass_of_package(entry: EntryPoint) -> type[Pass]:
+    """The pass behind an entry point, which carries the name of the module that defines it."""
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise PipelineError(f"pass {entry.name!r} cannot be loaded: {error}") from error
+    if not _is_pass(found):
+        raise PipelineError(f"entry point {entry.value} is no subclass of rewrite.Pass")
+    if found.pass_name() != entry.name:
+        hint = f"name the entry point {found.pass_name()!r}, as its module"
+        raise PipelineError(f"entry point {entry.value} is called {entry.name!r}", hint=hint)
+    return found
+
+
+def _is_pass(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, Pass)

@@ -1,0 +1,156 @@
+"""A program: a graph with the names, roles and pytrees of the function it was traced from.
+
+    unpack . graph . pack == the original function, up to the weakest `keeps` in the history.
+
+Until it is staged, a program is one graph from the user's inputs to the user's outputs. Staged,
+it is four: `prepare` runs once on the parameters, `adapt` once on the state, the graph itself
+every step, and `restore` gives the user's own state back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from rewrite import runtime
+from rewrite.ir import Graph, Type
+from rewrite.plan import Plan
+from rewrite.verify import verify
+
+ROLES = ("param", "state", "arg")
+KEEPS = ("bits", "reals", "approx")  # from strongest to weakest
+Layout = tuple[tuple[str, ...], ...]  # mesh axes of each dimension
+
+
+@dataclass(frozen=True)
+class Input:
+    """One array that goes in: its path in the user's pytree, its type, its role.
+
+    `layout` gives the mesh axes of each dimension once a plan has decided them.
+    """
+
+    name: str
+    type: Type
+    role: str
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One array that comes out. `updates` is the number of the input whose new value it is."""
+
+    name: str
+    updates: int | None = None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The graphs around the step, and the step's own inputs and outputs.
+
+    - prepare: parameters -> packed parameters
+    - adapt: state -> packed state;  restore: packed state -> state
+    """
+
+    prepare: Graph
+    adapt: Graph
+    restore: Graph
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass in a program's history: its canonical text, what it keeps, what it has to say."""
+
+    text: str
+    keeps: str = "bits"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A rewritable function. `tree` is (arguments, results), each a pytree description."""
+
+    name: str
+    graph: Graph
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    tree: tuple[Any, Any]
+    stages: Stages | None = None
+    plan: Plan | None = None
+    history: tuple[Step, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.graph))
+
+    @property
+    def step_inputs(self) -> tuple[Input, ...]:
+        """The inputs of `graph`: the user's own, or the packed ones of a staged program."""
+        return self.stages.inputs if self.stages else self.inputs
+
+    @property
+    def step_outputs(self) -> tuple[Output, ...]:
+        return self.stages.outputs if self.stages else self.outputs
+
+    @property
+    def keeps(self) -> str:
+        """The weakest promise in the history: `bits`, `reals` or `approx`."""
+        return max((step.keeps for step in self.history), key=KEEPS.index, default="bits")
+
+    @cached_property
+    def graphs(self) -> dict[str, Graph]:
+        """Every graph of the program by its name."""
+        named = {"step": self.graph}
+        if self.stages:
+            named |= {n: getattr(self.stages, n) for n in ("prepare", "adapt", "restore")}
+        return named
+
+    def with_graph(self, graph: Graph) -> Program:
+        return replace(self, graph=graph)
+
+    def verify(self, blame: str = "") -> None:
+        """Raises InvalidProgram unless all graphs are valid and fit their declared inputs."""
+        for graph in self.graphs.values():
+            verify(graph, blame)
+
+    def __call__(self, *args: Any) -> Any:
+        """Evaluates the program, all stages included, with the signature it was traced from."""
+        framework = runtime.framework()
+        leaves = framework.flatten(self.tree[0], args)
+        return framework.unflatten(self.tree[1], self.run(leaves))
+
+    def run(self, leaves: list[Any]) -> list[Any]:
+        """`__call__` on flat lists of arrays."""
+        evaluate = runtime.framework().evaluate
+        if self.stages is None:
+            return evaluate(self.graph, leaves)
+        by_role = {role: self.take(leaves, role) for role in ROLES}
+        packed = evaluate(self.stages.prepare, by_role["param"])
+        state = evaluate(self.stages.adapt, by_role["state"])
+        results = evaluate(self.graph, [*packed, *state, *by_role["arg"]])
+        return self.restored(results)
+
+    def take(self, leaves: list[Any], role: str) -> list[Any]:
+        """The leaves of the user's inputs that have this role."""
+        return [leaf for leaf, each in zip(leaves, self.inputs) if each.role == role]
+
+    def restored(self, results: list[Any]) -> list[Any]:
+        """The step's results with the packed state turned back into the user's state."""
+        plain = [r for r, out in zip(results, self.step_outputs) if out.updates is None]
+        state = [r for r, out in zip(results, self.step_outputs) if out.updates is not None]
+        restored = iter(runtime.framework().evaluate(self.stages.restore, state))
+        rest = iter(plain)
+        return [next(rest if out.updates is None else restored) for out in self.outputs]
+
+    def __str__(self) -> str:
+        from rewrite.text import show_program
+
+        return show_program(self)
+
+    @staticmethod
+    def parse(text: str) -> Program:
+        """Reads what `str` printed. Raises TextError with the line and a caret."""
+        from rewrite.text import parse_program
+
+        return parse_program(text)

@@ -1,0 +1,266 @@
+"""Rules: a value is replaced by an equal one.
+
+A rule reads like the formula it is. Most are two plain functions of the framework,
+
+    silu = pattern("x * logistic(x)  ->  silu(x)",
+        before=lambda x: x * logistic(x),
+        after=lambda x: silu(x),
+        example=("f32[2,8]",))
+
+traced and normalised by the same code as the program. `before` is first matched by structure
+alone, then traced again at the types that were found and compared exactly, so that one rule
+serves every rank and dtype. Keyword-only parameters stand for constants.
+
+Where the formula depends on shapes, a rule is a function of one op (`local`). Either way it has a
+name, a docstring *before -> after*, what it keeps, and an example that is its test.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewrite import runtime
+from rewrite.ir import Graph, Op, Type, Value
+
+COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "xor", "eq", "ne"})
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why a rule nearly fired and did not: the reason, and how many of its ops had matched."""
+
+    reason: str
+    depth: int = 1
+
+
+Outcome = Value | Sequence[Value] | Miss | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewrite. `apply(op)` gives the new results of `op`, a Miss, or None."""
+
+    name: str
+    doc: str
+    roots: frozenset[str]
+    apply: Callable[[Op], Outcome] = field(compare=False)
+    keeps: str = "bits"
+    example: Callable[..., Any] | None = field(default=None, compare=False)
+    types: tuple[str, ...] = ()
+
+
+def local(
+    *roots: str, keeps: str = "bits", example: Callable[..., Any], types: tuple[str, ...]
+) -> Callable[[Callable[[Op], Outcome]], Rule]:
+    """Makes a rule of a function of one op whose name is among `roots`."""
+
+    def wrap(function: Callable[[Op], Outcome]) -> Rule:
+        doc = inspect.getdoc(function) or ""
+        return Rule(function.__name__, doc, frozenset(roots), function, keeps, example, types)
+
+    return wrap
+
+
+class Constant:
+    """Stands in a pattern for a constant that a keyword-only parameter of the rule names."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.sentinel = 0.7310585786 + number / 97  # no program holds it by accident
+
+
+def pattern(
+    name: str,
+    doc: str,
+    *,
+    before: Callable[..., Any],
+    after: Callable[..., Any],
+    example: tuple[str, ...],
+    normal: Callable[[Graph], Graph] = lambda graph: graph,
+    guard: Callable[..., str | None] = lambda *args, **constants: None,
+    keeps: str = "reals",
+    constants: dict[str, float] | None = None,
+) -> Rule:
+    """A rule from two functions of arrays.
+
+    `example` gives the types at which `before` is traced to find its structure, and, with
+    `constants`, the rule's test. `guard` gets the matched types and constants, and returns a
+    reason not to fire. `normal` normalises what `before` traces to.
+    """
+    made = _Pattern(name, before, after, example, normal, guard, constants or {})
+
+    def shown(*arrays: Any) -> Any:
+        return before(*arrays, **(constants or {}))
+
+    return Rule(name, doc, _Lazy(made), made.apply, keeps, shown, example)  # type: ignore[arg-type]
+
+
+class _Lazy(frozenset):
+    """The root of a pattern, known once it has been traced; tracing waits for the first use."""
+
+    def __new__(cls, made: _Pattern) -> _Lazy:
+        found = super().__new__(cls)
+        found.made = made
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.made.graph.outputs[0].op.name,))
+
+
+class _Pattern:
+    def __init__(
+        self,
+        name: str,
+        before: Callable[..., Any],
+        after: Callable[..., Any],
+        example: tuple[str, ...],
+        normal: Callable[[Graph], Graph],
+        guard: Callable[..., str | None],
+        constants: dict[str, float],
+    ) -> None:
+        self.name, self.before, self.after, self.normal, self.guard = name, before, after, normal, guard
+        self.example = tuple(parse_type(text) for text in example)
+        self.constants = [Constant(key, i) for i, key in enumerate(constants)]
+        self._graph: Graph | None = None
+        self._traced: dict[tuple, Graph] = {}
+
+    @property
+    def graph(self) -> Graph:
+        if self._graph is None:
+            sentinels = {each.name: each.sentinel for each in self.constants}
+            self._graph = self.trace(self.before, self.example, sentinels)
+        return self._graph
+
+    def trace(self, function: Any, types: tuple[Type, ...], constants: dict[str, Any]) -> Graph:
+        def traced(*arrays: Any) -> list[Any]:
+            return [function(*arrays, **constants)]
+
+        return self.normal(runtime.framework().trace(traced, types))
+
+    def apply(self, op: Op) -> Outcome:
+        root, pattern_root = op.results[0], self.graph.outputs[0]
+        search = _Search(self.graph, {each.sentinel: each.name for each in self.constants})
+        found = next(search.match(pattern_root, root, {}), None)
+        if found is None:
+            deep = search.deepest >= max(2, self.graph.op_count // 2)
+            return Miss(search.reason, search.deepest) if deep else None
+        args = [found[value] for value in self.graph.inputs]
+        types = tuple(arg.type for arg in args)
+        reason = self.guard(*types, **search.constants)
+        if reason:
+            return Miss(reason, self.graph.op_count)
+        exact = self.traced_at(self.before, types, search.constants)
+        strict = _Search(exact, {}, strict=True)
+        if next(strict.match(exact.outputs[0], root, dict(zip(exact.inputs, args))), None) is None:
+            return Miss(strict.reason, self.graph.op_count)
+        return self.inserted(self.traced_at(self.after, types, search.constants), args, root)
+
+    def traced_at(self, function: Any, types: tuple[Type, ...], constants: dict[str, Any]) -> Graph:
+        key = (function is self.before, types, tuple(constants.items()))
+        if key not in self._traced:
+            self._traced[key] = self.trace(function, types, constants)
+        return self._traced[key]
+
+    def inserted(self, graph: Graph, args: list[Value], root: Value) -> Outcome:
+        from rewrite.driver import substitute
+
+        (result,) = substitute(graph, args, origin=root.op.origin)
+        same = (result.type.dtype, result.type.shape) == (root.type.dtype, root.type.shape)
+        return result if same else Miss(f"it would turn {root.type} into {result.type}")
+
+
+class _Search:
+    """Finds how a pattern lies in a program, trying both orders of commutative ops."""
+
+    def __init__(self, graph: Graph, names: dict[float, str], strict: bool = False) -> None:
+        self.inputs = set(graph.inputs)
+        self.names, self.strict = names, strict
+        self.constants: dict[str, Any] = {}
+        self.deepest, self.reason = 0, "nothing matched"
+
+    def match(
+        self, want: Value, have: Value, bound: dict[Value, Value], depth: int = 1
+    ) -> Iterator[dict[Value, Value]]:
+        if want in bound:
+            if bound[want] == have or (self.is_const(want) and self.same_const(want, have)):
+                yield bound
+            return
+        if want in self.inputs:
+            yield {**bound, want: have}
+            return
+        if want.op.name == "const":
+            if self.same_const(want, have):
+                yield {**bound, want: have}
+            else:
+                self.missed(depth, f"expected the constant {want.op['value']}", have)
+            return
+        if not self.same_op(want, have, depth):
+            return
+        orders = [tuple(zip(want.op.args, have.op.args))]
+        if want.op.name in COMMUTATIVE:
+            orders.append(tuple(zip(want.op.args, reversed(have.op.args))))
+        for pairs in orders:
+            yield from self.match_all(pairs, {**bound, want: have}, depth + 1)
+
+    def match_all(
+        self, pairs: tuple, bound: dict[Value, Value], depth: int
+    ) -> Iterator[dict[Value, Value]]:
+        if not pairs:
+            yield bound
+            return
+        for found in self.match(*pairs[0], bound, depth):
+            yield from self.match_all(pairs[1:], found, depth)
+
+    def same_op(self, want: Value, have: Value, depth: int) -> bool:
+        if (want.op.name, want.index, len(want.op.args)) != (
+            have.op.name,
+            have.index,
+            len(have.op.args),
+        ):
+            self.missed(depth, f"expected {want.op.name}", have)
+            return False
+        if self.strict and (want.op.attrs, want.op.regions) != (have.op.attrs, have.op.regions):
+            self.missed(depth, f"{want.op.name} has other attributes than the rule's", have)
+            return False
+        if self.strict and (want.type.dtype, want.type.shape) != (have.type.dtype, have.type.shape):
+            self.missed(depth, f"expected {want.type}", have)
+            return False
+        given = dict(have.op.attrs)
+        for key, value in want.op.attrs:
+            name = self.sentinel(value)
+            if name is not None:
+                self.constants[name] = given.get(key)
+        return True
+
+    def is_const(self, value: Value) -> bool:
+        return value.op.name == "const"
+
+    def same_const(self, want: Value, have: Value) -> bool:
+        if have.op.name != "const":
+            return False
+        name = self.sentinel(want.op["value"])
+        if name is not None:
+            self.constants[name] = have.op["value"]
+            return isinstance(have.op["value"], (int, float))
+        return not self.strict or want.op["value"] == have.op["value"]
+
+    def sentinel(self, value: Any) -> str | None:
+        """The rule's constant that this value of the pattern stands for."""
+        if not isinstance(value, float):
+            return None
+        close = (name for number, name in self.names.items() if abs(value - number) < 1e-4)
+        return next(close, None)
+
+    def missed(self, depth: int, reason: str, have: Value) -> None:
+        if depth > self.deepest:
+            shown = f"{have.op['value']}" if have.op.name == "const" else have.op.name
+            self.deepest, self.reason = depth, f"{reason}, found {shown}"
+
+
+def parse_type(text: str) -> Type:
+    """`"f32[2,8]"` -> Type; a trailing `~` makes it weak."""
+    dtype, _, sizes = text.rstrip("]~").partition("[")
+    return Type(dtype, tuple(int(size) for size in sizes.split(",") if size), text.endswith("~"))

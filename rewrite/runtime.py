@@ -1,0 +1,42 @@
+"""What the engine asks of the framework beneath it. The dialect registers itself when imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rewrite.ir import Graph, Type, Value
+
+
+class Framework(Protocol):
+    """Evaluation, pytrees and tracing, as the engine needs them."""
+
+    def evaluate(self, graph: Graph, arrays: Sequence[Any]) -> list[Any]:
+        """The outputs of a graph on arrays."""
+
+    def flatten(self, tree: Any, structure: Any) -> list[Any]:
+        """The leaves of `structure`, which must have the shape that `tree` describes."""
+
+    def unflatten(self, tree: Any, leaves: Sequence[Any]) -> Any:
+        """The inverse of `flatten`."""
+
+    def trace(self, function: Any, types: Sequence[Type]) -> Graph:
+        """The graph of a function of arrays of these types."""
+
+    def constant(self, value: Any, type: Type) -> Value:
+        """A constant of the program."""
+
+
+_framework: list[Framework] = []
+
+
+def register(framework: Framework) -> None:
+    """Called once by the dialect."""
+    _framework[:] = [framework]
+
+
+def framework() -> Framework:
+    """The registered framework. Raises RuntimeError where no dialect was imported."""
+    if not _framework:
+        raise RuntimeError("no dialect is loaded: import from `rewrite`, or import `dialect`")
+    return _framework[0]

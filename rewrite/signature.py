@@ -1,0 +1,123 @@
+"""Axis signatures: what an op does to each axis of its arrays, in einsum letters.
+
+    Signature ::= arrays "->" arrays [";" "need" letters]
+    arrays    ::= array {"," array}
+    array     ::= {letter | "1" | "(" letters ")"}           (h k): two axes in one dimension
+
+The kind of an axis is what sharding it costs:
+
+- *map*: it goes from an input to an output untouched, and may be sharded for free;
+- *reduce*: it is summed away, and sharding it costs an all-reduce or a reduce-scatter;
+- *need*: the op must see it whole (a sort, a softmax, a gather's table).
+
+One declaration drives type inference, recognition, quantisation, first-layer precompute,
+sharding and cost. (Shardy calls the same thing a factor rule.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rewrite.errors import TextError
+
+Dimension = tuple[str, ...]  # letters, major first; () is a dimension of size one
+Array = tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The axes of every input and output of an op, and which of them it needs whole."""
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    need: frozenset[str] = frozenset()
+
+    @staticmethod
+    def parse(text: str) -> Signature:
+        """Reads `"b t d, d (h k) -> b t h k; need d"`. Raises TextError with the text."""
+        return _parse(text)
+
+    def kind(self, letter: str) -> str:
+        """`map`, `reduce` or `need`."""
+        if letter in self.need:
+            return "need"
+        return "map" if any(letter in letters(array) for array in self.outputs) else "reduce"
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """Every letter once, in order of appearance."""
+        seen = (x for array in (*self.inputs, *self.outputs) for x in letters(array))
+        return tuple(dict.fromkeys(seen))
+
+    @property
+    def row_wise(self) -> frozenset[str]:
+        """Letters that index independent rows: `map` axes that every output has."""
+        common = [set(letters(array)) for array in self.outputs]
+        return frozenset(set.intersection(*common) - self.need) if common else frozenset()
+
+    def __str__(self) -> str:
+        text = f"{_show(self.inputs)} -> {_show(self.outputs)}"
+        return text + (f"; need {' '.join(sorted(self.need))}" if self.need else "")
+
+
+def letters(array: Array) -> tuple[str, ...]:
+    """The letters of one array, compound dimensions flattened."""
+    return tuple(letter for dimension in array for letter in dimension)
+
+
+def opaque(ranks_in: tuple[int, ...], ranks_out: tuple[int, ...]) -> Signature:
+    """The signature of an op of which nothing is known: every axis its own, all needed whole."""
+    def fresh(prefix: str, ranks: tuple[int, ...]) -> tuple[Array, ...]:
+        return tuple(
+            tuple((f"{prefix}{i}_{d}",) for d in range(rank)) for i, rank in enumerate(ranks)
+        )
+
+    inputs, outputs = fresh("i", ranks_in), fresh("o", ranks_out)
+    need = frozenset(x for array in (*inputs, *outputs) for x in letters(array))
+    return Signature(inputs, outputs, need)
+
+
+def _show(arrays: tuple[Array, ...]) -> str:
+    return ", ".join(show_array(array) for array in arrays)
+
+
+def show_array(array: Array) -> str:
+    """`b t (h k)`, the text of one array's axes."""
+    shown = {0: lambda d: "1", 1: lambda d: d[0]}
+    return " ".join(shown.get(len(d), lambda d: f"({' '.join(d)})")(d) for d in array)
+
+
+@lru_cache(maxsize=None)
+def parse_array(text: str) -> Array:
+    """Reads one array's axes, the inverse of `show_array`."""
+    dimensions: list[Dimension] = []
+    group: list[str] | None = None
+    for word in text.replace("(", " ( ").replace(")", " ) ").split():
+        if word == "(" and group is None:
+            group = []
+        elif word == ")" and group is not None:
+            dimensions.append(tuple(group))
+            group = None
+        elif not word.replace("_", "").isalnum():
+            raise TextError(f"bad axis {word!r} in signature {text!r}")
+        elif group is not None:
+            group.append(word)
+        else:
+            dimensions.append(() if word == "1" else (word,))
+    if group is not None:
+        raise TextError(f"unclosed parenthesis in signature {text!r}")
+    return tuple(dimensions)
+
+
+@lru_cache(maxsize=None)
+def _parse(text: str) -> Signature:
+    arrays, _, need = text.partition(";")
+    left, arrow, right = arrays.partition("->")
+    if not arrow:
+        raise TextError(f"no '->' in signature {text!r}")
+    if need and need.split()[:1] != ["need"]:
+        raise TextError(f"expected 'need' after ';' in signature {text!r}")
+    inputs = tuple(parse_array(part) for part in left.split(",")) if left.strip() else ()
+    outputs = tuple(parse_array(part) for part in right.split(","))
+    return Signature(inputs, outputs, frozenset(need.split()[1:]))

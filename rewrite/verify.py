@@ -1,0 +1,89 @@
+"""The verifier: is this a valid program, and if not, where did it go wrong."""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+from rewrite import opdef
+from rewrite.errors import InvalidProgram
+from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value
+
+_CHECKED: WeakSet[Op] = WeakSet()  # ops never change, so each is checked once in its life
+
+
+def verify(graph: Graph, blame: str = "") -> None:
+    """Raises InvalidProgram unless every op is defined, closed over and rightly typed.
+
+    `blame` names the pass (or rule) that made the graph. The message shows the op with the lines
+    around it and the user's source line.
+    """
+    inputs = set(graph.inputs)
+    if len(inputs) != len(graph.inputs):
+        raise InvalidProgram(_told(blame, "a graph has the same input twice"))
+    for op in graph.ops:
+        if op.name == "input":
+            _fail(graph, op, blame, "reads an input that belongs to another graph")
+        if op in _CHECKED:
+            continue
+        _check_op(graph, op, blame)
+        for region in op.regions:
+            verify(region, blame)
+        _CHECKED.add(op)
+    for value in graph.outputs:
+        if value.op.name == "input" and value not in inputs:
+            raise InvalidProgram(_told(blame, "an output is the input of another graph"))
+
+
+def _check_op(graph: Graph, op: Op, blame: str) -> None:
+    definition = opdef.lookup(op.name)
+    for name, value in op.attrs:
+        if definition.attrs is not None and name not in definition.attrs:
+            _fail(graph, op, blame, f"takes no attribute {name!r}")
+        if not _printable(value):
+            _fail(graph, op, blame, f"attribute {name!r} is a bare {type(value).__name__}; wrap it")
+    try:
+        types = opdef.infer(op)
+    except (TypeError, ValueError, IndexError) as error:
+        _fail(graph, op, blame, f"does not accept its arguments: {error}")
+    if _strong(types) != _strong(op.types):
+        said, found = (", ".join(map(str, group)) for group in (op.types, types))
+        _fail(graph, op, blame, f"says its results are {said}, but they are {found}")
+
+
+def _strong(types: tuple[Type, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    # Weakness only steers later promotion, which is over once a program is traced.
+    return tuple((type_.dtype, type_.shape) for type_ in types)
+
+
+def _printable(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(_printable(item) for item in value)
+    if isinstance(value, Record):
+        return all(_printable(item) for _, item in value.fields)
+    known = (type(None), bool, int, float, complex, str, Symbol, Opaque, Type)
+    return isinstance(value, known)
+
+
+def _told(blame: str, text: str) -> str:
+    return f"{blame}: {text}" if blame else text
+
+
+def _fail(graph: Graph, op: Op, blame: str, text: str) -> None:
+    lines = [_told(blame, f"op {op.name} {text}")]
+    lines += [f"  made by rule: {op.origin.rules[-1]}"] if op.origin.rules else []
+    raise InvalidProgram("\n".join([*lines, window(graph, op)]), where=op.origin.source)
+
+
+def window(graph: Graph, op: Op, lines_around: int = 5) -> str:
+    """The IR around `op`, the op itself marked."""
+    names: dict[Value, str] = {value: f"%i{n}" for n, value in enumerate(graph.inputs)}
+    for number, each in enumerate(graph.ops):
+        names |= {value: f"%{number}.{value.index}" for value in each.results}
+    at = graph.ops.index(op)
+    shown = []
+    for each in graph.ops[max(0, at - lines_around) : at + lines_around + 1]:
+        args = ", ".join(names.get(arg, "%?") for arg in each.args)
+        types = ", ".join(map(str, each.types))
+        mark = ">>" if each is op else "  "
+        shown.append(f"  {mark} {names[each.results[0]]} = {each.name}({args}) : {types}")
+    return "\n".join(shown)

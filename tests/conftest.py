@@ -1,0 +1,37 @@
+"""What every test needs: eight CPU devices, set up before JAX is imported, and golden files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+GOLDEN = Path(__file__).parent / "golden"
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(text, "name.ir")`: `text` equals tests/golden/name.ir."""
+
+    def check(text: str, name: str) -> None:
+        path, text = GOLDEN / name, text.rstrip("\n") + "\n"
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        if not path.exists():
+            pytest.fail(f"there is no {path}; write it with: pytest --update-golden")
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
