@@ -1,12 +1,11 @@
 """Llama 3 (arXiv:2407.21783): serial blocks, grouped-query attention, rotary positions, SwiGLU.
 
-Axes: B batch, T new tokens, S context, L layers, D d_model, F d_ff, V vocabulary, K d_head,
-H query heads; G key-value heads, each shared by a group of R query heads.
+Axes: B batch, T new tokens, S context, R query heads that share a key-value head; others below.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,19 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Config:
-    layers: int
-    d_model: int
-    heads: int
-    kv_heads: int
-    d_head: int
-    d_ff: int
-    vocab: int
+    layers: int  # L
+    d_model: int  # D
+    heads: int  # H
+    kv_heads: int  # G
+    d_head: int  # K
+    d_ff: int  # F
+    vocab: int  # V
     theta: float = 500_000.0
     epsilon: float = 1e-5
     dtype: str = "bfloat16"
 
     def shape(self, axes: str) -> tuple[int, ...]:
-        sizes = {"L": self.layers, "D": self.d_model, "F": self.d_ff, "V": self.vocab}
-        sizes |= {"H": self.heads, "G": self.kv_heads, "K": self.d_head}
+        sizes = dict(zip("LDHGKFV", astuple(self)))
         return tuple(sizes[axis] for axis in axes)
 
 
@@ -39,23 +37,22 @@ CONFIGS = {
     "8b": Config(32, 4096, 32, 8, 128, 14336, 128256),
     "70b": Config(80, 8192, 64, 8, 128, 28672, 128256),
 }
-
-# name: (axes it sums over, axes it makes, name in a Hugging Face checkpoint)
-WEIGHTS = {
-    "embedding": ("", "VD", "model.embed_tokens"),
-    "final_norm": ("", "D", "model.norm"),
-    "head": ("D", "V", "lm_head"),
-}
-LAYER_WEIGHTS = {
-    "attention_norm": ("", "D", "input_layernorm"),
-    "wq": ("D", "HK", "self_attn.q_proj"),
-    "wk": ("D", "GK", "self_attn.k_proj"),
-    "wv": ("D", "GK", "self_attn.v_proj"),
-    "wo": ("HK", "D", "self_attn.o_proj"),
-    "ffn_norm": ("", "D", "post_attention_layernorm"),
-    "w_gate": ("D", "F", "mlp.gate_proj"),
-    "w_up": ("D", "F", "mlp.up_proj"),
-    "w_down": ("F", "D", "mlp.down_proj"),
+# Each parameter's axes, those it sums over first, and its name in a Hugging Face checkpoint.
+PARAMS = {
+    "embedding": "VD model.embed_tokens",
+    "final_norm": "D model.norm",
+    "head": "D V lm_head",
+    "layers": {
+        "attention_norm": "L D input_layernorm",
+        "wq": "L D HK self_attn.q_proj",
+        "wk": "L D GK self_attn.k_proj",
+        "wv": "L D GK self_attn.v_proj",
+        "wo": "L HK D self_attn.o_proj",
+        "ffn_norm": "L D post_attention_layernorm",
+        "w_gate": "L D F mlp.gate_proj",
+        "w_up": "L D F mlp.up_proj",
+        "w_down": "L F D mlp.down_proj",
+    },
 }
 
 
@@ -73,25 +70,11 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def attend(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Causal attention. q: [B,T,H,K], keys and values: [B,S,G,K], positions of q: [T]."""
-    grouped = q.reshape(*q.shape[:2], keys.shape[2], -1, q.shape[3])
-    logits = jnp.einsum("btgrk,bsgk->bgrts", grouped, keys, preferred_element_type=jnp.float32)
-    visible = positions[:, None] >= jnp.arange(keys.shape[1])
-    logits = jnp.where(visible, logits * q.shape[3] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    return jnp.einsum("bgrts,bsgk->btgrk", weights, values).reshape(q.shape)
-
-
 def prefill(config: Config, params: Any, cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
-    """Appends tokens i32[B,T] to the cache, and gives the last one's logits f32[B,V].
-
-    The caller keeps cache["position"] + T <= S: a write past the end would land before it.
-    """
-    start, length = cache["position"], tokens.shape[1]
+    """Appends tokens i32[B,T] to a cache with room for them; the last one's logits f32[B,V]."""
+    start, (batch, length) = cache["position"], tokens.shape
     positions = start + jnp.arange(length)
-    frequencies = config.theta ** -jnp.arange(0, 1, 2 / config.d_head)
-    angles = positions[:, None, None] * frequencies
+    angles = positions[:, None, None] * config.theta ** -jnp.arange(0, 1, 2 / config.d_head)
 
     def block(x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         layer, keys, values = state
@@ -101,42 +84,51 @@ def prefill(config: Config, params: Any, cache: Any, tokens: jax.Array) -> tuple
         v = jnp.einsum("btd,dgk->btgk", normed, layer["wv"])
         keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
         values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-        mixed = attend(q, keys, values, positions)
+        q = q.reshape(batch, length, config.kv_heads, -1, config.d_head)
+        logits = jnp.einsum("btgrk,bsgk->bgrts", q, keys, preferred_element_type=jnp.float32)
+        visible = positions[:, None] >= jnp.arange(keys.shape[1])
+        logits = jnp.where(visible, logits * config.d_head**-0.5, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("bgrts,bsgk->btgrk", weights, values)
+        mixed = mixed.reshape(batch, length, config.heads, config.d_head)
         x = x + jnp.einsum("bthk,hkd->btd", mixed, layer["wo"])
         normed = rms_norm(x, layer["ffn_norm"], config.epsilon)
-        gate = jnp.einsum("btd,df->btf", normed, layer["w_gate"])
+        gate = jax.nn.silu(jnp.einsum("btd,df->btf", normed, layer["w_gate"]))
         up = jnp.einsum("btd,df->btf", normed, layer["w_up"])
-        x = x + jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, layer["w_down"])
-        return x, (keys, values)
+        return x + jnp.einsum("btf,fd->btd", gate * up, layer["w_down"]), (keys, values)
 
-    x = params["embedding"][tokens]
-    x, (keys, values) = over_layers(block, x, (params["layers"], cache["k"], cache["v"]))
+    x, layers, keys, values = params["embedding"][tokens], params["layers"], cache["k"], cache["v"]
+    if isinstance(layers, list):
+        keys, values = list(keys), list(values)
+        for i, layer in enumerate(layers):
+            x, (keys[i], values[i]) = block(x, (layer, keys[i], values[i]))
+    else:
+        x, (keys, values) = jax.lax.scan(block, x, (layers, keys, values))
     x = rms_norm(x[:, -1], params["final_norm"], config.epsilon)
     logits = jnp.einsum("bd,dv->bv", x, params["head"], preferred_element_type=jnp.float32)
     return logits, {"k": keys, "v": values, "position": start + length}
 
 
-def decode_step(config: Config, params: Any, cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
+def decode_step(
+    config: Config, params: Any, cache: Any, tokens: jax.Array
+) -> tuple[jax.Array, Any]:
     """A prefill of one token per sequence. tokens: i32[B]."""
     return prefill(config, params, cache, tokens[:, None])
 
 
-def over_layers(block: Any, x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-    """jax.lax.scan over a state stacked by layer; the same, unrolled, over lists of layers."""
-    if not isinstance(state[0], list):
-        return jax.lax.scan(block, x, state)
-    updates = []
-    for each in zip(*state):
-        x, update = block(x, each)
-        updates.append(update)
-    return x, tuple(map(list, zip(*updates)))
-
-
 def init_params(config: Config, key: jax.Array, unrolled: bool = False) -> Any:
-    """Random weights, norm scales included: scales of one would hide a scale left out."""
+    """Random weights, norm scales too: scales of one would hide from a test that one is lost."""
+    specs, tree = jax.tree.flatten(PARAMS)
+    shapes = [config.shape("".join(spec.split()[:-1])) for spec in specs]
+    keys = jax.random.split(key, len(specs))
+    draws = [jax.random.normal(*each, config.dtype) for each in zip(keys, shapes)]
+    params = jax.tree.unflatten(tree, draws)
+    return unstacked(params) if unrolled else params
 
-    def draw(table: Any, key: jax.Array, lead: str = "") -> dict[str, jax.Array]:
-        shapes = {name: config.shape(lead + ins + outs) for name, (ins, outs, _) in table.items()}
-        keys = jax.random.split(key, len(shapes))
-        noise = {name: jax.random.normal(k, shape) * config.d_model**-0.5
-    return
+
+def init_cache(config: Config, batch: int, context: int, unrolled: bool = False) -> Any:
+    shape = (config.layers, batch, context, config.kv_heads, config.d_head)
+    keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    if unrolled:
+        keys, values = list(keys), list(values)
+    return {"k": keys, "v": values, "position": jnp.zeros((), jnp.int32)}

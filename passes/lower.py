@@ -7,6 +7,7 @@ replaced by its reference; the state is donated, and the compiler chooses its me
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 from dialect.dtypes import struct_of
@@ -15,7 +16,7 @@ from dialect.nn import Traced
 from dialect.normal_form import reshaped
 from rewrite import opdef
 from rewrite.driver import Report, rewrite, substitute
-from rewrite.ir import Op, Symbol, Type, Value
+from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -82,14 +83,19 @@ def _mul_attributes() -> dict[str, None]:
 
 def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
-    reference = opdef.lookup(op.name).reference
-    types = [struct_of(arg.type) for arg in op.args]
+    types = tuple(arg.type for arg in op.args)
+    return substitute(_reference_graph(op.name, types, op.attrs), op.args, origin=op.origin)
+
+
+@lru_cache(maxsize=4096)
+def _reference_graph(name: str, types: tuple[Type, ...], attrs: tuple) -> Graph:
+    reference = opdef.lookup(name).reference
 
     def traced(*arrays: object) -> list[object]:
-        out = reference(*arrays, **dict(op.attrs))
+        out = reference(*arrays, **dict(attrs))
         return out if isinstance(out, list) else [out]
 
-    return substitute(trace_graph(traced, *types), op.args, origin=op.origin)
+    return trace_graph(traced, *map(struct_of, types))
 
 
 EXPAND = Rule(

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from dialect.binding import bound_values, frontier, region_bound
 from dialect.control import remade_scan, scan_parts
+from dialect.layouts import with_input_layouts
 from rewrite.driver import rewrite, substitute
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, with_args
@@ -52,7 +53,7 @@ class Stage(Pass):
             outputs=declared,
         )
         staged = replace(program, graph=step, stages=stages)
-        return self.said(staged, *_notes(program, stages))
+        return self.said(with_input_layouts(staged), *_notes(program, stages))
 
 
 def _with_role(program: Program, role: str) -> list[Value]:

@@ -1,0 +1,53 @@
+"""From a plan to the layout of a tensor: which group it belongs to, by the axes that it has.
+
+A `Plan` says how each group of tensors lies on the mesh; this file says which group a tensor is
+in. Weights and state are told by their role, activations by their axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dialect.axes import Axes, Names, infer_axes
+from rewrite.plan import Plan
+from rewrite.program import Input, Layout, Program
+
+_HEADS = {"heads", "kv_heads", "q_per_kv", "d_head"}
+
+
+def activation_group(names: Names) -> str | None:
+    """`logits`, `hidden` (heads or d_ff), `residual`, or None for anything else."""
+    present = {name for dimension in names for name in dimension}
+    if "vocab" in present:
+        return "logits"
+    if present & (_HEADS | {"d_ff"}):
+        return "hidden"
+    return "residual" if "d_model" in present else None
+
+
+def input_group(role: str, names: Names) -> str | None:
+    """The group of an input: `weights`, `cache`, or None for an argument (replicated)."""
+    present = {name for dimension in names for name in dimension}
+    if role == "param":
+        return "weights"
+    return "cache" if role == "state" and "context" in present else None
+
+
+def with_input_layouts(program: Program) -> Program:
+    """`program` with the plan's layout on every input of its step."""
+    if program.plan is None:
+        return program
+    axes = infer_axes(program)
+    values = zip(program.graph.inputs, program.step_inputs)
+    inputs = tuple(_laid_out(each, axes.of(value), program.plan) for value, each in values)
+    if program.stages is None:
+        return replace(program, inputs=inputs)
+    return replace(program, stages=replace(program.stages, inputs=inputs))
+
+
+def _laid_out(each: Input, names: Names, plan: Plan) -> Input:
+    group = input_group(each.role, names)
+    layout: Layout = plan.layout(group, names) if group else tuple(() for _ in names)
+    return replace(each, layout=layout)
+
+

@@ -1,0 +1,104 @@
+"""shard: the plan becomes constraints.
+
+product(x, w)  ->  constrain{layout}(product(x, w))
+
+Products are pinned where they are made, in the layout of their weights; what attention owns
+otherwise is resharded in a second constraint behind the first. A pair of constraints tells the
+compiler the collective; a single one leaves it to guess, and it guesses badly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dialect import sharding  # noqa: F401  (defines constrain)
+from dialect.axes import Axes, infer_axes
+from dialect.layouts import activation_group, with_input_layouts
+from dialect.sharding import show_layout
+from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import make, with_args
+from rewrite.passbase import Pass
+from rewrite.plan import Plan
+from rewrite.program import Program
+from rewrite.target import Target
+
+
+@dataclass(frozen=True)
+class Shard(Pass):
+    """Pins products, the residual stream and attention to the layouts of the plan."""
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        if program.plan is None:
+            return self.said(program, "no plan, so nothing is constrained: run `plan` first")
+        emitted = _Constraints(program.plan, infer_axes(program))
+        placed = with_input_layouts(program.with_graph(emitted.graph(program.graph)))
+        return self.said(placed, *emitted.lines())
+
+
+class _Constraints:
+    def __init__(self, plan: Plan, axes: Axes) -> None:
+        self.plan, self.axes = plan, axes
+        self.said: dict[str, int] = {}
+
+    def lines(self) -> list[str]:
+        """Each kind of constraint once, with its reason and how often it was set."""
+        return [f"{text} ({count} times)" for text, count in self.said.items()]
+
+    def graph(self, graph: Graph) -> Graph:
+        memo: dict[Value, Value] = {value: value for value in graph.inputs}
+        for op in graph.ops:
+            args = tuple(memo[arg] for arg in op.args)
+            regions = tuple(self.graph(region) for region in op.regions)
+            if op.name == "attend":
+                args = self.attention_inputs(op, args)
+            elif op.name == "cache_write":
+                args = self.cache_update(op, args)
+            moved = with_args(op, args, regions)
+            results = moved.results
+            if op.name == "attend":
+                results = (self.attention_output(op, results[0]),)
+            elif op.name in ("contract", "take") or _is_residual_add(op, self.axes):
+                results = (self.product(op, results[0]),)
+            memo.update(zip(op.results, results))
+        return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+
+    def product(self, op: Op, value: Value) -> Value:
+        """A product, a taken row or a residual sum, in the layout of its own group."""
+        group = activation_group(self.axes.of(op.results[0]))
+        if group is None:
+            return value
+        return self.constrain(value, op.results[0], group, f"{op.name} gives {group}")
+
+    def attention_inputs(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
+        """The query, moved from where its product left it to where attention owns it."""
+        query = self.constrain(args[0], op.args[0], "attention", "attention reads its query")
+        return (query, *args[1:])
+
+    def cache_update(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
+        """New keys and values, moved to where the cache keeps them."""
+        new = self.constrain(args[1], op.args[1], "cache", "the cache is written where it lies")
+        return (args[0], new, *args[2:])
+
+    def attention_output(self, op: Op, value: Value) -> Value:
+        """Attention's result, pinned where it is made, then moved to the next product's layout."""
+        made = self.constrain(value, op.results[0], "attention", "attention leaves its result")
+        return self.constrain(made, op.results[0], "hidden", "the output product reads heads")
+
+    def constrain(self, value: Value, known: Value, group: str, why: str) -> Value:
+        """`known` is the value before rewriting, of which the axes are known."""
+        names = self.axes.of(known)
+        layout = self.plan.layout(group, names)
+        shown = self.axes.show(known)
+        text = f"{why}: {shown} @ {show_layout(layout)}"
+        self.said[text] = self.said.get(text, 0) + 1
+        return make("constrain", value, layout=layout, why=why, origin=known.op.origin)
+
+
+def _is_residual_add(op: Op, axes: Axes) -> bool:
+    """x + f(x) over d_model, both of full shape."""
+    if op.name != "add" or any(arg.type.shape != op.types[0].shape for arg in op.args):
+        return False
+    return activation_group(axes.of(op.results[0])) == "residual"
