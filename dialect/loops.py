@@ -18,7 +18,7 @@ def unrolled(op: Op) -> tuple[Value, ...]:
     boundary and keep one array per layer.
     """
     consts, carry, xs = (op.args[part] for part in scan_parts(op))
-    layers = [build("unstack", each, axis=0, num=op["length"]).results for each in xs]
+    layers = [build("unstack", each, axis=0).results for each in xs]
     rows: list[list[Value]] = []
     order = range(op["length"])
     for i in reversed(order) if op["reverse"] else order:

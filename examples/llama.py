@@ -1,9 +1,7 @@
 """Llama 3 (arXiv:2407.21783): serial blocks, grouped-query attention, rotary positions, SwiGLU.
 
-Axes: B batch, T new tokens, S context, R query heads that share a key-value head; others below.
+Axes: B batch, T new tokens, S context, R query heads per key-value head, and those of Config.
 """
-
-from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from math import prod
@@ -12,24 +10,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 
 @dataclass(frozen=True)
 class Config:
     layers: int  # L
     d_model: int  # D
-    heads: int  # H
+    heads: int  # H, of the queries
     kv_heads: int  # G
     d_head: int  # K
     d_ff: int  # F
     vocab: int  # V
-    theta: float = 500_000.0
+    theta: float = 500_000.0  # unscaled, as in Llama 3.0
     epsilon: float = 1e-5
     dtype: str = "bfloat16"
 
     def shape(self, axes: str) -> tuple[int, ...]:
-        sizes = dict(zip("LDHGKFV", astuple(self)))
-        return tuple(sizes[axis] for axis in axes)
+        return tuple(astuple(self)["LDHGKFV".index(axis)] for axis in axes)
 
 
 CONFIGS = {
@@ -37,46 +35,38 @@ CONFIGS = {
     "8b": Config(32, 4096, 32, 8, 128, 14336, 128256),
     "70b": Config(80, 8192, 64, 8, 128, 28672, 128256),
 }
-# Each parameter's axes, those it sums over first, and its name in a Hugging Face checkpoint.
+# Each parameter's axes, those it is summed over first, and its name in a Hugging Face checkpoint.
 PARAMS = {
-    "embedding": "VD model.embed_tokens",
-    "final_norm": "D model.norm",
-    "head": "D V lm_head",
+    "embedding": "VD model.embed_tokens", "final_norm": "D model.norm", "head": "D V lm_head",
     "layers": {
-        "attention_norm": "L D input_layernorm",
-        "wq": "L D HK self_attn.q_proj",
-        "wk": "L D GK self_attn.k_proj",
-        "wv": "L D GK self_attn.v_proj",
-        "wo": "L HK D self_attn.o_proj",
-        "ffn_norm": "L D post_attention_layernorm",
-        "w_gate": "L D F mlp.gate_proj",
-        "w_up": "L D F mlp.up_proj",
-        "w_down": "L F D mlp.down_proj",
+        "attention_norm": "L D input_layernorm", "ffn_norm": "L D post_attention_layernorm",
+        "wq": "L D HK self_attn.q_proj", "wk": "L D GK self_attn.k_proj",
+        "wv": "L D GK self_attn.v_proj", "wo": "L HK D self_attn.o_proj",
+        "w_gate": "L D F mlp.gate_proj", "w_up": "L D F mlp.up_proj", "w_down": "L F D mlp.down_proj",
     },
 }
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + epsilon) * scale).astype(x.dtype)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotary positions (arXiv:2104.09864), half-split. x: [B,T,heads,K], angles: [T,1,K/2]."""
+def rotate(x: Array, angles: Array) -> Array:
+    """Rotary positions (arXiv:2104.09864), half-split. x: [B,T,heads,K], angles: f32[T,1,K/2]."""
+    low, high = jnp.split(x, 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (left * cos - right * sin, right * cos + left * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
 
 
-def prefill(config: Config, params: Any, cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
+def prefill(config: Config, params: Any, cache: Any, tokens: Array) -> tuple[Array, Any]:
     """Appends tokens i32[B,T] to a cache with room for them; the last one's logits f32[B,V]."""
     start, (batch, length) = cache["position"], tokens.shape
     positions = start + jnp.arange(length)
     angles = positions[:, None, None] * config.theta ** -jnp.arange(0, 1, 2 / config.d_head)
 
-    def block(x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    def block(x: Array, state: Any) -> tuple[Array, Any]:
         layer, keys, values = state
         normed = rms_norm(x, layer["attention_norm"], config.epsilon)
         q = rotate(jnp.einsum("btd,dhk->bthk", normed, layer["wq"]), angles)
@@ -84,13 +74,12 @@ def prefill(config: Config, params: Any, cache: Any, tokens: jax.Array) -> tuple
         v = jnp.einsum("btd,dgk->btgk", normed, layer["wv"])
         keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
         values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-        q = q.reshape(batch, length, config.kv_heads, -1, config.d_head)
-        logits = jnp.einsum("btgrk,bsgk->bgrts", q, keys, preferred_element_type=jnp.float32)
+        grouped = q.reshape(batch, length, config.kv_heads, -1, config.d_head)
+        logits = jnp.einsum("btgrk,bsgk->bgrts", grouped, keys, preferred_element_type=jnp.float32)
         visible = positions[:, None] >= jnp.arange(keys.shape[1])
         logits = jnp.where(visible, logits * config.d_head**-0.5, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        mixed = jnp.einsum("bgrts,bsgk->btgrk", weights, values)
-        mixed = mixed.reshape(batch, length, config.heads, config.d_head)
+        mixed = jnp.einsum("bgrts,bsgk->btgrk", weights, values).reshape(q.shape)
         x = x + jnp.einsum("bthk,hkd->btd", mixed, layer["wo"])
         normed = rms_norm(x, layer["ffn_norm"], config.epsilon)
         gate = jax.nn.silu(jnp.einsum("btd,df->btf", normed, layer["w_gate"]))
@@ -109,26 +98,54 @@ def prefill(config: Config, params: Any, cache: Any, tokens: jax.Array) -> tuple
     return logits, {"k": keys, "v": values, "position": start + length}
 
 
-def decode_step(
-    config: Config, params: Any, cache: Any, tokens: jax.Array
-) -> tuple[jax.Array, Any]:
-    """A prefill of one token per sequence. tokens: i32[B]."""
+def decode_step(config: Config, params: Any, cache: Any, tokens: Array) -> tuple[Array, Any]:
+    """A prefill of one token i32[B] per sequence."""
     return prefill(config, params, cache, tokens[:, None])
 
 
-def init_params(config: Config, key: jax.Array, unrolled: bool = False) -> Any:
-    """Random weights, norm scales too: scales of one would hide from a test that one is lost."""
+def init_params(config: Config, key: Array, unrolled: bool = False) -> Any:
+    """Random weights. The norms' scales vary too, so that a test notices when one is lost."""
+
+    def draw(spec: str, key: Array) -> Array:
+        *axes, name = spec.split()
+        noise = jax.random.normal(key, config.shape("".join(axes)), config.dtype)
+        return noise * config.d_model**-0.5 + name.endswith("norm")
+
     specs, tree = jax.tree.flatten(PARAMS)
-    shapes = [config.shape("".join(spec.split()[:-1])) for spec in specs]
-    keys = jax.random.split(key, len(specs))
-    draws = [jax.random.normal(*each, config.dtype) for each in zip(keys, shapes)]
-    params = jax.tree.unflatten(tree, draws)
-    return unstacked(params) if unrolled else params
+    params = jax.tree.unflatten(tree, map(draw, specs, jax.random.split(key, len(specs))))
+    if unrolled:
+        stacked = params["layers"]
+        params["layers"] = [dict(zip(stacked, each)) for each in zip(*stacked.values())]
+    return params
 
 
 def init_cache(config: Config, batch: int, context: int, unrolled: bool = False) -> Any:
     shape = (config.layers, batch, context, config.kv_heads, config.d_head)
     keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
-    if unrolled:
-        keys, values = list(keys), list(values)
-    return {"k": keys, "v": values, "position": jnp.zeros((), jnp.int32)}
+    form = list if unrolled else jnp.asarray
+    return {"k": form(keys), "v": form(values), "position": jnp.zeros((), jnp.int32)}
+
+
+def load_params(folder: str | Path, config: Config) -> Any:
+    """Reads a Hugging Face folder. ValueError for a tensor missing, misshapen or without a use."""
+    from safetensors import safe_open  # the other functions do without it
+
+    opened = [safe_open(path, "numpy") for path in sorted(Path(folder).glob("*.safetensors"))]
+    files = {name: file for file in opened for name in file.keys()}
+
+    def read(spec: str, prefix: str = "") -> Array:
+        if spec.startswith("L "):
+            return jnp.stack([read(spec[2:], f"model.layers.{i}.") for i in range(config.layers)])
+        *inputs, outputs, source = spec.split()
+        name, shape = f"{prefix}{source}.weight", config.shape("".join(inputs) + outputs)
+        stored = [prod(config.shape(axes)) for axes in (outputs, *inputs)] if inputs else [*shape]
+        found = files[name].get_slice(name).get_shape() if name in files else "no such tensor"
+        if found != stored:
+            raise ValueError(f"{folder}: {name} should have the shape {stored}, found {found}")
+        tensor = files.pop(name).get_tensor(name)
+        return jnp.asarray(tensor.T if inputs else tensor, config.dtype).reshape(shape)
+
+    params = jax.tree.map(read, PARAMS)
+    if files:
+        raise ValueError(f"{folder}: {min(files)} is no part of this model")
+    return params

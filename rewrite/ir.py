@@ -197,14 +197,20 @@ class Graph:
 
     @cached_property
     def key(self) -> tuple:
-        """The graph with every op named by its place: equal exactly for equal structures."""
-        place = {value: (-1, i) for i, value in enumerate(self.inputs)}
+        """The graph with every op named by its place: equal exactly for equal structures.
+
+        A constant is its content: whether two readers share it makes no difference.
+        """
+        place: dict[Value, tuple] = {value: (-1, i) for i, value in enumerate(self.inputs)}
         rows = []
-        for number, op in enumerate(self.ops):
+        for op in self.ops:
+            if op.name == "const":
+                place[Value(op, 0)] = ("const", op.attrs, op.types)
+                continue
             args = tuple(place[arg] for arg in op.args)
-            rows.append((op.name, args, op.attrs, op.types, tuple(r.key for r in op.regions)))
             for i in range(len(op.types)):
-                place[Value(op, i)] = (number, i)
+                place[Value(op, i)] = (len(rows), i)
+            rows.append((op.name, args, op.attrs, op.types, tuple(r.key for r in op.regions)))
         return (
             tuple(value.type for value in self.inputs),
             tuple(rows),
