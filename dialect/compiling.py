@@ -83,14 +83,19 @@ class Compilable:
         return Format(Layout.AUTO, sharding) if chooses else sharding
 
     def output_formats(self) -> list[Any]:
-        """The updated state where the state came from; everything else replicated."""
+        """The updated state where it came from, an output that is constrained as it is constrained.
+
+        Any other output is replicated.
+        """
         found = []
         for value, out in zip(self.program.graph.outputs, self.program.step_outputs):
             if out.updates is None:
-                found.append(named_sharding(self.mesh, None, value.type.rank))
+                layout = value.op["layout"] if value.op.name == "constrain" else None
+                found.append(named_sharding(self.mesh, layout, value.type.rank))
                 continue
             source = self.program.step_inputs[out.updates]
-            found.append(self.free(source, named_sharding(self.mesh, source.layout, source.type.rank)))
+            sharding = named_sharding(self.mesh, source.layout, source.type.rank)
+            found.append(self.free(source, sharding))
         return found
 
 

@@ -9,8 +9,9 @@ import jax
 
 from dialect import dtypes, jaxpr
 from dialect.evaluate import evaluate
+from dialect.nn import Traced
 from rewrite import runtime
-from rewrite.errors import TraceError
+from rewrite.errors import TextError, TraceError, nearest
 from rewrite.ir import Graph, Opaque, Type, Value
 
 
@@ -32,6 +33,14 @@ class Jax:
 
     def trace(self, function: Callable[..., Any], types: Sequence[Type]) -> Graph:
         return jaxpr.trace_graph(function, *(dtypes.struct_of(type_) for type_ in types))
+
+    def apply(self, name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
+        if name in Traced:
+            return Traced[name](*arrays, **attrs)
+        function = getattr(jax.lax, name, None)
+        if function is None or name.startswith("_") or not callable(function):
+            raise TextError(f"there is no op {name!r}", hint=nearest(name, [*Traced, *dir(jax.lax)]))
+        return function(*arrays, **attrs)
 
     def constant(self, value: Any, type: Type) -> Value:
         return jaxpr.constant(value, type)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from dialect.attributes import decode
@@ -18,17 +17,20 @@ from rewrite.ir import Op
 from rewrite.opdef import OpDef
 from rewrite.signature import Signature
 
-_BITS = {"int8": 8, "int4": 4}
+LARGEST = {"int8": 127, "int4": 7}
 
 
-def quantize(weights: Any, *, axes: tuple[int, ...], form: str) -> list[Any]:
-    """[q, scale]: integers of the weights' shape, and f32 scales with size one along `axes`."""
-    largest = 2 ** (_BITS[form] - 1) - 1
-    wide = weights.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / largest
-    scale = jnp.where(scale == 0, 1.0, scale)  # a channel of zeros stays one
-    q = jnp.clip(jnp.round(wide / scale), -largest, largest)
-    return [q.astype(form), scale]
+def weight_scale(weights: Any, *, axes: tuple[int, ...], form: str) -> Any:
+    """f32 scales of the weights, size one along `axes`. A channel of zeros has scale one."""
+    largest = jnp.max(jnp.abs(weights.astype(jnp.float32)), axis=axes, keepdims=True)
+    return jnp.where(largest == 0, 1.0, largest / LARGEST[form])
+
+
+def quantize(weights: Any, scale: Any, *, form: str) -> Any:
+    """weights / scale, rounded to integers of `form`. Same shape."""
+    largest = LARGEST[form]
+    rounded = jnp.round(weights.astype(jnp.float32) / scale)
+    return jnp.clip(rounded, -largest, largest).astype(form)
 
 
 def dequantize(q: Any, scale: Any, *, dtype: Any) -> Any:
@@ -36,38 +38,31 @@ def dequantize(q: Any, scale: Any, *, dtype: Any) -> Any:
     return (q.astype(jnp.float32) * scale).astype(decode(dtype))
 
 
-def _quantize_axes(op: Op) -> Signature:
+def _weight_scale_axes(op: Op) -> Signature:
     axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
     scale = tuple(() if i in op["axes"] else axis for i, axis in enumerate(axes))
-    # Rounding is elementwise once the scale is known: only the scale needs the summed axes.
-    return Signature((axes,), (axes, scale))
+    return Signature((axes,), (scale,))
 
 
-def _dequantize_axes(op: Op) -> Signature:
+def _scaled_axes(op: Op) -> Signature:
     axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
     sizes = zip(op.args[1].type.shape, op.types[0].shape, axes)
     scale = tuple(() if size == 1 != whole else axis for size, whole, axis in sizes)
     return Signature((axes, scale), (axes,))
 
 
-opdef.define(
-    OpDef(
-        name="quantize",
-        signature=_quantize_axes,
-        infer=infer_by_reference("quantize"),
-        reference=quantize,
-        attrs=("axes", "form"),
-        lead="form",
-        doc="Weights as integers and one scale per channel.",
+for _name, _reference, _signature, _attrs in (
+    ("weight_scale", weight_scale, _weight_scale_axes, ("axes", "form")),
+    ("quantize", quantize, _scaled_axes, ("form",)),
+    ("dequantize", dequantize, _scaled_axes, ("dtype",)),
+):
+    opdef.define(
+        OpDef(
+            name=_name,
+            signature=_signature,
+            infer=infer_by_reference(_name),
+            reference=_reference,
+            attrs=_attrs,
+            doc=(_reference.__doc__ or "").splitlines()[0],
+        )
     )
-)
-opdef.define(
-    OpDef(
-        name="dequantize",
-        signature=_dequantize_axes,
-        infer=infer_by_reference("dequantize"),
-        reference=dequantize,
-        attrs=("dtype",),
-        doc="The weights that integers and scales stand for.",
-    )
-)

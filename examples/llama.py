@@ -23,7 +23,6 @@ class Config:
     d_ff: int  # F
     vocab: int  # V
     theta: float = 500_000.0  # unscaled, as in Llama 3.0
-    epsilon: float = 1e-5
     dtype: str = "bfloat16"
 
     def shape(self, axes: str) -> tuple[int, ...]:
@@ -42,12 +41,13 @@ PARAMS = {
         "attention_norm": "L D input_layernorm", "ffn_norm": "L D post_attention_layernorm",
         "wq": "L D HK self_attn.q_proj", "wk": "L D GK self_attn.k_proj",
         "wv": "L D GK self_attn.v_proj", "wo": "L HK D self_attn.o_proj",
-        "w_gate": "L D F mlp.gate_proj", "w_up": "L D F mlp.up_proj", "w_down": "L F D mlp.down_proj",
+        "w_gate": "L D F mlp.gate_proj", "w_up": "L D F mlp.up_proj",
+        "w_down": "L F D mlp.down_proj",
     },
 }
 
 
-def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+def rms_norm(x: Array, scale: Array, epsilon: float = 1e-5) -> Array:
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + epsilon) * scale).astype(x.dtype)
@@ -61,27 +61,27 @@ def rotate(x: Array, angles: Array) -> Array:
 
 
 def prefill(config: Config, params: Any, cache: Any, tokens: Array) -> tuple[Array, Any]:
-    """Appends tokens i32[B,T] to a cache with room for them; the last one's logits f32[B,V]."""
-    start, (batch, length) = cache["position"], tokens.shape
+    """Logits f32[B,V] after the last of tokens i32[B,T], for which the cache must have room."""
+    start, length = cache["position"], tokens.shape[1]
     positions = start + jnp.arange(length)
     angles = positions[:, None, None] * config.theta ** -jnp.arange(0, 1, 2 / config.d_head)
 
     def block(x: Array, state: Any) -> tuple[Array, Any]:
         layer, keys, values = state
-        normed = rms_norm(x, layer["attention_norm"], config.epsilon)
+        normed = rms_norm(x, layer["attention_norm"])
         q = rotate(jnp.einsum("btd,dhk->bthk", normed, layer["wq"]), angles)
         k = rotate(jnp.einsum("btd,dgk->btgk", normed, layer["wk"]), angles)
         v = jnp.einsum("btd,dgk->btgk", normed, layer["wv"])
         keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
         values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-        grouped = q.reshape(batch, length, config.kv_heads, -1, config.d_head)
+        grouped = q.reshape(*tokens.shape, config.kv_heads, -1, config.d_head)
         logits = jnp.einsum("btgrk,bsgk->bgrts", grouped, keys, preferred_element_type=jnp.float32)
         visible = positions[:, None] >= jnp.arange(keys.shape[1])
         logits = jnp.where(visible, logits * config.d_head**-0.5, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bgrts,bsgk->btgrk", weights, values).reshape(q.shape)
         x = x + jnp.einsum("bthk,hkd->btd", mixed, layer["wo"])
-        normed = rms_norm(x, layer["ffn_norm"], config.epsilon)
+        normed = rms_norm(x, layer["ffn_norm"])
         gate = jax.nn.silu(jnp.einsum("btd,df->btf", normed, layer["w_gate"]))
         up = jnp.einsum("btd,df->btf", normed, layer["w_up"])
         return x + jnp.einsum("btf,fd->btd", gate * up, layer["w_down"]), (keys, values)
@@ -93,7 +93,7 @@ def prefill(config: Config, params: Any, cache: Any, tokens: Array) -> tuple[Arr
             x, (keys[i], values[i]) = block(x, (layer, keys[i], values[i]))
     else:
         x, (keys, values) = jax.lax.scan(block, x, (layers, keys, values))
-    x = rms_norm(x[:, -1], params["final_norm"], config.epsilon)
+    x = rms_norm(x[:, -1], params["final_norm"])
     logits = jnp.einsum("bd,dv->bv", x, params["head"], preferred_element_type=jnp.float32)
     return logits, {"k": keys, "v": values, "position": start + length}
 
@@ -121,15 +121,13 @@ def init_params(config: Config, key: Array, unrolled: bool = False) -> Any:
 
 def init_cache(config: Config, batch: int, context: int, unrolled: bool = False) -> Any:
     shape = (config.layers, batch, context, config.kv_heads, config.d_head)
-    keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
     form = list if unrolled else jnp.asarray
-    return {"k": form(keys), "v": form(values), "position": jnp.zeros((), jnp.int32)}
+    return {"position": jnp.int32(0)} | {key: form(jnp.zeros(shape, config.dtype)) for key in "kv"}
 
 
 def load_params(folder: str | Path, config: Config) -> Any:
     """Reads a Hugging Face folder. ValueError for a tensor missing, misshapen or without a use."""
-    from safetensors import safe_open  # the other functions do without it
-
+    from safetensors import safe_open
     opened = [safe_open(path, "numpy") for path in sorted(Path(folder).glob("*.safetensors"))]
     files = {name: file for file in opened for name in file.keys()}
 
@@ -147,5 +145,5 @@ def load_params(folder: str | Path, config: Config) -> Any:
 
     params = jax.tree.map(read, PARAMS)
     if files:
-        raise ValueError(f"{folder}: {min(files)} is no part of this model")
+        raise ValueError(f"{folder}: {min(files)} has no place in this model; does the config fit?")
     return params

@@ -59,7 +59,7 @@ class FirstLayer(Pass):
         region = _row_wise(graph, take, known_values(graph, params))
         cut, eliminated = _cheapest_cut(graph, take, region, bound)
         cut = [value for value in cut if value.op is not take]
-        if not cut:
+        if not cut or not eliminated:
             return None, f"declined: {_why_not(graph, take, region)}"
         table, ids = take.args
         vocab, rows = table.type.shape[0], ids.type.size

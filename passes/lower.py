@@ -24,7 +24,7 @@ from rewrite.rule import Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 from rewrite.target import Target
 
-_COMPOSITES = (*Traced, "contract", "quantize", "dequantize")
+_COMPOSITES = (*Traced, "contract", "weight_scale", "quantize", "dequantize")
 
 
 def converted(value: Value, dtype: str) -> Value:

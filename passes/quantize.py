@@ -16,7 +16,7 @@ from dialect import quant  # noqa: F401  (defines the ops)
 from dialect.axes import Axes, infer_axes
 from dialect.binding import bound_values, region_bound
 from rewrite.ir import Graph, Op, Symbol, Value
-from rewrite.opdef import build, make, with_args
+from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
@@ -99,10 +99,9 @@ class Quantize(Pass):
             notes.skipped[name] = reason
             return moved
         notes.quantised[name] = None
-        q, scale = build(
-            "quantize", moved.args[position], axes=summed, form=self.weights
-        ).results
         args = list(moved.args)
+        scale = make("weight_scale", args[position], axes=summed, form=self.weights)
+        q = make("quantize", args[position], scale, form=self.weights)
         args[position] = make("dequantize", q, scale, dtype=Symbol(weight.type.dtype))
         return with_args(moved, tuple(args))
 

@@ -197,13 +197,17 @@ def _step_inputs(
     return (*inputs, *(each for each in program.inputs if each.role == "arg"))
 
 
+_LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_type", "unstack"}
+
+
 def _packed_name(value: Value, names: dict[Value, str], taken: set[str]) -> str:
-    """The path of the parameter it comes from, and what was done to it."""
+    """The path of the parameter it comes from, and the last thing that was done to it."""
     made: list[str] = []
     at = value
     while at not in names:
         at = _towards_parameter(at, names, made)
-    name = ".".join([names[at], *dict.fromkeys(reversed(made))])
+    told = next((each for each in made if each not in _LAYOUT_NOISE), None)
+    name = f"{names[at]}.{told}" if told else names[at]
     tries = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(2)))
     name = next(each for each in tries if each not in taken)
     taken.add(name)
@@ -220,7 +224,16 @@ def _towards_parameter(value: Value, names: dict[Value, str], made: list[str]) -
             at = _towards_parameter(at, names, made)
         return op.args[body.inputs.index(at)]
     made.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
-    return next(arg for arg in op.args if arg in names or arg.op.name != "const")
+    variable = [arg for arg in op.args if arg.op.name != "const"]
+    return min(variable, key=_steps_to_input)
+
+
+def _steps_to_input(value: Value) -> int:
+    """How many ops lie between a value and the nearest input along first arguments."""
+    steps = 0
+    while value.op.args:
+        value, steps = value.op.args[0], steps + 1
+    return steps
 
 
 def _notes(program: Program, stages: Stages) -> list[str]:

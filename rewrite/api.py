@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dialect import control, framework, lax, mesh as machine, nn, quant, sharding, tensor  # noqa: F401
+from jax.sharding import AxisType, Mesh
+
+from dialect import control, framework, lax, nn, quant, sharding, tensor  # noqa: F401
+from dialect import mesh as machine
 from dialect.step import Step
 from dialect.tracing import Where, trace
-from rewrite.errors import PipelineError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
@@ -71,21 +73,29 @@ def auto_shard(
 
 
 def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Target]:
-    """(jax Mesh, Target) from what the user said of the machine, in the call or in the pipeline."""
+    """(jax Mesh, Target) from what the user said of the machine, in the call or in the pipeline.
+
+    The pipeline's mesh holds where it says nothing else, and for any machine of as many chips.
+    """
     asked = pipeline.target()
     if mesh is None:
         mesh = target or asked.topology or machine.here()
-    if isinstance(mesh, str):
-        topology = machine.Topology.parse(mesh)
-        axes = asked.mesh if asked.mesh and asked.topology in ("", mesh) else topology.mesh_axes()
-        spec = axes if isinstance(axes, machine.MeshSpec) else machine.MeshSpec(tuple(axes))
-        return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
-    topology, spec = machine.describe(mesh, target)
-    if hasattr(mesh, "devices") and not hasattr(mesh, "abstract_mesh"):
-        raise PipelineError(f"expected a mesh or a topology, got {type(mesh).__name__}")
-    if not hasattr(mesh, "devices"):
-        mesh = machine.jax_mesh(topology, spec)
-    return mesh, Target(str(topology), spec.axes)
+    if not isinstance(mesh, str):
+        topology, spec = machine.describe(mesh, target)
+        laid = _automatic(mesh) if isinstance(mesh, Mesh) else machine.jax_mesh(topology, spec)
+        return laid, Target(str(topology), spec.axes)
+    topology = machine.Topology.parse(mesh)
+    spec = topology.mesh_axes()
+    if asked.mesh:
+        wanted = machine.MeshSpec(asked.mesh)
+        own = asked.topology and machine.Topology.parse(asked.topology) == topology
+        spec = wanted if own or wanted.size == topology.chips else spec
+    return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The mesh with Auto axes: sharding constraints mean nothing on Explicit ones."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
 def compile(program: Program, mesh: Any = None, *, target: str | None = None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,54 +12,288 @@ from typing import Any
 from rewrite import opdef
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value
-from rewrite.program import Input, Output, Program, Step
-
-WIDTH = 100  # columns, for what can be broken into lines; an op is always one line
-
-# What the grammar reads without quotes, at least.
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)*")
-_LEAD = re.compile(r'".*"|\([0-9, ()]*\)')
-_INLINE = re.compile(r"\([^()]*\)|<[^<>]*>|[^\s,():<%]+")  # a constant's content, between commas
-_NOT_SYMBOLS = frozenset({"none", "true", "false", "inf"})
-_DIGEST = re.compile(r"[0-9a-f]{8,}")
+from rewrite.program import Input, Layout, Output, Program, Step
 
 Notes = Callable[[Value], str]
 
+WIDTH = 100  # columns, for what may be broken into lines; an op never is
+
+# What the grammar reads without quotes, at least.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_LEAD = re.compile(r'".*"|\([0-9, ()]*\)')
+_INLINE = re.compile(r"\([^()'\"]*\)|<[^<>]*>|[A-Za-z0-9_.+-]+")  # constants that fit in a line
+_NO_SYMBOLS = frozenset({"none", "true", "false", "inf"})
+_DIGEST = re.compile(r"[0-9a-f]{8,}")
+
 
 def show_program(program: Program, origins: bool = False, notes: Notes | None = None) -> str:
-    """The text of a program. Linear in its size.
+    """The text of a program, in time linear in its size.
 
-    `origins` adds the user's source line to each op as a comment; `notes(value)` gives a comment
-    for each value (its axes and layout), or "".
+    `origins` adds to each op, as a comment, the user's line and the rules that it came from;
+    `notes(value)` gives one more comment for each value (its axes and layout, say), or "".
     """
     printer = _Printer(origins, notes)
     names = _display_names(program.inputs)
-    lines = [f"program {_word(program.name)}"]
-    lines += _history(program.history) if program.history else []
-    lines += ["inputs {", *printer.inputs(program.inputs, names, program), "}"]
-    lines += ["outputs {", *_outputs(program.outputs, names), "}"]
-    lines += _filled(f"tree {_skeleton(program.tree[0])} -> {_skeleton(program.tree[1])}")
+    printer.lines.append(f"program {_word(program.name)}")
+    if program.history:
+        printer.block("history", (line for step in program.history for line in _step(step)))
+    step_inputs = () if program.stages else program.graph.inputs
+    printer.block("inputs", printer.inputs(program.inputs, names, step_inputs))
+    printer.block("outputs", _outputs(program.outputs, names))
+    printer.lines += _filled(f"tree {_tree(program.tree[0])} -> {_tree(program.tree[1])}")
     if program.plan is not None:
-        lines += ["plan {", *(f"  {line}".rstrip() for line in str(program.plan).split("\n")), "}"]
+        printer.block("plan", str(program.plan).split("\n"))
     if program.stages is None:
-        return "\n".join([*lines, *printer.step(program.graph, program.inputs, names)]) + "\n"
+        printer.step(program.graph, program.inputs, names)
+        return printer.text()
     stages, packed = program.stages, _display_names(program.stages.inputs)
-    of_role = {
-        role: [name for name, each in zip(names, program.inputs) if each.role == role]
-        for role in ("param", "state")
-    }
-    updated = [packed[out.updates] for out in stages.outputs if out.updates is not None]
-    lines += printer.region(stages.prepare, "prepare ", of_role["param"])
-    lines += printer.region(stages.adapt, "adapt ", of_role["state"])
-    lines += ["packed inputs {", *printer.inputs(stages.inputs, packed, program), "}"]
-    lines += ["packed outputs {", *_outputs(stages.outputs, packed), "}"]
-    lines += printer.step(program.graph, stages.inputs, packed)
-    lines += printer.region(stages.restore, "restore ", updated)
-    return "\n".join(lines) + "\n"
+    pairs = [(name, each.role) for name, each in zip(names, program.inputs)]
+    updated = [out.updates for out in stages.outputs if out.updates is not None]
+    printer.region(stages.prepare, "prepare ", [name for name, role in pairs if role == "param"])
+    printer.region(stages.adapt, "adapt ", [name for name, role in pairs if role == "state"])
+    printer.block("packed inputs", printer.inputs(stages.inputs, packed, program.graph.inputs))
+    printer.block("packed outputs", _outputs(stages.outputs, packed))
+    printer.step(program.graph, stages.inputs, packed)
+    printer.region(stages.restore, "restore ", [packed[number] for number in updated])
+    return printer.text()
 
 
 def show_graph(graph: Graph, origins: bool = False, notes: Notes | None = None) -> str:
     """The text of a graph by itself: `graph (%0 : f32[4]) { ... return %1 }`."""
-    return "\n".join(_Printer(origins, notes).region(graph, "graph ")) + "\n"
+    printer = _Printer(origins, notes)
+    printer.region(graph, "graph ")
+    return printer.text()
+
+
+class _Printer:
+    """Collects lines. Every value of a section has a name of its own, those of regions too."""
+
+    def __init__(self, origins: bool, notes: Notes | None) -> None:
+        self.origins, self.notes = origins, notes
+        self.lines: list[str] = []
+        self.count = 0
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    def block(self, head: str, lines: Iterable[str]) -> None:
+        self.lines.append(f"{head} {{")
+        self.lines += (f"  {line}".rstrip() for line in lines)
+        self.lines.append("}")
+
+    def inputs(
+        self, declared: Sequence[Input], names: Sequence[str], values: Sequence[Value]
+    ) -> list[str]:
+        lines = []
+        for number, (each, name) in enumerate(zip(declared, names)):
+            quoted = "" if name == f"%{each.name}" else f" {_quoted(each.name)}"
+            layout = "" if each.layout is None else f" @ {_layout(each.layout)}"
+            remark = self.remark(values[number : number + 1])
+            lines.append(f"{name}{quoted} : {each.type} {each.role}{layout}{remark}")
+        return lines
+
+    def step(self, graph: Graph, declared: Sequence[Input], names: Sequence[str]) -> None:
+        """The graph between declared inputs; they are written again only where it has others."""
+        if [value.type for value in graph.inputs] != [each.type for each in declared]:
+            self.region(graph, "step ", names)
+            return
+        self.count = 0
+        self.lines.append("step {")
+        self.body(graph, dict(zip(graph.inputs, names)), "  ")
+        self.lines.append("}")
+
+    def region(self, graph: Graph, head: str, names: Sequence[str] = (), indent: str = "") -> None:
+        self.count = 0 if head else self.count
+        if len(names) != len(graph.inputs):
+            names = [self.fresh() for _ in graph.inputs]
+        params = [f"{name} : {value.type}" for name, value in zip(names, graph.inputs)]
+        remarks = [self.remark([value]) for value in graph.inputs]
+        opened = f"{indent}{head}({', '.join(params)}) {{"
+        if len(opened) > WIDTH or any(remarks):
+            commas = [","] * (len(params) - 1) + [""]
+            rows = map("".join, zip(params, commas, remarks))
+            self.lines += [f"{indent}{head}(", *(f"{indent}  {row}" for row in rows)]
+            opened = f"{indent}) {{"
+        self.lines.append(opened)
+        self.body(graph, dict(zip(graph.inputs, names)), f"{indent}  ")
+        self.lines.append(f"{indent}}}")
+
+    def body(self, graph: Graph, names: dict[Value, str], indent: str) -> None:
+        for op in graph.ops:
+            written = _constant(op)
+            if written:
+                names[Value(op, 0)] = written
+            else:
+                self.op(op, names, indent)
+        returned = ", ".join(names[value] for value in graph.outputs)
+        self.lines += _filled(f"return {returned}".rstrip(), indent)
+
+    def op(self, op: Op, names: dict[Value, str], indent: str) -> None:
+        name = head = self.fresh()
+        if len(op.types) == 1:
+            names[Value(op, 0)] = name
+        else:
+            head = f"{name}:{len(op.types)}"
+            names.update((value, f"{name}.{value.index}") for value in op.results)
+        lead, attrs = _attributes(op)
+        args = ", ".join([names[arg] for arg in op.args])
+        types = ", ".join(map(str, op.types))
+        remark = self.remark(op.results, op.origin)
+        self.lines.append(
+            f"{indent}{head} = {_word(op.name)}{lead}({args}){attrs} : {types}{remark}"
+        )
+        for region in op.regions:
+            self.region(region, "", indent=f"{indent}  ")
+
+    def fresh(self) -> str:
+        self.count += 1
+        return f"%{self.count - 1}"
+
+    def remark(self, values: Iterable[Value], origin: Origin | None = None) -> str:
+        parts = [note for note in map(self.notes, values) if note] if self.notes else []
+        if self.origins and origin is not None:
+            parts += [part for part in (_short_origin(origin),) if part]
+        return f"  // {'; '.join(parts)}".replace("\n", " ") if parts else ""
+
+
+# The pieces of a line.
+
+
+def show_value(value: Any) -> str:
+    """An attribute value. A handle, or what should have been one, shows as `<kind 1a2b3c4d>`."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(show_value, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, float):
+        return float.__repr__(value)
+    if isinstance(value, complex):
+        sign = "" if repr(value.imag).startswith("-") else "+"
+        return f"{value.real!r}{sign}{value.imag!r}j"
+    if isinstance(value, Type):
+        return str(value)
+    if isinstance(value, Symbol):
+        return _symbol(value.text)
+    if isinstance(value, Record):
+        fields = ", ".join(f"{_word(name)}={show_value(item)}" for name, item in value.fields)
+        return f"{_word(value.name)}({fields})"
+    return _handle(value if isinstance(value, Opaque) else Opaque.of(value))
+
+
+def _handle(opaque: Opaque) -> str:
+    key = opaque.key
+    if not (isinstance(key, str) and _DIGEST.match(key)):
+        key = hashlib.sha256(repr(key).encode()).hexdigest()
+    return f"<{re.sub(r'[^A-Za-z0-9_. -]', '_', opaque.kind)} {key[:8]}>"
+
+
+def _attributes(op: Op) -> tuple[str, str]:
+    """What stands behind the name, and what stands in braces."""
+    lead_name, lead, rest = _lead_of(op.name), "", []
+    for name, value in op.attrs:
+        shown = show_value(value)
+        if name == lead_name and _LEAD.fullmatch(shown):
+            lead = f" {shown} "
+        else:
+            rest.append(f"{_word(name)}={shown}")
+    return lead, f" {{{', '.join(rest)}}}" if rest else ""
+
+
+@lru_cache(maxsize=4096)
+def _lead_of(name: str) -> str | None:
+    try:
+        return opdef.lookup(name).lead
+    except InvalidProgram:  # printed all the same: it may be what somebody is looking for
+        return None
+
+
+def _constant(op: Op) -> str:
+    """`0.5:f32`, `(0, 1):i32[2]`; "" for what is no constant or cannot stand in a line."""
+    if op.name != "const" or len(op.attrs) != 2:
+        return ""
+    (first, type_), (second, value) = op.attrs
+    if (first, second) != ("type", "value") or (type_,) != op.types or op.args or op.regions:
+        return ""
+    shown = show_value(value)
+    written = str(type_).replace("[]", "")
+    return f"{shown}:{written}" if _INLINE.fullmatch(shown) else ""
+
+
+def _display_names(declared: Sequence[Input]) -> list[str]:
+    """`%params/wq` for each input: its own name where the grammar can read it, and unique."""
+    taken: dict[str, int] = {}
+    names = []
+    for each in declared:
+        name = re.sub(r"[^A-Za-z0-9_./-]+|^/|/$|/(?=/)", "_", each.name)
+        name = name if re.match("[A-Za-z_]", name) else f"_{name}"  # numbers are for ops
+        while name in taken:
+            taken[name] += 1
+            name = f"{name}_{taken[name]}"
+        taken[name] = 1
+        names.append(f"%{name}")
+    return names
+
+
+def _outputs(declared: Sequence[Output], names: Sequence[str]) -> list[str]:
+    updates = ["" if out.updates is None else f" updates {names[out.updates]}" for out in declared]
+    return [f"{_quoted(out.name)}{updated}" for out, updated in zip(declared, updates)]
+
+
+def _step(step: Step) -> list[str]:
+    return [f"{_quoted(step.text)} {step.keeps}", *(f"  - {_quoted(note)}" for note in step.notes)]
+
+
+def _layout(layout: Layout) -> str:
+    """`(x y, _)`: the mesh axes of each dimension, `_` where it is not split."""
+    shown = (
+        " ".join(_quoted(axis) if axis == "_" else _word(axis) for axis in dimension) or "_"
+        for dimension in layout
+    )
+    return f"({', '.join(shown)})"
+
+
+def _tree(tree: Any) -> str:
+    if isinstance(tree, dict):
+        keys = {key: _quoted(key) if isinstance(key, str) else str(key) for key in tree}
+        return f"{{{', '.join(f'{keys[key]}: {_tree(item)}' for key, item in tree.items())}}}"
+    if isinstance(tree, list):
+        return f"[{', '.join(map(_tree, tree))}]"
+    if isinstance(tree, tuple):
+        return f"({', '.join(map(_tree, tree))}{',' if len(tree) == 1 else ''})"
+    return show_value(tree)
+
+
+def _short_origin(origin: Origin) -> str:
+    source = "/".join(origin.source.replace("\\", "/").split("/")[-2:])
+    return " ".join([source, *(["by", ", ".join(origin.rules)] if origin.rules else [])]).strip()
+
+
+def _symbol(text: str) -> str:
+    if text == "-0.0" or _NAME.fullmatch(text) and text not in _NO_SYMBOLS:
+        return text
+    return "'{}'".format(_quoted(text)[1:-1].replace("'", "\\u0027"))
+
+
+def _word(text: str) -> str:
+    return text if _NAME.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(str(text), ensure_ascii=not text.isprintable())
+
+
+def _filled(text: str, indent: str = "") -> list[str]:
+    """`text` broken at spaces outside quotes, continuations indented."""
+    if len(indent) + len(text) <= WIDTH:
+        return [indent + text]
+    lines, line = [], indent
+    for word in re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^" ])+', text):
+        if len(line) + len(word) > WIDTH and line.strip():
+            lines.append(line.rstrip())
+            line = f"{indent}  "
+        line += f"{word} "
+    return [*lines, line.rstrip()]

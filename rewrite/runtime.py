@@ -23,6 +23,9 @@ class Framework(Protocol):
     def trace(self, function: Any, types: Sequence[Type]) -> Graph:
         """The graph of a function of arrays of these types."""
 
+    def apply(self, name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
+        """Applies the op `name` to arrays and numbers while a rule is traced."""
+
     def constant(self, value: Any, type: Type) -> Value:
         """A constant of the program."""
 

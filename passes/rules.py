@@ -1,0 +1,35 @@
+"""rules: applies the rules of a file (see `rewrite.rulefile`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from dialect.normal_form import normal_form
+from rewrite.driver import Report, rewrite
+from rewrite.errors import PipelineError
+from rewrite.passbase import Pass
+from rewrite.program import KEEPS, Program, Step
+from rewrite.rulefile import read_rules
+from rewrite.target import Target
+
+
+@dataclass(frozen=True)
+class Rules(Pass):
+    """Applies your own rules, wherever they match. `file` is read when the pass runs."""
+
+    file: str = ""
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        path = Path(self.file)
+        if not path.is_file():
+            raise PipelineError(f"there is no rule file {self.file!r}", hint='rules{file="my.rules"}')
+        rules = read_rules(path.read_text(encoding="utf-8"), str(path), normal_form)
+        report = Report()
+        graph = rewrite(program.graph, rules, report)
+        fired = [rule.keeps for rule in rules if rule.name in report.fired]
+        step = Step(str(self), max(fired, key=KEEPS.index, default="bits"), report.notes())
+        return replace(program, graph=graph, history=(*program.history, step))
