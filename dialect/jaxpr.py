@@ -65,9 +65,17 @@ def _content(value: Any, type_: Type) -> Any:
     if array.dtype.kind == "c":
         flat = tuple((float(x.real), float(x.imag)) for x in array.ravel())
         return Opaque("array", value, flat)
-    plain = array.astype(object) if array.dtype.kind in "biu" else array.astype(np.float64)
-    flat = tuple(attributes.encode(x) for x in plain.ravel().tolist())
+    flat = tuple(attributes.encode(_number(x)) for x in array.ravel())
     return flat if array.ndim else flat[0]
+
+
+def _number(scalar: np.generic) -> bool | int | float:
+    """A numpy scalar as the shortest number that its dtype reads back as the same bits."""
+    if scalar.dtype.kind == "b":
+        return bool(scalar)
+    if scalar.dtype.kind in "iu" or scalar.dtype.name.startswith(("int", "uint")):
+        return int(scalar)
+    return float(str(scalar))
 
 
 class _Importer:
@@ -139,7 +147,9 @@ class _Importer:
             return tuple(self.graph(branch) for branch in params["branches"]), ()
         if name.startswith("scatter"):  # its jaxpr says what its name says already
             params = {k: v for k, v in params.items() if not k.startswith("update_")}
-        return (), attributes.encode_params(params)
+        unset = primitives.unset(name)
+        given = {k: v for k, v in params.items() if v is not None or k not in unset}
+        return (), attributes.encode_params(given)
 
     def origin(self, eqn: Any) -> Origin:
         """The innermost frame of the user's own code."""

@@ -64,5 +64,4 @@ def _rows(value: Value, start: int, stop: int) -> Value:
         value,
         start_indices=(start, *[0] * (rank - 1)),
         limit_indices=(stop, *value.type.shape[1:]),
-        strides=None,
     )

@@ -28,7 +28,7 @@ _LARGEST_FOLDED = 64  # elements; larger constants would not be printed
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     """`value` in another shape."""
-    return make("reshape", value, new_sizes=tuple(shape), dimensions=None, sharding=None)
+    return make("reshape", value, new_sizes=tuple(shape))
 
 
 def is_splat(value: Value) -> bool:
@@ -103,7 +103,7 @@ def split_to_slices(op: Op) -> Outcome:
         first, last = [0] * source.type.rank, list(source.type.shape)
         first[axis], last[axis] = start, start + size
         parts.append(
-            make("slice", source, start_indices=tuple(first), limit_indices=tuple(last), strides=None)
+            make("slice", source, start_indices=tuple(first), limit_indices=tuple(last))
         )
         start += size
     return parts
@@ -166,12 +166,13 @@ def dot_to_contract(op: Op) -> Outcome:
     name = dict(zip(found.letters, _LETTERS))
     if len(found.letters) > len(_LETTERS):
         return None
+    asked = op.get("precision")
     return make(
         "contract",
         *op.args,
         spec=str(_renamed(found, name)),
-        dtype=op["preferred_element_type"] or Symbol(op.types[0].dtype),
-        precision=op["precision"],
+        dtype=op.get("preferred_element_type") or Symbol(op.types[0].dtype),
+        **({"precision": asked} if asked is not None else {}),
     )
 
 

@@ -54,6 +54,32 @@ def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
 
 
+@lru_cache(maxsize=1)
+def _unset_parameters() -> dict[str, frozenset[str]]:
+    """For each primitive that has optional parameters, those that are None where nobody asked."""
+    square = jnp.zeros((2, 2))
+    unary = (
+        "cos sin tan exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt erf erf_inv"
+    ).split()
+
+    def probe(x: Any, i: Any) -> Any:
+        plain = [getattr(jax.lax, name)(x) for name in unary]
+        sums = [jnp.sum(x), jnp.max(x), jnp.min(x), jnp.prod(x), jnp.any(x > 0), jnp.all(x > 0)]
+        shapes = [x[:, None], x[:1], x.reshape(4), x.astype("int32"), jax.lax.iota("int32", 3)]
+        return [*plain, *sums, *shapes, x * x, x @ x, x[i], jax.lax.top_k(x, 1), jnp.argmax(x)]
+
+    found: dict[str, frozenset[str]] = {}
+    for eqn in _equations(jax.make_jaxpr(probe)(square, jnp.zeros(2, "int32"))):
+        unset = frozenset(name for name, value in eqn.params.items() if value is None)
+        found[eqn.primitive.name] = found.get(eqn.primitive.name, unset) & unset
+    return found
+
+
+def unset(name: str) -> frozenset[str]:
+    """The parameters of a primitive that need not be said: None stands for them."""
+    return _unset_parameters().get(name, frozenset())
+
+
 def remember(primitive: Primitive) -> None:
     """Makes a primitive that a program uses known by its name."""
     if _known().get(primitive.name) is not primitive:
@@ -70,6 +96,7 @@ def bind(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
     primitive = find(name)
     if primitive is None:
         raise KeyError(f"this JAX ({jax.__version__}) has no primitive {name!r}")
+    params = {**dict.fromkeys(unset(name)), **params}
     out = primitive.bind(*args, **primitive.get_bind_params(params))
     return list(out) if primitive.multiple_results else [out]
 

@@ -62,7 +62,7 @@ def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
     if not caches:
         return op.results
     layers = make(
-        "iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0, sharding=None
+        "iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0
     )
     index = new_input(_INDEX)
     wholes = [new_input(cache.whole.type) for cache in caches]

@@ -201,7 +201,7 @@ def _tabulated(take: Op, cut: list[Value], bound: frozenset[Value]) -> list[Valu
     )
     shell = replace_values(Graph((), tuple(cut)), {**inside, take.results[0]: start})
     body = Graph((*inside.values(), chunk), shell.outputs)
-    last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0, sharding=None)
+    last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0)
     last = make("rem", last, _vocabulary(vocab))
     loop = build(
         "scan",
@@ -233,7 +233,6 @@ def _table(result: Value, value: Value, vocab: int, rows: int) -> Value:
         flat,
         start_indices=(0,) * flat.type.rank,
         limit_indices=(vocab, *rest),
-        strides=None,
     )
 
 

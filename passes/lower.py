@@ -32,7 +32,7 @@ def converted(value: Value, dtype: str) -> Value:
     if value.type.dtype == dtype:
         return value
     return make(
-        "convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False, sharding=None
+        "convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False
     )
 
 
@@ -59,7 +59,7 @@ def scale_behind_product(op: Op) -> Outcome:
         args[position] = converted(q, other.type.dtype)
         product = make("contract", *args, **dict(op.attrs))
         wide = converted(product, "f32")
-        scaled = make("mul", wide, _aligned(scale, own, out), **_mul_attributes())
+        scaled = make("mul", wide, _aligned(scale, own, out))
         return converted(scaled, op.types[0].dtype)
     return None
 
@@ -73,12 +73,6 @@ def _aligned(scale: Value, own: tuple[str, ...], out: tuple[str, ...]) -> Value:
     if order != list(range(len(kept))):
         flat = make("transpose", flat, permutation=tuple(order))
     return reshaped(flat, tuple(sizes.get(x, 1) for x in out))
-
-
-def _mul_attributes() -> dict[str, None]:
-    """The parameters of `mul` in this JAX."""
-    graph = trace_graph(lambda x, y: [x * y], *[struct_of(Type("f32", (2,)))] * 2)
-    return dict(graph.ops[0].attrs)
 
 
 def _expand(op: Op) -> Outcome:

@@ -16,7 +16,7 @@ from dialect.attention import attend_of_softmax
 from dialect.nn import Traced, rms_norm, rope, softmax
 from dialect.normal_form import is_splat, normal_form
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Op, Value
+from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -114,9 +114,9 @@ def take_of_gather(op: Op) -> Outcome:
         range(rank, rank + table.type.rank - 1)
     ):
         return Miss("its rows are not the last axes of the result", 2)
-    if op.get("fill_value") is not None and str(op["fill_value"]) != "Symbol(text='nan')":
+    if op.get("fill_value") not in (None, Symbol("nan")):
         return Miss("it fills with a value of its own", 2)
-    ids = make("reshape", indices, new_sizes=indices.type.shape[:-1], dimensions=None, sharding=None)
+    ids = make("reshape", indices, new_sizes=indices.type.shape[:-1])
     return make("take", table, ids, mode=op["mode"])
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from dialect import sharding  # noqa: F401  (defines constrain)
 from dialect.axes import Axes, infer_axes
+from dialect.binding import bound_values, region_bound
 from dialect.layouts import activation_group, with_input_layouts
 from dialect.sharding import show_layout
 from rewrite.ir import Graph, Op, Value
@@ -33,8 +34,10 @@ class Shard(Pass):
     def run(self, program: Program, target: Target) -> Program:
         if program.plan is None:
             return self.said(program, "no plan, so nothing is constrained: run `plan` first")
+        pairs = zip(program.graph.inputs, program.inputs)
+        params = frozenset(value for value, each in pairs if each.role == "param")
         emitted = _Constraints(program.plan, infer_axes(program))
-        placed = with_input_layouts(program.with_graph(emitted.graph(program.graph)))
+        placed = with_input_layouts(program.with_graph(emitted.graph(program.graph, params)))
         return self.said(placed, *emitted.lines())
 
 
@@ -42,17 +45,26 @@ class _Constraints:
     def __init__(self, plan: Plan, axes: Axes) -> None:
         self.plan, self.axes = plan, axes
         self.said: dict[str, int] = {}
+        self.gathers = plan.split("used") != plan.split("weights")
 
     def lines(self) -> list[str]:
         """Each kind of constraint once, with its reason and how often it was set."""
         return [f"{text} ({count} times)" for text, count in self.said.items()]
 
-    def graph(self, graph: Graph) -> Graph:
+    def graph(self, graph: Graph, params: frozenset[Value]) -> Graph:
+        """`params` are the inputs of the graph that depend on parameters alone."""
+        bound = bound_values(graph, params)
         memo: dict[Value, Value] = {value: value for value in graph.inputs}
         for op in graph.ops:
             args = tuple(memo[arg] for arg in op.args)
-            regions = tuple(self.graph(region) for region in op.regions)
-            if op.name == "attend":
+            inner = region_bound(op, bound)
+            regions = tuple(self.graph(region, inner) for region in op.regions)
+            if op.name == "contract" and self.gathers:
+                args = tuple(
+                    self.gathered(known, arg) if known in bound else arg
+                    for known, arg in zip(op.args, args)
+                )
+            elif op.name == "attend":
                 args = self.attention_inputs(op, args)
             elif op.name == "cache_write":
                 args = self.cache_update(op, args)
@@ -71,6 +83,15 @@ class _Constraints:
         if group is None:
             return value
         return self.constrain(value, op.results[0], group, f"{op.name} gives {group}")
+
+    def gathered(self, known: Value, value: Value) -> Value:
+        """A weight, gathered to the layout in which the product reads it; integers as integers."""
+        why = "the product reads gathered weights"
+        if known.op.name != "dequantize":
+            return self.constrain(value, known, "used", why)
+        stored = zip(value.op.args, known.op.args)
+        args = tuple(self.constrain(arg, before, "used", why) for arg, before in stored)
+        return with_args(value.op, args).results[0]
 
     def attention_inputs(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
         """The query, moved from where its product left it to where attention owns it."""

@@ -15,14 +15,15 @@ from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value
 from rewrite.program import Input, Layout, Output, Program, Step
 
 Notes = Callable[[Value], str]
+Named = tuple[str, Input]  # an input, and the name that the text has for it
 
 WIDTH = 100  # columns, for what may be broken into lines; an op never is
 
 # What the grammar reads without quotes, at least.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_SYMBOL = re.compile(r"-0\.0|(?!(none|true|false|inf)$)[A-Za-z_][A-Za-z0-9_.]*")
 _LEAD = re.compile(r'".*"|\([0-9, ()]*\)')
 _INLINE = re.compile(r"\([^()'\"]*\)|<[^<>]*>|[A-Za-z0-9_.+-]+")  # constants that fit in a line
-_NO_SYMBOLS = frozenset({"none", "true", "false", "inf"})
 _DIGEST = re.compile(r"[0-9a-f]{8,}")
 
 
@@ -33,28 +34,28 @@ def show_program(program: Program, origins: bool = False, notes: Notes | None = 
     `notes(value)` gives one more comment for each value (its axes and layout, say), or "".
     """
     printer = _Printer(origins, notes)
-    names = _display_names(program.inputs)
+    inputs = list(zip(_display_names(program.inputs), program.inputs))
+    values = () if program.stages else program.graph.inputs
     printer.lines.append(f"program {_word(program.name)}")
     if program.history:
         printer.block("history", (line for step in program.history for line in _step(step)))
-    step_inputs = () if program.stages else program.graph.inputs
-    printer.block("inputs", printer.inputs(program.inputs, names, step_inputs))
-    printer.block("outputs", _outputs(program.outputs, names))
+    printer.block("inputs", printer.inputs(inputs, values))
+    printer.block("outputs", _outputs(program.outputs, inputs))
     printer.lines += _filled(f"tree {_tree(program.tree[0])} -> {_tree(program.tree[1])}")
     if program.plan is not None:
         printer.block("plan", str(program.plan).split("\n"))
     if program.stages is None:
-        printer.step(program.graph, program.inputs, names)
+        printer.section("step", program.graph, inputs)
         return printer.text()
-    stages, packed = program.stages, _display_names(program.stages.inputs)
-    pairs = [(name, each.role) for name, each in zip(names, program.inputs)]
-    updated = [out.updates for out in stages.outputs if out.updates is not None]
-    printer.region(stages.prepare, "prepare ", [name for name, role in pairs if role == "param"])
-    printer.region(stages.adapt, "adapt ", [name for name, role in pairs if role == "state"])
-    printer.block("packed inputs", printer.inputs(stages.inputs, packed, program.graph.inputs))
+    stages = program.stages
+    packed = list(zip(_display_names(stages.inputs), stages.inputs))
+    updated = [packed[out.updates] for out in stages.outputs if out.updates is not None]
+    printer.section("prepare", stages.prepare, [x for x in inputs if x[1].role == "param"])
+    printer.section("adapt", stages.adapt, [x for x in inputs if x[1].role == "state"])
+    printer.block("packed inputs", printer.inputs(packed, program.graph.inputs))
     printer.block("packed outputs", _outputs(stages.outputs, packed))
-    printer.step(program.graph, stages.inputs, packed)
-    printer.region(stages.restore, "restore ", [packed[number] for number in updated])
+    printer.section("step", program.graph, packed)
+    printer.section("restore", stages.restore, updated)
     return printer.text()
 
 
@@ -74,38 +75,34 @@ class _Printer:
         self.count = 0
 
     def text(self) -> str:
-        return "\n".join(self.lines) + "\n"
+        return "\n".join(self.lines)
 
     def block(self, head: str, lines: Iterable[str]) -> None:
         self.lines.append(f"{head} {{")
         self.lines += (f"  {line}".rstrip() for line in lines)
         self.lines.append("}")
 
-    def inputs(
-        self, declared: Sequence[Input], names: Sequence[str], values: Sequence[Value]
-    ) -> list[str]:
+    def inputs(self, declared: Sequence[Named], values: Sequence[Value]) -> list[str]:
         lines = []
-        for number, (each, name) in enumerate(zip(declared, names)):
+        for number, (name, each) in enumerate(declared):
             quoted = "" if name == f"%{each.name}" else f" {_quoted(each.name)}"
             layout = "" if each.layout is None else f" @ {_layout(each.layout)}"
             remark = self.remark(values[number : number + 1])
             lines.append(f"{name}{quoted} : {each.type} {each.role}{layout}{remark}")
         return lines
 
-    def step(self, graph: Graph, declared: Sequence[Input], names: Sequence[str]) -> None:
-        """The graph between declared inputs; they are written again only where it has others."""
-        if [value.type for value in graph.inputs] != [each.type for each in declared]:
-            self.region(graph, "step ", names)
-            return
+    def section(self, head: str, graph: Graph, declared: Sequence[Named]) -> None:
+        """A graph of those declared inputs; they are written again only where it has others."""
         self.count = 0
-        self.lines.append("step {")
-        self.body(graph, dict(zip(graph.inputs, names)), "  ")
+        if [value.type for value in graph.inputs] != [each.type for _, each in declared]:
+            self.region(graph, f"{head} ")
+            return
+        self.lines.append(f"{head} {{")
+        self.body(graph, dict(zip(graph.inputs, (name for name, _ in declared))), "  ")
         self.lines.append("}")
 
-    def region(self, graph: Graph, head: str, names: Sequence[str] = (), indent: str = "") -> None:
-        self.count = 0 if head else self.count
-        if len(names) != len(graph.inputs):
-            names = [self.fresh() for _ in graph.inputs]
+    def region(self, graph: Graph, head: str = "", indent: str = "") -> None:
+        names = [self.fresh() for _ in graph.inputs]
         params = [f"{name} : {value.type}" for name, value in zip(names, graph.inputs)]
         remarks = [self.remark([value]) for value in graph.inputs]
         opened = f"{indent}{head}({', '.join(params)}) {{"
@@ -143,7 +140,7 @@ class _Printer:
             f"{indent}{head} = {_word(op.name)}{lead}({args}){attrs} : {types}{remark}"
         )
         for region in op.regions:
-            self.region(region, "", indent=f"{indent}  ")
+            self.region(region, indent=f"{indent}  ")
 
     def fresh(self) -> str:
         self.count += 1
@@ -177,7 +174,9 @@ def show_value(value: Any) -> str:
     if isinstance(value, Type):
         return str(value)
     if isinstance(value, Symbol):
-        return _symbol(value.text)
+        if _SYMBOL.fullmatch(value.text):
+            return value.text
+        return "'{}'".format(_quoted(value.text)[1:-1].replace("'", "\\u0027"))
     if isinstance(value, Record):
         fields = ", ".join(f"{_word(name)}={show_value(item)}" for name, item in value.fields)
         return f"{_word(value.name)}({fields})"
@@ -238,9 +237,11 @@ def _display_names(declared: Sequence[Input]) -> list[str]:
     return names
 
 
-def _outputs(declared: Sequence[Output], names: Sequence[str]) -> list[str]:
-    updates = ["" if out.updates is None else f" updates {names[out.updates]}" for out in declared]
-    return [f"{_quoted(out.name)}{updated}" for out, updated in zip(declared, updates)]
+def _outputs(declared: Sequence[Output], inputs: Sequence[Named]) -> list[str]:
+    return [
+        _quoted(out.name) + ("" if out.updates is None else f" updates {inputs[out.updates][0]}")
+        for out in declared
+    ]
 
 
 def _step(step: Step) -> list[str]:
@@ -272,12 +273,6 @@ def _short_origin(origin: Origin) -> str:
     return " ".join([source, *(["by", ", ".join(origin.rules)] if origin.rules else [])]).strip()
 
 
-def _symbol(text: str) -> str:
-    if text == "-0.0" or _NAME.fullmatch(text) and text not in _NO_SYMBOLS:
-        return text
-    return "'{}'".format(_quoted(text)[1:-1].replace("'", "\\u0027"))
-
-
 def _word(text: str) -> str:
     return text if _NAME.fullmatch(text) else _quoted(text)
 
@@ -287,11 +282,11 @@ def _quoted(text: str) -> str:
 
 
 def _filled(text: str, indent: str = "") -> list[str]:
-    """`text` broken at spaces outside quotes, continuations indented."""
+    """`text` broken at spaces outside quotes, but not behind a key; continuations indented."""
     if len(indent) + len(text) <= WIDTH:
         return [indent + text]
     lines, line = [], indent
-    for word in re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^" ])+', text):
+    for word in re.findall(r'(?:"(?:[^"\\]|\\.)*"(?:: )?|[^" ])+', text):
         if len(line) + len(word) > WIDTH and line.strip():
             lines.append(line.rstrip())
             line = f"{indent}  "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from rewrite.verify import verify
 _GRAMMAR = {"rel_to": __file__, "parser": "lalr", "maybe_placeholders": True}
 _ARG = re.compile(
     r"\s*(?P<name>%[A-Za-z0-9_./-]+|(?P<content>\([^()]*\)|<[^<>]*>|[A-Za-z0-9_.+-]+)"
-    r":(?P<type>[A-Za-z][A-Za-z0-9_]*(?:<[a-z0-9_]+>)?(?:\[[0-9,]*\])?~?))\s*(?:,|$)"
+    r":(?P<type>[A-Za-z][A-Za-z0-9_]*(?:<[a-z0-9_]+>)?(?:\[[0-9]+(?:,[0-9]+)*\])?~?))\s*(?:,|$)"
 )
 _TYPE = re.compile(r"[^\s:,\[]+\[[^\]]*\]~?")
 _COMMENT = re.compile(r"//[^\n]*")
@@ -69,7 +70,9 @@ def parse_graph(text: str) -> Graph:
 class _Values(Transformer):
     """Attribute values, made while they are read."""
 
-    NONE, TRUE, FALSE = (staticmethod(lambda token, made=made: made) for made in (None, True, False))
+    NONE = staticmethod(lambda token: None)
+    TRUE = staticmethod(lambda token: True)
+    FALSE = staticmethod(lambda token: False)
     INT, COMPLEX, TYPE, NAME = int, complex, staticmethod(parse_type), str
     STRING = staticmethod(json.loads)
     sequence = attribute = attributes = tuple
@@ -132,24 +135,31 @@ class _Reader:
     # Programs.
 
     def program(self, tree: Tree) -> Program:
-        name, history, declared, results, skeletons, plan, *rest = tree.children
+        name, history, declared, results, skeletons, plan, *sections = tree.children
         inputs, names = self.inputs(declared)
-        outputs, stages = self.outputs(results, names), None
-        if len(rest) > 1:
-            prepare, adapt, declared, results, step, restore = rest
-            around = [self.region(each.children[0]) for each in (prepare, adapt, restore)]
-            packed, names = self.inputs(declared)
-            stages = Stages(*around, packed, self.outputs(results, names))
-        return Program(
+        program = Program(
             name=_text(name),
-            graph=self.step(rest[-2 if stages else 0], stages.inputs if stages else inputs, names),
+            graph=Graph((), ()),
             inputs=inputs,
-            outputs=outputs,
+            outputs=self.outputs(results, names),
             tree=tuple(map(self.skeleton, skeletons.children)),
-            stages=stages,
             plan=None if plan is None else self.plan(plan),
             history=tuple(map(_step, history.children if history else ())),
         )
+        by_name = list(zip(names, inputs))
+        if len(sections) == 1:
+            return program.with_graph(self.section(sections[0], by_name))
+        prepare, adapt, declared, results, step, restore = sections
+        inputs, names = self.inputs(declared)
+        outputs, packed = self.outputs(results, names), list(zip(names, inputs))
+        stages = Stages(
+            self.section(prepare, [pair for pair in by_name if pair[1].role == "param"]),
+            self.section(adapt, [pair for pair in by_name if pair[1].role == "state"]),
+            self.section(restore, [packed[x.updates] for x in outputs if x.updates is not None]),
+            inputs,
+            outputs,
+        )
+        return replace(program, graph=self.section(step, packed), stages=stages)
 
     def inputs(self, tree: Tree) -> tuple[tuple[Input, ...], list[str]]:
         """The inputs as declared, and the names that the program has for them."""
@@ -192,11 +202,12 @@ class _Reader:
 
     # Graphs.
 
-    def step(self, tree: Tree, declared: Sequence[Input], names: Sequence[str]) -> Graph:
+    def section(self, tree: Tree, declared: Sequence[tuple[str, Input]]) -> Graph:
+        """A graph of the inputs declared elsewhere, or of those that it lists itself."""
         inner = tree.children[0]
         if inner.data == "region":
             return self.region(inner)
-        return self.body(inner, {name: new_input(x.type) for name, x in zip(names, declared)})
+        return self.body(inner, {name: new_input(each.type) for name, each in declared})
 
     def region(self, tree: Tree) -> Graph:
         params, body = tree.children
@@ -315,7 +326,9 @@ class _Reader:
                 width=len(handle.key),
             )
 
-    def unexpected(self, error: UnexpectedInput, token: Token | None = None, at: int = 0) -> NoReturn:
+    def unexpected(
+        self, error: UnexpectedInput, token: Token | None = None, at: int = 0
+    ) -> NoReturn:
         """Says what stands where something else was expected, in the text or inside of a token."""
         if isinstance(error, UnexpectedCharacters):
             wanted = error.allowed or set()
@@ -358,8 +371,7 @@ def _step(tree: Tree) -> Step:
 def _layout(tree: Tree | None) -> Layout | None:
     if tree is None:
         return None
-    dimensions = ([axis for axis in each.children if axis != "_"] for each in tree.children)
-    return tuple(tuple(map(_text, dimension)) for dimension in dimensions)
+    return tuple(tuple(map(_text, dimension.children)) for dimension in tree.children)
 
 
 def _handles(value: Any) -> Iterator[Opaque]:
@@ -375,6 +387,6 @@ def _shown(terminal: str) -> str:
     """A terminal of the grammar as a person would say it."""
     if terminal in _IN_WORDS:
         return _IN_WORDS[terminal]
-    terminals = {each.name: each for each in (*_lines_parser().terminals, *_values_parser().terminals)}
-    pattern = terminals[terminal].pattern if terminal in terminals else None
+    known = (*_lines_parser().terminals, *_values_parser().terminals)
+    pattern = next(each.pattern for each in known if each.name == terminal)
     return repr(pattern.value) if isinstance(pattern, PatternStr) else "a value"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,19 +23,27 @@ BATCH, LENGTH, CONTEXT = 2, 7, 12
 each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 
 
+@cache
 def toy(model: ModuleType, unrolled: bool = False) -> tuple[Any, Any, Any]:
     """The toy configuration, its parameters and an empty cache."""
     config = model.CONFIGS["toy"]
-    params = model.init_params(config, jax.random.key(1), unrolled)
+    params = jax.jit(partial(model.init_params, config, unrolled=unrolled))(jax.random.key(1))
     return config, params, model.init_cache(config, BATCH, CONTEXT, unrolled)
+
+
+@cache
+def prefill_of(model: ModuleType) -> Any:
+    return jax.jit(partial(model.prefill, model.CONFIGS["toy"]))
 
 
 def tokens_of(config: Any) -> jax.Array:
     return jax.random.randint(jax.random.key(2), (BATCH, LENGTH), 0, config.vocab)
 
 
-def token_by_token(model: ModuleType, config: Any, params: Any, cache: Any) -> tuple[Any, Any]:
+@cache
+def decoded(model: ModuleType, unrolled: bool = False) -> tuple[jax.Array, Any]:
     """All logits [B,T,V], and the cache, of one decode step after the other."""
+    config, params, cache = toy(model, unrolled)
     step = jax.jit(partial(model.decode_step, config))
     logits = []
     for token in tokens_of(config).T:
@@ -45,10 +53,11 @@ def token_by_token(model: ModuleType, config: Any, params: Any, cache: Any) -> t
 
 
 def stacked(tree: Any) -> Any:
-    """The scanned form of an unrolled tree's layers."""
-    if isinstance(tree, list):
-        return jax.tree.map(lambda *each: jnp.stack(each), *tree)
-    return tree
+    """The scanned form of an unrolled tree: its lists of layers stacked."""
+    layers = {name: part for name, part in tree.items() if isinstance(part, list)}
+    return tree | {
+        name: jax.tree.map(lambda *each: jnp.stack(each), *part) for name, part in layers.items()
+    }
 
 
 def assert_close(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
@@ -56,85 +65,75 @@ def assert_close(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
     jax.tree.map(same, found, expected)
 
 
+def assert_identical(found: Any, expected: Any) -> None:
+    def same(x: jax.Array, y: jax.Array) -> None:
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+    jax.tree.map(same, found, expected)
+
+
 @each_model
 @pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
 def test_decode_equals_prefill(model: ModuleType, unrolled: bool) -> None:
     config, params, cache = toy(model, unrolled)
-    decoded, by_token = token_by_token(model, config, params, cache)
-    prefill = jax.jit(partial(model.prefill, config))
-    for length in (1, 4, LENGTH):
-        logits, at_once = prefill(params, cache, tokens_of(config)[:, :length])
-        assert logits.dtype == jnp.float32
-        assert logits.shape == (BATCH, config.vocab)
-        assert_close(logits, decoded[:, length - 1])
+    logits, at_once = prefill_of(model)(params, cache, tokens_of(config))
+    every_logit, by_token = decoded(model, unrolled)
+    assert logits.dtype == jnp.float32
+    assert logits.shape == (BATCH, config.vocab)
+    assert_close(logits, every_logit[:, -1])
     assert_close(at_once, by_token)
     assert at_once["position"] == LENGTH
-    assert jnp.std(decoded) > 0.3
 
 
 @each_model
 def test_prefill_goes_on_where_it_stopped(model: ModuleType) -> None:
     config, params, cache = toy(model)
     tokens = tokens_of(config)
-    whole = model.prefill(config, params, cache, tokens)
-    _, half = model.prefill(config, params, cache, tokens[:, :3])
-    assert_close(model.prefill(config, params, half, tokens[:, 3:]), whole)
+    logits, half = prefill_of(model)(params, cache, tokens[:, :3])
+    assert_close(logits, decoded(model)[0][:, 2])
+    logits, whole = prefill_of(model)(params, half, tokens[:, 3:])
+    assert_close((logits, whole), (decoded(model)[0][:, -1], decoded(model)[1]))
 
 
 @each_model
 def test_scanned_equals_unrolled(model: ModuleType) -> None:
-    config, params, cache = toy(model)
-    _, params_list, cache_list = toy(model, unrolled=True)
-    assert isinstance(params_list["layers"], list) and isinstance(cache_list["k"], list)
-    np.testing.assert_equal(
-        jax.tree.map(np.asarray, params | {"layers": stacked(params_list["layers"])}),
-        jax.tree.map(np.asarray, params),
-    )
-    logits, cache = token_by_token(model, config, params, cache)
-    same, cache_list = token_by_token(model, config, params_list, cache_list)
-    assert_close(same, logits)
-    assert_close({name: stacked(value) for name, value in cache_list.items()}, cache)
+    assert isinstance(toy(model, unrolled=True)[1]["layers"], list)
+    assert isinstance(toy(model, unrolled=True)[2]["v"], list)
+    assert_identical(stacked(toy(model, unrolled=True)[1]), toy(model)[1])
+    logits, cache = decoded(model, unrolled=True)
+    assert_close((logits, stacked(cache)), decoded(model))
 
 
 @each_model
-def test_every_parameter_matters(model: ModuleType) -> None:
-    """And so does each layer's slice of it."""
+def test_a_sequence_sees_its_own_past_only(model: ModuleType) -> None:
+    """Neither the other sequence of the batch nor what the cache holds beyond its position."""
     config, params, cache = toy(model)
     tokens = tokens_of(config)
-    spread = jax.grad(lambda params: jnp.std(model.prefill(config, params, cache, tokens)[0]))
-    for path, slope in jax.tree.leaves_with_path(spread(params)):
-        layers = slope.reshape(config.layers, -1) if len(path) > 1 else slope.reshape(1, -1)
-        assert np.all(np.max(np.abs(layers), axis=1) > 1e-7), jax.tree_util.keystr(path)
-
-
-@each_model
-def test_later_tokens_and_other_sequences_do_not_matter(model: ModuleType) -> None:
-    config, params, cache = toy(model)
-    tokens = tokens_of(config)
-    changed = tokens.at[1].add(1)
-    before, after = (model.prefill(config, params, cache, t)[0] for t in (tokens, changed))
+    before, _ = prefill_of(model)(params, cache, tokens)
+    after, _ = prefill_of(model)(params, cache, tokens.at[1].add(1))
     assert_close(after[0], before[0])
     assert jnp.max(jnp.abs(after[1] - before[1])) > 0.1
-    stale = cache | {name: jax.tree.map(lambda x: x + 9, cache[name]) for name in ("k", "v")}
-    assert_close(model.prefill(config, params, stale, tokens)[0], before)
+    stale = cache | {"k": cache["k"] + 9, "v": cache["v"] + 9}
+    assert_close(prefill_of(model)(params, stale, tokens)[0], before)
 
 
 @each_model
 def test_bfloat16_is_close_to_float32(model: ModuleType) -> None:
     config, params, cache = toy(model)
-    narrow = replace(config, dtype="bfloat16")
-    narrow_params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    tokens = tokens_of(config)
-    wide, _ = model.prefill(config, params, cache, tokens)
-    logits, new = model.prefill(
-        narrow, narrow_params, model.init_cache(narrow, BATCH, CONTEXT), tokens
+    config = replace(config, dtype="bfloat16")
+    params, cache = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, (params, cache)
     )
+    prefill = jax.jit(partial(model.prefill, config))
+    logits, new = prefill(params, cache, tokens_of(config))
+    exact = decoded(model)[0][:, -1]
     assert new["k"].dtype == new["v"].dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
-    assert jnp.sqrt(jnp.mean(jnp.square(logits - wide))) < 0.05 * jnp.std(wide)
+    assert jnp.std(logits - exact) < 0.05 * jnp.std(exact)
 
 
-# ---- The models written once more, in float64 and as the papers write them: no cache, no batch ------
+# The models once more, in float64 and as the papers write them: no cache, no batch.
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -221,15 +220,11 @@ def gpt_by_hand(params: Any, tokens: np.ndarray) -> np.ndarray:
 )
 def test_the_model_is_the_formula(model: ModuleType, by_hand: Any) -> None:
     """Every logit of token-by-token decoding."""
-    config, params, cache = toy(model)
-    decoded, _ = token_by_token(model, config, params, cache)
-    exact = params if model is llama else toy(model, unrolled=True)[1]
-    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), exact)
-    for found, tokens in zip(decoded, np.asarray(tokens_of(config))):
-        assert_close(found, by_hand(exact, tokens))
-
-
-# ---- Sizes -----------------------------------------------------------------------------------------
+    config, params, _ = toy(model, unrolled=True)
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    for logits, tokens in zip(decoded(model)[0], np.asarray(tokens_of(config))):
+        assert_close(logits, by_hand(exact, tokens))
+        assert np.std(logits) > 0.3
 
 
 # In billions: Llama 3 from its model cards, PaLM from its Table 1, GPT-2 XL counted by hand.
@@ -248,7 +243,7 @@ def test_the_model_is_the_formula(model: ModuleType, by_hand: Any) -> None:
 def test_full_size(model: ModuleType, name: str, billions: float) -> None:
     config = model.CONFIGS[name]
     params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e9 == pytest.approx(billions, 2e-4)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e9 == pytest.approx(billions, rel=5e-4)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"bfloat16"}
     cache = jax.eval_shape(partial(model.init_cache, config, 4, 64))
     tokens = jax.ShapeDtypeStruct((4,), jnp.int32)
@@ -285,9 +280,6 @@ def test_an_example_is_short(model: ModuleType) -> None:
     assert max(map(len, lines)) <= 100
 
 
-# ---- Checkpoints ---------------------------------------------------------------------------------
-
-
 def hugging_face(params: Any) -> dict[str, np.ndarray]:
     """A checkpoint of the toy Llama as Hugging Face writes it: matrices [out, in], heads flat."""
     tensors = {
@@ -295,8 +287,7 @@ def hugging_face(params: Any) -> dict[str, np.ndarray]:
         "model.norm.weight": params["final_norm"],
         "lm_head.weight": params["head"].T,
     }
-    for i in range(TOY.layers):
-        layer = {name: stack[i] for name, stack in params["layers"].items()}
+    for i, layer in enumerate(params["layers"]):
         tensors |= {
             f"model.layers.{i}.{name}.weight": tensor
             for name, tensor in {
@@ -314,48 +305,37 @@ def hugging_face(params: Any) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> tuple[Path, Any, dict[str, np.ndarray]]:
-    """A folder with a checkpoint in two files, its parameters, and its tensors."""
-    params = llama.init_params(TOY, jax.random.key(3))
-    tensors = hugging_face(params)
-    names = sorted(tensors)
-    for i, part in enumerate((names[::2], names[1::2]), 1):
-        file = tmp_path / f"model-0000{i}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, file)
-    return tmp_path, params, tensors
+def save(tensors: dict[str, np.ndarray], folder: Path, files: int = 1) -> Path:
+    """Writes the tensors, dealt out over several files."""
+    folder.mkdir(exist_ok=True)
+    for i in range(files):
+        part = {name: tensors[name] for name in sorted(tensors)[i::files]}
+        save_file(part, folder / f"model-{i + 1:05}-of-{files:05}.safetensors")
+    return folder
 
 
-def test_a_checkpoint_is_read(checkpoint: tuple[Path, Any, Any]) -> None:
-    folder, params, _ = checkpoint
-    loaded = llama.load_params(folder, TOY)
-    same = jax.tree.map(lambda x, y: x.dtype == y.dtype and bool(jnp.all(x == y)), loaded, params)
-    assert jax.tree.all(same)
-    cache, tokens = llama.init_cache(TOY, BATCH, CONTEXT), tokens_of(TOY)
-    found, _ = llama.prefill(TOY, loaded, cache, tokens)
-    expected, _ = llama.prefill(TOY, params, cache, tokens)
-    np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_read(tmp_path: Path, files: int, dtype: str) -> None:
+    _, params, cache = toy(llama, unrolled=True)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    folder = save(hugging_face(params), tmp_path, files)
+    assert_identical(llama.load_params(folder, replace(TOY, dtype=dtype)), stacked(params))
 
 
-def test_a_bfloat16_checkpoint_in_one_file(tmp_path: Path) -> None:
-    params = jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16), llama.init_params(TOY, jax.random.key(3))
-    )
-    save_file(hugging_face(params), tmp_path / "model.safetensors")
-    config = replace(TOY, dtype="bfloat16")
-    loaded = llama.load_params(str(tmp_path), config)
-    same = jax.tree.map(lambda x, y: x.dtype == y.dtype and bool(jnp.all(x == y)), loaded, params)
-    assert jax.tree.all(same)
+def test_a_loaded_model_computes_the_same(tmp_path: Path) -> None:
+    loaded = llama.load_params(str(save(hugging_face(toy(llama, unrolled=True)[1]), tmp_path)), TOY)
+    logits, _ = prefill_of(llama)(loaded, toy(llama)[2], tokens_of(TOY))
+    assert_close(logits, decoded(llama)[0][:, -1])
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.v_proj.weight", "lm_head.weight"])
-def test_a_missing_tensor(tmp_path: Path, checkpoint: tuple[Path, Any, Any], name: str) -> None:
-    folder = tmp_path / "damaged"
-    folder.mkdir()
-    tensors = {key: tensor for key, tensor in checkpoint[2].items() if key != name}
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=f"damaged: {name} should have .*, found no such tensor"):
-        llama.load_params(folder, TOY)
+def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
+    tensors = hugging_face(toy(llama, unrolled=True)[1])
+    del tensors[name]
+    message = rf"{tmp_path}: {name} should have the shape \[\d+, 64\], found no such tensor"
+    with pytest.raises(ValueError, match=message):
+        llama.load_params(save(tensors, tmp_path), TOY)
 
 
 def test_a_folder_without_files(tmp_path: Path) -> None:
@@ -364,16 +344,18 @@ def test_a_folder_without_files(tmp_path: Path) -> None:
 
 
 def test_a_wrong_shape(tmp_path: Path) -> None:
-    tensors = hugging_face(llama.init_params(TOY, jax.random.key(3)))
+    tensors = hugging_face(toy(llama, unrolled=True)[1])
     name = "model.layers.2.self_attn.o_proj.weight"
     tensors[name] = np.ascontiguousarray(tensors[name].T)
-    save_file(tensors, tmp_path / "model.safetensors")
     message = rf"{name} should have the shape \[64, 128\], found \[128, 64\]"
     with pytest.raises(ValueError, match=message):
-        llama.load_params(tmp_path, TOY)
+        llama.load_params(save(tensors, tmp_path), TOY)
 
 
-def test_a_checkpoint_of_a_larger_model(checkpoint: tuple[Path, Any, Any]) -> None:
-    """A tensor that nobody reads would mean another function than the checkpoint's."""
-    with pytest.raises(ValueError, match=r"model\.layers\.2\.\S+ has no place in this model"):
-        llama.load_params(checkpoint[0], replace(TOY, layers=2))
+def test_a_tensor_without_a_place(tmp_path: Path) -> None:
+    """A checkpoint of a deeper model, or one with biases, is another function."""
+    tensors = hugging_face(toy(llama, unrolled=True)[1])
+    name = "model.layers.0.self_attn.q_proj.bias"
+    tensors[name] = np.zeros(128, np.float32)
+    with pytest.raises(ValueError, match=f"{name} has no place in this model"):
+        llama.load_params(save(tensors, tmp_path), TOY)

@@ -134,10 +134,9 @@ def test_inputs_are_told_apart_by_place() -> None:
 
 def test_ops_are_equal_by_identity() -> None:
     start = new_input(F32)
-    assert scaled(start) != scaled(start)
-    assert scaled(start).op.results == scaled(start).op.results or True
-    op = scaled(start).op
-    assert op.results[0] == Value(op, 0)
+    value = scaled(start)
+    assert value != scaled(start)
+    assert value.op.results == (value,)
 
 
 def test_opaque_handles_are_equal_by_key() -> None:
@@ -148,13 +147,13 @@ def test_opaque_handles_are_equal_by_key() -> None:
 
 
 def test_regions_count() -> None:
-    def loop(by: float) -> Graph:
+    def looped(by: float) -> Graph:
         return trace_graph(
             lambda x: [lax.scan(lambda c, _: (c * by, None), x, None, 3)[0]], jnp.ones(4)
         )
 
-    assert loop(2.0) == loop(2.0)
-    assert loop(2.0) != loop(3.0)
+    assert looped(2.0) == looped(2.0)
+    assert looped(2.0) != looped(3.0)
 
 
 # Graphs.
@@ -303,13 +302,21 @@ def test_attribute_that_may_stand(value: Any) -> None:
     verify(Graph((start,), (scaled(start, value),)))
 
 
-def test_input_of_another_graph() -> None:
+def test_input_of_another_graph_is_told_at_its_reader() -> None:
     start, foreign = new_input(F32), new_input(F32)
-    rejected(
-        Graph((start,), (make("add", start, scaled(foreign)),)),
-        "reads an input that belongs to another graph",
+    reader = scaled(foreign, origin=Origin("model.py:7 (block)"))
+    error = rejected(
+        Graph((start,), (make("add", start, reader),)),
+        "op test_ir.scaled reads an input that belongs to another graph",
+        "  >> ",
     )
-    rejected(Graph((start,), (foreign,)), "input of another graph")
+    assert error.where == "model.py:7 (block)"
+
+
+def test_output_that_is_an_input_of_another_graph() -> None:
+    start, foreign = new_input(F32), new_input(F32)
+    error = rejected(Graph((start,), (start, foreign)), blame="pass fold")
+    assert str(error) == "pass fold: an output is the input of another graph"
 
 
 def test_input_twice() -> None:
@@ -323,30 +330,22 @@ def test_arguments_that_the_op_does_not_accept() -> None:
     rejected(Graph((a, b), op.results), "op add does not accept its arguments")
 
 
+def loop(body: Graph, start: Value) -> Graph:
+    attrs = {"consts": 0, "carry": 1, "length": 2, "reverse": False, "unroll": 1}
+    return Graph((start,), Op("scan", (start,), attrs_of(attrs), (F32,), (body,)).results)
+
+
 def test_regions_are_verified() -> None:
-    graph, _ = mistyped()
-    start = new_input(F32)
-    op = Op(
-        "scan",
-        (start,),
-        attrs_of({"consts": 0, "carry": 1, "length": 2, "reverse": False, "unroll": 1}),
-        (F32,),
-        (Graph(graph.inputs, (graph.outputs[0].op.args[0],)),),
-    )
-    rejected(Graph((start,), op.results), "says its results are f32[3,2]")
+    graph, bad = mistyped(Origin("model.py:12 (block)"))
+    body = Graph(graph.inputs, (make("transpose", Value(bad, 0), permutation=(1, 0)),))
+    error = rejected(loop(body, new_input(F32)), "  >> %1.0 = test_ir.scaled")
+    assert error.where == "model.py:12 (block)"
 
 
 def test_a_region_reads_nothing_from_outside() -> None:
     start, inner = new_input(F32), new_input(F32)
     body = Graph((inner,), (make("add", inner, start),))
-    op = Op(
-        "scan",
-        (start,),
-        attrs_of({"consts": 0, "carry": 1, "length": 2, "reverse": False, "unroll": 1}),
-        (F32,),
-        (body,),
-    )
-    rejected(Graph((start,), op.results), "reads an input that belongs to another graph")
+    rejected(loop(body, start), "reads an input that belongs to another graph")
 
 
 def test_an_op_moved_to_another_graph_is_verified_there() -> None:

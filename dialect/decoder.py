@@ -1,0 +1,91 @@
+"""What kind of decoder a program is: its sizes, read off its axes and ops, for the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dialect.axes import Axes, Names
+from dialect.partitionings import DecoderShape
+from rewrite.errors import PlanError
+from rewrite.ir import Op, Value, bits
+from rewrite.program import Program
+
+_NORMS = ("rms_norm", "layer_norm")
+_NEEDED = ("batch", "context", "d_model", "d_ff", "d_head", "vocab")
+
+
+def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
+    """The sizes of the decoder that `program` steps. Raises PlanError naming what is not found."""
+    sizes = axes.sizes()
+    missing = [name for name in _NEEDED if name not in sizes and name != "batch"]
+    counted = list(_with_trips(program))
+    layers = sum(trips for op, trips in counted if op.name == "attend")
+    if missing or not layers:
+        what = ", ".join(missing) if missing else "no attention"
+        raise PlanError(
+            f"cannot tell what this decoder is: not found: {what}",
+            hint="run `normalize, recognize` before `plan`, and read what they report",
+        )
+    inputs = list(zip(program.graph.inputs, program.step_inputs))
+    tables = [value for value, each in inputs if each.role == "param" and _has(axes.of(value), "vocab")]
+    caches = [value for value, each in inputs if each.role == "state" and _has(axes.of(value), "context")]
+    products = [(op, trips) for op, trips in counted if op.name == "contract"]
+    d_ff = sum(trips for op, trips in products if any(_weight_over(axes, arg, "d_ff") for arg in op.args))
+    norms = sum(trips for op, trips in counted if op.name in _NORMS)
+    heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
+    own_heads = any(_has(axes.of(value), "heads") for value in caches)
+    return DecoderShape(
+        batch=sizes.get("batch", 1),
+        time=sizes.get("time", 1),
+        context=sizes["context"],
+        layers=layers,
+        d_model=sizes["d_model"],
+        d_ff=sizes["d_ff"],
+        heads=heads,
+        kv_heads=sizes.get("kv_heads", heads if own_heads else 1),
+        d_head=sizes["d_head"],
+        vocab=sizes["vocab"],
+        ffn_matrices=max(2, round(d_ff / layers)),
+        parallel=norms - 1 <= layers,
+        tied_embedding=len(tables) == 1,
+        weight_bytes_per_element=_weight_bytes(products, axes),
+        embedding_bytes_per_element=_bytes(tables[0]) if tables else 2,
+        activation_bytes_per_element=_activation_bytes(counted),
+        cache_bytes_per_element=_bytes(caches[0]) if caches else 2,
+    )
+
+
+def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
+    """Every op with how often a step runs it."""
+    for op, parents in program.graph.walk():
+        trips = 1
+        for parent in parents:
+            trips *= parent.get("length", 1)
+        yield op, trips
+
+
+def _has(names: Names, name: str) -> bool:
+    return any(name in dimension for dimension in names)
+
+
+def _weight_over(axes: Axes, value: Value, name: str) -> bool:
+    names = axes.of(value)
+    return _has(names, name) and not _has(names, "batch") and _has(names, "d_model")
+
+
+def _weight_bytes(products: list[tuple[Op, int]], axes: Axes) -> float:
+    """Bytes per stored element of the weights that make up most of a layer."""
+    for op, _ in products:
+        for arg in op.args:
+            if _weight_over(axes, arg, "d_ff"):
+                stored = arg.op.args[0] if arg.op.name == "dequantize" else arg
+                return _bytes(stored)
+    return 2
+
+
+def _activation_bytes(counted: list[tuple[Op, int]]) -> float:
+    return next(_bytes(op.results[0]) for op, _ in counted if op.name == "attend")
+
+
+def _bytes(value: Value) -> float:
+    return bits(value.type.dtype) / 8

@@ -1,0 +1,152 @@
+"""What the command shows: colour and tables on a terminal, plain lines in a pipe.
+
+Everything here takes data and writes it; nothing is decided. A pipe gets no colour, no borders
+and no line breaks that the text does not have.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from rewrite.manager import Hook, PassReport
+from rewrite.passbase import Pass
+from rewrite.plan import Plan
+from rewrite.program import Program
+
+_ENDLESS = 100_000  # columns of a pipe
+_NOTES_WIDTH = 96
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """Bytes for people: `9.97 GiB`."""
+    power = 0
+    while count >= 1024 and power < len(_UNITS) - 1:
+        count, power = count / 1024, power + 1
+    return f"{count:.2f} {_UNITS[power]}" if power else f"{count} B"
+
+
+class Screen:
+    """Standard output, as it is when this is made."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.terminal = self.console.is_terminal
+
+    def show(self, *shown: Any, style: str = "") -> None:
+        """Text or tables; long lines are left to the terminal to wrap."""
+        if self.terminal:
+            self.console.print(*shown, style=style, soft_wrap=isinstance(shown[0], str))
+            return
+        with self.console.capture() as captured:
+            self.console.print(*shown, width=_ENDLESS)
+        lines = captured.get().removesuffix("\n").split("\n")
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+    def heading(self, text: str) -> None:
+        self.show(f"\n{text}", style="bold")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A column whose name begins with `>` is set to the right."""
+        table = Table(box=box.SIMPLE_HEAD if self.terminal else None, pad_edge=False)
+        for name in columns:
+            table.add_column(name.removeprefix(">"), justify="right" if name[:1] == ">" else "left")
+        for row in rows:
+            table.add_row(*row)
+        self.show(Padding(table, (0, 0, 0, 2), expand=False))
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[Status | None]:
+        """Says, on a terminal, what is being done while it takes its time."""
+        if not self.terminal:
+            yield None
+            return
+        with self.console.status(what) as status:
+            yield status
+
+    def passes(self, reports: Sequence[PassReport]) -> None:
+        """Each pass with its time, what it changed, and what it had to say."""
+        widest = max((len(each.text) for each in reports), default=0)
+        self.heading(f"{'passes':{widest}}  {'ms':>8}  {'ops':>14}  keeps")
+        for each in reports:
+            ops = f"{each.ops_before} -> {each.ops_after}"
+            timed = f"{each.seconds * 1e3:8.1f}  {ops:>14}"
+            self.show(f"{each.text:{widest}}  {timed}  {each.keeps}")
+            for line in _packed(each.notes):
+                self.show(f"    {line}", style="dim")
+
+    def plan(self, plan: Plan | None) -> None:
+        """What was chosen and what was rejected, and why."""
+        self.heading("plan")
+        self.show("no pass made a plan" if plan is None else plan.explain())
+
+    def executable(self, report: Any, hbm_bytes: int) -> None:
+        """Memory, entry parameters and collectives of a `dialect.executable.Report`."""
+        memory = report.memory
+        self.heading(f"memory per chip: {size(memory.total_bytes)} of {size(hbm_bytes)}")
+        rows = {
+            "arguments": memory.argument_bytes,
+            "of these updated in place": memory.alias_bytes,
+            "other results": memory.output_bytes - memory.alias_bytes,
+            "temporaries": memory.temp_bytes,
+            "code": memory.code_bytes,
+        }
+        self.table(("", ">"), [(name, size(count)) for name, count in rows.items()])
+        self.heading("entry parameters, per chip")
+        by_dtype = report.by_dtype().items()
+        rows = [(dtype, str(count), size(total)) for dtype, (count, total) in by_dtype]
+        self.table(("dtype", ">arrays", ">bytes"), rows)
+        self.heading("collectives, per step")
+        self.table(("kind", "dtype", "mesh axes", ">count", ">bytes each"), _collectives(report))
+
+    def notes(self, notes: Sequence[str]) -> None:
+        """What the compiler had to say."""
+        self.heading("compiler notes")
+        self.show("\n".join(notes) or "none")
+
+
+class Progress(Hook):
+    """Names the pass that is running."""
+
+    def __init__(self, status: Status | None) -> None:
+        self.status = status
+
+    def before(self, step: Pass, program: Program) -> None:
+        if self.status is not None:
+            self.status.update(f"pass {step}")
+
+
+def _packed(notes: Sequence[str]) -> list[str]:
+    """Notes as lines; short ones share a line."""
+    lines: list[str] = []
+    for note in notes:
+        joined = f"{lines[-1]}, {note}" if lines else note
+        if lines and len(joined) <= _NOTES_WIDTH:
+            lines[-1] = joined
+        else:
+            lines.append(note)
+    return lines
+
+
+def _collectives(report: Any) -> list[tuple[str, ...]]:
+    """Equal collectives as one row, whatever they were made for."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for each in report.collectives:
+        axes = "?" if each.axes is None else " ".join(each.axes)
+        trips = "?" if each.trip_count is None else str(each.trip_count)
+        counts[each.kind, each.dtype, axes, trips, size(each.result_bytes)] += each.count
+    return [
+        (kind, dtype, axes, f"{count} x {trips}", each)
+        for (kind, dtype, axes, trips, each), count in counts.items()
+    ]

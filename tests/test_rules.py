@@ -1,0 +1,584 @@
+"""Every rule: its example fires it, both sides are equal, and near misses say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import rewrite
+from dialect import dtypes, framework, nn, primitives, quant  # noqa: F401  (framework registers)
+from dialect.evaluate import evaluate
+from dialect.jaxpr import trace_graph
+from dialect.nn import Traced
+from dialect.normal_form import RULES as NORMAL
+from dialect.normal_form import normal_form
+from passes.lower import EXPAND, scale_behind_product
+from passes.recognize import RULES as RECOGNIZE
+from rewrite import opdef
+from rewrite.driver import Report
+from rewrite.driver import rewrite as apply_rules
+from rewrite.errors import InvalidProgram
+from rewrite.ir import Graph, Type
+from rewrite.program import KEEPS
+from rewrite.rule import Rule, parse_type, pattern
+from rewrite.verify import verify
+
+LOWER = (scale_behind_product, EXPAND)
+EVERY = (*NORMAL, *RECOGNIZE, *LOWER)
+RANDOM = np.random.default_rng(3)
+
+
+def array(type_: Type) -> jax.Array:
+    dtype = dtypes.dtype_of(type_.dtype)
+    if type_.dtype[0] in "iu":
+        return jnp.asarray(RANDOM.integers(-3, 4, type_.shape), dtype)
+    return jnp.asarray(RANDOM.standard_normal(type_.shape), dtype)
+
+
+def normal(*shape: int) -> jax.Array:
+    return array(Type("f32", shape))
+
+
+def traced(function: Callable[..., Any], *args: Any) -> Graph:
+    return trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *args)
+
+
+def applied(graph: Graph, *groups: Sequence[Rule]) -> tuple[Graph, Report]:
+    """The graph after each group of rules, and what the last one did."""
+    report = Report()
+    for rules in groups:
+        report = Report()
+        graph = apply_rules(graph, rules, report)
+        verify(graph)
+    return graph, report
+
+
+def recognized(function: Callable[..., Any], *args: Any) -> tuple[Graph, Report]:
+    return applied(traced(function, *args), NORMAL, RECOGNIZE)
+
+
+def names(graph: Graph) -> list[str]:
+    return [op.name for op, _ in graph.walk()]
+
+
+def assert_equal_on(graph: Graph, other: Graph, args: Sequence[Any], exact: bool = False) -> None:
+    for one, two in zip(evaluate(graph, args), evaluate(other, args), strict=True):
+        one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
+        if exact:
+            np.testing.assert_array_equal(one, two)
+        else:
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def groups_for(rule: Rule) -> tuple[Sequence[Rule], ...]:
+    """The rules that run before and with this one."""
+    if rule in RECOGNIZE:
+        return NORMAL, RECOGNIZE
+    return ([rule],) if rule in LOWER else (NORMAL,)
+
+
+def example_graph(rule: Rule) -> Graph:
+    return traced(rule.example, *(dtypes.struct_of(parse_type(text)) for text in rule.types))
+
+
+@pytest.fixture(params=EVERY, ids=lambda rule: rule.name)
+def rule(request: pytest.FixtureRequest) -> Rule:
+    return request.param
+
+
+def test_example_fires(rule: Rule) -> None:
+    _, report = applied(example_graph(rule), *groups_for(rule))
+    assert report.fired.get(rule.name, 0) >= 1
+
+
+def test_both_sides_are_equal(rule: Rule) -> None:
+    others = [[each for each in group if each != rule] for group in groups_for(rule)]
+    before, _ = applied(example_graph(rule), *others)
+    after, report = applied(before, [rule])
+    assert report.fired.get(rule.name, 0) >= 1
+    args = [array(parse_type(text)) for text in rule.types]
+    assert_equal_on(before, after, args, exact=rule.keeps == "bits")
+
+
+def test_doc_is_a_formula(rule: Rule) -> None:
+    before, arrow, after = rule.doc.partition("  ->  ")
+    assert arrow and before and after
+    assert rule.keeps in KEEPS
+
+
+def test_names_are_unique() -> None:
+    assert len({rule.name for rule in EVERY}) == len(EVERY)
+
+
+def test_normal_form_is_idempotent(rule: Rule) -> None:
+    once = normal_form(example_graph(rule))
+    assert normal_form(once) == once
+
+
+PATTERNS = [each for each in RECOGNIZE if each.name not in ("attend", "take_of_gather",
+                                                            "cache_write_of_update")]
+
+
+@pytest.mark.parametrize("each", PATTERNS, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("change", ["bf16[{}]", "f32[3,{}]", "f32[1,3,{}]"])
+def test_patterns_fire_at_any_rank_and_dtype(each: Rule, change: str) -> None:
+    types = [change.format(text[text.index("[") + 1 : -1]) for text in each.types]
+    args = [array(parse_type(text)) for text in types]
+    start = normal_form(traced(each.example, *args))
+    made, report = applied(start, [each])
+    assert report.fired == {each.name: 1}
+    assert_equal_on(start, made, args)
+
+
+# What recognition finds however a library writes it.
+
+X, Y = normal(2, 3, 8), normal(2, 3, 8)
+Q, K, V = normal(2, 3, 4, 8), normal(2, 5, 4, 8), normal(2, 5, 4, 6)
+MASK = jnp.asarray(RANDOM.random((3, 5)) > 0.3).at[:, 0].set(True)
+
+FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
+    "jax.nn.softmax": ("softmax", lambda x: jax.nn.softmax(x), (X,)),
+    "softmax in another dtype": (
+        "softmax",
+        lambda x: jax.nn.softmax(x.astype("float32")).astype("bfloat16"),
+        (X.astype("bfloat16"),),
+    ),
+    "jax.nn.silu": ("activate", jax.nn.silu, (X,)),
+    "swish the other way": ("activate", lambda x: jax.nn.sigmoid(x) * x, (X,)),
+    "jax.nn.gelu": ("activate", jax.nn.gelu, (X,)),
+    "gate the other way": ("gate", lambda x, y: y * jax.nn.silu(x), (X, Y)),
+    "gated gelu": ("gate", lambda x, y: jax.nn.gelu(x) * y, (X, Y)),
+    "power instead of square": (
+        "rms_norm",
+        lambda x: x * lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6),
+        (X,),
+    ),
+    "norm with a scale": (
+        "rms_norm",
+        lambda x, y: x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * y[0, 0],
+        (X, Y),
+    ),
+    "layer norm": (
+        "layer_norm",
+        lambda x: (x - jnp.mean(x, -1, keepdims=True))
+        * lax.rsqrt(jnp.var(x, -1, keepdims=True) + 1e-5),
+        (X,),
+    ),
+    "rope of heads": (
+        "rope",
+        lambda x, a: nn.rope(x, jnp.cos(a)[:, None], jnp.sin(a)[:, None]),
+        (Q, normal(3, 4)),
+    ),
+    "rope by split": (
+        "rope",
+        lambda x, c, s: jnp.concatenate(
+            [
+                jnp.split(x, 2, -1)[0] * c - jnp.split(x, 2, -1)[1] * s,
+                jnp.split(x, 2, -1)[1] * c + jnp.split(x, 2, -1)[0] * s,
+            ],
+            -1,
+        ),
+        (X, normal(3, 4), normal(3, 4)),
+    ),
+    "rope of rotated halves": (
+        "rope",
+        lambda x, c, s: x * jnp.concatenate([c, c], -1)
+        + jnp.concatenate([-x[..., 4:], x[..., :4]], -1) * jnp.concatenate([s, s], -1),
+        (X, normal(3, 4), normal(3, 4)),
+    ),
+    "take": ("take", lambda t, i: t[i], (normal(9, 4), jnp.arange(6).reshape(2, 3))),
+    "jnp.take": ("take", lambda t, i: jnp.take(t, i, axis=0), (normal(9, 4), jnp.arange(6))),
+    "take of matrices": ("take", lambda t, i: t[i], (normal(9, 4, 3), jnp.arange(6))),
+    "cache write": (
+        "cache_write",
+        lambda c, n, i: lax.dynamic_update_slice(c, n, (0, i, 0, 0)),
+        (K, K[:, :1], jnp.int32(3)),
+    ),
+    "cache write in dimension": (
+        "cache_write",
+        lambda c, n, i: lax.dynamic_update_slice_in_dim(c, n, i, axis=1),
+        (K, K[:, :2], jnp.int32(2)),
+    ),
+    "attention": (
+        "attend",
+        lambda q, k, v: jnp.einsum(
+            "bhts,bshv->bthv", jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k) * 0.3), v
+        ),
+        (Q, K, V),
+    ),
+    "masked attention": (
+        "attend",
+        lambda q, k, v, m: jnp.einsum(
+            "bhts,bshv->bthv",
+            jax.nn.softmax(jnp.where(m, jnp.einsum("bthk,bshk->bhts", q, k) / 3, -1e9)),
+            v,
+        ),
+        (Q, K, V, MASK),
+    ),
+    "attention with a bias": (
+        "attend",
+        lambda q, k, v, m: jnp.einsum(
+            "bhts,bshv->bthv",
+            jax.nn.softmax(0.3 * jnp.einsum("bthk,bshk->bhts", q, k) + m[None, None]),
+            v,
+        ),
+        (Q, K, V, jnp.where(MASK, 0.0, -1e9)),
+    ),
+    "mask of batches": (
+        "attend",
+        lambda q, k, v, m: jnp.einsum(
+            "bhts,bshv->bthv",
+            jax.nn.softmax(jnp.where(m[:, None, None], jnp.einsum("bthk,bshk->bhts", q, k), -1e9)),
+            v,
+        ),
+        (Q, K, V, jnp.asarray([[True] * 5, [True, False] * 2 + [True]])),
+    ),
+    "key and query the other way": (
+        "attend",
+        lambda q, k, v: jnp.einsum(
+            "bshv,bhts->bthv", v, jax.nn.softmax(jnp.einsum("bshk,bthk->bhts", k, q))
+        ),
+        (Q, K, V),
+    ),
+    "attention by matmul": (
+        "attend",
+        lambda q, k, v: jax.nn.softmax(q @ k.swapaxes(-1, -2) * 0.5) @ v,
+        (normal(2, 4, 3, 8), normal(2, 4, 5, 8), normal(2, 4, 5, 6)),
+    ),
+    "grouped queries": (
+        "attend",
+        lambda q, k, v: jnp.einsum(
+            "bgrts,bsgk->btgrk", jax.nn.softmax(jnp.einsum("btgrk,bsgk->bgrts", q, k)), v
+        ),
+        (normal(2, 3, 4, 2, 8), K, normal(2, 5, 4, 8)),
+    ),
+    "one head of keys": (
+        "attend",
+        lambda q, k, v: jnp.einsum(
+            "bhts,bsv->bthv", jax.nn.softmax(jnp.einsum("bthk,bsk->bhts", q, k)), v
+        ),
+        (Q, normal(2, 5, 8), normal(2, 5, 6)),
+    ),
+    "softmax in float32": (
+        "attend",
+        lambda q, k, v: jax.nn.softmax((q @ k.T).astype("float32") * 0.5).astype("bfloat16") @ v,
+        tuple(each.astype("bfloat16") for each in (normal(3, 8), normal(5, 8), normal(5, 6))),
+    ),
+    "jax.nn.dot_product_attention": (
+        "attend",
+        lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True),
+        (Q, K, normal(2, 5, 4, 8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_found(case: str) -> None:
+    name, function, args = FOUND[case]
+    made, _ = recognized(function, *args)
+    assert names(made).count(name) == 1
+    tolerance = 2e-2 if "bfloat16" in {str(each.dtype) for each in args} else 1e-5
+    for one, other in zip(evaluate(made, args), jax.tree.leaves(function(*args))):
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def attention(q: Any, k: Any, v: Any, logits: Callable[[Any], Any] = lambda x: x) -> Any:
+    return jax.nn.softmax(logits(q @ k.T)) @ v
+
+
+FLAT = (normal(3, 8), normal(5, 8), normal(5, 6))
+
+# (what must not be recognised, of what, why it was not if a reason is due, program, arguments)
+MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] = {
+    "softmax over the first axis": (
+        "softmax", "", lambda x: jax.nn.softmax(x, axis=0), (X,)),
+    "softmax shifted by a mean": (
+        "softmax", "expected reduce_max",
+        lambda x: (e := jnp.exp(x - jnp.mean(x, -1, keepdims=True)))
+        / jnp.sum(e, -1, keepdims=True), (X,)),
+    "sum of something else": (
+        "softmax", None,
+        lambda x, y: jnp.exp(x - x.max(-1, keepdims=True))
+        / jnp.sum(jnp.exp(y - y.max(-1, keepdims=True)), -1, keepdims=True), (X, Y)),
+    "norm over the first axis": (
+        "rms_norm", "", lambda x: x * lax.rsqrt(jnp.mean(x * x, 0, keepdims=True) + 1e-5), (X,)),
+    "norm of something else": (
+        "rms_norm", None,
+        lambda x, y: y * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5), (X, Y)),
+    "mean by a wrong count": (
+        "rms_norm", "expected the constant",
+        lambda x: x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) / 7 + 1e-5), (X,)),
+    "silu of something else": ("activate", None, lambda x, y: x * jax.nn.sigmoid(y), (X, Y)),
+    "exact gelu": ("activate", None, lambda x: jax.nn.gelu(x, approximate=False), (X,)),
+    "gelu with other constants": (
+        "activate", "expected the constant",
+        lambda x: 0.5 * x * (1 + jnp.tanh(0.8 * (x + 0.044715 * x**3))), (X,)),
+    "interleaved rope": (
+        "rope", None,
+        lambda x, c, s: jnp.stack(
+            [x[..., ::2] * c - x[..., 1::2] * s, x[..., 1::2] * c + x[..., ::2] * s], -1
+        ).reshape(x.shape), (X, normal(3, 4), normal(3, 4))),
+    "rope turned the other way for one half": (
+        "rope", "expected", lambda x, c, s: jnp.concatenate(
+            [x[..., :4] * c - x[..., 4:] * s, x[..., 4:] * c - x[..., :4] * s], -1
+        ), (X, normal(3, 4), normal(3, 4))),
+    "columns of a table": ("take", None, lambda t, i: t[:, i], (normal(9, 4), jnp.arange(3))),
+    "parts of rows": (
+        "take", "it gathers parts of rows", lambda t, i: lax.gather(
+            t, i[:, None], lax.GatherDimensionNumbers((1,), (0,), (0,)), (1, 2), mode="clip"
+        ), (normal(9, 4), jnp.arange(3))),
+    "rows in front": (
+        "take", "its rows are not the last axes", lambda t, i: lax.gather(
+            t, i[:, None], lax.GatherDimensionNumbers((0,), (0,), (0,)), (1, 4), mode="clip"
+        ), (normal(9, 4), jnp.arange(3))),
+    "filled with a value": (
+        "take", "it fills with a value of its own",
+        lambda t, i: t.at[i].get(mode="fill", fill_value=-3.0), (normal(9, 4), jnp.arange(8, 11))),
+    "update at an offset of a whole axis": (
+        "cache_write", "it writes at an offset along an axis that it writes whole",
+        lambda c, n, i: lax.dynamic_update_slice(c, n, (i, i, 0, 0)), (K, K[:, :1], jnp.int32(0))),
+    "update of everything": (
+        "cache_write", "",
+        lambda c, n: lax.dynamic_update_slice(c, n, (0, 0, 0, 0)), (K, K + 1)),
+    "softmax over the queries": (
+        "attend", "the softmax is not over the keys",
+        lambda q, k, v: jnp.einsum("st,sv->tv", jax.nn.softmax(jnp.einsum("tk,sk->st", q, k)), v),
+        FLAT),
+    "weights summed over the queries": (
+        "attend", "",
+        lambda q, k, v: jax.nn.softmax(q @ k.T).T @ v, (normal(3, 8), normal(5, 8), normal(3, 6))),
+    "softmax of a sum of products": (
+        "attend", "cannot tell the logits from the mask",
+        lambda q, k, v: attention(q, k, v, lambda x: x + (q + 1) @ k.T), FLAT),
+    "capped logits": (
+        "attend", "the softmax is over tanh",
+        lambda q, k, v: attention(q, k, v, lambda x: 30 * jnp.tanh(x / 30)), FLAT),
+    "scaled after the mask": (
+        "attend", "the softmax is over select_n",
+        lambda q, k, v, m: attention(q, k, v, lambda x: jnp.where(m, x, -10.0) * 0.5),
+        (*FLAT, MASK)),
+    "masked twice": (
+        "attend", "the softmax is over select_n",
+        lambda q, k, v, m: attention(
+            q, k, v, lambda x: jnp.where(m, jnp.where(~m, x, 1.0), -10.0)), (*FLAT, MASK)),
+    "masked with an array": (
+        "attend", "the softmax is over select_n",
+        lambda q, k, v, m: attention(q, k, v, lambda x: jnp.where(m, x, 2 * m - 1.0)),
+        (*FLAT, MASK)),
+    "mask before the conversion": (
+        "attend", "before the softmax's conversion",
+        lambda q, k, v, m: jax.nn.softmax(
+            jnp.where(m, q @ k.T, -10.0).astype("float32")).astype("bfloat16") @ v,
+        (*(each.astype("bfloat16") for each in FLAT), MASK)),
+    "value without an axis of its own": (
+        "attend", "the value has not exactly one axis of its own",
+        lambda q, k, v: jax.nn.softmax(q @ k.T) @ v[:, 0], FLAT),
+    "query and key that share two axes": (
+        "attend", "query and key share not exactly one summed axis",
+        lambda q, k, v: jax.nn.softmax(jnp.einsum("tjk,sjk->ts", q, k)) @ v,
+        (normal(3, 4, 8), normal(5, 4, 8), FLAT[2])),
+    "result in another dtype": (
+        "attend", "another dtype than its query",
+        lambda q, k, v: jnp.dot(
+            jax.nn.softmax(q @ k.T), v, preferred_element_type=jnp.float32),
+        tuple(each.astype("bfloat16") for each in FLAT)),
+}
+
+
+@pytest.mark.parametrize("case", MISSED)
+def test_missed(case: str) -> None:
+    name, reason, function, args = MISSED[case]
+    made, report = recognized(function, *args)
+    assert name not in names(made)
+    tolerance = 2e-2 if "bfloat16" in {str(each.dtype) for each in args} else 1e-5
+    for one, other in zip(evaluate(made, args), jax.tree.leaves(function(*args))):
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    if reason is not None:
+        rules = {"activate": ("silu", "gelu"), "take": ("take_of_gather",),
+                 "cache_write": ("cache_write_of_update",)}.get(name, (name,))
+        reasons = [report.misses[each][0].reason for each in rules if each in report.misses]
+        assert any(reason in each for each in reasons), reasons
+
+
+def test_near_miss_names_the_users_line() -> None:
+    _, report = recognized(lambda q, k, v: attention(q, k, v, jnp.tanh), *FLAT)
+    (note,) = (note for note in report.notes() if note.startswith("attend nearly fired"))
+    assert f"at {__file__}:" in note
+
+
+def test_precision_of_attention_is_not_lost() -> None:
+    """Recognised or not, what goes out asks for the precision that came in."""
+    def function(q: Any, k: Any, v: Any) -> Any:
+        logits = jnp.dot(q, k.T, precision="highest")
+        return jnp.dot(jax.nn.softmax(logits), v, precision="highest")
+
+    made, _ = recognized(function, *FLAT)
+    lowered, _ = applied(made, LOWER)
+    asked = [op["precision"] for op, _ in lowered.walk() if op.name in ("contract", "dot_general")]
+    assert len(asked) == 2 and all(each is not None for each in asked)
+
+
+def test_values_read_by_others_are_kept() -> None:
+    """Nothing is mutated, so attention weights that are also returned stay."""
+    def function(q: Any, k: Any, v: Any) -> Any:
+        weights = jax.nn.softmax(q @ k.T)
+        return weights @ v, weights
+
+    made, _ = recognized(function, *FLAT)
+    assert {"attend", "softmax"} <= set(names(made))
+    for one, other in zip(evaluate(made, FLAT), function(*FLAT)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+# Scales behind products.
+
+
+def op_of(name: str) -> Callable[..., Any]:
+    """A function that traces to one op of ours."""
+    return primitives.call(name, opdef.lookup(name).reference)
+
+
+def dequantized(x: Any, w: Any, spec: str, axes: tuple[int, ...]) -> tuple[Graph, list[Any]]:
+    """contract(x, dequantize(quantize(w))), and its arguments."""
+    args = [x, *quant.quantize(w, axes=axes, form="int8")]
+    graph = traced(
+        lambda x, q, s: op_of("contract")(
+            x, op_of("dequantize")(q, s, dtype=jnp.float32), spec=spec, dtype=jnp.float32
+        ),
+        *args,
+    )
+    return graph, args
+
+
+@pytest.mark.parametrize(
+    "spec, axes",
+    [("b t d, d h k -> b t h k", (0,)), ("b t d, d h k -> b h t k", (0,)),
+     ("b t d, k h d -> b t h k", (2,)), ("b t d, d h k -> h b k t", (0,))],
+)
+def test_scale_goes_behind_any_product(spec: str, axes: tuple[int, ...]) -> None:
+    shape = (4, 2, 8) if "k h d" in spec else (8, 2, 4)
+    graph, args = dequantized(normal(2, 3, 8), normal(*shape), spec, axes)
+    made, report = applied(graph, [scale_behind_product])
+    assert report.fired == {"scale_behind_product": 1}
+    assert "dequantize" not in names(made)
+    assert_equal_on(graph, made, args)
+
+
+def test_scale_along_a_summed_axis_stays() -> None:
+    spec = "b t d, d h k -> b t h k"
+    graph, _ = dequantized(normal(2, 3, 8), normal(8, 2, 4), spec, (1,))
+    made, report = applied(graph, [scale_behind_product])
+    assert "dequantize" in names(made)
+    assert report.misses["scale_behind_product"][0].reason == "a scale varies along a summed axis"
+
+
+# A user's own rules.
+
+SUM_OF_MULTIPLES = pattern(
+    "sum_of_multiples",
+    "x * a + x * b  ->  x * (a + b)",
+    before=lambda x, *, a, b: x * a + x * b,
+    after=lambda x, *, a, b: x * (a + b),
+    example=("f32[4]",),
+    constants={"a": 2.0, "b": 3.0},
+    guard=lambda x, *, a, b: "a is not positive" if a <= 0 else None,
+)
+
+
+def test_the_front_door_offers_the_same_function() -> None:
+    assert rewrite.rule is pattern
+
+
+@pytest.mark.parametrize("x", [normal(4), normal(2, 3), normal(4).astype("bfloat16")])
+def test_own_rule_with_constants(x: jax.Array) -> None:
+    graph = traced(lambda x: x * 1.5 + x * 5.0, x)
+    made, report = applied(graph, [SUM_OF_MULTIPLES])
+    assert report.fired == {"sum_of_multiples": 1}
+    assert [op.name for op in made.ops if op.name != "const"] == ["mul"]
+    (const,) = (op for op in made.ops if op.name == "const")
+    assert const["value"] == 6.5
+    assert_equal_on(graph, made, [x], exact=False)
+
+
+def test_own_rule_in_either_order() -> None:
+    made, report = applied(traced(lambda x: 5.0 * x + x * 1.5, normal(4)), [SUM_OF_MULTIPLES])
+    assert report.fired == {"sum_of_multiples": 1}
+    np.testing.assert_allclose(evaluate(made, [np.float32([1, 2, 3, 4])])[0], [6.5, 13, 19.5, 26])
+
+
+def test_own_rule_declines_by_its_guard() -> None:
+    graph = traced(lambda x: x * -1.5 + x * 5.0, normal(4))
+    made, report = applied(graph, [SUM_OF_MULTIPLES])
+    assert made == graph
+    assert report.misses["sum_of_multiples"][0].reason == "a is not positive"
+
+
+def test_own_rule_wants_the_same_x_twice() -> None:
+    graph = traced(lambda x, y: x * 1.5 + y * 5.0, normal(4), normal(4))
+    made, report = applied(graph, [SUM_OF_MULTIPLES])
+    assert (made, report.fired) == (graph, {})
+
+
+def test_own_rule_misses_an_array_where_a_constant_stands() -> None:
+    graph = traced(lambda x, y: x * 1.5 + x * y, normal(4), normal(4))
+    made, report = applied(graph, [SUM_OF_MULTIPLES])
+    assert (made, report.fired) == (graph, {})
+
+
+def test_own_rule_that_changes_the_type_is_no_rewrite() -> None:
+    widening = pattern(
+        "widening",
+        "sin(x)  ->  f32(x)",
+        before=lambda x: jnp.sin(x),
+        after=lambda x: x.astype("float32"),
+        example=("bf16[4]",),
+    )
+    graph = traced(jnp.sin, normal(4).astype("bfloat16"))
+    made, report = applied(graph, [widening])
+    assert made == graph
+    assert report.misses["widening"][0].reason == "it would turn bf16[4] into f32[4]"
+
+
+def test_own_rule_in_a_loop() -> None:
+    def function(x: jax.Array) -> jax.Array:
+        return lax.scan(lambda c, _: (c * 1.5 + c * 5.0, None), x, None, 3)[0]
+
+    graph = traced(function, normal(4))
+    made, report = applied(graph, [SUM_OF_MULTIPLES])
+    assert report.fired == {"sum_of_multiples": 1}
+    assert_equal_on(graph, made, [normal(4)])
+
+
+def test_rule_that_never_ends() -> None:
+    endless = pattern(
+        "endless",
+        "-x  ->  -(-(-x))",
+        before=lambda x: -x,
+        after=lambda x: -(-(-x)),
+        example=("f32[4]",),
+    )
+    with pytest.raises(InvalidProgram, match="rules do not come to an end at neg: .*endless"):
+        applied(traced(lambda x: -x, normal(4)), [endless])
+
+
+@pytest.mark.parametrize("name", sorted(Traced))
+def test_every_composite_expands(name: str) -> None:
+    assert name in EXPAND.roots
+
+
+def test_one_rule_per_broadcasting_place() -> None:
+    """Elementwise ops read broadcast arguments as they are; select_n must not."""
+    graph = traced(
+        lambda x, y: jnp.where(x > 0, x + y[None, None], y[None, None]), X, normal(8)
+    )
+    made = normal_form(graph)
+    assert names(made).count("broadcast_in_dim") == 1  # the one that select_n reads
+    assert_equal_on(graph, made, [X, normal(8)], exact=True)
