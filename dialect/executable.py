@@ -41,7 +41,7 @@ _NOISE = re.compile(
     r"^\s*$|^Log (?:file created|line format)|^Running on machine|^Binary: |^Previous log"
     r"|Logging before InitGoogle|=== Source Location Trace|libtpu_init_utils|^STDERR$"
     r"|Failed to find host bounds|unexpected worker hostname|Collective matmul V1 is enabled"
-    r"|log function has NOT been set|HloShardingV3"
+    r"|log function has NOT been set|HloShardingV3|slow barrier"
 )
 _one_at_a_time = threading.Lock()
 
@@ -84,7 +84,7 @@ def compile_quietly(lowered: Any) -> tuple[Any, tuple[str, ...]]:
 
 @contextmanager
 def _kept_off_the_screen(said: list[str]) -> Iterator[None]:
-    """Collects what is written to stderr, by C++ too, and what libtpu adds to its log of warnings."""
+    """Collects what is written to stderr, by C++ too, and what libtpu adds to its own log."""
     with _one_at_a_time, tempfile.TemporaryFile() as sink:
         before = _warning_logs()
         sys.stderr.flush()

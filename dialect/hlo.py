@@ -63,7 +63,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Found:
-    """A collective: its kind, result type and line, how often it runs (None: not known), for what."""
+    """A collective; `trips` is how often it runs, None where that is not known."""
 
     kind: str
     type: str

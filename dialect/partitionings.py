@@ -169,7 +169,7 @@ class _Builder:
             "weights": stored,
             "used": {axis: self.without(split, gathered) for axis, split in stored.items()},
             "residual": {"batch": gathered, "d_model": self.axes(layout.residual)},
-            "hidden": {"batch": gathered, "d_ff": hidden},
+            "hidden": {"batch": gathered, "d_ff": hidden, **self.heads(hidden)},
             "attention": {"batch": over_batch, **heads},
             "cache": {"batch": over_batch, **self.cached(heads)},
             "logits": {"batch": gathered, "vocab": self.fitting("vocab", hidden)},

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dialect.compiling import Compilable, compiled_stage
 from dialect.dtypes import dtype_of
@@ -272,7 +273,8 @@ class _Executable:
             if isinstance(leaf, State):
                 made.append(leaf)
             elif adapt is None:
-                made.append(jax.device_put(leaf, next(shardings)))
+                # A copy: the step gives its state away, and the user's own array must live on.
+                made.append(jax.device_put(jnp.array(leaf, copy=True), next(shardings)))
             else:
                 parts = [jax.device_put(part, next(shardings)) for part in adapt([leaf])]
                 made.append(State(parts, leaf.shape, leaf.dtype))

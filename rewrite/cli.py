@@ -1,56 +1,279 @@
 """The `shardwright` command.
 
-    shardwright compile examples/llama.py:decode_step --config 8b --target v5e:2x4
+    shardwright compile examples/llama.py:decode_step --config 8b --pipeline serve.pipeline
     shardwright show    examples/llama.py:decode_step --config 8b -p "normalize, recognize"
     shardwright opt     program.ir -p "normalize"
     shardwright passes
+
+It traces on the CPU and compiles ahead of time; it never runs the program.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
-import importlib
-import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_type_hints
 
-from rewrite import hooks, manager, options
+from rewrite import hooks, manager, options, versions
 from rewrite.console import Progress, Screen
-from rewrite.errors import ShardwrightError, nearest
-from rewrite.passbase import find_pass, pass_names
+from rewrite.errors import ShardwrightError, TextError
+from rewrite.manager import Hook, PassReport
+from rewrite.passbase import Pass, find_pass, pass_names
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
 
-TOKENS = "the new tokens per sequence, for a function that takes i32[batch, tokens]"
-
-
-class UsageError(ShardwrightError):
-    """The command line names something that is not there."""
+Arguments = argparse.Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (without the program's name); 0, or 1 where there was an error."""
+    """Runs a command line, given without the program's name. Returns the exit code."""
     args = _parser().parse_args(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported
     try:
+        versions.check()
         args.command(args, Screen())
         sys.stdout.flush()
     except ShardwrightError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever reads has read enough; without this, Python complains again when it exits.
+        # The reader has gone; what is still unwritten must not raise again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+# The commands.
+
+
+def compile_(args: Arguments, screen: Screen) -> None:
+    """Rewrites a function, compiles it, and shows what the compiler made of it."""
+    from dialect import executable
+    from dialect.compiling import Compilable
+    from dialect.mesh import Topology
+
+    done = _rewritten(args, screen)
+    with screen.working(f"compiling for {done.target.topology}"):
+        started = time.perf_counter()
+        compiled, notes = executable.compile_quietly(Compilable(done.program, done.mesh).lower())
+        seconds = time.perf_counter() - started
+        report = executable.read(compiled, done.mesh)
+    if args.json:
+        built = asdict(report)
+        _print_json(done.facts() | {"compile_s": seconds, "notes": notes, "executable": built})
+        return
+    screen.rewriting(args.function, done.target, done.reports, done.program.plan)
+    usable = Topology.parse(done.target.topology).chip.usable_hbm_bytes
+    screen.executable(report, notes, seconds, usable)
+
+
+def show(args: Arguments, screen: Screen) -> None:
+    """Rewrites a function and prints the program."""
+    done = _rewritten(args, screen)
+    if args.json:
+        _print_json(done.facts() | {"program": str(done.program)})
+        return
+    if not args.explain:
+        print(done.program)
+        return
+    screen.rewriting(args.function, done.target, done.reports, done.program.plan)
+
+
+def opt(args: Arguments, screen: Screen) -> None:
+    """Reads a program, or the file of a crash, runs passes, and prints the result."""
+    from rewrite import api
+
+    if args.list_passes:
+        passes(args, screen)
+        return
+    text = _read(args.file)
+    if args.passes or args.pipeline:
+        program, pipeline = Program.parse(text), _pipeline(args)
+    else:
+        program, pipeline = hooks.reproduced(text)
+    target = pipeline.target()
+    if args.target or target.topology:
+        start(args.target or target.topology)
+        target = api.resolve(None, args.target, pipeline)[1]
+    print(manager.run(program, pipeline.passes(args.phase), target, _hooks(args))[0])
+
+
+def passes(args: Arguments, screen: Screen) -> None:
+    """Lists every pass, those of other packages included."""
+    found = [_described(find_pass(name)) for name in pass_names()]
+    if args.json:
+        _print_json(found)
+    else:
+        screen.listing(found)
+
+
+def _described(kind: type[Pass]) -> dict[str, Any]:
+    """A pass: its name, what it keeps, the first line of its docstring, its options."""
+    types = get_type_hints(kind)
+    takes = [
+        {
+            "name": field.name,
+            "default": "" if field.default is MISSING else options.show(field.default),
+            "takes": options.describe(types[field.name]),
+        }
+        for field in fields(kind)
+    ]
+    what = (inspect.getdoc(kind) or "").split("\n")[0]
+    return {"name": kind.pass_name(), "keeps": kind.keeps, "what": what, "options": takes}
+
+
+# From a function to its rewritten program.
+
+
+@dataclass(frozen=True)
+class _Rewritten:
+    program: Program
+    reports: tuple[PassReport, ...]
+    target: Target
+    mesh: Any
+
+    def facts(self) -> dict[str, Any]:
+        """What every command tells a machine."""
+        plan = self.program.plan
+        return {
+            "target": self.target.topology,
+            "mesh": dict(self.target.mesh),
+            "passes": [asdict(each) for each in self.reports],
+            "plan": None if plan is None else str(plan),
+        }
+
+
+def _rewritten(args: Arguments, screen: Screen) -> _Rewritten:
+    from dialect import usercode
+    from rewrite import api
+
+    pipeline = _pipeline(args) or Pipeline.parse(api.DEFAULT_PIPELINE)
+    steps = pipeline.passes(args.phase)
+    start(args.target or pipeline.topology)
+    mesh, target = api.resolve(None, args.target, pipeline)
+    with screen.working("tracing") as status:
+        if args.args:
+            function, arguments = usercode.function(args.function, args.args)
+        else:
+            sizes = {each.name: getattr(args, each.name) for each in fields(usercode.Sizes)}
+            function, arguments = usercode.decoder(args.function, usercode.Sizes(**sizes))
+        traced = api.trace(function, *arguments, params=args.params, state=args.state)
+        listeners = [*_hooks(args), Progress(status)]
+        program, reports = manager.run(traced, steps, target, listeners)
+    return _Rewritten(program, reports, target, mesh)
+
+
+def start(topology: str) -> None:
+    """Gives JAX as many CPU devices as "cpu:8" asks for. JAX reads this at its first device."""
+    cpu = re.fullmatch(r"cpu[:-](\d+)", topology)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if cpu and "xla_force_host_platform_device_count" not in flags:
+        flag = f"--xla_force_host_platform_device_count={cpu[1]}"
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def _pipeline(args: Arguments) -> Pipeline | None:
+    if args.pipeline:
+        return Pipeline.load(args.pipeline)
+    return Pipeline.parse(args.passes, source="--passes") if args.passes else None
+
+
+def _hooks(args: Arguments) -> list[Hook]:
+    found: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
+    found += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
+    found += [hooks.TimePasses()] if args.time_passes else []
+    found += [hooks.Reproducer(Path(args.crash_reproducer))] if args.crash_reproducer else []
+    return found
+
+
+def _argument(text: str) -> int | str:
+    """An argument of the user's function, by its number or its name."""
+    return int(text) if text.isdecimal() else text
+
+
+def _read(file: str) -> str:
+    if file == "-":
+        return sys.stdin.read()
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"cannot read {file}: {error}") from error
+
+
+def _print_json(facts: Any) -> None:
+    print(json.dumps(facts, indent=2))
+
+
+# The command line.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shardwright", description="Rewrites JAX decoders for inference."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, groups in (
+        ("compile", compile_, (_add_function, _add_passes, _add_json)),
+        ("show", show, (_add_function, _add_explain, _add_passes, _add_json)),
+        ("opt", opt, (_add_file, _add_passes)),
+        ("passes", passes, (_add_json,)),
+    ):
+        about = inspect.getdoc(command)
+        each = commands.add_parser(name, help=about, description=about)
+        each.set_defaults(command=command, json=False)
+        for add in groups:
+            add(each)
+    return parser
+
+
+def _add_function(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("the function and its arguments").add_argument
+    add("function", metavar="FILE.py:FUNCTION", help="or package.module:FUNCTION")
+    add("--args", metavar="FILE.py:FUNCTION", help="returns a tuple of arguments, or of shapes")
+    add("--params", default=0, metavar="NAME", type=_argument, help="its parameters: the first")
+    add("--state", metavar="NAME", type=_argument, help="what comes back updated: found by itself")
+    add = parser.add_argument_group("arguments of a decoder as in examples/").add_argument
+    add("--config", metavar="NAME", help="a name in its CONFIGS")
+    add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+    add("--context", type=int, default=2048, metavar="N", help="positions in the cache (2048)")
+    add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
+    add("--unrolled", action="store_true", help="layers one by one, not in a loop")
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", default="-", help="a program's text (standard input)")
+    parser.add_argument("--list-passes", action="store_true", help="the same as `passes`")
+
+
+def _add_passes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("passes")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("-p", "--passes", metavar="TEXT", help='"normalize, quantize{weights=int8}"')
+    either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
+    add = group.add_argument
+    add("--phase", metavar="NAME", help="of a pipeline with several")
+    add("--target", metavar="TOPOLOGY", help="v5e:2x4, v5e-8, cpu:8: the pipeline's own")
+    add("--print-ir-after-all", action="store_true", help="the program after every pass")
+    add("--print-ir-before", action="append", default=[], metavar="PASS")
+    add("--time-passes", action="store_true", help="one line per pass at the end")
+    add("--crash-reproducer", metavar="FILE", help="written when a pass fails, read by `opt`")
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--explain", action="store_true", help="what was done and why, instead of the program")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines")

@@ -23,9 +23,10 @@ from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass
 from rewrite.plan import Plan
 from rewrite.program import Program
+from rewrite.target import Target
 
 _ENDLESS = 100_000  # columns of a pipe
-_NOTES_WIDTH = 96
+_NOTES_WIDTH, _INDENT = 96, 4
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -43,6 +44,8 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.terminal = self.console.is_terminal
+        if not self.terminal:
+            self.console.width = _ENDLESS
 
     def show(self, *shown: Any, style: str = "") -> None:
         """Text or tables; long lines are left to the terminal to wrap."""
@@ -50,7 +53,7 @@ class Screen:
             self.console.print(*shown, style=style, soft_wrap=isinstance(shown[0], str))
             return
         with self.console.capture() as captured:
-            self.console.print(*shown, width=_ENDLESS)
+            self.console.print(*shown)
         lines = captured.get().removesuffix("\n").split("\n")
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
@@ -59,12 +62,19 @@ class Screen:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A column whose name begins with `>` is set to the right."""
-        table = Table(box=box.SIMPLE_HEAD if self.terminal else None, pad_edge=False)
+        headed = any(name.strip(">") for name in columns)
+        ruled = box.SIMPLE_HEAD if self.terminal and headed else None
+        table = Table(box=ruled, show_header=headed, show_edge=False, pad_edge=False)
         for name in columns:
             table.add_column(name.removeprefix(">"), justify="right" if name[:1] == ">" else "left")
         for row in rows:
             table.add_row(*row)
         self.show(Padding(table, (0, 0, 0, 2), expand=False))
+
+    def lines(self, lines: Sequence[str], style: str = "") -> None:
+        """Indented, also where the terminal has to wrap them."""
+        for line in lines:
+            self.show(Padding(Text(line), (0, 0, 0, _INDENT), expand=False), style=style)
 
     @contextmanager
     def working(self, what: str) -> Iterator[Status | None]:
@@ -75,45 +85,54 @@ class Screen:
         with self.console.status(what) as status:
             yield status
 
-    def passes(self, reports: Sequence[PassReport]) -> None:
-        """Each pass with its time, what it changed, and what it had to say."""
+    def listing(self, passes: Sequence[dict[str, Any]]) -> None:
+        """Every pass with its options, one to a line."""
+        rows = []
+        for each in passes:
+            lines = (f"{o['name']}={o['default']}  ({o['takes']})" for o in each["options"])
+            rows.append((each["name"], each["keeps"], each["what"], "\n".join(lines)))
+        self.table(("pass", "keeps", "what it does", "options and their defaults"), rows)
+
+    def rewriting(
+        self, what: str, target: Target, reports: Sequence[PassReport], plan: Plan | None
+    ) -> None:
+        """Each pass with its time, what it changed and what it had to say; then the plan."""
+        mesh = " ".join(f"{axis}={size}" for axis, size in target.mesh)
+        self.show(f"{what} for {target.topology}, mesh {mesh}")
         widest = max((len(each.text) for each in reports), default=0)
         self.heading(f"{'passes':{widest}}  {'ms':>8}  {'ops':>14}  keeps")
         for each in reports:
             ops = f"{each.ops_before} -> {each.ops_after}"
             timed = f"{each.seconds * 1e3:8.1f}  {ops:>14}"
             self.show(f"{each.text:{widest}}  {timed}  {each.keeps}")
-            for line in _packed(each.notes):
-                self.show(f"    {line}", style="dim")
-
-    def plan(self, plan: Plan | None) -> None:
-        """What was chosen and what was rejected, and why."""
+            self.lines(_packed(each.notes, self.console.width), style="dim")
         self.heading("plan")
         self.show("no pass made a plan" if plan is None else plan.explain())
 
-    def executable(self, report: Any, hbm_bytes: int) -> None:
-        """Memory, entry parameters and collectives of a `dialect.executable.Report`."""
-        memory = report.memory
-        self.heading(f"memory per chip: {size(memory.total_bytes)} of {size(hbm_bytes)}")
+    def executable(
+        self, report: Any, notes: Sequence[str], seconds: float, hbm_bytes: int
+    ) -> None:
+        """A `dialect.executable.Report`, what the compiler said, and the HBM that a chip has."""
+        memory, collectives = report.memory, _collectives(report)
+        self.heading(f"executable, compiled in {seconds:.1f} s")
+        self.show(f"memory per chip: {size(memory.total_bytes)} of {size(hbm_bytes)}")
         rows = {
-            "arguments": memory.argument_bytes,
-            "of these updated in place": memory.alias_bytes,
-            "other results": memory.output_bytes - memory.alias_bytes,
+            "parameters, state and arguments": memory.argument_bytes,
+            "of these, state updated in place": memory.alias_bytes,
+            "results": memory.output_bytes - memory.alias_bytes,
             "temporaries": memory.temp_bytes,
             "code": memory.code_bytes,
         }
         self.table(("", ">"), [(name, size(count)) for name, count in rows.items()])
         self.heading("entry parameters, per chip")
         by_dtype = report.by_dtype().items()
-        rows = [(dtype, str(count), size(total)) for dtype, (count, total) in by_dtype]
-        self.table(("dtype", ">arrays", ">bytes"), rows)
-        self.heading("collectives, per step")
-        self.table(("kind", "dtype", "mesh axes", ">count", ">bytes each"), _collectives(report))
-
-    def notes(self, notes: Sequence[str]) -> None:
-        """What the compiler had to say."""
-        self.heading("compiler notes")
-        self.show("\n".join(notes) or "none")
+        shown = [(dtype, str(count), size(total)) for dtype, (count, total) in by_dtype]
+        self.table(("dtype", ">arrays", ">size"), shown)
+        self.heading("collectives, per step" if collectives else "no collectives")
+        if collectives:
+            self.table(("kind", "dtype", "over", ">count", ">size each"), collectives)
+        self.heading("compiler notes" if notes else "no compiler notes")
+        self.lines(notes)
 
 
 class Progress(Hook):
@@ -127,12 +146,13 @@ class Progress(Hook):
             self.status.update(f"pass {step}")
 
 
-def _packed(notes: Sequence[str]) -> list[str]:
+def _packed(notes: Sequence[str], width: int) -> list[str]:
     """Notes as lines; short ones share a line."""
+    most = min(_NOTES_WIDTH, width - _INDENT)
     lines: list[str] = []
     for note in notes:
         joined = f"{lines[-1]}, {note}" if lines else note
-        if lines and len(joined) <= _NOTES_WIDTH:
+        if lines and len(joined) <= most:
             lines[-1] = joined
         else:
             lines.append(note)

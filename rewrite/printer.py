@@ -20,8 +20,8 @@ Named = tuple[str, Input]  # an input, and the name that the text has for it
 WIDTH = 100  # columns, for what may be broken into lines; an op never is
 
 # What the grammar reads without quotes, at least.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_SYMBOL = re.compile(r"-0\.0|(?!(none|true|false|inf)$)[A-Za-z_][A-Za-z0-9_.]*")
+_OP_NAME = re.compile(r"(?!_$)[A-Za-z_][A-Za-z0-9_.-]*")
+_WORD = re.compile(r"(?!(_|none|true|false|inf)$)[A-Za-z_][A-Za-z0-9_.]*")
 _LEAD = re.compile(r'".*"|\([0-9, ()]*\)')
 _INLINE = re.compile(r"\([^()'\"]*\)|<[^<>]*>|[A-Za-z0-9_.+-]+")  # constants that fit in a line
 _DIGEST = re.compile(r"[0-9a-f]{8,}")
@@ -136,9 +136,8 @@ class _Printer:
         args = ", ".join([names[arg] for arg in op.args])
         types = ", ".join(map(str, op.types))
         remark = self.remark(op.results, op.origin)
-        self.lines.append(
-            f"{indent}{head} = {_word(op.name)}{lead}({args}){attrs} : {types}{remark}"
-        )
+        called = op.name if _OP_NAME.fullmatch(op.name) else _quoted(op.name)
+        self.lines.append(f"{indent}{head} = {called}{lead}({args}){attrs} : {types}{remark}")
         for region in op.regions:
             self.region(region, indent=f"{indent}  ")
 
@@ -174,7 +173,7 @@ def show_value(value: Any) -> str:
     if isinstance(value, Type):
         return str(value)
     if isinstance(value, Symbol):
-        if _SYMBOL.fullmatch(value.text):
+        if value.text == "-0.0" or _WORD.fullmatch(value.text):
             return value.text
         return "'{}'".format(_quoted(value.text)[1:-1].replace("'", "\\u0027"))
     if isinstance(value, Record):
@@ -250,10 +249,7 @@ def _step(step: Step) -> list[str]:
 
 def _layout(layout: Layout) -> str:
     """`(x y, _)`: the mesh axes of each dimension, `_` where it is not split."""
-    shown = (
-        " ".join(_quoted(axis) if axis == "_" else _word(axis) for axis in dimension) or "_"
-        for dimension in layout
-    )
+    shown = (" ".join(map(_word, dimension)) or "_" for dimension in layout)
     return f"({', '.join(shown)})"
 
 
@@ -274,7 +270,7 @@ def _short_origin(origin: Origin) -> str:
 
 
 def _word(text: str) -> str:
-    return text if _NAME.fullmatch(text) else _quoted(text)
+    return text if _WORD.fullmatch(text) else _quoted(text)
 
 
 def _quoted(text: str) -> str:

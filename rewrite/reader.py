@@ -193,7 +193,7 @@ class _Reader:
         if isinstance(node, Token):
             if node.type == "OPAQUE":
                 self.fail(node, f"the pytree is an opaque {node}, which text cannot carry")
-            return int(node) if node.type == "INT" else None
+            return None if node.type == "NONE" else _text(node)
         if node.data == "dict":
             pairs = (each.children for each in node.children)
             return {_text(key): self.skeleton(item) for key, item in pairs}
@@ -359,8 +359,9 @@ class _Reader:
         raise TextError(f"line {line}: {message}\n{caret(shown, column, width)}", hint=hint)
 
 
-def _text(token: Token) -> str:
-    return json.loads(token) if token.type == "STRING" else str(token)
+def _text(token: Token) -> Any:
+    """A word, a text in quotes or a number."""
+    return json.loads(token) if token.type in ("STRING", "INT") else str(token)
 
 
 def _step(tree: Tree) -> Step:

@@ -27,7 +27,7 @@ each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__
 def toy(model: ModuleType, unrolled: bool = False) -> tuple[Any, Any, Any]:
     """The toy configuration, its parameters and an empty cache."""
     config = model.CONFIGS["toy"]
-    params = jax.jit(partial(model.init_params, config, unrolled=unrolled))(jax.random.key(1))
+    params = model.init_params(config, jax.random.key(1), unrolled)
     return config, params, model.init_cache(config, BATCH, CONTEXT, unrolled)
 
 
@@ -243,8 +243,9 @@ def test_the_model_is_the_formula(model: ModuleType, by_hand: Any) -> None:
 def test_full_size(model: ModuleType, name: str, billions: float) -> None:
     config = model.CONFIGS[name]
     params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e9 == pytest.approx(billions, rel=5e-4)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    leaves = jax.tree.leaves(params)
+    assert sum(leaf.size for leaf in leaves) / 1e9 == pytest.approx(billions, rel=5e-4)
+    assert {str(leaf.dtype) for leaf in leaves} == {"bfloat16"}
     cache = jax.eval_shape(partial(model.init_cache, config, 4, 64))
     tokens = jax.ShapeDtypeStruct((4,), jnp.int32)
     logits, new = jax.eval_shape(partial(model.decode_step, config), params, cache, tokens)

@@ -1,0 +1,191 @@
+"""Axis inference: every dimension of the examples' inputs is named by what is done with it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rewrite
+from dialect.axes import NAMES, infer_axes
+from rewrite import Pipeline
+from rewrite.program import Program
+from tiny import CASES, MODELS, Case, traced
+
+# Written from the models' definitions. Of the layers' parameters `layers` is left out.
+TABLES: dict[str, dict[str, str]] = {
+    "llama": {
+        "params/embedding": "vocab d_model",
+        "params/final_norm": "d_model",
+        "params/head": "d_model vocab",
+        "attention_norm": "d_model",
+        "ffn_norm": "d_model",
+        "wq": "d_model (kv_heads q_per_kv) d_head",
+        "wk": "d_model kv_heads d_head",
+        "wv": "d_model kv_heads d_head",
+        "wo": "(kv_heads q_per_kv) d_head d_model",
+        "w_gate": "d_model d_ff",
+        "w_up": "d_model d_ff",
+        "w_down": "d_ff d_model",
+        "cache": "batch context kv_heads d_head",
+    },
+    "palm": {
+        "params/embedding": "vocab d_model",
+        "params/final_norm": "d_model",
+        "norm": "d_model",
+        "wq": "d_model heads d_head",
+        "wk": "d_model d_head",
+        "wv": "d_model d_head",
+        "wo": "heads d_head d_model",
+        "w_gate": "d_model d_ff",
+        "w_up": "d_model d_ff",
+        "w_down": "d_ff d_model",
+        "cache": "batch context d_head",
+    },
+    "gpt": {
+        "params/embedding": "vocab d_model",
+        "params/positions": "context d_model",
+        "params/final_norm": "d_model",
+        "params/final_norm_bias": "d_model",
+        "attention_norm": "d_model",
+        "attention_norm_bias": "d_model",
+        "wq": "d_model heads d_head",
+        "bq": "heads d_head",
+        "wk": "d_model heads d_head",
+        "bk": "heads d_head",
+        "wv": "d_model heads d_head",
+        "bv": "heads d_head",
+        "wo": "heads d_head d_model",
+        "bo": "d_model",
+        "ffn_norm": "d_model",
+        "ffn_norm_bias": "d_model",
+        "w_up": "d_model d_ff",
+        "b_up": "d_ff",
+        "w_down": "d_ff d_model",
+        "b_down": "d_model",
+        "cache": "batch context heads d_head",
+    },
+}
+PREPARED = Pipeline.parse("normalize, recognize")
+
+
+@cache
+def recognized(case: Case) -> Program:
+    return PREPARED.run(traced(case))
+
+
+def shown(program: Program) -> dict[str, str]:
+    """The axes of every input by its path, and of every output."""
+    axes = infer_axes(program)
+    inputs = zip(program.graph.inputs, program.step_inputs)
+    found = {each.name: axes.show(value) for value, each in inputs}
+    outputs = zip(program.graph.outputs, program.step_outputs)
+    return found | {f"out {each.name}": axes.show(value) for value, each in outputs}
+
+
+def wanted(case: Case) -> dict[str, str]:
+    table = TABLES[case.model]
+    found = {path: axes for path, axes in table.items() if path.startswith("params/")}
+    for i in range(2) if case.unrolled else [None]:
+        inner, front = ("", "layers ") if i is None else (f"/{i}", "")
+        for name in table:
+            if not name.startswith("params/") and name != "cache":
+                found[f"params/layers{inner}/{name}"] = front + table[name]
+        for name in "kv":
+            found[f"cache/{name}{inner}"] = found[f"out 1/{name}{inner}"] = front + table["cache"]
+    found |= {"cache/position": "", "out 1/position": "", "out 0": "batch vocab"}
+    return found | {"tokens": "batch time" if case.prefill else "batch"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_axis_has_its_name(case: Case) -> None:
+    assert shown(recognized(case)) == wanted(case)
+
+
+CONTINUED = "carry_cache, stage"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("passes", ["carry_cache", "unroll", "unroll, stage", "carry_cache, stage"])
+def test_names_survive_passes(model: str, passes: str) -> None:
+    case = Case(model, prefill=True)
+    program = Pipeline.parse(passes).run(recognized(case))
+    front = {} if "unroll" in passes else wanted(case)
+    unrolled = wanted(Case(model, prefill=True, unrolled=True))
+    for name, axes in shown(program).items():
+        known = {**unrolled, **front}.get(name)
+        if known is not None:
+            assert (name, axes) == (name, known)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sizes(model: str) -> None:
+    case = Case(model, prefill=True)
+    own = {
+        "llama": {"kv_heads": 2, "q_per_kv": 2},
+        "palm": {"heads": 4},
+        "gpt": {"heads": 4},
+    }[model]
+    common = {"batch": 2, "time": 4, "context": 16, "d_model": 16, "d_head": 4, "d_ff": 16}
+    common |= {"vocab": 16, "layers": 2}
+    sizes = infer_axes(recognized(case)).sizes()
+    assert sizes == common | own
+    assert list(sizes) == [name for name in NAMES if name in sizes]
+
+
+def test_names_say_where_they_come_from() -> None:
+    program = recognized(Case("llama"))
+    axes = infer_axes(program)
+    place = {each.name: value for value, each in zip(program.graph.inputs, program.inputs)}
+    (context,) = (a for a in axes.at(place["cache/k"]) if "context" in a.names or a.link)[:1] if 0 else (
+        axes.at(place["cache/k"])[2],
+    )
+    from dialect.axes import leaves
+
+    (leaf,) = leaves(context)
+    provenance = leaf.names["context"][1]
+    assert provenance.startswith("attend at ") and "llama.py:" in provenance
+
+
+def test_nothing_is_named_by_a_path() -> None:
+    """Renamed, the same program has the same axes."""
+    case = Case("llama")
+
+    def disguised(vocab: Any, heads: Any, d_ff: Any) -> Any:
+        return case.function(vocab["d_head"], heads, d_ff)
+
+    from tiny import arguments
+
+    params, cache, tokens = arguments(case)
+    program = PREPARED.run(rewrite.trace(disguised, {"d_head": params}, cache, tokens))
+    found, known = shown(program), shown(recognized(case))
+    assert list(found.values()) == list(known.values())
+
+
+def test_unrecognised_axes_are_unnamed() -> None:
+    def step(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ params["w"]) @ params["u"]
+
+    args = ({"w": jnp.ones((4, 8)), "u": jnp.ones((8, 6))}, jnp.ones((2, 4)))
+    program = PREPARED.run(rewrite.trace(step, *args))
+    assert shown(program) == {"params/u": "_ vocab", "params/w": "_ _", "x": "_ _",
+                              "out result": "_ vocab"}
+
+
+def test_reshapes_split_and_merge_axes() -> None:
+    """A weight stored with its heads merged shows both axes in one dimension."""
+    def step(params: Any, cache: Any, x: jax.Array) -> Any:
+        q = (x @ params["wq"]).reshape(2, 4, 4)
+        weights = jax.nn.softmax(jnp.einsum("bhk,bshk->bhs", q, cache) * 0.5)
+        mixed = jnp.einsum("bhs,bshk->bhk", weights, cache).reshape(2, 16)
+        return mixed @ params["wo"]
+
+    args = ({"wq": jnp.ones((16, 16)), "wo": jnp.ones((16, 16))}, jnp.ones((2, 8, 4, 4)),
+            jnp.ones((2, 16)))
+    found = shown(PREPARED.run(rewrite.trace(step, *args)))
+    assert found["params/wq"] == "_ (heads d_head)"
+    assert found["params/wo"] == "(heads d_head) vocab"
+    assert found["cache"] == "batch context heads d_head"
