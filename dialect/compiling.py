@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.experimental.layout import Format, Layout
 
 from dialect.dtypes import struct_of
 from dialect.evaluate import evaluate
+from dialect.executable import DoesNotFit, compile_quietly
 from dialect.sharding import lowering_on, named_sharding
 from rewrite.ir import Graph
 from rewrite.program import Input, Program
@@ -97,6 +99,29 @@ class Compilable:
             sharding = named_sharding(self.mesh, source.layout, source.type.rank)
             found.append(self.free(source, sharding))
         return found
+
+
+def compiled(compilable: Compilable) -> tuple[Any, tuple[str, ...]]:
+    """(executable, what the compiler had to say).
+
+    Raises DoesNotFit, naming the largest arrays, where the program does not fit in memory.
+    """
+    try:
+        return compile_quietly(compilable.lower())
+    except DoesNotFit as error:
+        largest = largest_inputs(compilable)
+        raise DoesNotFit(error.needed_bytes, error.available_bytes, largest) from error
+
+
+def largest_inputs(compilable: Compilable, count: int = 5) -> list[str]:
+    """The step's largest inputs by their bytes on each chip."""
+    sizes = dict(compilable.mesh.shape)
+    per_chip = []
+    for each in compilable.program.step_inputs:
+        split = prod(sizes[axis] for axes in each.layout or () for axis in axes)
+        per_chip.append((each.type.bytes / split, f"{each.name} {each.type}"))
+    largest = sorted(per_chip, reverse=True)[:count]
+    return [f"{name} ({size / 2**30:.2f} GiB)" for size, name in largest]
 
 
 def compiled_stage(graph: Graph, shardings: Sequence[Any] | None) -> Callable[..., list[Any]]:

@@ -49,12 +49,15 @@ _one_at_a_time = threading.Lock()
 class DoesNotFit(ShardwrightError):
     """The program needs more HBM than a chip has. Sizes are per chip, in bytes."""
 
-    def __init__(self, needed_bytes: int, available_bytes: int) -> None:
+    def __init__(
+        self, needed_bytes: int, available_bytes: int, largest: Sequence[str] = ()
+    ) -> None:
         self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
         self.missing_bytes = needed_bytes - available_bytes
         super().__init__(
             f"the program does not fit: every chip needs {_size(needed_bytes)} of HBM and has "
-            f"{_size(available_bytes)}; {_size(self.missing_bytes)} are missing",
+            f"{_size(available_bytes)}; {_size(self.missing_bytes)} are missing"
+            + "".join(f"\n  largest: {each}" for each in largest),
             hint="more chips, a layout that splits the largest tensors further, quantised "
             "weights, or a smaller batch or context",
         )

@@ -37,7 +37,7 @@ def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
     if op["reverse"] or op["length"] < 2:
         raise ValueError("only a forward loop of two or more can be peeled")
     consts, carry, xs = (op.args[part] for part in scan_parts(op))
-    first = [reshaped(_rows(each, 0, 1), each.type.shape[1:]) for each in xs]
+    first = [_first(each) for each in xs]
     out = substitute(op.regions[0], [*consts, *carry, *first])
     rest = [_rows(each, 1, op["length"]) for each in xs]
     shorter = Op(
@@ -54,6 +54,13 @@ def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
         for head, tail in zip(out[op["carry"] :], loop.results[op["carry"] :])
     ]
     return (*loop.results[: op["carry"]], *ys), loop
+
+
+def _first(value: Value) -> Value:
+    """value[0]. A counter stays a value: told that the first layer is number 0, a TPU's compiler
+    gives it a cache layout of its own and copies the whole cache there and back."""
+    first = reshaped(_rows(value, 0, 1), value.type.shape[1:])
+    return make("optimization_barrier", first) if value.op.name == "iota" else first
 
 
 def _rows(value: Value, start: int, stop: int) -> Value:

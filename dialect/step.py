@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.compiling import Compilable, compiled_stage
+from dialect.annotate import annotated
+from dialect.compiling import Compilable, compiled, compiled_stage
 from dialect.dtypes import dtype_of
-from dialect.executable import compile_quietly
 from dialect.framework import treedef
 from dialect.tracing import Where, argument_names, argument_number, trace
 from rewrite.errors import TraceError
@@ -97,8 +97,8 @@ class Step:
         return self._programs[key]
 
     def ir(self, *args: Any) -> str:
-        """The rewritten program as text."""
-        return str(self.program(*args))
+        """The rewritten program as text, its axes and layouts beside it."""
+        return annotated(self.program(*args))
 
     def plan(self, *args: Any) -> Any:
         """The plan that the program was sharded by, or None where the pipeline makes none."""
@@ -200,7 +200,7 @@ class _Executable:
     def __init__(self, compilable: Compilable) -> None:
         self.compilable, program = compilable, compilable.program
         self.program = program
-        self.compiled, self.notes = compile_quietly(compilable.lower())
+        self.compiled, self.notes = compiled(compilable)
         self.names = tuple(each.name for each in compilable.inputs("param"))
         self.roles = [each.role for each in program.inputs if each.role != "param"]
         self.out_tree = treedef(program.tree[1])

@@ -46,6 +46,7 @@ class _Constraints:
         self.plan, self.axes = plan, axes
         self.said: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
+        self.scatters = plan.split("hidden").get("d_ff") != plan.split("used").get("d_ff")
 
     def lines(self) -> list[str]:
         """Each kind of constraint once, with its reason and how often it was set."""
@@ -74,6 +75,8 @@ class _Constraints:
                 results = (self.attention_output(op, results[0]),)
             elif op.name in ("contract", "take") or _is_residual_add(op, self.axes):
                 results = (self.product(op, results[0]),)
+            elif op.name in ("gate", "activate") and self.scatters:
+                results = (self.activation(op, results[0]),)
             memo.update(zip(op.results, results))
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
@@ -104,9 +107,16 @@ class _Constraints:
         return (args[0], new, *args[2:])
 
     def attention_output(self, op: Op, value: Value) -> Value:
-        """Attention's result, pinned where it is made, then moved to the next product's layout."""
-        made = self.constrain(value, op.results[0], "attention", "attention leaves its result")
-        return self.constrain(made, op.results[0], "hidden", "the output product reads heads")
+        """Attention's result, moved to the next product's layout.
+
+        It is not pinned where it is made: taking two mesh axes off the batch and putting one on
+        the heads in a single step is what the compiler answers with a full rematerialisation.
+        """
+        return self.constrain(value, op.results[0], "hidden", "the output product reads heads")
+
+    def activation(self, op: Op, value: Value) -> Value:
+        """The activated hidden layer, gathered to the layout of the weights that read it."""
+        return self.constrain(value, op.results[0], "used", "the second product reads it so")
 
     def constrain(self, value: Value, known: Value, group: str, why: str) -> Value:
         """`known` is the value before rewriting, of which the axes are known."""

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from dialect import control, framework, lax, nn, quant, sharding, tensor  # noqa: F401
 from dialect import mesh as machine
+from dialect.compiling import Compilable, compiled
 from dialect.step import Step
 from dialect.tracing import Where, trace
 from rewrite.pipeline import Pipeline
@@ -100,8 +101,5 @@ def _automatic(mesh: Mesh) -> Mesh:
 
 def compile(program: Program, mesh: Any = None, *, target: str | None = None) -> Any:
     """The `jax.stages.Compiled` of a program that the pipeline has staged and lowered."""
-    from dialect.compiling import Compilable
-    from dialect.executable import compile_quietly
-
-    jax_mesh, _ = resolve(mesh, target, Pipeline.of(""))
-    return compile_quietly(Compilable(program, jax_mesh).lower())[0]
+    jax_mesh, _ = resolve(mesh, target, Pipeline.of("normalize"))
+    return compiled(Compilable(program, jax_mesh))[0]

@@ -161,25 +161,25 @@ class _Reader:
         )
         return replace(program, graph=self.section(step, packed), stages=stages)
 
-    def inputs(self, tree: Tree) -> tuple[tuple[Input, ...], list[str]]:
-        """The inputs as declared, and the names that the program has for them."""
-        names: dict[str, None] = {}
+    def inputs(self, tree: Tree) -> tuple[tuple[Input, ...], dict[str, int]]:
+        """The inputs as declared, and the number of each by the name that the text has for it."""
+        names: dict[str, int] = {}
         inputs = []
         for each in tree.children:
             value, name, types, role, layout = each.children
             if value in names:
                 self.fail(value, f"{value} is declared twice")
-            names[str(value)] = None
+            names[str(value)] = len(names)
             path = _text(name) if name else str(value[1:])
             inputs.append(Input(path, self.one_type(types), str(role), _layout(layout)))
-        return tuple(inputs), list(names)
+        return tuple(inputs), names
 
-    def outputs(self, tree: Tree, names: Sequence[str]) -> tuple[Output, ...]:
+    def outputs(self, tree: Tree, names: dict[str, int]) -> tuple[Output, ...]:
         outputs = []
         for name, value in (each.children for each in tree.children):
             if value is not None and value not in names:
                 self.fail(value, f"there is no input {value}", nearest(value, names))
-            outputs.append(Output(_text(name), None if value is None else names.index(value)))
+            outputs.append(Output(_text(name), None if value is None else names[value]))
         return tuple(outputs)
 
     def plan(self, token: Token) -> Plan:
@@ -337,7 +337,7 @@ class _Reader:
         ended = getattr(getattr(error, "token", None), "type", "") == "$END"
         inner = token if token is not None else self.text.rstrip()
         place = token if token is not None else Token("", self.text, 0, 1, 1)
-        at += len(inner) - at if ended else error.pos_in_stream
+        at = len(inner) if ended else at + error.pos_in_stream
         found = re.compile(r"[\w.%-]+|.|$", re.DOTALL).match(inner, at)[0]
         expected = " or ".join(sorted({*map(_shown, wanted - {"$END"})}) or ["the end"])
         said = f"expected {expected}, found {repr(found) if found else 'the end'}"
@@ -356,12 +356,13 @@ class _Reader:
             first = max(0, min(column - 1 - _SHOWN // 2, len(shown) - _SHOWN))
             shown, column = shown[first : first + _SHOWN], column - first
         width = min(width, len(shown) - column + 1)
-        raise TextError(f"line {line}: {message}\n{caret(shown, column, width)}", hint=hint)
+        said = f"line {line}: {message}\n{caret(shown, column, width)}"
+        raise TextError(said, hint=hint) from None
 
 
 def _text(token: Token) -> Any:
     """A word, a text in quotes or a number."""
-    return json.loads(token) if token.type in ("STRING", "INT") else str(token)
+    return {"STRING": json.loads, "INT": int}.get(token.type, str)(token)
 
 
 def _step(tree: Tree) -> Step:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 import rewrite
-from dialect.axes import NAMES, infer_axes
+from dialect.axes import NAMES, infer_axes, leaves
 from rewrite import Pipeline
 from rewrite.program import Program
-from tiny import CASES, MODELS, Case, traced
+from tiny import CASES, MODELS, Case, arguments, traced
 
 # Written from the models' definitions. Of the layers' parameters `layers` is left out.
 TABLES: dict[str, dict[str, str]] = {
@@ -69,6 +69,7 @@ TABLES: dict[str, dict[str, str]] = {
         "cache": "batch context heads d_head",
     },
 }
+NO_PARENTHESES = str.maketrans("", "", "()")
 PREPARED = Pipeline.parse("normalize, recognize")
 
 
@@ -105,20 +106,20 @@ def test_every_axis_has_its_name(case: Case) -> None:
     assert shown(recognized(case)) == wanted(case)
 
 
-CONTINUED = "carry_cache, stage"
-
-
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("passes", ["carry_cache", "unroll", "unroll, stage", "carry_cache, stage"])
+@pytest.mark.parametrize("passes", ["carry_cache", "unroll, stage", "carry_cache, stage"])
 def test_names_survive_passes(model: str, passes: str) -> None:
     case = Case(model, prefill=True)
     program = Pipeline.parse(passes).run(recognized(case))
-    front = {} if "unroll" in passes else wanted(case)
-    unrolled = wanted(Case(model, prefill=True, unrolled=True))
+    known = wanted(case)
+    if "unroll" in passes:
+        # A cache that is kept per layer has the axes of the unrolled model's.
+        parts = wanted(Case(model, prefill=True, unrolled=True)).items()
+        known |= {name.replace("/0", ".0").replace("/1", ".1"): axes for name, axes in parts}
     for name, axes in shown(program).items():
-        known = {**unrolled, **front}.get(name)
-        if known is not None:
-            assert (name, axes) == (name, known)
+        if name in known:  # `stage` may keep a weight with its merged axes split
+            assert (name, axes.translate(NO_PARENTHESES)) == (
+                name, known[name].translate(NO_PARENTHESES))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -140,13 +141,8 @@ def test_names_say_where_they_come_from() -> None:
     program = recognized(Case("llama"))
     axes = infer_axes(program)
     place = {each.name: value for value, each in zip(program.graph.inputs, program.inputs)}
-    (context,) = (a for a in axes.at(place["cache/k"]) if "context" in a.names or a.link)[:1] if 0 else (
-        axes.at(place["cache/k"])[2],
-    )
-    from dialect.axes import leaves
-
-    (leaf,) = leaves(context)
-    provenance = leaf.names["context"][1]
+    (leaf,) = leaves(axes.at(place["cache/k"])[2])
+    _, provenance = leaf.names["context"]
     assert provenance.startswith("attend at ") and "llama.py:" in provenance
 
 
@@ -156,8 +152,6 @@ def test_nothing_is_named_by_a_path() -> None:
 
     def disguised(vocab: Any, heads: Any, d_ff: Any) -> Any:
         return case.function(vocab["d_head"], heads, d_ff)
-
-    from tiny import arguments
 
     params, cache, tokens = arguments(case)
     program = PREPARED.run(rewrite.trace(disguised, {"d_head": params}, cache, tokens))
@@ -183,8 +177,8 @@ def test_reshapes_split_and_merge_axes() -> None:
         mixed = jnp.einsum("bhs,bshk->bhk", weights, cache).reshape(2, 16)
         return mixed @ params["wo"]
 
-    args = ({"wq": jnp.ones((16, 16)), "wo": jnp.ones((16, 16))}, jnp.ones((2, 8, 4, 4)),
-            jnp.ones((2, 16)))
+    params = {"wq": jnp.ones((16, 16)), "wo": jnp.ones((16, 12))}
+    args = (params, jnp.ones((2, 8, 4, 4)), jnp.ones((2, 16)))
     found = shown(PREPARED.run(rewrite.trace(step, *args)))
     assert found["params/wq"] == "_ (heads d_head)"
     assert found["params/wo"] == "(heads d_head) vocab"

@@ -18,7 +18,7 @@ from examples import gpt, llama, palm
 
 MODELS = (llama, palm, gpt)
 TOY = llama.CONFIGS["toy"]
-BATCH, LENGTH, CONTEXT = 2, 7, 12
+BATCH, LENGTH, CONTEXT = 2, 8, 12
 
 each_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 
@@ -90,9 +90,9 @@ def test_decode_equals_prefill(model: ModuleType, unrolled: bool) -> None:
 def test_prefill_goes_on_where_it_stopped(model: ModuleType) -> None:
     config, params, cache = toy(model)
     tokens = tokens_of(config)
-    logits, half = prefill_of(model)(params, cache, tokens[:, :3])
-    assert_close(logits, decoded(model)[0][:, 2])
-    logits, whole = prefill_of(model)(params, half, tokens[:, 3:])
+    logits, half = prefill_of(model)(params, cache, tokens[:, :4])
+    assert_close(logits, decoded(model)[0][:, 3])
+    logits, whole = prefill_of(model)(params, half, tokens[:, 4:])
     assert_close((logits, whole), (decoded(model)[0][:, -1], decoded(model)[1]))
 
 

@@ -62,23 +62,19 @@ CASES = tuple(
 @cache
 def arguments(case: Case) -> tuple[Any, Any, jax.Array]:
     """(params, a cache that holds three tokens, tokens)."""
-    params = _params(case.model)
-    if case.unrolled:
-        layers = params["layers"]
-        params = params | {"layers": [{k: v[i] for k, v in layers.items()} for i in range(LAYERS)]}
-    empty = case.module.init_cache(case.config, BATCH, CONTEXT, unrolled=case.unrolled)
-    random = np.random.default_rng(5)
-    state = jax.tree.map(
-        lambda x: jnp.asarray(random.standard_normal(x.shape), x.dtype) if x.ndim else x + 3, empty
+    params = jax.eval_shape(
+        partial(case.module.init_params, case.config, unrolled=case.unrolled), jax.random.key(0)
     )
-    shape = (BATCH, LENGTH) if case.prefill else (BATCH,)
-    return params, state, jnp.asarray(random.integers(0, VOCAB, shape), jnp.int32)
+    state = case.module.init_cache(case.config, BATCH, CONTEXT, unrolled=case.unrolled)
+    random = np.random.default_rng(5)
 
+    def draw(struct: Any) -> jax.Array:
+        numbers = random.standard_normal(struct.shape) * D_MODEL**-0.5
+        return jnp.asarray(numbers + (struct.ndim < 3), struct.dtype)
 
-@cache
-def _params(model: str) -> Any:
-    case = Case(model)
-    return jax.jit(partial(case.module.init_params, case.config))(jax.random.key(1))
+    tokens = random.integers(0, VOCAB, (BATCH, LENGTH) if case.prefill else (BATCH,))
+    state = jax.tree.map(lambda x: draw(x) if x.ndim else x + 3, state)
+    return jax.tree.map(draw, params), state, jnp.asarray(tokens, jnp.int32)
 
 
 @cache

@@ -1,0 +1,208 @@
+"""`auto_shard` on eight CPU devices: the numbers of the unsharded function, whatever the plan."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import gpt, llama, palm
+
+from rewrite import Pipeline, ShardwrightError, auto_shard
+
+DECODERS = {"llama": llama, "palm": palm, "gpt": gpt}
+EXACT = "normalize, recognize, carry_cache, {more} plan{{{plan}}}, shard, stage, lower"
+BATCH, CONTEXT = 8, 32
+
+
+def decoder(name: str, unrolled: bool = False):
+    """(step, params, cache, tokens) of a toy decoder."""
+    module = DECODERS[name]
+    config = module.CONFIGS["toy"]
+    params = module.init_params(config, jax.random.key(0), unrolled=unrolled)
+    cache = module.init_cache(config, BATCH, CONTEXT, unrolled=unrolled)
+    return partial(module.decode_step, config), params, cache, jnp.arange(BATCH, dtype=jnp.int32)
+
+
+def largest_difference(one, other) -> float:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(jnp.max(jnp.abs(a.astype("float32") - b.astype("float32")))) for a, b in pairs)
+
+
+def steps(step, params, cache, tokens, count: int = 3):
+    """Logits of some greedy steps, and the last cache."""
+    logits = []
+    for _ in range(count):
+        out, cache = step(params, cache, tokens)
+        logits.append(np.asarray(out))
+        tokens = jnp.argmax(out, axis=-1).astype(jnp.int32)
+    return np.stack(logits), cache
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "more"),
+    [
+        ("llama", "ffn=ws1d, attention=heads", ""),
+        ("llama", "ffn=ws2d, attention=batch", "cache_layout, first_layer{budget=10.0},"),
+        ("palm", "ffn=ws2d, attention=batch", "first_layer{budget=10.0},"),
+        ("palm", "ffn=wg_xyz, attention=batch", "cache_layout, unroll,"),
+        ("gpt", "ffn=ws1d, attention=heads", "unroll,"),
+        ("gpt", "ffn=wg_x, attention=heads", "cache_layout,"),
+    ],
+)
+def test_equals_the_original_for_every_named_partitioning(name, plan, more):
+    function, params, cache, tokens = decoder(name)
+    expected, expected_cache = steps(jax.jit(function), params, cache, tokens)
+    step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan=plan, more=more))
+    packed = step.prepare(params, cache, tokens)
+    found, found_cache = steps(step, packed, step.adapt(cache), tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert largest_difference(step.restore(found_cache), expected_cache) < 1e-4
+
+
+def test_the_weights_are_split_over_the_mesh():
+    function, params, cache, tokens = decoder("llama")
+    step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan="ffn=ws1d, attention=heads", more=""))
+    packed = step.prepare(params, cache, tokens)
+    layouts = dict(zip(packed.names, (leaf.sharding.spec for leaf in packed.leaves)))
+    assert layouts["params/layers/w_gate"] == jax.sharding.PartitionSpec(None, None, ("x", "y"))
+    assert layouts["params/layers/w_down"] == jax.sharding.PartitionSpec(None, ("x", "y"), None)
+    adapted = step.adapt(cache)
+    assert adapted["k"].sharding.spec == jax.sharding.PartitionSpec(None, None, None, ("x", "y"), None)
+
+
+def test_raw_parameters_and_caches_are_accepted_and_packed_once():
+    function, params, cache, tokens = decoder("llama")
+    expected, _ = steps(jax.jit(function), params, cache, tokens, 2)
+    step = auto_shard(function, "cpu:8", donate_state=False)
+    found, _ = steps(step, params, cache, tokens, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    packed = step._known[1]
+    step(params, cache, tokens)
+    assert step._known[1] is packed
+
+
+def test_packing_waits_for_the_shapes():
+    function, params, cache, tokens = decoder("palm")
+    step = auto_shard(function, "cpu:8")
+    packed, adapted = step.prepare(params), step.adapt(cache)
+    logits, _ = step(packed, adapted, tokens)
+    expected, _ = jax.jit(function)(params, llama_like(cache), tokens)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert packed.raw is None
+
+
+def llama_like(cache):
+    """A fresh cache of the same shapes: the step was given the first one."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache)
+
+
+def test_a_second_call_never_traces_again():
+    traces = []
+    function, params, cache, tokens = decoder("llama")
+
+    def counted(params, cache, tokens):
+        traces.append(None)
+        return function(params, cache, tokens)
+
+    step = auto_shard(counted, "cpu:8")
+    packed = step.prepare(params, cache, tokens)
+    cache = step.adapt(cache)
+    _, cache = step(packed, cache, tokens)
+    known = len(traces)
+    _, cache = step(packed, cache, tokens)
+    step(packed, cache, tokens)
+    assert len(traces) == known
+
+
+def test_as_a_decorator_with_and_without_arguments():
+    function, params, cache, tokens = decoder("gpt")
+    expected = jax.jit(function)(params, cache, tokens)[0]
+
+    @auto_shard(mesh="cpu:8")
+    def named(params, cache, tokens):
+        return function(params, cache, tokens)
+
+    @auto_shard
+    def bare(params, cache, tokens):
+        return function(params, cache, tokens)
+
+    for step in (named, bare):
+        np.testing.assert_allclose(
+            step(params, llama_like(cache), tokens=tokens)[0], expected, atol=1e-4
+        )
+    assert named.__name__ == "named"
+
+
+@pytest.mark.parametrize("kind", ["mesh", "abstract"])
+def test_jax_meshes_of_both_kinds(kind):
+    function, params, cache, tokens = decoder("llama")
+    expected = jax.jit(function)(params, cache, tokens)[0]
+    if kind == "mesh":
+        step = auto_shard(function, jax.make_mesh((2, 4), ("a", "b")))
+    else:
+        abstract = jax.sharding.AbstractMesh((2, 4), ("a", "b"))
+        step = auto_shard(function, abstract, target="cpu:8")
+    assert step.plan(params, cache, tokens).mesh == (("a", 2), ("b", 4))
+    np.testing.assert_allclose(step(params, cache, tokens)[0], expected, atol=1e-4)
+
+
+def test_shapes_are_enough_to_look_and_to_compile():
+    function, params, cache, tokens = decoder("llama")
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, cache, tokens))
+    step = auto_shard(function, "cpu:8")
+    assert "attend" in str(step.program(*shapes).history)
+    assert "heads" in step.ir(*shapes)
+    assert "CHOSEN" in step.explain(*shapes)
+    compiled = step.lower(*shapes).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes > 0
+
+
+def test_a_named_tuple_cache_goes_through_unchanged():
+    from typing import NamedTuple
+
+    class Cache(NamedTuple):
+        total: jax.Array
+
+    def step(params, cache, x):
+        y = x @ params["w"]
+        return y, Cache(cache.total + y)
+
+    params = {"w": jnp.eye(8)}
+    sharded = auto_shard(step, "cpu:8", pipeline="normalize, stage, lower")
+    y, cache = sharded(params, Cache(jnp.zeros((2, 8))), jnp.ones((2, 8)))
+    assert isinstance(cache, Cache)
+    np.testing.assert_array_equal(cache.total, np.ones((2, 8)))
+
+
+def test_static_arguments():
+    def step(params, cache, x, times):
+        y = x @ params * times
+        return y, cache + y
+
+    sharded = auto_shard(step, "cpu:8", pipeline="normalize, stage, lower", static_argnums=(3,))
+    for times in (2, 3):
+        y, _ = sharded(jnp.eye(4), jnp.zeros((2, 4)), jnp.ones((2, 4)), times)
+        np.testing.assert_array_equal(y, np.full((2, 4), times))
+
+
+def test_a_mesh_that_does_not_divide_says_which_and_what_to_do():
+    function, params, cache, tokens = decoder("llama")
+    step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan="ffn=wg_xyz, attention=batch", more=""))
+    few = jax.tree.map(lambda leaf: leaf[:, :3] if leaf.ndim > 1 else leaf, cache)
+    with pytest.raises(ShardwrightError, match=r"batch \(3\) does not divide.*\n.*pad batch to 8"):
+        step.program(params, few, tokens[:3])
+
+
+def test_pipelines_by_file_text_and_object(tmp_path):
+    function, params, cache, tokens = decoder("gpt")
+    text = "target cpu:8\nmesh x=2 y=4\ndecode { normalize, recognize, plan, shard, stage, lower }\n"
+    path = tmp_path / "serve.pipeline"
+    path.write_text(text)
+    plans = [
+        auto_shard(function, pipeline=given).plan(params, cache, tokens)
+        for given in (path, str(path), text, Pipeline.parse(text))
+    ]
+    assert plans[0] is not None and all(plan == plans[0] for plan in plans)
