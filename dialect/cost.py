@@ -1,18 +1,21 @@
 """What one step of a decoder costs on each chip, and which named partitioning is best.
 
 Follows "Efficiently Scaling Transformer Inference" (arXiv:2211.05102), section 3 and appendix A:
-a partitioning decides which collectives a layer needs, and these, the arithmetic and the bytes
-from HBM decide the time. Everything is read off the layouts (`Partitioning.groups`); no formula
-belongs to a single partitioning.
+the layouts of a partitioning decide which collectives a layer needs; these, the arithmetic and
+the bytes from HBM decide the time. Everything is read off the layouts, no formula belongs to a
+single partitioning:
+
+    time = max(compute, hbm) + communication + latency
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dialect.mesh import MeshSpec, Topology
+from dialect.mesh import MeshSpec, Ring, Topology
 from dialect.partitionings import (
     ATTENTION,
     FFN,
@@ -25,22 +28,373 @@ from dialect.partitionings import (
 from rewrite.errors import PlanError, nearest
 from rewrite.plan import Alternative, Plan, Prediction
 
-OBJECTIVES = ("latency", "throughput", "cost")
 GIB = 1 << 30
+OBJECTIVES = ("latency", "throughput", "cost")
 
 
 @dataclass(frozen=True)
 class Constants:
-    """How much of its data sheet a chip delivers.
+    """How much of its data sheet a chip delivers: all that is fitted rather than looked up.
 
     - compute, hbm: fractions of peak
-    - link: bytes per second that a chip receives in a collective, as a fraction of one link one way
-    - more_axes: a collective over k physical axes is k ** more_axes times as fast as over one
-    - hop_s: what a step of a ring costs however few bytes it carries
+    - link: what a chip receives from a closed ring, as a multiple of one link one way (an ideal
+      ring, which uses both directions, would be 2)
+    - hop_s: one step of a ring, however few bytes it carries
     """
 
     compute: float
     hbm: float
     link: float
-    more_axes: float
     hop_s: float
+
+
+# Fitted on v4, to the latencies of PaLM 62B and 540B in Tables 2, 3, D.2 and Figures 1, 6, 7, 8
+# of arXiv:2211.05102. No such measurements are public for the other chips: they are assumed to
+# deliver the same part of their data sheets.
+CONSTANTS = Constants(compute=0.95, hbm=0.90, link=1.63, hop_s=3.3e-6)
+
+# Faster by less than this is no faster: the fit itself is not better.
+TIE = 0.02
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective, as often as a step runs it, and the part of the decoder that needs it.
+
+    `bytes` per chip: the output of an all-gather, the input of a reduce-scatter (an all-reduce is
+    one of each), the local data of an all-to-all (section 3.1 and appendix A.1 of the paper).
+    """
+
+    kind: str
+    axes: MeshAxes
+    bytes: float
+    times: int
+    part: str
+
+    @property
+    def rounds(self) -> int:
+        return 2 if self.kind == "all-reduce" else 1
+
+    @property
+    def volume(self) -> float:
+        """Bytes per chip and step as the paper counts them: without the factor (K - 1) / K."""
+        return self.bytes * self.rounds * self.times
+
+    def received(self, rings: tuple[Ring, ...]) -> float:
+        """Bytes that a chip receives per step over these physical rings."""
+        if self.kind == "all-to-all":
+            return self.volume * sum(ring.size for ring in rings) / 4  # mean way of a message
+        chips = math.prod(ring.size for ring in rings)
+        return self.volume * (chips - 1) / chips
+
+    def hops(self, rings: tuple[Ring, ...]) -> int:
+        return self.rounds * self.times * sum(ring.size - 1 for ring in rings)
+
+
+class Layers:
+    """A decoder in a partitioning: what each chip holds, computes, reads and exchanges."""
+
+    def __init__(self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning) -> None:
+        self.shape, self.mesh, self.partitioning = shape, mesh, partitioning
+        axes = partitioning.axes
+        self.batch = axes("residual", "batch")
+        self.residual = axes("residual", "d_model")
+        self.d_model = axes("used", "d_model")
+        self.d_ff = axes("used", "d_ff")
+        self.heads = axes("used", "heads", "kv_heads", "q_per_kv")
+        self.kv_heads = axes("used", *self.kv_names)
+        self.tokens = shape.tokens / mesh.ways(self.batch)
+        self.q_width = shape.heads * shape.d_head
+        self.kv_width = 2 * shape.kv_heads * shape.d_head
+
+    @property
+    def kv_names(self) -> tuple[str, ...]:
+        """The logical axes of the KV heads: as many heads as queries are simply heads."""
+        return ("heads",) if self.shape.kv_heads == self.shape.heads else ("kv_heads",)
+
+    # Weights, in elements per chip.
+
+    def ffn_weights(self, group: str) -> float:
+        """One layer's feed-forward weights."""
+        ways = self.mesh.ways(self.partitioning.axes(group, "d_model", "d_ff"))
+        return self.shape.ffn_weights / ways
+
+    def attention_weights(self, group: str) -> float:
+        """One layer's projections to queries, keys and values, and back."""
+        axes, ways = self.partitioning.axes, self.mesh.ways
+        queries = ways(axes(group, "d_model", "heads", "kv_heads", "q_per_kv"))
+        keys = ways(axes(group, "d_model", *self.kv_names))
+        return self.shape.d_model * (2 * self.q_width / queries + self.kv_width / keys)
+
+    def layer_weights(self, group: str) -> float:
+        return self.ffn_weights(group) + self.attention_weights(group)
+
+    def table(self, group: str) -> float:
+        """The embedding, or the weights of the logits."""
+        ways = self.mesh.ways(self.partitioning.axes(group, "d_model", "vocab"))
+        return self.shape.vocab * self.shape.d_model / ways
+
+    # Arithmetic and HBM, per chip and step.
+
+    def flops(self) -> float:
+        shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
+        products = 2 * self.tokens * self.layer_weights("used") * shape.layers
+        attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
+        scores = 4 * shape.tokens * self.q_width * shape.context * shape.layers / attention_ways
+        return products + scores + 2 * self.rows * self.head_weights()
+
+    @property
+    def rows(self) -> float:
+        """Positions on a chip whose logits are computed."""
+        return self.shape.batch * self.shape.logits_time / self.mesh.ways(self.batch)
+
+    def head_weights(self) -> float:
+        """The weights of the logits, as the product reads them."""
+        split = dict.fromkeys((*self.d_model, *self.partitioning.axes("logits", "vocab")))
+        return self.shape.vocab * self.shape.d_model / self.mesh.ways(tuple(split))
+
+    def cache_bytes(self) -> float:
+        ways = self.mesh.ways(self.partitioning.axes("cache", "batch", "heads", "kv_heads"))
+        positions = self.shape.batch * self.shape.context * self.shape.layers
+        return self.kv_width * positions * self.shape.cache_bytes_per_element / ways
+
+    def hbm_bytes(self) -> float:
+        """The weights and the cache, read once."""
+        shape = self.shape
+        weights = self.layer_weights("used") * shape.layers * shape.weight_bytes_per_element
+        head = self.head_weights() * shape.embedding_bytes_per_element
+        return weights + head + self.cache_bytes()
+
+    # Collectives.
+
+    def collectives(self) -> Iterator[Collective]:
+        """All that a step runs; those over a single chip cost nothing and are left out."""
+        for each in (*self.layer(), *self.attention(), *self.gathers(), *self.ends()):
+            if self.mesh.ways(each.axes) > 1:
+                yield each
+
+    def layer(self) -> Iterator[Collective]:
+        """Around the products. A parallel block shares those of its two halves."""
+        per_token = self.shape.activation_bytes_per_element * self.tokens
+        ways = self.mesh.ways
+        keys = self.kv_width / ways(self.kv_heads)
+        queries = self.q_width / ways(self.heads)
+        d_ff = self.shape.d_ff / ways(self.d_ff)
+        ffn = ((self.shape.ffn_matrices - 1) * d_ff * per_token, d_ff * per_token)
+        attention = ((queries + keys) * per_token, queries * per_token)
+        if self.shape.parallel:
+            both = (ffn[0] + attention[0], ffn[1] + attention[1])
+            yield from self.block(*both, self.d_ff, "block")
+            return
+        yield from self.block(*attention, self.heads, "attention")
+        yield from self.block(*ffn, self.d_ff, "ffn")
+
+    def block(
+        self, inner_in: float, inner_out: float, partial: MeshAxes, part: str
+    ) -> Iterator[Collective]:
+        """Two products with something between them (appendix A.2), and the norm before them.
+
+        inner_in, inner_out: bytes per chip behind the first and before the second product;
+        partial: the axes over which the second product leaves partial sums.
+        """
+        layers = self.shape.layers
+        outer = self.shape.d_model * self.shape.activation_bytes_per_element * self.tokens
+        outer /= self.mesh.ways(self.d_model)
+        whole = tuple(axis for axis in self.residual if axis not in self.d_model)
+        yield Collective("all-reduce", self.d_model, 4 * self.tokens, layers, "norm")
+        yield Collective("all-gather", whole, outer, layers, part)
+        yield Collective("reduce-scatter", self.d_model, inner_in, layers, part)
+        yield Collective("all-gather", self.d_model, inner_out, layers, part)
+        back = "reduce-scatter" if set(partial) <= set(self.residual) else "all-reduce"
+        yield Collective(back, partial, outer, layers, part)
+
+    def attention(self) -> Iterator[Collective]:
+        """From heads to batch and back, where attention splits more of the batch (section 3.3)."""
+        moved = self.partitioning.axes("attention", "batch")
+        moved = tuple(axis for axis in moved if axis not in self.batch)
+        ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
+        per_token = self.shape.activation_bytes_per_element * self.tokens / ways
+        layers, queries = self.shape.layers, self.q_width * per_token
+        keys = self.kv_width * per_token
+        yield Collective("all-to-all", moved, queries + keys, layers, "attention")
+        yield Collective("all-to-all", moved, queries, layers, "attention")
+
+    def gathers(self) -> Iterator[Collective]:
+        """The weights, gathered over the axes that split the batch (section 3.2.3)."""
+        size, layers = self.shape.weight_bytes_per_element, self.shape.layers
+        for part, weights in (
+            ("ffn", self.ffn_weights("used")),
+            ("attention", self.attention_weights("used")),
+        ):
+            yield Collective("all-gather", self.batch, weights * size, layers, part)
+
+    def ends(self) -> Iterator[Collective]:
+        """The embedding and the logits, once per step."""
+        shape, ways = self.shape, self.mesh.ways
+        size = shape.activation_bytes_per_element
+        row = shape.d_model * size / ways(self.d_model)
+        vocab = self.partitioning.axes("logits", "vocab")
+        whole = tuple(axis for axis in self.residual if axis not in self.d_model)
+        partial = ways(tuple(axis for axis in vocab if axis not in self.d_model))
+        embedded = self.partitioning.axes("used", "vocab")
+        yield Collective("reduce-scatter", embedded, row * self.tokens, 1, "ends")
+        yield Collective("all-gather", whole, row * self.rows, 1, "ends")
+        yield Collective(
+            "reduce-scatter", self.d_model, shape.vocab * size * self.rows / partial, 1, "ends"
+        )
+
+    # Memory.
+
+    def memory(self) -> dict[str, float]:
+        """Bytes per chip that are alive at the step's peak, by what they are.
+
+        A weight-gathered product needs its own matrix and the next one; attention holds scores in
+        float32, the feed-forward layer its hidden values, never both.
+        """
+        shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
+        size = shape.activation_bytes_per_element
+        matrix = self.ffn_weights("used") / shape.ffn_matrices
+        gathered = 2 * matrix * shape.weight_bytes_per_element if self.batch else 0
+        attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
+        scores = 4 * shape.tokens * shape.heads * shape.context / attention_ways
+        hidden = (shape.ffn_matrices - 1) * shape.d_ff * self.tokens * size / ways(self.d_ff)
+        streams = shape.d_model * self.tokens * size
+        streams = streams / ways(self.residual) + streams / ways(self.d_model)
+        logits = 4 * shape.vocab * self.rows / ways(axes("logits", "vocab"))
+        tables = self.table("weights") * (1 if shape.tied_embedding else 2)
+        return {
+            "weights": self.layer_weights("weights")
+            * shape.layers
+            * shape.weight_bytes_per_element,
+            "embedding": tables * shape.embedding_bytes_per_element,
+            "cache": self.cache_bytes(),
+            "gathered weights": gathered,
+            "activations": streams + max(hidden, scores, logits),
+        }
+
+
+def estimate(
+    shape: DecoderShape,
+    topology: Topology,
+    mesh: MeshSpec,
+    partitioning: Partitioning,
+    constants: Constants = CONSTANTS,
+) -> Prediction:
+    """What a step costs on each chip, in seconds and bytes; four digits are kept of each time."""
+    layers, chip, rings = Layers(shape, mesh, partitioning), topology.chip, topology.rings(mesh)
+    flops_per_s = constants.compute * chip.bf16_flops_per_s  # int8 weights are widened first
+    compute_s = layers.flops() / flops_per_s
+    hbm_bytes = layers.hbm_bytes()
+    hbm_s = hbm_bytes / (constants.hbm * chip.hbm_bytes_per_s)
+    communication_s = latency_s = received = 0.0
+    for collective in layers.collectives():
+        under = tuple(ring for axis in collective.axes for ring in rings[axis])
+        # The end of an open ring receives everything over its one link.
+        links = constants.link if all(ring.closed for ring in under) else constants.link / 2
+        communication_s += collective.received(under) / (links * chip.link_bytes_per_s)
+        latency_s += constants.hop_s * collective.hops(under)
+        received += collective.received(under)
+    return Prediction(
+        time_s=_digits(max(compute_s, hbm_s) + communication_s + latency_s),
+        compute_s=_digits(compute_s),
+        hbm_s=_digits(hbm_s),
+        communication_s=_digits(communication_s),
+        latency_s=_digits(latency_s),
+        hbm_bytes=round(hbm_bytes),
+        communication_bytes=round(received),
+        memory_bytes=round(sum(layers.memory().values())),
+    )
+
+
+def ffn_communication_bytes(
+    shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning
+) -> float:
+    """Bytes per chip that one serial feed-forward layer exchanges, as appendix A.2 counts them.
+
+    Without the factor (K - 1) / K, and without attention: with two matrices and bf16 exactly
+    Figure 3 of the paper.
+    """
+    serial = replace(shape, parallel=False)
+    layers = Layers(serial, mesh, partitioning)
+    return sum(each.volume for each in layers.collectives() if each.part == "ffn") / shape.layers
+
+
+def choose(
+    shape: DecoderShape,
+    topology: Topology,
+    mesh: MeshSpec,
+    objective: str = "latency",
+    ffn: str | None = None,
+    attention: str | None = None,
+) -> Plan:
+    """The best of the named partitionings that divide and fit into memory.
+
+    Of those as fast as the fastest (within TIE), the one that exchanges the fewest bytes. With
+    the batch and the mesh given, the objectives (latency, throughput, cost) agree on the best.
+    `ffn` and `attention` ask for one by name. Raises PlanError where none is possible.
+    """
+    if objective not in OBJECTIVES:
+        raise PlanError(f"unknown objective {objective!r}", hint=nearest(objective, OBJECTIVES))
+    costed: list[tuple[Partitioning, Prediction]] = []
+    rejected: list[Alternative] = []
+    for one, other in itertools.product(FFN if ffn is None else [ffn], _attentions(attention)):
+        try:
+            partitioning = partition(one, other, shape, mesh)
+            _must_fit(shape, topology, mesh, partitioning)
+            costed.append((partitioning, estimate(shape, topology, mesh, partitioning)))
+        except Unavailable as error:
+            reason = "; ".join(filter(None, (error.message, error.hint)))
+            rejected.append(Alternative(f"{one}/{other}", None, reason))
+    if not costed:
+        reasons = "".join(f"\n  {each.label}: {each.reason}" for each in rejected)
+        raise PlanError(f"no partitioning over {mesh} is possible on {topology}:{reasons}")
+    fastest = min(predicted.time_s for _, predicted in costed)
+    tied = [each for each in costed if each[1].time_s <= (1 + TIE) * fastest]
+    best = min(tied, key=lambda each: (each[1].communication_bytes, each[1].time_s))
+    slower = sorted((each for each in costed if each is not best), key=lambda each: each[1].time_s)
+    return Plan(
+        label=best[0].label,
+        target=str(topology),
+        mesh=mesh.axes,
+        groups=best[0].groups,
+        predicted=best[1],
+        alternatives=(*(_runner_up(each, best[1]) for each in slower), *rejected),
+    )
+
+
+def _attentions(attention: str | None) -> tuple[str, ...]:
+    return ATTENTION if attention is None else (attention,)
+
+
+def _must_fit(
+    shape: DecoderShape, topology: Topology, mesh: MeshSpec, partitioning: Partitioning
+) -> None:
+    """Raises Unavailable where a chip has not enough memory, with the largest occupants."""
+    parts = Layers(shape, mesh, partitioning).memory()
+    needed, usable = sum(parts.values()), topology.chip.usable_hbm_bytes
+    if needed <= usable:
+        return
+    largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
+    shown = ", ".join(f"{name} {size / GIB:.2f}" for name, size in largest)
+    raise Unavailable(
+        f"needs {needed / GIB:.2f} GiB per chip, {(needed - usable) / GIB:.2f} more than"
+        f" {topology.chip.name} has: {shown}"
+    )
+
+
+def _runner_up(costed: tuple[Partitioning, Prediction], best: Prediction) -> Alternative:
+    """Says which part of the time is to blame."""
+    partitioning, predicted = costed
+    parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
+    worst = max(parts, key=lambda part: getattr(predicted, part) - getattr(best, part))
+    before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
+    reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
+    if predicted.time_s <= (1 + TIE) * best.time_s:
+        more = predicted.communication_bytes / max(1, best.communication_bytes)
+        reason = f"as fast, but exchanges {more:.2f} times the bytes"
+    return Alternative(partitioning.label, predicted.time_s, reason)
+
+
+def _digits(value: float) -> float:
+    """Four digits: more than the model is worth, and short in a plan's text."""
+    return float(f"{value:.4g}")

@@ -33,6 +33,21 @@ def input_group(role: str, names: Names) -> str | None:
     return "cache" if role == "state" and "context" in present else None
 
 
+def product_layout(plan: Plan, names: Names) -> Layout:
+    """How a product over heads, d_ff or the vocabulary lies: as the weights that it reads.
+
+    Only the batch may be split further. Asked for a finer layout than its weights have, the
+    compiler rather moves the weights.
+    """
+    weights = plan.layout("used", names)
+    batch = plan.split("hidden").get("batch", ())
+    taken = {axis for axes in weights for axis in axes}
+    free = tuple(axis for axis in batch if axis not in taken)
+    return tuple(
+        free if "batch" in dimension else axes for dimension, axes in zip(names, weights)
+    )
+
+
 def with_input_layouts(program: Program) -> Program:
     """`program` with the plan's layout on every input of its step."""
     if program.plan is None:

@@ -169,7 +169,7 @@ class _Builder:
             "weights": stored,
             "used": {axis: self.without(split, gathered) for axis, split in stored.items()},
             "residual": {"batch": gathered, "d_model": self.axes(layout.residual)},
-            "hidden": {"batch": gathered, "d_ff": hidden, **self.read_heads(stored, gathered)},
+            "hidden": {"batch": gathered, "d_ff": hidden},
             "attention": {"batch": over_batch, **heads},
             "cache": {"batch": over_batch, **self.cached(heads)},
             "logits": {"batch": gathered, "vocab": self.fitting("vocab", hidden)},
@@ -199,11 +199,6 @@ class _Builder:
             "kv_heads": kv_heads,
             "q_per_kv": self.fitting("q_per_kv", self.without(axes, kv_heads)),
         }
-
-    def read_heads(self, stored: dict[str, MeshAxes], gathered: MeshAxes) -> dict[str, MeshAxes]:
-        """Heads as the products of queries and of the output leave and read them."""
-        names = ("heads", "kv_heads", "q_per_kv")
-        return {each: self.without(stored[each], gathered) for each in names if each in stored}
 
     def cached(self, heads: dict[str, MeshAxes]) -> dict[str, MeshAxes]:
         """The cache has KV heads only: one KV head is on every chip that reads it."""

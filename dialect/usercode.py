@@ -83,7 +83,7 @@ def function(text: str, arguments: str) -> tuple[Function, tuple[Any, ...]]:
     with _told(f"{arguments} failed"):
         made = maker()
     if not isinstance(made, tuple):
-        raise UsageError(f"{arguments} returns a {type(made).__name__}, not a tuple of arguments")
+        raise UsageError(f"{arguments} returns {type(made).__name__}, not a tuple of arguments")
     return found, made
 
 

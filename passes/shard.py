@@ -15,13 +15,13 @@ from typing import ClassVar
 from dialect import sharding  # noqa: F401  (defines constrain)
 from dialect.axes import Axes, infer_axes
 from dialect.binding import bound_values, region_bound
-from dialect.layouts import activation_group, with_input_layouts
+from dialect.layouts import activation_group, product_layout, with_input_layouts
 from dialect.sharding import show_layout
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
 from rewrite.plan import Plan
-from rewrite.program import Program
+from rewrite.program import Layout, Program
 from rewrite.target import Target
 
 
@@ -46,7 +46,6 @@ class _Constraints:
         self.plan, self.axes = plan, axes
         self.said: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
-        self.scatters = plan.split("hidden").get("d_ff") != plan.split("used").get("d_ff")
 
     def lines(self) -> list[str]:
         """Each kind of constraint once, with its reason and how often it was set."""
@@ -75,17 +74,17 @@ class _Constraints:
                 results = (self.attention_output(op, results[0]),)
             elif op.name in ("contract", "take") or _is_residual_add(op, self.axes):
                 results = (self.product(op, results[0]),)
-            elif op.name in ("gate", "activate") and self.scatters:
-                results = (self.activation(op, results[0]),)
             memo.update(zip(op.results, results))
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
     def product(self, op: Op, value: Value) -> Value:
-        """A product, a taken row or a residual sum, in the layout of its own group."""
+        """A product in the layout of its weights; rows and residual sums in the residual's."""
         group = activation_group(self.axes.of(op.results[0]))
         if group is None:
             return value
-        return self.constrain(value, op.results[0], group, f"{op.name} gives {group}")
+        if group == "residual":
+            return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
+        return self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
 
     def gathered(self, known: Value, value: Value) -> Value:
         """A weight, gathered to the layout in which the product reads it; integers as integers."""
@@ -107,23 +106,24 @@ class _Constraints:
         return (args[0], new, *args[2:])
 
     def attention_output(self, op: Op, value: Value) -> Value:
-        """Attention's result, moved to the next product's layout.
+        """Attention's result, moved to where the output product's weights lie.
 
         It is not pinned where it is made: taking two mesh axes off the batch and putting one on
         the heads in a single step is what the compiler answers with a full rematerialisation.
         """
-        return self.constrain(value, op.results[0], "hidden", "the output product reads heads")
+        return self.as_weights(value, op.results[0], "the output product reads heads")
 
-    def activation(self, op: Op, value: Value) -> Value:
-        """The activated hidden layer, gathered to the layout of the weights that read it."""
-        return self.constrain(value, op.results[0], "used", "the second product reads it so")
+    def as_weights(self, value: Value, known: Value, why: str) -> Value:
+        layout = product_layout(self.plan, self.axes.of(known))
+        return self.constrained(value, known, layout, why)
 
     def constrain(self, value: Value, known: Value, group: str, why: str) -> Value:
         """`known` is the value before rewriting, of which the axes are known."""
         names = self.axes.of(known)
-        layout = self.plan.layout(group, names)
-        shown = self.axes.show(known)
-        text = f"{why}: {shown} @ {show_layout(layout)}"
+        return self.constrained(value, known, self.plan.layout(group, names), why)
+
+    def constrained(self, value: Value, known: Value, layout: Layout, why: str) -> Value:
+        text = f"{why}: {self.axes.show(known)} @ {show_layout(layout)}"
         self.said[text] = self.said.get(text, 0) + 1
         return make("constrain", value, layout=layout, why=why, origin=known.op.origin)
 

@@ -162,14 +162,14 @@ def _rewritten(args: Arguments, screen: Screen) -> _Rewritten:
     steps = pipeline.passes(args.phase)
     start(args.target or pipeline.topology)
     mesh, target = api.resolve(None, args.target, pipeline)
-    with screen.working("tracing") as status:
+    with screen.working("tracing") as spinner:
         if args.args:
             function, arguments = usercode.function(args.function, args.args)
         else:
             sizes = {each.name: getattr(args, each.name) for each in fields(usercode.Sizes)}
             function, arguments = usercode.decoder(args.function, usercode.Sizes(**sizes))
         traced = api.trace(function, *arguments, params=args.params, state=args.state)
-        listeners = [*_hooks(args), Progress(status)]
+        listeners = [*_hooks(args), Progress(spinner)]
         program, reports = manager.run(traced, steps, target, listeners)
     return _Rewritten(program, reports, target, mesh)
 
@@ -238,13 +238,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_function(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("the function and its arguments").add_argument
+    group = parser.add_argument_group("the function and its arguments")
+    add = group.add_argument
     add("function", metavar="FILE.py:FUNCTION", help="or package.module:FUNCTION")
+    add("--params", default=0, metavar="NAME", type=_argument, help="its parameters (the first)")
+    add("--state", metavar="NAME", type=_argument, help="what comes back updated (is found)")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--args", metavar="FILE.py:FUNCTION", help="returns a tuple of arguments, or of shapes")
-    add("--params", default=0, metavar="NAME", type=_argument, help="its parameters: the first")
-    add("--state", metavar="NAME", type=_argument, help="what comes back updated: found by itself")
-    add = parser.add_argument_group("arguments of a decoder as in examples/").add_argument
-    add("--config", metavar="NAME", help="a name in its CONFIGS")
+    add("--config", metavar="NAME", help="of a decoder as in examples/: a name in its CONFIGS")
+    add = parser.add_argument_group("what a --config is called with").add_argument
     add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
     add("--context", type=int, default=2048, metavar="N", help="positions in the cache (2048)")
     add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
@@ -263,7 +265,7 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
     either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
     add = group.add_argument
     add("--phase", metavar="NAME", help="of a pipeline with several")
-    add("--target", metavar="TOPOLOGY", help="v5e:2x4, v5e-8, cpu:8: the pipeline's own")
+    add("--target", metavar="TOPOLOGY", help="v5e:2x4, v5e-8, cpu:8, ... (the pipeline's)")
     add("--print-ir-after-all", action="store_true", help="the program after every pass")
     add("--print-ir-before", action="append", default=[], metavar="PASS")
     add("--time-passes", action="store_true", help="one line per pass at the end")

@@ -10,12 +10,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.padding import Padding
-from rich.status import Status
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -77,13 +79,17 @@ class Screen:
             self.show(Padding(Text(line), (0, 0, 0, _INDENT), expand=False), style=style)
 
     @contextmanager
-    def working(self, what: str) -> Iterator[Status | None]:
-        """Says, on a terminal, what is being done while it takes its time."""
+    def working(self, what: str) -> Iterator[Spinner]:
+        """Says what is being done while it takes its time; only a terminal shows it."""
+        spinner = Spinner("dots", what)
         if not self.terminal:
-            yield None
+            yield spinner
             return
-        with self.console.status(what) as status:
-            yield status
+        # What goes to standard error is printed around the spinner only where both are one screen.
+        with Live(
+            spinner, console=self.console, transient=True, redirect_stderr=sys.stderr.isatty()
+        ):
+            yield spinner
 
     def listing(self, passes: Sequence[dict[str, Any]]) -> None:
         """Every pass with its options, one to a line."""
@@ -97,7 +103,7 @@ class Screen:
         self, what: str, target: Target, reports: Sequence[PassReport], plan: Plan | None
     ) -> None:
         """Each pass with its time, what it changed and what it had to say; then the plan."""
-        mesh = " ".join(f"{axis}={size}" for axis, size in target.mesh)
+        mesh = " ".join(f"{axis}={chips}" for axis, chips in target.mesh)
         self.show(f"{what} for {target.topology}, mesh {mesh}")
         widest = max((len(each.text) for each in reports), default=0)
         self.heading(f"{'passes':{widest}}  {'ms':>8}  {'ops':>14}  keeps")
@@ -135,15 +141,14 @@ class Screen:
         self.lines(notes)
 
 
+@dataclass(frozen=True)
 class Progress(Hook):
     """Names the pass that is running."""
 
-    def __init__(self, status: Status | None) -> None:
-        self.status = status
+    spinner: Spinner
 
     def before(self, step: Pass, program: Program) -> None:
-        if self.status is not None:
-            self.status.update(f"pass {step}")
+        self.spinner.update(text=f"pass {step}")
 
 
 def _packed(notes: Sequence[str], width: int) -> list[str]:

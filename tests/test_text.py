@@ -638,7 +638,7 @@ def error_of(line: str) -> str:
             """
             line 2: attribute `body` holds an opaque jit `<jit 1a2b3c4d>`, which text cannot carry
                   %1 = holder(%x) {body=(1, <jit 1a2b3c4d>)} : f32[4]
-                                             ^^^^^^^^^^^^^^^^^
+                                            ^^^^^^^^^^^^^^
             """,
         ),
     ],

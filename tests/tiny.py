@@ -68,13 +68,14 @@ def arguments(case: Case) -> tuple[Any, Any, jax.Array]:
     state = case.module.init_cache(case.config, BATCH, CONTEXT, unrolled=case.unrolled)
     random = np.random.default_rng(5)
 
-    def draw(struct: Any) -> jax.Array:
+    def draw(path: Any, struct: Any) -> jax.Array:
         numbers = random.standard_normal(struct.shape) * D_MODEL**-0.5
-        return jnp.asarray(numbers + (struct.ndim < 3), struct.dtype)
+        return jnp.asarray(numbers + path[-1].key.endswith("norm"), struct.dtype)
 
     tokens = random.integers(0, VOCAB, (BATCH, LENGTH) if case.prefill else (BATCH,))
-    state = jax.tree.map(lambda x: draw(x) if x.ndim else x + 3, state)
-    return jax.tree.map(draw, params), state, jnp.asarray(tokens, jnp.int32)
+    state = jax.tree.map(lambda x: jnp.asarray(random.standard_normal(x.shape), x.dtype), state)
+    state["position"] = jnp.int32(3)
+    return jax.tree.map_with_path(draw, params), state, jnp.asarray(tokens, jnp.int32)
 
 
 @cache
