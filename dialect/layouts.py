@@ -26,10 +26,14 @@ def activation_group(names: Names) -> str | None:
 
 
 def input_group(role: str, names: Names) -> str | None:
-    """The group of an input: `weights`, `cache`, or None for an argument (replicated)."""
+    """The group of an input: `weights`, `tables`, `cache`, or None for an argument (replicated).
+
+    A table of rows over the vocabulary that holds heads is split over these, like the weights it
+    was computed with: each chip looks up its own.
+    """
     present = {name for dimension in names for name in dimension}
     if role == "param":
-        return "weights"
+        return "tables" if "vocab" in present and not present & _HEADS else "weights"
     return "cache" if role == "state" and "context" in present else None
 
 
@@ -39,9 +43,12 @@ def product_layout(plan: Plan, names: Names) -> Layout:
     Only the batch may be split further. Asked for a finer layout than its weights have, the
     compiler rather moves the weights.
     """
-    weights = plan.layout("used", names)
-    batch = plan.split("hidden").get("batch", ())
+    over_vocab = any("vocab" in dimension for dimension in names)
+    if over_vocab and "vocab" not in plan.split("tables"):
+        return plan.layout("logits", names)
+    weights = plan.layout("tables" if over_vocab else "used", names)
     taken = {axis for axes in weights for axis in axes}
+    batch = plan.split("hidden").get("batch", ())
     free = tuple(axis for axis in batch if axis not in taken)
     return tuple(
         free if "batch" in dimension else axes for dimension, axes in zip(names, weights)

@@ -1,4 +1,4 @@
-"""Machines: chips, topologies, and the logical mesh laid over them.
+"""Machines: topologies of chips, and the logical mesh laid over them.
 
     Topology.parse("v5e:4x4")    # a slice by its shape; "v5e-16" by its name, "cpu:8" by its count
     MeshSpec.parse("x=4 y=4")    # logical axes, independent of devices
@@ -28,124 +28,12 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from dialect.chips import CHIPS, Chip
 from rewrite.errors import PipelineError, nearest
-
-GIB = 1 << 30
-MIB = 1 << 20
 
 
 class TargetError(PipelineError):
     """The machine asked for does not exist, is not attached, or cannot be compiled for."""
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One accelerator, by its data sheet.
-
-    - bf16_flops_per_s, int8_flops_per_s: peak of the matrix unit, a multiply-add counts as two
-    - hbm_bytes: what is soldered on; usable_hbm_bytes: what the compiler lets a program have
-    - link_bytes_per_s: one inter-chip link, one way
-    - torus: the largest slice; its rank is the rank of every slice ("" of one: no torus)
-    - cube: edge of the block that optical switches join (0: none), see `Topology.wraps`
-    - cores: TensorCores per chip; slice names such as v4-128 count these
-    - device_kinds: how JAX calls the chip
-    """
-
-    name: str
-    bf16_flops_per_s: float
-    int8_flops_per_s: float
-    hbm_bytes: int
-    usable_hbm_bytes: int
-    hbm_bytes_per_s: float
-    link_bytes_per_s: float
-    vmem_bytes: int
-    torus: tuple[int, ...]
-    cube: int
-    cores: int
-    device_kinds: tuple[str, ...]
-
-
-# Sources: peak, HBM, torus and pod from the Cloud TPU pages of each version
-# (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e); one-way link bandwidth from "How to Scale Your
-# Model" (jax-ml.github.io/scaling-book/tpus); v4's 275 TFLOP/s, 32 GiB, 1200 GB/s and 270 GB/s
-# over six links also in arXiv:2211.05102, section 4. On-chip memory: VMEM per core as Pallas sees
-# it, times cores. usable_hbm_bytes: the limit libtpu reports when a program is too large.
-# "cpu" is nominal: it lets every decision be made and printed on virtual devices.
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip(
-            name="v4",
-            bf16_flops_per_s=275e12,
-            int8_flops_per_s=275e12,
-            hbm_bytes=32 * GIB,
-            usable_hbm_bytes=int(30.75 * GIB),
-            hbm_bytes_per_s=1200e9,
-            link_bytes_per_s=45e9,
-            vmem_bytes=2 * 16 * MIB,
-            torus=(16, 16, 16),
-            cube=4,
-            cores=2,
-            device_kinds=("TPU v4",),
-        ),
-        Chip(
-            name="v5e",
-            bf16_flops_per_s=197e12,
-            int8_flops_per_s=394e12,
-            hbm_bytes=16 * GIB,
-            usable_hbm_bytes=int(15.75 * GIB),
-            hbm_bytes_per_s=819e9,
-            link_bytes_per_s=45e9,
-            vmem_bytes=128 * MIB,
-            torus=(16, 16),
-            cube=0,
-            cores=1,
-            device_kinds=("TPU v5 lite", "TPU v5e"),
-        ),
-        Chip(
-            name="v5p",
-            bf16_flops_per_s=459e12,
-            int8_flops_per_s=918e12,
-            hbm_bytes=96 * GIB,
-            usable_hbm_bytes=int(95.73 * GIB),
-            hbm_bytes_per_s=2765e9,
-            link_bytes_per_s=90e9,
-            vmem_bytes=2 * 64 * MIB,
-            torus=(16, 20, 28),
-            cube=4,
-            cores=2,
-            device_kinds=("TPU v5", "TPU v5p"),
-        ),
-        Chip(
-            name="v6e",
-            bf16_flops_per_s=918e12,
-            int8_flops_per_s=1836e12,
-            hbm_bytes=32 * GIB,
-            usable_hbm_bytes=int(31.24 * GIB),
-            hbm_bytes_per_s=1638e9,
-            link_bytes_per_s=90e9,
-            vmem_bytes=128 * MIB,
-            torus=(16, 16),
-            cube=0,
-            cores=1,
-            device_kinds=("TPU v6 lite", "TPU v6e"),
-        ),
-        Chip(
-            name="cpu",
-            bf16_flops_per_s=1e12,
-            int8_flops_per_s=1e12,
-            hbm_bytes=16 * GIB,
-            usable_hbm_bytes=16 * GIB,
-            hbm_bytes_per_s=50e9,
-            link_bytes_per_s=10e9,
-            vmem_bytes=32 * MIB,
-            torus=(4096,),
-            cube=0,
-            cores=1,
-            device_kinds=("cpu",),
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -217,9 +105,10 @@ class Topology:
             raise TargetError(f"unknown chip {name!r} in {text!r}", hint=nearest(name, CHIPS))
         chip = CHIPS[name]
         shape = tuple(map(int, match[3].split("x"))) if match else ()
-        if match and match[2] == "-" and len(shape) == 1:
-            shape = cubic(shape[0] // chip.cores, len(chip.torus))
-        if not _is_slice(chip, shape):
+        named = match is not None and match[2] == "-"
+        if named and text.strip() in _names(chip):
+            shape = _names(chip)[text.strip()]
+        elif named or not _is_slice(chip, shape):
             raise TargetError(f"{text!r} is no slice of {name}", hint=nearest(text, _known(chip)))
         return Topology(chip, shape)
 
@@ -284,17 +173,24 @@ def _shapes(count: int, rank: int, divisors: list[int]) -> list[tuple[int, ...]]
 
 
 def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether the shape has the chip's rank and fits, in some orientation, into the pod."""
+    """Whether the shape has the chip's rank, fits into the pod, and is made of 1, 2 or 4s."""
     fits = all(size <= pod for size, pod in zip(sorted(shape), sorted(chip.torus)))
-    return len(shape) == len(chip.torus) and min(shape) > 0 and fits
+    cut = len(shape) == 1 or all(size in (1, 2) or size % 4 == 0 for size in shape)
+    return len(shape) == len(chip.torus) and min(shape) > 0 and fits and cut
+
+
+def _names(chip: Chip) -> dict[str, tuple[int, ...]]:
+    """The standard slices by the names that count TensorCores; none for a chip without a torus."""
+    rank = len(chip.torus)
+    counts = [1 << power for power in range(13) if rank > 1]
+    shapes = {f"{chip.name}-{count * chip.cores}": cubic(count, rank) for count in counts}
+    return {name: shape for name, shape in shapes.items() if _is_slice(chip, shape)}
 
 
 def _known(chip: Chip) -> list[str]:
-    """The standard slices by name and by shape, for hints."""
-    counts = [1 << power for power in range(13) if 1 << power <= math.prod(chip.torus)]
-    shapes = [Topology(chip, cubic(count, len(chip.torus))) for count in counts]
-    names = [f"{chip.name}-{count * chip.cores}" for count in counts if chip.name != "cpu"]
-    return [str(shape) for shape in shapes if _is_slice(chip, shape.shape)] + names
+    """The standard slices by shape and by name, for hints."""
+    names = _names(chip)
+    return [str(Topology(chip, shape)) for shape in names.values()] + list(names) or ["cpu:8"]
 
 
 def placement(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:

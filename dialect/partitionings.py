@@ -75,6 +75,11 @@ class DecoderShape:
         return self.batch * self.time
 
     @property
+    def logits_rows(self) -> int:
+        """Positions in the step whose logits are computed."""
+        return self.batch * self.logits_time
+
+    @property
     def ffn_weights(self) -> int:
         """Elements of one layer's feed-forward weights."""
         return self.ffn_matrices * self.d_model * self.d_ff
@@ -161,18 +166,20 @@ class _Builder:
         self.must_divide("batch", gathered, "residual")
         self.must_divide("d_model", self.axes(layout.residual), "residual")
         self.must_divide("d_ff", hidden, "hidden")
-        stored = self.weights(self.axes(layout.d_model), self.axes(layout.d_ff), gathered)
+        d_model, d_ff = self.axes(layout.d_model), self.axes(layout.d_ff)
+        stored = {"d_model": d_model, "d_ff": d_ff, **self.heads(d_ff)}
         over_batch = everywhere if attention == "batch" else gathered
         self.must_divide("batch", over_batch, "attention")
         heads = self.heads(self.without(hidden, over_batch))
         groups = {
             "weights": stored,
             "used": {axis: self.without(split, gathered) for axis, split in stored.items()},
+            "tables": self.tables(),
             "residual": {"batch": gathered, "d_model": self.axes(layout.residual)},
             "hidden": {"batch": gathered, "d_ff": hidden},
             "attention": {"batch": over_batch, **heads},
             "cache": {"batch": over_batch, **self.cached(heads)},
-            "logits": {"batch": gathered, "vocab": self.fitting("vocab", hidden)},
+            "logits": {"vocab": self.fitting("vocab", self.axes(layout.d_ff + layout.d_model))},
         }
         return Partitioning(
             ffn,
@@ -183,11 +190,14 @@ class _Builder:
             ),
         )
 
-    def weights(self, d_model: MeshAxes, d_ff: MeshAxes, gathered: MeshAxes) -> dict[str, MeshAxes]:
-        """The stored weights. Where weights are gathered, an embedding split over its vocabulary
-        would be gathered whole too; split over d_model it is not."""
-        vocab = () if gathered else self.fitting("vocab", d_ff)
-        return {"d_model": d_model, "d_ff": d_ff, **self.heads(d_ff), "vocab": vocab}
+    def tables(self) -> dict[str, MeshAxes]:
+        """The embedding and the weights of the logits, which are never gathered: where the batch
+        is split, d_model is, since rows of a table split over its vocabulary are everywhere."""
+        layout = self.ffn
+        if layout.gathered:
+            return {"d_model": self.fitting("d_model", self.axes("xyz"))}
+        d_model = self.axes(layout.d_model)
+        return {"d_model": d_model, "vocab": self.fitting("vocab", self.axes(layout.d_ff))}
 
     def heads(self, axes: MeshAxes) -> dict[str, MeshAxes]:
         """Query heads over those of the axes that divide them; with grouped queries the KV heads

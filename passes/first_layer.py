@@ -172,10 +172,10 @@ def _cheapest_cut(
                     network.edge(value, "sink")
             if value in graph.outputs:
                 network.edge(value, "sink")
-    in_step = network.sink_side()
-    cut = [v for v in region if v.op not in in_step and v in in_step]
-    tabled = [op for op in ops if op not in in_step and op is not take]
-    readers = {reader for op in ops if op in in_step for reader in [op]}
+    tables = network.source_side()
+    cut = [value for value in region if value.op in tables and value not in tables]
+    tabled = [op for op in ops if op in tables and op is not take]
+    readers = {op for op in ops if op not in tables}
     weights = {
         arg: None
         for op in tabled

@@ -136,7 +136,7 @@ class Screen:
         self.table(("dtype", ">arrays", ">size"), shown)
         self.heading("collectives, per step" if collectives else "no collectives")
         if collectives:
-            self.table(("kind", "dtype", "over", ">count", ">size each"), collectives)
+            self.table(("kind", "dtype", "over", ">count x trips", ">size each"), collectives)
         self.heading("compiler notes" if notes else "no compiler notes")
         self.lines(notes)
 

@@ -42,12 +42,12 @@ class PlanError(ShardwrightError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint with the known words closest to `word`, or all of them where none is close."""
+    """A hint with the known words closest to `word`, or the first of them where none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(close) + "?"
-    return "known: " + ", ".join(known)
+    return "known: " + ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
 
 
 def caret(line: str, column: int, width: int = 1) -> str:

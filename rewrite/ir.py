@@ -32,6 +32,13 @@ class Type:
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]{'~' if self.weak else ''}"
 
+    @staticmethod
+    def parse(text: str) -> Type:
+        """`"f32[2,8]"`, a trailing `~` making it weak: the inverse of `str`."""
+        dtype, _, sizes = text.rstrip("]~").partition("[")
+        shape = tuple(int(size) for size in sizes.split(",") if size)
+        return Type(dtype, shape, text.endswith("~"))
+
     @property
     def rank(self) -> int:
         return len(self.shape)

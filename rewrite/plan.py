@@ -33,6 +33,7 @@ from rewrite.errors import PlanError, ShardwrightError, TextError, caret, neares
 GROUPS = {
     "weights": "the weights, as they are stored",
     "used": "the weights, as the products read them: gathered where a plan gathers weights",
+    "tables": "the embedding, and the weights of the logits: weights with a vocabulary",
     "residual": "the residual stream between the blocks",
     "hidden": "between the two products of the feed-forward layer",
     "attention": "queries, scores and the attention's result",

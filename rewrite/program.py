@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from rewrite import runtime
+from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Type
 from rewrite.plan import Plan
 from rewrite.verify import verify
@@ -113,6 +114,37 @@ class Program:
         """Raises InvalidProgram unless all graphs are valid and fit their declared inputs."""
         for graph in self.graphs.values():
             verify(graph, blame)
+        wrong = self._misfit(self.graph, self.step_inputs, self.step_outputs)
+        if wrong:
+            raise InvalidProgram(f"{blame}: {wrong}" if blame else wrong)
+
+    @staticmethod
+    def _misfit(
+        graph: Graph, inputs: tuple[Input, ...], outputs: tuple[Output, ...]
+    ) -> str | None:
+        """What does not fit between the step's graph and its declared inputs and outputs."""
+        if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
+            return (
+                f"the step takes {len(graph.inputs)} arrays and gives {len(graph.outputs)}, "
+                f"but {len(inputs)} inputs and {len(outputs)} outputs are declared"
+            )
+        for value, each in zip(graph.inputs, inputs):
+            if (value.type.dtype, value.type.shape) != (each.type.dtype, each.type.shape):
+                return f"input {each.name} is declared {each.type}, the step takes {value.type}"
+            if each.layout is not None and len(each.layout) != each.type.rank:
+                return f"input {each.name} has a layout of {len(each.layout)} dimensions"
+        updated = [out.updates for out in outputs if out.updates is not None]
+        if len(set(updated)) < len(updated):
+            return "two outputs update the same input"
+        for value, out in zip(graph.outputs, outputs):
+            if out.updates is None:
+                continue
+            if not 0 <= out.updates < len(inputs) or inputs[out.updates].role != "state":
+                return f"output {out.name} updates input {out.updates}, which is no state"
+            state = inputs[out.updates].type
+            if (value.type.dtype, value.type.shape) != (state.dtype, state.shape):
+                return f"output {out.name} is {value.type}, the state that it updates is {state}"
+        return None
 
     def __call__(self, *args: Any) -> Any:
         """Evaluates the program, all stages included, with the signature it was traced from."""

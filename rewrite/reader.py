@@ -19,7 +19,7 @@ from rewrite.ir import Attrs, Graph, Op, Opaque, Origin, Record, Symbol, Type, V
 from rewrite.ir import new_input
 from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Output, Program, Stages, Step
-from rewrite.rule import parse_type
+
 from rewrite.verify import verify
 
 _GRAMMAR = {"rel_to": __file__, "parser": "lalr", "maybe_placeholders": True}
@@ -73,7 +73,7 @@ class _Values(Transformer):
     NONE = staticmethod(lambda token: None)
     TRUE = staticmethod(lambda token: True)
     FALSE = staticmethod(lambda token: False)
-    INT, COMPLEX, TYPE, NAME = int, complex, staticmethod(parse_type), str
+    INT, COMPLEX, TYPE, NAME = int, complex, staticmethod(Type.parse), str
     STRING = staticmethod(json.loads)
     sequence = attribute = attributes = tuple
 
@@ -116,7 +116,7 @@ def _parsed(text: str, start: str) -> Any:
 
 @lru_cache(maxsize=1 << 16)
 def _types(text: str) -> tuple[Type, ...]:
-    return tuple(map(parse_type, _TYPE.findall(text)))
+    return tuple(map(Type.parse, _TYPE.findall(text)))
 
 
 class _Reader:
@@ -288,7 +288,7 @@ class _Reader:
             if any(name in scope for scope in self.scopes[:-1]):
                 hint = "a region sees only its own inputs: hand it over as an argument"
             self.fail(token, f"there is no value {name} here", hint, at, len(name))
-        type_ = parse_type(found["type"])
+        type_ = Type.parse(found["type"])
         value = self.parsed(token, content, "value", at)
         self.refuse_handles(f"a constant of type {type_}", value, token)
         count = len(value) if isinstance(value, tuple) else None

@@ -122,7 +122,7 @@ class _Pattern:
         constants: dict[str, float],
     ) -> None:
         self.name, self.before, self.after, self.normal, self.guard = name, before, after, normal, guard
-        self.example = tuple(parse_type(text) for text in example)
+        self.example = tuple(Type.parse(text) for text in example)
         self.constants = [Constant(key, i) for i, key in enumerate(constants)]
         self._graph: Graph | None = None
         self._traced: dict[tuple, Graph] = {}
@@ -258,9 +258,3 @@ class _Search:
         if depth > self.deepest:
             shown = f"{have.op['value']}" if have.op.name == "const" else have.op.name
             self.deepest, self.reason = depth, f"{reason}, found {shown}"
-
-
-def parse_type(text: str) -> Type:
-    """`"f32[2,8]"` -> Type; a trailing `~` makes it weak."""
-    dtype, _, sizes = text.rstrip("]~").partition("[")
-    return Type(dtype, tuple(int(size) for size in sizes.split(",") if size), text.endswith("~"))

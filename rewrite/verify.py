@@ -43,7 +43,7 @@ def _check_op(graph: Graph, op: Op, blame: str) -> None:
             _fail(graph, op, blame, f"attribute {name!r} is a bare {type(value).__name__}; wrap it")
     try:
         types = opdef.infer(op)
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         _fail(graph, op, blame, f"does not accept its arguments: {error}")
     if _strong(types) != _strong(op.types):
         said, found = (", ".join(map(str, group)) for group in (op.types, types))

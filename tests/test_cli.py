@@ -192,7 +192,7 @@ def test_compile_for_machines(capsys: Captured) -> None:
     built = found["executable"]
     assert {"s8", "f32", "s32"} == {each["dtype"] for each in built["parameters"]}
     assert built["memory"]["alias_bytes"] > 0
-    assert "all-reduce" in {each["kind"] for each in built["collectives"]}
+    assert {axis for each in built["collectives"] for axis in each["axes"]} == {"x", "y"}
 
 
 def test_compile_for_a_tpu_shows_int8_weights_and_memory(capsys: Captured) -> None:

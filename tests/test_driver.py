@@ -14,11 +14,12 @@ from jax import lax
 from dialect import control, framework, lax as lax_dialect  # noqa: F401  (define the ops)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
+from rewrite.ir import Type
 from rewrite.driver import Report, rewrite, substitute
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Origin, Value, new_input
 from rewrite.opdef import make, with_args
-from rewrite.rule import Miss, Outcome, Rule, local, parse_type
+from rewrite.rule import Miss, Outcome, Rule, local
 from rewrite.verify import verify
 
 X = jnp.linspace(-1, 1, 12).reshape(3, 4)
@@ -120,7 +121,7 @@ def test_ops_of_other_types_stay_apart() -> None:
 
 
 def test_dead_ops_go() -> None:
-    x = new_input(parse_type("f32[4]"))
+    x = new_input(Type.parse("f32[4]"))
     dead = make("sin", x, accuracy=None)
     graph = Graph((x,), (make("add", x, x),))
     assert dead.op not in graph.ops
@@ -131,7 +132,7 @@ def test_dead_ops_go() -> None:
 
 def test_shared_subterms_are_visited_once() -> None:
     """x = x + sin(x), 4000 times: 2 ** 4000 paths, 8000 ops, each rewritten once."""
-    x = start = new_input(parse_type("f32[4]"))
+    x = start = new_input(Type.parse("f32[4]"))
     for _ in range(4000):
         x = make("add", x, make("sin", x, accuracy=None))
     visits, cos = 0, traced(jnp.cos).ops[0]
@@ -257,7 +258,7 @@ def test_a_rule_that_fired_reports_its_count_alone() -> None:
 
 def test_substitute_inlines() -> None:
     inner = traced(lambda x, y: (x + y, x), X, X)
-    a = new_input(parse_type("f32[3,4]"))
+    a = new_input(Type.parse("f32[3,4]"))
     total, first = substitute(inner, [a, a], origin=Origin("here"))
     assert first == a
     assert total.op.args == (a, a)

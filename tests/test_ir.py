@@ -12,6 +12,7 @@ from jax import lax
 
 from dialect import control, framework, lax as lax_dialect  # noqa: F401  (define the ops)
 from dialect.jaxpr import constant, trace_graph
+from rewrite.ir import Type
 from rewrite import opdef
 from rewrite.errors import InvalidProgram
 from rewrite.ir import (
@@ -29,7 +30,7 @@ from rewrite.ir import (
     replace_values,
 )
 from rewrite.opdef import OpDef, build, make
-from rewrite.rule import parse_type
+
 from rewrite.signature import Signature
 from rewrite.verify import verify, window
 
@@ -90,7 +91,7 @@ def test_bits_of_a_word() -> None:
 
 @pytest.mark.parametrize("text", ["f32[2,3]", "bf16[]", "i32[]~", "key<fry>[4]", "f8_e5m2[0,1]"])
 def test_type_text_reads_back(text: str) -> None:
-    assert str(parse_type(text)) == text
+    assert str(Type.parse(text)) == text
 
 
 def test_weak_types_differ() -> None:

@@ -26,7 +26,8 @@ from rewrite.driver import rewrite as apply_rules
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Type
 from rewrite.program import KEEPS
-from rewrite.rule import Rule, parse_type, pattern
+from rewrite.ir import Type
+from rewrite.rule import Rule, pattern
 from rewrite.verify import verify
 
 LOWER = (scale_behind_product, EXPAND)
@@ -97,7 +98,7 @@ def groups_for(rule: Rule) -> tuple[Sequence[Rule], ...]:
 
 
 def example_graph(rule: Rule) -> Graph:
-    return traced(rule.example, *(dtypes.struct_of(parse_type(text)) for text in rule.types))
+    return traced(rule.example, *(dtypes.struct_of(Type.parse(text)) for text in rule.types))
 
 
 @pytest.fixture(params=EVERY, ids=lambda rule: rule.name)
@@ -119,7 +120,7 @@ def test_both_sides_are_equal(rule: Rule) -> None:
         before, _ = applied(before, *others)
         after, report = applied(before, [rule])
     assert report.fired.get(rule.name, 0) >= 1
-    args = [array(parse_type(text)) for text in rule.types]
+    args = [array(Type.parse(text)) for text in rule.types]
     assert_equal_on(before, after, args, exact=rule.keeps == "bits")
 
 
@@ -146,7 +147,7 @@ PATTERNS = [each for each in RECOGNIZE if each.name not in ("attend", "take_of_g
 @pytest.mark.parametrize("change", ["bf16[{}]", "f32[3,{}]", "f32[1,3,{}]"])
 def test_patterns_fire_at_any_rank_and_dtype(each: Rule, change: str) -> None:
     types = [change.format(text[text.index("[") + 1 : -1]) for text in each.types]
-    args = [array(parse_type(text)) for text in types]
+    args = [array(Type.parse(text)) for text in types]
     start = normal_form(traced(each.example, *args))
     made, report = applied(start, [each])
     assert report.fired == {each.name: 1}
