@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dialect.normal_form import is_splat
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
-from rewrite.rule import Miss, Outcome
+from rewrite.rules import Miss, Outcome
 from rewrite.signature import Array, Signature
 
 
@@ -111,6 +111,14 @@ def _attend(op: Op, position: int, weights: Value, inner: Value, logits: _Logits
     query, key = sides[1 - key_at], sides[key_at]
     if any(x not in query for x in key if x != context):
         return Miss("the key has an axis that the query lacks", 4)
+    if context not in (rename[x] for x in value_axes) or context in (rename[x] for x in out_axes):
+        return Miss("the weights are not summed over the context", 4)
+    kept = [x for x in query if x != summed[0]]
+    if sorted(rename[x] for x in out_axes) != sorted([*kept, "value"]):
+        return Miss("its result does not keep every axis of the query", 4)
+    precision = logits.product.get("precision")
+    if op.get("precision") != precision:
+        return Miss("its two products ask for different precisions", 5)
     letters = _letters(query, key, summed[0], context)
     letters["value"] = "v"
     arrays = [query, key, [rename[x] for x in value_axes]]
@@ -135,6 +143,7 @@ def _attend(op: Op, position: int, weights: Value, inner: Value, logits: _Logits
             Symbol(dtype)
             for dtype in (logits.product.types[0].dtype, logits.dtype, weights.type.dtype)
         ),
+        **({"precision": precision} if precision is not None else {}),
     )
 
 

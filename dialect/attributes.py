@@ -39,7 +39,7 @@ _RECORDS = {
 
 def encode(value: Any) -> Any:
     """A primitive's parameter as an attribute value."""
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, (bool, str, Symbol, Record, Opaque)):
         return value
     if isinstance(value, enum.Enum) and type(value).__name__ in _ENUMS:
         return Symbol(f"{type(value).__name__}.{value.name}")

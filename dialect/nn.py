@@ -93,28 +93,37 @@ def cache_read(cache: Any, layer: Any) -> Any:
 
 
 def attend(
-    query: Any, key: Any, value: Any, *mask: Any, axes: str, scale: float, fill: Any, dtypes: tuple
+    query: Any,
+    key: Any,
+    value: Any,
+    *mask: Any,
+    axes: str,
+    scale: float,
+    fill: Any,
+    dtypes: tuple,
+    precision: Any = None,
 ) -> Any:
     """Attention: softmax(scale * query . key, masked) . value.
 
     `axes` is "query, key, value [, mask] -> out" with s the context axis; an axis that query, key
     and value share is batch or KV heads, one that only query has is time or query heads. A boolean
     mask keeps where true and writes `fill` elsewhere; with `fill` None the mask is added. `dtypes`
-    are those of the logits' product, of the softmax, and of its result.
+    are those of the logits' product, of the softmax, and of its result; `precision` is both
+    products'.
     """
     found = Signature.parse(axes)
     out = found.outputs[0]
     product, inner, weights = (decode(each) for each in dtypes)
     logit_axes = _logit_axes(found)
     spec = str(Signature(found.inputs[:2], (logit_axes,)))
-    logits = contract(query, key, spec=spec, dtype=product).astype(inner)
+    logits = contract(query, key, spec=spec, dtype=product, precision=precision).astype(inner)
     if scale != 1.0:
         logits = logits * jnp.asarray(scale, inner)
     if mask:
         mask = (_aligned(mask[0], found.inputs[3], logit_axes),)
         logits = logits + mask[0] if fill is None else jnp.where(mask[0], logits, decode(fill))
     spec = str(Signature((logit_axes, found.inputs[2]), (out,)))
-    return contract(softmax(logits).astype(weights), value, spec=spec, dtype=query.dtype)
+    return contract(softmax(logits).astype(weights), value, spec=spec, dtype=query.dtype, precision=precision)
 
 
 def _logit_axes(found: Signature) -> Array:
@@ -217,6 +226,6 @@ Traced = {
         (take, _take_axes, ("mode",)),
         (cache_write, _cache_write_axes, ("axes",)),
         (cache_read, _cache_read_axes),
-        (attend, _attend_axes, ("axes", "scale", "fill", "dtypes"), "axes"),
+        (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),
     )
 }

@@ -20,7 +20,7 @@ from rewrite import opdef, runtime
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make
-from rewrite.rule import Outcome, Rule, local
+from rewrite.rules import Outcome, Rule, local
 from rewrite.signature import Array, Signature, letters, show_array
 
 _LARGEST_FOLDED = 64  # elements; larger constants would not be printed

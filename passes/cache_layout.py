@@ -26,7 +26,7 @@ from rewrite.ir import Graph, Op, Symbol, Value, new_input, replace_values
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program
-from rewrite.rule import Outcome, Rule, local
+from rewrite.rules import Outcome, Rule, local
 from rewrite.signature import Signature
 from rewrite.target import Target
 

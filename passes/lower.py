@@ -10,21 +10,28 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
+from dialect import primitives
 from dialect.dtypes import struct_of
 from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
 from dialect.normal_form import reshaped
+from dialect.quant import dequantize
+from dialect.tensor import contract
 from rewrite import opdef
 from rewrite.driver import Report, rewrite, substitute
 from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
-from rewrite.rule import Miss, Outcome, Rule, local
+from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 from rewrite.target import Target
 
 _COMPOSITES = (*Traced, "contract", "weight_scale", "quantize", "dequantize")
+
+
+_contract = primitives.call("contract", contract)
+_dequantize = primitives.call("dequantize", dequantize)
 
 
 def converted(value: Value, dtype: str) -> Value:
@@ -39,8 +46,8 @@ def converted(value: Value, dtype: str) -> Value:
 @local(
     "contract",
     keeps="reals",
-    example=lambda x, q, s: opdef.lookup("contract").reference(
-        x, opdef.lookup("dequantize").reference(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f"
+    example=lambda x, q, s: _contract(
+        x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")
     ),
     types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
 )

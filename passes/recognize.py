@@ -20,7 +20,7 @@ from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
-from rewrite.rule import Miss, Outcome, Rule, local, pattern
+from rewrite.rules import Miss, Outcome, Rule, local, pattern
 from rewrite.target import Target
 
 softmax_by_hand = pattern(

@@ -16,8 +16,8 @@ _HOME = {
     "Pass": "rewrite.passbase",
     "Program": "rewrite.program",
     "Target": "rewrite.target",
-    "rule": "rewrite.rule",
-    "local": "rewrite.rule",
+    "rule": "rewrite.rules",
+    "local": "rewrite.rules",
     "ShardwrightError": "rewrite.errors",
 }
 

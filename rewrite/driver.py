@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Origin, Value
 from rewrite.opdef import with_args
-from rewrite.rule import Miss, Rule
+from rewrite.rules import Miss, Rule
 
 _DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs ten
 
@@ -113,8 +113,10 @@ class _Driver:
             if isinstance(outcome, Miss):
                 self.report.missed(rule, outcome, op.origin)
             elif outcome is not None:
-                self.report.count(rule)
                 made = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
+                if made == op.results:
+                    continue
+                self.report.count(rule)
                 return _signed(made, op, rule)
         return None
 

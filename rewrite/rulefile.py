@@ -20,7 +20,7 @@ from rewrite import runtime
 from rewrite.errors import TextError, caret, nearest
 from rewrite.ir import Graph
 from rewrite.program import KEEPS
-from rewrite.rule import Rule, pattern
+from rewrite.rules import Rule, pattern
 
 Number = int | float
 

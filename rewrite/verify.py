@@ -22,6 +22,8 @@ def verify(graph: Graph, blame: str = "") -> None:
         raise InvalidProgram(_told(blame, "a graph has the same input twice"))
     for op in graph.ops:
         if op.name == "input":
+            continue
+        if any(arg.op.name == "input" and arg not in inputs for arg in op.args):
             _fail(graph, op, blame, "reads an input that belongs to another graph")
         if op in _CHECKED:
             continue

@@ -232,12 +232,11 @@ def test_no_cut_is_cheaper(graph: Graph) -> None:
 # Loops.
 
 
-def loop(body: Callable[..., Any]) -> tuple[Graph, list[Any]]:
-    def function(ws: Any, x: Any) -> Any:
-        return lax.scan(body, x, ws)
-
-    args = [jnp.asarray(np.random.default_rng(0).standard_normal((3, 16, 16)), jnp.float32), X]
-    return graph_of(function, *args), args
+def loop(body: Callable[..., Any], **options: Any) -> tuple[Graph, list[Any]]:
+    """A scan of `body` over three weights, and its arguments."""
+    random = np.random.default_rng(0)
+    args = [jnp.asarray(random.standard_normal((3, 16, 16)), jnp.float32), X]
+    return graph_of(lambda ws, x: lax.scan(body, x, ws, **options), *args), args
 
 
 def split(graph: Graph) -> Graph:
@@ -266,11 +265,7 @@ def test_loops_that_only_read_their_weights_stay_whole() -> None:
 
 
 def test_reversed_loops_are_split_too() -> None:
-    def function(ws: Any, x: Any) -> Any:
-        return lax.scan(lambda c, w: (jnp.tanh(c @ (w @ w)), c), x, ws, reverse=True)
-
-    graph, args = graph_of(function, *(loop(lambda c, w: (c, None))[1])), loop(
-        lambda c, w: (c, None))[1]
+    graph, args = loop(lambda c, w: (jnp.tanh(c @ (w @ w)), c), reverse=True)
     made = split(graph)
     assert [op.name for op in made.ops].count("scan") == 2
     for one, other in zip(evaluate(made, args), evaluate(graph, args)):
@@ -293,7 +288,6 @@ def test_loops_over_parameters_alone_are_left() -> None:
     def function(ws: Any, x: Any) -> Any:
         return x @ lax.scan(lambda c, w: (c @ w, None), jnp.eye(16), ws)[0]
 
-    args = loop(lambda c, w: (c, None))[1]
-    graph = graph_of(function, *args)
+    graph = graph_of(function, jnp.ones((3, 16, 16)), X)
     assert split(graph) == graph
     assert cut(graph) == ["scan f32[16,16]"]

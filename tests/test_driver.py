@@ -17,9 +17,9 @@ from dialect.jaxpr import trace_graph
 from rewrite.ir import Type
 from rewrite.driver import Report, rewrite, substitute
 from rewrite.errors import InvalidProgram
-from rewrite.ir import Graph, Op, Origin, Value, new_input
+from rewrite.ir import Graph, Op, Origin, Type, Value, new_input
 from rewrite.opdef import make, with_args
-from rewrite.rule import Miss, Outcome, Rule, local
+from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.verify import verify
 
 X = jnp.linspace(-1, 1, 12).reshape(3, 4)

@@ -279,7 +279,7 @@ def test_window_is_short() -> None:
 def test_unknown_op_gives_nearest_names() -> None:
     start = new_input(F32)
     graph = Graph((start,), Op("test_ir.scald", (start,), (), (F32,)).results)
-    rejected(graph, "there is no op 'test_ir.scald'", "did you mean test_ir.scaled?")
+    rejected(graph, "there is no op 'test_ir.scald'", "did you mean test_ir.scaled")
 
 
 def test_unknown_attribute() -> None:

@@ -27,7 +27,7 @@ from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Type
 from rewrite.program import KEEPS
 from rewrite.ir import Type
-from rewrite.rule import Rule, pattern
+from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
 
 LOWER = (scale_behind_product, EXPAND)

@@ -25,6 +25,7 @@ from typing import Any
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Type, Value
 
+FLOATS = ("f32", "bf16", "f16")
 COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "xor", "eq", "ne"})
 
 
@@ -69,7 +70,8 @@ class Constant:
 
     def __init__(self, name: str, number: int) -> None:
         self.name = name
-        self.sentinel = 0.7310585786 + number / 97  # no program holds it by accident
+        # Hardly a program holds it by accident, and every float dtype holds it exactly.
+        self.sentinel = 161.0 + 2 * number
 
 
 def pattern(
@@ -107,7 +109,7 @@ class _Lazy(frozenset):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter((self.made.graph.outputs[0].op.name,))
+        return iter({self.made.graph(dtype).outputs[0].op.name for dtype in FLOATS})
 
 
 class _Pattern:
@@ -124,15 +126,20 @@ class _Pattern:
         self.name, self.before, self.after, self.normal, self.guard = name, before, after, normal, guard
         self.example = tuple(Type.parse(text) for text in example)
         self.constants = [Constant(key, i) for i, key in enumerate(constants)]
-        self._graph: Graph | None = None
+        self._graphs: dict[str, Graph] = {}
         self._traced: dict[tuple, Graph] = {}
 
-    @property
-    def graph(self) -> Graph:
-        if self._graph is None:
+    def graph(self, dtype: str) -> Graph:
+        """What `before` traces to where its floats have this dtype: narrow ones are converted."""
+        if dtype not in FLOATS:
+            dtype = FLOATS[0]
+        if dtype not in self._graphs:
+            types = tuple(
+                Type(dtype, each.shape) if each.dtype in FLOATS else each for each in self.example
+            )
             sentinels = {each.name: each.sentinel for each in self.constants}
-            self._graph = self.trace(self.before, self.example, sentinels)
-        return self._graph
+            self._graphs[dtype] = self.trace(self.before, types, sentinels)
+        return self._graphs[dtype]
 
     def trace(self, function: Any, types: tuple[Type, ...], constants: dict[str, Any]) -> Graph:
         def traced(*arrays: Any) -> list[Any]:
@@ -141,21 +148,24 @@ class _Pattern:
         return self.normal(runtime.framework().trace(traced, types))
 
     def apply(self, op: Op) -> Outcome:
-        root, pattern_root = op.results[0], self.graph.outputs[0]
-        search = _Search(self.graph, {each.sentinel: each.name for each in self.constants})
-        found = next(search.match(pattern_root, root, {}), None)
+        root = op.results[0]
+        graph = self.graph(root.type.dtype)
+        search = _Search(graph, {each.sentinel: each.name for each in self.constants})
+        found = next(search.match(graph.outputs[0], root, {}), None)
         if found is None:
-            deep = search.deepest >= max(2, self.graph.op_count // 2)
+            deep = search.deepest >= max(2, graph.op_count // 2)
             return Miss(search.reason, search.deepest) if deep else None
-        args = [found[value] for value in self.graph.inputs]
+        if any(each.name not in search.constants for each in self.constants):
+            return Miss("a constant of the rule is no constant there", graph.op_count)
+        args = [found[value] for value in graph.inputs]
         types = tuple(arg.type for arg in args)
         reason = self.guard(*types, **search.constants)
         if reason:
-            return Miss(reason, self.graph.op_count)
+            return Miss(reason, graph.op_count)
         exact = self.traced_at(self.before, types, search.constants)
         strict = _Search(exact, {}, strict=True)
         if next(strict.match(exact.outputs[0], root, dict(zip(exact.inputs, args))), None) is None:
-            return Miss(strict.reason, self.graph.op_count)
+            return Miss(strict.reason, graph.op_count)
         return self.inserted(self.traced_at(self.after, types, search.constants), args, root)
 
     def traced_at(self, function: Any, types: tuple[Type, ...], constants: dict[str, Any]) -> Graph:
@@ -251,8 +261,7 @@ class _Search:
         """The rule's constant that this value of the pattern stands for."""
         if not isinstance(value, float):
             return None
-        close = (name for number, name in self.names.items() if abs(value - number) < 1e-4)
-        return next(close, None)
+        return self.names.get(value)
 
     def missed(self, depth: int, reason: str, have: Value) -> None:
         if depth > self.deepest:

@@ -1,0 +1,281 @@
+"""Chips, topologies and meshes: by text, as devices, and back."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from dialect.chips import CHIPS, GIB
+from dialect.mesh import (
+    MeshSpec,
+    Ring,
+    TargetError,
+    Topology,
+    cubic,
+    describe,
+    devices,
+    here,
+    jax_mesh,
+    placement,
+    prepare_libtpu,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "chips", "mesh"),
+    [
+        ("v4:4x4x4", "v4:4x4x4", 64, "x=4 y=4 z=4"),
+        ("v4-128", "v4:4x4x4", 64, "x=4 y=4 z=4"),  # TensorCores: two per chip
+        ("v4-8", "v4:2x2x1", 4, "x=2 y=2"),
+        ("v4:2x2x4", "v4:2x2x4", 16, "x=2 y=2 z=4"),
+        ("v5p-16", "v5p:2x2x2", 8, "x=2 y=2 z=2"),
+        ("v5e-16", "v5e:4x4", 16, "x=4 y=4"),
+        ("v5e-8", "v5e:2x4", 8, "x=2 y=4"),
+        ("v6e-256", "v6e:16x16", 256, "x=16 y=16"),
+        ("v5e:4x2", "v5e:4x2", 8, "x=4 y=2"),
+        ("v5e:1x1", "v5e:1x1", 1, "x=1"),
+        ("cpu:8", "cpu:8", 8, "x=2 y=4"),
+        ("cpu:6", "cpu:6", 6, "x=2 y=3"),
+        ("cpu:7", "cpu:7", 7, "x=7"),
+    ],
+)
+def test_a_topology_by_shape_name_or_count(
+    text: str, canonical: str, chips: int, mesh: str
+) -> None:
+    topology = Topology.parse(text)
+    assert str(topology) == canonical
+    assert Topology.parse(str(topology)) == topology
+    assert topology.chips == chips
+    assert str(topology.mesh_axes()) == mesh
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("v9:4x4", "unknown chip 'v9' in 'v9:4x4'", "v4"),
+        ("v5:2x4", "unknown chip 'v5' in 'v5:2x4'", "v5p or v5e"),
+        ("v5e:3x4", "'v5e:3x4' is no slice of v5e", "v5e:2x4"),
+        ("v5e:4x4x4", "'v5e:4x4x4' is no slice of v5e", "v5e:4x4"),
+        ("v5e:32x32", "'v5e:32x32' is no slice of v5e", "v5e:2x2"),
+        ("v4:2x2", "'v4:2x2' is no slice of v4", "v4:2x2x1"),
+        ("v5e-12", "'v5e-12' is no slice of v5e", "v5e-128"),
+        ("v5e:4by4", "'v5e:4by4' is no slice of v5e", "v5e:4x4"),
+        ("cpu:0", "'cpu:0' is no slice of cpu", "cpu:8"),
+        ("", "unknown chip ''", "known: cpu, v4, v5e, v5p, v6e"),
+    ],
+)
+def test_an_unknown_topology_gets_the_nearest_names(text: str, message: str, hint: str) -> None:
+    with pytest.raises(TargetError) as caught:
+        Topology.parse(text)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_standard_shapes_are_the_most_cubic() -> None:
+    assert [cubic(4 << n, 3) for n in range(7)] == [
+        (2, 2, 1),
+        (2, 2, 2),
+        (2, 2, 4),
+        (2, 4, 4),
+        (4, 4, 4),
+        (4, 4, 8),
+        (4, 8, 8),
+    ]
+    assert [cubic(1 << n, 2) for n in (0, 2, 3, 4, 5, 6, 7, 8)] == [
+        *((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "wraps"),
+    [
+        ("v4:4x4x4", (True, True, True)),  # whole cubes: optical switches close all three rings
+        ("v4:4x4x8", (True, True, True)),
+        ("v4:2x4x4", (False, False, False)),
+        ("v5p:2x2x2", (False, False, False)),
+        ("v5e:4x4", (False, False)),
+        ("v5e:8x16", (False, True)),  # only along a full 16
+        ("v6e:16x16", (True, True)),
+        ("cpu:8", (False,)),
+    ],
+)
+def test_which_axes_are_rings(text: str, wraps: tuple[bool, ...]) -> None:
+    assert Topology.parse(text).wraps == wraps
+
+
+def test_rings_under_mesh_axes() -> None:
+    cube, rectangle = Topology.parse("v4:4x4x4"), Topology.parse("v5e:4x4")
+    closed, open_4, open_2 = Ring(4, True), Ring(4, False), Ring(2, False)
+    assert cube.rings(MeshSpec.parse("x=4 y=16")) == {"x": (closed,), "y": (closed, closed)}
+    assert cube.rings(MeshSpec.parse("model=64")) == {"model": (closed, closed, closed)}
+    # A part of a ring is open.
+    assert rectangle.rings(MeshSpec.parse("x=2 y=8")) == {"x": (open_2,), "y": (open_2, open_4)}
+    assert rectangle.rings(MeshSpec.parse("a=1 b=16")) == {"a": (), "b": (open_4, open_4)}
+
+
+def test_mesh_axes_get_whole_physical_axes_where_sizes_allow() -> None:
+    assert placement((2, 4), (4, 2)) == (1, 0)
+    assert placement((4, 2, 2), (2, 8)) == (1, 0, 2)
+    assert placement((4, 4), (4, 4)) == (0, 1)
+    assert placement((4, 4), (2, 8)) == (0, 1)  # none fits: the order stays
+
+
+def test_a_mesh_as_text() -> None:
+    mesh = MeshSpec((("x", 2), ("y", 4)))
+    assert str(mesh) == "x=2 y=4"
+    assert MeshSpec.parse(" x=2  y=4 ") == mesh
+    assert (mesh.names, mesh.sizes, mesh.size) == (("x", "y"), (2, 4), 8)
+    assert mesh.ways(("y", "x")) == 8
+    assert mesh.ways(()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "x", "x=", "x=two", "x=0", "x=2 x=4", "x=2,y=4", "2=x"])
+def test_a_mesh_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(TargetError, match="mesh"):
+        MeshSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["v4:4x4x4", "v4:2x2x1", "v4:2x2x4", "v5e:2x4", "v5e:4x4", "v5e:1x1", "v5e:8x16"]
+    + ["v5p:2x2x2", "v5p:4x4x4", "v6e:4x4"],
+)
+def test_one_device_per_chip(text: str) -> None:
+    topology = Topology.parse(text)
+    found = devices(topology)
+    assert len(found) == topology.chips
+    assert {device.core_on_chip for device in found} == {0}
+    assert {device.device_kind for device in found} <= set(topology.chip.device_kinds)
+    places = [tuple(device.coords[: len(topology.shape)]) for device in found]
+    assert places == list(np.ndindex(*topology.shape))
+
+
+def test_mesh_axes_run_along_physical_axes() -> None:
+    cube = jax_mesh(Topology.parse("v4:4x4x4"), MeshSpec.parse("x=4 y=16"))
+    for (x, y), device in np.ndenumerate(cube.devices):
+        assert device.coords == [x, y // 4, y % 4]
+    turned = jax_mesh(Topology.parse("v5e:2x4"), MeshSpec.parse("x=4 y=2"))
+    for (x, y), device in np.ndenumerate(turned.devices):
+        assert device.coords[:2] == [y, x]
+
+
+@pytest.mark.parametrize("text", ["v4:4x4x4", "v5e:2x4", "v5p:2x2x2", "v6e:4x4", "cpu:8"])
+def test_a_mesh_tells_what_it_is_made_of(text: str) -> None:
+    topology = Topology.parse(text)
+    mesh = jax_mesh(topology, topology.mesh_axes())
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert describe(mesh) == (topology, topology.mesh_axes())
+
+
+def test_a_cpu_mesh_computes() -> None:
+    mesh = jax_mesh(Topology.parse("cpu:8"), MeshSpec.parse("x=2 y=4"))
+    spread = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("y", "x"))
+    array = jax.device_put(np.arange(32.0).reshape(8, 4), spread)
+    assert array.addressable_shards[0].data.shape == (2, 2)
+    assert float(array.sum()) == 496.0
+
+
+def test_all_devices_there_are() -> None:
+    assert here() == "cpu:8"
+
+
+def test_too_few_cpu_devices_names_the_flag() -> None:
+    with pytest.raises(TargetError) as caught:
+        devices(Topology.parse("cpu:16"))
+    assert caught.value.message == "cpu:16 needs 16 CPU devices, JAX was started with 8"
+    assert 'XLA_FLAGS="--xla_force_host_platform_device_count=16"' in caught.value.hint
+
+
+def test_a_mesh_of_another_size_than_the_slice() -> None:
+    with pytest.raises(TargetError) as caught:
+        jax_mesh(Topology.parse("v5e:4x4"), MeshSpec.parse("x=2 y=4"))
+    assert caught.value.message == "the mesh x=2 y=4 has 8 devices, v5e:4x4 has 16 chips"
+    assert caught.value.hint == "for example: mesh x=4 y=4"
+
+
+def test_an_abstract_mesh_needs_a_target() -> None:
+    mesh = AbstractMesh((2, 4), ("x", "y"))
+    assert describe(mesh, "v5e:2x4") == (Topology.parse("v5e:2x4"), MeshSpec.parse("x=2 y=4"))
+    with pytest.raises(TargetError) as caught:
+        describe(mesh)
+    assert caught.value.message == "the AbstractMesh has no devices"
+    assert 'target="v5e:2x4"' in caught.value.hint
+    with pytest.raises(TargetError, match="x=2 y=4 has 8 devices, v5e:4x4 has 16 chips"):
+        describe(mesh, "v5e:4x4")
+
+
+def test_a_mesh_may_be_planned_as_another_machine() -> None:
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "model"))
+    assert describe(mesh) == (Topology.parse("cpu:8"), MeshSpec.parse("data=2 model=4"))
+    assert describe(mesh, "v5e:2x4")[0] == Topology.parse("v5e:2x4")
+
+
+def test_what_is_no_mesh() -> None:
+    with pytest.raises(TargetError, match="expected a mesh, got int"):
+        describe(8)
+
+
+def test_libtpu_missing_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(TargetError) as caught:
+        devices(Topology.parse("v5e:2x4"))
+    assert caught.value.message == "compiling for TPU needs libtpu, which is not installed"
+    assert caught.value.hint.endswith('-m pip install "shardwright[tpu]"')
+
+
+def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    prepare_libtpu()
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_a_fresh_process_needs_no_settings_and_prints_nothing_else() -> None:
+    """Without any variable set, libtpu loads, and keeps quiet."""
+    code = (
+        "from dialect.mesh import Topology, devices, here\n"
+        "print(len(devices(Topology.parse('v4:4x4x4'))), here())\n"
+    )
+    keep = {k: v for k, v in os.environ.items() if "TPU" not in k and k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=keep | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("64 cpu:1\n", "")
+
+
+def test_data_sheets_agree_with_their_sources() -> None:
+    """Peak FLOP/s, HBM and links as in Pope et al. 2022, section 4, and the Cloud TPU pages."""
+    v4 = CHIPS["v4"]
+    assert (v4.bf16_flops_per_s, v4.hbm_bytes, v4.hbm_bytes_per_s) == (275e12, 32 * GIB, 1200e9)
+    assert 6 * v4.link_bytes_per_s == 270e9
+    assert {name: chip.bf16_flops_per_s / 1e12 for name, chip in CHIPS.items()} == {
+        "v4": 275,
+        "v5e": 197,
+        "v5p": 459,
+        "v6e": 918,
+        "cpu": 1,
+    }
+    assert {name: math.prod(chip.torus) for name, chip in CHIPS.items() if name != "cpu"} == {
+        "v4": 4096,
+        "v5e": 256,
+        "v5p": 8960,
+        "v6e": 256,
+    }
+    for chip in CHIPS.values():
+        assert 0.9 * chip.hbm_bytes < chip.usable_hbm_bytes <= chip.hbm_bytes
