@@ -224,7 +224,7 @@ def _name_op(axes: Axes, op: Op) -> None:
         table = axes.at(op.args[0])
         from_data = "arg" in _roles(axes.at(op.args[1]))
         _call(table[:1], "vocab" if from_data else "context", 50, op)
-        _call(table[1:], "d_model", 40, op)
+        _call(table[1:], "d_model", 15, op)
     elif op.name == "scan":
         scanned = op.args[scan_parts(op)[2]]
         _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)

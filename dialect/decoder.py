@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dialect.axes import Axes, Names
+from dialect.binding import bound_values, region_bound
 from dialect.partitionings import DecoderShape
 from rewrite.errors import PlanError
 from rewrite.ir import Op, Value, bits
@@ -56,12 +57,19 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
 
 
 def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
-    """Every op with how often a step runs it."""
-    for op, parents in program.graph.walk():
-        trips = 1
-        for parent in parents:
-            trips *= parent.get("length", 1)
-        yield op, trips
+    """Every op of the step with how often it runs; what is done once, in `prepare`, is left out."""
+    pairs = zip(program.graph.inputs, program.step_inputs)
+    params = frozenset(value for value, each in pairs if each.role == "param")
+    stack = [(program.graph, params, 1)]
+    while stack:
+        graph, inputs, trips = stack.pop()
+        bound = bound_values(graph, inputs)
+        for op in graph.ops:
+            if op.results[0] in bound:
+                continue
+            yield op, trips
+            inner = region_bound(op, bound)
+            stack += [(region, inner, trips * op.get("length", 1)) for region in op.regions]
 
 
 def _has(names: Names, name: str) -> bool:

@@ -32,9 +32,10 @@ CALLS = {
     "custom_lin": "call_jaxpr",
 }
 _LARGEST_PRINTED_CONSTANT = 64  # elements
-OURS = tuple(
-    os.path.dirname(os.path.abspath(path)) + os.sep
-    for path in (jax.__file__, np.__file__, __file__)
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OURS = (
+    *(os.path.join(_HERE, folder, "") for folder in ("dialect", "rewrite", "passes")),
+    *(os.path.join(os.path.dirname(module.__file__), "") for module in (jax, np)),
 )
 
 

@@ -63,6 +63,21 @@ half_split_rope = pattern(
     normal=normal_form,
 )
 
+converted_rope = pattern(
+    "rope_converted",
+    "rope by hand on halves that are converted one by one  ->  rope(convert(x), cos, sin)",
+    before=lambda x, cos, sin: _rope_of_halves(jnp.split(x, 2, axis=-1), cos, sin),
+    after=lambda x, cos, sin: Traced["rope"](x.astype(cos.dtype), cos, sin),
+    example=("bf16[2,8]", "f32[2,4]", "f32[2,4]"),
+    normal=normal_form,
+)
+
+
+def _rope_of_halves(halves: list[jax.Array], cos: jax.Array, sin: jax.Array) -> jax.Array:
+    left, right = (half.astype(cos.dtype) for half in halves)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
 silu = pattern(
     "silu",
     "x * logistic(x)  ->  activate{kind=silu}(x)",

@@ -57,6 +57,9 @@ class _Constraints:
         memo: dict[Value, Value] = {value: value for value in graph.inputs}
         for op in graph.ops:
             args = tuple(memo[arg] for arg in op.args)
+            if op.results[0] in bound:  # done once, in `prepare`
+                memo.update(zip(op.results, with_args(op, args).results))
+                continue
             inner = region_bound(op, bound)
             regions = tuple(self.graph(region, inner) for region in op.regions)
             if op.name == "contract" and self.gathers:

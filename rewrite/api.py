@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from dialect import control, framework, lax, nn, quant, sharding, tensor  # noqa: F401
 from dialect import mesh as machine
+from dialect.mesh import TargetError
 from dialect.compiling import Compilable, compiled
 from dialect.step import Step
 from dialect.tracing import Where, trace
@@ -81,6 +82,15 @@ def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Tar
     asked = pipeline.target()
     if mesh is None:
         mesh = target or asked.topology or machine.here()
+    try:
+        return _laid(mesh, target, asked)
+    except TargetError as error:
+        if pipeline.where and asked.topology and mesh == asked.topology:
+            raise TargetError(error.message, where=pipeline.where, hint=error.hint) from None
+        raise
+
+
+def _laid(mesh: Any, target: str | None, asked: Target) -> tuple[Any, Target]:
     if not isinstance(mesh, str):
         topology, spec = machine.describe(mesh, target)
         laid = _automatic(mesh) if isinstance(mesh, Mesh) else machine.jax_mesh(topology, spec)
@@ -101,5 +111,5 @@ def _automatic(mesh: Mesh) -> Mesh:
 
 def compile(program: Program, mesh: Any = None, *, target: str | None = None) -> Any:
     """The `jax.stages.Compiled` of a program that the pipeline has staged and lowered."""
-    jax_mesh, _ = resolve(mesh, target, Pipeline.of("normalize"))
+    jax_mesh, _ = resolve(mesh, target, Pipeline(()))
     return compiled(Compilable(program, jax_mesh))[0]

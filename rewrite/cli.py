@@ -261,7 +261,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 def _add_passes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("passes")
     either = group.add_mutually_exclusive_group()
-    either.add_argument("-p", "--passes", metavar="TEXT", help='"normalize, quantize{weights=int8}"')
+    either.add_argument("-p", "--passes", metavar="TEXT", help='such as "normalize, recognize"')
     either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
     add = group.add_argument
     add("--phase", metavar="NAME", help="of a pipeline with several")

@@ -113,12 +113,11 @@ class Plan:
                     _known(mesh_axis, dict(self.mesh), "mesh axis")
                 if len(set(mesh_axes)) < len(mesh_axes):
                     raise PlanError(f"{group}: {axis} is split twice over one mesh axis")
-        for kind, names in (
-            ("group", [group for group, _ in self.groups]),
-            *((f"axis of {group}", [axis for axis, _ in split]) for group, split in self.groups),
-        ):
+        listed = [("groups", [group for group, _ in self.groups])]
+        listed += [(group, [axis for axis, _ in split]) for group, split in self.groups]
+        for what, names in listed:
             if len(set(names)) < len(names):
-                raise PlanError(f"the plan gives an {kind} twice: {', '.join(names)}")
+                raise PlanError(f"{what}: one of {', '.join(names)} is given twice")
 
     def split(self, group: str) -> dict[str, tuple[str, ...]]:
         """The mesh axes of each logical axis in a group; empty where the group is whole."""
@@ -224,9 +223,9 @@ predicted: "predicted" FIELD+
 alternative: "runner-up" WORD FIELD STRING -> runner_up
            | "unavailable" WORD STRING
 
-SPLIT: /\w+@\w+(,\w+)*/
-FIELD: /\w+=[^\s"#]+/
-NAME: /\w+/
+SPLIT.2: /\w+@\w+(,\w+)*/
+FIELD.2: /\w+=[^\s"#]+/
+NAME: /\w[\w-]*/
 WORD: /[^\s"#=@]+/
 STRING: /"(?:[^"\\\n]|\\.)*"/
 %ignore /\s+/

@@ -130,12 +130,17 @@ class _Pattern:
         self._traced: dict[tuple, Graph] = {}
 
     def graph(self, dtype: str) -> Graph:
-        """What `before` traces to where its floats have this dtype: narrow ones are converted."""
-        if dtype not in FLOATS:
-            dtype = FLOATS[0]
+        """What `before` traces to where its floats have this dtype: narrow ones are converted.
+
+        A rule whose example mixes float dtypes is about conversions, and is traced as it stands.
+        """
+        floats = {each.dtype for each in self.example if each.dtype in FLOATS}
+        if dtype not in FLOATS or len(floats) > 1:
+            dtype = ""
         if dtype not in self._graphs:
             types = tuple(
-                Type(dtype, each.shape) if each.dtype in FLOATS else each for each in self.example
+                Type(dtype, each.shape) if dtype and each.dtype in FLOATS else each
+                for each in self.example
             )
             sentinels = {each.name: each.sentinel for each in self.constants}
             self._graphs[dtype] = self.trace(self.before, types, sentinels)

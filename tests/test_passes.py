@@ -168,7 +168,6 @@ def test_passes_do_not_change_what_they_get() -> None:
 @pytest.mark.parametrize(
     "passes, keeps",
     [
-        ("", "bits"),
         ("normalize", "reals"),
         ("carry_cache, unroll, first_layer, stage", "bits"),
         ("normalize, recognize, lower", "reals"),
@@ -218,11 +217,12 @@ def loop_over_cache(update: Callable[[Any, Any], Any], **options: Any) -> tuple[
             keys = update(keys, carry)
             return jnp.tanh(carry @ weights + keys.sum(0)), keys
 
-        return lax.scan(body, x, (params, cache), **options)
+        x, keys = lax.scan(body, x, (params, cache["k"]), **options)
+        return x.sum(), {"k": keys}
 
     random = np.random.default_rng(0)
-    args = [jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((3, 4, 4), (3, 5, 4), (4,))]
-    return rewrite.trace(step, *args, state="cache"), tuple(args)
+    w, k, x = (jnp.asarray(random.standard_normal(s), "float32") for s in ((3, 4, 4), (3, 5, 4), 4))
+    return rewrite.trace(step, w, {"k": k}, x), (w, {"k": k}, x)
 
 
 def written(keys: Any, new: Any) -> Any:
@@ -304,14 +304,15 @@ def test_unrolled_caches_are_kept_per_layer(model: str) -> None:
     program = after(case, f"{FIRST}, unroll, stage")
     state = [each for each in program.step_inputs if each.role == "state"]
     names = [f"cache/{name}.{i}" for name in "kv" for i in range(LAYERS)]
-    assert [each.name for each in state] == [*names, "cache/position"]
-    user = next(each.type for each in program.inputs if each.name == "cache/k")
-    assert {each.type for each in state[:-1]} == {Type.parse(str(user).replace(f"[{LAYERS},", "["))}
+    assert sorted(each.name for each in state) == sorted([*names, "cache/position"])
+    (user,) = (each.type for each in program.inputs if each.name == "cache/k")
+    parts = {each.type for each in state if each.name in names}
+    assert parts == {Type(user.dtype, user.shape[1:])}
     assert {"stack", "unstack"} & set(counted(program.graph)) == set()
     assert Counter(op.name for op in program.stages.adapt.ops) == {"unstack": 2}
     assert Counter(op.name for op in program.stages.restore.ops) == {"stack": 2}
-    updated = [program.step_inputs[e.updates].name for e in program.step_outputs if e.updates]
-    assert sorted(updated) == sorted(each.name for each in state)
+    updated = [each.updates for each in program.step_outputs if each.updates is not None]
+    assert [program.step_inputs[i] for i in sorted(updated)] == state
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -359,25 +360,23 @@ W, STATE, X = jnp.arange(12.0).reshape(3, 4), jnp.ones((4, 3)), jnp.ones((2, 3))
 
 
 def test_state_in_another_order_is_turned_once() -> None:
-    program = staged(lambda p, cache, x: (x.sum() * p[0], (cache.T + p).T), W, STATE, X, state=1)
+    program = staged(lambda p, cache, x: ((cache.T + p).T, x @ p), W, STATE, X, state=1)
     assert [op.name for op in program.stages.adapt.ops] == ["transpose"]
     assert [op.name for op in program.stages.restore.ops] == ["transpose"]
     assert "transpose" not in counted(program.graph)
 
 
 def test_state_read_in_its_own_order_is_not_turned() -> None:
-    program = staged(
-        lambda p, cache, x: (cache.sum(1), (cache.T + p).T), W, STATE, X, state=1
-    )
+    program = staged(lambda p, cache: ((cache.T + p).T, cache.sum(1)), W, STATE, state=1)
     assert program.stages.adapt.ops == ()
 
 
 def test_old_state_may_be_a_result_too() -> None:
-    staged(lambda p, cache, x: (cache, (cache.T + p).T), W, STATE, X, state=1)
+    staged(lambda p, cache: {"a": {"new": (cache["new"].T + p).T}, "b": cache["new"]}, W, {"new": STATE})
 
 
 def test_state_that_comes_back_unchanged() -> None:
-    program = staged(lambda p, cache, x: (x @ p, cache), W, STATE, X, state=1)
+    program = staged(lambda p, cache, x: (cache, x @ p), W, STATE, X, state=1)
     assert [each.role for each in program.step_inputs] == ["param", "state", "arg"]
 
 
@@ -387,16 +386,14 @@ def test_two_states_with_one_value() -> None:
 
 def test_results_of_parameters_alone() -> None:
     program = staged(lambda p, x: (p @ p.T, p, x @ p), W, X)
-    assert [str(value.type) for value in program.stages.prepare.outputs] == [
-        "f32[3,4]", "f32[3,3]"
-    ] or {str(value.type) for value in program.stages.prepare.outputs} == {"f32[3,4]", "f32[3,3]"}
+    packed = {str(value.type) for value in program.stages.prepare.outputs}
+    assert packed == {"f32[3,4]", "f32[3,3]"}
     assert counted(program.graph)["contract"] == 1
 
 
 def test_unused_parameters_are_left_out_of_the_step() -> None:
     program = staged(lambda p, x: x @ p["used"], {"used": W, "idle": W}, X)
-    assert [each.name for each in program.step_inputs] == ["params/used", "x"] or [
-        each.name for each in program.step_inputs] == ["p/used", "x"]
+    assert [each.name for each in program.step_inputs] == ["p/used", "x"]
 
 
 def test_staging_tells_the_bytes() -> None:
@@ -494,7 +491,7 @@ def test_error_of_a_weight_is_half_a_step(form: str, largest: int) -> None:
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((16, 8)), jnp.float32)
     weights = weights.at[:, 3].set(0.0)
     program = rewrite.trace(lambda p, x: x @ p, weights, jnp.eye(16))
-    made = Pipeline.parse(f"normalize, quantize{{weights={form}}}").run(program)
+    made = Pipeline.parse(f"normalize, quantize{{weights={form}, vocab=true}}").run(program)
     error = np.abs(run(made, weights, jnp.eye(16)) - weights)
     step = np.abs(weights).max(0) / largest
     assert (error <= step / 2 + 1e-6).all()
@@ -540,7 +537,7 @@ def test_figures_for_a_serial_block(unrolled: bool) -> None:
         "eliminated": weights,
         "before": BATCH * D_MODEL + weights,
         "after": BATCH * width,
-        "tables": VOCAB * width,
+        "tables": VOCAB * (width - D_MODEL),  # the embedding is there already
     }
 
 
@@ -553,7 +550,7 @@ def test_figures_for_a_parallel_block() -> None:
         "eliminated": weights,
         "before": BATCH * D_MODEL + weights,
         "after": BATCH * width,
-        "tables": VOCAB * width,
+        "tables": VOCAB * (width - D_MODEL),
     }
 
 
@@ -614,7 +611,7 @@ def test_learned_positions_decline(prefill: bool) -> None:
 def test_tables_beyond_the_budget_decline() -> None:
     program = Pipeline.parse("first_layer").run(after(Case("llama"), FIRST))
     (note,) = notes(program, "first_layer")
-    tables = 4 * VOCAB * 2 * (D_MODEL + E)
+    tables = 4 * VOCAB * (Q + 2 * E)
     total = sum(each.type.bytes for each in program.inputs if each.role == "param")
     share = 100 * tables / total
     assert note == (
@@ -650,7 +647,7 @@ def test_quantised_first_layers_are_looked_up_too() -> None:
     case = Case("llama")
     passes = f"{FIRST}, carry_cache, quantize, first_layer{{budget=10.0}}, stage, lower"
     program = after(case, passes)
-    assert accounting(program)["tables"] == VOCAB * 2 * (D_MODEL + E)
+    assert accounting(program)["tables"] == VOCAB * (Q + 2 * E)
     without = after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
     args = arguments(case)
     assert_close(run(program, *args), run(without, *args), tolerance=1e-4)

@@ -85,7 +85,9 @@ splits = st.lists(st.sampled_from(AXES), unique=True, max_size=4).flatmap(
 )
 times = st.floats(min_value=0, allow_infinity=False)
 counts = st.integers(min_value=0)
-labels = st.from_regex(r"[a-z][a-z0-9_/]{0,9}", fullmatch=True)
+labels = st.from_regex(r"[a-z][a-z0-9_/-]{0,9}", fullmatch=True) | st.sampled_from(
+    ["plan", "target", "mesh", "predicted", "whole", "runner-up", "unavailable"]  # keywords
+)
 plans = st.builds(
     Plan,
     label=labels,
@@ -148,8 +150,8 @@ def test_a_bad_plan_is_shown_with_a_caret(
     ("text", "message"),
     [
         ("plan p mesh x=4 hidden d_ff@x,x", "hidden: d_ff is split twice over one mesh axis"),
-        ("plan p mesh x=4 hidden d_ff@x hidden d_ff@x", "gives an group twice"),
-        ("plan p mesh x=4 hidden d_ff@x d_ff@x", "gives an axis of hidden twice"),
+        ("plan p mesh x=4 hidden d_ff@x hidden d_ff@x", "groups: one of hidden, hidden is given twice"),
+        ("plan p mesh x=4 hidden d_ff@x d_ff@x", "hidden: one of d_ff, d_ff is given twice"),
     ],
 )
 def test_nothing_is_said_twice(text: str, message: str) -> None:

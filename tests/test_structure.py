@@ -16,10 +16,10 @@ MAY_IMPORT = {
     "dialect": {"dialect", "rewrite", "jax", "numpy"},
     "passes": {"passes", "dialect", "rewrite", "jax", "numpy"},
 }
-FRONT_DOOR = {"rewrite", "rewrite.api", "rewrite.cli"}  # reach upward, lazily
+FRONT_DOOR = {"rewrite", "rewrite.api", "rewrite.cli", "rewrite.console"}  # reach upward, lazily
 PRIMITIVES = "dialect.primitives"  # the only module that touches jax.extend
 MOST_LINES = 400
-MOST_ENGINE_LINES = 2500
+MOST_ENGINE_LINES = 3500
 
 
 def module_name(path: Path) -> str:

@@ -141,6 +141,15 @@ def test_named_state() -> None:
     assert updates(both) == {"0": "one", "1": "other"}
 
 
+def test_named_state_that_is_one_array() -> None:
+    """It comes back as the result of its own type, wherever that stands."""
+    def step(params: Any, cache: jax.Array, x: jax.Array) -> Any:
+        return x @ params, cache + 1
+
+    program = trace(step, W, jnp.zeros((4, 3)), X, state="cache")
+    assert updates(program) == {"0": None, "1": "cache"}
+
+
 def test_named_state_may_be_tokens() -> None:
     program = trace(lambda p, tokens: tokens + 1, 1.0, jnp.zeros(4, jnp.int32), state="tokens")
     assert roles(program)["tokens"] == "state"

@@ -1,0 +1,460 @@
+"""The cost model against "Efficiently Scaling Transformer Inference" (arXiv:2211.05102).
+
+All published figures are PaLM on TPU v4, with heads padded from 48 to 64 for 540B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+
+import pytest
+
+from dialect.cost import choose, estimate, ffn_communication_bytes
+from dialect.mesh import MeshSpec, Topology
+from dialect.partitionings import (
+    ATTENTION,
+    FFN,
+    DecoderShape,
+    Partitioning,
+    Unavailable,
+    partition,
+)
+from dialect.workload import Workload
+from rewrite.errors import PlanError
+from rewrite.plan import Plan, Prediction
+
+PALM_540B = DecoderShape(
+    batch=64,
+    time=1,
+    context=2048,
+    layers=118,
+    d_model=18432,
+    d_ff=73728,
+    heads=64,
+    kv_heads=1,
+    d_head=256,
+    vocab=256128,
+    parallel=True,
+    tied_embedding=True,
+)
+PALM_62B = replace(PALM_540B, layers=64, d_model=8192, d_ff=32768, heads=32)
+LLAMA_8B = DecoderShape(
+    batch=64,
+    time=1,
+    context=2048,
+    layers=32,
+    d_model=4096,
+    d_ff=14336,
+    heads=32,
+    kv_heads=8,
+    d_head=128,
+    vocab=128256,
+    weight_bytes_per_element=1,
+)
+# The meshes of the paper's public code, by the number of chips.
+MESHES = {
+    8: "x=2 y=2 z=2",
+    16: "x=2 y=4 z=2",
+    32: "x=4 y=2 z=4",
+    64: "x=4 y=4 z=4",
+    128: "x=8 y=4 z=4",
+    256: "x=4 y=8 z=8",
+}
+CUBE = MeshSpec.parse(MESHES[64])
+INT8 = {"weight_bytes_per_element": 1}
+
+
+def v4(chips: int) -> tuple[Topology, MeshSpec]:
+    mesh = MeshSpec.parse(MESHES[chips])
+    return Topology.parse("v4:" + "x".join(map(str, mesh.sizes))), mesh
+
+
+def predict(shape: DecoderShape, chips: int, ffn: str, attention: str) -> Prediction:
+    topology, mesh = v4(chips)
+    return estimate(shape, topology, mesh, partition(ffn, attention, shape, mesh))
+
+
+def prefill(shape: DecoderShape, batch: int, **changes: float) -> DecoderShape:
+    return replace(shape, batch=batch, time=2048, context=2048, **changes)
+
+
+def decode(shape: DecoderShape, batch: int, **changes: float) -> DecoderShape:
+    return replace(shape, batch=batch, **changes)
+
+
+# Communication volume: section 3.2 and Figure 3.
+
+
+FIGURE_3 = DecoderShape(
+    batch=1,
+    time=1,
+    context=1,
+    layers=1,
+    d_model=16384,
+    d_ff=65536,
+    ffn_matrices=2,
+    heads=64,
+    kv_heads=64,
+    d_head=256,
+    vocab=65536,
+)
+
+
+def ffn_bytes(name: str, tokens: int) -> float:
+    shape = replace(FIGURE_3, batch=tokens)
+    return ffn_communication_bytes(shape, CUBE, partition(name, "batch", shape, CUBE))
+
+
+@pytest.mark.parametrize("tokens", [64, 4096, 16384, 1 << 20])
+def test_volumes_are_the_formulas_of_the_paper(tokens: int) -> None:
+    """Appendix A.2, in bf16: BLE both ways; and each gathered weight once."""
+    model, ff, x, yz, chips = 16384, 65536, 4, 16, 64
+    weights = 2 * model * ff
+    assert ffn_bytes("ws1d", tokens) == 2 * (2 * tokens * model)
+    assert ffn_bytes("ws2d", tokens) == 2 * (2 * tokens * (model / x + ff / yz))
+    for name, gathered in (("wg_x", 4), ("wg_xy", 16)):
+        activations = 2 * tokens * model / gathered
+        assert ffn_bytes(name, tokens) == 2 * (weights * gathered / chips + activations)
+    assert ffn_bytes("wg_xyz", tokens) == 2 * weights
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tokens"),
+    [("ws2d", "wg_x", 16_384), ("wg_x", "wg_xy", 65_536), ("wg_xy", "wg_xyz", 786_432)],
+)
+def test_crossovers_of_figure_3(before: str, after: str, tokens: int) -> None:
+    assert ffn_bytes(before, tokens) == ffn_bytes(after, tokens)
+    assert ffn_bytes(before, tokens - 64) < ffn_bytes(after, tokens - 64)
+    assert ffn_bytes(before, tokens + 64) > ffn_bytes(after, tokens + 64)
+
+
+def test_a_gate_queries_and_a_serial_block_add_their_share() -> None:
+    """Per token and layer of PaLM 540B on 64 chips: 2 B [2 E/X + (2 H Q + 3 F)/YZ]; a serial
+    block adds 2 E/X. The one KV head, left out there, is replicated over yz."""
+
+    def per_token(shape: DecoderShape) -> float:
+        work = Workload(shape, CUBE, partition("ws2d", "heads", shape, CUBE))
+        parts = [each for each in work.collectives() if each.part in ("block", "ffn", "attention")]
+        return sum(each.volume for each in parts) / shape.layers / shape.batch
+
+    keys_and_values = 2 * 2 * 256
+    assert per_token(PALM_540B) == 50_176 + keys_and_values
+    serial = replace(PALM_540B, parallel=False)
+    assert per_token(serial) == 50_176 + keys_and_values + 2 * 2 * 18432 / 4
+
+
+# Memory: Table 1.
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "d_head", "attention", "batch", "published"),
+    [
+        (64, 64, 128, "heads", 128, 1320),
+        (64, 64, 128, "heads", 512, 330),
+        (64, 1, 256, "heads", 128, 660),
+        (64, 1, 256, "heads", 512, 165),
+        (64, 1, 256, "batch", 128, 43_000),
+        (64, 1, 256, "batch", 512, 10_700),
+    ],
+)
+def test_longest_context_of_table_1(
+    heads: int, kv_heads: int, d_head: int, attention: str, batch: int, published: int
+) -> None:
+    """With 30 % of the 64 x 32 GiB for the cache. The published figures are rounded."""
+    shape = replace(
+        PALM_540B, heads=heads, kv_heads=kv_heads, d_head=d_head, batch=batch, context=1
+    )
+    work = Workload(shape, CUBE, partition("ws2d", attention, shape, CUBE))
+    longest = 0.3 * v4(64)[0].chip.hbm_bytes / work.cache_bytes()
+    assert longest == pytest.approx(published, rel=0.03)
+
+
+def test_memory_per_chip() -> None:
+    """PaLM 540B padded to 64 heads in bf16: 549 B parameters in the layers, one table."""
+    work = Workload(PALM_540B, CUBE, partition("ws2d", "batch", PALM_540B, CUBE))
+    memory = work.memory()
+    layer = 18432 * (3 * 73728 + 2 * 64 * 256) / 64 + 18432 * 2 * 256 / 4  # KV over x alone
+    assert memory["weights"] == 118 * layer * 2
+    assert memory["embedding"] == 256128 * 18432 * 2 / 64
+    assert memory["cache"] == 2 * 256 * 2 * 118 * 64 * 2048 / 64
+    assert predict(PALM_540B, 64, "ws2d", "batch").memory_bytes == round(sum(memory.values()))
+
+
+# Latency: Tables 2 and 3, Figures 1, 6, 7 and 8.
+
+
+DECODE_MS = {  # Figure 1, left: PaLM 540B, context 2048, 64 chips
+    (2, 64): 36.23,
+    (2, 128): 44.49,
+    (2, 256): 56.88,
+    (2, 512): 92.16,
+    (2, 1024): 182.9,
+    (1, 64): 27.85,
+    (1, 128): 35.99,
+    (1, 256): 54.99,
+    (1, 512): 94.52,
+}
+TABLES_S = [  # Tables 2 and 3; decode is 64 steps
+    ("540B", "prefill", 64, 1, "ws2d/heads", 1, 0.29),
+    ("540B", "decode", 64, 64, "ws2d/batch", 1, 1.82),
+    ("540B", "prefill", 64, 512, "wg_xyz/batch", 2, 85.2),
+    ("540B", "decode", 64, 512, "ws2d/batch", 2, 6.0),
+    ("62B", "prefill", 16, 1, "ws2d/heads", 1, 0.16),
+    ("62B", "decode", 16, 32, "ws2d/batch", 1, 0.73),
+    ("62B", "prefill", 32, 512, "wg_xyz/batch", 2, 20.2),
+    ("62B", "decode", 8, 512, "ws2d/batch", 2, 5.1),
+]
+
+
+def table_shape(model: str, phase: str, batch: int, weight_bytes: int) -> DecoderShape:
+    shape = {"540B": PALM_540B, "62B": PALM_62B}[model]
+    make = prefill if phase == "prefill" else decode
+    return make(shape, batch, weight_bytes_per_element=weight_bytes)
+
+
+def test_decode_latencies_of_figure_1() -> None:
+    errors = []
+    for (weight_bytes, batch), published_ms in DECODE_MS.items():
+        shape = decode(PALM_540B, batch, weight_bytes_per_element=weight_bytes)
+        predicted_ms = predict(shape, 64, "ws2d", "batch").time_s * 1e3
+        errors.append(abs(predicted_ms / published_ms - 1))
+    assert max(errors) < 0.15
+    assert median(errors) < 0.06
+
+
+@pytest.mark.parametrize("row", TABLES_S, ids=lambda row: f"{row[0]}-{row[1]}-{row[3]}")
+def test_latencies_of_tables_2_and_3(row: tuple) -> None:
+    model, phase, chips, batch, label, weight_bytes, published_s = row
+    shape = table_shape(model, phase, batch, weight_bytes)
+    predicted_s = predict(shape, chips, *label.split("/")).time_s
+    steps = 64 if phase == "decode" else 1
+    assert predicted_s * steps == pytest.approx(published_s, rel=0.12)
+
+
+@pytest.mark.parametrize("row", TABLES_S[:7], ids=lambda row: f"{row[0]}-{row[1]}-{row[3]}")
+def test_layouts_of_tables_2_and_3_are_chosen(row: tuple) -> None:
+    model, phase, chips, batch, label, weight_bytes, _ = row
+    shape = table_shape(model, phase, batch, weight_bytes)
+    assert choose(shape, *v4(chips)).label == label
+
+
+def test_on_eight_chips_one_dimension_beats_two() -> None:
+    """The paper used ws2d/batch for PaLM 62B on 8 chips too (Table 3), but two dimensions
+    exchange less only from 16 chips on (section 3.2.2: sqrt(n) > F/E), and 1D was not timed."""
+    shape = decode(PALM_62B, 512)
+    assert choose(shape, *v4(8)).label == "ws1d/batch"
+    one, two = (predict(shape, 8, ffn, "batch") for ffn in ("ws1d", "ws2d"))
+    assert one.communication_bytes < 0.75 * two.communication_bytes
+
+
+def test_two_dimensions_beat_one_at_64_chips_and_above() -> None:
+    """Figure 6: batch 512, heads padded to 128 beyond 64 chips."""
+    for chips, heads in ((64, 64), (128, 128), (256, 256)):
+        shape = replace(PALM_540B, batch=512, heads=heads)
+        one, two = (predict(shape, chips, ffn, "batch").time_s for ffn in ("ws1d", "ws2d"))
+        assert two < one
+
+
+def test_gathering_weights_pays_between_131k_and_262k_tokens() -> None:
+    """Figure 7: ws2d against wg_xyz."""
+    times = {
+        (batch, ffn): predict(prefill(PALM_540B, batch), 64, ffn, "batch").time_s
+        for batch in (64, 128)
+        for ffn in ("ws2d", "wg_xyz")
+    }
+    assert times[64, "ws2d"] < times[64, "wg_xyz"]
+    assert times[128, "ws2d"] > times[128, "wg_xyz"]
+
+
+@pytest.mark.parametrize(
+    ("context", "batch_ms", "heads_ms"),
+    [(128, 3.848, 3.552), (512, 3.856, 4.392), (2048, 3.864, 7.720), (8192, 4.152, 20.40)],
+)
+def test_layouts_of_attention_in_figure_8(
+    context: int, batch_ms: float, heads_ms: float
+) -> None:
+    """PaLM 540B cut to 8 layers, batch 256: the same order and the same latencies."""
+    shape = replace(PALM_540B, layers=8, batch=256, context=context)
+    over_batch, over_heads = (
+        predict(shape, 64, "ws2d", attention).time_s * 1e3 for attention in ("batch", "heads")
+    )
+    assert (over_batch < over_heads) == (batch_ms < heads_ms)
+    assert over_batch == pytest.approx(batch_ms, rel=0.12)
+    assert over_heads == pytest.approx(heads_ms, rel=0.12)
+
+
+# Choices, and why not the others.
+
+
+def llama_plan(**asked: str) -> Plan:
+    return choose(LLAMA_8B, Topology.parse("v5e:2x4"), MeshSpec.parse("x=2 y=4"), **asked)
+
+
+def test_llama_8b_on_eight_chips_keeps_its_residual_whole() -> None:
+    plan = llama_plan()
+    assert plan.label == "ws1d/heads"
+    assert plan.split("residual") == {}
+    assert plan.layout("cache", ("batch", "context", "kv_heads", "d_head")) == (
+        *((), (), ("x", "y"), ()),
+    )
+    wq = plan.layout("weights", ("d_model", ("kv_heads", "q_per_kv"), "d_head"))
+    assert wq == ((), ("x", "y"), ())
+    assert plan.layout("tables", ("vocab", "d_model")) == (("x", "y"), ())
+    assert Plan.parse(str(plan)) == plan
+
+
+def test_every_partitioning_is_accounted_for() -> None:
+    plan = llama_plan()
+    labels = [plan.label, *(each.label for each in plan.alternatives)]
+    assert sorted(labels) == sorted(f"{ffn}/{kind}" for ffn in FFN for kind in ATTENTION)
+    times = [each.time_s for each in plan.alternatives if each.time_s is not None]
+    assert times == sorted(times)
+    reasons = {each.label: each.reason for each in plan.alternatives}
+    assert "instead of" in reasons["ws2d/heads"]
+    assert reasons["wg_xy/heads"] == "on the mesh x=2 y=4 this is wg_xyz/heads"
+
+
+def test_a_tie_goes_to_the_fewest_bytes() -> None:
+    """PaLM 62B on 16 chips, where sqrt(n) = F/E: one and two dimensions are equally good."""
+    plan = choose(decode(PALM_62B, 32, **INT8), *v4(16))
+    other = plan.alternatives[0]
+    assert (plan.label, other.label) == ("ws2d/batch", "ws1d/batch")
+    assert other.time_s == pytest.approx(plan.predicted.time_s, rel=0.03)
+    assert other.reason == "as fast, but exchanges 1.04 times the bytes"
+
+
+def test_a_partitioning_may_be_asked_for() -> None:
+    assert llama_plan(ffn="ws2d", attention="batch").label == "ws2d/batch"
+    assert llama_plan(attention="batch").label == "ws1d/batch"
+    assert llama_plan(objective="throughput").label == "ws1d/heads"
+    for asked in ({"ffn": "ws3d"}, {"attention": "head"}, {"objective": "speed"}):
+        with pytest.raises(PlanError, match="unknown"):
+            llama_plan(**asked)
+
+
+def test_what_does_not_fit_says_what_is_too_large() -> None:
+    shape = decode(PALM_540B, 1024)
+    plan = choose(shape, *v4(64))
+    reason = next(e.reason for e in plan.alternatives if e.label == "ws2d/heads")
+    assert reason.startswith("needs 252.76 GiB per chip, 222.01 more than v4 has: cache 236.00")
+    with pytest.raises(PlanError) as caught:
+        choose(shape, *v4(8))
+    assert "no partitioning over x=2 y=2 z=2 is possible on v4:2x2x2" in caught.value.message
+    assert "ws2d/batch: needs" in caught.value.message
+    assert "weights" in caught.value.message
+
+
+def unavailable(ffn: str, attention: str, shape: DecoderShape) -> Unavailable:
+    with pytest.raises(Unavailable) as caught:
+        partition(ffn, attention, shape, CUBE)
+    return caught.value
+
+
+def test_what_does_not_divide_says_which_axis() -> None:
+    unpadded = replace(PALM_540B, heads=48)
+    error = unavailable("ws1d", "heads", unpadded)
+    assert error.message == (
+        "weights: heads (48) does not divide over x=4 y=4 z=4 (64 chips)"
+    )
+    assert error.hint == "pad heads to 64, or split another axis"
+    assert "d_ff (73730)" in unavailable("ws2d", "batch", replace(PALM_540B, d_ff=73730)).message
+    assert "batch (1)" in unavailable("ws2d", "batch", decode(PALM_540B, 1)).message
+    assert "batch (2)" in unavailable("wg_x", "heads", decode(PALM_540B, 2)).message
+    error = unavailable("wg_xyz", "heads", PALM_540B)
+    assert error.message == "the batch takes every mesh axis and leaves none to the heads"
+    with pytest.raises(PlanError, match="48 heads do not divide over 5 KV heads"):
+        replace(unpadded, kv_heads=5)
+
+
+# The layouts themselves: section 3.2, in the paper's notation.
+
+
+def letters(partitioning: Partitioning, group: str) -> str:
+    split = partitioning.split(group)
+    return " ".join(f"{axis}@{''.join(axes)}" for axis, axes in split.items())
+
+
+@pytest.mark.parametrize(
+    ("ffn", "weights", "used", "residual", "hidden"),
+    [
+        ("ws1d", "d_ff@xyz heads@xyz", "d_ff@xyz heads@xyz", "", "d_ff@xyz"),
+        (
+            "ws2d",
+            "d_model@x d_ff@yz heads@yz",
+            "d_model@x d_ff@yz heads@yz",
+            "d_model@xyz",
+            "d_ff@yzx",
+        ),
+        (
+            "wg_x",
+            "d_model@x d_ff@yz heads@yz",
+            "d_ff@yz heads@yz",
+            "batch@x d_model@yz",
+            "batch@x d_ff@yz",
+        ),
+        (
+            "wg_xy",
+            "d_model@x d_ff@yz heads@yz",
+            "d_ff@z heads@z",
+            "batch@xy d_model@z",
+            "batch@xy d_ff@z",
+        ),
+        ("wg_xyz", "d_model@x d_ff@yz heads@yz", "", "batch@xyz", "batch@xyz"),
+    ],
+)
+def test_layouts_on_three_axes(
+    ffn: str, weights: str, used: str, residual: str, hidden: str
+) -> None:
+    made = partition(ffn, "batch", PALM_540B, CUBE)
+    assert letters(made, "weights") == weights
+    assert letters(made, "used") == used
+    assert letters(made, "residual") == residual
+    assert letters(made, "hidden") == hidden
+    assert letters(made, "attention") == letters(made, "cache") == "batch@xyz"
+
+
+def test_heads_stay_whole_along_axes_that_do_not_divide_them() -> None:
+    over_heads = partition("ws2d", "heads", replace(PALM_540B, heads=48), CUBE)
+    assert letters(over_heads, "attention") == "heads@yz"
+    assert letters(over_heads, "cache") == ""  # one KV head: on every chip
+
+
+def test_kv_heads_take_what_they_can_and_their_queries_the_rest() -> None:
+    llama_70b = replace(LLAMA_8B, d_model=8192, d_ff=28672, heads=64, layers=80)
+    made = partition("ws2d", "heads", llama_70b, MeshSpec.parse("x=4 y=4"))
+    assert letters(made, "weights") == "d_model@x d_ff@y kv_heads@y"
+    assert letters(made, "attention") == "kv_heads@y q_per_kv@x"
+    assert letters(made, "cache") == "kv_heads@y"
+
+
+def test_as_many_kv_heads_as_heads_are_heads() -> None:
+    made = partition("ws2d", "heads", replace(PALM_540B, kv_heads=64), CUBE)
+    assert letters(made, "cache") == letters(made, "attention") == "heads@yzx"
+
+
+def test_a_vocabulary_that_does_not_divide_stays_whole() -> None:
+    made = partition("ws2d", "heads", replace(PALM_540B, vocab=50257), CUBE)
+    assert letters(made, "tables") == "d_model@x"
+    assert letters(made, "logits") == ""
+
+
+def test_gathered_weights_leave_tables_split_over_d_model() -> None:
+    made = partition("wg_xyz", "batch", PALM_540B, CUBE)
+    assert letters(made, "tables") == "d_model@xyz"
+    assert letters(made, "logits") == "vocab@yzx"
+
+
+def test_the_letters_are_positions() -> None:
+    """Two axes: yz = y. One axis: x is empty. Axes of one chip split nothing."""
+    two = partition("ws2d", "heads", LLAMA_8B, MeshSpec.parse("data=2 model=4"))
+    assert two.split("weights")["d_model"] == ("data",)
+    assert two.split("hidden")["d_ff"] == ("model", "data")
+    for text in ("model=8", "data=1 model=8"):
+        one = partition("ws2d", "heads", LLAMA_8B, MeshSpec.parse(text))
+        assert letters(one, "weights") == "d_ff@model kv_heads@model"
+        assert letters(one, "residual") == "d_model@model"
+    alone = choose(LLAMA_8B, Topology.parse("v5p:1x1x1"), MeshSpec.parse("x=1"))
+    assert alone.label == "ws1d/heads"
+    assert (alone.predicted.communication_bytes, alone.predicted.latency_s) == (0, 0)
+    assert all(split == () for _, split in alone.groups)
