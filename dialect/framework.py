@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dialect import dtypes, jaxpr
 from dialect.evaluate import evaluate
@@ -40,7 +41,8 @@ class Jax:
         function = getattr(jax.lax, name, None)
         if function is None or name.startswith("_") or not callable(function):
             raise TextError(f"there is no op {name!r}", hint=nearest(name, [*Traced, *dir(jax.lax)]))
-        return function(*arrays, **attrs)
+        dtype = next((each.dtype for each in arrays if hasattr(each, "dtype")), None)
+        return function(*(jnp.asarray(each, dtype) for each in arrays), **attrs)
 
     def constant(self, value: Any, type: Type) -> Value:
         return jaxpr.constant(value, type)

@@ -228,7 +228,7 @@ def devices(topology: Topology) -> list[Any]:
     """
     if topology.chip.name == "cpu":
         return _cpu_devices(topology.chips)
-    attached = jax.devices() if _tpu_attached() else []
+    attached = [each for each in _attached() if each.platform == "tpu"]
     if attached and describe(Mesh(np.array(attached), ("x",)))[0] == topology:
         return sorted(attached, key=_coordinates)
     return sorted(_described_devices(topology), key=_coordinates)
@@ -282,6 +282,11 @@ def prepare_libtpu() -> None:
     # Any valid pair will do; without one libtpu complains at every start.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
+def _attached() -> list[Any]:
+    """The devices of this machine; none where asking for them would only start libtpu in vain."""
+    return jax.devices() if _tpu_attached() else []
 
 
 def _tpu_attached() -> bool:

@@ -108,16 +108,19 @@ class _Driver:
         return shared.setdefault(key, rebuilt)
 
     def fire(self, op: Op) -> tuple[Value, ...] | None:
+        misses: list[tuple[Rule, Miss]] = []
         for rule in self.rules.get(op.name, ()):
             outcome = rule.apply(op)
             if isinstance(outcome, Miss):
-                self.report.missed(rule, outcome, op.origin)
+                misses.append((rule, outcome))
             elif outcome is not None:
                 made = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
                 if made == op.results:
                     continue
                 self.report.count(rule)
                 return _signed(made, op, rule)
+        for rule, miss in misses:  # where another rule fired, nothing was missed
+            self.report.missed(rule, miss, op.origin)
         return None
 
 

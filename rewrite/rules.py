@@ -158,7 +158,7 @@ class _Pattern:
         search = _Search(graph, {each.sentinel: each.name for each in self.constants})
         found = next(search.match(graph.outputs[0], root, {}), None)
         if found is None:
-            deep = search.deepest >= max(2, graph.op_count // 2)
+            deep = search.deepest >= max(3, graph.op_count // 2)
             return Miss(search.reason, search.deepest) if deep else None
         if any(each.name not in search.constants for each in self.constants):
             return Miss("a constant of the rule is no constant there", graph.op_count)
@@ -167,7 +167,10 @@ class _Pattern:
         reason = self.guard(*types, **search.constants)
         if reason:
             return Miss(reason, graph.op_count)
-        exact = self.traced_at(self.before, types, search.constants)
+        try:
+            exact = self.traced_at(self.before, types, search.constants)
+        except (TypeError, ValueError) as error:
+            return Miss(f"the rule does not hold at these types: {error}", graph.op_count)
         strict = _Search(exact, {}, strict=True)
         if next(strict.match(exact.outputs[0], root, dict(zip(exact.inputs, args))), None) is None:
             return Miss(strict.reason, graph.op_count)

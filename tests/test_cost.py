@@ -342,7 +342,14 @@ def test_what_does_not_fit_says_what_is_too_large() -> None:
         choose(shape, *v4(8))
     assert "no partitioning over x=2 y=2 z=2 is possible on v4:2x2x2" in caught.value.message
     assert "ws2d/batch: needs" in caught.value.message
-    assert "weights" in caught.value.message
+    assert "a smaller batch or context" in caught.value.message
+
+
+def test_asked_for_by_name_it_says_why_not() -> None:
+    with pytest.raises(Unavailable) as caught:
+        choose(decode(PALM_540B, 3), *v4(64), ffn="ws2d", attention="batch")
+    assert "batch (3) does not divide over x=4 y=4 z=4 (64 chips)" in caught.value.message
+    assert caught.value.hint == "pad batch to 64, or split another axis"
 
 
 def unavailable(ffn: str, attention: str, shape: DecoderShape) -> Unavailable:

@@ -35,11 +35,10 @@ from tiny import (
     arguments,
     assert_close,
     expected,
+    run,
     traced,
 )
 
-# Compiled without optimisation: the programs are many, and run once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FIRST = "normalize, recognize"
 PIPELINES = {
     "scanned": f"{FIRST}, carry_cache, first_layer{{budget=10.0}}, stage, lower",
@@ -59,10 +58,6 @@ def after(case: Case, passes: str) -> Program:
 def prefixes(passes: str) -> list[str]:
     parts = passes.split(", ")
     return [", ".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def run(program: Program, *args: Any) -> Any:
-    return jax.jit(program, compiler_options=QUICK)(*args)
 
 
 def counted(graph: Graph) -> Counter[str]:
@@ -102,8 +97,7 @@ def test_program_equals_the_function(case: Case, passes: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_import_alone_keeps_every_bit(case: Case) -> None:
-    found = jax.jit(traced(case))(*arguments(case))
-    assert_close(found, jax.jit(case.function)(*arguments(case)), tolerance=0)
+    assert_close(run(traced(case), *arguments(case)), expected(case), tolerance=0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -321,7 +315,7 @@ def test_staged_programs_step_by_step(case: Case) -> None:
     program = after(case, PIPELINES["scanned"])
     params, state, tokens = arguments(case)
     logits, once = expected(case)
-    twice = jax.jit(case.function)(params, once, tokens)
+    twice = run(case.function, params, once, tokens)
 
     def steps(params: Any, state: Any, tokens: Any) -> Any:
         packed = evaluate(program.stages.prepare, jax.tree.leaves(params))
@@ -334,7 +328,7 @@ def test_staged_programs_step_by_step(case: Case) -> None:
         leaves = program.restored(results)
         return jax.tree.unflatten(jax.tree.structure(twice), leaves)
 
-    found = jax.jit(steps, compiler_options=QUICK)(params, state, tokens)
+    found = run(steps, params, state, tokens)
     assert_close(found, twice, tolerance=1e-4)
 
 
@@ -352,7 +346,7 @@ def test_weights_that_are_merely_read_stay_the_users_own(model: str) -> None:
 def staged(function: Callable[..., Any], *args: Any, **options: Any) -> Program:
     program = rewrite.trace(function, *args, **options)
     made = Pipeline.parse("normalize, stage").run(program)
-    assert_close(run(made, *args), jax.jit(function)(*args))
+    assert_close(run(made, *args), run(function, *args))
     return made
 
 
@@ -575,7 +569,7 @@ def test_rows_are_the_ones_of_the_step_bit_by_bit() -> None:
     args = arguments(case)
     plain = after(case, f"{FIRST}, unroll")
     looked_up = Pipeline.parse("first_layer{budget=10.0}").run(plain)
-    (logits, _), (wanted, _) = (jax.jit(p, compiler_options=QUICK)(*args) for p in (looked_up, plain))
+    (logits, _), (wanted, _) = run(looked_up, *args), run(plain, *args)
     np.testing.assert_allclose(logits, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -586,7 +580,7 @@ def test_batch_of_one() -> None:
     args = (params, cache, jnp.array([5], jnp.int32))
     program = Pipeline.parse(PIPELINES["scanned"]).run(rewrite.trace(case.function, *args))
     assert accounting(program)["after"] == 2 * (D_MODEL + E)
-    assert_close(run(program, *args), jax.jit(case.function)(*args))
+    assert_close(run(program, *args), run(case.function, *args))
 
 
 def test_tokens_out_of_bounds_are_what_they_were() -> None:
@@ -594,7 +588,7 @@ def test_tokens_out_of_bounds_are_what_they_were() -> None:
     params, cache, _ = arguments(case)
     args = (params, cache, jnp.array([VOCAB + 3, -2], jnp.int32))
     program = after(case, PIPELINES["scanned"])
-    assert_close(run(program, *args), jax.jit(case.function)(*args))
+    assert_close(run(program, *args), run(case.function, *args))
 
 
 @pytest.mark.parametrize("prefill", [False, True], ids=["decode", "prefill"])

@@ -29,10 +29,10 @@ from rewrite.program import KEEPS
 from rewrite.ir import Type
 from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
+from tiny import run
 
 LOWER = (scale_behind_product, EXPAND)
 EVERY = (*NORMAL, *RECOGNIZE, *LOWER)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 RANDOM = np.random.default_rng(3)
 
 
@@ -75,11 +75,11 @@ def assert_equal_on(graph: Graph, other: Graph, args: Sequence[Any], exact: bool
         for left, right in zip(one, two, strict=True):
             np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
     else:
-        assert_close(compiled(graph)(*args), compiled(other)(*args))
+        assert_close(run(of(graph), *args), run(of(other), *args))
 
 
-def compiled(graph: Graph) -> Callable[..., list[Any]]:
-    return jax.jit(lambda *args: evaluate(graph, args), compiler_options=QUICK)
+def of(graph: Graph) -> Callable[..., list[Any]]:
+    return lambda *args: evaluate(graph, args)
 
 
 def assert_close(left: Any, right: Any) -> None:
@@ -290,7 +290,7 @@ def test_found(case: str) -> None:
     name, function, args = FOUND[case]
     made, _ = recognized(function, *args)
     assert names(made).count(name) == 1
-    assert_close(compiled(made)(*args), jax.jit(function, compiler_options=QUICK)(*args))
+    assert_close(run(of(made), *args), run(function, *args))
 
 
 def attention(q: Any, k: Any, v: Any, logits: Callable[[Any], Any] = lambda x: x) -> Any:
@@ -402,7 +402,7 @@ def test_missed(case: str) -> None:
     name, reason, function, args = MISSED[case]
     made, report = recognized(function, *args)
     assert name not in names(made)
-    assert_close(compiled(made)(*args), jax.jit(function, compiler_options=QUICK)(*args))
+    assert_close(run(of(made), *args), run(function, *args))
     if reason is not None:
         rules = {"activate": ("silu", "gelu"), "take": ("take_of_gather",),
                  "cache_write": ("cache_write_of_update",)}.get(name, (name,))

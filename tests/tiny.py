@@ -6,6 +6,7 @@ Every axis is 2, 4 or 16 long, so that nothing can tell one from another by its 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -17,6 +18,13 @@ import numpy as np
 import rewrite
 from rewrite.program import Program
 
+# Compiled for speed of compiling: the tests' programs are many, and each runs once.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 MODELS = ("llama", "palm", "gpt")
 LAYERS, BATCH, HEADS, KV_HEADS, D_HEAD, LENGTH = 2, 2, 4, 2, 4, 4
 D_MODEL = D_FF = VOCAB = CONTEXT = 16
@@ -86,7 +94,12 @@ def traced(case: Case) -> Program:
 @cache
 def expected(case: Case) -> Any:
     """What the function itself returns."""
-    return jax.jit(case.function)(*arguments(case))
+    return run(case.function, *arguments(case))
+
+
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """A function or a program on arrays, compiled in no time."""
+    return jax.jit(function, compiler_options=QUICK)(*args)
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = 2e-5) -> None:

@@ -1,0 +1,112 @@
+"""What the TPU executables are made of; compiled ahead of time, without a TPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from examples import llama, palm
+
+from dialect.compiling import Compilable, compiled
+from dialect.executable import DoesNotFit, read
+from dialect.mesh import Topology, TargetError, devices
+from rewrite import auto_shard
+
+
+def shapes(module, config, batch, context):
+    params = jax.eval_shape(partial(module.init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(lambda: module.init_cache(config, batch, context))
+    return params, cache, jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def llama_8b():
+    """(program, executable's report, compiler's notes) of Llama-3-8B through serve.pipeline."""
+    config = llama.CONFIGS["8b"]
+    step = auto_shard(partial(llama.decode_step, config), pipeline="examples/serve.pipeline")
+    program = step.program(*shapes(llama, config, 64, 2048))
+    executable, notes = compiled(Compilable(program, step.mesh))
+    return program, read(executable, step.mesh), notes
+
+
+def test_llama_8b_weights_are_int8_parameters(llama_8b):
+    program, report, _ = llama_8b
+    arrays, size_bytes = report.by_dtype()["s8"]
+    layers = [e for e in program.step_inputs if e.type.dtype == "i8"]
+    assert arrays == len(layers) == 11  # wo and three of the FFN in layer 0, seven in the rest
+    assert size_bytes == sum(each.type.bytes for each in layers) // 8
+
+
+def test_llama_8b_cache_is_donated_and_not_copied(llama_8b):
+    program, report, _ = llama_8b
+    cache_bytes = sum(e.type.bytes for e in program.step_inputs if e.type.rank == 5) // 8
+    states = [e for e in program.step_inputs if e.role == "state"]
+    cache_bytes = sum(each.type.bytes for each in states) // 8
+    assert report.memory.alias_bytes >= cache_bytes
+    assert report.memory.temp_bytes < 0.1 * cache_bytes
+
+
+def test_llama_8b_collectives_are_the_plans(llama_8b):
+    program, report, notes = llama_8b
+    assert program.plan.label == "ws1d/heads"
+    assert not [note for note in notes if "rematerialization" in note]
+    assert {each.kind for each in report.collectives} == {"all-reduce"}
+    in_loop = [each for each in report.collectives if each.trip_count == 31]
+    assert sum(each.count for each in in_loop) == 2
+    assert all(each.dtype == "bf16" for each in report.collectives)
+
+
+@pytest.mark.parametrize(
+    ("topology", "plan"),
+    [
+        ("v4:2x2x2", "ffn=ws2d, attention=batch"),
+        ("v5e:2x4", "ffn=ws2d, attention=heads"),
+        ("v5p:2x2x2", "ffn=ws1d, attention=batch"),
+        ("v6e:2x4", "ffn=wg_xyz, attention=batch"),
+    ],
+)
+def test_every_chip_compiles_without_rematerialization(topology, plan):
+    from dataclasses import replace
+
+    config = replace(palm.CONFIGS["8b"], layers=2)
+    pipeline = (
+        "normalize, recognize, carry_cache, quantize, "
+        f"plan{{{plan}}}, shard, stage, lower"
+    )
+    step = auto_shard(partial(palm.decode_step, config), topology, pipeline=pipeline)
+    program = step.program(*shapes(palm, config, 64, 1024))
+    executable, notes = compiled(Compilable(program, step.mesh))
+    report = read(executable, step.mesh)
+    assert not [note for note in notes if "rematerialization" in note]
+    assert "s8" in report.by_dtype()
+    if "wg" not in plan:  # gathering weights is what wg does
+        assert not [each for each in report.collectives if each.dtype == "s8"]
+
+
+def test_a_program_that_does_not_fit_says_how_much_is_missing_and_what_is_large():
+    from dataclasses import replace
+
+    config = replace(llama.CONFIGS["8b"], layers=2)
+    step = auto_shard(
+        partial(llama.decode_step, config),
+        "v5e:2x2",
+        pipeline="normalize, recognize, carry_cache, stage, lower",
+    )
+    program = step.program(*shapes(llama, config, 256, 32768))
+    with pytest.raises(DoesNotFit) as error:
+        compiled(Compilable(program, step.mesh))
+    assert error.value.missing_bytes > 2**30
+    assert "GiB are missing" in str(error.value)
+    assert "largest: cache/k bf16[2,256,32768,8,128] (32.00 GiB)" in str(error.value)
+
+
+def test_without_libtpu_one_command_is_named(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
+    )
+    with pytest.raises(TargetError, match=r'pip install "shardwright\[tpu\]"'):
+        devices(Topology.parse("v5e:2x4"))
