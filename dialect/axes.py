@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dialect.binding import dependents
 from dialect.control import scan_parts
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Value
@@ -131,6 +132,7 @@ def infer_axes(program: Program) -> Axes:
         for axis in axes.at(value):
             axis.roles.add(declared.role)
     _join_graph(axes, program.graph)
+    _name_tables(axes, program)
     for pass_over in (_name_op, _name_rest):
         for op, _ in program.graph.walk():
             pass_over(axes, op)
@@ -220,11 +222,6 @@ def _name_op(axes: Axes, op: Op) -> None:
     """Names that an op's meaning gives, the most telling ops with the highest priority."""
     if op.name == "attend":
         _name_attend(axes, op)
-    elif op.name == "take" and "param" in _roles(axes.at(op.args[0])):
-        table = axes.at(op.args[0])
-        from_data = "arg" in _roles(axes.at(op.args[1]))
-        _call(table[:1], "vocab" if from_data else "context", 50, op)
-        _call(table[1:], "d_model", 15, op)
     elif op.name == "scan":
         scanned = op.args[scan_parts(op)[2]]
         _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)
@@ -232,6 +229,17 @@ def _name_op(axes: Axes, op: Op) -> None:
         _call(axes.at(op.args[0])[:1], "layers", 60, op)
     elif op.name in ("rms_norm", "layer_norm"):
         _call(axes.at(op.results[0])[-1:], "d_model", 30, op)
+
+
+def _name_tables(axes: Axes, program: Program) -> None:
+    """Rows taken by what the caller gives are the vocabulary's; by anything else, positions'."""
+    pairs = zip(program.graph.inputs, program.step_inputs)
+    given = dependents(program.graph, (value for value, each in pairs if each.role == "arg"))
+    for op in program.graph.ops:
+        if op.name == "take" and "param" in _roles(axes.at(op.args[0])):
+            table = axes.at(op.args[0])
+            _call(table[:1], "vocab" if op.args[1] in given else "context", 50, op)
+            _call(table[1:], "d_model", 15, op)
 
 
 def _name_rest(axes: Axes, op: Op) -> None:

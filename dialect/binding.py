@@ -47,6 +47,15 @@ def known_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
     return frozenset(known)
 
 
+def dependents(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
+    """The values that depend on any of `inputs`."""
+    found = set(inputs)
+    for op in graph.ops:
+        if any(arg in found for arg in op.args):
+            found.update(op.results)
+    return frozenset(found)
+
+
 def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:
     """The bound inputs of a loop's body: its bound constants, and the slices of its bound xs."""
     if op.name != "scan":

@@ -70,8 +70,10 @@ def _scan(*args: Any, regions: tuple[Graph, ...], consts: int, carry: int, **opt
 
 
 def _like(value: Any, type_: Type) -> Any:
-    """Carries must not be weakly typed Python scalars: their body returns an array."""
-    return value if hasattr(value, "dtype") else jnp.asarray(value, dtype_of(type_.dtype))
+    """Carries must not be Python scalars: their body returns an array, weakly typed or not."""
+    if hasattr(value, "dtype"):
+        return value
+    return jnp.asarray(value) if type_.weak else jnp.asarray(value, dtype_of(type_.dtype))
 
 
 def _carry_types(body: Graph, carry: int) -> tuple[Type, ...]:

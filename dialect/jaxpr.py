@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialect import attributes, control, dtypes, primitives  # noqa: F401  (control defines ops)
+from dialect import attributes, control, dtypes, lax, primitives  # noqa: F401  (control defines ops)
 from dialect.dtypes import type_of
 from rewrite.errors import TraceError
 from rewrite.ir import NOWHERE, Graph, Op, Opaque, Origin, Type, Value, attrs_of, new_input
@@ -120,7 +120,7 @@ class _Importer:
             raise TraceError(
                 f"{name} has side effects ({', '.join(map(str, eqn.effects))}), which a rewrite "
                 "could reorder or drop",
-                where=self.origin(eqn).source,
+                where=self.origin(_effectful(eqn)).source,
                 hint="remove the callback, debug print or reference before tracing",
             )
         if name in CALLS:
@@ -146,7 +146,8 @@ class _Importer:
             return bodies, attrs_of(counts)
         if name == "cond":
             return tuple(self.graph(branch) for branch in params["branches"]), ()
-        if name.startswith("scatter"):  # its jaxpr says what its name says already
+        if name in lax.SCATTERS and (name != "scatter" or params["update_jaxpr"] is None):
+            # Its jaxpr says what its name says already.
             params = {k: v for k, v in params.items() if not k.startswith("update_")}
         unset = primitives.unset(name)
         given = {k: v for k, v in params.items() if v is not None or k not in unset}
@@ -160,6 +161,19 @@ class _Importer:
         if traceback not in self.origins:
             self.origins[traceback] = _users_line(traceback.frames)
         return self.origins[traceback]
+
+
+def _effectful(eqn: Any) -> Any:
+    """The innermost equation that has the effects of `eqn`: it stands on the user's own line."""
+    inner = [
+        each
+        for value in eqn.params.values()
+        for jaxpr in (value if isinstance(value, tuple) else (value,))
+        if hasattr(primitives.opened(jaxpr)[0], "eqns")
+        for each in primitives.opened(jaxpr)[0].eqns
+        if each.effects
+    ]
+    return _effectful(inner[0]) if inner else eqn
 
 
 def _users_line(frames: Sequence[Any]) -> Origin:

@@ -255,7 +255,10 @@ SIGNATURES: dict[str, Callable[[Op], Signature]] = {
         _reduction,
     ),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"), _scatter),
+    **dict.fromkeys(
+        ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
+        _scatter,
+    ),
     "sort": _along("dimension"),
     "rev": _along("dimensions"),
     "split": _along("axis"),
@@ -280,19 +283,22 @@ def _unknown(op: Op) -> Signature:
     return opaque(tuple(arg.type.rank for arg in op.args), tuple(t.rank for t in op.types))
 
 
-def _reference(name: str) -> Callable[..., Any]:
-    public = {
-        "scatter": jax.lax.scatter,
-        "scatter-add": jax.lax.scatter_add,
-        "scatter-mul": jax.lax.scatter_mul,
-        "scatter-min": jax.lax.scatter_min,
-        "scatter-max": jax.lax.scatter_max,
-    }.get(name)
+# Scatters that go out through the public function: their `update_jaxpr` is made there.
+SCATTERS = {
+    "scatter": jax.lax.scatter,
+    "scatter-add": jax.lax.scatter_add,
+    "scatter-sub": jax.lax.scatter_sub,
+    "scatter-mul": jax.lax.scatter_mul,
+    "scatter-min": jax.lax.scatter_min,
+    "scatter-max": jax.lax.scatter_max,
+}
 
+
+def _reference(name: str) -> Callable[..., Any]:
     def reference(*arrays: Any, **attrs: Any) -> Any:
         params = {key: decode(value) for key, value in attrs.items()}
-        if public is not None:
-            return public(*arrays, **params)
+        if name in SCATTERS and "update_jaxpr" not in params:
+            return SCATTERS[name](*arrays, **params)
         out = primitives.bind(name, arrays, params)
         return out[0] if len(out) == 1 else out
 

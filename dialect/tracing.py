@@ -11,10 +11,11 @@ from typing import Any
 import jax
 
 from dialect import jaxpr
+from dialect.binding import dependents
 from dialect.dtypes import type_of
 from dialect.framework import describe
 from rewrite.errors import ShardwrightError, TraceError, nearest
-from rewrite.ir import Graph, Value
+from rewrite.ir import Graph
 from rewrite.program import Input, Output, Program
 
 Where = int | str
@@ -50,14 +51,14 @@ def trace(
         return out
 
     graph = _traced(flat, leaves, function)
-    at_params = place[argument_number(params, names, "params")]
+    at_params = _dynamic(params, names, "params", place)
     owners = [i for i, each in enumerate(given) for _ in jax.tree.leaves(each)]
     outputs = _outputs(found["tree"])
     if state is None:
         updates = _updates_found(graph, owners, outputs, given, found["tree"], at_params)
     else:
         listed = state if isinstance(state, (list, tuple)) else [state]
-        at = [place[argument_number(each, names, "state")] for each in listed]
+        at = [_dynamic(each, names, "state", place) for each in listed]
         updates = _updates_named(graph, owners, found["tree"], given, at, names, dynamic)
     states = set(updates.values())
     roles = [
@@ -96,6 +97,14 @@ def argument_number(where: Where, names: Sequence[str], what: str) -> int:
         f"{what}={where!r} is no argument of the function, which has {', '.join(names)}",
         hint=nearest(where, names) if isinstance(where, str) else "give a name or a number",
     )
+
+
+def _dynamic(where: Where, names: Sequence[str], what: str, place: dict[int, int]) -> int:
+    """The place of an argument among those that are traced."""
+    number = argument_number(where, names, what)
+    if number not in place:
+        raise TraceError(f"{what}={where!r} is static", hint=f"name the argument that holds {what}")
+    return place[number]
 
 
 def _unbound(function: Any) -> Any:
@@ -196,11 +205,7 @@ def _same_type(graph: Graph, output: int, number: int) -> bool:
 def _computed_from(graph: Graph, pairs: list[tuple[int, int]]) -> bool:
     """Whether one of these outputs depends on the input that it would update."""
     for output, number in pairs:
-        depends: set[Value] = {graph.inputs[number]}
-        for op in graph.ops:
-            if any(arg in depends for arg in op.args):
-                depends.update(op.results)
-        if graph.outputs[output] in depends:
+        if graph.outputs[output] in dependents(graph, [graph.inputs[number]]):
             return True
     return False
 
@@ -226,7 +231,8 @@ def _updates_named(
                 f"structure {structure}",
                 hint="return the updated state as the function got it",
             )
-        pairs = list(zip(matching[0], inputs))
+        fitting = [m for m in matching if all(_same_type(graph, o, n) for o, n in zip(m, inputs))]
+        pairs = list(zip((fitting or matching)[0], inputs))
         for output, number in pairs:
             if not _same_type(graph, output, number):
                 raise TraceError(

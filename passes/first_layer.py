@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import ClassVar
 
-from dialect.binding import bound_values, known_values
+from dialect.binding import bound_values, dependents, known_values
 from dialect.control import scan_parts
 from dialect.loops import peeled
 from dialect.normal_form import normal_form, reshaped
@@ -42,7 +42,7 @@ class FirstLayer(Pass):
     def run(self, program: Program, target: Target) -> Program:
         params = [v for v, e in zip(program.graph.inputs, program.inputs) if e.role == "param"]
         graph, notes = program.graph, []
-        for take in _embeddings(graph, params):
+        for take in _embeddings(program, params):
             peeled_graph = _peel_loops_after(graph, take, params)
             rewritten, note = self.looked_up(peeled_graph, take, params)
             notes.append(note)
@@ -78,14 +78,16 @@ class FirstLayer(Pass):
         return replace_values(graph, looked_up), _accounting(take, cut, eliminated, graph)
 
 
-def _embeddings(graph: Graph, params: list[Value]) -> list[Op]:
-    """The takes of parameter rows by something that is no parameter."""
+def _embeddings(program: Program, params: list[Value]) -> list[Op]:
+    """The takes of parameter rows by what the caller gives: by tokens, not by positions."""
+    graph = program.graph
+    pairs = zip(graph.inputs, program.inputs)
+    given = dependents(graph, (value for value, each in pairs if each.role == "arg"))
     bound = bound_values(graph, params)
     return [
         op
         for op in graph.ops
-        if op.name == "take" and op.args[0] in bound and op.args[1].op.name != "const"
-        and op.args[1] not in bound and op.args[1].type.size > 0
+        if op.name == "take" and op.args[0] in bound and op.args[1] in given and op.args[1].type.size
     ]
 
 

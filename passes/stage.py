@@ -130,7 +130,8 @@ def _boundary(graph: Graph, value: Value, output: int) -> _Boundary:
     position = 0
     while position < len(entering):
         readers = {op for op, _ in graph.users.get(entering[position], ())}
-        op = next(iter(readers)) if len(readers) == 1 else None
+        alone = len(readers) == 1 and entering[position] not in graph.outputs
+        op = next(iter(readers)) if alone else None
         if op is not None and _undone(op, leaving[position].op) and leaving[position].index == 0:
             entering[position : position + 1] = op.results
             leaving[position : position + 1] = leaving[position].op.args

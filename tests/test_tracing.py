@@ -17,7 +17,7 @@ import rewrite
 from rewrite import Program, trace
 from rewrite.errors import TraceError
 from rewrite.ir import Type
-from tiny import Case, arguments, assert_close, expected, traced
+from tiny import Case, arguments, assert_close, expected, run, traced
 
 W, X = jnp.ones((3, 5)), jnp.arange(6.0).reshape(2, 3)
 CACHE = {"k": jnp.zeros((2, 4, 5)), "position": jnp.int32(1)}
@@ -83,7 +83,7 @@ def test_numpy_arrays_and_scalars_are_arguments() -> None:
 
 def test_program_is_the_function() -> None:
     case = Case("llama")
-    assert_close(jax.jit(traced(case))(*arguments(case)), expected(case), tolerance=0)
+    assert_close(run(traced(case), *arguments(case)), expected(case), tolerance=0)
 
 
 def test_program_refuses_another_structure() -> None:
