@@ -49,7 +49,9 @@ class FirstLayer(Pass):
             graph = rewritten or graph
         if not notes:
             notes = ["declined: no rows of a parameter are taken by the tokens"]
-        return self.said(program.with_graph(normal_form(graph)), *notes)
+        if graph is not program.graph:
+            graph = normal_form(graph)
+        return self.said(program.with_graph(graph), *notes)
 
     def looked_up(
         self, graph: Graph, take: Op, params: list[Value]

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
 import rewrite
@@ -445,6 +447,50 @@ def test_values_read_by_others_are_kept() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+SIZES = {"b": 2, "g": 3, "t": 3, "j": 2, "s": 4, "k": 3, "v": 5}
+
+
+@st.composite
+def attentions(draw: Any) -> tuple[list[str], bool]:
+    """The axes of query, key, logits, value, mask and result, in any order; is the mask added?"""
+    shared = draw(st.lists(st.sampled_from("bg"), unique=True))
+    rows = shared + draw(st.lists(st.sampled_from("tj"), unique=True))
+    some = st.lists(st.sampled_from(rows), unique=True) if rows else st.just([])
+    own = draw(st.lists(st.sampled_from(shared), unique=True)) if shared else []
+    arrays = [[*rows, "k"], [*own, "s", "k"], [*rows, "s"], [*draw(some), "s", "v"], [*rows, "v"]]
+    query, key, logits, value, out = ("".join(draw(st.permutations(each))) for each in arrays)
+    mask = draw(st.sets(st.sampled_from(logits)))
+    return [query, key, logits, value, out, "".join(x for x in logits if x in mask)], draw(st.booleans())
+
+
+@settings(max_examples=15, deadline=None)
+@given(attentions())
+def test_attention_in_any_order_of_axes(case: tuple[list[str], bool]) -> None:
+    """Found or not, it is what it was."""
+    (query, key, logits, value, out, mask), added = case
+    args = [normal(*(SIZES[x] for x in axes)) for axes in (query, key, value)]
+    args.append(normal(*(SIZES[x] if x in mask else 1 for x in logits)) > 0)
+
+    def function(q: Any, k: Any, v: Any, m: Any) -> Any:
+        found = jnp.einsum(f"{query},{key}->{logits}", q, k) * 0.5
+        found = found + jnp.where(m, 0.0, -9.0) if added else jnp.where(m, found, -9.0)
+        weights = jax.nn.softmax(found, axis=logits.index("s"))
+        return jnp.einsum(f"{logits},{value}->{out}", weights, v)
+
+    made, _ = recognized(function, *args)
+    assert ("attend" in names(made)) or logits[-1] != "s"
+    assert_close(run(of(made), *args), [run(function, *args)])
+
+
+def test_attention_with_many_axes_of_the_query() -> None:
+    def function(q: Any, k: Any, v: Any) -> Any:
+        return jnp.einsum("abcdes,sv->abcdev", jax.nn.softmax(jnp.einsum("abcdek,sk->abcdes", q, k)), v)
+
+    args = (normal(2, 1, 2, 1, 2, 3), normal(4, 3), normal(4, 5))
+    made, _ = recognized(function, *args)
+    assert_close(run(of(made), *args), [run(function, *args)])
+
+
 # Scales behind products.
 
 
@@ -580,6 +626,66 @@ def test_rule_that_never_ends() -> None:
 @pytest.mark.parametrize("name", sorted(Traced))
 def test_every_composite_expands(name: str) -> None:
     assert name in EXPAND.roots
+
+
+Step = Callable[[list[jax.Array]], jax.Array]
+
+
+@st.composite
+def layouts(draw: Any) -> list[Step]:
+    """Reshapes, transposes, broadcasts, slices, sums and products, each of an earlier value."""
+    shapes: list[tuple[int, ...]] = [array.shape for array in LAID_OUT]
+    steps: list[Step] = []
+    for _ in range(draw(st.integers(2, 6))):
+        i, j = (draw(st.integers(0, len(shapes) - 1)) for _ in range(2))
+        one, other = shapes[i], shapes[j]
+        parts = [x for size in one for x in ((2, size // 2) if size % 2 == 0 else (size,))]
+        pairs = [(a, b) for a, m in enumerate(one) for b, n in enumerate(other) if m == n]
+        order = tuple(draw(st.permutations(range(len(one)))))
+        made: list[Step] = [
+            lambda v, i=i, p=parts: v[i].reshape(p),
+            lambda v, i=i: v[i].reshape(-1),
+            lambda v, i=i, o=order: jnp.transpose(v[i], o),
+            lambda v, i=i: jnp.broadcast_to(v[i][:, None], (len(v[i]), 2, *v[i].shape[1:])),
+            lambda v, i=i: jnp.split(v[i], [1])[1],
+            lambda v, i=i: v[i] * 2.0 + jnp.broadcast_to(jnp.arange(v[i].shape[-1]), v[i].shape),
+            *(lambda v, i=i, j=j, p=p: jnp.tensordot(v[i], v[j], [[p[0]], [p[1]]]) for p in pairs),
+        ]
+        if _fit(one, other):
+            made += [
+                lambda v, i=i, j=j: v[i] + v[j],
+                lambda v, i=i, j=j: jnp.where(v[i] > v[j], v[i], v[j]),
+            ]
+        step = draw(st.sampled_from(made))
+        shape = jax.eval_shape(step, [jnp.zeros(each) for each in shapes]).shape
+        if 0 < len(shape) <= 5 and 0 < np.prod(shape) <= 1000:
+            steps.append(step)
+            shapes.append(shape)
+    return steps
+
+
+def _fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    pairs = zip(reversed(one), reversed(other))
+    return all(m == n or 1 in (m, n) for m, n in pairs)
+
+
+LAID_OUT = (normal(2, 6), normal(6, 4), normal(2, 3, 4))
+
+
+@settings(max_examples=25, deadline=None)
+@given(layouts())
+def test_normal_form_of_any_layout(steps: list[Step]) -> None:
+    def function(*arrays: jax.Array) -> list[jax.Array]:
+        values = list(arrays)
+        for step in steps:
+            values.append(step(values))
+        return values
+
+    graph = traced(function, *LAID_OUT)
+    made = normal_form(graph)
+    verify(made)
+    assert normal_form(made) == made
+    assert_close(run(of(made), *LAID_OUT), run(of(graph), *LAID_OUT))
 
 
 def test_one_rule_per_broadcasting_place() -> None:

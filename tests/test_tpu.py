@@ -12,7 +12,7 @@ from examples import llama, palm
 
 from dialect.compiling import Compilable, compiled
 from dialect.executable import DoesNotFit, read
-from dialect.mesh import Topology, TargetError, devices
+from dialect.mesh import TargetError, prepare_libtpu
 from rewrite import auto_shard
 
 
@@ -104,9 +104,10 @@ def test_a_program_that_does_not_fit_says_how_much_is_missing_and_what_is_large(
 
 
 def test_without_libtpu_one_command_is_named(monkeypatch):
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)  # set where it was loaded before
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
     )
     with pytest.raises(TargetError, match=r'pip install "shardwright\[tpu\]"'):
-        devices(Topology.parse("v5e:2x4"))
+        prepare_libtpu()
