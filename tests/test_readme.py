@@ -1,0 +1,86 @@
+"""The README promises nothing that is not there."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from examples import llama
+
+from rewrite import Pipeline, Program, trace
+from rewrite.cli import main
+from rewrite.passbase import find_pass, pass_names
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def block(start: str) -> str:
+    """The fenced block that begins with this text."""
+    return next(text for _, text in BLOCKS if text.startswith(start))
+
+
+def program(passes: str = "") -> Program:
+    config = llama.CONFIGS["toy"]
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(lambda: llama.init_cache(config, 8, 64))
+    traced = trace(partial(llama.decode_step, config), params, cache, jax.ShapeDtypeStruct((8,), "int32"))
+    return Pipeline.parse(passes).run(traced) if passes else traced
+
+
+def unnumbered(text: str) -> str:
+    return re.sub(r"%\d+", "%", text)
+
+
+def test_the_twelve_lines_run():
+    code = block("from functools import partial")
+    assert len([line for line in code.splitlines() if line.strip()]) == 12
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    expected, _ = jax.jit(partial(llama.decode_step, names["config"]))(
+        names["params"], llama.init_cache(names["config"], 8, 64), jnp.zeros(8, jnp.int32)
+    )
+    assert float(jnp.abs(names["logits"] - expected).max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("start", "passes"), [("%89 = dot_general", ""), ("%51 = cache_write", "normalize, recognize")]
+)
+def test_the_ir_is_what_is_printed(start, passes):
+    printed = unnumbered(str(program(passes)))
+    for line in block(start).splitlines():
+        assert unnumbered(line) in printed, line
+
+
+def test_the_text_reads_back():
+    assert Program.parse(str(program())) == program()
+
+
+def test_the_pipeline_is_the_example():
+    shown = Pipeline.parse(block("target v5e:2x4"))
+    assert shown == Pipeline.load(ROOT / "examples" / "serve.pipeline")
+
+
+def test_every_pass_is_listed_with_what_it_keeps():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", README, re.MULTILINE))
+    assert set(rows) == set(pass_names())
+    for name, keeps in rows.items():
+        assert keeps in (find_pass(name).keeps, "as they say"), name
+
+
+def test_every_file_named_is_there():
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("command", ["show", "passes"])
+def test_the_commands_run(command, capsys):
+    (line,) = re.findall(rf"^    shardwright {command}\b(.*)$", README, re.MULTILINE)
+    words = [word.strip('"') for word in re.findall(r'"[^"]*"|[^\s"]+', line)]
+    assert main([command, *words]) == 0
+    assert capsys.readouterr().out
