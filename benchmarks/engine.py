@@ -53,7 +53,9 @@ def measure(layers: int) -> dict[str, float]:
     graph, import_s = timed(lambda: jaxpr.import_jaxpr(closed))
     program = dataclasses.replace(trace(step, *args), graph=graph)
     program, rewrite_s = timed(lambda: Pipeline.parse("normalize, recognize").run(program))
-    _, export_s = timed(lambda: jax.make_jaxpr(lambda *flat: evaluate(program.graph, flat))(*leaves))
+    _, export_s = timed(
+        lambda: jax.make_jaxpr(lambda *flat: evaluate(program.graph, flat))(*leaves)
+    )
     return {
         "ops": graph.op_count,
         "jax trace": traced_s,
@@ -91,10 +93,14 @@ def main() -> None:
         row = measure(layers)
         own = row["import"] + row["normalize, recognize"] + row["export"]
         shown = ", ".join(f"{name} {value:.2f} s" for name, value in row.items() if name != "ops")
-        print(f"{layers} layers, {row['ops']:.0f} ops: {shown}; {1e3 * own / layers:.1f} ms a layer")
+        print(
+            f"{layers} layers, {row['ops']:.0f} ops: {shown}; {1e3 * own / layers:.1f} ms a layer"
+        )
         if not options.no_compile:
             compiled_s = compile_seconds(layers)
-            print(f"  TPU compilation {compiled_s:.1f} s; the engine takes {own / compiled_s:.1%} of it")
+            print(
+                f"  TPU compilation {compiled_s:.1f} s; the engine takes {own / compiled_s:.1%}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The printed program with what is known of each value: its axes, and where they lie on the mesh.
 
-    %37 = contract "a b c, c d e -> a b d e" (%36, %30) : bf16[64,1,32,128]  // batch 1 heads d_head
-    %38 = constrain(%37) {layout=...} : bf16[64,1,32,128]                    // batch 1 heads@xy d_head
+%37 = contract "a b c, c d e -> a b d e" (%36, %30) : bf16[64,1,32,128]  // batch 1 heads d_head
+%38 = constrain(%37) {layout=...} : bf16[64,1,32,128]                    // batch 1 heads@xy d_head
 """
 
 from __future__ import annotations

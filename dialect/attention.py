@@ -89,7 +89,12 @@ def _reaches_product(value: Value) -> bool:
 def _attend(op: Op, position: int, weights: Value, inner: Value, logits: _Logits) -> Outcome:
     first = Signature.parse(logits.product["spec"])
     second = Signature.parse(op["spec"])
-    if any(len(d) != 1 for spec in (first, second) for array in (*spec.inputs, *spec.outputs) for d in array):
+    if any(
+        len(d) != 1
+        for spec in (first, second)
+        for array in (*spec.inputs, *spec.outputs)
+        for d in array
+    ):
         return Miss("its products have compound axes", 4)
     logit_axes = [d[0] for d in first.outputs[0]]
     context = logit_axes[-1]
@@ -149,8 +154,8 @@ def _attend(op: Op, position: int, weights: Value, inner: Value, logits: _Logits
 
 def _letters(query: list[str], key: list[str], summed: str, context: str) -> dict[str, str]:
     """b, g, ... for what query and key share; t, j, ... for what only the query has."""
-    shared = iter("bghi")
-    alone = iter("tjlm")
+    shared = iter("bghicdef")
+    alone = iter("tjlmnopqruwxyz")
     named = {summed: "k", context: "s"}
     for axis in query:
         if axis != summed:

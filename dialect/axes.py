@@ -20,9 +20,7 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
 
-NAMES = (
-    "batch time context d_model heads kv_heads q_per_kv d_head d_ff vocab layers".split()
-)
+NAMES = "batch time context d_model heads kv_heads q_per_kv d_head d_ff vocab layers".split()
 Names = tuple[tuple[str, ...], ...]  # per dimension, the axes in it, major first
 
 
@@ -215,7 +213,9 @@ def _pair(left: Sequence[Axis], right: Sequence[Axis]) -> None:
 def _call(axes: Iterable[Axis], name: str, priority: int, op: Op) -> None:
     for leaf in _leaves(axes):
         if leaf.size > 1:
-            leaf.call(name, priority, f"{op.name} at {op.origin.source}" if op.origin.source else op.name)
+            leaf.call(
+                name, priority, f"{op.name} at {op.origin.source}" if op.origin.source else op.name
+            )
 
 
 def _name_op(axes: Axes, op: Op) -> None:
@@ -257,7 +257,9 @@ def _name_attend(axes: Axes, op: Op) -> None:
             if dimension and axis.size > 1:
                 found.setdefault(dimension[0], axis)
     query, key = (set(letters(array)) for array in signature.inputs[:2])
-    shared = [x for x in letters(signature.inputs[0]) if x in query & key and x != "k" and x in found]
+    shared = [
+        x for x in letters(signature.inputs[0]) if x in query & key and x != "k" and x in found
+    ]
     alone = [x for x in letters(signature.inputs[0]) if x not in key and x in found]
     heads = {x for x in (*shared, *alone) if "param" in _roles([found[x]])}
     for letter in ("k", "v"):

@@ -17,25 +17,12 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.mincut import Network
 
 
-
 def fuses(op: Op) -> bool:
     """Whether a compiler computes `op` on the way into its reader, storing nothing."""
     if op.name == "reshape":
         before, after = op.args[0].type.shape, op.types[0].shape
         return [size for size in before if size > 1] == [size for size in after if size > 1]
     return op.name in ELEMENTWISE or op.name in ("broadcast_in_dim", "dequantize", "constrain")
-
-
-def bound_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
-    """The values that depend on `inputs`, and on nothing else but constants."""
-    bound = set(inputs)
-    constant: set[Value] = set()
-    for op in graph.ops:
-        if all(arg in constant for arg in op.args):
-            constant.update(op.results)
-        elif all(arg in bound or arg in constant for arg in op.args):
-            bound.update(op.results)
-    return frozenset(bound)
 
 
 def known_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
@@ -54,6 +41,12 @@ def dependents(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
         if any(arg in found for arg in op.args):
             found.update(op.results)
     return frozenset(found)
+
+
+def bound_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
+    """The values that depend on `inputs`, and on nothing else but constants."""
+    inputs = tuple(inputs)
+    return known_values(graph, inputs) & dependents(graph, inputs)
 
 
 def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:
@@ -85,7 +78,10 @@ def frontier(graph: Graph, inputs: Iterable[Value]) -> tuple[Value, ...]:
         value
         for value in _in_order(graph)
         if value in bound
-        and (value in outputs or any(op.results[0] not in bound for op, _ in graph.users.get(value, ())))
+        and (
+            value in outputs
+            or any(op.results[0] not in bound for op, _ in graph.users.get(value, ()))
+        )
     ]
     chosen: dict[Value, None] = {}
     for group in _components(needed, bound):

@@ -43,9 +43,7 @@ class Compilable:
 
     def traced(self) -> Any:
         inputs = [self.formats(role) for role in _ROLES]
-        arguments = [
-            [struct_of(each.type) for each in self.inputs(role)] for role in _ROLES
-        ]
+        arguments = [[struct_of(each.type) for each in self.inputs(role)] for role in _ROLES]
         step = jax.jit(
             self.function(),
             in_shardings=tuple(inputs),
@@ -78,7 +76,10 @@ class Compilable:
 
     def formats(self, role: str) -> list[Any]:
         """Shardings; for the state of a TPU program with the memory layout left to the compiler."""
-        return [self.free(each, sharding) for each, sharding in zip(self.inputs(role), self.shardings(role))]
+        return [
+            self.free(each, sharding)
+            for each, sharding in zip(self.inputs(role), self.shardings(role))
+        ]
 
     def free(self, each: Input, sharding: Any) -> Any:
         chooses = self.platform == "tpu" and each.role == "state" and each.type.rank > 1

@@ -40,9 +40,7 @@ def remade_scan(
     used = set(body.users) | set(body.outputs)
     fixed, carried = len(consts), len(carry)
     keep = [
-        i
-        for i, value in enumerate(body.inputs)
-        if value in used or fixed <= i < fixed + carried
+        i for i, value in enumerate(body.inputs) if value in used or fixed <= i < fixed + carried
     ]
     args = (*consts, *carry, *xs)
     return opdef.build(

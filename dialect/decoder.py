@@ -28,10 +28,16 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
             hint="run `normalize, recognize` before `plan`, and read what they report",
         )
     inputs = list(zip(program.graph.inputs, program.step_inputs))
-    tables = [value for value, each in inputs if each.role == "param" and _has(axes.of(value), "vocab")]
-    caches = [value for value, each in inputs if each.role == "state" and _has(axes.of(value), "context")]
+    tables = [
+        value for value, each in inputs if each.role == "param" and _has(axes.of(value), "vocab")
+    ]
+    caches = [
+        value for value, each in inputs if each.role == "state" and _has(axes.of(value), "context")
+    ]
     products = [(op, trips) for op, trips in counted if op.name == "contract"]
-    d_ff = sum(trips for op, trips in products if any(_weight_over(axes, arg, "d_ff") for arg in op.args))
+    d_ff = sum(
+        trips for op, trips in products if any(_weight_over(axes, arg, "d_ff") for arg in op.args)
+    )
     norms = sum(trips for op, trips in counted if op.name in _NORMS)
     heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
     own_heads = any(_has(axes.of(value), "heads") for value in caches)

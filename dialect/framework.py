@@ -40,7 +40,9 @@ class Jax:
             return Traced[name](*arrays, **attrs)
         function = getattr(jax.lax, name, None)
         if function is None or name.startswith("_") or not callable(function):
-            raise TextError(f"there is no op {name!r}", hint=nearest(name, [*Traced, *dir(jax.lax)]))
+            raise TextError(
+                f"there is no op {name!r}", hint=nearest(name, [*Traced, *dir(jax.lax)])
+            )
         dtype = next((each.dtype for each in arrays if hasattr(each, "dtype")), None)
         return function(*(jnp.asarray(each, dtype) for each in arrays), **attrs)
 

@@ -122,7 +122,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def arrays(type_: str) -> list[tuple[str, tuple[int, ...]]]:
-    """"(bf16[64,512], u32[])" -> [("bf16", (64, 512)), ("u32", ())]"""
+    """ "(bf16[64,512], u32[])" -> [("bf16", (64, 512)), ("u32", ())]"""
     return [(dtype, _ints(dims)) for dtype, dims in _ARRAY.findall(type_)]
 
 

@@ -52,7 +52,9 @@ def import_jaxpr(closed: Any) -> Graph:
 def constant(value: Any, type_: Type | None = None) -> Value:
     """A `const` op. Equal contents give equal ops; large contents are handles, never printed."""
     type_ = type_ or type_of(value)
-    return Value(Op("const", (), attrs_of({"value": _content(value, type_), "type": type_}), (type_,)), 0)
+    return Value(
+        Op("const", (), attrs_of({"value": _content(value, type_), "type": type_}), (type_,)), 0
+    )
 
 
 def _content(value: Any, type_: Type) -> Any:
@@ -141,7 +143,9 @@ class _Importer:
                 {"consts": consts, "carry": carry, **kept}
             )
         if name == "while":
-            counts = {k: params[f"{k.split('_')[0]}_nconsts"] for k in ("cond_consts", "body_consts")}
+            counts = {
+                k: params[f"{k.split('_')[0]}_nconsts"] for k in ("cond_consts", "body_consts")
+            }
             bodies = (self.graph(params["cond_jaxpr"]), self.graph(params["body_jaxpr"]))
             return bodies, attrs_of(counts)
         if name == "cond":

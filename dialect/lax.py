@@ -212,8 +212,7 @@ def _gather(op: Op) -> Signature:
     need |= {axis[0] for axis in offsets if axis[0].startswith("o")}
     rest, batch = iter(offsets), iter(rows)
     out = tuple(
-        next(rest) if d in numbers["offset_dims"] else next(batch)
-        for d in range(op.types[0].rank)
+        next(rest) if d in numbers["offset_dims"] else next(batch) for d in range(op.types[0].rank)
     )
     return Signature((tuple(read), tuple(rows)), (out,), frozenset(need))
 
@@ -310,7 +309,9 @@ def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple) -> tuple[Type, 
     structs = [dtypes.struct_of(type_) for type_ in types]
     reference = opdef.lookup(name).reference
     out = jax.eval_shape(lambda *arrays: reference(*arrays, **dict(attrs)), *structs)
-    return tuple(dtypes.type_of(each) for each in (out if isinstance(out, (list, tuple)) else [out]))
+    return tuple(
+        dtypes.type_of(each) for each in (out if isinstance(out, (list, tuple)) else [out])
+    )
 
 
 def infer_by_reference(name: str) -> opdef.Infer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dialect.axes import Axes, Names, infer_axes
+from dialect.axes import Names, infer_axes
 from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Program
 
@@ -50,9 +50,7 @@ def product_layout(plan: Plan, names: Names) -> Layout:
     taken = {axis for axes in weights for axis in axes}
     batch = plan.split("hidden").get("batch", ())
     free = tuple(axis for axis in batch if axis not in taken)
-    return tuple(
-        free if "batch" in dimension else axes for dimension, axes in zip(names, weights)
-    )
+    return tuple(free if "batch" in dimension else axes for dimension, axes in zip(names, weights))
 
 
 def with_input_layouts(program: Program) -> Program:
@@ -71,5 +69,3 @@ def _laid_out(each: Input, names: Names, plan: Plan) -> Input:
     group = input_group(each.role, names)
     layout: Layout = plan.layout(group, names) if group else tuple(() for _ in names)
     return replace(each, layout=layout)
-
-

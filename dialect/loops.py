@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dialect.control import remade_scan, scan_parts
 from dialect.normal_form import reshaped
-from rewrite.driver import substitute
 from rewrite.ir import Op, Value
-from rewrite.opdef import build, make
+from rewrite.opdef import build, make, substitute
 
 
 def unrolled(op: Op) -> tuple[Value, ...]:

@@ -18,9 +18,9 @@ from dialect.attributes import decode
 from dialect.lax import infer_by_reference
 from dialect.tensor import contract
 from rewrite import opdef
-from rewrite.ir import Op, Symbol
+from rewrite.ir import Op
 from rewrite.opdef import OpDef
-from rewrite.signature import Array, Signature, letters, parse_array
+from rewrite.signature import Array, Signature
 
 
 def softmax(x: Any) -> Any:
@@ -30,19 +30,19 @@ def softmax(x: Any) -> Any:
 
 
 def rms_norm(x: Any, *, epsilon: float) -> Any:
-    """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind it."""
+    """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def layer_norm(x: Any, *, epsilon: float) -> Any:
-    """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. Without scale and bias."""
+    """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. No scale, no bias."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + epsilon)
 
 
 def rope(x: Any, cos: Any, sin: Any) -> Any:
-    """Rotary embedding, half-split. x: [..., k]; cos, sin broadcast against its halves [..., k/2]."""
+    """Rotary embedding, half-split. x: [..., k]; cos, sin: broadcast to [..., k/2]."""
     half = x.shape[-1] // 2
     left, right = x[..., :half], x[..., half:]
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
@@ -123,7 +123,9 @@ def attend(
         mask = (_aligned(mask[0], found.inputs[3], logit_axes),)
         logits = logits + mask[0] if fill is None else jnp.where(mask[0], logits, decode(fill))
     spec = str(Signature((logit_axes, found.inputs[2]), (out,)))
-    return contract(softmax(logits).astype(weights), value, spec=spec, dtype=query.dtype, precision=precision)
+    return contract(
+        softmax(logits).astype(weights), value, spec=spec, dtype=query.dtype, precision=precision
+    )
 
 
 def _logit_axes(found: Signature) -> Array:

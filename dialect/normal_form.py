@@ -8,7 +8,6 @@ rules keep every bit, but for the order in which a contraction may be computed.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Outcome, Rule, local
-from rewrite.signature import Array, Signature, letters, show_array
+from rewrite.signature import Array, Signature, letters
 
 _LARGEST_FOLDED = 64  # elements; larger constants would not be printed
 
@@ -42,10 +41,15 @@ def identity(op: Op) -> Outcome:
     return op.args[0]
 
 
-@local("convert_element_type", example=lambda x: jax.lax.convert_element_type(x, "float32"),
-       types=("f32[4]~",))
+@local(
+    "convert_element_type",
+    example=lambda x: jax.lax.convert_element_type(x, "float32"),
+    types=("f32[4]~",),
+)
 def convert_to_same(op: Op) -> Outcome:
     """convert(x: T) to T  ->  x"""
+    if op.args[0].op.name == "const":
+        return None  # folded, it becomes as strongly typed as its conversion
     return op.args[0] if op.args[0].type.dtype == op.types[0].dtype else None
 
 
@@ -102,9 +106,7 @@ def split_to_slices(op: Op) -> Outcome:
     for size in op["sizes"]:
         first, last = [0] * source.type.rank, list(source.type.shape)
         first[axis], last[axis] = start, start + size
-        parts.append(
-            make("slice", source, start_indices=tuple(first), limit_indices=tuple(last))
-        )
+        parts.append(make("slice", source, start_indices=tuple(first), limit_indices=tuple(last)))
         start += size
     return parts
 
@@ -118,13 +120,18 @@ def transpose_of_transpose(op: Op) -> Outcome:
     if op.args[0].op.name != "transpose":
         return None
     inner = op.args[0].op
-    return make("transpose", inner.args[0], permutation=tuple(inner["permutation"][i] for i in order))
+    return make(
+        "transpose", inner.args[0], permutation=tuple(inner["permutation"][i] for i in order)
+    )
 
 
-@local(*lax.BROADCASTING, example=lambda x, y: x + jnp.broadcast_to(y[None, :], (3, 4)),
-       types=("f32[3,4]", "f32[4]"))
+@local(
+    *lax.BROADCASTING,
+    example=lambda x, y: x + jnp.broadcast_to(y[None, :], (3, 4)),
+    types=("f32[3,4]", "f32[4]"),
+)
 def broadcast_by_consumer(op: Op) -> Outcome:
-    """f(x, broadcast(y))  ->  f(x, y with axes of size one): elementwise ops broadcast by themselves"""
+    """f(x, broadcast(y))  ->  f(x, y with axes of size one), which f broadcasts by itself"""
     args = list(op.args)
     for i, arg in enumerate(args):
         if arg.op.name != "broadcast_in_dim" or len(arg.op.args) > 1:
@@ -216,7 +223,7 @@ def transpose_of_contract(op: Op) -> Outcome:
 
 @local("contract", example=lambda x, w: x.reshape(3, 8) @ w, types=("f32[3,2,4]", "f32[8,5]"))
 def contract_of_merge(op: Op) -> Outcome:
-    """contract(reshape(x: h k -> (h k)), w)  ->  contract(x, reshape(w)): weights are reshaped once"""
+    """contract(reshape(x: h k -> (h k)), w)  ->  contract(x, reshape(w))"""
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
         if arg.op.name != "reshape":
@@ -229,7 +236,9 @@ def contract_of_merge(op: Op) -> Outcome:
             letter: tuple(source[part] for part in dimension)
             for (letter,), dimension in zip(spec.inputs[i], found.outputs[0])
         }
-        if not any(letter in letters(spec.outputs[0]) for letter in parts if len(parts[letter]) > 1):
+        if not any(
+            letter in letters(spec.outputs[0]) for letter in parts if len(parts[letter]) > 1
+        ):
             return _split_contract(op, parts)
     return None
 
@@ -268,9 +277,7 @@ def _split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
     """A contract with some letters cut into parts of these sizes, its arguments reshaped to fit."""
     spec = Signature.parse(op["spec"])
     fresh = iter(x for x in _LETTERS if x not in spec.letters)
-    names = {
-        letter: (letter, *(next(fresh) for _ in sizes[1:])) for letter, sizes in parts.items()
-    }
+    names = {letter: (letter, *(next(fresh) for _ in sizes[1:])) for letter, sizes in parts.items()}
 
     def axes(array: Array) -> Array:
         return tuple((part,) for (letter,) in array for part in names.get(letter, (letter,)))
@@ -288,13 +295,26 @@ def _split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
 _FOLDED = lax.ELEMENTWISE - {"sharding_constraint", "optimization_barrier"}
 
 
-@local(*_FOLDED, "broadcast_in_dim", "reshape", "transpose", "concatenate",
-       example=lambda x: x + jax.lax.broadcast(jnp.float32(2.0), (4,)), types=("f32[4]",))
+@local(
+    *_FOLDED,
+    "broadcast_in_dim",
+    "reshape",
+    "transpose",
+    "concatenate",
+    example=lambda x: x + jnp.exp(jnp.float32(2.0)),
+    types=("f32[4]",),
+)
 def constant_fold(op: Op) -> Outcome:
     """f(constants)  ->  a constant, where small enough to print"""
     if not op.args or any(arg.op.name != "const" for arg in op.args):
         return None
-    if len(op.types) > 1 or op.types[0].size > _LARGEST_FOLDED or op.types[0].dtype.startswith("key"):
+    if op.name == "broadcast_in_dim" and not op.args[0].type.shape:
+        return None  # a splat says more than its elements do
+    if (
+        len(op.types) > 1
+        or op.types[0].size > _LARGEST_FOLDED
+        or op.types[0].dtype.startswith("key")
+    ):
         return None
     with jax.ensure_compile_time_eval():
         (folded,) = runtime.framework().evaluate(Graph((), op.results), [])

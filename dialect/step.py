@@ -134,7 +134,7 @@ class Step:
         return Packed([], (), params)
 
     def adapt(self, state: Any) -> Any:
-        """The user's state in the program's layout, on the mesh. Waits for the first call if new."""
+        """The user's state in the program's layout, on the mesh. A new step waits for a call."""
         executable = next(iter(self._executables.values()), None)
         return state if executable is None else executable.adapted(state)
 
@@ -262,7 +262,7 @@ class _Executable:
                 "these parameters were packed for another program: it takes "
                 f"{sorted(set(self.names) - set(packed.names))[:3]}, they have "
                 f"{sorted(set(packed.names) - set(self.names))[:3]}",
-                hint="prepare the original parameters for these shapes: step.prepare(params, *rest)",
+                hint="prepare the originals for these shapes: step.prepare(params, *rest)",
             )
 
     def adapted(self, state: Any) -> Any:

@@ -12,7 +12,6 @@ import jax
 
 from dialect import jaxpr
 from dialect.binding import dependents
-from dialect.dtypes import type_of
 from dialect.framework import describe
 from rewrite.errors import ShardwrightError, TraceError, nearest
 from rewrite.ir import Graph
@@ -142,7 +141,9 @@ def _struct(leaf: Any) -> Any:
 def users_line(error: BaseException) -> str:
     """The innermost line of the user's own code in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(jaxpr.OURS) and "<frozen" not in f.filename]
+    own = [
+        f for f in frames if not f.filename.startswith(jaxpr.OURS) and "<frozen" not in f.filename
+    ]
     return f"{own[-1].filename}:{own[-1].lineno} ({own[-1].name})" if own else ""
 
 

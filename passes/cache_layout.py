@@ -23,7 +23,7 @@ from dialect.nn import Traced
 from dialect.normal_form import RULES as NORMAL_FORM
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Symbol, Value, new_input, replace_values
-from rewrite.opdef import make, with_args
+from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.rules import Outcome, Rule, local
@@ -81,8 +81,13 @@ def read_transposed(op: Op) -> Outcome:
 @local(
     "attend",
     example=lambda q, k: Traced["attend"](
-        q, jnp.transpose(k, (1, 0)), jnp.transpose(k, (1, 0)), axes="t k, s k, s v -> t v",
-        scale=1.0, fill=None, dtypes=(Symbol("f32"),) * 3,
+        q,
+        jnp.transpose(k, (1, 0)),
+        jnp.transpose(k, (1, 0)),
+        axes="t k, s k, s v -> t v",
+        scale=1.0,
+        fill=None,
+        dtypes=(Symbol("f32"),) * 3,
     ),
     types=("f32[3,4]", "f32[4,5]"),
 )
@@ -121,9 +126,7 @@ def _carried_in_order(op: Op, position: int) -> tuple[Value, ...]:
     order = outer["permutation"]
     body, index = op.regions[0], position - op["consts"]
     inside = new_input(outer.args[0].type)
-    outputs = list(
-        replace_values(body, {body.inputs[position]: transposed(inside, order)}).outputs
-    )
+    outputs = list(replace_values(body, {body.inputs[position]: transposed(inside, order)}).outputs)
     outputs[index] = transposed(outputs[index], inverse(order))
     inputs = (*body.inputs[:position], inside, *body.inputs[position + 1 :])
     args = [*op.args[:position], outer.args[0], *op.args[position + 1 :]]
@@ -164,14 +167,17 @@ class CacheLayout(Pass):
             outputs[i] = transposed(outputs[i], order)
             shown = " ".join(axes.show(value).split()[place] for place in order)
             notes.append(f"{program.inputs[out.updates].name} kept as {shown}")
-        users = {value: transposed(each, inverse(orders[i])) for i, (value, each) in zip(orders, packed.items())}
+        users = {
+            value: transposed(each, inverse(orders[i]))
+            for i, (value, each) in zip(orders, packed.items())
+        }
         inside = replace_values(Graph(graph.inputs, tuple(outputs)), users)
-        inside = Graph(
-            tuple(packed.get(value, value) for value in graph.inputs), inside.outputs
-        )
+        inside = Graph(tuple(packed.get(value, value) for value in graph.inputs), inside.outputs)
         inside = rewrite(inside, [*NORMAL_FORM, *RULES])
         # Only now the user's own order around it: put there before, the pairs would cancel at once.
-        entering = {each: transposed(value, orders[i]) for i, (value, each) in zip(orders, packed.items())}
+        entering = {
+            each: transposed(value, orders[i]) for i, (value, each) in zip(orders, packed.items())
+        }
         outside = replace_values(inside, entering).outputs
         restored = tuple(
             transposed(value, inverse(orders[i])) if i in orders else value

@@ -61,9 +61,7 @@ def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
     caches = _caches(op, body, len(consts) + len(carry), notes)
     if not caches:
         return op.results
-    layers = make(
-        "iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0
-    )
+    layers = make("iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0)
     index = new_input(_INDEX)
     wholes = [new_input(cache.whole.type) for cache in caches]
     new_body = _body(body, caches, index, wholes, len(carry))
@@ -94,8 +92,12 @@ def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
             if write.name == "cache_write" and write.args[0] == value:
                 found.append(_Cache(value, op.args[position], output, write))
                 break
-            if op.types[output] == op.args[position].type and value in _ancestors(body.outputs[output]):
-                notes.append(f"not carried: {write.name} at {write.origin.source} is no cache_write")
+            if op.types[output] == op.args[position].type and value in _ancestors(
+                body.outputs[output]
+            ):
+                notes.append(
+                    f"not carried: {write.name} at {write.origin.source} is no cache_write"
+                )
                 break
     return found
 

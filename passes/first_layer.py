@@ -53,9 +53,7 @@ class FirstLayer(Pass):
             graph = normal_form(graph)
         return self.said(program.with_graph(graph), *notes)
 
-    def looked_up(
-        self, graph: Graph, take: Op, params: list[Value]
-    ) -> tuple[Graph | None, str]:
+    def looked_up(self, graph: Graph, take: Op, params: list[Value]) -> tuple[Graph | None, str]:
         """The graph with `take` and its row-wise readers replaced, or None with the reason."""
         bound = bound_values(graph, params)
         region = _row_wise(graph, take, known_values(graph, params))
@@ -89,7 +87,10 @@ def _embeddings(program: Program, params: list[Value]) -> list[Op]:
     return [
         op
         for op in graph.ops
-        if op.name == "take" and op.args[0] in bound and op.args[1] in given and op.args[1].type.size
+        if op.name == "take"
+        and op.args[0] in bound
+        and op.args[1] in given
+        and op.args[1].type.size
     ]
 
 
@@ -200,9 +201,7 @@ def _tabulated(take: Op, cut: list[Value], bound: frozenset[Value]) -> list[Valu
     used = _bound_arguments(cut, take, bound)
     chunk = new_input(Type("i32", ids.type.shape))
     inside = {value: new_input(value.type) for value in used}
-    start = make(
-        "take", inside[table], chunk, mode=Symbol("GatherScatterMode.PROMISE_IN_BOUNDS")
-    )
+    start = make("take", inside[table], chunk, mode=Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
     shell = replace_values(Graph((), tuple(cut)), {**inside, take.results[0]: start})
     body = Graph((*inside.values(), chunk), shell.outputs)
     last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0)

@@ -18,9 +18,9 @@ from dialect.normal_form import reshaped
 from dialect.quant import dequantize
 from dialect.tensor import contract
 from rewrite import opdef
-from rewrite.driver import Report, rewrite, substitute
+from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Type, Value
-from rewrite.opdef import make
+from rewrite.opdef import make, substitute
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.rules import Miss, Outcome, Rule, local
@@ -38,9 +38,7 @@ def converted(value: Value, dtype: str) -> Value:
     """`value` in another dtype."""
     if value.type.dtype == dtype:
         return value
-    return make(
-        "convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False
-    )
+    return make("convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False)
 
 
 @local(

@@ -35,7 +35,9 @@ class Plan(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         if not target.mesh:
-            raise PlanError("there is no mesh to plan for", hint="say `target v5e:2x4`, or give a mesh")
+            raise PlanError(
+                "there is no mesh to plan for", hint="say `target v5e:2x4`, or give a mesh"
+            )
         chosen = self.loaded(target) if self.load else self.chosen(program, target)
         return self.said(replace(program, plan=chosen), f"{chosen.label} on {chosen.target}")
 

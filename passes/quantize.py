@@ -105,9 +105,7 @@ class Quantize(Pass):
         args[position] = make("dequantize", q, scale, dtype=Symbol(weight.type.dtype))
         return with_args(moved, tuple(args))
 
-    def reason(
-        self, weight: Value, name: str, summed: tuple[int, ...], axes: Axes
-    ) -> str | None:
+    def reason(self, weight: Value, name: str, summed: tuple[int, ...], axes: Axes) -> str | None:
         """Why a weight is left alone, or None."""
         if weight.type.dtype not in _FLOATS:
             return f"it is {weight.type.dtype} already"
@@ -132,5 +130,3 @@ class _Notes:
     def lines(self) -> list[str]:
         lines = [f"{len(self.quantised)} weights quantised: {', '.join(self.quantised)}"]
         return lines + [f"{name} left alone: {reason}" for name, reason in self.skipped.items()]
-
-

@@ -6,8 +6,8 @@ What is not recognised stays as it is and still compiles, shards and quantises.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -96,26 +96,25 @@ gelu = pattern(
     normal=normal_form,
 )
 
-gated = pattern(
-    "gate",
-    "activate(x) * y  ->  gate(x, y)",
-    before=lambda x, y: Traced["activate"](x, kind="silu") * y,
-    after=lambda x, y: Traced["gate"](x, y, kind="silu"),
-    example=("f32[2,8]", "f32[2,8]"),
-    normal=normal_form,
+
+def _gated(name: str, kind: str) -> Rule:
+    return pattern(
+        name,
+        f"activate{{kind={kind}}}(x) * y  ->  gate{{kind={kind}}}(x, y)",
+        before=lambda x, y: Traced["activate"](x, kind=kind) * y,
+        after=lambda x, y: Traced["gate"](x, y, kind=kind),
+        example=("f32[2,8]", "f32[2,8]"),
+        normal=normal_form,
+    )
+
+
+gated_silu = _gated("gate", "silu")
+gated_gelu = _gated("gate_gelu", "gelu")
+
+
+@local(
+    "gather", example=lambda table, ids: table[ids.astype("int32")], types=("f32[5,4]", "f32[3]")
 )
-
-gated_gelu = pattern(
-    "gate_gelu",
-    "activate{kind=gelu}(x) * y  ->  gate{kind=gelu}(x, y)",
-    before=lambda x, y: Traced["activate"](x, kind="gelu") * y,
-    after=lambda x, y: Traced["gate"](x, y, kind="gelu"),
-    example=("f32[2,8]", "f32[2,8]"),
-    normal=normal_form,
-)
-
-
-@local("gather", example=lambda table, ids: table[ids.astype("int32")], types=("f32[5,4]", "f32[3]"))
 def take_of_gather(op: Op) -> Outcome:
     """gather(table, ids) of whole rows  ->  take(table, ids)"""
     numbers = dict(op["dimension_numbers"].fields)
@@ -137,7 +136,9 @@ def take_of_gather(op: Op) -> Outcome:
 
 @local(
     "dynamic_update_slice",
-    example=lambda cache, new: jax.lax.dynamic_update_slice(cache, new, (0, jnp.int32(new[0, 0, 0]), 0)),
+    example=lambda cache, new: jax.lax.dynamic_update_slice(
+        cache, new, (0, jnp.int32(new[0, 0, 0]), 0)
+    ),
     types=("f32[2,8,4]", "f32[2,1,4]"),
 )
 def cache_write_of_update(op: Op) -> Outcome:

@@ -26,7 +26,9 @@ class Rules(Pass):
     def run(self, program: Program, target: Target) -> Program:
         path = Path(self.file)
         if not path.is_file():
-            raise PipelineError(f"there is no rule file {self.file!r}", hint='rules{file="my.rules"}')
+            raise PipelineError(
+                f"there is no rule file {self.file!r}", hint='rules{file="my.rules"}'
+            )
         rules = read_rules(path.read_text(encoding="utf-8"), str(path), normal_form)
         report = Report()
         graph = rewrite(program.graph, rules, report)

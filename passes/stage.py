@@ -18,7 +18,7 @@ from typing import ClassVar
 from dialect.binding import bound_values, frontier, region_bound
 from dialect.control import remade_scan, scan_parts
 from dialect.layouts import with_input_layouts
-from rewrite.driver import rewrite, substitute
+from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, with_args
 from rewrite.passbase import Pass
@@ -36,9 +36,7 @@ class Stage(Pass):
         params, state, args = (_with_role(program, role) for role in ROLES)
         graph = rewrite(split_loops(program.graph, params), ())
         front = frontier(graph, params)
-        boundaries = [
-            _boundary(graph, value, i) for value, i in _updated(program, state).items()
-        ]
+        boundaries = [_boundary(graph, value, i) for value, i in _updated(program, state).items()]
         entering = [value for each in boundaries for value in each.entering]
         fresh = {value: new_input(value.type) for value in (*front, *entering)}
         outputs, declared = _step_outputs(program, graph, boundaries, len(front))
@@ -96,7 +94,12 @@ def _split(op: Op, bound: frozenset[Value]) -> Op:
         "scan",
         *consts,
         *xs,
-        regions=(Graph((*body.inputs[: len(consts)], *body.inputs[len(consts) + len(carry) :]), tuple(front)),),
+        regions=(
+            Graph(
+                (*body.inputs[: len(consts)], *body.inputs[len(consts) + len(carry) :]),
+                tuple(front),
+            ),
+        ),
         origin=op.origin,
         consts=len(consts),
         carry=0,

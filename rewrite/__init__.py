@@ -1,6 +1,6 @@
 """Shardwright: JAX decoders, rewritten for inference.
 
-    from rewrite import auto_shard, trace, Pipeline, Plan, Pass, rule
+from rewrite import auto_shard, trace, Pipeline, Plan, Pass, rule
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The front door: `trace`, `auto_shard`, `compile`. It alone reaches up to the dialect.
 
-    step = auto_shard(decode_step, mesh)
-    packed, cache = step.prepare(params), step.adapt(cache)
-    logits, cache = step(packed, cache, tokens)
+step = auto_shard(decode_step, mesh)
+packed, cache = step.prepare(params), step.adapt(cache)
+logits, cache = step(packed, cache, tokens)
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jax.sharding import AxisType, Mesh
 
 from dialect import control, framework, lax, nn, quant, sharding, tensor  # noqa: F401
 from dialect import mesh as machine
-from dialect.mesh import TargetError
 from dialect.compiling import Compilable, compiled
+from dialect.mesh import TargetError
 from dialect.step import Step
 from dialect.tracing import Where, trace
 from rewrite.pipeline import Pipeline

@@ -115,9 +115,7 @@ class Screen:
         self.heading("plan")
         self.show("no pass made a plan" if plan is None else plan.explain())
 
-    def executable(
-        self, report: Any, notes: Sequence[str], seconds: float, hbm_bytes: int
-    ) -> None:
+    def executable(self, report: Any, notes: Sequence[str], seconds: float, hbm_bytes: int) -> None:
         """A `dialect.executable.Report`, what the compiler said, and the HBM that a chip has."""
         memory, collectives = report.memory, _collectives(report)
         self.heading(f"executable, compiled in {seconds:.1f} s")

@@ -7,7 +7,7 @@ are rewritten as graphs of their own, equal regions once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from rewrite.errors import InvalidProgram
@@ -50,17 +50,6 @@ def rewrite(graph: Graph, rules: Iterable[Rule], report: Report | None = None) -
         for root in rule.roots:
             by_root.setdefault(root, []).append(rule)
     return _Driver(by_root, report if report is not None else Report()).graph(graph)
-
-
-def substitute(graph: Graph, args: Sequence[Value], origin: Origin | None = None) -> list[Value]:
-    """The outputs of `graph` with its inputs replaced: the graph inlined into another."""
-    memo = dict(zip(graph.inputs, args, strict=True))
-    for op in graph.ops:
-        moved = with_args(op, tuple(memo[arg] for arg in op.args))
-        if origin is not None:
-            moved = replace(moved, origin=origin)
-        memo.update(zip(op.results, moved.results))
-    return [memo[value] for value in graph.outputs]
 
 
 class _Driver:

@@ -6,8 +6,8 @@ family (every primitive of a framework) adds a resolver, asked once per unknown 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.errors import InvalidProgram, nearest
@@ -104,3 +104,14 @@ def with_args(op: Op, args: tuple[Value, ...], regions: tuple[Graph, ...] | None
     if same:
         return Op(op.name, args, op.attrs, op.types, regions, op.origin)
     return build(op.name, *args, regions=regions, origin=op.origin, **dict(op.attrs))
+
+
+def substitute(graph: Graph, args: Sequence[Value], origin: Origin | None = None) -> list[Value]:
+    """The outputs of `graph` with its inputs replaced: the graph inlined into another."""
+    memo = dict(zip(graph.inputs, args, strict=True))
+    for op in graph.ops:
+        moved = with_args(op, tuple(memo[arg] for arg in op.args))
+        if origin is not None:
+            moved = replace(moved, origin=origin)
+        memo.update(zip(op.results, moved.results))
+    return [memo[value] for value in graph.outputs]

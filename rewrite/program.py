@@ -119,9 +119,7 @@ class Program:
             raise InvalidProgram(f"{blame}: {wrong}" if blame else wrong)
 
     @staticmethod
-    def _misfit(
-        graph: Graph, inputs: tuple[Input, ...], outputs: tuple[Output, ...]
-    ) -> str | None:
+    def _misfit(graph: Graph, inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> str | None:
         """What does not fit between the step's graph and its declared inputs and outputs."""
         if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
             return (

@@ -24,6 +24,7 @@ from typing import Any
 
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Type, Value
+from rewrite.opdef import substitute
 
 FLOATS = ("f32", "bf16", "f16")
 COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "xor", "eq", "ne"})
@@ -123,7 +124,13 @@ class _Pattern:
         guard: Callable[..., str | None],
         constants: dict[str, float],
     ) -> None:
-        self.name, self.before, self.after, self.normal, self.guard = name, before, after, normal, guard
+        self.name, self.before, self.after, self.normal, self.guard = (
+            name,
+            before,
+            after,
+            normal,
+            guard,
+        )
         self.example = tuple(Type.parse(text) for text in example)
         self.constants = [Constant(key, i) for i, key in enumerate(constants)]
         self._graphs: dict[str, Graph] = {}
@@ -183,8 +190,6 @@ class _Pattern:
         return self._traced[key]
 
     def inserted(self, graph: Graph, args: list[Value], root: Value) -> Outcome:
-        from rewrite.driver import substitute
-
         (result,) = substitute(graph, args, origin=root.op.origin)
         same = (result.type.dtype, result.type.shape) == (root.type.dtype, root.type.shape)
         return result if same else Miss(f"it would turn {root.type} into {result.type}")

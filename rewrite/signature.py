@@ -68,6 +68,7 @@ def letters(array: Array) -> tuple[str, ...]:
 
 def opaque(ranks_in: tuple[int, ...], ranks_out: tuple[int, ...]) -> Signature:
     """The signature of an op of which nothing is known: every axis its own, all needed whole."""
+
     def fresh(prefix: str, ranks: tuple[int, ...]) -> tuple[Array, ...]:
         return tuple(
             tuple((f"{prefix}{i}_{d}",) for d in range(rank)) for i, rank in enumerate(ranks)

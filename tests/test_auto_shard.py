@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import gpt, llama, palm
 
+from examples import gpt, llama, palm
 from rewrite import Pipeline, ShardwrightError, auto_shard
 
 DECODERS = {"llama": llama, "palm": palm, "gpt": gpt}
@@ -64,13 +64,17 @@ def test_equals_the_original_for_every_named_partitioning(name, plan, more):
 
 def test_the_weights_are_split_over_the_mesh():
     function, params, cache, tokens = decoder("llama")
-    step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan="ffn=ws1d, attention=heads", more=""))
+    step = auto_shard(
+        function, "cpu:8", pipeline=EXACT.format(plan="ffn=ws1d, attention=heads", more="")
+    )
     packed = step.prepare(params, cache, tokens)
     layouts = dict(zip(packed.names, (leaf.sharding.spec for leaf in packed.leaves)))
     assert layouts["params/layers/w_gate"] == jax.sharding.PartitionSpec(None, None, ("x", "y"))
     assert layouts["params/layers/w_down"] == jax.sharding.PartitionSpec(None, ("x", "y"), None)
     adapted = step.adapt(cache)
-    assert adapted["k"].sharding.spec == jax.sharding.PartitionSpec(None, None, None, ("x", "y"), None)
+    assert adapted["k"].sharding.spec == jax.sharding.PartitionSpec(
+        None, None, None, ("x", "y"), None
+    )
 
 
 def test_raw_parameters_and_caches_are_accepted_and_packed_once():
@@ -151,7 +155,9 @@ def test_jax_meshes_of_both_kinds(kind):
 
 def test_shapes_are_enough_to_look_and_to_compile():
     function, params, cache, tokens = decoder("llama")
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, cache, tokens))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, cache, tokens)
+    )
     step = auto_shard(function, "cpu:8")
     assert "attend" in str(step.program(*shapes).history)
     assert "heads" in step.ir(*shapes)
@@ -190,7 +196,9 @@ def test_static_arguments():
 
 def test_a_mesh_that_does_not_divide_says_which_and_what_to_do():
     function, params, cache, tokens = decoder("llama")
-    step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan="ffn=wg_xyz, attention=batch", more=""))
+    step = auto_shard(
+        function, "cpu:8", pipeline=EXACT.format(plan="ffn=wg_xyz, attention=batch", more="")
+    )
     few = jax.tree.map(lambda leaf: leaf[:, :3] if leaf.ndim > 1 else leaf, cache)
     with pytest.raises(ShardwrightError, match=r"batch \(3\) does not divide.*\n.*pad batch to 8"):
         step.program(params, few, tokens[:3])
@@ -198,7 +206,9 @@ def test_a_mesh_that_does_not_divide_says_which_and_what_to_do():
 
 def test_pipelines_by_file_text_and_object(tmp_path):
     function, params, cache, tokens = decoder("gpt")
-    text = "target cpu:8\nmesh x=2 y=4\ndecode { normalize, recognize, plan, shard, stage, lower }\n"
+    text = (
+        "target cpu:8\nmesh x=2 y=4\ndecode { normalize, recognize, plan, shard, stage, lower }\n"
+    )
     path = tmp_path / "serve.pipeline"
     path.write_text(text)
     plans = [

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny import CASES, MODELS, Case, arguments, traced
 
 import rewrite
 from dialect.axes import NAMES, infer_axes, leaves
 from rewrite import Pipeline
 from rewrite.program import Program
-from tiny import CASES, MODELS, Case, arguments, traced
 
 # Written from the models' definitions. Of the layers' parameters `layers` is left out.
 TABLES: dict[str, dict[str, str]] = {
@@ -119,7 +119,9 @@ def test_names_survive_passes(model: str, passes: str) -> None:
     for name, axes in shown(program).items():
         if name in known:  # `stage` may keep a weight with its merged axes split
             assert (name, axes.translate(NO_PARENTHESES)) == (
-                name, known[name].translate(NO_PARENTHESES))
+                name,
+                known[name].translate(NO_PARENTHESES),
+            )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -165,12 +167,17 @@ def test_unrecognised_axes_are_unnamed() -> None:
 
     args = ({"w": jnp.ones((4, 8)), "u": jnp.ones((8, 6))}, jnp.ones((2, 4)))
     program = PREPARED.run(rewrite.trace(step, *args))
-    assert shown(program) == {"params/u": "_ vocab", "params/w": "_ _", "x": "_ _",
-                              "out result": "_ vocab"}
+    assert shown(program) == {
+        "params/u": "_ vocab",
+        "params/w": "_ _",
+        "x": "_ _",
+        "out result": "_ vocab",
+    }
 
 
 def test_reshapes_split_and_merge_axes() -> None:
     """A weight stored with its heads merged shows both axes in one dimension."""
+
     def step(params: Any, cache: Any, x: jax.Array) -> Any:
         q = (x @ params["wq"]).reshape(2, 4, 4)
         weights = jax.nn.softmax(jnp.einsum("bhk,bshk->bhs", q, cache) * 0.5)

@@ -161,6 +161,7 @@ def test_tables_are_read_by_rows() -> None:
 
 def test_a_table_is_kept_as_its_rows_are_read() -> None:
     """exp(table) is read in three rows, table would be read whole."""
+
     def function(table: Any, ids: Any) -> Any:
         return op_of("take")(jnp.exp(table), ids, mode=lax.GatherScatterMode.CLIP)
 

@@ -271,9 +271,7 @@ def test_gathering_weights_pays_between_131k_and_262k_tokens() -> None:
     ("context", "batch_ms", "heads_ms"),
     [(128, 3.848, 3.552), (512, 3.856, 4.392), (2048, 3.864, 7.720), (8192, 4.152, 20.40)],
 )
-def test_layouts_of_attention_in_figure_8(
-    context: int, batch_ms: float, heads_ms: float
-) -> None:
+def test_layouts_of_attention_in_figure_8(context: int, batch_ms: float, heads_ms: float) -> None:
     """PaLM 540B cut to 8 layers, batch 256: the same order and the same latencies."""
     shape = replace(PALM_540B, layers=8, batch=256, context=context)
     over_batch, over_heads = (
@@ -361,9 +359,7 @@ def unavailable(ffn: str, attention: str, shape: DecoderShape) -> Unavailable:
 def test_what_does_not_divide_says_which_axis() -> None:
     unpadded = replace(PALM_540B, heads=48)
     error = unavailable("ws1d", "heads", unpadded)
-    assert error.message == (
-        "weights: heads (48) does not divide over x=4 y=4 z=4 (64 chips)"
-    )
+    assert error.message == ("weights: heads (48) does not divide over x=4 y=4 z=4 (64 chips)")
     assert error.hint == "pad heads to 64, or split another axis"
     assert "d_ff (73730)" in unavailable("ws2d", "batch", replace(PALM_540B, d_ff=73730)).message
     assert "batch (1)" in unavailable("ws2d", "batch", decode(PALM_540B, 1)).message

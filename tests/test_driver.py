@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dialect import control, framework, lax as lax_dialect  # noqa: F401  (define the ops)
+from dialect import control, framework  # noqa: F401  (define the ops)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
-from rewrite.ir import Type
-from rewrite.driver import Report, rewrite, substitute
+from rewrite.driver import Report, rewrite
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Origin, Type, Value, new_input
-from rewrite.opdef import make, with_args
+from rewrite.opdef import make, substitute, with_args
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.verify import verify
 

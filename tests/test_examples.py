@@ -257,9 +257,7 @@ def test_full_size(model: ModuleType, name: str, billions: float) -> None:
 
 def test_shapes_of_the_unrolled_form() -> None:
     config = llama.CONFIGS["8b"]
-    params = jax.eval_shape(
-        partial(llama.init_params, config, unrolled=True), jax.random.key(0)
-    )
+    params = jax.eval_shape(partial(llama.init_params, config, unrolled=True), jax.random.key(0))
     cache = jax.eval_shape(partial(llama.init_cache, config, 4, 64, unrolled=True))
     assert [layer["wq"].shape for layer in params["layers"]] == [(4096, 32, 128)] * 32
     assert [keys.shape for keys in cache["k"]] == [(4, 64, 8, 128)] * 32

@@ -9,8 +9,8 @@ from functools import partial
 
 import jax
 import pytest
-from examples import llama
 
+from examples import llama
 from rewrite import Pipeline, Program, Target, trace
 from rewrite.passbase import pass_names
 

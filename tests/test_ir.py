@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from dialect import control, framework, lax as lax_dialect  # noqa: F401  (define the ops)
+from dialect import control, framework  # noqa: F401  (define the ops)
 from dialect.jaxpr import constant, trace_graph
-from rewrite.ir import Type
 from rewrite import opdef
 from rewrite.errors import InvalidProgram
 from rewrite.ir import (
@@ -30,7 +29,6 @@ from rewrite.ir import (
     replace_values,
 )
 from rewrite.opdef import OpDef, build, make
-
 from rewrite.signature import Signature
 from rewrite.verify import verify, window
 

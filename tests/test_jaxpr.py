@@ -17,7 +17,7 @@ from jax.experimental import io_callback
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dialect import control, framework, lax as lax_dialect  # noqa: F401  (define the ops)
+from dialect import control, framework  # noqa: F401  (define the ops)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import constant, trace_graph
 from dialect.normal_form import normal_form
@@ -132,8 +132,12 @@ CASES: dict[str, Case] = {
         (X,),
     ),
     "cumulative": (
-        lambda x: (jnp.cumsum(x, 0), jnp.cumprod(x, 1), lax.cummax(x, 1, reverse=True),
-                   lax.cumlogsumexp(x, 0)),
+        lambda x: (
+            jnp.cumsum(x, 0),
+            jnp.cumprod(x, 1),
+            lax.cummax(x, 1, reverse=True),
+            lax.cumlogsumexp(x, 0),
+        ),
         (X,),
     ),
     "sort": (lambda x, i: lax.sort((x, i), dimension=0, num_keys=1), (normal(6), IDS)),
@@ -185,7 +189,7 @@ CASES: dict[str, Case] = {
     "cond": (lambda x, y: lax.cond(x.sum() > 0, lambda: x + y, lambda: x - y), (X, Y)),
     "cond of operands": (lambda p, x: lax.cond(p, jnp.sin, lambda v: v * 2, x), (True, X)),
     "switch": (
-        lambda i, x: lax.switch(i, [jnp.sin, jnp.cos, lambda v: (v * 2)], x),
+        lambda i, x: lax.switch(i, [jnp.sin, jnp.cos, lambda v: v * 2], x),
         (jnp.int32(2), X),
     ),
     "while in cond in scan": (
@@ -218,16 +222,17 @@ CASES: dict[str, Case] = {
     "barrier": (lambda x, y: lax.optimization_barrier((x, y)), (X, Y)),
     "stop gradient": (lambda x: lax.stop_gradient(x) * 2, (X,)),
     "pure callback": (
-        lambda x: jax.pure_callback(
-            lambda v: np.sin(v), jax.ShapeDtypeStruct(x.shape, x.dtype), x
-        ),
+        lambda x: jax.pure_callback(lambda v: np.sin(v), jax.ShapeDtypeStruct(x.shape, x.dtype), x),
         (X,),
     ),
     # constants
     "large constant": (lambda x: x @ TABLE[:4], (X,)),
     "small constant": (lambda x: x + np.float32([1, 2, 3, 4]), (X,)),
     "bfloat16 constant": (lambda x: x + jnp.array([1, 2, 3, 4.5], "bfloat16"), (X,)),
-    "constant in nested jit": (jax.jit(lambda x: jax.jit(lambda y: y @ TABLE.T[:4])(x) + 1), (Z.T,)),
+    "constant in nested jit": (
+        jax.jit(lambda x: jax.jit(lambda y: y @ TABLE.T[:4])(x) + 1),
+        (Z.T,),
+    ),
     "constant result": (lambda x: (x, 3, jnp.float32(2), TABLE), (X,)),
     "empty constant": (lambda x: jnp.concatenate([x, np.zeros((0, 4), np.float32)]), (X,)),
     # types
@@ -397,9 +402,7 @@ def test_minus_zero_is_not_zero() -> None:
 
 
 def test_regions_are_graphs_with_their_constants_inside() -> None:
-    (scan,) = imported(
-        lambda x, s: lax.scan(lambda c, a: (c + a * 2, None), x, s)[0], X, STACK
-    ).ops
+    (scan,) = imported(lambda x, s: lax.scan(lambda c, a: (c + a * 2, None), x, s)[0], X, STACK).ops
     body = scan.regions[0]
     assert (scan["consts"], scan["carry"], scan["length"]) == (0, 1, 5)
     assert sorted(op.name for op in body.ops) == ["add", "const", "mul"]

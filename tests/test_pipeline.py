@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import passes
-from rewrite import hooks, manager, opdef, options
+from rewrite import hooks, manager, opdef
 from rewrite.errors import InvalidProgram, PipelineError, PlanError, ShardwrightError, TextError
 from rewrite.ir import Graph, Type, new_input
 from rewrite.opdef import OpDef
@@ -124,7 +124,7 @@ def test_an_inline_list_is_one_unnamed_phase() -> None:
         ("bits=none", "bits", "none"),
         ("level=2", "level", 2),
         ("names=()", "names", ()),
-        ("names=(embed, \"lm head\",)", "names", ("embed", "lm head")),
+        ('names=(embed, "lm head",)', "names", ("embed", "lm head")),
         ("pair=(3, 50%)", "pair", (3, 0.5)),
     ],
 )
@@ -201,7 +201,7 @@ def said(text: str, error: type[ShardwrightError] = PipelineError) -> tuple[str,
     [
         (
             "options_probe{bits=int9}",
-            "option bits of options_probe is one of int8, int4, \"none\"",
+            'option bits of options_probe is one of int8, int4, "none"',
             "int9",
             "did you mean int8 or int4?",
         ),

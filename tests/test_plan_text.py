@@ -125,13 +125,13 @@ def test_every_plan_is_read_back_exactly(plan: Plan) -> None:
         ("plan p\nmesh x=four", "'four' is not a whole number", 2, "x=four", ""),
         ("plan p\nmesh x=4\npredicted time_s=1", "prediction lacks compute_s", 3, "time_s", ""),
         ("plan p\nmesh x=4\npredicted time=1", "unknown quantity 'time'", 3, "time=1", "time_s"),
-        ("plan p\nmesh x=4\nrunner-up q time_s=z \"\"", "'z' is not a number", 3, "time_s=z", ""),
+        ('plan p\nmesh x=4\nrunner-up q time_s=z ""', "'z' is not a number", 3, "time_s=z", ""),
         ("plan p\nmesh x=4\nhidden", "the plan ends too early", 3, "", "a plan begins"),
         ("plan p\n\n", "the plan ends too early", 1, "", "a plan begins"),
         ("", "the plan ends too early", 1, "", "a plan begins"),
         ("plan p\nmesh x=4\nhidden d_ff@x\n  @@", "cannot read this", 4, "@", ""),
         ("plan p\ntarget t\ntarget u\nmesh x=4", "did not expect 'target' here", 3, "target", ""),
-        ("plan p\nmesh x=4\nunavailable q \"\\k\"", "unknown escape", 3, '"\\k"', "backslash"),
+        ('plan p\nmesh x=4\nunavailable q "\\k"', "unknown escape", 3, '"\\k"', "backslash"),
     ],
 )
 def test_a_bad_plan_is_shown_with_a_caret(
@@ -217,7 +217,9 @@ def test_diff_shows_the_lines_that_differ() -> None:
 
 def test_explain() -> None:
     plan = replace(PLAN, alternatives=PLAN.alternatives[:2])
-    assert plan.explain() == """\
+    assert (
+        plan.explain()
+        == """\
 CHOSEN       ws2d/batch  28.8 ms  compute 5.3 ms, hbm 8.615 ms, communication 3.8 ms, \
 latency 16.4 ms; 10.24 GiB per chip
   weights    d_model@x d_ff@y,z heads@y,z
@@ -228,6 +230,7 @@ latency 16.4 ms; 10.24 GiB per chip
   logits     whole
 runner-up    ws1d/batch  29.9 ms  communication 6.4 ms instead of 3.8 ms
 UNAVAILABLE  ws1d/heads        -  heads (48) do not divide over 64 chips: pad heads to "64\""""
+    )
 
 
 def test_plans_are_hashable() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from examples import llama
 
+from examples import llama
 from rewrite import Pipeline, Program, trace
 from rewrite.cli import main
 from rewrite.passbase import find_pass, pass_names
@@ -29,7 +29,9 @@ def program(passes: str = "") -> Program:
     config = llama.CONFIGS["toy"]
     params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
     cache = jax.eval_shape(lambda: llama.init_cache(config, 8, 64))
-    traced = trace(partial(llama.decode_step, config), params, cache, jax.ShapeDtypeStruct((8,), "int32"))
+    traced = trace(
+        partial(llama.decode_step, config), params, cache, jax.ShapeDtypeStruct((8,), "int32")
+    )
     return Pipeline.parse(passes).run(traced) if passes else traced
 
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import jax
 import pytest
-from examples import gpt, llama, palm
 
+from examples import gpt, llama, palm
 from rewrite import Pipeline, Program, Target, trace
 
 TARGET = Target("cpu:8", (("x", 2), ("y", 4)))
@@ -22,7 +22,9 @@ PASSES = (
 @pytest.mark.parametrize("module", [llama, palm, gpt], ids=lambda module: module.__name__)
 def test_reads_back_after_every_pass(module, tokens, unrolled):
     config = module.CONFIGS["toy"]
-    params = jax.eval_shape(partial(module.init_params, config, unrolled=unrolled), jax.random.key(0))
+    params = jax.eval_shape(
+        partial(module.init_params, config, unrolled=unrolled), jax.random.key(0)
+    )
     cache = jax.eval_shape(lambda: module.init_cache(config, 8, 16, unrolled=unrolled))
     shape = (8,) if tokens == 1 else (8, tokens)
     step = partial(module.decode_step if tokens == 1 else module.prefill, config)

@@ -45,7 +45,9 @@ def test_the_pass_applies_them_and_says_what_it_keeps():
     assert [op.name for op in made.graph.ops] == ["mul"]
     assert made.history[-1].keeps == "reals"
     assert set(made.history[-1].notes) == {"double_negation: 1", "exp_of_log: 1"}
-    exact = Pipeline.parse(f'rules{{file="{OWN}"}}').run(trace(lambda p, x: -(-x) * p, 1.0, jnp.ones(3)))
+    exact = Pipeline.parse(f'rules{{file="{OWN}"}}').run(
+        trace(lambda p, x: -(-x) * p, 1.0, jnp.ones(3))
+    )
     assert exact.history[-1].keeps == "bits"
 
 

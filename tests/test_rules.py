@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from tiny import run
 
 import rewrite
 from dialect import dtypes, framework, nn, primitives, quant  # noqa: F401  (framework registers)
@@ -28,10 +29,8 @@ from rewrite.driver import rewrite as apply_rules
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Type
 from rewrite.program import KEEPS
-from rewrite.ir import Type
 from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
-from tiny import run
 
 LOWER = (scale_behind_product, EXPAND)
 EVERY = (*NORMAL, *RECOGNIZE, *LOWER)
@@ -191,8 +190,10 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "layer norm": (
         "layer_norm",
-        lambda x: (c := x - jnp.mean(x, -1, keepdims=True))
-        * lax.rsqrt(jnp.mean(c * c, -1, keepdims=True) + 1e-5),
+        lambda x: (
+            (c := x - jnp.mean(x, -1, keepdims=True))
+            * lax.rsqrt(jnp.mean(c * c, -1, keepdims=True) + 1e-5)
+        ),
         (X,),
     ),
     "rope of heads": (
@@ -284,6 +285,11 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
         ),
         (Q, normal(2, 5, 8), normal(2, 5, 6)),
     ),
+    "few masked logits": (
+        "attend",
+        lambda q, k, v, m: jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)) @ v,
+        (normal(3, 8), normal(5, 8), normal(5, 6), MASK),
+    ),
     "softmax in float32": (
         "attend",
         lambda q, k, v: jax.nn.softmax((q @ k.T).astype("float32") * 0.5).astype("bfloat16") @ v,
@@ -308,99 +314,173 @@ FLAT = (normal(3, 8), normal(5, 8), normal(5, 6))
 
 # (what must not be recognised, of what, why it was not if a reason is due, program, arguments)
 MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] = {
-    "softmax over the first axis": (
-        "softmax", "", lambda x: jax.nn.softmax(x, axis=0), (X,)),
+    "softmax over the first axis": ("softmax", "", lambda x: jax.nn.softmax(x, axis=0), (X,)),
     "softmax shifted by a mean": (
-        "softmax", "expected",
-        lambda x: (e := jnp.exp(x - jnp.mean(x, -1, keepdims=True)))
-        / jnp.sum(e, -1, keepdims=True), (X,)),
+        "softmax",
+        "expected",
+        lambda x: (
+            (e := jnp.exp(x - jnp.mean(x, -1, keepdims=True))) / jnp.sum(e, -1, keepdims=True)
+        ),
+        (X,),
+    ),
     "sum of something else": (
-        "softmax", None,
-        lambda x, y: jnp.exp(x - x.max(-1, keepdims=True))
-        / jnp.sum(jnp.exp(y - y.max(-1, keepdims=True)), -1, keepdims=True), (X, Y)),
+        "softmax",
+        None,
+        lambda x, y: (
+            jnp.exp(x - x.max(-1, keepdims=True))
+            / jnp.sum(jnp.exp(y - y.max(-1, keepdims=True)), -1, keepdims=True)
+        ),
+        (X, Y),
+    ),
     "norm over the first axis": (
-        "rms_norm", "", lambda x: x * lax.rsqrt(jnp.mean(x * x, 0, keepdims=True) + 1e-5), (X,)),
+        "rms_norm",
+        "",
+        lambda x: x * lax.rsqrt(jnp.mean(x * x, 0, keepdims=True) + 1e-5),
+        (X,),
+    ),
     "norm of something else": (
-        "rms_norm", None,
-        lambda x, y: y * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5), (X, Y)),
+        "rms_norm",
+        None,
+        lambda x, y: y * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5),
+        (X, Y),
+    ),
     "mean by a wrong count": (
-        "rms_norm", "expected the constant",
-        lambda x: x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) / 7 + 1e-5), (X,)),
+        "rms_norm",
+        "expected the constant",
+        lambda x: x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) / 7 + 1e-5),
+        (X,),
+    ),
     "silu of something else": ("activate", None, lambda x, y: x * jax.nn.sigmoid(y), (X, Y)),
     "exact gelu": ("activate", None, lambda x: jax.nn.gelu(x, approximate=False), (X,)),
     "gelu with other constants": (
-        "activate", "expected the constant",
-        lambda x: x * (0.5 * (1 + jnp.tanh(0.8 * (x + 0.044715 * x**3)))), (X,)),
+        "activate",
+        "expected the constant",
+        lambda x: x * (0.5 * (1 + jnp.tanh(0.8 * (x + 0.044715 * x**3)))),
+        (X,),
+    ),
     "interleaved rope": (
-        "rope", None,
+        "rope",
+        None,
         lambda x, c, s: jnp.stack(
             [x[..., ::2] * c - x[..., 1::2] * s, x[..., 1::2] * c + x[..., ::2] * s], -1
-        ).reshape(x.shape), (X, normal(3, 4), normal(3, 4))),
+        ).reshape(x.shape),
+        (X, normal(3, 4), normal(3, 4)),
+    ),
     "rope turned the other way for one half": (
-        "rope", "expected", lambda x, c, s: jnp.concatenate(
+        "rope",
+        "expected",
+        lambda x, c, s: jnp.concatenate(
             [x[..., :4] * c - x[..., 4:] * s, x[..., 4:] * c - x[..., :4] * s], -1
-        ), (X, normal(3, 4), normal(3, 4))),
+        ),
+        (X, normal(3, 4), normal(3, 4)),
+    ),
     "columns of a table": ("take", None, lambda t, i: t[:, i], (normal(9, 4), jnp.arange(3))),
     "parts of rows": (
-        "take", "it gathers parts of rows", lambda t, i: lax.gather(
+        "take",
+        "it gathers parts of rows",
+        lambda t, i: lax.gather(
             t, i[:, None], lax.GatherDimensionNumbers((1,), (0,), (0,)), (1, 2), mode="clip"
-        ), (normal(9, 4), jnp.arange(3))),
+        ),
+        (normal(9, 4), jnp.arange(3)),
+    ),
     "rows in front": (
-        "take", "its rows are not the last axes", lambda t, i: lax.gather(
+        "take",
+        "its rows are not the last axes",
+        lambda t, i: lax.gather(
             t, i[:, None], lax.GatherDimensionNumbers((0,), (0,), (0,)), (1, 4), mode="clip"
-        ), (normal(9, 4), jnp.arange(3))),
+        ),
+        (normal(9, 4), jnp.arange(3)),
+    ),
     "filled with a value": (
-        "take", "it fills with a value of its own",
-        lambda t, i: t.at[i].get(mode="fill", fill_value=-3.0), (normal(9, 4), jnp.arange(8, 11))),
+        "take",
+        "it fills with a value of its own",
+        lambda t, i: t.at[i].get(mode="fill", fill_value=-3.0),
+        (normal(9, 4), jnp.arange(8, 11)),
+    ),
     "update at an offset of a whole axis": (
-        "cache_write", "it writes at an offset along an axis that it writes whole",
-        lambda c, n, i: lax.dynamic_update_slice(c, n, (i, i, 0, 0)), (K, K[:, :1], jnp.int32(0))),
+        "cache_write",
+        "it writes at an offset along an axis that it writes whole",
+        lambda c, n, i: lax.dynamic_update_slice(c, n, (i, i, 0, 0)),
+        (K, K[:, :1], jnp.int32(0)),
+    ),
     "update of everything": (
-        "cache_write", "",
-        lambda c, n: lax.dynamic_update_slice(c, n, (0, 0, 0, 0)), (K, K + 1)),
+        "cache_write",
+        "",
+        lambda c, n: lax.dynamic_update_slice(c, n, (0, 0, 0, 0)),
+        (K, K + 1),
+    ),
     "softmax over the queries": (
-        "attend", "",
+        "attend",
+        "",
         lambda q, k, v: jnp.einsum("st,sv->tv", jax.nn.softmax(jnp.einsum("tk,sk->st", q, k)), v),
-        FLAT),
+        FLAT,
+    ),
     "weights summed over the queries": (
-        "attend", "",
-        lambda q, k, v: jax.nn.softmax(q @ k.T).T @ v, (normal(3, 8), normal(5, 8), normal(3, 6))),
+        "attend",
+        "",
+        lambda q, k, v: jax.nn.softmax(q @ k.T).T @ v,
+        (normal(3, 8), normal(5, 8), normal(3, 6)),
+    ),
     "softmax of a sum of products": (
-        "attend", "cannot tell the logits from the mask",
-        lambda q, k, v: attention(q, k, v, lambda x: x + (q + 1) @ k.T), FLAT),
+        "attend",
+        "cannot tell the logits from the mask",
+        lambda q, k, v: attention(q, k, v, lambda x: x + (q + 1) @ k.T),
+        FLAT,
+    ),
     "capped logits": (
-        "attend", "the softmax is over tanh",
-        lambda q, k, v: attention(q, k, v, lambda x: 30 * jnp.tanh(x / 30)), FLAT),
+        "attend",
+        "the softmax is over tanh",
+        lambda q, k, v: attention(q, k, v, lambda x: 30 * jnp.tanh(x / 30)),
+        FLAT,
+    ),
     "scaled after the mask": (
-        "attend", "the softmax is over select_n",
+        "attend",
+        "the softmax is over select_n",
         lambda q, k, v, m: attention(q, k, v, lambda x: jnp.where(m, x, -10.0) * 0.5),
-        (*FLAT, MASK)),
+        (*FLAT, MASK),
+    ),
     "masked twice": (
-        "attend", "the softmax is over select_n",
-        lambda q, k, v, m: attention(
-            q, k, v, lambda x: jnp.where(m, jnp.where(~m, x, 1.0), -10.0)), (*FLAT, MASK)),
+        "attend",
+        "the softmax is over select_n",
+        lambda q, k, v, m: attention(q, k, v, lambda x: jnp.where(m, jnp.where(~m, x, 1.0), -10.0)),
+        (*FLAT, MASK),
+    ),
     "masked with an array": (
-        "attend", "the softmax is over select_n",
+        "attend",
+        "the softmax is over select_n",
         lambda q, k, v, m: attention(q, k, v, lambda x: jnp.where(m, x, 2 * m - 1.0)),
-        (*FLAT, MASK)),
+        (*FLAT, MASK),
+    ),
     "mask before the conversion": (
-        "attend", "before the softmax's conversion",
-        lambda q, k, v, m: jax.nn.softmax(
-            jnp.where(m, q @ k.T, -10.0).astype("float32")).astype("bfloat16") @ v,
-        (*(each.astype("bfloat16") for each in FLAT), MASK)),
+        "attend",
+        "before the softmax's conversion",
+        lambda q, k, v, m: (
+            jax.nn.softmax(jnp.where(m, q @ k.T, -10.0).astype("float32")).astype("bfloat16") @ v
+        ),
+        (*(each.astype("bfloat16") for each in FLAT), MASK),
+    ),
     "value without an axis of its own": (
-        "attend", "the value has not exactly one axis of its own",
-        lambda q, k, v: jax.nn.softmax(q @ k.T) @ v[:, 0], FLAT),
+        "attend",
+        "the value has not exactly one axis of its own",
+        lambda q, k, v: jax.nn.softmax(q @ k.T) @ v[:, 0],
+        FLAT,
+    ),
     "query and key that share two axes": (
-        "attend", "query and key share not exactly one summed axis",
+        "attend",
+        "query and key share not exactly one summed axis",
         lambda q, k, v: jax.nn.softmax(jnp.einsum("tjk,sjk->ts", q, k)) @ v,
-        (normal(3, 4, 8), normal(5, 4, 8), FLAT[2])),
+        (normal(3, 4, 8), normal(5, 4, 8), FLAT[2]),
+    ),
     "result in another dtype": (
-        "attend", "another dtype than its query",
+        "attend",
+        "another dtype than its query",
         lambda q, k, v: jnp.dot(
-            jax.nn.softmax((q @ k.T).astype("float32")).astype("bfloat16"), v,
-            preferred_element_type=jnp.float32),
-        tuple(each.astype("bfloat16") for each in FLAT)),
+            jax.nn.softmax((q @ k.T).astype("float32")).astype("bfloat16"),
+            v,
+            preferred_element_type=jnp.float32,
+        ),
+        tuple(each.astype("bfloat16") for each in FLAT),
+    ),
 }
 
 
@@ -411,8 +491,11 @@ def test_missed(case: str) -> None:
     assert name not in names(made)
     assert_close(run(of(made), *args), run(function, *args))
     if reason is not None:
-        rules = {"activate": ("silu", "gelu"), "take": ("take_of_gather",),
-                 "cache_write": ("cache_write_of_update",)}.get(name, (name,))
+        rules = {
+            "activate": ("silu", "gelu"),
+            "take": ("take_of_gather",),
+            "cache_write": ("cache_write_of_update",),
+        }.get(name, (name,))
         reasons = [report.misses[each][0].reason for each in rules if each in report.misses]
         assert any(reason in each for each in reasons), reasons
 
@@ -425,18 +508,21 @@ def test_near_miss_names_the_users_line() -> None:
 
 def test_precision_of_attention_is_not_lost() -> None:
     """Recognised or not, what goes out asks for the precision that came in."""
+
     def function(q: Any, k: Any, v: Any) -> Any:
         logits = jnp.dot(q, k.T, precision="highest")
         return jnp.dot(jax.nn.softmax(logits), v, precision="highest")
 
     made, _ = recognized(function, *FLAT)
     lowered, _ = applied(made, LOWER)
-    asked = [op.get("precision") for op, _ in lowered.walk() if op.name in ("contract", "dot_general")]
-    assert len(asked) == 2 and all(each is not None for each in asked)
+    products = [op for op, _ in lowered.walk() if op.name in ("contract", "dot_general")]
+    assert len(products) == 2
+    assert all(op.get("precision") is not None for op in products)
 
 
 def test_values_read_by_others_are_kept() -> None:
     """Nothing is mutated, so attention weights that are also returned stay."""
+
     def function(q: Any, k: Any, v: Any) -> Any:
         weights = jax.nn.softmax(q @ k.T)
         return weights @ v, weights
@@ -460,10 +546,11 @@ def attentions(draw: Any) -> tuple[list[str], bool]:
     arrays = [[*rows, "k"], [*own, "s", "k"], [*rows, "s"], [*draw(some), "s", "v"], [*rows, "v"]]
     query, key, logits, value, out = ("".join(draw(st.permutations(each))) for each in arrays)
     mask = draw(st.sets(st.sampled_from(logits)))
-    return [query, key, logits, value, out, "".join(x for x in logits if x in mask)], draw(st.booleans())
+    shown = "".join(x for x in logits if x in mask)
+    return [query, key, logits, value, out, shown], draw(st.booleans())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(attentions())
 def test_attention_in_any_order_of_axes(case: tuple[list[str], bool]) -> None:
     """Found or not, it is what it was."""
@@ -484,7 +571,8 @@ def test_attention_in_any_order_of_axes(case: tuple[list[str], bool]) -> None:
 
 def test_attention_with_many_axes_of_the_query() -> None:
     def function(q: Any, k: Any, v: Any) -> Any:
-        return jnp.einsum("abcdes,sv->abcdev", jax.nn.softmax(jnp.einsum("abcdek,sk->abcdes", q, k)), v)
+        weights = jax.nn.softmax(jnp.einsum("abcdek,sk->abcdes", q, k))
+        return jnp.einsum("abcdes,sv->abcdev", weights, v)
 
     args = (normal(2, 1, 2, 1, 2, 3), normal(4, 3), normal(4, 5))
     made, _ = recognized(function, *args)
@@ -514,8 +602,12 @@ def dequantized(x: Any, w: Any, spec: str, axes: tuple[int, ...]) -> tuple[Graph
 
 @pytest.mark.parametrize(
     "spec, axes",
-    [("b t d, d h k -> b t h k", (0,)), ("b t d, d h k -> b h t k", (0,)),
-     ("b t d, k h d -> b t h k", (2,)), ("b t d, d h k -> h b k t", (0,))],
+    [
+        ("b t d, d h k -> b t h k", (0,)),
+        ("b t d, d h k -> b h t k", (0,)),
+        ("b t d, k h d -> b t h k", (2,)),
+        ("b t d, d h k -> h b k t", (0,)),
+    ],
 )
 def test_scale_goes_behind_any_product(spec: str, axes: tuple[int, ...]) -> None:
     shape = (4, 2, 8) if "k h d" in spec else (8, 2, 4)
@@ -690,9 +782,7 @@ def test_normal_form_of_any_layout(steps: list[Step]) -> None:
 
 def test_one_rule_per_broadcasting_place() -> None:
     """Elementwise ops read broadcast arguments as they are; select_n must not."""
-    graph = traced(
-        lambda x, y: jnp.where(x > 0, x + y[None, None], y[None, None]), X, normal(8)
-    )
+    graph = traced(lambda x, y: jnp.where(x > 0, x + y[None, None], y[None, None]), X, normal(8))
     made = normal_form(graph)
     assert names(made).count("broadcast_in_dim") == 1  # the one that select_n reads
     assert_equal_on(graph, made, [X, normal(8)], exact=True)

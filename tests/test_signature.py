@@ -196,8 +196,11 @@ OPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         (normal(3, 4), normal(3, 2)),
         "x0 i0_1, x0 i1_1 -> x0 x1; need i0_1 i1_1 x1",
     ),
-    "pad": (lambda x: jnp.pad(x, ((0, 0), (1, 0))), (normal(3, 4),),
-            "x0 i0_1,  -> x0 x1; need i0_1 x1"),
+    "pad": (
+        lambda x: jnp.pad(x, ((0, 0), (1, 0))),
+        (normal(3, 4),),
+        "x0 i0_1,  -> x0 x1; need i0_1 x1",
+    ),
     "reverse": (lambda x: x[::-1], (normal(3, 4),), "x0 x1 -> x0 x1; need x0"),
     "gather rows": (lambda x, i: x[i], (normal(4, 5), IDS), "t0 t1, r0 1 -> r0 t1; need t0"),
     "gather columns": (
@@ -330,8 +333,14 @@ def composite(name: str) -> Op:
         "cache_read": (lambda c, i: Traced["cache_read"](c, i[0]), (x, IDS)),
         "attend": (
             lambda q, k, v, m: Traced["attend"](
-                q, k, v, m, axes="b t k, b s k, b s v, t s -> b t v", scale=0.5,
-                fill=-1e9, dtypes=("float32",) * 3,
+                q,
+                k,
+                v,
+                m,
+                axes="b t k, b s k, b s v, t s -> b t v",
+                scale=0.5,
+                fill=-1e9,
+                dtypes=("float32",) * 3,
             ),
             (x, normal(2, 5, 4), normal(2, 5, 6), jnp.ones((3, 5), bool)),
         ),

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect import control, framework, lax as lax_dialect, tensor  # noqa: F401  (define the ops)
+from dialect import control, framework, tensor  # noqa: F401  (define the ops)
 from dialect.jaxpr import constant, trace_graph
 from dialect.tracing import trace
 from rewrite import opdef
@@ -263,9 +263,11 @@ notes = st.lists(st.text(), max_size=3).map(tuple)
 layouts = st.none() | st.lists(st.text(max_size=3), max_size=2).map(lambda axes: (tuple(axes),))
 trees = st.recursive(
     st.none() | st.integers(0, 99),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+    ),
 )
 
 
@@ -299,8 +301,10 @@ values = st.recursive(
     | st.text()
     | st.builds(Symbol, st.text() | st.from_regex(r"\A[A-Za-z_0-9.+-]+\Z"))
     | st.builds(Type, st.sampled_from(["f32", "key<fry>"]), st.just((2, 0)), st.booleans()),
-    lambda inner: st.lists(inner, max_size=4).map(tuple)
-    | st.builds(Record, st.text(), st.lists(st.tuples(st.text(), inner), max_size=3).map(tuple)),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(tuple)
+        | st.builds(Record, st.text(), st.lists(st.tuples(st.text(), inner), max_size=3).map(tuple))
+    ),
 )
 
 
@@ -321,7 +325,7 @@ def test_how_attributes_look() -> None:
     record = Record("Numbers", (("dims", (1,)), ("mode", Symbol("Mode.CLIP"))))
     line = op_line(op_with(a=None, b=True, c=(1, 2.0), d="x y", e=record, f=F4, g=Symbol("a b")))
     assert line == (
-        f"%1 = {HOLDS}(%0) {{a=none, b=true, c=(1, 2.0), d=\"x y\", "
+        f'%1 = {HOLDS}(%0) {{a=none, b=true, c=(1, 2.0), d="x y", '
         "e=Numbers(dims=(1,), mode=Mode.CLIP), f=f32[4], g='a b'} : f32[4]"
     )
 

@@ -8,11 +8,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from examples import llama, palm
 
 from dialect.compiling import Compilable, compiled
 from dialect.executable import DoesNotFit, read
 from dialect.mesh import TargetError, prepare_libtpu
+from examples import llama, palm
 from rewrite import auto_shard
 
 
@@ -72,10 +72,7 @@ def test_every_chip_compiles_without_rematerialization(topology, plan):
     from dataclasses import replace
 
     config = replace(palm.CONFIGS["8b"], layers=2)
-    pipeline = (
-        "normalize, recognize, carry_cache, quantize, "
-        f"plan{{{plan}}}, shard, stage, lower"
-    )
+    pipeline = f"normalize, recognize, carry_cache, quantize, plan{{{plan}}}, shard, stage, lower"
     step = auto_shard(partial(palm.decode_step, config), topology, pipeline=pipeline)
     program = step.program(*shapes(palm, config, 64, 1024))
     executable, notes = compiled(Compilable(program, step.mesh))
@@ -107,7 +104,9 @@ def test_without_libtpu_one_command_is_named(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)  # set where it was loaded before
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "libtpu" else found(name, *rest),
     )
     with pytest.raises(TargetError, match=r'pip install "shardwright\[tpu\]"'):
         prepare_libtpu()

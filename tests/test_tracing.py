@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import Case, arguments, assert_close, expected, run, traced
 
 import rewrite
 from rewrite import Program, trace
 from rewrite.errors import TraceError
 from rewrite.ir import Type
-from tiny import Case, arguments, assert_close, expected, run, traced
 
 W, X = jnp.ones((3, 5)), jnp.arange(6.0).reshape(2, 3)
 CACHE = {"k": jnp.zeros((2, 4, 5)), "position": jnp.int32(1)}
@@ -37,8 +37,7 @@ def updates(program: Program) -> dict[str, str | None]:
     """What each output updates, both by name."""
     names = [each.name for each in program.inputs]
     return {
-        each.name: None if each.updates is None else names[each.updates]
-        for each in program.outputs
+        each.name: None if each.updates is None else names[each.updates] for each in program.outputs
     }
 
 
@@ -54,18 +53,26 @@ def test_names_roles_and_types() -> None:
     program = trace(step, {"w": W}, CACHE, X)
     assert program.name == "step"
     assert roles(program) == {
-        "params/w": "param", "cache/k": "state", "cache/position": "state", "x": "arg"
+        "params/w": "param",
+        "cache/k": "state",
+        "cache/position": "state",
+        "x": "arg",
     }
     assert updates(program) == {"0": None, "1/k": "cache/k", "1/position": "cache/position"}
     assert [str(each.type) for each in program.inputs] == [
-        "f32[3,5]", "f32[2,4,5]", "i32[]", "f32[2,3]"
+        "f32[3,5]",
+        "f32[2,4,5]",
+        "i32[]",
+        "f32[2,3]",
     ]
 
 
 def test_examples_have_params_state_and_tokens() -> None:
     program = traced(Case("llama"))
     assert {name.split("/")[0]: role for name, role in roles(program).items()} == {
-        "params": "param", "cache": "state", "tokens": "arg"
+        "params": "param",
+        "cache": "state",
+        "tokens": "arg",
     }
     assert set(updates(program).values()) == {None, "cache/k", "cache/v", "cache/position"}
 
@@ -100,10 +107,14 @@ def test_state_that_is_the_whole_result() -> None:
 def test_state_in_a_dict_of_results() -> None:
     program = trace(
         lambda p, cache, x: {"out": x @ p, "cache": jax.tree.map(lambda v: v + 1, cache)},
-        W, CACHE, X,
+        W,
+        CACHE,
+        X,
     )
     assert updates(program) == {
-        "cache/k": "cache/k", "cache/position": "cache/position", "out": None
+        "cache/k": "cache/k",
+        "cache/position": "cache/position",
+        "out": None,
     }
 
 
@@ -143,6 +154,7 @@ def test_named_state() -> None:
 
 def test_named_state_that_is_one_array() -> None:
     """It comes back as the result of its own type, wherever that stands."""
+
     def step(params: Any, cache: jax.Array, x: jax.Array) -> Any:
         return x @ params, cache + 1
 
@@ -190,8 +202,13 @@ def test_named_tuples_and_dataclasses_pass_through() -> None:
     args = [Layer(square, W[:, 0]), Layer(square, W[:, 1], "sin")], Cache(X, jnp.int32(0)), X
     program = trace(typed, *args)
     assert roles(program) == {
-        "params/0/w": "param", "params/0/b": "param", "params/1/w": "param",
-        "params/1/b": "param", "cache/keys": "state", "cache/position": "state", "x": "arg",
+        "params/0/w": "param",
+        "params/0/b": "param",
+        "params/1/w": "param",
+        "params/1/b": "param",
+        "cache/keys": "state",
+        "cache/position": "state",
+        "x": "arg",
     }
     found, wanted = program(*args), typed(*args)
     assert isinstance(found[1], Cache)
@@ -288,7 +305,9 @@ def failed(*args: Any, **options: Any) -> TraceError:
 
 def test_params_not_found() -> None:
     error = failed(step, {"w": W}, CACHE, X, params="param")
-    assert error.message == "params='param' is no argument of the function, which has params, cache, x"
+    assert error.message == (
+        "params='param' is no argument of the function, which has params, cache, x"
+    )
     assert error.hint == "did you mean params?"
     error = failed(step, {"w": W}, CACHE, X, params=3)
     assert error.message.startswith("params=3 is no argument of the function")
@@ -309,9 +328,7 @@ def test_state_whose_shape_differs() -> None:
         return {"k": jnp.concatenate([cache["k"], params[:, :3]])}
 
     error = failed(grow, W, {"k": X}, state="cache")
-    assert error.message == (
-        "state 'cache/k' goes in as f32[2,3] and comes back as f32[5,3]"
-    )
+    assert error.message == ("state 'cache/k' goes in as f32[2,3] and comes back as f32[5,3]")
     assert error.where.startswith(f"{__file__}:{line_of(grow, 'concatenate')} ")
 
 

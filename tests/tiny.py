@@ -26,7 +26,7 @@ _OWN = {"llama": {"kv_heads": KV_HEADS}, "palm": {}, "gpt": {"longest": CONTEXT}
 
 @dataclass(frozen=True)
 class Case:
-    """One example's step: a model, decode (one token a sequence) or prefill, scanned or unrolled."""
+    """One example's step: decode (one token a sequence) or prefill, its layers scanned or not."""
 
     model: str
     prefill: bool = False
