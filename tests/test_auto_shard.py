@@ -216,3 +216,27 @@ def test_pipelines_by_file_text_and_object(tmp_path):
         for given in (path, str(path), text, Pipeline.parse(text))
     ]
     assert plans[0] is not None and all(plan == plans[0] for plan in plans)
+
+
+@pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        ("llama", "ffn=wg_xyz, attention=batch"),
+        ("palm", "ffn=ws2d, attention=heads"),
+        ("gpt", "ffn=ws2d, attention=batch"),
+    ],
+)
+def test_prefill_equals_the_original(name, plan, unrolled):
+    module = DECODERS[name]
+    config = module.CONFIGS["toy"]
+    params = module.init_params(config, jax.random.key(0), unrolled=unrolled)
+    cache = module.init_cache(config, BATCH, CONTEXT, unrolled=unrolled)
+    tokens = jnp.arange(BATCH * 4, dtype=jnp.int32).reshape(BATCH, 4)
+    function = partial(module.prefill, config)
+    expected, expected_cache = jax.jit(function)(params, cache, tokens)
+    more = "first_layer{budget=10.0},"
+    step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan=plan, more=more))
+    found, found_cache = step(params, cache, tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert largest_difference(step.restore(found_cache), expected_cache) < 1e-4
