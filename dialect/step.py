@@ -201,6 +201,8 @@ class _Executable:
         self.compilable, program = compilable, compilable.program
         self.program = program
         self.compiled, self.notes = compiled(compilable)
+        # With the memory layouts that the compiler chose for the state.
+        self.formats = dict(zip(("param", "state", "arg"), self.compiled.input_formats[0]))
         self.names = tuple(each.name for each in compilable.inputs("param"))
         self.roles = [each.role for each in program.inputs if each.role != "param"]
         self.out_tree = treedef(program.tree[1])
@@ -236,7 +238,7 @@ class _Executable:
         return jax.tree.unflatten(self.out_tree, self.collected(results))
 
     def placed(self, leaves: list[Any], role: str) -> list[Any]:
-        return jax.device_put(leaves, self.compilable.shardings(role))
+        return jax.device_put(leaves, self.formats[role])
 
     def collected(self, results: list[Any]) -> list[Any]:
         """The user's outputs: a state that is kept in parts becomes one State."""
@@ -267,16 +269,16 @@ class _Executable:
 
     def adapted(self, state: Any) -> Any:
         leaves, tree = jax.tree.flatten(state, is_leaf=_is_state)
-        shardings = iter(self.compilable.shardings("state"))
+        formats = iter(self.formats["state"])
         made = []
         for leaf, adapt in zip(leaves, self.adapts):
             if isinstance(leaf, State):
                 made.append(leaf)
             elif adapt is None:
                 # A copy: the step gives its state away, and the user's own array must live on.
-                made.append(jax.device_put(jnp.array(leaf, copy=True), next(shardings)))
+                made.append(jax.device_put(jnp.array(leaf, copy=True), next(formats)))
             else:
-                parts = [jax.device_put(part, next(shardings)) for part in adapt([leaf])]
+                parts = [jax.device_put(part, next(formats)) for part in adapt([leaf])]
                 made.append(State(parts, leaf.shape, leaf.dtype))
         return jax.tree.unflatten(tree, made)
 
