@@ -85,6 +85,8 @@ class _Constraints:
         group = activation_group(self.axes.of(op.results[0]))
         if group is None:
             return value
+        if op.name == "take" and group == "residual":
+            value = self.constrain(value, op.results[0], "tables", "a row lies as its table does")
         if group == "residual":
             return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
         return self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
