@@ -82,7 +82,7 @@ class Compilable:
         ]
 
     def free(self, each: Input, sharding: Any) -> Any:
-        # On a CPU nothing is gained, and results then come in layouts that later ops misread.
+        # On a CPU nothing is gained, and with jax 0.10.2 later steps came out wrong.
         chooses = self.platform == "tpu" and each.role == "state" and each.type.rank > 1
         return Format(Layout.AUTO, sharding) if chooses else sharding
 

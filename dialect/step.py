@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -19,8 +20,15 @@ from dialect.annotate import annotated
 from dialect.compiling import Compilable, compiled, compiled_stage
 from dialect.dtypes import dtype_of
 from dialect.framework import treedef
-from dialect.tracing import Where, argument_names, argument_number, trace
-from rewrite.errors import TraceError
+from dialect.tracing import (
+    Where,
+    argument_names,
+    argument_number,
+    as_numbers,
+    first_line,
+    trace,
+)
+from rewrite.errors import ShardwrightError, TraceError
 from rewrite.ir import Graph, Value
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
@@ -69,13 +77,13 @@ class Step:
         *,
         params: Where = 0,
         state: Where | Sequence[Where] | None = None,
-        static_argnums: Sequence[int] = (),
+        static_argnums: int | Sequence[int] = (),
         donate_state: bool = True,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
         self.params, self.state = params, state
-        self.static_argnums, self.donate_state = tuple(static_argnums), donate_state
+        self.static_argnums, self.donate_state = as_numbers(static_argnums), donate_state
         self._programs: dict[Any, Program] = {}
         self._executables: dict[Any, _Executable] = {}
         self._known: tuple[list[Any], Packed] | None = None
@@ -93,7 +101,8 @@ class Step:
                 state=self.state,
                 static_argnums=self.static_argnums,
             )
-            self._programs[key] = self.pipeline.run(traced, self.target)
+            with self._told_where():
+                self._programs[key] = self.pipeline.run(traced, self.target)
         return self._programs[key]
 
     def ir(self, *args: Any) -> str:
@@ -173,9 +182,20 @@ class Step:
         key = self._key(args)
         found = self._executables.get(key)
         if found is None:
-            found = _Executable(self._compilable(self.program(*args)))
+            program = self.program(*args)
+            with self._told_where():
+                found = _Executable(self._compilable(program))
             self._executables[key] = found
         return found
+
+    @contextmanager
+    def _told_where(self) -> Iterator[None]:
+        """Errors that name no line of the user's name the one where the function begins."""
+        try:
+            yield
+        except ShardwrightError as error:
+            error.where = error.where or first_line(self.function)
+            raise
 
     def _compilable(self, program: Program) -> Compilable:
         return Compilable(program, self.mesh, self.donate_state)

@@ -25,7 +25,7 @@ def trace(
     *args: Any,
     params: Where = 0,
     state: Where | Sequence[Where] | None = None,
-    static_argnums: Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
 ) -> Program:
     """The Program of a function, from arguments of which only shapes and dtypes matter.
 
@@ -36,7 +36,8 @@ def trace(
     if not callable(function):
         raise TraceError(f"expected a function, got {type(function).__name__} {function!r}")
     names = argument_names(function, len(args))
-    dynamic = [i for i in range(len(args)) if i not in static_argnums]
+    static = as_numbers(static_argnums)
+    dynamic = [i for i in range(len(args)) if i not in static]
     place = {number: position for position, number in enumerate(dynamic)}
     given = [args[i] for i in dynamic]
     leaves, tree = jax.tree.flatten(tuple(given))
@@ -74,6 +75,11 @@ def trace(
         outputs=tuple(Output(name, updates.get(i)) for i, name in enumerate(outputs)),
         tree=(describe(tree), describe(found["tree"])),
     )
+
+
+def as_numbers(numbers: int | Sequence[int]) -> tuple[int, ...]:
+    """One number or several, as `jax.jit` takes them."""
+    return (numbers,) if isinstance(numbers, int) else tuple(numbers)
 
 
 def argument_names(function: Callable[..., Any], count: int) -> list[str]:
@@ -136,6 +142,12 @@ def _struct(leaf: Any) -> Any:
         return leaf
     aval = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def first_line(function: Any) -> str:
+    """Where a function of the user's begins: `file:line (name)`, or nothing where none is known."""
+    code = getattr(inspect.unwrap(_unbound(function)), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})" if code else ""
 
 
 def users_line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ def auto_shard(
     pipeline: Pipeline | str | Path | None = None,
     params: Where = 0,
     state: Where | Sequence[Where] | None = None,
-    static_argnums: Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
     donate_state: bool = True,
 ) -> Any:
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.

@@ -58,13 +58,16 @@ class _Driver:
         self.regions: dict[Graph, Graph] = {}
         self.depth = 0
 
-    def graph(self, graph: Graph) -> Graph:
+    def region(self, graph: Graph) -> Graph:
+        """`graph` once for all regions equal to it."""
         if graph not in self.regions:
-            done = {value: value for value in graph.inputs}
-            self.sweep(graph.ops, done, {})
-            outputs = tuple(done[value] for value in graph.outputs)
-            self.regions[graph] = Graph(graph.inputs, outputs)
+            self.regions[graph] = self.graph(graph)
         return self.regions[graph]
+
+    def graph(self, graph: Graph) -> Graph:
+        done = {value: value for value in graph.inputs}
+        self.sweep(graph.ops, done, {})
+        return Graph(graph.inputs, tuple(done[value] for value in graph.outputs))
 
     def sweep(self, ops: Iterable[Op], done: dict[Value, Value], shared: dict[tuple, Op]) -> None:
         """Rewrites ops in order; `done` maps each value to its final form."""
@@ -75,23 +78,25 @@ class _Driver:
     def settle(self, op: Op, done: dict[Value, Value], shared: dict[tuple, Op]) -> None:
         """Rebuilds one op and fires rules at it until none does."""
         rebuilt = self.rebuild(op, done, shared)
-        if rebuilt.results[0] not in done:
+        results = rebuilt.results
+        if results[0] not in done:
             made = self.fire(rebuilt)
             if made is None:
-                done.update(zip(rebuilt.results, rebuilt.results))
+                done.update(zip(results, results))
             else:
                 self.depth += 1
                 if self.depth > _DEEPEST_CHAIN:
                     names = ", ".join(made[0].op.origin.rules[-3:])
                     raise InvalidProgram(f"rules do not come to an end at {op.name}: {names}")
                 self.sweep(_fresh_ops(made, done), done, shared)
-                done.update(zip(rebuilt.results, (done[value] for value in made)))
+                done.update(zip(results, (done[value] for value in made)))
                 self.depth -= 1
-        done.update(zip(op.results, (done[value] for value in rebuilt.results)))
+        if op is not rebuilt:
+            done.update(zip(op.results, [done[value] for value in results]))
 
     def rebuild(self, op: Op, done: dict[Value, Value], shared: dict[tuple, Op]) -> Op:
         args = tuple(done[arg] for arg in op.args)
-        regions = tuple(self.graph(region) for region in op.regions)
+        regions = tuple(self.region(region) for region in op.regions)
         rebuilt = with_args(op, args, regions)
         key = (rebuilt.name, args, rebuilt.attrs, regions)
         return shared.setdefault(key, rebuilt)

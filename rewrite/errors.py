@@ -15,10 +15,13 @@ class ShardwrightError(Exception):
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         self.message, self.where, self.hint = message, where, hint
-        lines = [message]
-        lines += [f"  at: {where}"] if where else []
-        lines += [f"  try: {hint}"] if hint else []
-        super().__init__("\n".join(lines))
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        lines += [f"  at: {self.where}"] if self.where else []
+        lines += [f"  try: {self.hint}"] if self.hint else []
+        return "\n".join(lines)
 
 
 class TraceError(ShardwrightError):

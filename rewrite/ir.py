@@ -147,6 +147,8 @@ class Op:
 
     @property
     def results(self) -> tuple[Value, ...]:
+        if len(self.types) == 1:
+            return (Value(self, 0),)
         return tuple(Value(self, i) for i in range(len(self.types)))
 
     def __repr__(self) -> str:
