@@ -15,19 +15,8 @@ from lark.lexer import PatternStr
 
 from rewrite import opdef
 from rewrite.errors import InvalidProgram, TextError, caret, nearest
-from rewrite.ir import (
-    Attrs,
-    Graph,
-    Op,
-    Opaque,
-    Origin,
-    Record,
-    Symbol,
-    Type,
-    Value,
-    attrs_of,
-    new_input,
-)
+from rewrite.ir import Attrs, Graph, Op, Opaque, Origin, Record, Symbol, Type, Value, attrs_of
+from rewrite.ir import new_input
 from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Output, Program, Stages, Step
 from rewrite.verify import verify
