@@ -233,8 +233,7 @@ def _name_op(axes: Axes, op: Op) -> None:
 
 def _name_tables(axes: Axes, program: Program) -> None:
     """Rows taken by what the caller gives are the vocabulary's; by anything else, positions'."""
-    pairs = zip(program.graph.inputs, program.step_inputs)
-    given = dependents(program.graph, (value for value, each in pairs if each.role == "arg"))
+    given = dependents(program.graph, program.values("arg"))
     for op in program.graph.ops:
         if op.name == "take" and "param" in _roles(axes.at(op.args[0])):
             table = axes.at(op.args[0])

@@ -64,9 +64,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
 
 def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
     """Every op of the step with how often it runs; what is done once, in `prepare`, is left out."""
-    pairs = zip(program.graph.inputs, program.step_inputs)
-    params = frozenset(value for value, each in pairs if each.role == "param")
-    stack = [(program.graph, params, 1)]
+    stack = [(program.graph, frozenset(program.values("param")), 1)]
     while stack:
         graph, inputs, trips = stack.pop()
         bound = bound_values(graph, inputs)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dialect import primitives
 from dialect.attributes import decode
-from dialect.lax import infer_by_reference
+from dialect.lax import SIGNATURES, infer_by_reference
 from dialect.tensor import contract
 from rewrite import opdef
 from rewrite.ir import Op
@@ -145,8 +145,6 @@ def _aligned(mask: Any, axes: Array, logit_axes: Array) -> Any:
 
 
 def _elementwise(op: Op) -> Signature:
-    from dialect.lax import SIGNATURES
-
     return SIGNATURES["add"](op)
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from dialect.binding import bound_values, dependents, known_values
 from dialect.control import scan_parts
+from dialect.jaxpr import constant
 from dialect.loops import peeled
 from dialect.normal_form import normal_form, reshaped
 from rewrite import opdef
@@ -40,7 +41,7 @@ class FirstLayer(Pass):
     keeps: ClassVar[str] = "bits"
 
     def run(self, program: Program, target: Target) -> Program:
-        params = [v for v, e in zip(program.graph.inputs, program.inputs) if e.role == "param"]
+        params = program.values("param")
         graph, notes = program.graph, []
         for take in _embeddings(program, params):
             peeled_graph = _peel_loops_after(graph, take, params)
@@ -81,8 +82,7 @@ class FirstLayer(Pass):
 def _embeddings(program: Program, params: list[Value]) -> list[Op]:
     """The takes of parameter rows by what the caller gives: by tokens, not by positions."""
     graph = program.graph
-    pairs = zip(graph.inputs, program.inputs)
-    given = dependents(graph, (value for value, each in pairs if each.role == "arg"))
+    given = dependents(graph, program.values("arg"))
     bound = bound_values(graph, params)
     return [
         op
@@ -205,7 +205,7 @@ def _tabulated(take: Op, cut: list[Value], bound: frozenset[Value]) -> list[Valu
     shell = replace_values(Graph((), tuple(cut)), {**inside, take.results[0]: start})
     body = Graph((*inside.values(), chunk), shell.outputs)
     last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0)
-    last = make("rem", last, _vocabulary(vocab))
+    last = make("rem", last, constant(vocab, Type("i32", ())))
     loop = build(
         "scan",
         *used,
@@ -219,12 +219,6 @@ def _tabulated(take: Op, cut: list[Value], bound: frozenset[Value]) -> list[Valu
         unroll=1,
     )
     return [_table(result, value, vocab, rows) for result, value in zip(loop.results, cut)]
-
-
-def _vocabulary(size: int) -> Value:
-    from dialect.jaxpr import constant
-
-    return constant(size, Type("i32", ()))
 
 
 def _table(result: Value, value: Value, vocab: int, rows: int) -> Value:

@@ -34,8 +34,7 @@ class Shard(Pass):
     def run(self, program: Program, target: Target) -> Program:
         if program.plan is None:
             return self.said(program, "no plan, so nothing is constrained: run `plan` first")
-        pairs = zip(program.graph.inputs, program.inputs)
-        params = frozenset(value for value, each in pairs if each.role == "param")
+        params = frozenset(program.values("param"))
         emitted = _Constraints(program.plan, infer_axes(program))
         placed = with_input_layouts(program.with_graph(emitted.graph(program.graph, params)))
         return self.said(placed, *emitted.lines())

@@ -33,7 +33,7 @@ class Stage(Pass):
     keeps: ClassVar[str] = "bits"
 
     def run(self, program: Program, target: Target) -> Program:
-        params, state, args = (_with_role(program, role) for role in ROLES)
+        params, state, args = (program.values(role) for role in ROLES)
         graph = rewrite(split_loops(program.graph, params), ())
         front = frontier(graph, params)
         boundaries = [_boundary(graph, value, i) for value, i in _updated(program, state).items()]
@@ -52,11 +52,6 @@ class Stage(Pass):
         )
         staged = replace(program, graph=step, stages=stages)
         return self.said(with_input_layouts(staged), *_notes(program, stages))
-
-
-def _with_role(program: Program, role: str) -> list[Value]:
-    pairs = zip(program.graph.inputs, program.inputs)
-    return [value for value, each in pairs if each.role == role]
 
 
 def _updated(program: Program, state: list[Value]) -> dict[Value, int]:
@@ -195,7 +190,7 @@ def _step_inputs(
     names = {v: each.name for v, each in zip(program.graph.inputs, program.inputs)}
     taken: set[str] = set()
     inputs = [Input(_packed_name(value, names, taken), value.type, "param") for value in front]
-    for each, state in zip(boundaries, _with_role(program, "state")):
+    for each, state in zip(boundaries, program.values("state")):
         numbered = _numbered(names[state], len(each.entering))
         inputs += [Input(n, value.type, "state") for n, value in zip(numbered, each.entering)]
     return (*inputs, *(each for each in program.inputs if each.role == "arg"))

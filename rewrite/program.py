@@ -15,7 +15,7 @@ from typing import Any
 
 from rewrite import runtime
 from rewrite.errors import InvalidProgram
-from rewrite.ir import Graph, Type
+from rewrite.ir import Graph, Type, Value
 from rewrite.plan import Plan
 from rewrite.verify import verify
 
@@ -93,6 +93,11 @@ class Program:
     @property
     def step_outputs(self) -> tuple[Output, ...]:
         return self.stages.outputs if self.stages else self.outputs
+
+    def values(self, role: str) -> list[Value]:
+        """The inputs of `graph` that have this role."""
+        pairs = zip(self.graph.inputs, self.step_inputs)
+        return [value for value, each in pairs if each.role == role]
 
     @property
     def keeps(self) -> str:
