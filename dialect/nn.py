@@ -13,13 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import primitives
 from dialect.attributes import decode
-from dialect.lax import SIGNATURES, infer_by_reference
 from dialect.tensor import contract
-from rewrite import opdef
+from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
-from rewrite.opdef import OpDef
 from rewrite.signature import Array, Signature
 
 
@@ -144,18 +141,6 @@ def _aligned(mask: Any, axes: Array, logit_axes: Array) -> Any:
     return mask.reshape([sizes.get(axis, 1) for axis in logit_axes])
 
 
-def _elementwise(op: Op) -> Signature:
-    return SIGNATURES["add"](op)
-
-
-def _over_last(op: Op) -> Signature:
-    """Maps over every axis but the last, which it needs whole."""
-    rank = op.args[0].type.rank
-    axes = tuple((f"x{i}",) for i in range(rank))
-    rest = tuple((axes[-1],) for _ in op.args[1:])
-    return Signature((axes, *rest), (axes,), frozenset(axes[-1]))
-
-
 def _rope_axes(op: Op) -> Signature:
     axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
 
@@ -192,40 +177,16 @@ def _attend_axes(op: Op) -> Signature:
     return Signature(found.inputs, found.outputs, frozenset("k"))
 
 
-def _define(
-    reference: Callable[..., Any],
-    signature: Callable[[Op], Signature],
-    attrs: tuple[str, ...] = (),
-    lead: str | None = None,
-) -> Callable[..., Any]:
-    """Defines an op, and gives the function that rules call to trace it."""
-    name = reference.__name__
-    opdef.define(
-        OpDef(
-            name=name,
-            signature=signature,
-            infer=infer_by_reference(name),
-            reference=reference,
-            attrs=attrs,
-            lead=lead,
-            doc=(reference.__doc__ or "").strip().splitlines()[0],
-        )
-    )
-    return primitives.call(name, reference)
-
-
-Traced = {
-    reference.__name__: _define(reference, *rest)
-    for reference, *rest in (
-        (softmax, _over_last),
-        (rms_norm, _over_last, ("epsilon",)),
-        (layer_norm, _over_last, ("epsilon",)),
-        (rope, _rope_axes),
-        (activate, _elementwise, ("kind",)),
-        (gate, _elementwise, ("kind",)),
-        (take, _take_axes, ("mode",)),
-        (cache_write, _cache_write_axes, ("axes",)),
-        (cache_read, _cache_read_axes),
-        (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),
-    )
-}
+for _reference, *_rest in (
+    (softmax, over_last),
+    (rms_norm, over_last, ("epsilon",)),
+    (layer_norm, over_last, ("epsilon",)),
+    (rope, _rope_axes),
+    (activate, elementwise, ("kind",)),
+    (gate, elementwise, ("kind",)),
+    (take, _take_axes, ("mode",)),
+    (cache_write, _cache_write_axes, ("axes",)),
+    (cache_read, _cache_read_axes),
+    (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),
+):
+    word(_reference, *_rest)
