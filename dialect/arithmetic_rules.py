@@ -1,4 +1,8 @@
-"""Arithmetic in one spelling, and constants folded."""
+"""Arithmetic in one spelling, and constants folded.
+
+Signs go outward, a division by a root is a product with `rsqrt`, a variance is the mean of the
+squared distance from the mean. What reorders a sum or a product says that it keeps `reals`.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,35 @@ import numpy as np
 
 from dialect import lax
 from dialect.jaxpr import constant
-from dialect.values import is_splat
+from dialect.values import mean_of, number, reshaped, through
 from rewrite import runtime
-from rewrite.ir import Graph, Op
+from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local
 
 _LARGEST_FOLDED = 64  # elements; larger constants would not be printed
 
 
+def _same_type(value: Value, op: Op) -> bool:
+    return value.type.shape == op.types[0].shape and value.type.dtype == op.types[0].dtype
+
+
 @local("max", example=lambda x: jnp.maximum(x, -jnp.inf), types=("f32[4]",))
 def max_with_minus_infinity(op: Op) -> Outcome:
     """max(x, -inf)  ->  x"""
     for one, other in (op.args, op.args[::-1]):
-        if is_splat(one) and one.op["value"] == -math.inf and other.type.shape == op.types[0].shape:
+        if number(one) == -math.inf and _same_type(other, op):
             return other
+    return None
+
+
+@local("max", example=lambda x: jnp.maximum(jnp.mean(x * x), 0.0), types=("f32[4]",))
+def max_of_squares(op: Op) -> Outcome:
+    """max(mean(x²), 0)  ->  mean(x²)"""
+    for one, other in (op.args, op.args[::-1]):
+        mean = mean_of(other)
+        if number(one) == 0 and mean is not None and mean.op.name == "square":
+            return other if _same_type(other, op) else None
     return None
 
 
@@ -34,17 +52,109 @@ def mul_by_itself(op: Op) -> Outcome:
     return make("square", op.args[0]) if op.args[0] == op.args[1] else None
 
 
-@local("integer_pow", example=lambda x: x**2, types=("f32[4]",))
+@local("integer_pow", "pow", example=lambda x: x**2, types=("f32[4]",))
 def second_power(op: Op) -> Outcome:
     """x ** 2  ->  square(x)"""
-    return make("square", op.args[0]) if op["y"] == 2 else None
+    exponent = op["y"] if op.name == "integer_pow" else number(op.args[1])
+    return make("square", op.args[0]) if exponent == 2 else None
 
 
-_FOLDED = lax.ELEMENTWISE - {"sharding_constraint", "optimization_barrier"}
+@local("pow", example=lambda x: jnp.square(x) ** -0.5, types=("f32[4]",), keeps="reals")
+def power_to_root(op: Op) -> Outcome:
+    """x ** -0.5  ->  rsqrt(x),  x ** 0.5  ->  sqrt(x)"""
+    name = {-0.5: "rsqrt", 0.5: "sqrt"}.get(number(op.args[1]))
+    return make(name, op.args[0]) if name else None
 
 
 @local(
-    *_FOLDED,
+    "div",
+    example=lambda x, y: x / jnp.sqrt(jnp.exp(y)),
+    types=("f32[4]", "f32[4]"),
+    keeps="reals",
+)
+def div_by_root(op: Op) -> Outcome:
+    """x / sqrt(y)  ->  x * rsqrt(y)"""
+    dividend, divisor = op.args
+    inner = through(divisor, "reshape")
+    if inner.op.name != "sqrt":
+        return None
+    root = reshaped(make("rsqrt", inner.op.args[0]), divisor.type.shape)
+    return root if number(dividend) == 1 and _same_type(root, op) else make("mul", dividend, root)
+
+
+@local("mul", "div", "add", "sub", example=lambda x: x * 1.0 + 0.0, types=("f32[4]",))
+def neutral(op: Op) -> Outcome:
+    """x * 1, x / 1, x + 0, x - 0  ->  x"""
+    nothing = 1 if op.name in ("mul", "div") else 0
+    left, right = op.args
+    if number(right) == nothing and _same_type(left, op):
+        return left
+    commutes = op.name in ("mul", "add")
+    return right if commutes and number(left) == nothing and _same_type(right, op) else None
+
+
+@local("mul", "div", example=lambda x, y: -x * y, types=("f32[4]", "f32[4]"))
+def sign_outward(op: Op) -> Outcome:
+    """(-x) * y  ->  -(x * y)"""
+    for i, arg in enumerate(op.args):
+        if arg.op.name == "neg":
+            args = [*op.args[:i], arg.op.args[0], *op.args[i + 1 :]]
+            return make("neg", make(op.name, *args))
+    return None
+
+
+@local("mul", example=lambda x: x * -1.0, types=("f32[4]",))
+def mul_by_minus_one(op: Op) -> Outcome:
+    """x * -1  ->  -x"""
+    for one, other in (op.args, op.args[::-1]):
+        if number(one) == -1 and _same_type(other, op):
+            return make("neg", other)
+    return None
+
+
+@local("neg", example=lambda x: -(-x), types=("f32[4]",))
+def sign_of_sign(op: Op) -> Outcome:
+    """-(-x)  ->  x"""
+    return op.args[0].op.args[0] if op.args[0].op.name == "neg" else None
+
+
+@local("add", "sub", example=lambda x, y: x + -y, types=("f32[4]", "f32[4]"))
+def add_of_sign(op: Op) -> Outcome:
+    """x + (-y)  ->  x - y,  x - (-y)  ->  x + y"""
+    left, right = op.args
+    if right.op.name == "neg":
+        return make("sub" if op.name == "add" else "add", left, right.op.args[0])
+    if op.name == "add" and left.op.name == "neg":
+        return make("sub", right, left.op.args[0])
+    return None
+
+
+@local(
+    "sub",
+    example=lambda x: jnp.mean(x * x, -1, keepdims=True) - jnp.mean(x, -1, keepdims=True) ** 2,
+    types=("f32[2,4]",),
+    keeps="reals",
+)
+def variance(op: Op) -> Outcome:
+    """mean(x²) - mean(x)²  ->  mean((x - mean(x))²)"""
+    squares, square = mean_of(op.args[0]), op.args[1]
+    if squares is None or squares.op.name != "square" or square.op.name != "square":
+        return None
+    source = mean_of(square.op.args[0])
+    if source is None or source != squares.op.args[0]:
+        return None
+    sum_op = through(op.args[0], "reshape", "div", "mul").op
+    axes = sum_op["axes"]
+    kept = tuple(1 if i in axes else size for i, size in enumerate(source.type.shape))
+    centre = make("reshape", square.op.args[0], new_sizes=kept)
+    distance = make("square", make("sub", source, centre))
+    quotient = through(op.args[0], "reshape").op
+    mean = make(quotient.name, make("reduce_sum", distance, **dict(sum_op.attrs)), quotient.args[1])
+    return mean if _same_type(mean, op) else make("reshape", mean, new_sizes=op.types[0].shape)
+
+
+@local(
+    *lax.MAPS,
     "broadcast_in_dim",
     "reshape",
     "transpose",
@@ -67,5 +177,3 @@ def constant_fold(op: Op) -> Outcome:
     with jax.ensure_compile_time_eval():
         (folded,) = runtime.framework().evaluate(Graph((), op.results), [])
     return constant(np.asarray(folded), op.types[0])
-
-

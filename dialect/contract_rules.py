@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dialect import tensor  # noqa: F401  (defines contract)
+from dialect.layout_rules import only_cuts
 from dialect.values import reshaped
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
@@ -76,7 +77,7 @@ def contract_of_merge(op: Op) -> Outcome:
         if arg.op.name != "reshape":
             continue
         found = opdef.signature(arg.op)
-        if not _only_splits(found.outputs[0], found.inputs[0]):
+        if not only_cuts(found.outputs[0], found.inputs[0]):
             continue
         source = dict(zip(letters(found.inputs[0]), arg.op.args[0].type.shape))
         parts = {
@@ -97,7 +98,7 @@ def split_of_contract(op: Op) -> Outcome:
     if inner.name != "contract":
         return None
     found = opdef.signature(op)
-    if not _only_splits(found.inputs[0], found.outputs[0]):
+    if not only_cuts(found.inputs[0], found.outputs[0]):
         return None
     result = dict(zip(letters(found.outputs[0]), op.types[0].shape))
     out = Signature.parse(inner["spec"]).outputs[0]
@@ -107,16 +108,6 @@ def split_of_contract(op: Op) -> Outcome:
             letter: tuple(result[part] for part in dimension)
             for (letter,), dimension in zip(out, found.inputs[0])
         },
-    )
-
-
-def _only_splits(merged: Array, split: Array) -> bool:
-    """Whether a reshape cuts dimensions apart and does nothing else."""
-    return (
-        all(len(dimension) == 1 for dimension in split)
-        and all(dimension for dimension in merged)
-        and any(len(dimension) > 1 for dimension in merged)
-        and letters(merged) == letters(split)
     )
 
 

@@ -30,6 +30,8 @@ ELEMENTWISE = frozenset(
     shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
     sub tan tanh xor""".split()
 )
+# Each result element depends on the argument elements at its place, and on nothing else.
+MAPS = ELEMENTWISE - {"sharding_constraint", "optimization_barrier"}
 # Broadcasts an axis of size one against a longer one; select_n and clamp insist on equal shapes.
 BROADCASTING = ELEMENTWISE - {"select_n", "clamp"}
 # All read and write the same value; they differ in what autodiff or a scheduler thinks of them.

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect import lax
-from dialect.values import reshaped
+from dialect.values import number, reshaped, through
+from rewrite import opdef
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local
+from rewrite.signature import Array, letters
 
 
 @local(*lax.IDENTITIES, example=lambda x: jax.lax.stop_gradient(x), types=("f32[4]",))
@@ -54,6 +56,132 @@ def reshape_of_reshape(op: Op) -> Outcome:
     if op.get("dimensions") is None and source.op.name == "reshape":
         return reshaped(source.op.args[0], op.types[0].shape)
     return None
+
+
+@local(*lax.MAPS, example=lambda x: jnp.exp(jnp.sum(x, keepdims=True)), types=("f32[4]",))
+def statistic_reshaped_last(op: Op) -> Outcome:
+    """f(reshape(sum(x)))  ->  reshape(f(sum(x))): where a statistic gets its axes back is noise"""
+    shaped = [arg for arg in op.args if arg.type.shape and number(arg) is None]
+    if not shaped or any(arg.op.name != "reshape" for arg in shaped):
+        return None
+    sources = [arg.op.args[0] for arg in shaped]
+    (shape, *others) = {source.type.shape for source in sources}
+    same = all(arg.type.shape == op.types[0].shape for arg in shaped) and not others
+    if not same or not shape or not any(made_by(_REDUCTIONS, each) for each in sources):
+        return None
+    args = [arg.op.args[0] if arg in shaped else _splat(arg, shape) for arg in op.args]
+    return reshaped(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
+
+
+_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
+
+
+def _splat(value: Value, shape: tuple[int, ...]) -> Value:
+    """A value that is one number everywhere, in another shape; a scalar stays one."""
+    if not value.type.shape:
+        return value
+    scalar = through(value, "broadcast_in_dim", "reshape")
+    return make("broadcast_in_dim", scalar, shape=shape, broadcast_dimensions=())
+
+
+@local(
+    "reshape", example=lambda x, w: (x @ w + 1).reshape(3, 2, 2), types=("f32[3,5]", "f32[5,4]")
+)
+def cut_inward(op: Op) -> Outcome:
+    """reshape(f(x, y)) that cuts axes apart  ->  f(reshape(x), reshape(y)), towards a product"""
+    inner = op.args[0].op
+    if inner.name not in lax.MAPS or not cuts(op) or not made_by(("contract",), op.args[0]):
+        return None
+    whole, parts = op.args[0].type.shape, _parts(op)
+    if any(arg.type.shape and arg.type.rank != len(whole) for arg in inner.args):
+        return None
+    args = [_cut(arg, whole, parts) for arg in inner.args]
+    return make(inner.name, *args, **dict(inner.attrs))
+
+
+def cuts(op: Op) -> bool:
+    """Whether a reshape cuts dimensions apart and does nothing else."""
+    found = opdef.signature(op)
+    return only_cuts(found.inputs[0], found.outputs[0])
+
+
+def only_cuts(merged: Array, split: Array) -> bool:
+    """Whether `split` has the axes of `merged`, each alone."""
+    return (
+        all(len(dimension) == 1 for dimension in split)
+        and all(dimension for dimension in merged)
+        and any(len(dimension) > 1 for dimension in merged)
+        and letters(merged) == letters(split)
+    )
+
+
+def _parts(op: Op) -> list[tuple[int, ...]]:
+    """The sizes into which a reshape cuts each dimension."""
+    sizes = iter(op.types[0].shape)
+    return [tuple(next(sizes) for _ in dimension) for dimension in opdef.signature(op).inputs[0]]
+
+
+def _cut(value: Value, whole: tuple[int, ...], parts: list[tuple[int, ...]]) -> Value:
+    if not value.type.shape:
+        return value
+    sizes = zip(value.type.shape, whole, parts)
+    shape = [part if size == full else (1,) * len(part) for size, full, part in sizes]
+    return reshaped(value, tuple(size for part in shape for size in part))
+
+
+def made_by(names: tuple[str, ...], value: Value, steps: int = 4) -> bool:
+    """Whether only elementwise ops that keep the shape stand between the value and such an op."""
+    if value.op.name in names:
+        return True
+    return (
+        steps > 0
+        and value.op.name in lax.MAPS
+        and any(
+            arg.type.shape == value.type.shape and made_by(names, arg, steps - 1)
+            for arg in value.op.args
+        )
+    )
+
+
+@local(
+    "reduce_sum",
+    "reduce_max",
+    "reduce_min",
+    example=lambda x: jnp.sum(x[:, None], axis=1),
+    types=("f32[4]",),
+)
+def reduce_of_one(op: Op) -> Outcome:
+    """sum(x) over axes of size one  ->  reshape(x)"""
+    alone = all(op.args[0].type.shape[axis] == 1 for axis in op["axes"])
+    return reshaped(op.args[0], op.types[0].shape) if alone else None
+
+
+@local("transpose", example=lambda x: jnp.transpose(x, (1, 0, 2)), types=("f32[4,1,2]",))
+def transpose_of_ones(op: Op) -> Outcome:
+    """transpose(x) that moves only axes of size one  ->  reshape(x)"""
+    moved = [i for i in op["permutation"] if op.args[0].type.shape[i] != 1]
+    return reshaped(op.args[0], op.types[0].shape) if moved == sorted(moved) else None
+
+
+@local("slice", example=lambda x: jax.lax.slice(x[1:], (0,), (2,), (1,)), types=("f32[4]",))
+def slice_of_slice(op: Op) -> Outcome:
+    """slice(slice(x))  ->  slice(x), the whole of x  ->  x, strides of one unsaid"""
+    source = op.args[0]
+    if op.types[0].shape == source.type.shape:
+        return source
+    strides = op.get("strides")
+    start, stop = op["start_indices"], op["limit_indices"]
+    if strides is not None and set(strides) == {1}:
+        return make("slice", source, start_indices=start, limit_indices=stop)
+    if source.op.name != "slice" or strides or source.op.get("strides"):
+        return None
+    offset = source.op["start_indices"]
+    return make(
+        "slice",
+        source.op.args[0],
+        start_indices=tuple(a + b for a, b in zip(start, offset)),
+        limit_indices=tuple(a + b for a, b in zip(stop, offset)),
+    )
 
 
 @local("split", example=lambda x: jnp.split(x, 2, axis=1)[1], types=("f32[4,2]",))

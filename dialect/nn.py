@@ -7,15 +7,15 @@ them. (A feed-forward network is therefore two or three contracts around a `gate
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dialect import activations  # noqa: F401  (defines activate and gate)
 from dialect.attributes import decode
 from dialect.tensor import contract
-from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
+from dialect.vocabulary import Traced, over_last, word  # noqa: F401
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 
@@ -38,38 +38,18 @@ def layer_norm(x: Any, *, epsilon: float) -> Any:
     return centred * jax.lax.rsqrt(variance + epsilon)
 
 
-def rope(x: Any, cos: Any, sin: Any) -> Any:
-    """Rotary embedding, half-split. x: [..., k]; cos, sin: broadcast to [..., k/2]."""
-    half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+def take(table: Any, ids: Any, *, mode: Any, fill: Any = None) -> Any:
+    """Rows of a table. table: [v, ...], ids: [...]; `mode` says what an id out of bounds does.
 
-
-_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "silu": lambda x: x * jax.nn.sigmoid(x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": lambda x: jnp.maximum(x, 0),
-}
-
-
-def activate(x: Any, *, kind: str) -> Any:
-    """The activation of a feed-forward network, elementwise: silu, gelu or relu."""
-    return _ACTIVATIONS[kind](x)
-
-
-def gate(x: Any, y: Any, *, kind: str) -> Any:
-    """activation(x) * y: the gated unit of SwiGLU and its relatives (Shazeer 2020), elementwise."""
-    return _ACTIVATIONS[kind](x) * y
-
-
-def take(table: Any, ids: Any, *, mode: Any) -> Any:
-    """Rows of a table. table: [v, ...], ids: [...]; `mode` says what an id out of bounds does."""
+    Where it fills, it fills with `fill`, or with NaN.
+    """
     rest = tuple(range(ids.ndim, ids.ndim + table.ndim - 1))
     numbers = jax.lax.GatherDimensionNumbers(
         offset_dims=rest, collapsed_slice_dims=(0,), start_index_map=(0,)
     )
     sizes = (1, *table.shape[1:])
-    return jax.lax.gather(table, ids[..., None], numbers, sizes, mode=decode(mode))
+    options = {} if fill is None else {"fill_value": fill}
+    return jax.lax.gather(table, ids[..., None], numbers, sizes, mode=decode(mode), **options)
 
 
 def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
@@ -141,18 +121,6 @@ def _aligned(mask: Any, axes: Array, logit_axes: Array) -> Any:
     return mask.reshape([sizes.get(axis, 1) for axis in logit_axes])
 
 
-def _rope_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
-
-    def angles(shape: tuple[int, ...]) -> Array:
-        sizes = zip(shape, op.types[0].shape, axes)
-        row = [axis if size == whole != 1 else () for size, whole, axis in sizes]
-        return (*row[:-1], ("half",)) if row else ()
-
-    rest = tuple(angles(arg.type.shape) for arg in op.args[1:])
-    return Signature((axes, *rest), (axes,), frozenset((*axes[-1], "half")))
-
-
 def _take_axes(op: Op) -> Signature:
     table, ids = (arg.type for arg in op.args)
     rows = tuple((f"r{i}",) for i in range(ids.rank))
@@ -181,10 +149,7 @@ for _reference, *_rest in (
     (softmax, over_last),
     (rms_norm, over_last, ("epsilon",)),
     (layer_norm, over_last, ("epsilon",)),
-    (rope, _rope_axes),
-    (activate, elementwise, ("kind",)),
-    (gate, elementwise, ("kind",)),
-    (take, _take_axes, ("mode",)),
+    (take, _take_axes, ("mode", "fill")),
     (cache_write, _cache_write_axes, ("axes",)),
     (cache_read, _cache_read_axes),
     (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),

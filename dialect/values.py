@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from rewrite.ir import Value
+from rewrite.ir import Symbol, Value
 from rewrite.opdef import make
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     """`value` in another shape."""
-    return value if value.type.shape == shape else make("reshape", value, new_sizes=tuple(shape))
+    return make("reshape", value, new_sizes=tuple(shape))
+
+
+def in_dtype(value: Value, dtype: str) -> Value:
+    """`value` converted, where it has another dtype."""
+    if value.type.dtype == dtype:
+        return value
+    return make("convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False)
 
 
 def is_splat(value: Value) -> bool:
-    """Whether every element is the same constant scalar."""
+    """Whether the value is a constant scalar."""
     return value.op.name == "const" and not value.type.shape
+
+
+def number(value: Value) -> float | int | bool | None:
+    """The one number that every element is, seen through broadcasts; None where there is none."""
+    while value.op.name in ("broadcast_in_dim", "reshape"):
+        value = value.op.args[0]
+    return value.op["value"] if is_splat(value) else None
+
+
+def through(value: Value, *names: str) -> Value:
+    """What lies behind a chain of these ops, each read along its first argument."""
+    while value.op.name in names:
+        value = value.op.args[0]
+    return value
+
+
+def mean_of(value: Value) -> Value | None:
+    """x where the value is mean(x) over some axes, kept or not: a sum over them, divided."""
+    value = through(value, "reshape", "convert_element_type")
+    if value.op.name not in ("div", "mul"):
+        return None
+    count, total = number(value.op.args[1]), through(value.op.args[0], "reshape")
+    if count is None or total.op.name != "reduce_sum":
+        return None
+    source = total.op.args[0]
+    size = source.type.size // max(1, total.type.size)
+    expected = size if value.op.name == "div" else 1 / size
+    return source if abs(count - expected) <= 1e-2 * expected else None

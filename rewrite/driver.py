@@ -20,18 +20,32 @@ _DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs t
 
 @dataclass
 class Report:
-    """What happened: how often each rule fired, and the deepest near misses of each."""
+    """What happened: how often each rule fired, and where each only nearly did."""
 
     fired: dict[str, int] = field(default_factory=dict)
-    misses: dict[str, tuple[Miss, Origin]] = field(default_factory=dict)
+    near: dict[str, dict[Op, Miss]] = field(default_factory=dict)
 
     def count(self, rule: Rule) -> None:
         self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
 
-    def missed(self, rule: Rule, miss: Miss, origin: Origin) -> None:
-        known = self.misses.get(rule.name)
-        if known is None or miss.depth > known[0].depth:
-            self.misses[rule.name] = (miss, origin)
+    def missed(self, rule: Rule, miss: Miss, op: Op) -> None:
+        self.near.setdefault(rule.name, {})[op] = miss
+
+    def forget_all_but(self, graph: Graph) -> None:
+        """Forgets what was missed at ops that did not stay: another rule took them."""
+        stayed = {op for op, _ in graph.walk()}
+        for name, places in self.near.items():
+            self.near[name] = {op: miss for op, miss in places.items() if op in stayed}
+
+    @property
+    def misses(self) -> dict[str, tuple[Miss, Origin]]:
+        """The deepest near miss of each rule."""
+        deepest = {
+            name: max(places.items(), key=lambda each: each[1].depth)
+            for name, places in self.near.items()
+            if places
+        }
+        return {name: (miss, op.origin) for name, (op, miss) in deepest.items()}
 
     def notes(self) -> tuple[str, ...]:
         """One line per rule that fired, one per rule that only nearly did."""
@@ -49,7 +63,10 @@ def rewrite(graph: Graph, rules: Iterable[Rule], report: Report | None = None) -
     for rule in rules:
         for root in rule.roots:
             by_root.setdefault(root, []).append(rule)
-    return _Driver(by_root, report if report is not None else Report()).graph(graph)
+    report = report if report is not None else Report()
+    made = _Driver(by_root, report).graph(graph)
+    report.forget_all_but(made)
+    return made
 
 
 class _Driver:
@@ -114,7 +131,7 @@ class _Driver:
                 self.report.count(rule)
                 return _signed(made, op, rule)
         for rule, miss in misses:  # where another rule fired, nothing was missed
-            self.report.missed(rule, miss, op.origin)
+            self.report.missed(rule, miss, op)
         return None
 
 

@@ -165,7 +165,7 @@ class _Pattern:
         search = _Search(graph, {each.sentinel: each.name for each in self.constants})
         found = next(search.match(graph.outputs[0], root, {}), None)
         if found is None:
-            deep = search.deepest >= max(3, graph.op_count // 2)
+            deep = search.deepest >= max(4, graph.op_count // 2)
             return Miss(search.reason, search.deepest) if deep else None
         if any(each.name not in search.constants for each in self.constants):
             return Miss("a constant of the rule is no constant there", graph.op_count)

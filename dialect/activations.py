@@ -1,0 +1,191 @@
+"""Activations, found by what they compute.
+
+A chain of elementwise ops that ends in one value and reads one value is a function of a single
+number. It is evaluated at a few dozen numbers and compared with the activations that have a name:
+every spelling of GELU is then the same. One that uses other transcendental functions than the
+activation's own definition is never taken for it, so that tanh's and erf's GELU stay apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dialect import lax
+from dialect.values import in_dtype, number
+from dialect.vocabulary import Traced, elementwise, word
+from rewrite import opdef
+from rewrite.ir import Op, Value
+from rewrite.opdef import make
+from rewrite.rules import Outcome, local
+
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "silu": lambda x: x * jax.nn.sigmoid(x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": lambda x: jnp.maximum(x, 0),
+    "relu_squared": lambda x: jnp.square(jnp.maximum(x, 0)),
+    "softplus": jax.nn.softplus,
+    "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+}
+# Which functions a spelling of each may use, of those that tell activations apart.
+_TELLING = {"tanh": "tanh", "erf": "erf", "erfc": "erf", "logistic": "exp", "exp": "exp"}
+_USES = {
+    "silu": ({"exp"}, {"tanh"}),
+    "gelu": ({"tanh"}, {"exp"}),
+    "gelu_exact": ({"erf"},),
+    "gelu_quick": ({"exp"},),
+    "relu": (set(),),
+    "relu_squared": (set(),),
+    "softplus": ({"exp"},),
+    "mish": ({"exp", "tanh"}, {"exp"}),
+}
+_SIGNS = {*_TELLING, "max", "select_n"}  # no activation is without one
+_NARROW = ("bf16", "f16")
+_LONGEST = 24  # ops in the longest spelling of an activation, with room to spare
+_SAMPLES = np.concatenate([np.linspace(-6, 6, 49), [-0.01, 0.01, 0.3, 1.7]]).astype(np.float32)
+
+
+def activate(x: Any, *, kind: str) -> Any:
+    """The activation of a feed-forward network, elementwise; see KINDS."""
+    return KINDS[kind](x)
+
+
+def gate(x: Any, y: Any, *, kind: str) -> Any:
+    """activation(x) * y: the gated unit of SwiGLU and its relatives (Shazeer 2020), elementwise."""
+    return KINDS[kind](x) * y
+
+
+word(activate, elementwise, ("kind",))
+word(gate, elementwise, ("kind",))
+
+
+@local(
+    "mul",
+    "max",
+    "div",
+    "square",
+    "select_n",
+    example=lambda x: 0.5 * x * (1 + jnp.tanh(0.7978846 * x * (1 + 0.044715 * x * x))),
+    types=("f32[2,8]",),
+    keeps="reals",
+)
+def activation(op: Op) -> Outcome:
+    """f(x), elementwise, that equals an activation  ->  activate(x)"""
+    if op.types[0].shape[-1:] in ((), (1,)) or op.types[0].dtype not in ("f32", "bf16", "f16"):
+        return None
+    chain = _chain(op)
+    if not any(each.name in _SIGNS for each in chain):
+        return None
+    for source in _narrow_places(op, chain):
+        narrow = any(each.types[0].dtype in _NARROW for each in chain)
+        kind = _kind(tuple(_rows(chain, source)), narrow)
+        if kind is not None:
+            return in_dtype(make("activate", source, kind=kind), op.types[0].dtype)
+    return None
+
+
+def _chain(op: Op) -> list[Op]:
+    """The elementwise ops behind `op`, users before what they read, at most `_LONGEST`."""
+    order: list[Op] = []
+    seen: set[Op] = set()
+
+    def visit(each: Op) -> None:
+        seen.add(each)
+        for arg in each.args:
+            inside = arg.op.name in lax.MAPS and arg.type.shape == op.types[0].shape
+            if inside and arg.op not in seen and len(seen) < _LONGEST:
+                visit(arg.op)
+        order.append(each)
+
+    visit(op)
+    return order[::-1]
+
+
+def _narrow_places(op: Op, chain: list[Op]) -> list[Value]:
+    """The values through which alone a chain reads its argument, nearest first."""
+    found: list[Value] = []
+    unread = _read_by(op)
+    for each in chain[1:]:
+        if len(unread) == 1:
+            found += unread
+        if each.results[0] in unread:
+            unread = (unread - {each.results[0]}) | _read_by(each)
+    found += unread if len(unread) == 1 else ()
+    return [value for value in dict.fromkeys(found) if value.type.shape == op.types[0].shape]
+
+
+def _read_by(op: Op) -> set[Value]:
+    return {arg for arg in op.args if number(arg) is None}
+
+
+def _rows(chain: list[Op], source: Value) -> Iterator[tuple]:
+    """The part of the chain between `source` and its end, arguments by number: a key."""
+    place: dict[Value, int] = {source: -1}
+    needed = {chain[0]}
+    for each in chain:
+        if each in needed:
+            needed |= {arg.op for arg in each.args if arg != source}
+    for each in reversed(chain):
+        if each not in needed or each is source.op:
+            continue
+        args = tuple(
+            ("arg", place[arg]) if arg in place else ("number", number(arg)) for arg in each.args
+        )
+        yield each.name, args, each.attrs
+        place[each.results[0]] = len(place) - 1
+
+
+@lru_cache(maxsize=4096)
+def _kind(rows: tuple[tuple, ...], narrow: bool) -> str | None:
+    """The activation that these rows compute at the samples, in f32.
+
+    `narrow`: the constants were rounded to a narrow float.
+    """
+    uses = {_TELLING[name] for name, _, _ in rows if name in _TELLING}
+    candidates = [kind for kind, allowed in _USES.items() if uses in allowed]
+    if not candidates:
+        return None
+    with jax.ensure_compile_time_eval():
+        found = _at_samples(rows)
+        for kind in candidates:
+            expected = np.asarray(KINDS[kind](jnp.asarray(_SAMPLES)))
+            distance = np.abs(found - expected) / (1 + np.abs(expected))
+            if distance.max() <= (5e-3 if narrow else 2e-6):
+                return kind
+    return None
+
+
+def _at_samples(rows: tuple[tuple, ...]) -> np.ndarray:
+    results: dict[int, Any] = {-1: jnp.asarray(_SAMPLES)}
+    for i, (name, args, attrs) in enumerate(rows):
+        arrays = [
+            results[value] if what == "arg" else jnp.full_like(_SAMPLES, value)
+            for what, value in args
+        ]
+        if name == "convert_element_type":
+            results[i] = arrays[0]
+            continue
+        if name == "select_n":
+            arrays[0] = arrays[0].astype(bool)
+        results[i] = opdef.lookup(name).reference(*arrays, **dict(attrs))
+    return np.asarray(results[len(rows) - 1], np.float32)
+
+
+@local(
+    "mul",
+    example=lambda x, y: Traced["activate"](x, kind="silu") * y,
+    types=("f32[2,8]", "f32[2,8]"),
+)
+def gated(op: Op) -> Outcome:
+    """activate(x) * y  ->  gate(x, y)"""
+    for one, other in (op.args, op.args[::-1]):
+        if one.op.name == "activate" and one.type == other.type and number(other) is None:
+            return make("gate", one.op.args[0], other, kind=one.op["kind"])
+    return None
