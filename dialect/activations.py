@@ -8,6 +8,7 @@ activation's own definition is never taken for it, so that tanh's and erf's GELU
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -22,7 +23,7 @@ from dialect.vocabulary import Traced, elementwise, word
 from rewrite import opdef
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
-from rewrite.rules import Outcome, local
+from rewrite.rules import Miss, Outcome, local
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "silu": lambda x: x * jax.nn.sigmoid(x),
@@ -48,6 +49,7 @@ _USES = {
 }
 _SIGNS = {*_TELLING, "max", "select_n"}  # no activation is without one
 _NARROW = ("bf16", "f16")
+_NEARLY = 0.05  # relative distance up to which a function is called a near miss
 _LONGEST = 24  # ops in the longest spelling of an activation, with room to spare
 _SAMPLES = np.concatenate([np.linspace(-6, 6, 49), [-0.01, 0.01, 0.3, 1.7]]).astype(np.float32)
 
@@ -83,12 +85,15 @@ def activation(op: Op) -> Outcome:
     chain = _chain(op)
     if not any(each.name in _SIGNS for each in chain):
         return None
+    narrow = any(each.types[0].dtype in _NARROW for each in chain)
+    nearest: Outcome = None
     for source in _narrow_places(op, chain):
-        narrow = any(each.types[0].dtype in _NARROW for each in chain)
-        kind = _kind(tuple(_rows(chain, source)), narrow)
-        if kind is not None:
+        kind, distance = _nearest(tuple(_rows(chain, source)))
+        if distance <= (5e-3 if narrow else 2e-6):
             return in_dtype(make("activate", source, kind=kind), op.types[0].dtype)
-    return None
+        if distance < _NEARLY:
+            nearest = Miss(f"it is {kind} but for {distance:.1g} of its values", 5)
+    return nearest
 
 
 def _chain(op: Op) -> list[Op]:
@@ -143,26 +148,25 @@ def _rows(chain: list[Op], source: Value) -> Iterator[tuple]:
 
 
 @lru_cache(maxsize=4096)
-def _kind(rows: tuple[tuple, ...], narrow: bool) -> str | None:
-    """The activation that these rows compute at the samples, in f32.
-
-    `narrow`: the constants were rounded to a narrow float.
-    """
+def _nearest(rows: tuple[tuple, ...]) -> tuple[str, float]:
+    """The activation nearest to what these rows compute at the samples, and how far it is."""
     uses = {_TELLING[name] for name, _, _ in rows if name in _TELLING}
     candidates = [kind for kind, allowed in _USES.items() if uses in allowed]
     if not candidates:
-        return None
+        return "", math.inf
     with jax.ensure_compile_time_eval():
         found = _at_samples(rows)
-        for kind in candidates:
-            expected = np.asarray(KINDS[kind](jnp.asarray(_SAMPLES)))
-            distance = np.abs(found - expected) / (1 + np.abs(expected))
-            if distance.max() <= (5e-3 if narrow else 2e-6):
-                return kind
-    return None
+        expected = {kind: np.asarray(KINDS[kind](jnp.asarray(_SAMPLES))) for kind in candidates}
+    distances = {
+        kind: float(np.max(np.abs(found - values) / (1 + np.abs(values))))
+        for kind, values in expected.items()
+    }
+    kind = min(distances, key=lambda each: (math.isnan(distances[each]), distances[each]))
+    return kind, distances[kind]
 
 
 def _at_samples(rows: tuple[tuple, ...]) -> np.ndarray:
+    """What the rows compute at the samples, in f32 whatever floats they name."""
     results: dict[int, Any] = {-1: jnp.asarray(_SAMPLES)}
     for i, (name, args, attrs) in enumerate(rows):
         arrays = [

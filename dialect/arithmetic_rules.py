@@ -130,6 +130,41 @@ def add_of_sign(op: Op) -> Outcome:
 
 
 @local(
+    "real",
+    "imag",
+    example=lambda x, y: jnp.real(jax.lax.complex(x, y) * jax.lax.complex(y, x)),
+    types=("f32[4]", "f32[4]"),
+    keeps="reals",
+)
+def part_of_complex(op: Op) -> Outcome:
+    """real((a + ib) * (c + id))  ->  a * c - b * d,  imag(..)  ->  a * d + b * c"""
+    whole, first = op.args[0].op, op.name == "real"
+    if whole.name == "complex":
+        return whole.args[0 if first else 1]
+    factors = [_parts_of_complex(arg) for arg in whole.args]
+    if whole.name != "mul" or None in factors:
+        return None
+    (a, b), (c, d) = factors
+    if first:
+        return make("sub", make("mul", a, c), make("mul", b, d))
+    return make("add", make("mul", a, d), make("mul", b, c))
+
+
+def _parts_of_complex(value: Value) -> tuple[Value, ...] | None:
+    whole = through(value, "reshape")
+    if whole.op.name != "complex":
+        return None
+    return tuple(reshaped(part, value.type.shape) for part in whole.op.args)
+
+
+@local("select_n", example=lambda x, y: jax.lax.select_n(True, x, y), types=("f32[4]", "f32[4]"))
+def known_choice(op: Op) -> Outcome:
+    """select(constant, x, y)  ->  the one that it chooses"""
+    chosen = number(op.args[0])
+    return op.args[1 + int(chosen)] if chosen is not None else None
+
+
+@local(
     "sub",
     example=lambda x: jnp.mean(x * x, -1, keepdims=True) - jnp.mean(x, -1, keepdims=True) ** 2,
     types=("f32[2,4]",),
@@ -144,6 +179,8 @@ def variance(op: Op) -> Outcome:
     if source is None or source != squares.op.args[0]:
         return None
     sum_op = through(op.args[0], "reshape", "div", "mul").op
+    if sum_op.name != "reduce_sum" or sum_op.args[0] != squares:
+        return None  # a conversion stands between
     axes = sum_op["axes"]
     kept = tuple(1 if i in axes else size for i, size in enumerate(source.type.shape))
     centre = make("reshape", square.op.args[0], new_sizes=kept)

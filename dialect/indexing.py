@@ -6,32 +6,15 @@ of every index: that is `wrap`. A ring buffer's place is `modulo`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from dialect import nn  # noqa: F401  (defines take)
+from dialect import nn  # noqa: F401  (defines take, wrap and modulo)
 from dialect.values import number, reshaped, through
-from dialect.vocabulary import elementwise, word
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
-
-
-def wrap(i: Any, *, size: int) -> Any:
-    """An index that counts from the end where it is negative: i < 0 -> i + size. Elementwise."""
-    return jnp.where(i < 0, i + jnp.asarray(size, i.dtype), i)
-
-
-def modulo(i: Any, *, size: int) -> Any:
-    """i modulo size, never negative: the place in a ring buffer. Elementwise."""
-    return jnp.mod(i, jnp.asarray(size, i.dtype))
-
-
-word(wrap, elementwise, ("size",))
-word(modulo, elementwise, ("size",))
 
 
 @local("select_n", example=lambda i: jnp.where(i < 0, i + 8, i), types=("i32[3]",))
@@ -41,7 +24,7 @@ def wrapped(op: Op) -> Outcome:
         return None
     test, index, moved = op.args
     size = number(moved.op.args[1]) if moved.op.name == "add" else None
-    if size is None or not moved.op.args[0] == index or index.type.dtype[0] != "i":
+    if not isinstance(size, int) or moved.op.args[0] != index or index.type.dtype[0] != "i":
         return None
     negative = test.op.name == "lt" and test.op.args[0] == index and number(test.op.args[1]) == 0
     return make("wrap", index, size=size) if negative else None
@@ -59,7 +42,9 @@ def remainder(op: Op) -> Outcome:
         each.op.name == "lt" and each.op.args[0] == rest and number(each.op.args[1]) == 0
         for each in (through(one, "ne") for one in tests)
     )
-    if not negative or moved.op.args[0] != rest or number(moved.op.args[1]) != size:
+    if not isinstance(size, int) or not negative:
+        return None
+    if moved.op.args[0] != rest or number(moved.op.args[1]) != size:
         return None
     return make("modulo", rest.op.args[0], size=size)
 

@@ -58,7 +58,11 @@ def reshape_of_reshape(op: Op) -> Outcome:
     return None
 
 
-@local(*lax.MAPS, example=lambda x: jnp.exp(jnp.sum(x, keepdims=True)), types=("f32[4]",))
+@local(
+    *lax.MAPS,
+    example=lambda x: jnp.exp(jnp.sum(x, axis=-1, keepdims=True)),
+    types=("f32[2,4]",),
+)
 def statistic_reshaped_last(op: Op) -> Outcome:
     """f(reshape(sum(x)))  ->  reshape(f(sum(x))): where a statistic gets its axes back is noise"""
     shaped = [arg for arg in op.args if arg.type.shape and number(arg) is None]
@@ -163,25 +167,15 @@ def transpose_of_ones(op: Op) -> Outcome:
     return reshaped(op.args[0], op.types[0].shape) if moved == sorted(moved) else None
 
 
-@local("slice", example=lambda x: jax.lax.slice(x[1:], (0,), (2,), (1,)), types=("f32[4]",))
-def slice_of_slice(op: Op) -> Outcome:
-    """slice(slice(x))  ->  slice(x), the whole of x  ->  x, strides of one unsaid"""
-    source = op.args[0]
-    if op.types[0].shape == source.type.shape:
-        return source
-    strides = op.get("strides")
-    start, stop = op["start_indices"], op["limit_indices"]
-    if strides is not None and set(strides) == {1}:
-        return make("slice", source, start_indices=start, limit_indices=stop)
-    if source.op.name != "slice" or strides or source.op.get("strides"):
+@local("slice", example=lambda x: jax.lax.slice(x, (1,), (3,), (1,)), types=("f32[4]",))
+def plain_slice(op: Op) -> Outcome:
+    """slice(x) of all of x  ->  x, and strides of one are not said"""
+    if op.types[0].shape == op.args[0].type.shape:
+        return op.args[0]
+    if set(op.get("strides") or ()) != {1}:
         return None
-    offset = source.op["start_indices"]
-    return make(
-        "slice",
-        source.op.args[0],
-        start_indices=tuple(a + b for a, b in zip(start, offset)),
-        limit_indices=tuple(a + b for a, b in zip(stop, offset)),
-    )
+    kept = {name: op[name] for name in ("start_indices", "limit_indices")}
+    return make("slice", op.args[0], **kept)
 
 
 @local("split", example=lambda x: jnp.split(x, 2, axis=1)[1], types=("f32[4,2]",))

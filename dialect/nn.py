@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import activations  # noqa: F401  (defines activate and gate)
+from dialect import activations, rotary  # noqa: F401  (define activate, gate and rope)
 from dialect.attributes import decode
 from dialect.tensor import contract
-from dialect.vocabulary import Traced, over_last, word  # noqa: F401
+from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 
@@ -50,6 +50,16 @@ def take(table: Any, ids: Any, *, mode: Any, fill: Any = None) -> Any:
     sizes = (1, *table.shape[1:])
     options = {} if fill is None else {"fill_value": fill}
     return jax.lax.gather(table, ids[..., None], numbers, sizes, mode=decode(mode), **options)
+
+
+def wrap(i: Any, *, size: int) -> Any:
+    """An index that counts from the end where it is negative: i < 0 -> i + size. Elementwise."""
+    return jnp.where(i < 0, i + jnp.asarray(size, i.dtype), i)
+
+
+def modulo(i: Any, *, size: int) -> Any:
+    """i modulo size, never negative: the place in a ring buffer. Elementwise."""
+    return jnp.mod(i, jnp.asarray(size, i.dtype))
 
 
 def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
@@ -150,6 +160,8 @@ for _reference, *_rest in (
     (rms_norm, over_last, ("epsilon",)),
     (layer_norm, over_last, ("epsilon",)),
     (take, _take_axes, ("mode", "fill")),
+    (wrap, elementwise, ("size",)),
+    (modulo, elementwise, ("size",)),
     (cache_write, _cache_write_axes, ("axes",)),
     (cache_read, _cache_read_axes),
     (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),

@@ -24,7 +24,7 @@ from rewrite.rules import Miss, Outcome, local, pattern
     types=("f32[2,8]", "f32[2,8]"),
     keeps="reals",
 )
-def rms(op: Op) -> Outcome:
+def rms_norm(op: Op) -> Outcome:
     """x * rsqrt(mean(x²) + epsilon) * ...  ->  rms_norm(x) * ..."""
     if op.types[0].shape[-1:] in ((), (1,)):
         return None
@@ -32,6 +32,8 @@ def rms(op: Op) -> Outcome:
         found = _normalised(root)
         if found is None:
             continue
+        if isinstance(found, Miss):
+            return found
         source, epsilon = found
         rest = _factors(op.results[0], source)
         at = next((i for i, each in enumerate(rest) if _same(each, source)), None)
@@ -55,7 +57,7 @@ def _factors(value: Value, whole: Value | None = None) -> list[Value]:
     return [factor for arg in value.op.args for factor in _factors(arg, whole)]
 
 
-def _normalised(root: Value) -> tuple[Value, float] | None:
+def _normalised(root: Value) -> tuple[Value, float] | Miss | None:
     """(x, epsilon) where the value is rsqrt(mean(x²) + epsilon) over the last axis."""
     root = through(root, "reshape", "convert_element_type", "broadcast_in_dim")
     if root.op.name != "rsqrt":
@@ -65,13 +67,19 @@ def _normalised(root: Value) -> tuple[Value, float] | None:
         left, right = inner.op.args
         left, right = (right, left) if number(left) is not None else (left, right)
         if number(right) is None:
-            return None
+            return Miss("what is added to the mean is no constant", 4)
         inner, epsilon = left, float(number(right))
-    square = mean_of(inner)
-    if square is None or square.op.name != "square":
-        return None
     total = through(inner, "reshape", "convert_element_type", "div", "mul").op
-    return (square.op.args[0], epsilon) if total["axes"] == (square.type.rank - 1,) else None
+    if total.name != "reduce_sum":
+        return None
+    square = mean_of(inner)
+    if square is None:
+        return Miss("the sum is not divided by the number of its terms", 5)
+    if square.op.name != "square":
+        return Miss(f"the mean is of {square.op.name}, not of squares", 4)
+    if total["axes"] != (square.type.rank - 1,):
+        return Miss(f"its statistics are over axes {total['axes']}, not over the last", 5)
+    return square.op.args[0], epsilon
 
 
 def _same(value: Value, source: Value) -> bool:

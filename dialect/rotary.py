@@ -119,7 +119,7 @@ neighbours = _rope(
 
 neighbours_of_reshape = _rope(
     "rope_neighbours_of_reshape",
-    "as rope_neighbours, x1 and x2 the two parts of reshape(x: k -> k/2 2)",
+    "rope_neighbours, x1 and x2 the columns of reshape(x: k -> k/2 2)  ->  rope{neighbours}(x)",
     _of_shape_2,
     lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
     "f32[2,4]",

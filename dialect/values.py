@@ -27,7 +27,8 @@ def number(value: Value) -> float | int | bool | None:
     """The one number that every element is, seen through broadcasts; None where there is none."""
     while value.op.name in ("broadcast_in_dim", "reshape"):
         value = value.op.args[0]
-    return value.op["value"] if is_splat(value) else None
+    found = value.op["value"] if is_splat(value) else None
+    return found if isinstance(found, (bool, int, float)) else None
 
 
 def through(value: Value, *names: str) -> Value:
@@ -45,7 +46,7 @@ def mean_of(value: Value) -> Value | None:
     count, total = number(value.op.args[1]), through(value.op.args[0], "reshape")
     if count is None or total.op.name != "reduce_sum":
         return None
-    source = total.op.args[0]
+    source = through(total.op.args[0], "convert_element_type")
     size = source.type.size // max(1, total.type.size)
     expected = size if value.op.name == "div" else 1 / size
     return source if abs(count - expected) <= 1e-2 * expected else None

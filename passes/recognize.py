@@ -69,10 +69,7 @@ def attend(op: Op) -> Outcome:
     return attend_of_softmax(op)
 
 
-RULES: tuple[Rule, ...] = (
-    *NORMAL_FORM,
-    *rules_of(sys.modules[__name__], norms, rotary, activations, indexing),
-)
+RULES: tuple[Rule, ...] = rules_of(sys.modules[__name__], norms, rotary, activations, indexing)
 
 
 @dataclass(frozen=True)
@@ -83,5 +80,5 @@ class Recognize(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
-        graph = rewrite(program.graph, RULES, report)
+        graph = rewrite(program.graph, (*NORMAL_FORM, *RULES), report)
         return self.said(program.with_graph(graph), *report.notes())

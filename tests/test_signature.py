@@ -326,6 +326,8 @@ def composite(name: str) -> Op:
         "activate": (lambda x: Traced["activate"](x, kind="silu"), (x,)),
         "gate": (lambda x, y: Traced["gate"](x, y, kind="silu"), (x, x)),
         "take": (lambda t, i: Traced["take"](t, i, mode=mode), (normal(5, 4), IDS)),
+        "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),
+        "modulo": (lambda i: Traced["modulo"](i, size=4), (IDS,)),
         "cache_write": (
             lambda c, n, i: Traced["cache_write"](c, n, i[0], axes=(1,)),
             (x, normal(2, 1, 4), IDS),
