@@ -10,7 +10,7 @@ from dialect import lax
 from dialect.values import number, reshaped, through
 from rewrite import opdef
 from rewrite.ir import Op, Value
-from rewrite.opdef import make
+from rewrite.opdef import build, make
 from rewrite.rules import Outcome, local
 from rewrite.signature import Array, letters
 
@@ -101,6 +101,24 @@ def cut_inward(op: Op) -> Outcome:
         return None
     args = [_cut(arg, whole, parts) for arg in inner.args]
     return make(inner.name, *args, **dict(inner.attrs))
+
+
+@local(
+    "reshape",
+    example=lambda x: jnp.unstack(x)[1].reshape(2, 2, 2),
+    types=("f32[3,4,2]",),
+)
+def cut_through_unstack(op: Op) -> Outcome:
+    """reshape(unstack(x)[i]) that cuts axes apart  ->  unstack(reshape(x))[i]"""
+    inner, index = op.args[0]
+    if inner.name != "unstack" or not cuts(op):
+        return None
+    axis, source = inner["axis"], inner.args[0]
+    parts = [*_parts(op)]
+    parts.insert(axis, (source.type.shape[axis],))
+    whole = reshaped(source, tuple(size for part in parts for size in part))
+    place = sum(len(part) for part in parts[:axis])
+    return Value(build("unstack", whole, axis=place), index)
 
 
 def cuts(op: Op) -> bool:

@@ -19,6 +19,7 @@ from dialect.nn import softmax
 from dialect.normal_form import RULES as NORMAL_FORM
 from dialect.normal_form import normal_form, rules_of
 from dialect.values import is_splat
+from dialect.projections import cut_projections
 from dialect.vocabulary import Traced
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Op, Value
@@ -80,5 +81,8 @@ class Recognize(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
-        graph = rewrite(program.graph, (*NORMAL_FORM, *RULES), report)
+        rules = (*NORMAL_FORM, *RULES)
+        graph = rewrite(program.graph, rules, report)
+        cut = cut_projections(graph, program.values("param"))
+        graph = rewrite(cut, rules, report) if cut is not graph else graph
         return self.said(program.with_graph(graph), *report.notes())

@@ -1,0 +1,157 @@
+"""Siblings: the same expression written out once per expert, or per head, becomes one.
+
+    stack(f(x[0], w[0]), f(x[1], w[1]), ...)  ->  f over a new leading axis of x and w
+
+A mixture of experts unrolled by its library (128 products a layer) is then the one batched
+product that it means. Weights that are separate arrays are stacked, which `stage` does once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dialect import lax
+from dialect.values import reshaped
+from rewrite.ir import Op, Value
+from rewrite.opdef import make
+from rewrite.rules import Miss, Outcome, local
+from rewrite.signature import Signature
+
+_OVER_LAST = ("softmax", "rms_norm", "layer_norm", "activate", "gate")
+_LETTERS = "zyxwvutsrqponmlkjihgfedcba"
+
+
+@local(
+    "stack",
+    example=lambda x, w: jnp.stack([jax.nn.relu(x @ w[0]), jax.nn.relu(x @ w[1])]),
+    types=("f32[3,4]", "f32[2,4,5]"),
+)
+def stack_of_same(op: Op) -> Outcome:
+    """stack(f(x, w[0]), f(x, w[1]), ..)  ->  f(x, w) with one axis more"""
+    if not _a_product(op.args[0]):
+        return None
+    found = _Batched(len(op.args)).of(op.args)
+    if found is None:
+        return Miss("its parts are not the same expression of slices in order", 3)
+    axis = op["axis"]
+    if axis == 0:
+        return found
+    order = (*range(1, axis + 1), 0, *range(axis + 1, found.type.rank))
+    return make("transpose", found, permutation=order)
+
+
+@local(
+    "concatenate",
+    example=lambda x, y: jnp.concatenate([x[:, None], y[:, None]], axis=1),
+    types=("f32[3,4]", "f32[3,4]"),
+)
+def concatenate_to_stack(op: Op) -> Outcome:
+    """concat(x[None], y[None])  ->  stack(x, y)"""
+    axis, shape = op["dimension"], op.types[0].shape
+    inner = (*shape[:axis], *shape[axis + 1 :])
+    if any(arg.op.name != "reshape" or arg.op.args[0].type.shape != inner for arg in op.args):
+        return None
+    return make("stack", *(arg.op.args[0] for arg in op.args), axis=axis)
+
+
+def _a_product(value: Value, steps: int = 8) -> bool:
+    """Whether a product is near the end of an expression."""
+    if value.op.name == "contract" or steps == 0:
+        return value.op.name == "contract"
+    return any(_a_product(arg, steps - 1) for arg in value.op.args)
+
+
+class _Batched:
+    """Builds one value with a leading axis out of `count` values that differ by an index."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.known: dict[tuple[Value, ...], Value | None] = {}
+
+    def of(self, values: Sequence[Value]) -> Value | None:
+        values = tuple(values)
+        if values not in self.known:
+            self.known[values] = self.made(values)
+        return self.known[values]
+
+    def made(self, values: tuple[Value, ...]) -> Value | None:
+        first = values[0].op
+        if any(value.type != values[0].type for value in values):
+            return None
+        indexed = self.indexed(values)
+        if indexed is not None:
+            return indexed
+        if all(value.op.name == "input" for value in values):
+            return make("stack", *values, axis=0)
+        if any((each.op.name, each.op.attrs) != (first.name, first.attrs) for each in values):
+            return None
+        if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
+            return None
+        args = [self.argument(column) for column in zip(*(value.op.args for value in values))]
+        if None in args:
+            return None
+        return self.rebuilt(first, args)
+
+    def argument(self, column: tuple[Value, ...]) -> tuple[Value, bool] | None:
+        """(the argument of all siblings, whether it has the new axis)."""
+        if all(value == column[0] for value in column):
+            return column[0], False
+        found = self.of(column)
+        return None if found is None else (found, True)
+
+    def indexed(self, values: tuple[Value, ...]) -> Value | None:
+        """The source whose indices 0, 1, 2 ... along one axis the values are, that axis first."""
+        ops = [value.op for value in values]
+        source = ops[0].args[0] if ops[0].args else None
+        if any(op.name != ops[0].name or op.args[:1] != (source,) for op in ops):
+            return None
+        if ops[0].name == "unstack":
+            whole = [value.index for value in values] == list(range(len(ops[0].types)))
+            return self.first(source, ops[0]["axis"]) if whole else None
+        if ops[0].name != "slice" or any(op.get("strides") for op in ops):
+            return None
+        shape, starts = values[0].type.shape, [op["start_indices"] for op in ops]
+        moving = [d for d, place in enumerate(zip(*starts)) if len(set(place)) > 1]
+        if len(moving) != 1 or shape[moving[0]] != 1:
+            return None
+        (axis,) = moving
+        rest = [size for d, size in enumerate(shape) if d != axis]
+        full = [size for d, size in enumerate(source.type.shape) if d != axis]
+        if [start[axis] for start in starts] != list(range(self.count)) or rest != full:
+            return None
+        if source.type.shape[axis] != self.count:
+            return None
+        return reshaped(self.first(source, axis), (self.count, *shape))
+
+    def first(self, source: Value, axis: int) -> Value:
+        order = (axis, *(d for d in range(source.type.rank) if d != axis))
+        return make("transpose", source, permutation=order) if axis else source
+
+    def rebuilt(self, op: Op, args: list[tuple[Value, bool]]) -> Value | None:
+        attrs = dict(op.attrs)
+        if op.name == "contract":
+            spec = Signature.parse(op["spec"])
+            fresh = next(letter for letter in _LETTERS if letter not in spec.letters)
+            inputs = tuple(
+                ((fresh,), *array) if batched else array
+                for array, (_, batched) in zip(spec.inputs, args)
+            )
+            whole = Signature(inputs, (((fresh,), *spec.outputs[0]),))
+            return make("contract", *(arg for arg, _ in args), **{**attrs, "spec": str(whole)})
+        if op.name == "reshape":
+            return reshaped(args[0][0], (self.count, *op.types[0].shape))
+        if op.name == "transpose":
+            order = (0, *(d + 1 for d in op["permutation"]))
+            return make("transpose", args[0][0], permutation=order)
+        return make(op.name, *(self.widened(*arg, op) for arg in args), **attrs)
+
+    def widened(self, arg: Value, batched: bool, op: Op) -> Value:
+        """An argument of an elementwise op that all siblings share, broadcast to the new axis."""
+        if batched or not arg.type.shape:
+            return arg
+        shape = (self.count, *arg.type.shape)
+        places = tuple(range(1, len(shape)))
+        return make("broadcast_in_dim", arg, shape=shape, broadcast_dimensions=places)
