@@ -145,6 +145,18 @@ def _slice(op: Op) -> Signature:
     return Signature(found.inputs + ((),) * (len(op.args) - 1), found.outputs, found.need)
 
 
+def _static_slice(op: Op) -> Signature:
+    """One of several equal parts of an axis is `(p x) -> x`: the part is an axis of its own."""
+    found, strides = _slice(op), op.get("strides")
+    read, need = list(found.inputs[0]), set(found.need)
+    sizes = zip(op.args[0].type.shape, op.types[0].shape, op["start_indices"])
+    for d, (whole, part, start) in enumerate(sizes):
+        if part != whole and not strides and part and whole % part == start % part == 0:
+            need = (need - {read[d][0]}) | {f"p{d}"}
+            read[d] = (f"p{d}", f"x{d}")
+    return Signature((tuple(read),), found.outputs, frozenset(need))
+
+
 def _dynamic_update_slice(op: Op) -> Signature:
     operand, update, *indices = op.args
     found = _same_or_need(op.types[0].shape, operand.type.shape, update.type.shape)
@@ -268,7 +280,7 @@ SIGNATURES: dict[str, Callable[[Op], Signature]] = {
     "transpose": _transpose,
     "squeeze": _squeeze,
     "reshape": _reshape,
-    "slice": _slice,
+    "slice": _static_slice,
     "dynamic_slice": _slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "pad": _slice,

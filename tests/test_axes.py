@@ -47,7 +47,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "gpt": {
         "params/embedding": "vocab d_model",
-        "params/positions": "context d_model",
+        "params/positions": "positions d_model",
         "params/final_norm": "d_model",
         "params/final_norm_bias": "d_model",
         "attention_norm": "d_model",
@@ -134,6 +134,7 @@ def test_sizes(model: str) -> None:
     }[model]
     common = {"batch": 2, "time": 4, "context": 16, "d_model": 16, "d_head": 4, "d_ff": 16}
     common |= {"vocab": 16, "layers": 2}
+    common |= {"positions": 16} if model == "gpt" else {}
     sizes = infer_axes(recognized(case)).sizes()
     assert sizes == common | own
     assert list(sizes) == [name for name in NAMES if name in sizes]
