@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from dialect.axis import NAMES, Axes, Axis, Names, leaves, leaves_of, unify  # noqa: F401
+from dialect.axis_hints import place_hints
 from dialect.axis_names import name_axes
 from dialect.control import scan_parts
 from rewrite import opdef
@@ -27,6 +28,7 @@ def infer_axes(program: Program) -> Axes:
             axis.roles.add(declared.role)
     _join_graph(axes, program.graph)
     name_axes(axes, program)
+    place_hints(axes, program)
     return axes
 
 

@@ -2,7 +2,7 @@
 
 An `attend` knows the context and d_head, a `take` the vocabulary, a `gate` d_ff, a product with a
 weight per token its experts. The most telling op wins; every name keeps its provenance. A hint of
-the user's comes before all of them.
+the user's (`dialect.axis_hints`) comes before all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
 
-_HINTED = 100  # the priority of what the user says
 _FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
 
 
@@ -31,6 +30,7 @@ def name_axes(axes: Axes, program: Program) -> None:
             _call(_unnamed(axes, op.results[0]), "d_ff", 45, op)
     _name_outputs(axes, program)
     _name_cuts(axes, [op for op, _ in known])
+    _name_vectors(axes, program)
 
 
 def _with_bound(graph: Graph, params: frozenset[Value]) -> Iterator[tuple[Op, frozenset[Value]]]:
@@ -145,6 +145,9 @@ def _name_tables(axes: Axes, program: Program) -> None:
     same = [op for op in rows if rows[op] in logits]
     same = same or [op for op in rows if op.args[0].type.shape[0] in sizes]
     same = same or [op for op in rows if op.args[0].type.shape[0] == largest]
+    for op in same:
+        for axis, name in zip(axes.at(op.args[1]), ("batch", "time")):
+            _call([axis], name, 5, op)
     for op in taken:
         _call(axes.at(op.args[0])[:1], "vocab" if op in same else "positions", 50, op)
         _call(axes.at(op.args[0])[1:], "d_model", 15, op)
@@ -162,29 +165,37 @@ def _name_outputs(axes: Axes, program: Program) -> None:
 def _name_cuts(axes: Axes, ops: list[Op]) -> None:
     """What fused parameters are cut along: query, key and value; gate and up; layers."""
     layers = sum(op.name == "attend" for op in ops)
-    for op in ops:
-        if op.name not in ("slice", "unstack"):
+    places: dict[Axis, set] = {}
+    cuts = [(op, leaf) for op in ops for leaf in _cut_along(axes, op)]
+    for op, leaf in cuts:
+        places.setdefault(leaf, set()).add(op.get("start_indices", "every"))
+    for op, leaf in cuts:
+        single = places[leaf] != {"every"} and len(places[leaf]) == 1
+        if leaf.names or single or not leaf.roles & {"param", "state"}:
             continue
-        value = op.args[0]
-        for leaf in _cut_along(axes, op):
-            if leaf.names or not leaf.roles & {"param", "state"}:
-                continue
-            beside = {x.name for x in leaves_of(axes.at(value))}
-            fused = (parts.get(leaf.size) for name, parts in _FUSED.items() if name in beside)
-            name = next((each for each in fused if each), None)
-            if name is None:
-                name = "layers" if leaf.size == layers > 1 else "parts"
-            _call([leaf], name, 10, op)
+        beside = {x.name for x in leaves_of(axes.at(op.args[0]))}
+        fused = (parts.get(leaf.size) for name, parts in _FUSED.items() if name in beside)
+        name = next((each for each in fused if each), None)
+        if name is None:
+            name = "layers" if leaf.size == layers > 1 else "parts"
+        _call([leaf], name, 10, op)
 
 
 def _cut_along(axes: Axes, op: Op) -> tuple[Axis, ...]:
     """The axes of which an op takes single places, or parts."""
-    whole = axes.at(op.args[0])
     if op.name == "unstack":
-        return leaves(whole[op["axis"]])
-    changed = [
-        leaves(axis)
-        for axis, size in zip(whole, op.types[0].shape)
-        if axis.size != size and len(leaves(axis)) >= 1
-    ]
-    return tuple(found[0] for found in changed)
+        return leaves(axes.at(op.args[0])[op["axis"]])
+    if op.name != "slice":
+        return ()
+    sizes = zip(axes.at(op.args[0]), op.types[0].shape)
+    return tuple(leaves(axis)[0] for axis, size in sizes if axis.size != size)
+
+
+def _name_vectors(axes: Axes, program: Program) -> None:
+    """A state of one number per sequence: a vector as long as the batch."""
+    batch = axes.sizes().get("batch", 0)
+    for value, each in zip(program.graph.inputs, program.step_inputs):
+        if each.role == "state" and value.type.rank == 1:
+            for leaf in leaves(axes.at(value)[0]):
+                if not leaf.names and leaf.size == batch:
+                    leaf.call("batch", 1, "as long as the batch")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,12 +78,14 @@ class Step:
         params: Where = 0,
         state: Where | Sequence[Where] | None = None,
         static_argnums: int | Sequence[int] = (),
+        axes: Mapping[str, str] | None = None,
         donate_state: bool = True,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
         self.params, self.state = params, state
         self.static_argnums, self.donate_state = as_numbers(static_argnums), donate_state
+        self.axes = axes
         self._programs: dict[Any, Program] = {}
         self._executables: dict[Any, _Executable] = {}
         self._known: tuple[list[Any], Packed] | None = None
@@ -100,6 +102,7 @@ class Step:
                 params=self.params,
                 state=self.state,
                 static_argnums=self.static_argnums,
+                axes=self.axes,
             )
             with self._told_where():
                 self._programs[key] = self.pipeline.run(traced, self.target)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from dialect import jaxpr
+from dialect.axis_hints import hints_for
 from dialect.binding import dependents
 from dialect.framework import describe
 from rewrite.errors import ShardwrightError, TraceError, nearest
@@ -26,12 +27,13 @@ def trace(
     params: Where = 0,
     state: Where | Sequence[Where] | None = None,
     static_argnums: int | Sequence[int] = (),
+    axes: Mapping[str, str] | None = None,
 ) -> Program:
     """The Program of a function, from arguments of which only shapes and dtypes matter.
 
     `params` and `state` are argument numbers or names. Without `state`, an argument is state when
     the function returns a pytree of the same structure and types that is computed from it.
-    Raises TraceError, naming the user's line, where the function cannot be traced.
+    `axes` says what cannot be inferred: `{"params/.../wq": "d_model (heads d_head)"}`. Raises TraceError, naming the user's line, where the function cannot be traced.
     """
     if not callable(function):
         raise TraceError(f"expected a function, got {type(function).__name__} {function!r}")
@@ -66,11 +68,13 @@ def trace(
         for i, owner in enumerate(owners)
     ]
     paths = _paths(given, [names[i] for i in dynamic])
+    said = hints_for(axes or {}, paths, [value.type for value in graph.inputs])
     return Program(
         name=getattr(inspect.unwrap(_unbound(function)), "__name__", "step").strip("<>"),
         graph=graph,
         inputs=tuple(
-            Input(path, value.type, role) for path, value, role in zip(paths, graph.inputs, roles)
+            Input(path, value.type, role, axes=said.get(path, ""))
+            for path, value, role in zip(paths, graph.inputs, roles)
         ),
         outputs=tuple(Output(name, updates.get(i)) for i, name in enumerate(outputs)),
         tree=(describe(tree), describe(found["tree"])),

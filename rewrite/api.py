@@ -8,7 +8,7 @@ logits, cache = step(packed, cache, tokens)
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def auto_shard(
     state: Where | Sequence[Where] | None = None,
     static_argnums: int | Sequence[int] = (),
     donate_state: bool = True,
+    axes: Mapping[str, str] | None = None,
 ) -> Any:
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
 
@@ -46,6 +47,7 @@ def auto_shard(
       "cpu:8"); left out, the pipeline's own target, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
     - params, state: argument numbers or names; state is found by itself: inputs that come back.
+    - axes: what of the arrays' axes cannot be inferred, `{"params/.../wq": "d_model (heads d_head)"}`.
 
     Raises TraceError, PipelineError, PlanError with the user's own line.
     """
@@ -59,6 +61,7 @@ def auto_shard(
             state=state,
             static_argnums=static_argnums,
             donate_state=donate_state,
+            axes=axes,
         )
     chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
     jax_mesh, found = resolve(mesh, target, chosen)
@@ -71,6 +74,7 @@ def auto_shard(
         state=state,
         static_argnums=static_argnums,
         donate_state=donate_state,
+        axes=axes,
     )
 
 

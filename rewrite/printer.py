@@ -87,8 +87,9 @@ class _Printer:
         for number, (name, each) in enumerate(declared):
             quoted = "" if name == f"%{each.name}" else f" {_quoted(each.name)}"
             layout = "" if each.layout is None else f" @ {_layout(each.layout)}"
+            axes = f" axes {_quoted(each.axes)}" if each.axes else ""
             remark = self.remark(values[number : number + 1])
-            lines.append(f"{name}{quoted} : {each.type} {each.role}{layout}{remark}")
+            lines.append(f"{name}{quoted} : {each.type} {each.role}{axes}{layout}{remark}")
         return lines
 
     def section(self, head: str, graph: Graph, declared: Sequence[Named]) -> None:

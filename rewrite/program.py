@@ -28,13 +28,15 @@ Layout = tuple[tuple[str, ...], ...]  # mesh axes of each dimension
 class Input:
     """One array that goes in: its path in the user's pytree, its type, its role.
 
-    `layout` gives the mesh axes of each dimension once a plan has decided them.
+    `layout` gives the mesh axes of each dimension once a plan has decided them; `axes` is what
+    the user said of its axes (`"d_model (heads d_head)"`), where these cannot be inferred.
     """
 
     name: str
     type: Type
     role: str
     layout: Layout | None = None
+    axes: str = ""
 
 
 @dataclass(frozen=True)

@@ -165,12 +165,13 @@ class _Reader:
         names: dict[str, int] = {}
         inputs = []
         for each in tree.children:
-            value, name, types, role, layout = each.children
+            value, name, types, role, axes, layout = each.children
             if value in names:
                 self.fail(value, f"{value} is declared twice")
             names[str(value)] = len(names)
             path = _text(name) if name else str(value[1:])
-            inputs.append(Input(path, self.one_type(types), str(role), _layout(layout)))
+            said = _text(axes) if axes else ""
+            inputs.append(Input(path, self.one_type(types), str(role), _layout(layout), said))
         return tuple(inputs), names
 
     def outputs(self, tree: Tree, names: dict[str, int]) -> tuple[Output, ...]:

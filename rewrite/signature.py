@@ -100,7 +100,7 @@ def parse_array(text: str) -> Array:
         elif word == ")" and group is not None:
             dimensions.append(tuple(group))
             group = None
-        elif not word.replace("_", "").isalnum():
+        elif not word.replace("_", "x").isalnum():
             raise TextError(f"bad axis {word!r} in signature {text!r}")
         elif group is not None:
             group.append(word)
