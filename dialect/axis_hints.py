@@ -33,7 +33,9 @@ _HINTED = 100  # the priority of a user's word over every op's
 _WHERE = "said by the user"
 
 
-def hints_for(said: Mapping[str, str], paths: Sequence[str], types: Sequence[Type]) -> dict[str, str]:
+def hints_for(
+    said: Mapping[str, str], paths: Sequence[str], types: Sequence[Type]
+) -> dict[str, str]:
     """The axes said of each path, in full names. Raises TraceError for a hint that fits nothing."""
     found: dict[str, str] = {}
     for pattern, text in said.items():
@@ -52,7 +54,9 @@ def hints_for(said: Mapping[str, str], paths: Sequence[str], types: Sequence[Typ
 def _matches(pattern: str, path: str) -> bool:
     parts = re.split(r"(\.\.\.|\*)", pattern)
     wild = {"...": ".*", "*": "[^/]*"}
-    return re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), path) is not None
+    return (
+        re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), path) is not None
+    )
 
 
 def _parsed(text: str, hint: str) -> Array:
@@ -84,7 +88,9 @@ def place_hints(axes: Axes, program: Program) -> None:
                 _cut(axis, names, sizes, each.name, value)
 
 
-def _cut(axis: Axis, names: tuple[str, ...], sizes: dict[str, int], path: str, value: Value) -> None:
+def _cut(
+    axis: Axis, names: tuple[str, ...], sizes: dict[str, int], path: str, value: Value
+) -> None:
     """Cuts an axis into named ones, of which all but one have a size elsewhere."""
     known = [sizes.get(name, 0) for name in names]
     rest = axis.size

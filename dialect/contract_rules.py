@@ -128,5 +128,3 @@ def _split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
     args = [shaped(arg, array) for arg, array in zip(op.args, spec.inputs)]
     cut = Signature(tuple(map(axes, spec.inputs)), (axes(spec.outputs[0]),))
     return make("contract", *args, **{**dict(op.attrs), "spec": str(cut)})
-
-

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from dialect import nn  # noqa: F401  (defines take, wrap and modulo)
-from dialect.values import number, reshaped, through
-from rewrite.ir import Op, Symbol, Value
+from dialect.values import number, one_hot_of, reshaped, through
+from rewrite.ir import Op, Symbol
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
@@ -49,9 +49,7 @@ def remainder(op: Op) -> Outcome:
     return make("modulo", rest.op.args[0], size=size)
 
 
-@local(
-    "wrap", example=lambda i: jnp.where((j := jnp.mod(i, 8)) < 0, j + 8, j), types=("i32[3]",)
-)
+@local("wrap", example=lambda i: jnp.where((j := jnp.mod(i, 8)) < 0, j + 8, j), types=("i32[3]",))
 def wrap_of_modulo(op: Op) -> Outcome:
     """wrap(modulo(i))  ->  modulo(i)"""
     return op.args[0] if op.args[0].op.name == "modulo" else None
@@ -96,14 +94,18 @@ def take_of_one_hot(op: Op) -> Outcome:
     """one_hot(ids) . table, summed over the rows  ->  take(table, ids), zero out of bounds"""
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
-        found = _one_hot(arg)
+        found = one_hot_of(through(arg, "convert_element_type"))
         if found is None:
             continue
-        ids, axis = found
+        ids, axis, _ = found
         table, rows = op.args[1 - i], spec.inputs[1 - i]
         summed = spec.inputs[i][axis]
         own = [axes for d, axes in enumerate(spec.inputs[i]) if d != axis]
-        if rows.count(summed) != 1 or any(axes in rows for axes in own) or summed in spec.outputs[0]:
+        if (
+            rows.count(summed) != 1
+            or any(axes in rows for axes in own)
+            or summed in spec.outputs[0]
+        ):
             return Miss("the one-hot axis is not the table's rows alone", 4)
         at = rows.index(summed)
         rest = [d for d in range(len(rows)) if d != at]
@@ -111,27 +113,9 @@ def take_of_one_hot(op: Op) -> Outcome:
         taken = make("take", ordered, ids, mode=Symbol("GatherScatterMode.FILL_OR_DROP"), fill=0)
         made = [*own, *(rows[d] for d in rest)]
         order = tuple(made.index(axes) for axes in spec.outputs[0])
-        taken = taken if order == tuple(sorted(order)) else make("transpose", taken, permutation=order)
+        taken = (
+            taken if order == tuple(sorted(order)) else make("transpose", taken, permutation=order)
+        )
         dtype = op.types[0].dtype
         return taken if taken.type.dtype == dtype else None
     return None
-
-
-def _one_hot(value: Value) -> tuple[Value, int] | None:
-    """(ids, the axis that counts) where the value is convert(ids == iota)."""
-    value = through(value, "convert_element_type")
-    if value.op.name != "eq":
-        return None
-    for counter, ids in (value.op.args, value.op.args[::-1]):
-        counter = through(counter, "convert_element_type", "reshape")
-        if counter.op.name != "iota" or not _int_of_ids(ids):
-            continue
-        axes = [d for d, size in enumerate(ids.type.shape) if size != value.type.shape[d]]
-        if len(axes) == 1 and value.type.shape[axes[0]] == counter.type.size:
-            shape = tuple(size for d, size in enumerate(ids.type.shape) if d != axes[0])
-            return reshaped(ids, shape), axes[0]
-    return None
-
-
-def _int_of_ids(value: Value) -> bool:
-    return value.type.dtype[0] in "iu"

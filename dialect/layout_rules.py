@@ -88,9 +88,7 @@ def _splat(value: Value, shape: tuple[int, ...]) -> Value:
     return make("broadcast_in_dim", scalar, shape=shape, broadcast_dimensions=())
 
 
-@local(
-    "reshape", example=lambda x, w: (x @ w + 1).reshape(3, 2, 2), types=("f32[3,5]", "f32[5,4]")
-)
+@local("reshape", example=lambda x, w: (x @ w + 1).reshape(3, 2, 2), types=("f32[3,5]", "f32[5,4]"))
 def cut_inward(op: Op) -> Outcome:
     """reshape(f(x, y)) that cuts axes apart  ->  f(reshape(x), reshape(y)), towards a product"""
     inner = op.args[0].op
@@ -259,5 +257,3 @@ def _broadcast_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         return None
-
-

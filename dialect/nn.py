@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import activations, rotary  # noqa: F401  (define activate, gate and rope)
+from dialect import activations, caches, rotary  # noqa: F401  (each defines its own)
 from dialect.attributes import decode
 from dialect.tensor import contract
 from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
@@ -60,23 +60,6 @@ def wrap(i: Any, *, size: int) -> Any:
 def modulo(i: Any, *, size: int) -> Any:
     """i modulo size, never negative: the place in a ring buffer. Elementwise."""
     return jnp.mod(i, jnp.asarray(size, i.dtype))
-
-
-def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
-    """Writes `new` into `cache` at `positions` along `axes`, whole along every other axis.
-
-    `new` has the cache's rank. Lowers to one dynamic_update_slice, done in place on a donated or
-    carried cache.
-    """
-    start = [jnp.zeros((), jnp.int32)] * cache.ndim
-    for axis, position in zip(axes, positions):
-        start[axis] = jnp.asarray(position, jnp.int32)
-    return jax.lax.dynamic_update_slice(cache, new, start)
-
-
-def cache_read(cache: Any, layer: Any) -> Any:
-    """One layer of a stacked cache. cache: [layers, ...], layer: a scalar."""
-    return jax.lax.dynamic_index_in_dim(cache, layer, axis=0, keepdims=False)
 
 
 def attend(
@@ -138,18 +121,6 @@ def _take_axes(op: Op) -> Signature:
     return Signature(((("v",), *rest), rows), ((*rows, *rest),), frozenset("v"))
 
 
-def _cache_write_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
-    new = tuple((f"n{i}",) if i in op["axes"] else axis for i, axis in enumerate(axes))
-    need = {f"{prefix}{i}" for i in op["axes"] for prefix in "xn"}
-    return Signature((axes, new, *[()] * (len(op.args) - 2)), (axes,), frozenset(need))
-
-
-def _cache_read_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
-    return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
-
-
 def _attend_axes(op: Op) -> Signature:
     found = Signature.parse(op["axes"])
     return Signature(found.inputs, found.outputs, frozenset("k"))
@@ -162,8 +133,6 @@ for _reference, *_rest in (
     (take, _take_axes, ("mode", "fill")),
     (wrap, elementwise, ("size",)),
     (modulo, elementwise, ("size",)),
-    (cache_write, _cache_write_axes, ("axes",)),
-    (cache_read, _cache_read_axes),
     (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),
 ):
     word(_reference, *_rest)

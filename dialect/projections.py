@@ -46,7 +46,9 @@ def _cuts(value: Value, slices: list[Op]) -> Iterator[tuple[Op, tuple[int, bool]
         yield each, (axis, equal)
 
 
-def _cut(op: Op, axis: int, equal: bool, memo: dict[Value, Value], bound: frozenset[Value]) -> Value | None:
+def _cut(
+    op: Op, axis: int, equal: bool, memo: dict[Value, Value], bound: frozenset[Value]
+) -> Value | None:
     """What a slice of a projection becomes; None where it stays."""
     if not equal:
         return _of_cut_weight(op.args[0], op, axis, memo, bound)

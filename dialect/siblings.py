@@ -28,6 +28,7 @@ _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
     "stack",
     example=lambda x, w: jnp.stack([jax.nn.relu(x @ w[0]), jax.nn.relu(x @ w[1])]),
     types=("f32[3,4]", "f32[2,4,5]"),
+    keeps="reals",
 )
 def stack_of_same(op: Op) -> Outcome:
     """stack(f(x, w[0]), f(x, w[1]), ..)  ->  f(x, w) with one axis more"""

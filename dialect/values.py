@@ -50,3 +50,19 @@ def mean_of(value: Value) -> Value | None:
     size = source.type.size // max(1, total.type.size)
     expected = size if value.op.name == "div" else 1 / size
     return source if abs(count - expected) <= 1e-2 * expected else None
+
+
+def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
+    """(ids, the axis that counts, its length) where the value is ids == arange(n)."""
+    if value.op.name != "eq":
+        return None
+    for counter, ids in (value.op.args, value.op.args[::-1]):
+        if through(counter, "convert_element_type", "reshape").op.name != "iota":
+            continue
+        counted = [d for d, size in enumerate(counter.type.shape) if size > 1]
+        if ids.type.dtype[0] not in "iu" or len(counted) != 1 or ids.type.shape[counted[0]] != 1:
+            continue
+        (axis,) = counted
+        shape = tuple(size for d, size in enumerate(ids.type.shape) if d != axis)
+        return reshaped(ids, shape), axis, counter.type.shape[axis]
+    return None

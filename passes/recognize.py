@@ -10,23 +10,18 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
-
-from dialect import activations, indexing, norms, rotary
+from dialect import activations, caches, indexing, norms, rotary
 from dialect.attention import attend_of_softmax
 from dialect.nn import softmax
 from dialect.normal_form import RULES as NORMAL_FORM
 from dialect.normal_form import normal_form, rules_of
-from dialect.values import is_splat
 from dialect.projections import cut_projections
 from dialect.vocabulary import Traced
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Op, Value
-from rewrite.opdef import make
+from rewrite.ir import Op
 from rewrite.passbase import Pass
 from rewrite.program import Program
-from rewrite.rules import Miss, Outcome, Rule, local, pattern
+from rewrite.rules import Outcome, Rule, local, pattern
 from rewrite.target import Target
 
 softmax_by_hand = pattern(
@@ -37,26 +32,6 @@ softmax_by_hand = pattern(
     example=("f32[2,8]",),
     normal=normal_form,
 )
-
-@local(
-    "dynamic_update_slice",
-    example=lambda cache, new: jax.lax.dynamic_update_slice(
-        cache, new, (0, jnp.int32(new[0, 0, 0]), 0)
-    ),
-    types=("f32[2,8,4]", "f32[2,1,4]"),
-)
-def cache_write_of_update(op: Op) -> Outcome:
-    """dynamic_update_slice that starts at 0 along its whole axes  ->  cache_write"""
-    cache, new, *start = op.args
-    sizes = zip(new.type.shape, cache.type.shape)
-    partial = tuple(i for i, (some, whole) in enumerate(sizes) if some != whole)
-    if not partial or any(not _is_zero(start[i]) for i in range(len(start)) if i not in partial):
-        return Miss("it writes at an offset along an axis that it writes whole", 2)
-    return make("cache_write", cache, new, *(start[i] for i in partial), axes=partial)
-
-
-def _is_zero(value: Value) -> bool:
-    return is_splat(value) and value.op["value"] == 0
 
 
 @local(
@@ -70,7 +45,9 @@ def attend(op: Op) -> Outcome:
     return attend_of_softmax(op)
 
 
-RULES: tuple[Rule, ...] = rules_of(sys.modules[__name__], norms, rotary, activations, indexing)
+RULES: tuple[Rule, ...] = rules_of(
+    sys.modules[__name__], norms, rotary, activations, indexing, caches
+)
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,12 @@ X, Y = normal(2, 3, 8), normal(2, 3, 8)
 Q, K, V = normal(2, 3, 4, 8), normal(2, 5, 4, 8), normal(2, 5, 4, 6)
 MASK = jnp.asarray(RANDOM.random((3, 5)) > 0.3).at[:, 0].set(True)
 
+
 def _complex_rope(x: Any, angles: Any) -> Any:
     pairs = x.reshape(*x.shape[:-1], -1, 2)
-    turned = lax.complex(pairs[..., 0], pairs[..., 1]) * lax.complex(jnp.cos(angles), jnp.sin(angles))
+    turned = lax.complex(pairs[..., 0], pairs[..., 1]) * lax.complex(
+        jnp.cos(angles), jnp.sin(angles)
+    )
     return jnp.stack([jnp.real(turned), jnp.imag(turned)], axis=-1).reshape(x.shape)
 
 
@@ -226,9 +229,7 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "layer norm by jnp.var": (
         "layer_norm",
-        lambda x: (
-            (x - x.mean(-1, keepdims=True)) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5)
-        ),
+        lambda x: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5),
         (X,),
     ),
     "layer norm by the mean of squares": (
@@ -244,6 +245,33 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
         "take",
         lambda t, i: jax.nn.one_hot(i, 9) @ t,
         (normal(9, 4), jnp.arange(3)),
+    ),
+    "places by row": (
+        "cache_put",
+        lambda c, n, p: c.at[jnp.arange(2), p].set(n),
+        (K, K[:, 0], jnp.array([3, 1])),
+    ),
+    "places by row and time": (
+        "cache_put",
+        lambda c, n, p: c.at[jnp.arange(2)[:, None], p].set(n),
+        (K, K[:, :2], jnp.array([[3, 1], [0, 9]])),
+    ),
+    "mapped updates, out of bounds": (
+        "cache_put",
+        lambda c, n, p: jax.vmap(lambda c, n, p: lax.dynamic_update_slice(c, n, (p, 0, 0)))(
+            c, n, p
+        ),
+        (K, K[:, :2] + 1, jnp.array([4, -7])),
+    ),
+    "a mask that writes one place": (
+        "cache_put",
+        lambda c, n, p: jnp.where((jnp.arange(5) == p[:, None])[:, :, None, None], n, c),
+        (K, K[:, :1] + 1, jnp.array([4, 9])),
+    ),
+    "a blend that writes one place": (
+        "cache_put",
+        lambda c, n, p: c * (1 - (o := jax.nn.one_hot(p, 5)[:, :, None, None])) + n * o,
+        (K, K[:, :1] + 1, jnp.array([4, 0])),
     ),
     "gate the other way": ("gate", lambda x, y: y * jax.nn.silu(x), (X, Y)),
     "gated gelu": ("gate", lambda x, y: jax.nn.gelu(x) * y, (X, Y)),
@@ -546,6 +574,7 @@ def test_missed(case: str) -> None:
             "activate": ("activation",),
             "take": ("take_of_gather",),
             "cache_write": ("cache_write_of_update",),
+            "cache_put": ("put_of_scatter", "put_of_scatter_by_row", "put_of_mapped_update"),
         }.get(name, (name,))
         reasons = [report.misses[each][0].reason for each in rules if each in report.misses]
         assert any(reason in each for each in reasons), reasons

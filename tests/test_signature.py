@@ -332,6 +332,10 @@ def composite(name: str) -> Op:
             lambda c, n, i: Traced["cache_write"](c, n, i[0], axes=(1,)),
             (x, normal(2, 1, 4), IDS),
         ),
+        "cache_put": (
+            lambda c, n, i: Traced["cache_put"](c, n, i, axis=1, mode=mode),
+            (x, normal(2, 1, 4), IDS[:1]),
+        ),
         "cache_read": (lambda c, i: Traced["cache_read"](c, i[0]), (x, IDS)),
         "attend": (
             lambda q, k, v, m: Traced["attend"](

@@ -1,0 +1,290 @@
+"""Caches: how a step writes its new keys and values into its state, in whatever spelling.
+
+    cache_write  one place for all sequences: a dynamic_update_slice, done in place
+    cache_put    places of its own for each sequence, or for each position: a scatter
+
+A library may also rewrite the whole cache through a one-hot mask; that is a `cache_put` too, and
+then touches only what it writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dialect.attributes import decode
+from dialect.jaxpr import constant
+from dialect.values import in_dtype, number, one_hot_of, reshaped, through
+from dialect.vocabulary import word
+from rewrite import runtime
+from rewrite.ir import Graph, Op, Symbol, Type, Value
+from rewrite.opdef import make
+from rewrite.rules import Miss, Outcome, local
+from rewrite.signature import Signature
+
+_CLIP, _DROP = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_OR_DROP"))
+
+
+def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
+    """Writes `new` into `cache` at `positions` along `axes`, whole along every other axis.
+
+    `new` has the cache's rank. Lowers to one dynamic_update_slice, done in place on a donated or
+    carried cache.
+    """
+    start = [jnp.zeros((), jnp.int32)] * cache.ndim
+    for axis, position in zip(axes, positions):
+        start[axis] = jnp.asarray(position, jnp.int32)
+    return jax.lax.dynamic_update_slice(cache, new, start)
+
+
+def cache_put(cache: Any, new: Any, positions: Any, *, axis: int, mode: Any) -> Any:
+    """Writes each row of `new` into `cache` at its own place along `axis`.
+
+    `new` has the cache's rank, with t rows along `axis`. positions: [t], or [b, t] where the first
+    axis of the cache has places of its own. `mode` says what a place out of bounds does.
+    """
+    batched = positions.ndim == 2
+    windows = tuple(d for d in range(cache.ndim) if d != axis and not (batched and d == 0))
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=windows,
+        inserted_window_dims=(axis,),
+        scatter_dims_to_operand_dims=(axis,),
+        operand_batching_dims=(0,) if batched else (),
+        scatter_indices_batching_dims=(0,) if batched else (),
+    )
+    return jax.lax.scatter(cache, positions[..., None], new, numbers, mode=decode(mode))
+
+
+def cache_read(cache: Any, layer: Any) -> Any:
+    """One layer of a stacked cache. cache: [layers, ...], layer: a scalar."""
+    return jax.lax.dynamic_index_in_dim(cache, layer, axis=0, keepdims=False)
+
+
+def _write_axes(op: Op) -> Signature:
+    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    new = tuple((f"n{i}",) if i in op["axes"] else axis for i, axis in enumerate(axes))
+    need = {f"{prefix}{i}" for i in op["axes"] for prefix in "xn"}
+    return Signature((axes, new, *[()] * (len(op.args) - 2)), (axes,), frozenset(need))
+
+
+def _put_axes(op: Op) -> Signature:
+    at, rank = op["axis"], op.types[0].rank
+    axes = tuple((f"x{i}",) for i in range(rank))
+    new = tuple(("n",) if i == at else axis for i, axis in enumerate(axes))
+    places = (axes[0], ("n",)) if op.args[2].type.rank == 2 else (("n",),)
+    return Signature((axes, new, places), (axes,), frozenset({f"x{at}", "n"}))
+
+
+def _read_axes(op: Op) -> Signature:
+    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
+
+
+word(cache_write, _write_axes, ("axes",))
+word(cache_put, _put_axes, ("axis", "mode"))
+word(cache_read, _read_axes)
+
+
+@local(
+    "dynamic_update_slice",
+    example=lambda cache, new: jax.lax.dynamic_update_slice(
+        cache, new, (0, jnp.int32(new[0, 0, 0]), 0)
+    ),
+    types=("f32[2,8,4]", "f32[2,1,4]"),
+)
+def cache_write_of_update(op: Op) -> Outcome:
+    """dynamic_update_slice that starts at 0 along its whole axes  ->  cache_write"""
+    cache, new, *start = op.args
+    sizes = zip(new.type.shape, cache.type.shape)
+    partial = tuple(i for i, (some, whole) in enumerate(sizes) if some != whole)
+    if not partial or any(number(start[i]) != 0 for i in range(len(start)) if i not in partial):
+        return Miss("it writes at an offset along an axis that it writes whole", 2)
+    return make("cache_write", cache, new, *(start[i] for i in partial), axes=partial)
+
+
+@local(
+    "scatter",
+    example=lambda cache, new: cache.at[:, new[0, :, 0].astype("int32")].set(new),
+    types=("f32[2,8,4]", "f32[2,3,4]"),
+)
+def put_of_scatter(op: Op) -> Outcome:
+    """scatter of whole rows along one axis  ->  cache_put"""
+    numbers = dict(op["dimension_numbers"].fields)
+    cache, indices, new = op.args
+    places, kept = numbers["scatter_dims_to_operand_dims"], numbers["inserted_window_dims"]
+    if places != kept or len(kept) != 1 or numbers["operand_batching_dims"]:
+        return None
+    (axis,) = kept
+    if indices.type.rank > 2 or not _whole_rows(numbers, cache, new, kept):
+        return None
+    positions = reshaped(indices, indices.type.shape[:-1] or (1,))
+    if indices.type.rank == 1:
+        shape = new.type.shape
+        new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
+    elif _scatter_axes(numbers, new) != [axis]:
+        return Miss("its rows do not lie where the cache has them", 3)
+    return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
+
+
+@local(
+    "scatter",
+    example=lambda cache, new: cache.at[jnp.arange(2), new[:, 0].astype("int32")].set(new),
+    types=("f32[2,8,4]", "f32[2,4]"),
+)
+def put_of_scatter_by_row(op: Op) -> Outcome:
+    """cache.at[arange(b), positions].set(new)  ->  cache_put with places for each sequence"""
+    numbers = dict(op["dimension_numbers"].fields)
+    cache, indices, new = op.args
+    kept = numbers["inserted_window_dims"]
+    if kept != numbers["scatter_dims_to_operand_dims"] or len(kept) != 2 or kept[0] != 0:
+        return None
+    parts = indices.op.args
+    if indices.op.name != "stack" or len(parts) != 2 or not _counts_rows(parts[0]):
+        return Miss("its first index does not count the sequences", 3)
+    if not _whole_rows(numbers, cache, new, kept) or _scatter_axes(numbers, new)[0] != 0:
+        return Miss("it writes parts of rows", 3)
+    axis, positions, shape = kept[1], parts[1], list(new.type.shape)
+    if positions.type.rank == 1:
+        positions = reshaped(positions, (*positions.type.shape, 1))
+        new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
+    elif _scatter_axes(numbers, new) != [0, axis]:
+        return Miss("its rows do not lie where the cache has them", 3)
+    return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
+
+
+@local(
+    "scatter",
+    example=lambda cache, new: jax.vmap(
+        lambda c, n: jax.lax.dynamic_update_slice(c, n, (jnp.int32(n[0, 0]), 0))
+    )(cache, new),
+    types=("f32[2,8,4]", "f32[2,3,4]"),
+)
+def put_of_mapped_update(op: Op) -> Outcome:
+    """vmap(dynamic_update_slice)(cache, new, p)  ->  cache_put at clamp(p) + 0, 1, 2 .."""
+    numbers = dict(op["dimension_numbers"].fields)
+    cache, indices, new = op.args
+    if numbers["operand_batching_dims"] != (0,) or numbers["inserted_window_dims"]:
+        return None
+    partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
+    starts = _columns(indices)
+    places = numbers["scatter_dims_to_operand_dims"]
+    if op["mode"] != _CLIP or len(partial) != 1 or starts is None or len(starts) != len(places):
+        return None
+    if any(number(start) != 0 for start, d in zip(starts, places) if d not in partial):
+        return Miss("it writes at an offset along an axis that it writes whole", 3)
+    (axis,) = partial
+    rows, start = new.type.shape[axis], starts[places.index(axis)]
+    last = _splat(cache.type.shape[axis] - rows, start)
+    first = make("max", make("min", start, last), _splat(0, start))
+    offsets = make("iota", dtype=Symbol(start.type.dtype), shape=(1, rows), dimension=1)
+    positions = make("add", first, offsets)
+    return make("cache_put", cache, new, positions, axis=axis, mode=_CLIP)
+
+
+@local(
+    "add",
+    example=lambda x, y, m: x * (1 - (m > 0).astype("float32")) + y * (m > 0).astype("float32"),
+    types=("f32[4]", "f32[4]", "f32[4]"),
+    keeps="reals",
+)
+def blend_to_select(op: Op) -> Outcome:
+    """x * (1 - m) + y * m, m being 0 or 1  ->  select(m, x, y)"""
+    for kept, added in (op.args, op.args[::-1]):
+        if kept.op.name != "mul" or added.op.name != "mul":
+            continue
+        for x, rest in (kept.op.args, kept.op.args[::-1]):
+            for y, mask in (added.op.args, added.op.args[::-1]):
+                if _complements(rest, mask) and x.type == op.types[0]:
+                    test = _widened(_truth(mask), op.types[0].shape)
+                    return make("select_n", test, x, _widened(y, op.types[0].shape))
+    return None
+
+
+def _truth(value: Value) -> Value | None:
+    """The boolean that was converted to 0 or 1, in the shape of the number."""
+    inner = through(value, "reshape", "convert_element_type")
+    return reshaped(inner, value.type.shape) if inner.type.dtype == "bool" else None
+
+
+def _complements(rest: Value, mask: Value) -> bool:
+    """Whether rest = 1 - mask for a mask of zeros and ones."""
+    if rest.op.name != "sub" or number(rest.op.args[0]) != 1 or _truth(mask) is None:
+        return False
+    return rest.op.args[1] == mask
+
+
+def _widened(value: Value, shape: tuple[int, ...]) -> Value:
+    if value.type.shape == shape:
+        return value
+    places = tuple(range(len(shape)))
+    return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
+
+
+@local(
+    "select_n",
+    example=lambda cache, new: jnp.where(
+        (jnp.arange(8) == new[:, 0, :1].astype("int32"))[:, :, None], new, cache
+    ),
+    types=("f32[2,8,4]", "f32[2,1,4]"),
+)
+def put_of_one_hot(op: Op) -> Outcome:
+    """select(arange(s) == p, cache, new)  ->  cache_put(cache, new, p)"""
+    if len(op.args) != 3 or op.args[2].op.name != "broadcast_in_dim":
+        return None
+    cache, new = op.args[1], op.args[2].op.args[0]
+    mask = through(op.args[0], "broadcast_in_dim")
+    found = one_hot_of(through(mask, "reshape"))
+    if found is None or mask.type.rank != cache.type.rank or new.type.rank != cache.type.rank:
+        return None
+    ids, counting, width = found
+    here = [d for d, size in enumerate(mask.type.shape) if size > 1]
+    there = [d for d, size in enumerate(through(mask, "reshape").type.shape) if size > 1]
+    if len(here) != len(there) or here not in ([here[-1]], [0, here[-1]]):
+        return Miss("its mask is not over sequences and places alone", 3)
+    axis = here[there.index(counting)]
+    rows = (*cache.type.shape[:axis], 1, *cache.type.shape[axis + 1 :])
+    if cache.type.shape[axis] != width or new.type.shape != rows:
+        return Miss("it writes more than one place for each sequence", 3)
+    own = len(here) == 2
+    positions = reshaped(ids, (ids.type.size, 1) if own else (1,))
+    return make("cache_put", cache, new, positions, axis=axis, mode=_DROP)
+
+
+def _whole_rows(numbers: dict, cache: Value, new: Value, kept: tuple[int, ...]) -> bool:
+    """Whether a scatter writes everything along the axes that it does not index."""
+    windows = [new.type.shape[d] for d in numbers["update_window_dims"]]
+    return windows == [size for d, size in enumerate(cache.type.shape) if d not in kept]
+
+
+def _scatter_axes(numbers: dict, new: Value) -> list[int]:
+    """The axes of what a scatter writes that run over its indices."""
+    return [d for d in range(new.type.rank) if d not in numbers["update_window_dims"]]
+
+
+def _counts_rows(value: Value) -> bool:
+    """Whether a constant array is 0, 1, 2 .. along its first axis and the same along others."""
+    rows = value.type.shape[0]
+    base = through(value, "wrap", "reshape", "broadcast_in_dim", "convert_element_type")
+    if base.op.name not in ("iota", "const") or value.type.size > 1_000_000:
+        return False
+    with jax.ensure_compile_time_eval():
+        (array,) = runtime.framework().evaluate(Graph((), (value,)), [])
+    return all((array[i] == i).all() for i in range(rows))
+
+
+def _columns(indices: Value) -> list[Value] | None:
+    """The columns of a matrix of indices, each [b, 1]."""
+    if indices.op.name == "concatenate" and indices.op["dimension"] == 1:
+        parts = indices.op.args
+        return list(parts) if all(part.type.shape[1] == 1 for part in parts) else None
+    return [indices] if indices.type.rank == 2 and indices.type.shape[1] == 1 else None
+
+
+def _splat(value: int, like: Value) -> Value:
+    """A number in the type of another value."""
+    scalar = constant(np.asarray(value, np.int32), Type("i32", ()))
+    wide = make("broadcast_in_dim", scalar, shape=like.type.shape, broadcast_dimensions=())
+    return in_dtype(wide, like.type.dtype)
