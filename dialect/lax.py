@@ -43,18 +43,22 @@ def _axes(rank: int, prefix: str = "x") -> Array:
 
 
 def _elementwise(op: Op) -> Signature:
-    outputs = tuple(_axes(type_.rank) for type_ in op.types)
-    full = op.types[0].shape
+    return _mapped(tuple(arg.type.shape for arg in op.args), tuple(t.shape for t in op.types))
 
-    def read(type_: Type) -> Array:
-        if type_.rank != len(full):
+
+@lru_cache(maxsize=4096)
+def _mapped(read: tuple[tuple[int, ...], ...], made: tuple[tuple[int, ...], ...]) -> Signature:
+    outputs = tuple(_axes(len(shape)) for shape in made)
+
+    def axes(shape: tuple[int, ...]) -> Array:
+        if len(shape) != len(made[0]):
             return ()
         return tuple(
             () if size == 1 and size != whole else axis
-            for size, whole, axis in zip(type_.shape, full, outputs[0])
+            for size, whole, axis in zip(shape, made[0], outputs[0])
         )
 
-    return Signature(tuple(read(arg.type) for arg in op.args), outputs)
+    return Signature(tuple(axes(shape) for shape in read), outputs)
 
 
 def _dot_general(op: Op) -> Signature:
@@ -97,6 +101,7 @@ def _reshape(op: Op) -> Signature:
     return reshape_signature(op.args[0].type.shape, op.types[0].shape)
 
 
+@lru_cache(maxsize=4096)
 def reshape_signature(old: tuple[int, ...], new: tuple[int, ...]) -> Signature:
     """How a reshape splits and merges axes: `(8, 32) -> (8, 4, 8)` is `a (b c) -> a b c`.
 
