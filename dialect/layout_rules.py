@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,11 +96,9 @@ def cut_inward(op: Op) -> Outcome:
     inner = op.args[0].op
     if inner.name not in lax.MAPS or not cuts(op) or not made_by(("contract",), op.args[0]):
         return None
-    whole, parts = op.args[0].type.shape, _parts(op)
-    if any(arg.type.shape and arg.type.rank != len(whole) for arg in inner.args):
+    if any(arg.type.shape and arg.type.rank != op.args[0].type.rank for arg in inner.args):
         return None
-    args = [_cut(arg, whole, parts) for arg in inner.args]
-    return make(inner.name, *args, **dict(inner.attrs))
+    return make(inner.name, *cut_pieces(op, inner.args), **dict(inner.attrs))
 
 
 @local(
@@ -133,6 +133,12 @@ def only_cuts(merged: Array, split: Array) -> bool:
         and any(len(dimension) > 1 for dimension in merged)
         and letters(merged) == letters(split)
     )
+
+
+def cut_pieces(op: Op, values: Iterable[Value]) -> list[Value]:
+    """Values that broadcast to the argument of a reshape, cut as it cuts that."""
+    whole, parts = op.args[0].type.shape, _parts(op)
+    return [_cut(value, whole, parts) for value in values]
 
 
 def _parts(op: Op) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect import activations, caches, indexing, norms, rotary
+from dialect import activations, caches, dequantized, indexing, norms, rotary
 from dialect.attention import attend_of_softmax
 from dialect.nn import softmax
 from dialect.normal_form import RULES as NORMAL_FORM
@@ -46,7 +46,7 @@ def attend(op: Op) -> Outcome:
 
 
 RULES: tuple[Rule, ...] = rules_of(
-    sys.modules[__name__], norms, rotary, activations, indexing, caches
+    sys.modules[__name__], norms, rotary, activations, indexing, caches, dequantized
 )
 
 
