@@ -25,6 +25,7 @@ def name_axes(axes: Axes, program: Program) -> None:
     _name_tables(axes, program)
     for op, bound in known:
         _name_op(axes, op, bound)
+    _name_heads(axes, program)
     for op, _ in known:
         if op.name in ("gate", "activate"):
             _call(_unnamed(axes, op.results[0]), "d_ff", 45, op)
@@ -62,6 +63,8 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
     """Names that an op's meaning gives, the most telling ops with the highest priority."""
     if op.name == "attend":
         _name_attend(axes, op)
+    elif op.name == "softmax":
+        _name_weights(axes, op)
     elif op.name == "scan":
         scanned = op.args[scan_parts(op)[2]]
         _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)
@@ -121,6 +124,37 @@ def _name_attend(axes: Axes, op: Op) -> None:
     for letter in alone:
         own = ("q_per_kv" if grouped else "heads") if letter in heads else "time"
         _call([found[letter]], own, 90, op)
+
+
+def _name_weights(axes: Axes, op: Op) -> None:
+    """A softmax over places of the state: the weights of an attention that is not understood.
+
+    Of its axes, those that parameters made are heads, and those of them that the state has too
+    are KV heads; of the rest the state has the batch.
+    """
+    *others, context = axes.at(op.args[0])
+    if "state" not in _roles([context]):
+        return
+    _call([context], "context", 40, op)
+    heads = [leaf for leaf in leaves_of(others) if "param" in leaf.roles]
+    kept = [leaf for leaf in heads if "state" in leaf.roles]
+    for leaf in leaves_of(others):
+        if leaf not in heads:
+            _call([leaf], "batch" if "state" in leaf.roles else "time", 40, op)
+        elif leaf in kept:
+            _call([leaf], "kv_heads" if len(kept) < len(heads) else "heads", 40, op)
+        else:
+            _call([leaf], "q_per_kv" if kept else "heads", 40, op)
+
+
+def _name_heads(axes: Axes, program: Program) -> None:
+    """What a state over the context has besides, and parameters made: the values of a head."""
+    for value, each in zip(program.graph.inputs, program.step_inputs):
+        here = leaves_of(axes.at(value)) if each.role == "state" else []
+        if any(leaf.name == "context" for leaf in here):
+            for leaf in here:
+                if "param" in leaf.roles:
+                    leaf.call("d_head", 35, f"state {each.name}")
 
 
 def _name_tables(axes: Axes, program: Program) -> None:
