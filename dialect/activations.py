@@ -123,7 +123,11 @@ def _narrow_places(op: Op, chain: list[Op]) -> list[Value]:
         if each.results[0] in unread:
             unread = (unread - {each.results[0]}) | _read_by(each)
     found += unread if len(unread) == 1 else ()
-    return [value for value in dict.fromkeys(found) if value.type.shape == op.types[0].shape]
+    return [
+        value
+        for value in dict.fromkeys(found)
+        if value.type.shape == op.types[0].shape and value.type.dtype != "bool"
+    ]
 
 
 def _read_by(op: Op) -> set[Value]:

@@ -1,177 +1,222 @@
 """Attention, found by its shape: a softmax between two products.
 
-softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)
+    softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)
 
-Whatever order the library keeps its axes in, the op's subscript names them once: `s` is the
-context (the softmax's axis), `k` is summed between query and key, `v` is the value's own.
+Whatever order the library keeps its axes in, the op names them once, in the order of the query:
+`s` is the context (the softmax's axis), `k` is summed between query and key, `v` is the value's
+own. What a library reshaped, transposed, broadcast or scaled on the way to a product is undone, so
+that every spelling is the same op of the same arrays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from dialect.normal_form import is_splat
-from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import make
-from rewrite.rules import Miss, Outcome
-from rewrite.signature import Array, Signature
+import jax
+import jax.numpy as jnp
+
+from dialect.dtypes import dtype_of
+from dialect.logits import Logits, read_logits
+from dialect.operands import Operand, bare, combined, laid_out, named
+from dialect.values import in_dtype, number, through
+from rewrite.ir import Op, Symbol, Value, bits
+from rewrite.opdef import make, with_args
+from rewrite.rules import FLOATS, Miss, Outcome, local
+from rewrite.signature import Array, Signature, letters
+
+_CONVERT = "convert_element_type"
+_LAYOUT = ("reshape", "transpose", "slice", _CONVERT)
+_SHARED = "bghicdef"  # what query and key share: batch, KV heads
+_ALONE = "tjlmopqruwxyz"  # what only the query has: time, query heads
 
 
-@dataclass
-class _Logits:
-    """What stands between the product of query and key and the softmax."""
-
-    product: Op
-    scale: float = 1.0
-    mask: Value | None = None
-    fill: float | None = None
-    dtype: str = ""
-
-
-def attend_of_softmax(op: Op) -> Outcome:
+@local(
+    "contract",
+    example=lambda q, k, v: jax.nn.softmax(q @ k.T * 0.5) @ v,
+    types=("f32[3,4]", "f32[5,4]", "f32[5,4]"),
+    keeps="reals",
+)
+def attend(op: Op) -> Outcome:
     """softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)"""
     for position, arg in enumerate(op.args):
-        weights, inner = arg, arg
-        while inner.op.name == "convert_element_type":
-            inner = inner.op.args[0]
-        if inner.op.name != "softmax":
+        if through(arg, *_LAYOUT).op.name != "softmax":
             continue
-        logits = _logits(inner.op.args[0])
-        if isinstance(logits, Miss):
-            return logits
-        return _attend(op, position, weights, inner, logits)
+        found = read_logits(arg)
+        return found if isinstance(found, Miss) else _attend(op, position, found)
     return None
 
 
-def _logits(value: Value) -> _Logits | Miss:
-    """Reads the chain from the softmax's argument down to the product."""
-    found = _Logits(value.op, dtype=value.type.dtype)
-    while value.op.name != "contract":
-        name, args = value.op.name, value.op.args
-        if name == "convert_element_type":
-            value = args[0]
-            continue
-        if value.type.dtype != found.dtype:
-            return Miss(f"{name} is done in {value.type.dtype}, before the softmax's conversion", 3)
-        masked = found.mask is not None or found.scale != 1.0
-        if name == "select_n" and not masked and _fill(args[1]) is not None:
-            found.mask, found.fill, value = args[0], _fill(args[1]), args[2]
-        elif name in ("mul", "div") and is_splat(args[1]):
-            factor = args[1].op["value"]
-            found.scale *= factor if name == "mul" else 1 / factor
-            value = args[0]
-        elif name == "mul" and is_splat(args[0]):
-            found.scale, value = found.scale * args[0].op["value"], args[1]
-        elif name == "add" and not masked:
-            towards = [_reaches_product(arg) for arg in args]
-            if sum(towards) != 1:
-                return Miss("cannot tell the logits from the mask that is added to them", 3)
-            value, found.mask = args if towards[0] else args[::-1]
-        else:
-            return Miss(f"the softmax is over {name}, not over masked and scaled logits", 2)
-    found.product = value.op
+def _attend(op: Op, position: int, found: Logits) -> Outcome:
+    """The op, from the product with the values and what its other argument was found to be."""
+    sides = [named(*each) for each in zip(found.product.args, _spec(found.product).inputs)]
+    at = [i for i, side in enumerate(sides) if (found.context,) in side.axes]
+    if len(at) != 1:
+        return Miss("the softmax is not over the keys", 4)
+    query, key = sides[1 - at[0]], sides[at[0]]
+    kept = letters(_spec(found.product).outputs[0])
+    summed = [x for x in letters(query.axes) if x in letters(key.axes) and x not in kept]
+    if len(summed) != 1:
+        return Miss("query and key share not exactly one summed axis", 4)
+    if not set(letters(key.axes)) <= {*letters(query.axes), found.context}:
+        return Miss("the key has an axis that the query lacks", 4)
+    if found.columns:
+        return Miss("the sink's weights are not dropped", 4)
+    value, out = _values(op, position, found)
+    order = [x for x in letters(query.axes) if x != summed[0]]
+    if (
+        value is None
+        or set(letters(out)) - {"value"} != set(order)
+        or found.context in letters(out)
+    ):
+        return Miss("the weights and the value are not summed over the context alone", 4)
+    d_head = query.value.type.shape[query.along(summed[0])]
+    (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
+    query, key = narrowed(query, key, found.product.types[0].dtype)
+    scale = snapped(found.scale * query_scale * key_scale, d_head, query.value)
+    name = _letters(query, key, summed[0], found.context)
+    beside = _beside(found, [*order, found.context])
+    arrays = [query, key, value, *beside.values()]
+    own = ("value",) if "value" in letters(value.axes) else ()
+    made_axes = tuple(own if axis == (summed[0],) else axis for axis in query.axes)
+    axes = Signature(
+        tuple(_renamed(each.axes, name) for each in arrays), (_renamed(made_axes, name),)
+    )
+    made = make(
+        "attend",
+        *(each.value for each in arrays),
+        axes=str(axes),
+        **_attributes(op, position, found, query, arrays[2]),
+        **({"scale": scale} if scale != 1.0 else {}),
+        **({"given": " ".join(beside)} if beside else {}),
+    )
+    return laid_out(Operand(made, made_axes), out, op.types[0].shape)
+
+
+def _spec(op: Op) -> Signature:
+    return Signature.parse(op["spec"])
+
+
+def _values(op: Op, position: int, found: Logits) -> tuple[Operand | None, Array]:
+    """The value and the result in the letters of the logits; `value` is the value's own axis."""
+    spec = _spec(op)
+    known = {x: axis for (x,), axis in zip(spec.inputs[position], found.axes)}
+    own = [x for (x,) in spec.inputs[1 - position] if x not in known]
+    if len(own) != 1:
+        return None, ()
+    value = op.args[1 - position]
+    size = value.type.shape[spec.inputs[1 - position].index((own[0],))]
+    known[own[0]] = ("value",) if size > 1 else ()
+    axes = tuple(known[x] for (x,) in spec.inputs[1 - position])
+    out = tuple(known[x] for (x,) in spec.outputs[0])
+    return bare(Operand(value, axes), found.sizes | {"value": size}), out
+
+
+def _beside(found: Logits, order: list[str]) -> dict[str, Operand]:
+    """Mask, bias and sink, each one operand."""
+    beside = {}
+    if found.masks:
+        beside["mask"] = combined("and", found.masks, order)
+    if found.biases:
+        wide = [Operand(in_dtype(x.value, found.inner), x.axes) for x in found.biases]
+        beside["bias"] = combined("add", wide if len(wide) > 1 else found.biases, order)
+    if found.sink:
+        beside["sink"] = found.sink
+    return beside
+
+
+def _attributes(
+    op: Op, position: int, found: Logits, query: Operand, value: Operand
+) -> dict[str, Any]:
+    """What is not as `attend` takes it to be where nothing is said."""
+    logits = found.product.types[0].dtype
+    said = {
+        "cap": (found.cap, None),
+        "fill": (found.fill, None),
+        "logits": (Symbol(logits), Symbol(query.value.type.dtype)),
+        "inner": (Symbol(found.inner), Symbol(logits)),
+        "weights": (Symbol(op.args[position].type.dtype), Symbol(value.value.type.dtype)),
+        "dtype": (Symbol(op.types[0].dtype), Symbol(query.value.type.dtype)),
+        "key_precision": (found.product.get("precision"), None),
+        "value_precision": (op.get("precision"), None),
+    }
+    return {name: value for name, (value, unsaid) in said.items() if value != unsaid}
+
+
+def unscaled(operand: Operand) -> tuple[Operand, float]:
+    """A query or key without its layout and the number that it is multiplied by; that number."""
+    value, factor = _without_factor(operand.value)
+    return _same_axes(Operand(value, operand.axes)), factor
+
+
+def _same_axes(operand: Operand) -> Operand:
+    """The operand without its layout, unless it has an axis by a broadcast alone."""
+    before = bare(operand, {})
+    return before if set(letters(before.axes)) == set(letters(operand.axes)) else operand
+
+
+_LINEAR = (*_LAYOUT, "rope", "broadcast_in_dim")
+
+
+def _without_factor(value: Value) -> tuple[Value, float]:
+    """x and c where the value is c * x, seen through what is linear in x."""
+    op = value.op
+    if op.name in _LINEAR:
+        inner, factor = _without_factor(op.args[0])
+        if factor == 1.0:
+            return value, 1.0
+        return with_args(op, (inner, *op.args[1:])).results[value.index], factor
+    if op.name not in ("mul", "div"):
+        return value, 1.0
+    for one, other in (op.args, op.args[::-1]):
+        factor = number(other)
+        if factor and one.type.shape == value.type.shape and one.type.dtype == value.type.dtype:
+            inner, rest = _without_factor(one)
+            return inner, rest * (factor if op.name == "mul" else 1 / factor)
+        if op.name == "div":
+            break
+    return value, 1.0
+
+
+def narrowed(query: Operand, key: Operand, dtype: str) -> tuple[Operand, Operand]:
+    """Query and key before both were widened to the dtype in which they are multiplied anyway."""
+    both = [_before_widening(each.value, dtype) for each in (query, key)]
+    if None in both or len({each.type.dtype for each in both}) != 1:
+        return query, key
+    query, key = (_same_axes(Operand(x, y.axes)) for x, y in zip(both, (query, key)))
+    return query, key
+
+
+def _before_widening(value: Value, dtype: str) -> Value | None:
+    """The value in the narrower float from which it was converted, seen through its layout."""
+    op = value.op
+    if op.name == _CONVERT:
+        narrow = op.args[0].type.dtype
+        wider = op.types[0].dtype == dtype and narrow in FLOATS and bits(narrow) < bits(dtype)
+        return op.args[0] if wider else None
+    if op.name not in _LAYOUT:
+        return None
+    inner = _before_widening(op.args[0], dtype)
+    return None if inner is None else with_args(op, (inner,)).results[0]
+
+
+def snapped(scale: float, d_head: int, query: Value) -> float:
+    """1 / sqrt(d_head), where that is what the scale is but for the rounding of its dtype."""
+    usual = d_head**-0.5
+    return usual if abs(scale / usual - 1) <= jnp.finfo(dtype_of(query.type.dtype)).eps else scale
+
+
+def _letters(query: Operand, key: Operand, summed: str, context: str) -> dict[str, str]:
+    """b, g, ... for what query and key share; t, j, ... for what only the query has."""
+    shared, alone = iter(_SHARED), iter(_ALONE)
+    found = {summed: "k", context: "s", "value": "v", "sink": "n"}
+    for place, axis in enumerate(query.axes):
+        if not axis and place:
+            next(alone)  # most likely time in a decode step: heads keep their letter of prefill
+        for x in axis:
+            if x != summed:
+                found[x] = next(shared if x in letters(key.axes) else alone)
     return found
 
 
-def _fill(value: Value) -> float | None:
-    """The constant that a mask writes, through its broadcast."""
-    if value.op.name == "broadcast_in_dim":
-        value = value.op.args[0]
-    return value.op["value"] if is_splat(value) else None
-
-
-def _reaches_product(value: Value) -> bool:
-    while value.op.name in ("convert_element_type", "mul", "div") and value.op.args:
-        value = next((arg for arg in value.op.args if not is_splat(arg)), value.op.args[0])
-    return value.op.name == "contract"
-
-
-def _attend(op: Op, position: int, weights: Value, inner: Value, logits: _Logits) -> Outcome:
-    first = Signature.parse(logits.product["spec"])
-    second = Signature.parse(op["spec"])
-    if any(
-        len(d) != 1
-        for spec in (first, second)
-        for array in (*spec.inputs, *spec.outputs)
-        for d in array
-    ):
-        return Miss("its products have compound axes", 4)
-    logit_axes = [d[0] for d in first.outputs[0]]
-    context = logit_axes[-1]
-    value_axes = [d[0] for d in second.inputs[1 - position]]
-    out_axes = [d[0] for d in second.outputs[0]]
-    # The second product in the letters of the first.
-    rename = {d[0]: logit_axes[i] for i, d in enumerate(second.inputs[position])}
-    own = [x for x in value_axes if x not in rename]
-    if len(own) != 1 or rename.get(value_axes[0]) is None and len(value_axes) < 2:
-        return Miss("the value has not exactly one axis of its own", 4)
-    rename[own[0]] = "value"
-    sides = [[d[0] for d in array] for array in first.inputs]
-    key_at = next((i for i, side in enumerate(sides) if context in side), None)
-    if key_at is None or context in sides[1 - key_at]:
-        return Miss("the softmax is not over the keys", 4)
-    summed = [x for x in sides[0] if x in sides[1] and x not in logit_axes]
-    if len(summed) != 1:
-        return Miss("query and key share not exactly one summed axis", 4)
-    query, key = sides[1 - key_at], sides[key_at]
-    if any(x not in query for x in key if x != context):
-        return Miss("the key has an axis that the query lacks", 4)
-    if context not in (rename[x] for x in value_axes) or context in (rename[x] for x in out_axes):
-        return Miss("the weights are not summed over the context", 4)
-    kept = [x for x in query if x != summed[0]]
-    if sorted(rename[x] for x in out_axes) != sorted([*kept, "value"]):
-        return Miss("its result does not keep every axis of the query", 4)
-    precision = logits.product.get("precision")
-    if op.get("precision") != precision:
-        return Miss("its two products ask for different precisions", 5)
-    letters = _letters(query, key, summed[0], context)
-    letters["value"] = "v"
-    arrays = [query, key, [rename[x] for x in value_axes]]
-    args = [logits.product.args[1 - key_at], logits.product.args[key_at], op.args[1 - position]]
-    if logits.mask is not None:
-        mask, mask_axes = _mask(logits.mask, logit_axes)
-        arrays.append(mask_axes)
-        args.append(mask)
-    named = Signature(
-        tuple(_array(axes, letters) for axes in arrays),
-        (_array([rename[x] for x in out_axes], letters),),
-    )
-    if args[0].type.dtype != op.types[0].dtype:
-        return Miss("its result has another dtype than its query", 5)
-    return make(
-        "attend",
-        *args,
-        axes=str(named),
-        scale=logits.scale,
-        fill=logits.fill,
-        dtypes=tuple(
-            Symbol(dtype)
-            for dtype in (logits.product.types[0].dtype, logits.dtype, weights.type.dtype)
-        ),
-        **({"precision": precision} if precision is not None else {}),
-    )
-
-
-def _letters(query: list[str], key: list[str], summed: str, context: str) -> dict[str, str]:
-    """b, g, ... for what query and key share; t, j, ... for what only the query has."""
-    shared = iter("bghicdef")
-    alone = iter("tjlmnopqruwxyz")
-    named = {summed: "k", context: "s"}
-    for axis in query:
-        if axis != summed:
-            named[axis] = next(shared if axis in key else alone)
-    return named
-
-
-def _mask(mask: Value, logit_axes: list[str]) -> tuple[Value, list[str | None]]:
-    """The mask before it was broadcast, and its axes: where it has size one it lacks the axis."""
-    places = range(len(logit_axes))
-    while mask.op.name == "broadcast_in_dim":
-        places = [places[i] for i in mask.op["broadcast_dimensions"]]
-        mask = mask.op.args[0]
-    sizes = mask.type.shape
-    return mask, [logit_axes[p] if size > 1 else None for p, size in zip(places, sizes)]
-
-
-def _array(axes: list[str | None], letters: dict[str, str]) -> Array:
-    return tuple((letters[axis],) if axis is not None else () for axis in axes)
+def _renamed(axes: Array, name: dict[str, str]) -> Array:
+    return tuple(tuple(name[x] for x in axis) for axis in axes)

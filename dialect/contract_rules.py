@@ -87,7 +87,7 @@ def contract_of_merge(op: Op) -> Outcome:
         if not any(
             letter in letters(spec.outputs[0]) for letter in parts if len(parts[letter]) > 1
         ):
-            return _split_contract(op, parts)
+            return split_contract(op, parts)
     return None
 
 
@@ -102,7 +102,7 @@ def split_of_contract(op: Op) -> Outcome:
         return None
     result = dict(zip(letters(found.outputs[0]), op.types[0].shape))
     out = Signature.parse(inner["spec"]).outputs[0]
-    return _split_contract(
+    return split_contract(
         inner,
         {
             letter: tuple(result[part] for part in dimension)
@@ -111,7 +111,7 @@ def split_of_contract(op: Op) -> Outcome:
     )
 
 
-def _split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
+def split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
     """A contract with some letters cut into parts of these sizes, its arguments reshaped to fit."""
     spec = Signature.parse(op["spec"])
     fresh = iter(x for x in _LETTERS if x not in spec.letters)

@@ -237,7 +237,7 @@ def broadcast_by_consumer(op: Op) -> Outcome:
     for i, arg in enumerate(args):
         if arg.op.name != "broadcast_in_dim" or len(arg.op.args) > 1:
             continue
-        shorter = _unbroadcast(arg)
+        shorter = unbroadcast(arg)
         others = [other.type.shape for j, other in enumerate(args) if j != i]
         if shorter.type.shape and not any(others):
             continue  # scalars alone would not give the result its rank
@@ -248,7 +248,7 @@ def broadcast_by_consumer(op: Op) -> Outcome:
     return make(op.name, *args, **dict(op.attrs))
 
 
-def _unbroadcast(value: Value) -> Value:
+def unbroadcast(value: Value) -> Value:
     source, places = value.op.args[0], value.op["broadcast_dimensions"]
     if not source.type.shape:
         return source

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import activations, caches, rotary  # noqa: F401  (each defines its own)
+from dialect import activations, attend, caches, rotary  # noqa: F401  (each defines its own)
 from dialect.attributes import decode
-from dialect.tensor import contract
 from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
-from rewrite.signature import Array, Signature
+from rewrite.signature import Signature
 
 
 def softmax(x: Any) -> Any:
@@ -62,68 +61,11 @@ def modulo(i: Any, *, size: int) -> Any:
     return jnp.mod(i, jnp.asarray(size, i.dtype))
 
 
-def attend(
-    query: Any,
-    key: Any,
-    value: Any,
-    *mask: Any,
-    axes: str,
-    scale: float,
-    fill: Any,
-    dtypes: tuple,
-    precision: Any = None,
-) -> Any:
-    """Attention: softmax(scale * query . key, masked) . value.
-
-    `axes` is "query, key, value [, mask] -> out" with s the context axis; an axis that query, key
-    and value share is batch or KV heads, one that only query has is time or query heads. A boolean
-    mask keeps where true and writes `fill` elsewhere; with `fill` None the mask is added. `dtypes`
-    are those of the logits' product, of the softmax, and of its result; `precision` is both
-    products'.
-    """
-    found = Signature.parse(axes)
-    out = found.outputs[0]
-    product, inner, weights = (decode(each) for each in dtypes)
-    logit_axes = _logit_axes(found)
-    spec = str(Signature(found.inputs[:2], (logit_axes,)))
-    logits = contract(query, key, spec=spec, dtype=product, precision=precision).astype(inner)
-    if scale != 1.0:
-        logits = logits * jnp.asarray(scale, inner)
-    if mask:
-        mask = (_aligned(mask[0], found.inputs[3], logit_axes),)
-        logits = logits + mask[0] if fill is None else jnp.where(mask[0], logits, decode(fill))
-    spec = str(Signature((logit_axes, found.inputs[2]), (out,)))
-    return contract(
-        softmax(logits).astype(weights), value, spec=spec, dtype=query.dtype, precision=precision
-    )
-
-
-def _logit_axes(found: Signature) -> Array:
-    """query's axes that the output keeps, then s."""
-    kept = tuple(axis for axis in found.inputs[0] if axis in found.outputs[0])
-    return (*kept, ("s",))
-
-
-def _aligned(mask: Any, axes: Array, logit_axes: Array) -> Any:
-    """The mask with its axes in the order of the logits', size one where it lacks one."""
-    named = [axis for axis in axes if axis]
-    mask = mask.reshape([size for size, axis in zip(mask.shape, axes) if axis])
-    order = sorted(range(len(named)), key=lambda i: logit_axes.index(named[i]))
-    mask = jnp.transpose(mask, order)
-    sizes = dict(zip((named[i] for i in order), mask.shape))
-    return mask.reshape([sizes.get(axis, 1) for axis in logit_axes])
-
-
 def _take_axes(op: Op) -> Signature:
     table, ids = (arg.type for arg in op.args)
     rows = tuple((f"r{i}",) for i in range(ids.rank))
     rest = tuple((f"x{i}",) for i in range(table.rank - 1))
     return Signature(((("v",), *rest), rows), ((*rows, *rest),), frozenset("v"))
-
-
-def _attend_axes(op: Op) -> Signature:
-    found = Signature.parse(op["axes"])
-    return Signature(found.inputs, found.outputs, frozenset("k"))
 
 
 for _reference, *_rest in (
@@ -133,6 +75,5 @@ for _reference, *_rest in (
     (take, _take_axes, ("mode", "fill")),
     (wrap, elementwise, ("size",)),
     (modulo, elementwise, ("size",)),
-    (attend, _attend_axes, ("axes", "scale", "fill", "dtypes", "precision"), "axes"),
 ):
     word(_reference, *_rest)

@@ -53,9 +53,16 @@ def concatenate_to_stack(op: Op) -> Outcome:
     """concat(x[None], y[None])  ->  stack(x, y)"""
     axis, shape = op["dimension"], op.types[0].shape
     inner = (*shape[:axis], *shape[axis + 1 :])
-    if any(arg.op.name != "reshape" or arg.op.args[0].type.shape != inner for arg in op.args):
+    if any(arg.type.shape[axis] != 1 or not _expanded(arg, inner) for arg in op.args):
         return None
-    return make("stack", *(arg.op.args[0] for arg in op.args), axis=axis)
+    return make("stack", *(reshaped(arg, inner) for arg in op.args), axis=axis)
+
+
+def _expanded(value: Value, inner: tuple[int, ...]) -> bool:
+    """Whether an axis of size one was added to a value of this shape, or of a broadcast one."""
+    if value.op.name == "broadcast_in_dim":
+        return value.op.args[0].type.rank > 0
+    return value.op.name == "reshape" and value.op.args[0].type.shape == inner
 
 
 def _a_product(value: Value, steps: int = 8) -> bool:

@@ -22,7 +22,7 @@ from dialect.control import remade_scan, scan_parts
 from dialect.nn import Traced
 from dialect.normal_form import RULES as NORMAL_FORM
 from rewrite.driver import rewrite
-from rewrite.ir import Graph, Op, Symbol, Value, new_input, replace_values
+from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -85,9 +85,6 @@ def read_transposed(op: Op) -> Outcome:
         jnp.transpose(k, (1, 0)),
         jnp.transpose(k, (1, 0)),
         axes="t k, s k, s v -> t v",
-        scale=1.0,
-        fill=None,
-        dtypes=(Symbol("f32"),) * 3,
     ),
     types=("f32[3,4]", "f32[4,5]"),
 )

@@ -1,0 +1,213 @@
+"""What a mask is, however it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dialect import framework  # noqa: F401  (registers JAX)
+from dialect.jaxpr import trace_graph
+from dialect.masks import describe_attend, describe_bias, describe_mask
+from dialect.normal_form import RULES as NORMAL
+from passes.recognize import RULES as RECOGNIZE
+from rewrite.driver import rewrite
+from rewrite.ir import Graph
+
+BATCH, TIME, CONTEXT = 2, 3, 40
+POSITIONS = jnp.zeros((BATCH, TIME), jnp.int32)
+INDEX = jnp.int32(5)
+LENGTHS = jnp.array([3, 9], jnp.int32)
+VALID = jnp.ones((BATCH, CONTEXT), jnp.int32)
+
+
+def normalized(function: Callable[..., Any], *args: Any) -> Graph:
+    graph = trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *args)
+    return rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
+
+
+def keys() -> jax.Array:
+    return jnp.arange(CONTEXT)
+
+
+def sliced_triangle(index: Any) -> Any:
+    """A row of the lower triangle for each query, as caches of Hugging Face's decoders do it."""
+    whole = jnp.tril(jnp.ones((1, 1, CONTEXT, CONTEXT), bool))
+    return jax.lax.dynamic_slice(whole, (0, 0, index, 0), (1, 1, TIME, CONTEXT))
+
+
+def by_window(index: Any) -> Any:
+    """Mistral: a triangle without the triangle below a diagonal."""
+    whole = jnp.tril(jnp.ones((CONTEXT, CONTEXT), bool))
+    whole = jnp.triu(whole, k=-7)
+    return jax.lax.dynamic_slice(whole, (index, 0), (TIME, CONTEXT))
+
+
+def by_exclusive_or(index: Any) -> Any:
+    """GPT-Neo: the triangle, without what is in it and in a lower one."""
+    whole = jnp.tril(jnp.ones((CONTEXT, CONTEXT), bool))
+    whole = jnp.bitwise_xor(whole, jnp.tril(whole, -8))
+    return jax.lax.dynamic_slice(whole, (index, 0), (TIME, CONTEXT))
+
+
+MASKS: dict[str, tuple[tuple[str, ...], Callable[..., Any], tuple[Any, ...]]] = {
+    "key up to the position": (
+        ("causal",),
+        lambda p: keys() <= p[:, :, None],
+        (POSITIONS,),
+    ),
+    "position from the key on": (
+        ("causal",),
+        lambda p: p[:, None, :, None] >= keys()[None, None, None],
+        (POSITIONS,),
+    ),
+    "triangle": (("causal",), lambda: jnp.tril(jnp.ones((TIME, CONTEXT))) > 0, ()),
+    "sliced triangle": (("causal",), sliced_triangle, (INDEX,)),
+    "sliced triangle in numbers": (
+        ("causal",),
+        lambda i: sliced_triangle(i).astype("float32") * 1.0 != 0,
+        (INDEX,),
+    ),
+    "difference of positions": (
+        ("causal",),
+        lambda p: p[:, :, None] - keys() >= 0,
+        (POSITIONS,),
+    ),
+    "what was written of the cache": (
+        ("length",),
+        lambda i: jnp.broadcast_to(keys() < i + TIME, (BATCH, 1, TIME, CONTEXT)),
+        (INDEX,),
+    ),
+    "causal, of what was written": (
+        ("length", "causal"),
+        lambda i: (keys() < i + TIME) & sliced_triangle(i),
+        (INDEX,),
+    ),
+    "lengths of sequences": (
+        ("length",),
+        lambda n: (keys() < n[:, None])[:, None],
+        (LENGTHS,),
+    ),
+    "a fixed length": (("first 9",), lambda: jnp.arange(CONTEXT) < 9, ()),
+    "window of the last positions": (
+        ("causal", "window 8"),
+        lambda p: (keys() <= p[:, :, None]) & (keys() > p[:, :, None] - 8),
+        (POSITIONS,),
+    ),
+    "window on both sides, and causal": (
+        ("causal", "window 8"),
+        lambda p: (
+            (keys() >= p[:, :, None] - 8 + 1)
+            & (keys() <= p[:, :, None] + 8 - 1)
+            & (keys() <= p[:, :, None])
+        ),
+        (POSITIONS,),
+    ),
+    "window on both sides": (
+        ("ahead 7", "window 8"),
+        lambda p: (keys() >= p[:, :, None] - 7) & (keys() <= p[:, :, None] + 7),
+        (POSITIONS,),
+    ),
+    "window of a difference": (
+        ("causal", "window 8"),
+        lambda p: ((d := p[:, :, None] - keys()) >= 0) & (d < 8),
+        (POSITIONS,),
+    ),
+    "window between triangles": (("causal", "window 8"), by_window, (INDEX,)),
+    "window by exclusive or": (("causal", "window 8"), by_exclusive_or, (INDEX,)),
+    "window of what was written": (
+        ("length", "window 8"),
+        lambda n: (keys() < n[:, None]) & (keys() >= n[:, None] - 8),
+        (LENGTHS,),
+    ),
+    "prefix": (
+        ("prefix",),
+        lambda p, n: (keys() <= p[:, :, None]) | (keys() < n[:, None, None]),
+        (POSITIONS, LENGTHS),
+    ),
+    "padding": (("padding",), lambda m: (m > 0)[:, None, None], (VALID,)),
+    "padding as booleans": (("padding",), lambda m: m[:, None], (VALID > 0,)),
+    "padding, inverted": (("padding",), lambda m: ~(m[:, None] == 0), (VALID,)),
+    "causal and padding": (
+        ("causal", "padding"),
+        lambda p, m: (keys() <= p[:, :, None]) & (m != 0)[:, None],
+        (POSITIONS, VALID),
+    ),
+    "segments": (
+        ("segments",),
+        lambda p, m: p[:, :, None] == m[:, None],
+        (POSITIONS, VALID),
+    ),
+    "everything": (
+        (),
+        lambda m: jnp.ones((TIME, CONTEXT), bool) & (m[0, 0] < m[0, 0] + 1) | True,
+        (VALID,),
+    ),
+    "neither of two bounds": (
+        ("other",),
+        lambda p: (keys() <= p[:, :, None]) | (keys() > p[:, :, None] + 3),
+        (POSITIONS,),
+    ),
+    "every second position": (("other",), lambda: keys() * 2 <= keys()[:TIME, None], ()),
+    "positions out of order": (
+        ("other",),
+        lambda p, m: m[:, None] <= p[:, :, None],
+        (POSITIONS, VALID),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_masks(case: str) -> None:
+    expected, function, args = MASKS[case]
+    (mask,) = normalized(function, *args).outputs
+    assert describe_mask(mask) == expected
+
+
+def test_the_context_may_be_any_dimension() -> None:
+    (mask,) = normalized(lambda p: keys()[:, None] <= p[:, None], POSITIONS).outputs
+    assert mask.type.shape == (BATCH, CONTEXT, TIME)
+    assert describe_mask(mask, 1) == ("causal",)
+
+
+def test_a_mask_that_the_context_does_not_enter() -> None:
+    (mask,) = normalized(lambda p: p > 0, POSITIONS).outputs
+    assert describe_mask(mask, None) == ("other",)
+
+
+SLOPES = jnp.ones(4)
+
+
+def test_slopes_times_positions_are_alibi() -> None:
+    def from_padding(m: Any, slopes: Any) -> Any:
+        return slopes[:, None, None] * (jnp.cumsum(m, axis=-1) - 1)[:, None, None]
+
+    def from_distance(p: Any, slopes: Any) -> Any:
+        return slopes[:, None, None] * (keys() - p[:, None, :, None]).astype("float32")
+
+    for function, arg in ((from_padding, VALID), (from_distance, POSITIONS)):
+        (bias,) = normalized(function, arg, SLOPES).outputs
+        assert describe_bias(bias) == ("alibi",)
+
+
+def test_a_bias_of_learned_distances_is_a_bias() -> None:
+    (bias,) = normalized(lambda t, p: t[p] * 2.0, jnp.ones((9, CONTEXT)), POSITIONS).outputs
+    assert describe_bias(bias) == ("bias",)
+
+
+def test_all_that_an_attend_has_beside() -> None:
+    q, k = jnp.ones((BATCH, TIME, 4, 8)), jnp.ones((BATCH, CONTEXT, 4, 8))
+
+    def function(q: Any, k: Any, p: Any, slopes: Any, sink: Any) -> Any:
+        logits = jnp.einsum("bthk,bshk->bhts", q, k) + slopes[:, None, None] * keys()
+        logits = jnp.where((keys() <= p[:, :, None])[:, None], logits, -1e9)
+        sink = jnp.broadcast_to(sink[:, None, None], (BATCH, 4, TIME, 1))
+        weights = jax.nn.softmax(jnp.concatenate([logits, sink], axis=-1))[..., :-1]
+        return jnp.einsum("bhts,bshk->bthk", weights, k)
+
+    graph = normalized(function, q, k, POSITIONS, SLOPES, SLOPES)
+    (op,) = (op for op in graph.ops if op.name == "attend")
+    assert describe_attend(op) == ("causal", "alibi", "sink")
