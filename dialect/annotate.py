@@ -37,6 +37,6 @@ def axes_and_layout(axes: Axes, value: Value, layout: Layout | None) -> str:
     for i, dimension in enumerate(names):
         text = " ".join(dimension) or "1"
         text = f"({text})" if len(dimension) > 1 else text
-        lies = "".join(layout[i]) if layout else ""
+        lies = "".join(layout[i] or ()) if layout else ""
         shown.append(f"{text}@{lies}" if lies else text)
     return " ".join(shown)

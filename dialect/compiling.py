@@ -12,16 +12,22 @@ from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh
 
 from dialect.dtypes import struct_of
 from dialect.evaluate import evaluate
 from dialect.executable import DoesNotFit, compile_quietly
+from dialect.mesh import TargetError
 from dialect.sharding import lowering_on, named_sharding
 from rewrite.ir import Graph
 from rewrite.program import Input, Program
 
 _ROLES = ("param", "state", "arg")
+# What the user's own code may have bound to a machine.
+_FOREIGN = {"sharding_constraint", "reshard", "device_put", "shard_map", "pallas_call"}
+_NO_MESH = Mesh(np.empty((), dtype=object), ())
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,21 @@ class Compilable:
     donate_state: bool = True
 
     def lower(self) -> Any:
-        """The `jax.stages.Lowered` of the step."""
-        return self.traced().lower(lowering_platforms=(self.platform,))
+        """The `jax.stages.Lowered` of the step.
+
+        Raises TargetError where it cannot be had, and the program holds what may be the reason.
+        """
+        try:
+            return self.traced().lower(lowering_platforms=(self.platform,))
+        except Exception as error:  # JAX has many words for it
+            held = sorted({op.name for op, _ in self.program.graph.walk()} & _FOREIGN)
+            if not held:
+                raise
+            raise TargetError(
+                f"cannot be lowered for {self.mesh}; it holds {', '.join(held)}, "
+                f"which may be bound to another machine: {error}",
+                hint="put `retarget` first in the pipeline, and read what it says (step.explain)",
+            ) from error
 
     @property
     def platform(self) -> str:
@@ -51,7 +70,8 @@ class Compilable:
             donate_argnums=(1,) if self.donate_state else (),
             keep_unused=True,
         )
-        return step.trace(*arguments)
+        with jax.set_mesh(_NO_MESH):  # the caller may be under one of explicit axes
+            return step.trace(*arguments)
 
     def function(self) -> Callable[..., list[Any]]:
         """step(packed, state, args) -> outputs, on flat lists."""

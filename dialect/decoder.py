@@ -7,26 +7,18 @@ from collections.abc import Iterator
 from dialect.axes import Axes, Names
 from dialect.binding import bound_values, region_bound
 from dialect.partitionings import DecoderShape
-from rewrite.errors import PlanError
 from rewrite.ir import Op, Value, bits
 from rewrite.program import Program
 
 _NORMS = ("rms_norm", "layer_norm")
-_NEEDED = ("batch", "context", "d_model", "d_ff", "d_head", "vocab")
 
 
 def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
-    """The sizes of the decoder that `program` steps. Raises PlanError naming what is not found."""
+    """The sizes of the decoder that `program` steps; what was not recognised has size 0."""
     sizes = axes.sizes()
-    missing = [name for name in _NEEDED if name not in sizes and name != "batch"]
     counted = list(_with_trips(program))
-    layers = sum(trips for op, trips in counted if op.name == "attend")
-    if missing or not layers:
-        what = ", ".join(missing) if missing else "no attention"
-        raise PlanError(
-            f"cannot tell what this decoder is: not found: {what}",
-            hint="run `normalize, recognize` before `plan`, and read what they report",
-        )
+    attentions = sum(trips for op, trips in counted if _is_attention(axes, op))
+    layers = attentions or sizes.get("layers", 1)
     inputs = list(zip(program.graph.inputs, program.step_inputs))
     tables = [
         value for value, each in inputs if each.role == "param" and _has(axes.of(value), "vocab")
@@ -35,30 +27,51 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         value for value, each in inputs if each.role == "state" and _has(axes.of(value), "context")
     ]
     products = [(op, trips) for op, trips in counted if op.name == "contract"]
-    d_ff = sum(
-        trips for op, trips in products if any(_weight_over(axes, arg, "d_ff") for arg in op.args)
-    )
     norms = sum(trips for op, trips in counted if op.name in _NORMS)
-    heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
-    own_heads = any(_has(axes.of(value), "heads") for value in caches)
+    heads, kv_heads = _heads(sizes, caches, axes) if attentions else (0, 1)
+    d_model, d_ff = sizes.get("d_model", 0), sizes.get("d_ff", 0)
     return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
-        context=sizes["context"],
+        context=sizes.get("context", 0),
         layers=layers,
-        d_model=sizes["d_model"],
-        d_ff=sizes["d_ff"],
+        d_model=d_model,
+        d_ff=d_ff,
         heads=heads,
-        kv_heads=sizes.get("kv_heads", heads if own_heads else 1),
-        d_head=sizes["d_head"],
-        vocab=sizes["vocab"],
-        ffn_matrices=max(2, round(d_ff / layers)),
+        kv_heads=kv_heads,
+        d_head=sizes.get("d_head", 1) if attentions else 0,
+        vocab=sizes.get("vocab", 0),
+        ffn_matrices=max(2, round(_ffn_weights(products, axes) / max(1, d_model * d_ff * layers))),
         parallel=norms - 1 <= layers,
         tied_embedding=len(tables) == 1,
         weight_bytes_per_element=_weight_bytes(products, axes),
         embedding_bytes_per_element=_bytes(tables[0]) if tables else 2,
         activation_bytes_per_element=_activation_bytes(counted),
         cache_bytes_per_element=_bytes(caches[0]) if caches else 2,
+    )
+
+
+def _is_attention(axes: Axes, op: Op) -> bool:
+    """Attention, or the weights of one that is not understood."""
+    weights = op.name == "softmax" and "context" in axes.of(op.results[0])[-1]
+    return weights or op.name == "attend"
+
+
+def _heads(sizes: dict[str, int], caches: list[Value], axes: Axes) -> tuple[int, int]:
+    """(heads, KV heads). Where layers differ in these, the most of each need not divide."""
+    heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
+    own_heads = any(_has(axes.of(value), "heads") for value in caches)
+    kv_heads = sizes.get("kv_heads", heads if own_heads else 1)
+    return heads, kv_heads if heads % kv_heads == 0 else heads
+
+
+def _ffn_weights(products: list[tuple[Op, int]], axes: Axes) -> int:
+    """Elements of all weights over d_ff: of all experts, and of fused ones each half."""
+    return sum(
+        arg.type.size * trips
+        for op, trips in products
+        for arg in op.args
+        if _weight_over(axes, arg, "d_ff")
     )
 
 
@@ -96,7 +109,9 @@ def _weight_bytes(products: list[tuple[Op, int]], axes: Axes) -> float:
 
 
 def _activation_bytes(counted: list[tuple[Op, int]]) -> float:
-    return next(_bytes(op.results[0]) for op, _ in counted if op.name == "attend")
+    """Of what attention gives, or of any product where there is none."""
+    made = [op for name in ("attend", "contract") for op, _ in counted if op.name == name]
+    return _bytes(made[0].results[0]) if made else 2
 
 
 def _bytes(value: Value) -> float:

@@ -1,8 +1,9 @@
 """Import: a JAX function, traced to a jaxpr, becomes a Graph.
 
 Jaxprs are read here through a handful of attributes and never constructed. Calls (jit, remat,
-custom derivatives) are inlined; loops and branches become regions; every other primitive becomes
-an op of the same name with the same parameters. Effects are refused with the user's line.
+custom derivatives) are inlined, the shardings that a call gives to its arguments and results
+becoming constraints on them; loops and branches become regions; every other primitive becomes an
+op of the same name with the same parameters. Effects are refused with the user's line.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from dialect import attributes, control, dtypes, lax, primitives  # noqa: F401  (control defines ops)
 from dialect.dtypes import type_of
@@ -32,6 +34,7 @@ CALLS = {
     "custom_lin": "call_jaxpr",
 }
 _LARGEST_PRINTED_CONSTANT = 64  # elements
+_LARGE = 1 << 20  # bytes
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OURS = (
     *(os.path.join(_HERE, folder, "") for folder in ("dialect", "rewrite", "passes")),
@@ -86,6 +89,7 @@ class _Importer:
 
     def __init__(self) -> None:
         self.origins: dict[Any, Origin] = {}
+        self.large: dict[Type, list[tuple[Any, Value]]] = {}
 
     def graph(self, jaxpr: Any) -> Graph:
         jaxpr, consts = primitives.opened(jaxpr)
@@ -113,27 +117,61 @@ class _Importer:
         return [read(atom) for atom in jaxpr.outvars]
 
     def constant(self, array: Any, type_: Type, shared: dict) -> Value:
-        value = constant(array, type_)
+        value = self.large_constant(array, type_) if type_.bytes > _LARGE else None
+        value = value or constant(array, type_)
         return shared.setdefault((value.op.attrs, type_), value)
+
+    def large_constant(self, array: Any, type_: Type) -> Value:
+        """A constant that is compared with those of its type before it is digested: a library may
+        hold the same table once per layer."""
+        bits = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        known = self.large.setdefault(type_, [])
+        for other, value in known:
+            if np.array_equal(other, bits):
+                return value
+        known.append((bits, constant(array, type_)))
+        return known[-1][1]
 
     def equation(self, eqn: Any, args: list[Value], shared: dict) -> Sequence[Value]:
         name, params = eqn.primitive.name, eqn.params
-        if eqn.effects:
+        effects = _side_effects(eqn)
+        if effects:
             raise TraceError(
-                f"{name} has side effects ({', '.join(map(str, eqn.effects))}), which a rewrite "
+                f"{name} has side effects ({', '.join(map(str, effects))}), which a rewrite "
                 "could reorder or drop",
                 where=self.origin(_effectful(eqn)).source,
                 hint="remove the callback, debug print or reference before tracing",
             )
         if name in CALLS:
             inner, consts = primitives.opened(params[CALLS[name]])
-            return self.inline(inner, consts, args, shared)
+            results = self.inline(inner, consts, self.placed(eqn, args, "in_shardings"), shared)
+            return self.placed(eqn, results, "out_shardings")
         types = tuple(type_of(var.aval) for var in eqn.outvars)
         regions, attrs = self.regions(name, params)
         if not regions:
             primitives.remember(eqn.primitive)
         op = Op(name, tuple(args), attrs, types, regions, self.origin(eqn))
         return op.results
+
+    def placed(self, eqn: Any, values: list[Value], parameter: str) -> list[Value]:
+        """The arguments or results of a call, constrained where the call says how they lie."""
+        shardings = eqn.params.get(parameter) or (None,) * len(values)
+        return [
+            self.constraint(eqn, value, sharding) if isinstance(sharding, Sharding) else value
+            for value, sharding in zip(values, shardings)
+        ]
+
+    def constraint(self, eqn: Any, value: Value, sharding: Sharding) -> Value:
+        """What `jax.lax.with_sharding_constraint` traces to."""
+        params = {
+            "sharding": sharding,
+            "layout": None,
+            "context_mesh": eqn.params["ctx_mesh"],
+            "unconstrained_dims": frozenset(),
+        }
+        attrs = attributes.encode_params(params)
+        op = Op("sharding_constraint", (value,), attrs, (value.type,), (), self.origin(eqn))
+        return op.results[0]
 
     def regions(self, name: str, params: dict[str, Any]) -> tuple[tuple[Graph, ...], Any]:
         if name == "scan":
@@ -167,6 +205,11 @@ class _Importer:
         return self.origins[traceback]
 
 
+def _side_effects(eqn: Any) -> list[Any]:
+    """The effects that need an order: that a collective reads the name of an axis is none."""
+    return [each for each in eqn.effects if type(each).__name__ != "NamedAxisEffect"]
+
+
 def _effectful(eqn: Any) -> Any:
     """The innermost equation that has the effects of `eqn`: it stands on the user's own line."""
     inner = [
@@ -175,7 +218,7 @@ def _effectful(eqn: Any) -> Any:
         for jaxpr in (value if isinstance(value, tuple) else (value,))
         if hasattr(primitives.opened(jaxpr)[0], "eqns")
         for each in primitives.opened(jaxpr)[0].eqns
-        if each.effects
+        if _side_effects(each)
     ]
     return _effectful(inner[0]) if inner else eqn
 

@@ -44,6 +44,9 @@ class DecoderShape:
     - logits_time: positions of each sequence whose logits are computed
     - tied_embedding: one table for the embedding and the logits
     - *_bytes_per_element: of weights, embedding tables, activations and the KV cache
+
+    What a program has not, or what was not recognised in it, has size 0: it divides over any mesh
+    and costs nothing.
     """
 
     batch: int
@@ -68,6 +71,13 @@ class DecoderShape:
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise PlanError(f"{self.heads} heads do not divide over {self.kv_heads} KV heads")
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """What of a decoder is not there, or was not recognised."""
+        parts = {"attention": self.heads, "feed-forward layer": self.d_ff}
+        parts |= {"vocabulary": self.vocab, "residual stream": self.d_model}
+        return tuple(name for name, size in parts.items() if not size)
 
     @property
     def tokens(self) -> int:
@@ -127,6 +137,11 @@ class Partitioning:
         return tuple(each for axis in axes for each in split.get(axis, ()))
 
 
+def fit(attention: str, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:
+    """ws1d over as many mesh axes as divide each axis, down to none: every decoder can have it."""
+    return _Builder(FFN["ws1d"], shape, mesh, strict=False).build("fit", attention)
+
+
 def partition(ffn: str, attention: str, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:
     """The partitioning of a decoder over a mesh.
 
@@ -141,10 +156,10 @@ def partition(ffn: str, attention: str, shape: DecoderShape, mesh: MeshSpec) -> 
 
 
 class _Builder:
-    """Turns letters into mesh axes, and checks that they divide."""
+    """Turns letters into mesh axes, and checks that they divide; else takes those that do."""
 
-    def __init__(self, ffn: Ffn, shape: DecoderShape, mesh: MeshSpec) -> None:
-        self.ffn, self.shape, self.mesh = ffn, shape, mesh
+    def __init__(self, ffn: Ffn, shape: DecoderShape, mesh: MeshSpec, strict: bool = True) -> None:
+        self.ffn, self.shape, self.mesh, self.strict = ffn, shape, mesh, strict
 
     def axes(self, letters: str) -> MeshAxes:
         """The mesh axes that letters stand for; axes of one chip split nothing."""
@@ -166,17 +181,18 @@ class _Builder:
         self.must_divide("batch", gathered, "residual")
         self.must_divide("d_model", self.axes(layout.residual), "residual")
         self.must_divide("d_ff", hidden, "hidden")
-        d_model, d_ff = self.axes(layout.d_model), self.axes(layout.d_ff)
-        stored = {"d_model": d_model, "d_ff": d_ff, **self.heads(d_ff)}
+        d_model, d_ff = self.axes(layout.d_model), self.fitting("d_ff", self.axes(layout.d_ff))
+        stored = {"d_model": d_model, "d_ff": d_ff, **self.heads(self.axes(layout.d_ff))}
         over_batch = everywhere if attention == "batch" else gathered
         self.must_divide("batch", over_batch, "attention")
+        over_batch = self.fitting("batch", over_batch)
         heads = self.heads(self.without(hidden, over_batch))
         groups = {
             "weights": stored,
             "used": {axis: self.without(split, gathered) for axis, split in stored.items()},
             "tables": self.tables(),
             "residual": {"batch": gathered, "d_model": self.axes(layout.residual)},
-            "hidden": {"batch": gathered, "d_ff": hidden},
+            "hidden": {"batch": gathered, "d_ff": self.fitting("d_ff", hidden)},
             "attention": {"batch": over_batch, **heads},
             "cache": {"batch": over_batch, **self.cached(heads)},
             "logits": {"vocab": self.fitting("vocab", self.axes(layout.d_ff + layout.d_model))},
@@ -185,7 +201,7 @@ class _Builder:
             ffn,
             attention,
             tuple(
-                (group, tuple((axis, split) for axis, split in splits.items() if split))
+                (group, tuple(each for each in splits.items() if each[1] and self.size(each[0])))
                 for group, splits in groups.items()
             ),
         )
@@ -232,7 +248,7 @@ class _Builder:
             divides = self.mesh.ways(tuple(split)) == ways
         else:
             divides = size % ways == 0
-        if divides:
+        if divides or not self.strict:
             return
         over = " ".join(f"{name}={self.mesh.ways((name,))}" for name in axes)
         raise Unavailable(

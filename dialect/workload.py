@@ -119,9 +119,9 @@ class Workload:
     # Collectives.
 
     def collectives(self) -> Iterator[Collective]:
-        """All that a step runs; those over a single chip cost nothing and are left out."""
+        """All that a step runs; those of nothing, or over a single chip, are left out."""
         for each in (*self.layer(), *self.attention(), *self.gathers(), *self.ends()):
-            if self.mesh.ways(each.axes) > 1:
+            if each.bytes and self.mesh.ways(each.axes) > 1:
                 yield each
 
     def layer(self) -> Iterator[Collective]:
@@ -148,6 +148,8 @@ class Workload:
         inner_in, inner_out: bytes per chip behind the first and before the second product;
         partial: the axes over which the second product leaves partial sums.
         """
+        if not inner_in:
+            return
         layers = self.shape.layers
         outer = self.shape.d_model * self.shape.activation_bytes_per_element * self.tokens
         outer /= self.mesh.ways(self.d_model)

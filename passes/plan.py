@@ -2,7 +2,7 @@
 
 The partitionings of Pope et al. 2022 (arXiv:2211.05102) are costed for this decoder on this
 machine; the fastest that fits is the plan. `plan{ffn=ws2d, attention=batch}` asks for one,
-`plan{load="my.plan"}` reads one.
+`plan{load="my.plan"}` reads one. What was not recognised is planned by its size, and told.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dialect import cost
-from dialect.axes import infer_axes
+from dialect.axes import Axes
 from dialect.decoder import decoder_shape
+from dialect.layouts import planned_layout
 from dialect.mesh import MeshSpec, Topology
+from dialect.partial import completed, divides, fitting_plan, planned_axes, worth_splitting
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.plan import Plan as Chosen
-from rewrite.program import Program
+from rewrite.program import Input, Program
 from rewrite.target import Target
 
 
@@ -38,8 +40,12 @@ class Plan(Pass):
             raise PlanError(
                 "there is no mesh to plan for", hint="say `target v5e:2x4`, or give a mesh"
             )
-        chosen = self.loaded(target) if self.load else self.chosen(program, target)
-        return self.said(replace(program, plan=chosen), f"{chosen.label} on {chosen.target}")
+        if self.load:
+            chosen, notes = self.loaded(target), ()
+        else:
+            chosen, notes = self.chosen(program, target)
+        said = (f"{chosen.label} on {chosen.target}", *notes)
+        return self.said(replace(program, plan=chosen), *said)
 
     def loaded(self, target: Target) -> Chosen:
         plan = Chosen.load(Path(self.load))
@@ -48,8 +54,41 @@ class Plan(Pass):
             raise PlanError(f"{self.load} plans for the mesh {next(shown)}, not {next(shown)}")
         return plan
 
-    def chosen(self, program: Program, target: Target) -> Chosen:
-        shape = decoder_shape(program, infer_axes(program))
-        topology = Topology.parse(target.topology)
+    def chosen(self, program: Program, target: Target) -> tuple[Chosen, tuple[str, ...]]:
+        """The plan, and what there is to say of it."""
+        mesh, axes = MeshSpec(target.mesh), planned_axes(program, target.mesh)
+        shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
         asked = [None if each == "auto" else each for each in (self.ffn, self.attention)]
-        return cost.choose(shape, topology, MeshSpec(target.mesh), self.objective, *asked)
+        notes = [f"not found, so not costed: {', '.join(shape.absent)}"] if shape.absent else []
+        alone = bool(program.values("state")) and shape.batch % mesh.size == 0
+        if alone and not (shape.heads or any(asked)):
+            asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix
+        if self.ffn == self.attention == "auto" and not divides(shape, mesh):
+            notes.append("no named partitioning divides: each axis takes what divides it")
+            best = fitting_plan(shape, topology, mesh, asked[1])
+        else:
+            best = cost.choose(shape, topology, mesh, self.objective, *asked)
+        plan = completed(best, shape, axes)
+        return plan, (*notes, *_unplanned(program, axes, plan))
+
+
+def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[str]:
+    """Large arrays of which not all is known: those split by their size, those left whole."""
+    told: dict[str, list[Input]] = {}
+    for value, each in zip(program.graph.inputs, program.step_inputs):
+        if not worth_splitting(each.type, plan.mesh):
+            continue
+        if not any(planned_layout(plan, axes, value, each)):
+            told.setdefault("whole on every chip", []).append(each)
+        elif any("wide" in dimension for dimension in axes.of(value)):
+            told.setdefault("split by size alone, its axes being unknown", []).append(each)
+    return [f"{what}: {_listed(inputs)}" for what, inputs in told.items()]
+
+
+def _listed(inputs: list[Input], most: int = 5) -> str:
+    """The largest inputs with their types, and how many bytes all of them have."""
+    largest = sorted(inputs, key=lambda each: -each.type.bytes)
+    shown = [f"{each.name} {each.type}" for each in largest[:most]]
+    shown += [f"{len(inputs) - most} more"] if len(inputs) > most else []
+    total = sum(each.type.bytes for each in inputs)
+    return f"{', '.join(shown)} ({total / 2**20:,.1f} MiB)"

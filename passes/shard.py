@@ -5,17 +5,21 @@ product(x, w)  ->  constrain{layout}(product(x, w))
 Products are pinned where they are made, in the layout of their weights; what attention owns
 otherwise is resharded in a second constraint behind the first. A pair of constraints tells the
 compiler the collective; a single one leaves it to guess, and it guesses badly.
+
+What the program constrains itself is left alone, and so are products with weights that it lays out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dialect import sharding  # noqa: F401  (defines constrain)
-from dialect.axes import Axes, infer_axes
+from dialect.axes import Axes
 from dialect.binding import bound_values, region_bound
-from dialect.layouts import activation_group, product_layout, with_input_layouts
+from dialect.layouts import activation_group, layout_of, product_layout, with_input_layouts
+from dialect.partial import planned_axes
 from dialect.sharding import show_layout
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
@@ -23,6 +27,10 @@ from rewrite.passbase import Pass
 from rewrite.plan import Plan
 from rewrite.program import Layout, Program
 from rewrite.target import Target
+
+# What lies as its first argument does: the same in another form, or a cache before and after.
+_FORMS = frozenset({"reshape", "transpose", "convert_element_type"})
+_CACHES = frozenset({"cache_write", "cache_read"})
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,49 @@ class Shard(Pass):
         if program.plan is None:
             return self.said(program, "no plan, so nothing is constrained: run `plan` first")
         params = frozenset(program.values("param"))
-        emitted = _Constraints(program.plan, infer_axes(program))
+        axes = planned_axes(program, program.plan.mesh)
+        emitted = _Constraints(program.plan, axes, _decided(program))
         placed = with_input_layouts(program.with_graph(emitted.graph(program.graph, params)))
         return self.said(placed, *emitted.lines())
 
 
+def _decided(program: Program) -> frozenset[Value]:
+    """The values that the program says itself how to lay out, and what is made of such inputs."""
+    declared = zip(program.graph.inputs, program.step_inputs)
+    laid_out = frozenset(value for value, each in declared if each.layout)
+    return frozenset(_decided_in(program.graph, laid_out))
+
+
+def _decided_in(graph: Graph, inputs: frozenset[Value]) -> Iterator[Value]:
+    """`inputs` are those of the graph that the program lays out; `held` lies as they do."""
+    found, held = set(inputs), set(inputs)
+    for op in graph.ops:
+        if op.name == "constrain":
+            found.update(op.results, _forms_of(op.args[0]))
+        elif op.name in _FORMS and op.args[0] in found:
+            found.update(op.results)
+        elif op.name in ("contract", "attend") and held & set(op.args):
+            found.update(op.results, op.args[:1] if op.name == "attend" else ())
+        if op.name in _FORMS | _CACHES and op.args[0] in held:
+            held.update(op.results)
+            found.update(op.args[1:2])
+        for region in op.regions:
+            pairs = zip(op.args, region.inputs) if op.name == "scan" else ()
+            yield from _decided_in(region, frozenset(x for arg, x in pairs if arg in held))
+    yield from found
+
+
+def _forms_of(value: Value) -> Iterator[Value]:
+    """A value, and what it is another form of."""
+    yield value
+    while value.op.name in _FORMS:
+        value = value.op.args[0]
+        yield value
+
+
 class _Constraints:
-    def __init__(self, plan: Plan, axes: Axes) -> None:
-        self.plan, self.axes = plan, axes
+    def __init__(self, plan: Plan, axes: Axes, decided: frozenset[Value]) -> None:
+        self.plan, self.axes, self.decided = plan, axes, decided
         self.said: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
 
@@ -118,15 +161,17 @@ class _Constraints:
         return self.as_weights(value, op.results[0], "the output product reads heads")
 
     def as_weights(self, value: Value, known: Value, why: str) -> Value:
-        layout = product_layout(self.plan, self.axes.of(known))
+        layout = product_layout(self.plan, self.axes, known)
         return self.constrained(value, known, layout, why)
 
     def constrain(self, value: Value, known: Value, group: str, why: str) -> Value:
         """`known` is the value before rewriting, of which the axes are known."""
-        names = self.axes.of(known)
-        return self.constrained(value, known, self.plan.layout(group, names), why)
+        layout = layout_of(self.plan, group, self.axes, known)
+        return self.constrained(value, known, layout, why)
 
     def constrained(self, value: Value, known: Value, layout: Layout, why: str) -> Value:
+        if known in self.decided:
+            return value
         text = f"{why}: {self.axes.show(known)} @ {show_layout(layout)}"
         self.said[text] = self.said.get(text, 0) + 1
         return make("constrain", value, layout=layout, why=why, origin=known.op.origin)

@@ -26,7 +26,7 @@ from rewrite.target import Target
 
 __all__ = ["auto_shard", "compile", "trace"]
 
-DEFAULT_PIPELINE = "normalize, recognize, carry_cache, plan, shard, stage, lower"
+DEFAULT_PIPELINE = "retarget, normalize, recognize, carry_cache, plan, shard, stage, lower"
 
 
 def auto_shard(

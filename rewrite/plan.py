@@ -32,6 +32,7 @@ from rewrite.errors import PlanError, ShardwrightError, TextError, caret, neares
 # The kinds of tensor that a plan decides about.
 GROUPS = {
     "weights": "the weights, as they are stored",
+    "large": "large weights of which nothing would be split",
     "used": "the weights, as the products read them: gathered where a plan gathers weights",
     "tables": "the embedding, and the weights of the logits: weights with a vocabulary",
     "residual": "the residual stream between the blocks",
@@ -43,7 +44,7 @@ GROUPS = {
 # The logical axes that a plan may split.
 AXES = (
     *("batch", "time", "context", "d_model", "heads", "kv_heads", "q_per_kv", "d_head"),
-    *("d_ff", "vocab", "layers"),
+    *("d_ff", "vocab", "layers", "experts", "wide"),
 )
 
 Split = tuple[tuple[str, tuple[str, ...]], ...]  # (logical axis, its mesh axes, major first)

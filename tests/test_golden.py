@@ -16,6 +16,7 @@ from rewrite.passbase import pass_names
 
 TARGET = Target("cpu:8", (("x", 2), ("y", 4)))
 SERVING = (
+    "retarget",
     "normalize",
     "recognize",
     "carry_cache",

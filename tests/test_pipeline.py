@@ -183,7 +183,7 @@ def test_an_unknown_pass_gets_a_caret_and_the_nearest_name() -> None:
         "     rewire, rewyre{way=silent},\n"
         "             ^^^^^^\n"
         "  at: serve.pipeline:3\n"
-        "  try: did you mean rewire?"
+        "  try: did you mean rewire or retarget?"
     )
 
 

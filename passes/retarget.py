@@ -1,0 +1,229 @@
+"""retarget: the shardings that a program already carries, made to fit the machine at hand.
+
+sharding_constraint(x, P("data") on the program's own mesh)  ->  constrain(x)  where the names fit
+                                                             ->  x             where they do not
+
+So with `reshard`, `device_put`, the shardings of a `jit` and of explicit axes. A `shard_map` over
+axes that the machine has stays one; any other is written out for all its blocks at once. A kernel
+that the compiler cannot split runs whole on every chip. Each reason is told once, with a line of
+the program. Without any of these a program passes through untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from jax.sharding import Sharding
+
+from dialect import primitives
+from dialect.attributes import decode
+from dialect.control import scan_parts
+from dialect.dtypes import struct_of
+from dialect.jaxpr import import_jaxpr, trace_graph
+from dialect.mapped import over_all_blocks
+from dialect.sharding import Misfit, fitted, spec_layout
+from rewrite.ir import Graph, Op, Opaque, Origin, Value, attrs_of, new_input
+from rewrite.opdef import build, make, substitute, with_args
+from rewrite.passbase import Pass
+from rewrite.program import Layout, Program
+from rewrite.target import Target
+
+# Ops that move their arguments and compute nothing.
+_MOVES = frozenset({"sharding_constraint", "reshard", "device_put", "mesh_cast"})
+
+
+@dataclass(frozen=True)
+class Retarget(Pass):
+    """Keeps the program's own shardings where they fit the mesh, removes them where not."""
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        fitting = _Fitting(dict(target.mesh))
+        places = {value: _Place(i) for i, value in enumerate(program.graph.inputs)}
+        updated = zip(program.graph.outputs, program.outputs)
+        places |= {v: _Place(each.updates) for v, each in updated if each.updates is not None}
+        graph = fitting.graph(program.graph, places)
+        inputs = list(program.inputs)
+        for number, layout in fitting.layouts.items():
+            inputs[number] = replace(inputs[number], layout=layout)
+        made = replace(program, graph=graph, inputs=tuple(inputs))
+        return self.said(made, *fitting.lines())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The input of the program that a value is or becomes, `scanned` axes off it."""
+
+    number: int
+    scanned: int = 0
+
+
+@dataclass
+class _Fitting:
+    """Rewrites graphs for a mesh, and remembers what was done and why."""
+
+    mesh: dict[str, int]
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    said: dict[str, list[Origin]] = field(default_factory=dict)
+
+    def say(self, what: str, op: Op) -> None:
+        self.said.setdefault(what, []).append(op.origin)
+
+    def lines(self) -> list[str]:
+        """Each thing once: how often, and where first."""
+        lines = []
+        for what, origins in self.said.items():
+            where = next((each.source for each in origins if each.source), "")
+            first = f", first at {where}" if where else ""
+            lines.append(f"{what} ({len(origins)} times{first})")
+        return lines
+
+    def graph(self, graph: Graph, places: dict[Value, _Place]) -> Graph:
+        """`places` are the values that are inputs of the program, or their new values."""
+        memo: dict[Value, Value] = {value: value for value in graph.inputs}
+        for op in graph.ops:
+            args = tuple(memo[arg] for arg in op.args)
+            regions = tuple(self.graph(*region) for region in _regions(op, args, places))
+            moved = with_args(op, args, regions)
+            homes = [places.get(x) for x in op.results]
+            if op.name in _MOVES:
+                homes = [places.get(arg, home) for arg, home in zip(args, homes)]
+            memo.update(zip(op.results, self.rewritten(moved, homes)))
+        outputs = tuple(memo[value] for value in graph.outputs)
+        return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
+
+    def rewritten(self, op: Op, homes: list[_Place | None]) -> tuple[Value, ...]:
+        """What stands for the results of an op; `homes` are the inputs that these are."""
+        if op.name == "shard_map":
+            return self.mapped(op)
+        if op.name == "pallas_call" and not op.get("interpret"):
+            return self.kernel(op)
+        if op.name in _MOVES or _shardings(op):
+            return self.placed(op, homes)
+        return op.results
+
+    def placed(self, op: Op, homes: list[_Place | None]) -> tuple[Value, ...]:
+        """The op without its shardings, and constraints where these fit."""
+        shardings = _shardings(op)
+        if op.name in _MOVES:
+            values = op.args
+            shardings = shardings or [*decode(op.get("devices", (None,) * len(values)))]
+        else:
+            values = _without_shardings(op).results
+        return tuple(
+            self.constrained(op, *each) for each in zip(values, shardings, homes, strict=True)
+        )
+
+    def constrained(self, op: Op, value: Value, sharding: Any, home: _Place | None) -> Value:
+        try:
+            layout = fitted(sharding, value.type.shape, self.mesh)
+        except Misfit as misfit:
+            self.say(f"removed shardings: {misfit}", op)
+            return value
+        explicit = op.name not in _MOVES and not any(layout)  # its type: nothing was asked for
+        if explicit or all(axes is None for axes in layout):
+            return value
+        if home is not None and None not in layout:
+            whole = ((),) * home.scanned + layout
+            if self.layouts.setdefault(home.number, whole) == whole:
+                self.say("kept shardings of inputs, which lie so from the start", op)
+                return value
+        self.say("kept shardings: they fit the mesh", op)
+        why = "the program asks for it"
+        return make("constrain", value, layout=layout, why=why, origin=op.origin)
+
+    def kernel(self, op: Op) -> tuple[Value, ...]:
+        """pallas_call  ->  whole(pallas_call)"""
+        if math.prod(self.mesh.values()) == 1:
+            return op.results
+        self.say("kernels run whole on every chip; to split one, put it into jax.shard_map", op)
+        inputs = tuple(new_input(arg.type) for arg in op.args)
+        region = Graph(inputs, with_args(op, inputs).results)
+        return build("whole", *op.args, regions=(region,), origin=op.origin).results
+
+    def mapped(self, op: Op) -> tuple[Value, ...]:
+        """shard_map  ->  mapped, over axes that the mesh has; else its body over all blocks."""
+        sizes = dict(op["mesh"].payload.shape)
+        manual = op["newly_manual_axes"].payload
+        axes = tuple((name, size) for name, size in sizes.items() if name in manual)
+        body = _unplaced(import_jaxpr(op["jaxpr"].payload))
+        inputs, outputs = (
+            tuple(spec_layout(spec.payload, value.type.rank) for spec, value in zip(specs, values))
+            for specs, values in ((op["in_specs"], op.args), (op["out_specs"], op.results))
+        )
+        over = " ".join(f"{name}={size}" for name, size in axes)
+        if all(self.mesh.get(name) == size for name, size in axes):
+            self.say(f"kept shard_map over {over}", op)
+            attrs = {"body": Opaque("graph", body, body.key), "axes": axes}
+            attrs |= {"inputs": inputs, "outputs": outputs}
+            return build("mapped", *op.args, origin=op.origin, **attrs).results
+        try:
+            graph = trace_graph(
+                lambda *arrays: over_all_blocks(body, axes, inputs, outputs, arrays),
+                *(struct_of(arg.type) for arg in op.args),
+            )
+        except Exception as error:  # whatever JAX says of a collective that it cannot batch
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            self.say(
+                f"left a shard_map over {over} as it is, which compiles for its own mesh only: it "
+                f"cannot be written out ({reason}); trace it under a mesh with the target's axes",
+                op,
+            )
+            return op.results
+        self.say(f"wrote out a shard_map over {over}, all its blocks at once", op)
+        written = substitute(graph, op.args, origin=op.origin)
+        return self.graph(Graph(op.args, tuple(written)), {}).outputs
+
+
+def _regions(
+    op: Op, args: tuple[Value, ...], places: dict[Value, _Place]
+) -> Iterator[tuple[Graph, dict[Value, _Place]]]:
+    """The regions of an op, each with those of its values that are inputs of the program."""
+    for region in op.regions:
+        inner: dict[Value, _Place] = {}
+        if op.name == "scan":
+            consts, _, xs = scan_parts(op)
+            carried = slice(0, op["carry"]), slice(op["carry"], None)
+            for scanned, into, out in ((0, consts, carried[0]), (1, xs, carried[1])):
+                pairs = [*zip(args[into], region.inputs[into])]
+                pairs += zip(op.results[out], region.outputs[out])
+                known = ((x, places[value]) for value, x in pairs if value in places)
+                inner |= {x: _Place(at.number, at.scanned + scanned) for x, at in known}
+        yield region, inner
+
+
+def _shardings(op: Op) -> list[Sharding]:
+    """What the op's own parameters say of its results, one for each; nothing where they do not."""
+    for _, value in op.attrs:
+        if isinstance(value, Opaque) and isinstance(value.payload, Sharding):
+            return [value.payload] * len(op.types)
+    return []
+
+
+def _without_shardings(op: Op) -> Op:
+    """The op as it is without explicit axes."""
+    given = {
+        name: value
+        for name, value in op.attrs
+        if not (isinstance(value, Opaque) and isinstance(value.payload, Sharding))
+    }
+    gone = {name for name, _ in op.attrs} - set(given) - primitives.unset(op.name)
+    attrs = attrs_of({**given, **dict.fromkeys(gone)})
+    return Op(op.name, op.args, attrs, op.types, op.regions, op.origin)
+
+
+def _unplaced(graph: Graph) -> Graph:
+    """The body of a `shard_map` without shardings, which in there are hints."""
+    memo: dict[Value, Value] = {value: value for value in graph.inputs}
+    for op in graph.ops:
+        args = tuple(memo[arg] for arg in op.args)
+        plain = _without_shardings(op)
+        moved = Op(
+            op.name, args, plain.attrs, op.types, tuple(map(_unplaced, op.regions)), op.origin
+        )
+        memo.update(zip(op.results, args if op.name in _MOVES else moved.results))
+    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
