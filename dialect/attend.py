@@ -1,4 +1,4 @@
-"""Attention as one word: `attend` (Vaswani et al. 2017, section 3.2), in every variant of the field.
+"""Attention as one word: `attend` (Vaswani et al. 2017, section 3.2), in all its variants.
 
 Grouped and single heads of keys (Ainslie et al. 2023, Shazeer 2019) need no word of their own: they
 are axes that the keys lack. What a variant adds (a mask, a bias, a cap, a sink) is an operand or an

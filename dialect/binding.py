@@ -129,7 +129,7 @@ def _components(needed: list[Value], bound: frozenset[Value]) -> list[list[Value
 def _cut(graph: Graph, needed: list[Value], bound: frozenset[Value]) -> list[Value]:
     """The minimum vertex cut between what only `prepare` can compute and what the step needs."""
     nodes = dict.fromkeys(a for value in needed for a in _fused_ancestors(value, bound))
-    if len(nodes) == len(needed):
+    if not any(arg in nodes for value in nodes for arg in value.op.args):
         return needed
     network = Network()
     for value in nodes:

@@ -162,15 +162,22 @@ def _walk(module: Module, name: str, trips: int | None, fused: set[str] | None) 
             if fused is not None and channel:
                 fused.add(channel)
         elif each.opcode == "while":
-            condition, loop_body = _LOOP.search(each.line).groups()
-            times = _trip_count(module, each, body, condition, loop_body)
+            loop_body, times = loop_of(module, each, body)
             inner = None if trips is None or times is None else trips * times
             yield from _walk(module, loop_body, inner, None)
         elif not each.opcode.endswith(("-done", "-update")):
             inside = fused if each.opcode != "fusion" else met if fused is None else fused
-            for callee in _callees(each):
+            for callee in callees(each):
                 for found in _walk(module, callee, trips, inside):
                     yield _scattered(each, found) if callee.startswith(_REDUCE_SCATTER) else found
+
+
+def loop_of(
+    module: Module, loop: Instruction, around: dict[str, Instruction]
+) -> tuple[str, int | None]:
+    """(body, trips) of a `while`; trips are None where they are not a constant of the program."""
+    condition, body = _LOOP.search(loop.line).groups()
+    return body, _trip_count(module, loop, around, condition, body)
 
 
 def _scattered(fusion: Instruction, found: Found) -> Found:
@@ -178,7 +185,8 @@ def _scattered(fusion: Instruction, found: Found) -> Found:
     return Found("reduce-scatter", fusion.type, found.line, found.trips, source)
 
 
-def _callees(each: Instruction) -> list[str]:
+def callees(each: Instruction) -> list[str]:
+    """The computations that an instruction runs, loops left out."""
     return _CALLEES.findall(each.line) + _NAME.findall(each.attribute(_BRANCHES.pattern))
 
 

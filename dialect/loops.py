@@ -1,11 +1,90 @@
-"""Taking iterations out of a loop over layers."""
+"""Loops over layers: iterations taken out of one, and layers that are written out made into one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from dialect.control import remade_scan, scan_parts
 from dialect.normal_form import reshaped
-from rewrite.ir import Op, Value
-from rewrite.opdef import build, make, substitute
+from dialect.segments import LEAF, START, Segment
+from rewrite.ir import Graph, Op, Value, new_input
+from rewrite.opdef import build, make, substitute, with_args
+
+
+def rolled(groups: Sequence[Sequence[Segment]]) -> dict[Value, Value]:
+    """One loop over groups of segments, alike group by group: old value -> the loop's.
+
+    What the groups read in common is the loop's constant, what each has of its own is stacked and
+    scanned; the trunk is carried. Results that something else reads are stacked by the loop and
+    unstacked behind it. The values are the end of the last group and every exit.
+    """
+    template = groups[0]
+    columns = [
+        list(zip(*(group[place].leaves for group in groups))) for place in range(len(template))
+    ]
+    read = {column: _read(column) for leaves in columns for column in leaves}
+    inputs = [column for column, value in read.items() if value.op.name == "input"]
+    fixed = [column for column in inputs if len(set(column)) == 1]
+    scanned = [column for column in inputs if len(set(column)) > 1]
+    carried = at = new_input(template[0].start.type)
+    made: list[list[Op]] = []
+    for segment, leaves in zip(template, columns):
+        made.append(_written_once(segment, at, [read[column] for column in leaves]))
+        at = made[-1][segment.ops.index(segment.end.op)].results[segment.end.index]
+    rows = _rows_read_outside(groups)
+    body = Graph(
+        (*(read[column] for column in fixed), carried, *(read[column] for column in scanned)),
+        (at, *(made[place][number].results[index] for place, number, index in rows)),
+    )
+    loop = build(
+        "scan",
+        *(column[0] for column in fixed),
+        template[0].start,
+        *(make("stack", *column, axis=0) for column in scanned),
+        regions=(body,),
+        origin=template[0].end.op.origin.then("roll"),
+        consts=len(fixed),
+        carry=1,
+        length=len(groups),
+        reverse=False,
+        unroll=1,
+    )
+    found = {groups[-1][-1].end: loop.results[0]}
+    for (place, number, index), stacked in zip(rows, loop.results[1:]):
+        for group, value in zip(groups, build("unstack", stacked, axis=0).results):
+            found.setdefault(group[place].ops[number].results[index], value)
+    return found
+
+
+def _read(column: tuple[Value, ...]) -> Value:
+    """What the loop's body reads for a leaf, given that leaf in each group."""
+    first = column[0]
+    if first.op.name == "const" and all(each.op.attrs == first.op.attrs for each in column):
+        return first
+    return new_input(first.type if len(set(column)) == 1 else replace(first.type, weak=False))
+
+
+def _written_once(segment: Segment, start: Value, leaves: Sequence[Value]) -> list[Op]:
+    """The ops of a segment on another start and other leaves."""
+    made: list[Op] = []
+    for op, refs in zip(segment.ops, segment.refs):
+        args = (
+            start if place == START else leaves[n] if place == LEAF else made[place].results[n]
+            for place, n in refs
+        )
+        made.append(with_args(op, tuple(args)))
+    return made
+
+
+def _rows_read_outside(groups: Sequence[Sequence[Segment]]) -> list[tuple[int, int, int]]:
+    """(segment in its group, op in its segment, result) of each value that is some group's exit."""
+    rows: dict[tuple[int, int, int], None] = {}
+    for group in groups:
+        for place, segment in enumerate(group):
+            number = {op: i for i, op in enumerate(segment.ops)} if segment.exits else {}
+            rows |= {(place, number[exit.op], exit.index): None for exit in segment.exits}
+    return list(rows)
 
 
 def unrolled(op: Op) -> tuple[Value, ...]:

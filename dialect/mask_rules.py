@@ -131,7 +131,7 @@ def mask_times_number(op: Op) -> Outcome:
 
 @local("and", "or", "xor", example=lambda x: (x > 0) & True, types=("f32[4]",))
 def mask_with_splat(op: Op) -> Outcome:
-    """m and true, m or false, m xor false  ->  m,  m xor true  ->  not m,  m and false  ->  false"""
+    """m and true, m or false, m xor false  ->  m;  m xor true  ->  not m;  m and false  ->  no"""
     if op.types[0].dtype != "bool":
         return None
     for one, other in (op.args, op.args[::-1]):

@@ -33,7 +33,8 @@ def trace(
 
     `params` and `state` are argument numbers or names. Without `state`, an argument is state when
     the function returns a pytree of the same structure and types that is computed from it.
-    `axes` says what cannot be inferred: `{"params/.../wq": "d_model (heads d_head)"}`. Raises TraceError, naming the user's line, where the function cannot be traced.
+    `axes` says what cannot be inferred: `{"params/.../wq": "d_model (heads d_head)"}`.
+    Raises TraceError, naming the user's line, where the function cannot be traced.
     """
     if not callable(function):
         raise TraceError(f"expected a function, got {type(function).__name__} {function!r}")

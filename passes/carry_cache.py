@@ -92,9 +92,8 @@ def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
             if write.name == "cache_write" and write.args[0] == value:
                 found.append(_Cache(value, op.args[position], output, write))
                 break
-            if op.types[output] == op.args[position].type and value in _ancestors(
-                body.outputs[output]
-            ):
+            alike = value.type.rank > 1 and op.types[output] == op.args[position].type
+            if alike and value in _ancestors(body.outputs[output]):
                 notes.append(
                     f"not carried: {write.name} at {write.origin.source} is no cache_write"
                 )

@@ -4,14 +4,18 @@ step(params, state, args)  ->  prepare(params), adapt(state), step(packed, packe
 
 Parameters are cut where the step has the fewest bytes to read (`dialect.binding`); a loop over
 layers is first split in two, so that what its body does to parameters alone runs in a loop of its
-own. A state whose layout is changed on the way in and changed back on the way out is kept in the
-new layout: `adapt` changes it once, `restore` changes it back.
+own. State that is changed in form on the way in and changed back on the way out (transposed, one
+array stacked of many, many unstacked of one) is kept in the new form: `adapt` changes it once,
+`restore` changes it back.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -36,29 +40,21 @@ class Stage(Pass):
         params, state, args = (program.values(role) for role in ROLES)
         graph = rewrite(split_loops(program.graph, params), ())
         front = frontier(graph, params)
-        boundaries = [_boundary(graph, value, i) for value, i in _updated(program, state).items()]
-        entering = [value for each in boundaries for value in each.entering]
-        fresh = {value: new_input(value.type) for value in (*front, *entering)}
-        outputs, declared = _step_outputs(program, graph, boundaries, len(front))
+        parts = _moved_inward(graph, _users_state(program, graph))
+        fresh = {value: new_input(value.type) for value in (*front, *(p.entering for p in parts))}
+        outputs, declared = _step_outputs(program, graph, parts, len(front))
         step = Graph(
             (*fresh.values(), *args), replace_values(Graph(graph.inputs, outputs), fresh).outputs
         )
         stages = Stages(
             prepare=Graph(tuple(params), front),
-            adapt=Graph(tuple(state), tuple(entering)),
-            restore=_restore(boundaries),
-            inputs=_step_inputs(program, params, front, boundaries),
+            adapt=Graph(tuple(state), tuple(part.entering for part in parts)),
+            restore=_restore(program, graph, parts),
+            inputs=_step_inputs(program, front, parts),
             outputs=declared,
         )
         staged = replace(program, graph=step, stages=stages)
         return self.said(with_input_layouts(staged), *_notes(program, stages))
-
-
-def _updated(program: Program, state: list[Value]) -> dict[Value, int]:
-    """For each state input, the number of the output that is its new value."""
-    by_input = {out.updates: i for i, out in enumerate(program.outputs) if out.updates is not None}
-    place = {value: i for i, value in enumerate(program.graph.inputs)}
-    return {value: by_input[place[value]] for value in state}
 
 
 # Loops over layers.
@@ -112,87 +108,128 @@ def _split(op: Op, bound: frozenset[Value]) -> Op:
 # The state's boundary.
 
 
-@dataclass
-class _Boundary:
-    """One state input: the values that enter the step for it, and those that leave it."""
+@dataclass(frozen=True)
+class _Part:
+    """A part of the state: the value that enters the step for it, and the one that leaves.
 
-    output: int
-    outside: Value
-    entering: list[Value]
-    leaving: list[Value]
+    `place` orders the parts as the user's states, `output` as the user's outputs.
+    """
+
+    entering: Value
+    leaving: Value
+    name: str
+    output_name: str
+    place: tuple[int, ...]
+    output: tuple[int, ...]
 
 
-def _boundary(graph: Graph, value: Value, output: int) -> _Boundary:
-    """Moves the boundary inward over every layout change that the output undoes."""
-    entering, leaving = [value], [graph.outputs[output]]
-    position = 0
-    while position < len(entering):
-        readers = {op for op, _ in graph.users.get(entering[position], ())}
-        alone = len(readers) == 1 and entering[position] not in graph.outputs
-        op = next(iter(readers)) if alone else None
-        if op is not None and _undone(op, leaving[position].op) and leaving[position].index == 0:
-            entering[position : position + 1] = op.results
-            leaving[position : position + 1] = leaving[position].op.args
-        else:
-            position += 1
-    return _Boundary(output, graph.outputs[output], entering, leaving)
+def _users_state(program: Program, graph: Graph) -> list[_Part]:
+    """The state as the user keeps it."""
+    parts = []
+    for number, out in enumerate(program.outputs):
+        if out.updates is not None:
+            value, name = graph.inputs[out.updates], program.inputs[out.updates].name
+            leaving = graph.outputs[number]
+            parts.append(_Part(value, leaving, name, out.name, (out.updates,), (number,)))
+    return sorted(parts, key=lambda part: part.place)
+
+
+def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
+    """The parts behind every change of form that the step undoes for all that it was made of."""
+    held = {part.entering: part for part in parts}
+    results = set(graph.outputs)
+    waiting = deque(held)
+    while waiting:
+        value = waiting.popleft()
+        readers = {op for op, _ in graph.users.get(value, ())}
+        if value not in held or len(readers) != 1:
+            continue
+        (op,) = readers
+        alone = all({user for user, _ in graph.users[arg]} == readers for arg in op.args)
+        if not alone or any(arg not in held or arg in results for arg in op.args):
+            continue
+        changed = [held[arg] for arg in op.args]
+        other = changed[0].leaving.op
+        if other.results == tuple(part.leaving for part in changed) and _undone(op, other):
+            for arg in op.args:
+                held.pop(arg, None)
+            held |= {part.entering: part for part in _changed(op, other, changed)}
+            waiting += op.results
+    return sorted(held.values(), key=lambda part: part.place)
+
+
+def _changed(op: Op, other: Op, parts: Sequence[_Part]) -> Iterator[_Part]:
+    """What the parts are between `op`, which takes them all, and `other`, which gives them back."""
+    several = len(op.types) > 1
+    for number, (entering, leaving) in enumerate(zip(op.results, other.args)):
+        own, suffix = ((number,), f".{number}") if several else ((), "")
+        yield _Part(
+            entering,
+            leaving,
+            _spanning([part.name for part in parts]) + suffix,
+            _spanning([part.output_name for part in parts]) + suffix,
+            (*min(part.place for part in parts), *own),
+            (*min(part.output for part in parts), *own),
+        )
+
+
+def _spanning(names: Sequence[str]) -> str:
+    """`layers/0/k`, `layers/1/k`, ..., `layers/79/k`  ->  `layers/0-79/k`"""
+    first, last = (re.split(r"(\d+)", name) for name in (names[0], names[-1]))
+    pairs = zip(first, last) if len(first) == len(last) else zip(first, first)
+    return "".join(one if one == other else f"{one}-{other}" for one, other in pairs)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
 def _undone(op: Op, other: Op) -> bool:
-    """Whether `other` is the inverse of `op`, both being mere changes of layout."""
+    """Whether `other` is the inverse of `op`, both being mere changes of form."""
     if op.name == "reshape" and other.name == "reshape":
         return other.args[0].type == op.types[0] and other.types[0] == op.args[0].type
     if op.name == "transpose" and other.name == "transpose":
         back = tuple(op["permutation"].index(i) for i in range(len(op["permutation"])))
         return other["permutation"] == back
-    if op.name == "unstack" and other.name == "stack":
+    if {op.name, other.name} == {"stack", "unstack"}:
         return op["axis"] == other["axis"] and len(op.types) == len(other.args)
     return False
 
 
-def _restore(boundaries: Sequence[_Boundary]) -> Graph:
+def _restore(program: Program, graph: Graph, parts: Sequence[_Part]) -> Graph:
     """From the packed state, in the order of the step's outputs, to the user's."""
-    inputs: list[Value] = []
-    outputs: list[Value] = []
-    for each in sorted(boundaries, key=lambda each: each.output):
-        own = [new_input(value.type) for value in each.leaving]
-        shell = Graph((), (each.outside,))
-        inputs += own
-        outputs += replace_values(shell, dict(zip(each.leaving, own))).outputs
-    return Graph(tuple(inputs), tuple(outputs))
+    leaving = [part.leaving for part in sorted(parts, key=lambda part: part.output)]
+    own = [new_input(value.type) for value in leaving]
+    updated = (v for v, out in zip(graph.outputs, program.outputs) if out.updates is not None)
+    shell = replace_values(Graph((), tuple(updated)), dict(zip(leaving, own)))
+    return Graph(tuple(own), shell.outputs)
 
 
 def _step_outputs(
-    program: Program, graph: Graph, boundaries: list[_Boundary], packed: int
+    program: Program, graph: Graph, parts: Sequence[_Part], packed: int
 ) -> tuple[tuple[Value, ...], tuple[Output, ...]]:
-    """The step's outputs: the user's, each state replaced by what leaves for it."""
-    leaving: dict[int, list[tuple[Value, int]]] = {}
-    for each in boundaries:
-        leaving[each.output] = [(value, packed + n) for n, value in enumerate(each.leaving)]
-        packed += len(each.leaving)
-    values: list[Value] = []
-    declared: list[Output] = []
-    for i, (value, out) in enumerate(zip(graph.outputs, program.outputs)):
-        parts = leaving.get(i, [(value, None)])
-        values += [part for part, _ in parts]
-        names = _numbered(out.name, len(parts))
-        declared += [Output(name, updates) for name, (_, updates) in zip(names, parts)]
+    """The step's outputs: the user's, each state replaced by the parts that leave for it."""
+    number = {part.entering: packed + n for n, part in enumerate(parts)}
+    leaving = [
+        (part.output, part.leaving, Output(part.output_name, number[part.entering]))
+        for part in parts
+    ]
+    plain = [
+        ((i,), value, Output(out.name))
+        for i, (value, out) in enumerate(zip(graph.outputs, program.outputs))
+        if out.updates is None
+    ]
+    _, values, declared = zip(*sorted((*leaving, *plain), key=lambda each: each[0]))
     return tuple(values), tuple(declared)
 
 
-def _numbered(name: str, count: int) -> list[str]:
-    return [name] if count == 1 else [f"{name}.{n}" for n in range(count)]
-
-
 def _step_inputs(
-    program: Program, params: list[Value], front: Sequence[Value], boundaries: list[_Boundary]
+    program: Program, front: Sequence[Value], parts: Sequence[_Part]
 ) -> tuple[Input, ...]:
     names = {v: each.name for v, each in zip(program.graph.inputs, program.inputs)}
     taken: set[str] = set()
     inputs = [Input(_packed_name(value, names, taken), value.type, "param") for value in front]
-    for each, state in zip(boundaries, program.values("state")):
-        numbered = _numbered(names[state], len(each.entering))
-        inputs += [Input(n, value.type, "state") for n, value in zip(numbered, each.entering)]
+    inputs += [Input(part.name, part.entering.type, "state") for part in parts]
     return (*inputs, *(each for each in program.inputs if each.role == "arg"))
 
 
@@ -202,15 +239,23 @@ _LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_
 def _packed_name(value: Value, names: dict[Value, str], taken: set[str]) -> str:
     """The path of the parameter it comes from, and the last thing that was done to it."""
     made: list[str] = []
-    at = value
-    while at not in names:
-        at = _towards_parameter(at, names, made)
+    path = _path(value, names, made)
     told = next((each for each in made if each not in _LAYOUT_NOISE), None)
-    name = f"{names[at]}.{told}" if told else names[at]
+    name = f"{path}.{told}" if told else path
     tries = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(2)))
     name = next(each for each in tries if each not in taken)
     taken.add(name)
     return name
+
+
+def _path(value: Value, names: dict[Value, str], made: list[str]) -> str:
+    """The path of the parameter behind a packed value; notes the ops on the way."""
+    at = value
+    while at not in names:
+        if at.op.name == "stack":
+            return _spanning([_path(arg, names, made) for arg in at.op.args])
+        at = _towards_parameter(at, names, made)
+    return names[at]
 
 
 def _towards_parameter(value: Value, names: dict[Value, str], made: list[str]) -> Value:
@@ -223,16 +268,15 @@ def _towards_parameter(value: Value, names: dict[Value, str], made: list[str]) -
             at = _towards_parameter(at, names, made)
         return op.args[body.inputs.index(at)]
     made.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
-    variable = [arg for arg in op.args if arg.op.name != "const"]
-    return min(variable, key=_steps_to_input)
+    return min(op.args, key=_steps_to_input)
 
 
-def _steps_to_input(value: Value) -> int:
+def _steps_to_input(value: Value) -> float:
     """How many ops lie between a value and the nearest input along first arguments."""
     steps = 0
     while value.op.args:
         value, steps = value.op.args[0], steps + 1
-    return steps
+    return steps if value.op.name == "input" else math.inf
 
 
 def _notes(program: Program, stages: Stages) -> list[str]:
@@ -241,5 +285,9 @@ def _notes(program: Program, stages: Stages) -> list[str]:
     kept = {each.name for each in stages.inputs}
     gone = [each.name for each in program.inputs if each.role == "param" and each.name not in kept]
     notes = [f"parameters: {before:,} bytes -> {after:,} bytes packed"]
-    notes += [f"replaced in the step: {', '.join(gone)}"] if gone else []
+    alike: dict[str, list[str]] = {}
+    for name in gone:
+        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    shown = ", ".join(_spanning(sorted(names, key=_numbers)) for names in alike.values())
+    notes += [f"replaced in the step: {shown}"] if gone else []
     return notes

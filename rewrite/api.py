@@ -26,7 +26,7 @@ from rewrite.target import Target
 
 __all__ = ["auto_shard", "compile", "trace"]
 
-DEFAULT_PIPELINE = "retarget, normalize, recognize, carry_cache, plan, shard, stage, lower"
+DEFAULT_PIPELINE = "retarget, normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
 
 
 def auto_shard(
@@ -47,7 +47,7 @@ def auto_shard(
       "cpu:8"); left out, the pipeline's own target, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
     - params, state: argument numbers or names; state is found by itself: inputs that come back.
-    - axes: what of the arrays' axes cannot be inferred, `{"params/.../wq": "d_model (heads d_head)"}`.
+    - axes: what cannot be inferred of the arrays, `{"params/.../wq": "d_model (heads d_head)"}`.
 
     Raises TraceError, PipelineError, PlanError with the user's own line.
     """

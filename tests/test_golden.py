@@ -29,6 +29,7 @@ SERVING = (
     "lower",
 )
 ALONE = {
+    "roll": ("normalize", "recognize", "unroll", "roll"),
     "unroll": ("normalize", "recognize", "unroll"),
     "rules": ("normalize", 'rules{file="examples/own.rules"}'),
 }

@@ -23,6 +23,8 @@ from dialect.normal_form import RULES as NORMAL
 from dialect.normal_form import normal_form
 from passes.lower import EXPAND, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
+from passes.roll import RULES as ROLL
+from passes.roll import stack_of_rows
 from rewrite import opdef
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
@@ -33,7 +35,8 @@ from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
 
 LOWER = (scale_behind_product, EXPAND)
-EVERY = (*NORMAL, *RECOGNIZE, *LOWER)
+ALONE = (*LOWER, *ROLL)
+EVERY = (*NORMAL, *RECOGNIZE, *ALONE)
 RANDOM = np.random.default_rng(3)
 
 
@@ -95,7 +98,9 @@ def groups_for(rule: Rule) -> tuple[Sequence[Rule], ...]:
     """The rules that run before and with this one."""
     if rule in RECOGNIZE:
         return NORMAL, RECOGNIZE
-    return ([rule],) if rule in LOWER else (NORMAL,)
+    if rule == stack_of_rows:
+        return NORMAL, [rule]
+    return ([rule],) if rule in ALONE else (NORMAL,)
 
 
 def example_graph(rule: Rule) -> Graph:

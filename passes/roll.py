@@ -1,0 +1,125 @@
+"""roll: layers that are written out and are the same program become one loop.
+
+body(... body(body(x, w0), w1) ..., wn)  ->  scan(body, x, stack(w0, w1, ..., wn))
+
+Layers are found by structure (`dialect.layers`): kinds that alternate become one loop over groups,
+what does not repeat stays outside. `stage` moves the stacking of parameters to `prepare` and that
+of caches to `adapt`; `carry_cache` behind this pass keeps the caches from being copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from dialect.layers import Layers, Run, find_layers
+from dialect.loops import rolled
+from dialect.normal_form import reshaped
+from dialect.rows import rows_apart
+from rewrite.driver import rewrite
+from rewrite.ir import Op, Value, replace_values
+from rewrite.opdef import make
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.rules import Outcome, Rule, local
+from rewrite.target import Target
+
+
+@local(
+    "stack",
+    example=lambda x: jnp.stack([x[0].reshape(4), x[2].reshape(4)]),
+    types=("f32[3,2,2]",),
+)
+def stack_of_rows(op: Op) -> Outcome:
+    """stack(x[0], x[1], ..., x[n])  ->  x: layers that were taken apart are whole again"""
+    rows = [_row(arg) for arg in op.args] if op["axis"] == 0 else [None]
+    if None in rows or any(whole != rows[0][0] for whole, _ in rows):
+        return None
+    whole, numbers = rows[0][0], [number for _, number in rows]
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    if step < 1 or numbers != [*range(numbers[0], numbers[-1] + 1, step)]:
+        return None
+    if len(numbers) < whole.type.shape[0]:
+        rest = whole.type.shape[1:]
+        whole = make(
+            "slice",
+            whole,
+            start_indices=(numbers[0], *(0 for _ in rest)),
+            limit_indices=(numbers[-1] + 1, *rest),
+            strides=(step, *(1 for _ in rest)) if step > 1 else None,
+        )
+    shape = op.types[0].shape
+    return whole if whole.type.shape == shape else reshaped(whole, shape)
+
+
+def _row(value: Value) -> tuple[Value, int] | None:
+    """(x, i) where `value` is x[i], in whatever shape."""
+    at = value.op.args[0] if value.op.name == "reshape" else value
+    op = at.op
+    if op.name == "unstack" and op["axis"] == 0:
+        return op.args[0], at.index
+    if op.name != "slice" or op.get("strides"):
+        return None
+    whole, first = op.args[0], op["start_indices"][0]
+    if op["limit_indices"] != (first + 1, *whole.type.shape[1:]):
+        return None
+    return whole, first
+
+
+@local("unstack", example=lambda x: jnp.unstack(jnp.stack([x, x + 1])), types=("f32[4]",))
+def unstack_of_stack(op: Op) -> Outcome:
+    """unstack(stack(x, y))  ->  x, y"""
+    whole = op.args[0].op
+    return whole.args if whole.name == "stack" and whole["axis"] == op["axis"] else None
+
+
+RULES: tuple[Rule, ...] = (stack_of_rows, unstack_of_stack)
+
+
+@dataclass(frozen=True)
+class Roll(Pass):
+    """Makes loops of layers that repeat at least `least` times."""
+
+    least: int = 2
+
+    keeps: ClassVar[str] = "bits"
+
+    def run(self, program: Program, target: Target) -> Program:
+        graph = rows_apart(rewrite(program.graph, ()), program.values("state"))
+        layers = find_layers(program.with_graph(graph))
+        runs = [run for run in layers.runs if run.repeats >= self.least]
+        for run in reversed(runs):  # what a loop reads is computed before it, so it still stands
+            graph = replace_values(graph, rolled(layers.groups(run)))
+        notes = [_rolled(layers, run, self.least) for run in layers.runs]
+        made = program.with_graph(rewrite(graph, RULES)) if runs else program
+        return self.said(made, *notes, *_outside(layers))
+
+
+def _rolled(layers: Layers, run: Run, least: int) -> str:
+    """What became of a run."""
+    inside = {layers.layer_of_segment.get(n) for n in range(run.first, run.stop)} - {None}
+    what = f"layers {min(inside)} to {max(inside)}" if inside else f"{run.repeats} groups"
+    if run.repeats < least:
+        return f"{what} stay outside: {run.repeats} times the same, and least={least}"
+    ops = sum(len(segment.ops) for segment in layers.groups(run)[0])
+    each = len(inside) // run.repeats
+    over = f"groups of {each}" if each > 1 else "one layer"
+    return f"{what}: a loop of {run.repeats} over {over}, {run.repeats * ops} ops in {ops}"
+
+
+def _outside(layers: Layers) -> Iterator[str]:
+    """Each layer that is in no run, with the first thing that tells it from a neighbour."""
+    if len(layers.pieces) < 2:
+        yield "no layers are written out that only one value connects, each with the next"
+        return
+    inside = {number for run in layers.runs for number in range(run.first, run.stop)}
+    for layer, own in enumerate(layers.pieces):
+        if inside.isdisjoint(own):
+            others = [n for n in (layer + 1, layer - 1) if 0 <= n < len(layers.pieces)]
+            told = [(*layers.difference(layer, other), other) for other in others]
+            _, reason, other = max(told, key=lambda each: each[0])
+            reason = f"unlike layer {other}, {reason}" if reason else "its group is not complete"
+            yield f"layer {layer} stays outside: {reason}"
