@@ -2,6 +2,7 @@
 
     shardwright compile examples/llama.py:decode_step --config 8b --pipeline serve.pipeline
     shardwright show    examples/llama.py:decode_step --config 8b -p "normalize, recognize"
+    shardwright coverage examples/llama.py:decode_step --config 8b
     shardwright opt     program.ir -p "normalize"
     shardwright passes
 
@@ -24,7 +25,7 @@ from typing import Any, get_type_hints
 
 from rewrite import hooks, manager, options, versions
 from rewrite.console import Progress, Screen
-from rewrite.errors import ShardwrightError, TextError
+from rewrite.errors import PipelineError, ShardwrightError, TextError
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass, find_pass, pass_names
 from rewrite.pipeline import Pipeline
@@ -80,7 +81,10 @@ def compile_(args: Arguments, screen: Screen) -> None:
 
 def show(args: Arguments, screen: Screen) -> None:
     """Rewrites a function and prints the program."""
-    done = _rewritten(args, screen)
+    from dialect.explained import Explained
+
+    explained = Explained()
+    done = _rewritten(args, screen, listeners=(explained,))
     if args.json:
         _print_json(done.facts() | {"program": str(done.program)})
         return
@@ -88,6 +92,21 @@ def show(args: Arguments, screen: Screen) -> None:
         print(done.program)
         return
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
+    screen.tables(explained.tables())
+
+
+def coverage(args: Arguments, screen: Screen) -> None:
+    """Shows what of a function is recognised, what is not and why, and what its axes are."""
+    from dialect.explained import Explained
+
+    explained = Explained()
+    _rewritten(args, screen, "normalize, recognize", (explained,))
+    if explained.program is None:
+        raise PipelineError("the pipeline recognizes nothing", hint="add the pass recognize to it")
+    if args.json:
+        _print_json(explained.facts())
+    else:
+        screen.tables(explained.tables())
 
 
 def opt(args: Arguments, screen: Screen) -> None:
@@ -154,11 +173,14 @@ class _Rewritten:
         }
 
 
-def _rewritten(args: Arguments, screen: Screen) -> _Rewritten:
+def _rewritten(
+    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
+) -> _Rewritten:
+    """The user's function after the passes that were asked for, or else `passes`."""
     from dialect import usercode
     from rewrite import api
 
-    pipeline = _pipeline(args) or Pipeline.parse(api.DEFAULT_PIPELINE)
+    pipeline = _pipeline(args) or Pipeline.parse(passes or api.DEFAULT_PIPELINE)
     steps = pipeline.passes(args.phase)
     start(args.target or pipeline.topology)
     mesh, target = api.resolve(None, args.target, pipeline)
@@ -169,8 +191,8 @@ def _rewritten(args: Arguments, screen: Screen) -> _Rewritten:
             sizes = {each.name: getattr(args, each.name) for each in fields(usercode.Sizes)}
             function, arguments = usercode.decoder(args.function, usercode.Sizes(**sizes))
         traced = api.trace(function, *arguments, params=args.params, state=args.state)
-        listeners = [*_hooks(args), Progress(spinner)]
-        program, reports = manager.run(traced, steps, target, listeners)
+        hooks = [*_hooks(args), *listeners, Progress(spinner)]
+        program, reports = manager.run(traced, steps, target, hooks)
     return _Rewritten(program, reports, target, mesh)
 
 
@@ -226,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, groups in (
         ("compile", compile_, (_add_function, _add_passes, _add_json)),
         ("show", show, (_add_function, _add_explain, _add_passes, _add_json)),
+        ("coverage", coverage, (_add_function, _add_passes, _add_json)),
         ("opt", opt, (_add_file, _add_passes)),
         ("passes", passes, (_add_json,)),
     ):

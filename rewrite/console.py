@@ -26,18 +26,10 @@ from rewrite.passbase import Pass
 from rewrite.plan import Plan
 from rewrite.program import Program
 from rewrite.target import Target
+from rewrite.units import size
 
 _ENDLESS = 100_000  # columns of a pipe
 _NOTES_WIDTH, _INDENT = 96, 4
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def size(count: float) -> str:
-    """Bytes for people: `9.97 GiB`."""
-    power = 0
-    while count >= 1024 and power < len(_UNITS) - 1:
-        count, power = count / 1024, power + 1
-    return f"{count:.2f} {_UNITS[power]}" if power else f"{count} B"
 
 
 class Screen:
@@ -72,6 +64,12 @@ class Screen:
         for row in rows:
             table.add_row(*row)
         self.show(Padding(table, (0, 0, 0, 2), expand=False))
+
+    def tables(self, tables: Iterable[Any]) -> None:
+        """Tables of `dialect.tables`, each under its title."""
+        for each in tables:
+            self.heading(each.title)
+            self.table(each.columns, each.rows)
 
     def lines(self, lines: Sequence[str], style: str = "") -> None:
         """Indented, also where the terminal has to wrap them."""

@@ -188,7 +188,7 @@ def test_compile_for_machines(capsys: Captured) -> None:
     command = ("compile", *TOY, "--pipeline", str(PIPELINE), "--target", "cpu:8", "--json")
     found = json.loads(printed(capsys, *command))
     assert found["target"] == "cpu:8" and found["mesh"] == {"x": 2, "y": 4}
-    assert [each["text"] for each in found["passes"][:2]] == ["normalize", "recognize"]
+    assert [each["text"] for each in found["passes"][:2]] == ["retarget", "normalize"]
     assert found["plan"].startswith("plan ")
     built = found["executable"]
     assert {"s8", "f32", "s32"} == {each["dtype"] for each in built["parameters"]}

@@ -1,0 +1,58 @@
+"""What `recognize` found in a program, kept for whoever asks: coverage, and names of axes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from dialect.coverage import coverage
+from dialect.coverage_text import coverage_tables
+from dialect.provenance import provenance, provenance_tables
+from dialect.tables import Table
+from rewrite.manager import Hook, PassReport
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.rules import Rule
+
+RECOGNIZE = "recognize"
+
+
+class Explained(Hook):
+    """Listens for the program as `recognize` leaves it: later passes take its pieces apart.
+
+    Nothing is worked out before it is asked for.
+    """
+
+    program: Program | None = None
+    rules: tuple[Rule, ...] = ()
+
+    def after(self, step: Pass, program: Program, report: PassReport) -> None:
+        if step.pass_name() == RECOGNIZE:
+            self.program, self.rules = program, _rules_of(step)
+
+    def tables(self) -> list[Table]:
+        """Coverage and axes; nothing where the pipeline does not recognize."""
+        if self.program is None:
+            return []
+        found = coverage(self.program, self.rules)
+        return [*coverage_tables(found), *provenance_tables(provenance(self.program))]
+
+    def facts(self) -> dict[str, Any] | None:
+        """The same for machines."""
+        if self.program is None:
+            return None
+        found = coverage(self.program, self.rules)
+        told = asdict(found) | {
+            name: [asdict(each) for each in getattr(found, name)]
+            for name in ("recognised", "unrecognised", "near_misses")
+        }
+        return {
+            "coverage": told | {"cost": asdict(found.cost)},
+            "axes": asdict(provenance(self.program)),
+        }
+
+
+def _rules_of(step: Pass) -> tuple[Rule, ...]:
+    """The rules of a pass: what its file calls RULES."""
+    return getattr(sys.modules[type(step).__module__], "RULES", ())
