@@ -175,19 +175,23 @@ def variance(op: Op) -> Outcome:
     squares, square = mean_of(op.args[0]), op.args[1]
     if squares is None or squares.op.name != "square" or square.op.name != "square":
         return None
-    source = mean_of(square.op.args[0])
-    if source is None or source != squares.op.args[0]:
+    source, mean = squares.op.args[0], square.op.args[0]
+    averaged = mean_of(mean)
+    if averaged is None or averaged != through(source, "convert_element_type"):
         return None
     sum_op = through(op.args[0], "reshape", "div", "mul").op
     if sum_op.name != "reduce_sum" or sum_op.args[0] != squares:
         return None  # a conversion stands between
+    if mean.type.dtype != source.type.dtype:
+        return None
     axes = sum_op["axes"]
     kept = tuple(1 if i in axes else size for i, size in enumerate(source.type.shape))
-    centre = make("reshape", square.op.args[0], new_sizes=kept)
+    centre = make("reshape", mean, new_sizes=kept)
     distance = make("square", make("sub", source, centre))
     quotient = through(op.args[0], "reshape").op
-    mean = make(quotient.name, make("reduce_sum", distance, **dict(sum_op.attrs)), quotient.args[1])
-    return mean if _same_type(mean, op) else make("reshape", mean, new_sizes=op.types[0].shape)
+    total = make("reduce_sum", distance, **dict(sum_op.attrs))
+    found = make(quotient.name, total, quotient.args[1])
+    return found if _same_type(found, op) else make("reshape", found, new_sizes=op.types[0].shape)
 
 
 @local(

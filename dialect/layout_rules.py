@@ -170,6 +170,22 @@ def made_by(names: tuple[str, ...], value: Value, steps: int = 4) -> bool:
 
 
 @local(
+    "reshape",
+    example=lambda x, y: jnp.stack([x, y], axis=1).reshape(3, 8),
+    types=("f32[3,4]", "f32[3,4]"),
+)
+def merge_of_stack(op: Op) -> Outcome:
+    """reshape(stack(x, y)) that merges the new axis with the next  ->  concat(x, y)"""
+    inner = op.args[0].op
+    if inner.name != "stack" or inner["axis"] == inner.types[0].rank - 1:
+        return None
+    axis, shape = inner["axis"], inner.args[0].type.shape
+    if op.types[0].shape != (*shape[:axis], shape[axis] * len(inner.args), *shape[axis + 1 :]):
+        return None
+    return make("concatenate", *inner.args, dimension=axis)
+
+
+@local(
     "reduce_sum",
     "reduce_max",
     "reduce_min",

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dialect.dtypes import dtype_of
 from dialect.normal_form import normal_form
 from dialect.vocabulary import Traced, word
 from rewrite.ir import Op
-from rewrite.opdef import make
+from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local, pattern
 from rewrite.signature import Array, Signature
 
@@ -149,6 +150,26 @@ halves_converted = pattern(
     example=("bf16[2,8]", "f32[2,4]", "f32[2,4]"),
     normal=normal_form,
 )
+
+
+@local(
+    "convert_element_type",
+    example=lambda x: _quarter_turn(x, "halves").astype("float32"),
+    types=("bf16[2,8]",),
+)
+def turn_of_converted(op: Op) -> Outcome:
+    """convert(concat(-x2, x1))  ->  concat(-y2, y1) where y = convert(x), to more bits"""
+    turned = op.args[0].op
+    if turned.name != "concatenate" or turned.args[0].op.name != "neg" or len(turned.args) > 2:
+        return None
+    right, left = turned.args[0].op.args[0].op, turned.args[1].op
+    if not (right.name == left.name == "slice" and right.args == left.args):
+        return None
+    if dtype_of(op.types[0].dtype).itemsize < dtype_of(turned.types[0].dtype).itemsize:
+        return None
+    whole = with_args(op, right.args).results[0]
+    right, left = (make("slice", whole, **dict(each.attrs)) for each in (right, left))
+    return make("concatenate", make("neg", right), left, dimension=turned["dimension"])
 
 
 @local(

@@ -99,7 +99,7 @@ class _Batched:
         if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
             return None
         args = [self.argument(column) for column in zip(*(value.op.args for value in values))]
-        if None in args:
+        if None in args or not any(batched for _, batched in args):
             return None
         return self.rebuilt(first, args)
 
