@@ -67,6 +67,18 @@ def power_to_root(op: Op) -> Outcome:
 
 
 @local(
+    "integer_pow",
+    example=lambda x: jnp.reciprocal(jnp.sqrt(jnp.square(x))),
+    types=("f32[4]",),
+    keeps="reals",
+)
+def reciprocal_of_root(op: Op) -> Outcome:
+    """sqrt(x) ** -1  ->  rsqrt(x)"""
+    root = op.args[0].op
+    return make("rsqrt", *root.args) if op["y"] == -1 and root.name == "sqrt" else None
+
+
+@local(
     "div",
     example=lambda x, y: x / jnp.sqrt(jnp.exp(y)),
     types=("f32[4]", "f32[4]"),

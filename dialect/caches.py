@@ -17,7 +17,7 @@ import numpy as np
 
 from dialect.attributes import decode
 from dialect.jaxpr import constant
-from dialect.values import in_dtype, number, one_hot_of, reshaped, through
+from dialect.values import columns, in_dtype, number, one_hot_of, reshaped, through
 from dialect.vocabulary import word
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Symbol, Type, Value
@@ -107,6 +107,30 @@ def cache_write_of_update(op: Op) -> Outcome:
 
 @local(
     "scatter",
+    example=lambda cache, new: jax.lax.scatter(
+        cache,
+        new[0, 0, :1].astype("int32"),
+        new,
+        jax.lax.ScatterDimensionNumbers((0, 1, 2), (), (1,)),
+        mode="clip",
+    ),
+    types=("f32[2,8,4]", "f32[2,3,4]"),
+)
+def write_of_scatter(op: Op) -> Outcome:
+    """scatter{clip} of one block  ->  cache_write"""
+    numbers = dict(op["dimension_numbers"].fields)
+    cache, index, new = op.args
+    places = numbers["scatter_dims_to_operand_dims"]
+    if index.type.shape != (1,) or len(places) != 1 or new.type.rank != cache.type.rank:
+        return None
+    sizes = zip(new.type.shape, cache.type.shape)
+    if op["mode"] != _CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in places):
+        return Miss("it drops what lies out of bounds", 2)
+    return make("cache_write", cache, new, reshaped(index, ()), axes=places)
+
+
+@local(
+    "scatter",
     example=lambda cache, new: cache.at[:, new[0, :, 0].astype("int32")].set(new),
     types=("f32[2,8,4]", "f32[2,3,4]"),
 )
@@ -157,6 +181,27 @@ def put_of_scatter_by_row(op: Op) -> Outcome:
 
 @local(
     "scatter",
+    example=lambda cache, new: jax.vmap(lambda c, n: c.at[n[0].astype("int32")].set(n))(cache, new),
+    types=("f32[2,8,4]", "f32[2,4]"),
+)
+def put_of_mapped_scatter(op: Op) -> Outcome:
+    """vmap(cache.at[position].set)(cache, new, positions)  ->  cache_put"""
+    numbers = dict(op["dimension_numbers"].fields)
+    cache, indices, new = op.args
+    kept = numbers["inserted_window_dims"]
+    if numbers["operand_batching_dims"] != (0,) or indices.type.shape != (cache.type.shape[0], 1):
+        return None
+    if kept != numbers["scatter_dims_to_operand_dims"] or len(kept) != 1:
+        return None
+    if not _whole_rows(numbers, cache, new, (0, *kept)) or _scatter_axes(numbers, new) != [0]:
+        return Miss("it writes parts of rows", 3)
+    (axis,) = kept
+    new = reshaped(new, (*new.type.shape[:axis], 1, *new.type.shape[axis:]))
+    return make("cache_put", cache, new, indices, axis=axis, mode=op["mode"])
+
+
+@local(
+    "scatter",
     example=lambda cache, new: jax.vmap(
         lambda c, n: jax.lax.dynamic_update_slice(c, n, (jnp.int32(n[0, 0]), 0))
     )(cache, new),
@@ -169,7 +214,7 @@ def put_of_mapped_update(op: Op) -> Outcome:
     if numbers["operand_batching_dims"] != (0,) or numbers["inserted_window_dims"]:
         return None
     partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
-    starts = _columns(indices)
+    starts = columns(indices) if indices.type.rank == 2 else None
     places = numbers["scatter_dims_to_operand_dims"]
     if op["mode"] != _CLIP or len(partial) != 1 or starts is None or len(starts) != len(places):
         return None
@@ -273,14 +318,6 @@ def _counts_rows(value: Value) -> bool:
     with jax.ensure_compile_time_eval():
         (array,) = runtime.framework().evaluate(Graph((), (value,)), [])
     return all((array[i] == i).all() for i in range(rows))
-
-
-def _columns(indices: Value) -> list[Value] | None:
-    """The columns of a matrix of indices, each [b, 1]."""
-    if indices.op.name == "concatenate" and indices.op["dimension"] == 1:
-        parts = indices.op.args
-        return list(parts) if all(part.type.shape[1] == 1 for part in parts) else None
-    return [indices] if indices.type.rank == 2 and indices.type.shape[1] == 1 else None
 
 
 def _splat(value: int, like: Value) -> Value:

@@ -6,12 +6,14 @@ of every index: that is `wrap`. A ring buffer's place is `modulo`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from dialect import nn  # noqa: F401  (defines take, wrap and modulo)
-from dialect.values import number, one_hot_of, reshaped, through
-from rewrite.ir import Op, Symbol
+from dialect.values import columns, number, one_hot_of, reshaped, through
+from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
@@ -73,15 +75,50 @@ def take_of_gather(op: Op) -> Outcome:
         return Miss("its indices are no scalars", 2)
     if op.get("fill_value") not in (None, Symbol("nan")):
         return Miss("it fills with a value of its own", 2)
-    if axis:
-        table = make("transpose", table, permutation=(axis, *rest))
-    rank = indices.type.rank - 1
-    taken = make("take", table, reshaped(indices, indices.type.shape[:-1]), mode=op["mode"])
-    places = list(numbers["offset_dims"])
-    order = [i for i in range(op.types[0].rank) if i not in places]
-    source = {**{d: i for i, d in enumerate(order)}, **{d: rank + i for i, d in enumerate(places)}}
-    moved = tuple(source[d] for d in range(op.types[0].rank))
-    return taken if moved == tuple(sorted(moved)) else make("transpose", taken, permutation=moved)
+    ids = reshaped(indices, indices.type.shape[:-1])
+    taken = make("take", _first(table, axis), ids, mode=op["mode"])
+    return _laid_out(taken, numbers["offset_dims"])
+
+
+@local(
+    "gather",
+    example=lambda table, ids: jax.vmap(
+        lambda i: jax.lax.dynamic_slice(table, (i, jnp.int32(0)), (1, 4))
+    )(ids.astype("int32")),
+    types=("f32[5,4]", "f32[3]"),
+)
+def take_of_mapped_slice(op: Op) -> Outcome:
+    """vmap(i -> dynamic_slice(table, (i, 0), (1, d)))(ids)  ->  take(table, ids)"""
+    numbers = dict(op["dimension_numbers"].fields)
+    table, starts = op.args[0], columns(op.args[1])
+    cut = [d for d, size in enumerate(table.type.shape) if op["slice_sizes"][d] != size]
+    if starts is None or numbers["collapsed_slice_dims"] or numbers["operand_batching_dims"]:
+        return None
+    places = dict(zip(numbers["start_index_map"], starts))
+    if len(cut) != 1 or op["slice_sizes"][cut[0]] != 1 or cut[0] not in places:
+        return None
+    (axis,) = cut
+    if any(number(each) != 0 for d, each in places.items() if d != axis):
+        return Miss("it gathers at an offset along an axis that it takes whole", 2)
+    ids = reshaped(places[axis], places[axis].type.shape[:-1])
+    rows = _first(table, axis)
+    taken = make("take", rows, ids, mode=op["mode"])
+    return _laid_out(reshaped(taken, (*ids.type.shape, *op["slice_sizes"])), numbers["offset_dims"])
+
+
+def _first(value: Value, axis: int) -> Value:
+    """The value with one of its axes in front."""
+    rest = (d for d in range(value.type.rank) if d != axis)
+    return make("transpose", value, permutation=(axis, *rest)) if axis else value
+
+
+def _laid_out(taken: Value, places: Sequence[int]) -> Value:
+    """[ids ..., row ...] as a gather gives it, where the axes of a row come to lie at `places`."""
+    rank = taken.type.rank
+    order = [d for d in range(rank) if d not in places]
+    source = {d: i for i, d in enumerate((*order, *places))}
+    moved = tuple(source[d] for d in range(rank))
+    return taken if moved == tuple(range(rank)) else make("transpose", taken, permutation=moved)
 
 
 @local(

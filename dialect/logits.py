@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
+import numpy as np
 
 from dialect.dtypes import dtype_of
+from dialect.jaxpr import constant
 from dialect.lax import reshape_signature
 from dialect.operands import Operand, bare, named
 from dialect.values import number, through
@@ -105,10 +107,15 @@ def _scaled(op: Op, read: Read) -> Logits | Miss:
     found = read(left)
     if isinstance(found, Miss):
         return found
-    if found.context or found.biases or found.sink or found.fill is not None or factor < 0:
-        return Miss("the logits are scaled behind their bias, their sink or the softmax", 4)
+    if found.context or found.sink or found.fill is not None or factor < 0:
+        return Miss("the logits are scaled behind their sink, their mask or the softmax", 4)
     cap = found.cap if found.cap is None else found.cap * factor
-    return replace(found, scale=found.scale * factor, cap=cap)
+    biases = tuple(replace(each, value=_times(each.value, factor)) for each in found.biases)
+    return replace(found, scale=found.scale * factor, cap=cap, biases=biases)
+
+
+def _times(value: Value, factor: float) -> Value:
+    return make("mul", value, constant(np.asarray(factor, dtype_of(value.type.dtype))))
 
 
 def _capped(op: Op, read: Read) -> Logits | Miss:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from dialect import arithmetic_rules, contract_rules, layout_rules, mask_rules, siblings
+from dialect import (
+    arithmetic_rules,
+    contract_rules,
+    layout_rules,
+    loop_rules,
+    mask_rules,
+    siblings,
+)
 from dialect.values import is_splat, reshaped  # noqa: F401
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph
@@ -23,7 +30,7 @@ def rules_of(*modules: ModuleType) -> tuple[Rule, ...]:
     )
 
 
-RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, siblings)
+RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, siblings, loop_rules)
 
 
 def normal_form(graph: Graph, report: Report | None = None) -> Graph:

@@ -6,12 +6,14 @@ whatever order the library multiplied, they are one `rms_norm`. Scales and biase
 
 from __future__ import annotations
 
+from functools import partial, reduce
+
 import jax
 import jax.numpy as jnp
 
 from dialect import nn  # noqa: F401  (defines the norms)
 from dialect.normal_form import normal_form
-from dialect.values import in_dtype, mean_of, number, through
+from dialect.values import in_dtype, mean_of, number, reshaped, through
 from dialect.vocabulary import Traced
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
@@ -34,12 +36,13 @@ def rms_norm(op: Op) -> Outcome:
             continue
         if isinstance(found, Miss):
             return found
-        source, epsilon = found
+        source, axis, epsilon = found
         rest = _factors(op.results[0], source)
-        at = next((i for i, each in enumerate(rest) if _same(each, source)), None)
+        at = next((i for i, each in enumerate(rest) if _is_of(each, source, axis)), None)
         if at is None:
-            return Miss("what is normalised is not what the statistics are of", 6)
-        made = in_dtype(make("rms_norm", source, epsilon=epsilon), rest[at].type.dtype)
+            return Miss("what is normalised is not, over its last axis, what the statistics are of", 6)
+        whole = in_dtype(through(rest[at], "convert_element_type"), source.type.dtype)
+        made = in_dtype(make("rms_norm", whole, epsilon=epsilon), rest[at].type.dtype)
         for i, other in enumerate(rest):
             if i != at and other != root:
                 made = make("mul", made, in_dtype(other, made.type.dtype))
@@ -57,8 +60,8 @@ def _factors(value: Value, whole: Value | None = None) -> list[Value]:
     return [factor for arg in value.op.args for factor in _factors(arg, whole)]
 
 
-def _normalised(root: Value) -> tuple[Value, float] | Miss | None:
-    """(x, epsilon) where the value is rsqrt(mean(x²) + epsilon) over the last axis."""
+def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
+    """(x, axis, epsilon) where the value is rsqrt(mean(x²) + epsilon) over one axis."""
     root = through(root, "reshape", "convert_element_type", "broadcast_in_dim")
     if root.op.name != "rsqrt":
         return None
@@ -77,13 +80,74 @@ def _normalised(root: Value) -> tuple[Value, float] | Miss | None:
         return Miss("the sum is not divided by the number of its terms", 5)
     if square.op.name != "square":
         return Miss(f"the mean is of {square.op.name}, not of squares", 4)
-    if total["axes"] != (square.type.rank - 1,):
-        return Miss(f"its statistics are over axes {total['axes']}, not over the last", 5)
-    return square.op.args[0], epsilon
+    if len(total["axes"]) != 1:
+        return Miss(f"its statistics are over axes {total['axes']}, not over one", 5)
+    return square.op.args[0], total["axes"][0], epsilon
 
 
-def _same(value: Value, source: Value) -> bool:
-    return through(value, "convert_element_type") == through(source, "convert_element_type")
+def _is_of(value: Value, source: Value, axis: int) -> bool:
+    """Whether `value` is `source` with this axis last and the others as they are."""
+    value, source = (through(each, "convert_element_type") for each in (value, source))
+    if value == source:
+        return axis == source.type.rank - 1
+    moved = (*(d for d in range(source.type.rank) if d != axis), axis)
+    at = value.op
+    return at.name == "transpose" and at.args[0] == source and at["permutation"] == moved
+
+
+@local(
+    "add",
+    "sub",
+    example=lambda x, w, b: x * w + (b - jnp.mean(x, -1, keepdims=True) * w),
+    types=("f32[2,8]", "f32[8]", "f32[8]"),
+    keeps="reals",
+)
+def centred(op: Op) -> Outcome:
+    """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..."""
+    terms = _terms(op.results[0])
+    for i, (sign, less) in enumerate(terms):
+        for mean in less:
+            source = mean_of(mean)
+            if source is None or source.type.shape != op.types[0].shape:
+                continue
+            for j, (other, whole) in enumerate(terms):
+                scale = _without(whole, source)
+                if other == -sign and scale and scale == _without(less, mean):
+                    centre = make("sub", source, mean)
+                    kept = [term for n, term in enumerate(terms) if n not in (i, j)]
+                    return _summed([(other, [centre, *scale]), *kept])
+    return None
+
+
+Term = tuple[int, list[Value]]  # 1 or -1, and factors
+
+
+def _terms(value: Value, sign: int = 1) -> list[Term]:
+    """What a sum adds, each flattened into its factors."""
+    if value.op.name in ("add", "sub"):
+        left, right = value.op.args
+        return _terms(left, sign) + _terms(right, sign if value.op.name == "add" else -sign)
+    factors = []
+    for factor in _factors(value):
+        inner = through(factor, "reshape").op
+        sign = -sign if inner.name == "neg" else sign
+        plain = inner.name != "neg"
+        factors.append(factor if plain else reshaped(inner.args[0], factor.type.shape))
+    return [(sign, factors)]
+
+
+def _without(factors: list[Value], value: Value) -> list[Value] | None:
+    at = factors.index(value) if value in factors else None
+    return None if at is None else factors[:at] + factors[at + 1 :]
+
+
+def _summed(terms: list[Term]) -> Value:
+    products = [(sign, reduce(partial(make, "mul"), factors)) for sign, factors in terms]
+    (sign, made), *rest = products
+    made = made if sign > 0 else make("neg", made)
+    for sign, product in rest:
+        made = make("add" if sign > 0 else "sub", made, product)
+    return made
 
 
 layer = pattern(

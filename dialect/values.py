@@ -66,3 +66,11 @@ def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
         shape = tuple(size for d, size in enumerate(ids.type.shape) if d != axis)
         return reshaped(ids, shape), axis, counter.type.shape[axis]
     return None
+
+
+def columns(indices: Value) -> list[Value] | None:
+    """The columns of indices [..., n], each [..., 1]; None where they cannot be told apart."""
+    if indices.op.name == "concatenate" and indices.op["dimension"] == indices.type.rank - 1:
+        parts = indices.op.args
+        return list(parts) if all(part.type.shape[-1] == 1 for part in parts) else None
+    return [indices] if indices.type.shape[-1:] == (1,) else None
