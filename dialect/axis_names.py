@@ -78,6 +78,10 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         chosen_from = axes.at(op.args[0])[op["axis"]]
         if "param" in _roles([chosen_from]) and op.results[0] not in bound:
             _call([chosen_from], "experts", 48, op)
+    elif op.name == "argmax" and op.results[0] not in bound:
+        chosen_from = axes.at(op.args[0])[op["axes"][0]]
+        if "param" in _roles([chosen_from]):
+            _call([chosen_from], "vocab", 20, op)
     elif op.name == "ragged_dot_general":
         _call(axes.at(op.args[1])[:1], "experts", 48, op)
 

@@ -55,7 +55,11 @@ def _factors(value: Value, whole: Value | None = None) -> list[Value]:
 
     `whole` is taken as one factor, even if it is a product.
     """
-    if value.op.name != "mul" or value == whole:
+    if value == whole:
+        return [value]
+    if value.op.name == "convert_element_type" and value.op.args[0].op.name == "mul":
+        return [in_dtype(x, value.type.dtype) for x in _factors(value.op.args[0], whole)]
+    if value.op.name != "mul":
         return [value]
     return [factor for arg in value.op.args for factor in _factors(arg, whole)]
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from dialect.dtypes import dtype_of
 from dialect.normal_form import normal_form
+from dialect.values import through
 from dialect.vocabulary import Traced, word
-from rewrite.ir import Op
+from rewrite.ir import Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local, pattern
 from rewrite.signature import Array, Signature
@@ -158,18 +159,25 @@ halves_converted = pattern(
     types=("bf16[2,8]",),
 )
 def turn_of_converted(op: Op) -> Outcome:
-    """convert(concat(-x2, x1))  ->  concat(-y2, y1) where y = convert(x), to more bits"""
-    turned = op.args[0].op
-    if turned.name != "concatenate" or turned.args[0].op.name != "neg" or len(turned.args) > 2:
+    """convert(join(-x2, x1))  ->  join(-y2, y1) where y = convert(x), to more bits"""
+    turned = op.args[0]
+    joined = through(turned, "reshape").op
+    if joined.name not in ("concatenate", "stack") or joined.args[0].op.name != "neg":
         return None
-    right, left = turned.args[0].op.args[0].op, turned.args[1].op
-    if not (right.name == left.name == "slice" and right.args == left.args):
+    source = through(joined.args[0], "neg", "reshape", "slice")
+    if any(through(arg, "neg", "reshape", "slice") != source for arg in joined.args):
         return None
-    if dtype_of(op.types[0].dtype).itemsize < dtype_of(turned.types[0].dtype).itemsize:
+    if dtype_of(op.types[0].dtype).itemsize < dtype_of(source.type.dtype).itemsize:
         return None
-    whole = with_args(op, right.args).results[0]
-    right, left = (make("slice", whole, **dict(each.attrs)) for each in (right, left))
-    return make("concatenate", make("neg", right), left, dimension=turned["dimension"])
+    return _made_of(turned, source, with_args(op, (source,)).results[0])
+
+
+def _made_of(value: Value, source: Value, other: Value) -> Value:
+    """What `value` makes of `source`, made of another value."""
+    if value == source:
+        return other
+    args = tuple(_made_of(arg, source, other) for arg in value.op.args)
+    return with_args(value.op, args).results[value.index]
 
 
 @local(
