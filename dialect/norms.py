@@ -40,7 +40,7 @@ def rms_norm(op: Op) -> Outcome:
         rest = _factors(op.results[0], source)
         at = next((i for i, each in enumerate(rest) if _is_of(each, source, axis)), None)
         if at is None:
-            return Miss("what is normalised is not, over its last axis, what the statistics are of", 6)
+            return Miss("what is normalised is not, over its last axis, what is averaged", 6)
         whole = in_dtype(through(rest[at], "convert_element_type"), source.type.dtype)
         made = in_dtype(make("rms_norm", whole, epsilon=epsilon), rest[at].type.dtype)
         for i, other in enumerate(rest):

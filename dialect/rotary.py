@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dialect.dtypes import dtype_of
 from dialect.normal_form import normal_form
-from dialect.values import through
+from dialect.values import in_dtype, through
 from dialect.vocabulary import Traced, word
 from rewrite.ir import Op, Value
 from rewrite.opdef import make, with_args
@@ -164,9 +164,10 @@ def turn_of_converted(op: Op) -> Outcome:
     joined = through(turned, "reshape").op
     if joined.name not in ("concatenate", "stack") or joined.args[0].op.name != "neg":
         return None
-    source = through(joined.args[0], "neg", "reshape", "slice")
-    if any(through(arg, "neg", "reshape", "slice") != source for arg in joined.args):
+    cuts = [through(arg, "neg", "reshape").op for arg in joined.args]
+    if any(cut.name != "slice" or cut.args != cuts[0].args for cut in cuts):
         return None
+    (source,) = cuts[0].args
     if dtype_of(op.types[0].dtype).itemsize < dtype_of(source.type.dtype).itemsize:
         return None
     return _made_of(turned, source, with_args(op, (source,)).results[0])
@@ -187,15 +188,16 @@ def _made_of(value: Value, source: Value, other: Value) -> Value:
 )
 def leading_part(op: Op) -> Outcome:
     """concat(rope(x[..., :n]), x[..., n:])  ->  rope{turned=n}(x)"""
-    if len(op.args) != 2 or op.args[0].op.name != "rope" or op.args[1].op.name != "slice":
+    if len(op.args) != 2 or op.args[0].op.name != "rope":
         return None
-    turned, rest = op.args[0].op, op.args[1].op
-    head, last = turned.args[0].op, op.types[0].rank - 1
-    whole = head.name == "slice" and head.args[0] == rest.args[0]
-    if not whole or op["dimension"] != last or rest.args[0].type != op.types[0]:
+    turned, dtype = op.args[0].op, op.types[0].dtype
+    head, rest = (through(x, "convert_element_type").op for x in (turned.args[0], op.args[1]))
+    if not (head.name == rest.name == "slice" and head.args == rest.args):
+        return None
+    whole, last = in_dtype(head.args[0], dtype), op.types[0].rank - 1
+    if op["dimension"] != last or whole.type != op.types[0]:
         return None
     count = turned.types[0].shape[last]
     if rest["start_indices"] != (*[0] * last, count) or any(head["start_indices"]):
         return None
-    attrs = {**dict(turned.attrs), "turned": count}
-    return make("rope", rest.args[0], *turned.args[1:], **attrs)
+    return make("rope", whole, *turned.args[1:], **{**dict(turned.attrs), "turned": count})

@@ -435,7 +435,7 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
     ),
     "norm over the first axis": (
         "rms_norm",
-        "what is normalised is not, over its last axis, what",
+        "what is normalised is not, over its last axis, what is averaged",
         lambda x: x * lax.rsqrt(jnp.mean(x * x, 0, keepdims=True) + 1e-5),
         (X,),
     ),

@@ -1,0 +1,34 @@
+"""Hugging Face's Flax decoders: rewritten, and rewritten and sharded, they serve the same."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from axes_tables import HF_FLAX
+from case import random_params, random_tokens
+from harness import (
+    EXACT,
+    assert_program_serves_the_same,
+    assert_sharded_serves_the_same,
+    built,
+    recognized,
+)
+
+
+@pytest.mark.parametrize("model", HF_FLAX)
+def test_rewritten_program_serves_the_same(model: str) -> None:
+    assert_program_serves_the_same("hf_flax", model)
+
+
+@pytest.mark.parametrize("model", HF_FLAX)
+def test_eight_devices_serve_the_same(model: str) -> None:
+    assert_sharded_serves_the_same("hf_flax", model, "cpu:8", EXACT)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_the_librarys_own_loop_generates_the_same(model: str) -> None:
+    case = built("hf_flax", model, "generate")
+    args = random_params(case), random_tokens(case)
+    found = jax.jit(recognized("hf_flax", model, "generate").__call__)(*args)
+    np.testing.assert_array_equal(found, jax.jit(case.function)(*args))

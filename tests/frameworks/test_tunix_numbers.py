@@ -1,0 +1,17 @@
+"""Tunix's decoders: rewritten, and rewritten and sharded, they serve the same."""
+
+from __future__ import annotations
+
+import pytest
+from axes_tables import TUNIX
+from harness import EXACT, assert_program_serves_the_same, assert_sharded_serves_the_same
+
+
+@pytest.mark.parametrize("model", TUNIX)
+def test_rewritten_program_serves_the_same(model: str) -> None:
+    assert_program_serves_the_same("tunix_models", model)
+
+
+@pytest.mark.parametrize("model", TUNIX)
+def test_eight_devices_serve_the_same(model: str) -> None:
+    assert_sharded_serves_the_same("tunix_models", model, "cpu:8", EXACT)
