@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 from dialect.compiling import Compilable, compiled  # noqa: E402
 from dialect.executable import read  # noqa: E402
 from rewrite import Pipeline, trace  # noqa: E402
-from rewrite.api import resolve  # noqa: E402
+from rewrite.api import DEFAULT_PIPELINE, resolve  # noqa: E402
 from rewrite.errors import ShardwrightError  # noqa: E402
 
-PIPELINE = "normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
+PIPELINE = DEFAULT_PIPELINE
 # Case -> slices that hold its weights and its cache in bfloat16.
 CASES = {
     "hf_flax:llama": "v5e:4x4",

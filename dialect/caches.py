@@ -40,22 +40,26 @@ def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) ->
     return jax.lax.dynamic_update_slice(cache, new, start)
 
 
-def cache_put(cache: Any, new: Any, positions: Any, *, axis: int, mode: Any) -> Any:
+def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode: Any) -> Any:
     """Writes each row of `new` into `cache` at its own place along `axis`.
 
     `new` has the cache's rank, with t rows along `axis`. positions: [t], or [b, t] where the first
-    axis of the cache has places of its own. `mode` says what a place out of bounds does.
+    axis of the cache has places of its own. With a `layer`, a scalar, the cache is [layers, ...]
+    and `new` that of one layer. `mode` says what a place out of bounds does.
     """
-    batched = positions.ndim == 2
-    windows = tuple(d for d in range(cache.ndim) if d != axis and not (batched and d == 0))
+    batched, first = positions.ndim == 2, len(layer)
+    kept = (*range(first), axis)
+    rows = (first,) if batched else ()
     numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=windows,
-        inserted_window_dims=(axis,),
-        scatter_dims_to_operand_dims=(axis,),
-        operand_batching_dims=(0,) if batched else (),
+        update_window_dims=tuple(d - first for d in range(cache.ndim) if d not in kept + rows),
+        inserted_window_dims=kept,
+        scatter_dims_to_operand_dims=kept,
+        operand_batching_dims=rows,
         scatter_indices_batching_dims=(0,) if batched else (),
     )
-    return jax.lax.scatter(cache, positions[..., None], new, numbers, mode=decode(mode))
+    places = [jnp.full_like(positions, each) for each in layer] + [positions]
+    indices = jnp.stack(places, axis=-1)
+    return jax.lax.scatter(cache, indices, new, numbers, mode=decode(mode))
 
 
 def cache_read(cache: Any, layer: Any) -> Any:
@@ -71,11 +75,12 @@ def _write_axes(op: Op) -> Signature:
 
 
 def _put_axes(op: Op) -> Signature:
-    at, rank = op["axis"], op.types[0].rank
+    at, rank, first = op["axis"], op.types[0].rank, len(op.args) - 3
     axes = tuple((f"x{i}",) for i in range(rank))
-    new = tuple(("n",) if i == at else axis for i, axis in enumerate(axes))
-    places = (axes[0], ("n",)) if op.args[2].type.rank == 2 else (("n",),)
-    return Signature((axes, new, places), (axes,), frozenset({f"x{at}", "n"}))
+    new = tuple(("n",) if i == at else axis for i, axis in enumerate(axes))[first:]
+    places = (axes[first], ("n",)) if op.args[2].type.rank == 2 else (("n",),)
+    need = {f"x{at}", "n", *(f"x{i}" for i in range(first))}
+    return Signature((axes, new, places, *[()] * first), (axes,), frozenset(need))
 
 
 def _read_axes(op: Op) -> Signature:

@@ -22,7 +22,7 @@ from dialect.control import remade_scan, scan_parts
 from dialect.nn import Traced
 from dialect.normal_form import RULES as NORMAL_FORM
 from rewrite.driver import rewrite
-from rewrite.ir import Graph, Op, Value, new_input, replace_values
+from rewrite.ir import Graph, Op, Symbol, Value, new_input, replace_values
 from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -31,6 +31,7 @@ from rewrite.signature import Signature
 from rewrite.target import Target
 
 Order = tuple[int, ...]
+_CLIP = Symbol("GatherScatterMode.CLIP")
 
 
 def inverse(order: Order) -> Order:
@@ -63,6 +64,26 @@ def write_transposed(op: Op) -> Outcome:
         axes=tuple(axis for axis, _ in written),
     )
     return transposed(stored, order)
+
+
+@local(
+    "cache_put",
+    example=lambda c, new: Traced["cache_put"](
+        jnp.transpose(c, (0, 2, 1)), new, jnp.full((3, 1), 2), axis=1, mode=_CLIP
+    ),
+    types=("f32[3,2,8]", "f32[3,1,2]"),
+)
+def put_transposed(op: Op) -> Outcome:
+    """cache_put(transpose(c), new)  ->  transpose(cache_put(c, transpose'(new)))"""
+    whole, new, positions, *layer = op.args
+    order, first = whole.op.get("permutation"), len(layer)
+    if order is None or order[: first + 1] != tuple(range(first + 1)):
+        return None  # layers and sequences stay in front
+    own = tuple(place - first for place in order[first:])
+    row = transposed(new, inverse(own))
+    axis = order[op["axis"]]
+    attrs = {**dict(op.attrs), "axis": axis}
+    return transposed(make("cache_put", whole.op.args[0], row, positions, *layer, **attrs), order)
 
 
 @local(

@@ -3,7 +3,7 @@
 scan(layer: cache[l] -> cache_write(cache[l], new, t))
   ->  scan(carry: cache -> cache_write(cache, new, l, t); reads are cache_read(cache, l))
 
-As scanned input and output a cache is copied twice a step; carried and updated in place at
+and `cache_put` likewise, which writes at places of their own for each sequence. As scanned input and output a cache is copied twice a step; carried and updated in place at
 (layer, position) it is not copied at all.
 """
 
@@ -89,13 +89,13 @@ def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
     for position, value in enumerate(body.inputs[first:], first):
         for output in range(op["carry"], len(op.types)):
             write = body.outputs[output].op
-            if write.name == "cache_write" and write.args[0] == value:
+            if write.name in _STORED and write.args[0] == value:
                 found.append(_Cache(value, op.args[position], output, write))
                 break
             alike = value.type.rank > 1 and op.types[output] == op.args[position].type
             if alike and value in _ancestors(body.outputs[output]):
                 notes.append(
-                    f"not carried: {write.name} at {write.origin.source} is no cache_write"
+                    f"not carried: {write.name} at {write.origin.source} writes the cache otherwise"
                 )
                 break
     return found
@@ -108,6 +108,25 @@ def _ancestors(value: Value) -> set[Value]:
         value = value.op.args[0]
         seen.add(value)
     return seen
+
+
+def _written(op: Op, whole: Value, index: Value, new: Value, *positions: Value) -> Value:
+    """The `cache_write` of one layer, to the caches of all."""
+    axes = (0, *(axis + 1 for axis in op["axes"]))
+    row = reshaped(new, (1, *new.type.shape))
+    origin = op.origin.then("carry_cache")
+    return make("cache_write", whole, row, index, *positions, axes=axes, origin=origin)
+
+
+def _put(op: Op, whole: Value, index: Value, new: Value, positions: Value) -> Value:
+    """The `cache_put` of one layer, to the caches of all."""
+    origin, axis = op.origin.then("carry_cache"), op["axis"] + 1
+    return make(
+        "cache_put", whole, new, positions, index, axis=axis, mode=op["mode"], origin=origin
+    )
+
+
+_STORED = {"cache_write": _written, "cache_put": _put}
 
 
 def _body(
@@ -125,16 +144,7 @@ def _body(
             memo.update(zip(op.results, with_args(op, args).results))
             continue
         cache, whole = by_write[op]
-        _, new, *positions = args
-        stored = make(
-            "cache_write",
-            whole,
-            reshaped(new, (1, *new.type.shape)),
-            index,
-            *positions,
-            axes=(0, *(axis + 1 for axis in op["axes"])),
-            origin=op.origin.then("carry_cache"),
-        )
+        stored = _STORED[op.name](op, whole, index, *args[1:])
         updated[cache.output] = stored
         memo[op.results[0]] = make("cache_read", stored, index)
     rest = [i for i in range(carry, len(body.outputs)) if i not in updated]

@@ -30,7 +30,8 @@ from rewrite.target import Target
 
 # What lies as its first argument does: the same in another form, or a cache before and after.
 _FORMS = frozenset({"reshape", "transpose", "convert_element_type"})
-_CACHES = frozenset({"cache_write", "cache_read"})
+_WRITES = frozenset({"cache_write", "cache_put"})
+_CACHES = _WRITES | {"cache_read"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Constraints:
                 )
             elif op.name == "attend":
                 args = self.attention_inputs(op, args)
-            elif op.name == "cache_write":
+            elif op.name in _WRITES:
                 args = self.cache_update(op, args)
             moved = with_args(op, args, regions)
             results = moved.results

@@ -47,12 +47,20 @@ def weights(kinds: str, seed: int = 0) -> Any:
 
 
 def block(kind: str, number: int, w: Any, x: Any, keys: Any, values: Any, start: Any) -> Any:
-    """One layer. x: [b, d]; keys, values: [b, s, h, k] hold `start` positions already."""
+    """One layer. x: [b, d]; keys, values: [b, s, h, k] hold `start` positions already.
+
+    start: a scalar, or [b] where each sequence has a length of its own.
+    """
     heads = (BATCH, HEADS, D_HEAD)
     normed = x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * w["scale"]
     q, k, v = ((normed @ w[name]).reshape(heads) for name in ("q", "k", "v"))
-    keys = lax.dynamic_update_slice(keys, k[:, None], (0, start, 0, 0))
-    values = lax.dynamic_update_slice(values, v[:, None], (0, start, 0, 0))
+    if start.ndim:
+        rows = jnp.arange(BATCH)
+        keys, values = keys.at[rows, start].set(k), values.at[rows, start].set(v)
+        start = start[:, None, None]
+    else:
+        keys = lax.dynamic_update_slice(keys, k[:, None], (0, start, 0, 0))
+        values = lax.dynamic_update_slice(values, v[:, None], (0, start, 0, 0))
     visible = jnp.arange(CONTEXT) <= start
     if kind == "l":
         visible &= jnp.arange(CONTEXT) > start - WINDOW
@@ -71,7 +79,9 @@ def block(kind: str, number: int, w: Any, x: Any, keys: Any, values: Any, start:
 
 
 def decoder(kinds: str, starts: str = "shared") -> Callable[..., Any]:
-    """`step(params, cache, tokens)`; `starts`: one position for all, or `own` for each layer."""
+    """`step(params, cache, tokens)`; `starts`: one position for all, `own` ones for each layer, or
+    for each of the `rows`.
+    """
 
     def step(params: Any, cache: Any, tokens: jax.Array) -> Any:
         x, new, rest = params["embedding"][tokens], [], iter(params["layers"])
@@ -83,7 +93,7 @@ def decoder(kinds: str, starts: str = "shared") -> Callable[..., Any]:
             if starts == "own":
                 new[-1]["start"] = start + 1
         state: dict[str, Any] = {"layers": new}
-        if starts == "shared":
+        if starts != "own":
             state["start"] = cache["start"] + 1
         return x @ params["head"], state
 
@@ -100,7 +110,8 @@ def caches(kinds: str, starts: str = "shared", seed: int = 1) -> Any:
     ]
     if starts == "own":
         return {"layers": [{**each, "start": jnp.int32(3)} for each in layers]}
-    return {"layers": layers, "start": jnp.int32(3)}
+    start = jnp.array([3, 5], jnp.int32) if starts == "rows" else jnp.int32(3)
+    return {"layers": layers, "start": start}
 
 
 TOKENS = jnp.array([5, 9], jnp.int32)

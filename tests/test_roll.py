@@ -30,7 +30,7 @@ def said(program: Program) -> list[str]:
 # The same numbers.
 
 
-@pytest.mark.parametrize("starts", ["shared", "own"])
+@pytest.mark.parametrize("starts", ["shared", "own", "rows"])
 @pytest.mark.parametrize("kinds", KINDS)
 def test_rolled_is_the_same_bits(kinds: str, starts: str) -> None:
     program = recognized(kinds, starts, more=", roll")
@@ -120,6 +120,16 @@ def test_groups_are_stacked_kind_by_kind() -> None:
     assert sum(op.name == "attend" for op in loop.regions[0].ops) == 2
 
 
+def test_sequences_with_places_of_their_own_are_updated_in_place() -> None:
+    program = recognized("ggg", "rows", more=", roll, carry_cache")
+    (loop,) = loops(program)
+    written = [op for op in loop.regions[0].ops if op.name == "cache_put"]
+    assert [(op["axis"], op.types[0].shape[0]) for op in written] == [(2, 3), (2, 3)]
+    moved = recognized("ggg", "rows", more=", roll, carry_cache, cache_layout, stage, lower")
+    wanted = recognized("ggg", "rows", more=", lower")
+    assert_same_bits(moved, wanted, *arguments("ggg", "rows"))
+
+
 def test_the_caches_are_updated_in_place() -> None:
     program = recognized("ggg", more=", roll, carry_cache")
     (loop,) = loops(program)
@@ -181,10 +191,13 @@ def test_a_loop_already_is_left_alone() -> None:
 # Served.
 
 
-@pytest.mark.parametrize("kinds", ["gggg", "lglglg", "geee"])
-def test_rolled_on_eight_devices(kinds: str) -> None:
-    function = decoder(kinds)
-    params, cache, tokens = arguments(kinds)
+@pytest.mark.parametrize(
+    "kinds, starts",
+    [("gggg", "shared"), ("lglglg", "shared"), ("geee", "shared"), ("lglglg", "rows")],
+)
+def test_rolled_on_eight_devices(kinds: str, starts: str) -> None:
+    function = decoder(kinds, starts)
+    params, cache, tokens = arguments(kinds, starts)
     step = auto_shard(function, "cpu:8", pipeline=SERVING)
     packed, state = step.prepare(params, cache, tokens), step.adapt(cache)
     for _ in range(3):
