@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.attributes import decode
+from dialect.rounding import rounded
 from dialect.tensor import contract
 from dialect.vocabulary import word
 from rewrite.ir import Op
@@ -37,6 +38,7 @@ def attend(
     dtype: Any = None,
     key_precision: Any = None,
     value_precision: Any = None,
+    rounds: tuple[float, float] | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -56,7 +58,8 @@ def attend(
     The logits are capped by cap * tanh(logits / cap) (Gemma 2) where `cap` is given. They are made
     in dtype `logits` (query's unless said) and stay, up to the softmax, in `inner` (`logits`'s
     unless said); the weights meet the values in `weights` (value's unless said), and the result is
-    in `dtype` (query's unless said). The precisions are those of the two products.
+    in `dtype` (query's unless said). The precisions are those of the two products. With `rounds`
+    the weights are `rounded` over the context, in steps of int8 of that `largest` and `least`.
     """
     named = Signature.parse(axes)
     over = (*(axis for axis in named.inputs[0] if axis and axis != ("k",)), ("s",))
@@ -77,7 +80,10 @@ def attend(
     sink = None
     if "sink" in extra:
         sink = _aligned(*extra["sink"], (*over[:-1], ("n",))).astype(made.dtype)
-    found = (_softmax(made, sink).astype(decode(weights) or value.dtype), over)
+    shares = _softmax(made, sink).astype(decode(weights) or value.dtype)
+    if rounds is not None:
+        shares = rounded(shares, axes=(shares.ndim - 1,), largest=rounds[0], least=rounds[1])
+    found = (shares, over)
     out = tuple(axis for axis in named.outputs[0] if axis)
     result, _ = _product(found, arrays[2], out, dtype or query.dtype, value_precision)
     sizes = dict(zip(out, result.shape))
@@ -127,7 +133,7 @@ word(
     _attend_axes,
     (
         *("axes", "given", "scale", "cap", "fill", "logits", "inner", "weights", "dtype"),
-        *("key_precision", "value_precision"),
+        *("key_precision", "value_precision", "rounds"),
     ),
     "axes",
 )

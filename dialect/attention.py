@@ -39,10 +39,15 @@ _ALONE = "tjlmopqruwxyz"  # what only the query has: time, query heads
 def attend(op: Op) -> Outcome:
     """softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)"""
     for position, arg in enumerate(op.args):
-        if through(arg, *_LAYOUT).op.name != "softmax":
+        weights = arg.op.args[0] if arg.op.name == "rounded" else arg
+        if through(weights, *_LAYOUT).op.name != "softmax":
             continue
-        found = read_logits(arg)
-        return found if isinstance(found, Miss) else _attend(op, position, found)
+        found = read_logits(weights)
+        if isinstance(found, Miss):
+            return found
+        if weights != arg and [found.axes[d] for d in arg.op["axes"]] != [(found.context,)]:
+            return Miss("the weights are rounded, but not over the context", 4)
+        return _attend(op, position, found)
     return None
 
 
@@ -138,8 +143,14 @@ def _attributes(
         "dtype": (Symbol(op.types[0].dtype), Symbol(query.value.type.dtype)),
         "key_precision": (found.product.get("precision"), None),
         "value_precision": (op.get("precision"), None),
+        "rounds": (_rounds(op.args[position].op), None),
     }
     return {name: value for name, (value, unsaid) in said.items() if value != unsaid}
+
+
+def _rounds(op: Op) -> tuple[float, float] | None:
+    """In which steps the weights are rounded on their way to the values."""
+    return (op["largest"], op["least"]) if op.name == "rounded" else None
 
 
 def unscaled(operand: Operand) -> tuple[Operand, float]:

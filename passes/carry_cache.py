@@ -3,8 +3,9 @@
 scan(layer: cache[l] -> cache_write(cache[l], new, t))
   ->  scan(carry: cache -> cache_write(cache, new, l, t); reads are cache_read(cache, l))
 
-and `cache_put` likewise, which writes at places of their own for each sequence. As scanned input and output a cache is copied twice a step; carried and updated in place at
-(layer, position) it is not copied at all.
+and likewise `cache_put`, which writes at places of their own for each sequence. As scanned input
+and output a cache is copied twice a step; carried and updated in place at (layer, position) it is
+not copied at all.
 """
 
 from __future__ import annotations

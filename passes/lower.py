@@ -6,9 +6,10 @@ replaced by its reference; the state is donated, and the compiler chooses its me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dialect import primitives
 from dialect.dtypes import struct_of
@@ -16,7 +17,9 @@ from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
 from dialect.normal_form import reshaped
 from dialect.quant import dequantize
+from dialect.rounding import rounded, steps
 from dialect.tensor import contract
+from dialect.values import in_dtype
 from rewrite import opdef
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Type, Value
@@ -32,13 +35,48 @@ _COMPOSITES = (*Traced, "contract", "weight_scale", "quantize", "dequantize")
 
 _contract = primitives.call("contract", contract)
 _dequantize = primitives.call("dequantize", dequantize)
+_rounded = primitives.call("rounded", rounded)
 
 
-def converted(value: Value, dtype: str) -> Value:
-    """`value` in another dtype."""
-    if value.type.dtype == dtype:
-        return value
-    return make("convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False)
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, q, s: _contract(
+        _rounded(x, axes=(1,), largest=127.5, least=1e-19),
+        _dequantize(q, s, dtype=Symbol("f32")),
+        spec="b d, d f -> b f",
+        dtype=Symbol("f32"),
+    ),
+    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+)
+def integers_multiplied(op: Op) -> Outcome:
+    """contract(q * s, r * t) of int8 q and r  ->  contract(q, r) * s * t"""
+    if any(not _is_int8(arg.op) for arg in op.args):
+        return None
+    spec = Signature.parse(op["spec"])
+    parts = [_integers(arg.op) for arg in op.args]
+    out = letters(spec.outputs[0])
+    for (_, scale), array in zip(parts, spec.inputs):
+        if any(size > 1 and x not in out for size, (x,) in zip(scale.type.shape, array)):
+            return Miss("a scale varies along a summed axis", 2)
+    attrs = {**dict(op.attrs), "dtype": Symbol("i32")}
+    made = in_dtype(make("contract", *(q for q, _ in parts), **attrs), "f32")
+    for (_, scale), array in zip(parts, spec.inputs):
+        made = make("mul", made, in_dtype(_aligned(scale, letters(array), out), "f32"))
+    return in_dtype(made, op.types[0].dtype)
+
+
+def _is_int8(op: Op) -> bool:
+    """Whether an op gives integers of eight bits times their scale."""
+    return op.name == "rounded" or (op.name == "dequantize" and op.args[0].type.dtype == "i8")
+
+
+def _integers(op: Op) -> tuple[Value, ...]:
+    """The integers, and their scale."""
+    if op.name == "dequantize":
+        return op.args
+    graph = _traced(steps, tuple(arg.type for arg in op.args), op.attrs)
+    return tuple(substitute(graph, op.args, origin=op.origin))
 
 
 @local(
@@ -61,11 +99,11 @@ def scale_behind_product(op: Op) -> Outcome:
             return Miss("a scale varies along a summed axis", 2)
         other = op.args[1 - position]
         args = list(op.args)
-        args[position] = converted(q, other.type.dtype)
+        args[position] = in_dtype(q, other.type.dtype)
         product = make("contract", *args, **dict(op.attrs))
-        wide = converted(product, "f32")
-        scaled = make("mul", wide, _aligned(scale, own, out))
-        return converted(scaled, op.types[0].dtype)
+        wide = in_dtype(product, "f32")
+        scaled = make("mul", wide, in_dtype(_aligned(scale, own, out), "f32"))
+        return in_dtype(scaled, op.types[0].dtype)
     return None
 
 
@@ -83,13 +121,12 @@ def _aligned(scale: Value, own: tuple[str, ...], out: tuple[str, ...]) -> Value:
 def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
     types = tuple(arg.type for arg in op.args)
-    return substitute(_reference_graph(op.name, types, op.attrs), op.args, origin=op.origin)
+    graph = _traced(opdef.lookup(op.name).reference, types, op.attrs)
+    return substitute(graph, op.args, origin=op.origin)
 
 
 @lru_cache(maxsize=4096)
-def _reference_graph(name: str, types: tuple[Type, ...], attrs: tuple) -> Graph:
-    reference = opdef.lookup(name).reference
-
+def _traced(reference: Callable[..., Any], types: tuple[Type, ...], attrs: tuple) -> Graph:
     def traced(*arrays: object) -> list[object]:
         out = reference(*arrays, **dict(attrs))
         return out if isinstance(out, list) else [out]
@@ -97,6 +134,7 @@ def _reference_graph(name: str, types: tuple[Type, ...], attrs: tuple) -> Graph:
     return trace_graph(traced, *map(struct_of, types))
 
 
+SCALES = (integers_multiplied, scale_behind_product)
 EXPAND = Rule(
     name="expand",
     doc=_expand.__doc__ or "",
@@ -116,7 +154,7 @@ class Lower(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
-        scaled = rewrite(program.graph, [scale_behind_product], report)
+        scaled = rewrite(program.graph, SCALES, report)
         left = [op for op, _ in scaled.walk() if op.name == "dequantize"]
         lowered = replace(program, graph=rewrite(scaled, [EXPAND], report))
         if program.stages is not None:

@@ -15,6 +15,7 @@ from dialect import (
     caches,
     dequantized,
     indexing,
+    integer_products,
     norms,
     repeats,
     rotary,
@@ -30,7 +31,16 @@ from rewrite.rules import Rule
 from rewrite.target import Target
 
 RULES: tuple[Rule, ...] = rules_of(
-    repeats, softmaxes, attention, norms, rotary, activations, indexing, caches, dequantized
+    repeats,
+    softmaxes,
+    attention,
+    norms,
+    rotary,
+    activations,
+    indexing,
+    caches,
+    dequantized,
+    integer_products,
 )
 
 

@@ -21,7 +21,7 @@ from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
 from dialect.normal_form import RULES as NORMAL
 from dialect.normal_form import normal_form
-from passes.lower import EXPAND, scale_behind_product
+from passes.lower import EXPAND, SCALES, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
 from passes.roll import RULES as ROLL
 from passes.roll import stack_of_rows
@@ -34,7 +34,7 @@ from rewrite.program import KEEPS
 from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
 
-LOWER = (scale_behind_product, EXPAND)
+LOWER = (*SCALES, EXPAND)
 ALONE = (*LOWER, *ROLL)
 EVERY = (*NORMAL, *RECOGNIZE, *ALONE)
 RANDOM = np.random.default_rng(3)
