@@ -325,6 +325,10 @@ def composite(name: str) -> Op:
         "rope": (Traced["rope"], (x, normal(3, 2), normal(3, 2))),
         "activate": (lambda x: Traced["activate"](x, kind="silu"), (x,)),
         "gate": (lambda x, y: Traced["gate"](x, y, kind="silu"), (x, x)),
+        "rounded": (
+            lambda x: Traced["rounded"](x, axes=(2,), largest=127.0, least=1e-6),
+            (x,),
+        ),
         "take": (lambda t, i: Traced["take"](t, i, mode=mode), (normal(5, 4), IDS)),
         "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),
         "modulo": (lambda i: Traced["modulo"](i, size=4), (IDS,)),
