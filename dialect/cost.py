@@ -1,4 +1,4 @@
-"""How long one step of a decoder takes, and which named partitioning is best.
+"""How long one step of a decoder takes in a partitioning.
 
     time = max(compute, hbm, gathering of weights) + other communication + latency
 
@@ -8,24 +8,15 @@ what a chip is asked for (workload.py) over what it delivers (chips.py, and `Con
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 
 from dialect.chips import GIB
+from dialect.decoder_shape import DecoderShape
 from dialect.mesh import MeshSpec, Topology
-from dialect.partitionings import (
-    ATTENTION,
-    FFN,
-    DecoderShape,
-    Partitioning,
-    Unavailable,
-    partition,
-)
+from dialect.partitionings import Unavailable
+from dialect.uses import Partitioning
 from dialect.workload import Workload
-from rewrite.errors import PlanError, nearest
-from rewrite.plan import Alternative, Plan, Prediction
-
-OBJECTIVES = ("latency", "throughput", "cost")
+from rewrite.plan import Prediction
 
 
 @dataclass(frozen=True)
@@ -51,9 +42,6 @@ class Constants:
 # such measurements are public for the other chips: they are assumed to deliver the same part of
 # their data sheets.
 CONSTANTS = Constants(compute=0.80, hbm=0.90, link=2.0, gather=0.87, hop_s=3.3e-6)
-
-# Faster by less than this is no faster: by so much the paper's own tables and figures differ.
-TIE = 0.03
 
 
 def estimate(
@@ -105,56 +93,7 @@ def ffn_communication_bytes(
     return sum(each.volume for each in work.collectives() if each.part == "ffn") / shape.layers
 
 
-def choose(
-    shape: DecoderShape,
-    topology: Topology,
-    mesh: MeshSpec,
-    objective: str = "latency",
-    ffn: str | None = None,
-    attention: str | None = None,
-) -> Plan:
-    """The best of the named partitionings that divide and fit into memory.
-
-    Of those as fast as the fastest (within TIE), the one that exchanges the fewest bytes. With
-    the batch and the mesh given, the objectives (latency, throughput, cost) agree on the best.
-    `ffn` and `attention` ask for one by name. Raises PlanError where none is possible.
-    """
-    if objective not in OBJECTIVES:
-        raise PlanError(f"unknown objective {objective!r}", hint=nearest(objective, OBJECTIVES))
-    costed: list[tuple[Partitioning, Prediction]] = []
-    errors: dict[str, Unavailable] = {}
-    for one, other in itertools.product(FFN if ffn is None else [ffn], _attentions(attention)):
-        try:
-            partitioning = partition(one, other, shape, mesh)
-            _must_fit(shape, topology, mesh, partitioning)
-            costed.append((partitioning, estimate(shape, topology, mesh, partitioning)))
-        except Unavailable as error:
-            errors[f"{one}/{other}"] = error
-    if not costed and len(errors) == 1:
-        raise next(iter(errors.values()))
-    rejected = [Alternative(label, None, _reason(error)) for label, error in errors.items()]
-    if not costed:
-        reasons = "".join(f"\n  {each.label}: {each.reason}" for each in rejected)
-        raise PlanError(f"no partitioning over {mesh} is possible on {topology}:{reasons}")
-    fastest = min(predicted.time_s for _, predicted in costed)
-    tied = [each for each in costed if each[1].time_s <= (1 + TIE) * fastest]
-    best = min(tied, key=lambda each: (each[1].communication_bytes, each[1].time_s))
-    slower = sorted((each for each in costed if each is not best), key=lambda each: each[1].time_s)
-    return Plan(
-        label=best[0].label,
-        target=str(topology),
-        mesh=mesh.axes,
-        groups=best[0].groups,
-        predicted=best[1],
-        alternatives=(*(_runner_up(each, best[1]) for each in slower), *rejected),
-    )
-
-
-def _attentions(attention: str | None) -> tuple[str, ...]:
-    return ATTENTION if attention is None else (attention,)
-
-
-def _must_fit(
+def must_fit(
     shape: DecoderShape, topology: Topology, mesh: MeshSpec, partitioning: Partitioning
 ) -> None:
     """Raises Unavailable where a chip has not enough memory, with the largest occupants."""
@@ -169,23 +108,6 @@ def _must_fit(
         f" {topology.chip.name} has: {shown}",
         hint="use more chips, a smaller batch or context, or int8 weights",
     )
-
-
-def _reason(error: Unavailable) -> str:
-    return "; ".join(filter(None, (error.message, error.hint)))
-
-
-def _runner_up(costed: tuple[Partitioning, Prediction], best: Prediction) -> Alternative:
-    """Says which part of the time is to blame."""
-    partitioning, predicted = costed
-    parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
-    worst = max(parts, key=lambda part: getattr(predicted, part) - getattr(best, part))
-    before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
-    reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
-    if predicted.time_s <= (1 + TIE) * best.time_s:
-        more = predicted.communication_bytes / max(1, best.communication_bytes)
-        reason = f"as fast, but exchanges {more:.2f} times the bytes"
-    return Alternative(partitioning.label, predicted.time_s, reason)
 
 
 def _digits(value: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dialect.axes import Axes, Names
 from dialect.binding import bound_values, region_bound
-from dialect.partitionings import DecoderShape
+from dialect.decoder_shape import DecoderShape
 from rewrite.ir import Op, Value, bits
 from rewrite.program import Program
 
@@ -42,6 +42,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         d_head=sizes.get("d_head", 1) if attentions else 0,
         vocab=sizes.get("vocab", 0),
         ffn_matrices=max(2, round(_ffn_weights(products, axes) / max(1, d_model * d_ff * layers))),
+        experts=sizes.get("experts", 0),
         parallel=norms - 1 <= layers,
         tied_embedding=len(tables) == 1,
         weight_bytes_per_element=_weight_bytes(products, axes),

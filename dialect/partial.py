@@ -6,7 +6,6 @@ Where a program has other axes too, or sizes that do not divide, this file adds 
 - a large weight none of whose axes the plan would split is split along its largest axis without a
   name; that axis is called `wide`, and lies alike wherever it occurs
 - experts are split where d_ff, inside each of them, cannot be
-- where no named partitioning divides, each axis takes as many mesh axes as divide it (`fit`)
 - large weights that a partial or fitting plan would leave whole are split over d_model
 
 Layouts never ask an axis to be split that its mesh axes do not divide (`dialect.layouts`), so each
@@ -19,19 +18,10 @@ import math
 from dataclasses import replace
 
 from dialect.axes import Axes, infer_axes, leaves
-from dialect.cost import estimate
-from dialect.mesh import MeshSpec, Topology
-from dialect.partitionings import (
-    ATTENTION,
-    FFN,
-    DecoderShape,
-    MeshAxes,
-    Unavailable,
-    fit,
-    partition,
-)
+from dialect.decoder_shape import DecoderShape
+from dialect.uses import MeshAxes
 from rewrite.ir import Type
-from rewrite.plan import Alternative, Plan
+from rewrite.plan import Plan
 from rewrite.program import Program
 
 WORTH_BYTES = 1 << 20  # saved on each chip: below this an array may as well be on all of them
@@ -59,43 +49,6 @@ def worth_splitting(type_: Type, mesh: tuple[tuple[str, int], ...]) -> bool:
     return type_.bytes * (ways - 1) // ways >= WORTH_BYTES
 
 
-def divides(shape: DecoderShape, mesh: MeshSpec) -> bool:
-    """Whether the decoder can have any of the named partitionings."""
-    return len(_reasons(shape, mesh)) < len(FFN) * len(ATTENTION)
-
-
-def fitting_plan(
-    shape: DecoderShape, topology: Topology, mesh: MeshSpec, attention: str | None = None
-) -> Plan:
-    """The quicker of the two partitionings that every decoder can have, or the one asked for."""
-    costed = [
-        (made, estimate(shape, topology, mesh, made))
-        for made in (fit(each, shape, mesh) for each in ([attention] if attention else ATTENTION))
-    ]
-    best, predicted = min(costed, key=lambda each: each[1].time_s)
-    reasons = _reasons(shape, mesh)
-    return Plan(
-        label=best.label,
-        target=str(topology),
-        mesh=mesh.axes,
-        groups=best.groups,
-        predicted=predicted,
-        alternatives=tuple(Alternative(label, None, why) for label, why in reasons.items()),
-    )
-
-
-def _reasons(shape: DecoderShape, mesh: MeshSpec) -> dict[str, str]:
-    """Why the decoder cannot have each of the named partitionings that it cannot have."""
-    found = {}
-    for ffn in FFN:
-        for attention in ATTENTION:
-            try:
-                partition(ffn, attention, shape, mesh)
-            except Unavailable as error:
-                found[f"{ffn}/{attention}"] = "; ".join(filter(None, (error.message, error.hint)))
-    return found
-
-
 def completed(plan: Plan, shape: DecoderShape, axes: Axes) -> Plan:
     """The plan with the axes that the paper's decoders have not, and `partial` in its label."""
     everywhere = tuple(name for name, size in plan.mesh if size > 1)
@@ -107,7 +60,7 @@ def completed(plan: Plan, shape: DecoderShape, axes: Axes) -> Plan:
     groups = [
         (group, _extended(dict(split), more, over.get(group, ()))) for group, split in plan.groups
     ]
-    if everywhere and (shape.absent or plan.label.startswith("fit")):
+    if everywhere and (shape.absent or plan.label.startswith("fit_")):
         groups.append(("large", (("d_model", everywhere),)))
     label = f"partial/{plan.label}" if shape.absent else plan.label
     return replace(plan, label=label, groups=tuple(groups))

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dialect.decoder_shape import DecoderShape
 from dialect.mesh import MeshSpec, Ring
-from dialect.partitionings import DecoderShape, MeshAxes, Partitioning
+from dialect.uses import MeshAxes, Partitioning
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Workload:
         self.residual = axes("residual", "d_model")
         self.d_model = axes("used", "d_model")
         self.d_ff = axes("used", "d_ff")
+        stored = axes("weights", "d_model", "d_ff")
+        self.gathered = _without(stored, (*self.d_model, *self.d_ff))
         self.heads = axes("used", "heads", "kv_heads", "q_per_kv")
         self.kv_heads = axes("used", *self.kv_names)
         self.tokens = shape.tokens / mesh.ways(self.batch)
@@ -153,18 +156,23 @@ class Workload:
         layers = self.shape.layers
         outer = self.shape.d_model * self.shape.activation_bytes_per_element * self.tokens
         outer /= self.mesh.ways(self.d_model)
-        whole = tuple(axis for axis in self.residual if axis not in self.d_model)
+        whole = _without(self.residual, self.d_model)
         yield Collective("all-reduce", self.d_model, 4 * self.tokens, layers, "norm")
         yield Collective("all-gather", whole, outer, layers, part)
         yield Collective("reduce-scatter", self.d_model, inner_in, layers, part)
         yield Collective("all-gather", self.d_model, inner_out, layers, part)
-        back = "reduce-scatter" if set(partial) <= set(self.residual) else "all-reduce"
-        yield Collective(back, partial, outer, layers, part)
+        yield from self.summed(partial, outer, layers, part)
+
+    def summed(self, partial: MeshAxes, size: float, times: int, part: str) -> Iterator[Collective]:
+        """Partial sums of a residual stream, added up: scattered along the axes that split it."""
+        scattered = tuple(axis for axis in partial if axis in self.residual)
+        left = size / self.mesh.ways(scattered)
+        yield Collective("reduce-scatter", scattered, size, times, part)
+        yield Collective("all-reduce", _without(partial, scattered), left, times, part)
 
     def attention(self) -> Iterator[Collective]:
         """From heads to batch and back, where attention splits more of the batch (section 3.3)."""
-        moved = self.partitioning.axes("attention", "batch")
-        moved = tuple(axis for axis in moved if axis not in self.batch)
+        moved = _without(self.partitioning.axes("attention", "batch"), self.batch)
         ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
         per_token = self.shape.activation_bytes_per_element * self.tokens / ways
         layers, queries = self.shape.layers, self.q_width * per_token
@@ -173,13 +181,13 @@ class Workload:
         yield Collective("all-to-all", moved, queries, layers, "attention")
 
     def gathers(self) -> Iterator[Collective]:
-        """The weights, gathered over the axes that split the batch (section 3.2.3)."""
+        """The weights, gathered over axes that split the batch too (section 3.2.3)."""
         size, layers = self.shape.weight_bytes_per_element, self.shape.layers
         for part, weights in (
             ("ffn", self.ffn_weights("used")),
             ("attention", self.attention_weights("used")),
         ):
-            yield Collective("all-gather", self.batch, weights * size, layers, part, True)
+            yield Collective("all-gather", self.gathered, weights * size, layers, part, True)
 
     def ends(self) -> Iterator[Collective]:
         """The embedding and the logits, once per step; see the layout of the tables."""
@@ -187,10 +195,9 @@ class Workload:
         split = self.partitioning.split("tables")
         d_model, vocab = split.get("d_model", ()), split.get("vocab", ())
         row = shape.d_model * shape.activation_bytes_per_element / ways(d_model)
-        whole = tuple(axis for axis in self.residual if axis not in d_model)
+        whole = _without(self.residual, d_model)
         logits = shape.vocab * shape.activation_bytes_per_element / ways(vocab)
-        back = "reduce-scatter" if set(vocab) <= set(self.residual) else "all-reduce"
-        yield Collective(back, vocab, row * shape.tokens, 1, "embedding")
+        yield from self.summed(vocab, row * shape.tokens, 1, "embedding")
         yield Collective("all-to-all", self.batch, row * shape.tokens, 1, "embedding")
         yield Collective("all-to-all", self.batch, row * shape.logits_rows, 1, "logits")
         yield Collective("all-gather", whole, row * shape.logits_rows, 1, "logits")
@@ -207,7 +214,7 @@ class Workload:
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         size = shape.activation_bytes_per_element
         matrix = self.ffn_weights("used") / shape.ffn_matrices * shape.weight_bytes_per_element
-        gathered = 2 * matrix if self.batch else 0
+        gathered = 2 * matrix if self.gathered else 0
         hidden = (shape.ffn_matrices - 1) * shape.d_ff * self.tokens * size / ways(self.d_ff)
         attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
         scores = 4 * shape.tokens * shape.heads * shape.context / attention_ways
@@ -222,3 +229,7 @@ class Workload:
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
             "working set": max(gathered + hidden, scores, logits),
         }
+
+
+def _without(axes: MeshAxes, taken: MeshAxes) -> MeshAxes:
+    return tuple(axis for axis in axes if axis not in taken)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dialect import cost
 from dialect.axes import Axes
 from dialect.decoder import decoder_shape
 from dialect.layouts import planned_layout
 from dialect.mesh import MeshSpec, Topology
-from dialect.partial import completed, divides, fitting_plan, planned_axes, worth_splitting
+from dialect.partial import completed, planned_axes, worth_splitting
+from dialect.search import choose
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.plan import Plan as Chosen
@@ -63,11 +63,7 @@ class Plan(Pass):
         alone = bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix
-        if self.ffn == self.attention == "auto" and not divides(shape, mesh):
-            notes.append("no named partitioning divides: each axis takes what divides it")
-            best = fitting_plan(shape, topology, mesh, asked[1])
-        else:
-            best = cost.choose(shape, topology, mesh, self.objective, *asked)
+        best = choose(shape, topology, mesh, *asked)
         plan = completed(best, shape, axes)
         return plan, (*notes, *_unplanned(program, axes, plan))
 

@@ -216,7 +216,7 @@ CASES = {
     "tiny": Case(
         no_attention,
         (weights(embedding=(7, 3), up=(3, 5), down=(5, 3), head=(3, 7)), jnp.int32([1, 2, 6])),
-        "partial/fit",
+        "partial/EF>BE",
         (),
     ),
     "unknown weights": Case(
@@ -347,10 +347,8 @@ def test_heads_that_do_not_divide_stay_whole_and_the_rest_is_split() -> None:
     tokens = jax.ShapeDtypeStruct((BATCH,), "int32")
     program = planned(step, params, cache, tokens, state=(1,))
     found = laid_out(program)
-    assert program.plan.label.startswith("fit/")
-    assert "no named partitioning divides" in plan_notes(program)[1]
-    assert [each.label for each in program.plan.alternatives][0] == "ws1d/heads"
-    assert found["params/up"] == "_ xy" and found["params/down"] == "xy _"
+    assert "UNAVAILABLE  ws1d/heads" in program.plan.explain()
+    assert found["params/up"] == "xy _" and found["params/down"] == "_ xy"  # over d_model
     assert found["params/wq"] == "xy _ _" and found["params/wo"] == "_ _ xy"
     assert found["params/embedding"] == "_ xy"
 
