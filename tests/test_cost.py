@@ -315,7 +315,7 @@ def test_every_partitioning_with_a_name_is_accounted_for() -> None:
 
 
 def test_what_the_paper_has_no_name_for_is_taken_where_it_is_faster() -> None:
-    """Grouped queries on 16 chips: 8 KV heads divide over one mesh axis, the batch over the other."""
+    """Grouped queries on 16 chips: KV heads divide over one mesh axis, the batch over the other."""
     shape = replace(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
     plan = choose(shape, Topology.parse("v6e:4x4"), MeshSpec.parse("x=4 y=4"))
     assert plan.label == "EF_xy>BE_xy/heads+batch"
@@ -330,7 +330,7 @@ def test_what_the_paper_has_no_name_for_is_taken_where_it_is_faster() -> None:
 
 
 def test_the_search_is_exhaustive() -> None:
-    """Every use of every axis; on axes that are alike in one order: C(9 + 3 - 1, 3) and the named."""
+    """Every use of every axis; on axes that are alike in one order: C(9 + 2, 3), and named ones."""
     found = searched(PALM_540B, *v4(64))
     assert found.tried == 165 + len(NAMES) - 1  # wg_xyz leaves nothing to the heads
     assert found.candidates[0].predicted.time_s <= min(
