@@ -191,8 +191,8 @@ class _Importer:
         if name in lax.SCATTERS and (name != "scatter" or params["update_jaxpr"] is None):
             # Its jaxpr says what its name says already.
             params = {k: v for k, v in params.items() if not k.startswith("update_")}
-        unset = primitives.unset(name)
-        given = {k: v for k, v in params.items() if v is not None or k not in unset}
+        unsaid = primitives.unsaid(name)
+        given = {k: v for k, v in params.items() if k not in unsaid or v is not unsaid[k]}
         return (), attributes.encode_params(given)
 
     def origin(self, eqn: Any) -> Origin:

@@ -54,9 +54,14 @@ def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
 
 
+# Parameters that only the later of the supported versions have: what nobody asked for stands for
+# what the earlier do, so that a text of one version is read by the others.
+_LATER = {"top_k": "is_stable"}
+
+
 @lru_cache(maxsize=1)
-def _unset_parameters() -> dict[str, frozenset[str]]:
-    """For each primitive that has optional parameters, those that are None where nobody asked."""
+def _unsaid() -> dict[str, dict[str, Any]]:
+    """For each primitive that has optional parameters, their values where nobody asked."""
     square = jnp.zeros((2, 2))
     unary = (
         "cos sin tan exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt erf erf_inv"
@@ -68,16 +73,20 @@ def _unset_parameters() -> dict[str, frozenset[str]]:
         shapes = [x[:, None], x[:1], x.reshape(4), x.astype("int32"), jax.lax.iota("int32", 3)]
         return [*plain, *sums, *shapes, x * x, x @ x, x[i], jax.lax.top_k(x, 1), jnp.argmax(x)]
 
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for eqn in _equations(jax.make_jaxpr(probe)(square, jnp.zeros(2, "int32"))):
-        unset = frozenset(name for name, value in eqn.params.items() if value is None)
-        found[eqn.primitive.name] = found.get(eqn.primitive.name, unset) & unset
+        name, known = eqn.primitive.name, found.get(eqn.primitive.name, eqn.params)
+        found[name] = {
+            key: value
+            for key, value in eqn.params.items()
+            if key in known and (value is None or key == _LATER.get(name))
+        }
     return found
 
 
-def unset(name: str) -> frozenset[str]:
-    """The parameters of a primitive that need not be said: None stands for them."""
-    return _unset_parameters().get(name, frozenset())
+def unsaid(name: str) -> dict[str, Any]:
+    """The parameters of a primitive that need not be said, and the values that they have then."""
+    return _unsaid().get(name, {})
 
 
 def remember(primitive: Primitive) -> None:
@@ -96,7 +105,7 @@ def bind(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
     primitive = find(name)
     if primitive is None:
         raise KeyError(f"this JAX ({jax.__version__}) has no primitive {name!r}")
-    params = {**dict.fromkeys(unset(name)), **params}
+    params = {**unsaid(name), **params}
     out = primitive.bind(*args, **primitive.get_bind_params(params))
     return list(out) if primitive.multiple_results else [out]
 

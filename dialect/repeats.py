@@ -83,6 +83,7 @@ def _repeated(value: Value) -> list[tuple[int, ...]] | None:
 
 @local(
     "contract",
+    keeps="reals",
     example=lambda q, k: jnp.einsum("thk,shk->hts", q, jnp.broadcast_to(k, (7, 3, 4))),
     types=("f32[5,3,4]", "f32[7,1,4]"),
 )

@@ -211,7 +211,7 @@ def _without_shardings(op: Op) -> Op:
         for name, value in op.attrs
         if not (isinstance(value, Opaque) and isinstance(value.payload, Sharding))
     }
-    gone = {name for name, _ in op.attrs} - set(given) - primitives.unset(op.name)
+    gone = {name for name, _ in op.attrs} - set(given) - set(primitives.unsaid(op.name))
     attrs = attrs_of({**given, **dict.fromkeys(gone)})
     return Op(op.name, op.args, attrs, op.types, op.regions, op.origin)
 
