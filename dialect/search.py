@@ -24,8 +24,9 @@ from dialect.partitionings import (
     partition,
 )
 from dialect.uses import USES, Groups, Partitioning, Use, Uses, arranged, uses_of
+from dialect.workload import Workload
 from rewrite.errors import PlanError, nearest
-from rewrite.plan import Alternative, Plan, Prediction
+from rewrite.plan import Alternative, Exchange, Plan, Prediction
 
 OBJECTIVES = ("latency", "throughput", "cost")
 # Faster by less than this is no faster: of such the one that exchanges the fewest bytes is taken.
@@ -167,8 +168,16 @@ def choose(
         mesh=mesh.axes,
         groups=best.partitioning.groups,
         predicted=best.predicted,
+        exchanges=tuple(_exchanges(shape, mesh, best.partitioning)),
         alternatives=(*_runners_up(best, others), *rejected),
     )
+
+
+def _exchanges(
+    shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning
+) -> Iterator[Exchange]:
+    for each in Workload(shape, mesh, partitioning).collectives():
+        yield Exchange(each.kind, each.axes, round(each.bytes), each.times, each.part)
 
 
 def asked_for(ffn: str | None, attention: str | None) -> set[str]:

@@ -10,6 +10,7 @@ text gives the same program on every host of a job:
     residual   d_model@x,y,z
     cache      batch@x,y,z
     predicted  time_s=0.0362 ... memory_bytes=21000000000
+    exchange all-gather y,z bytes=589824 times=118 block
     runner-up  ws2d/heads time_s=0.0441 "0.0079 s more, mostly HBM"
     unavailable wg_x/batch "batch (2) does not divide over x=4: ..."
 """
@@ -74,6 +75,25 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """A collective that the plan asks for, `times` in a step, over these mesh axes.
+
+    `bytes` per chip: the output of an all-gather, the input of a reduce-scatter or an all-reduce,
+    the local data of an all-to-all. `part`: what of the decoder needs it.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    times: int
+    part: str
+
+    def __str__(self) -> str:
+        axes = ",".join(self.axes)
+        return f"exchange {self.kind} {axes} bytes={self.bytes} times={self.times} {self.part}"
+
+
+@dataclass(frozen=True)
 class Alternative:
     """What was not chosen: its time in seconds, or None where it is unavailable, and why."""
 
@@ -101,6 +121,7 @@ class Plan:
     groups: tuple[tuple[str, Split], ...]
     target: str = ""
     predicted: Prediction | None = None
+    exchanges: tuple[Exchange, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
@@ -153,7 +174,7 @@ class Plan:
             shown = [f"{axis}@{','.join(mesh_axes)}" for axis, mesh_axes in split]
             lines.append(f"{group:10} {' '.join(shown) or 'whole'}")
         lines += [f"predicted  {self.predicted}"] if self.predicted else []
-        return "\n".join([*lines, *map(str, self.alternatives)])
+        return "\n".join([*lines, *map(str, self.exchanges), *map(str, self.alternatives)])
 
     @staticmethod
     def parse(text: str, source: str = "plan") -> Plan:
@@ -216,11 +237,12 @@ def _known(name: str, known: Any, what: str) -> None:
 
 
 _GRAMMAR = r"""
-start: "plan" WORD target? mesh group* predicted? alternative*
+start: "plan" WORD target? mesh group* predicted? exchange* alternative*
 target: "target" WORD
 mesh: "mesh" FIELD+
 group: NAME (SPLIT+ | "whole")
 predicted: "predicted" FIELD+
+exchange: "exchange" NAME WORD FIELD FIELD NAME
 alternative: "runner-up" WORD FIELD STRING -> runner_up
            | "unavailable" WORD STRING
 
@@ -266,6 +288,7 @@ class _Reader:
                 groups=groups,
                 target="".join(str(each.children[0]) for each in by_kind.get("target", ())),
                 predicted=next(map(self.predicted, by_kind.get("predicted", ())), None),
+                exchanges=tuple(self.exchange(e, dict(mesh)) for e in by_kind.get("exchange", ())),
                 alternatives=tuple(map(self.alternative, by_kind.get("alternative", ()))),
             )
         except PlanError as error:
@@ -294,6 +317,18 @@ class _Reader:
         if missing:
             self.fail(tree.children[-1], f"the prediction lacks {', '.join(missing)}")
         return Prediction(**found)
+
+    def exchange(self, tree: Tree, mesh: dict[str, int]) -> Exchange:
+        kind, over, *numbers, part = tree.children
+        axes = tuple(over.split(","))
+        for axis in axes:
+            self.check(over, axis, mesh, "mesh axis")
+        found = {}
+        for field, wanted in zip(numbers, ("bytes", "times")):
+            name, value = field.split("=", 1)
+            self.check(field, name, (wanted,), "quantity")
+            found[wanted] = self.number(field, value, int)
+        return Exchange(str(kind), axes, found["bytes"], found["times"], str(part))
 
     def alternative(self, tree: Tree) -> Alternative:
         label, *time, reason = tree.children
