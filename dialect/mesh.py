@@ -1,26 +1,21 @@
-"""Machines: topologies of chips, and the logical mesh laid over them.
+"""Meshes of devices: a jax Mesh laid over a topology.
 
-    Topology.parse("v5e:4x4")    # a slice by its shape; "v5e-16" by its name, "cpu:8" by its count
-    MeshSpec.parse("x=4 y=4")    # logical axes, independent of devices
-    jax_mesh(topology, spec)     # a jax Mesh of that slice: real devices where attached, else of
-                                 # libtpu's compiler for a machine that is not there
+    jax_mesh(Topology.parse("v5e:4x4"), MeshSpec.parse("x=4 y=4"))
 
-The text of a topology is all that a plan or a pipeline needs to name a machine.
+Its devices are the attached ones, where they are that machine; else those of libtpu's compiler,
+for a machine that is not there.
 """
 
 from __future__ import annotations
 
 import glob
 import importlib.util
-import itertools
 import math
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,210 +23,74 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from dialect.chips import CHIPS, Chip
-from rewrite.errors import PipelineError, nearest
+from dialect.chips import CHIPS
+from dialect.interconnect import Ring
+from dialect.mesh_spec import MeshSpec, TargetError
+from dialect.topology import Topology, cubic, placement
 
-
-class TargetError(PipelineError):
-    """The machine asked for does not exist, is not attached, or cannot be compiled for."""
-
-
-@dataclass(frozen=True)
-class MeshSpec:
-    """A logical mesh, independent of devices: (axis, size) pairs, the major axis first."""
-
-    axes: tuple[tuple[str, int], ...]
-
-    def __post_init__(self) -> None:
-        if not self.axes or any(size < 1 for _, size in self.axes):
-            raise TargetError(f"a mesh needs axes of size 1 or more, got {self.axes}")
-        if len({name for name, _ in self.axes}) < len(self.axes):
-            raise TargetError(f"the mesh {self} names an axis twice")
-
-    @staticmethod
-    def parse(text: str) -> MeshSpec:
-        """Reads "x=2 y=4". Raises TargetError."""
-        found = [re.fullmatch(r"([A-Za-z_]\w*)=([0-9]+)", word) for word in text.split()]
-        if not found or None in found:
-            raise TargetError(f"cannot read the mesh {text!r}", hint='write it as "x=2 y=4"')
-        return MeshSpec(tuple((match[1], int(match[2])) for match in found))
-
-    def __str__(self) -> str:
-        return " ".join(f"{name}={size}" for name, size in self.axes)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.axes)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(size for _, size in self.axes)
-
-    @property
-    def size(self) -> int:
-        """How many chips the mesh has."""
-        return math.prod(self.sizes)
-
-    def ways(self, axes: tuple[str, ...]) -> int:
-        """Over how many chips a dimension on these axes is split."""
-        return math.prod(dict(self.axes)[axis] for axis in axes)
-
-
-@dataclass(frozen=True)
-class Ring:
-    """A run of `size` neighbouring chips along one physical axis; `closed` where it wraps."""
-
-    size: int
-    closed: bool
-
-
-@dataclass(frozen=True)
-class Topology:
-    """A slice: chips in a grid of this shape."""
-
-    chip: Chip
-    shape: tuple[int, ...]
-
-    @staticmethod
-    def parse(text: str) -> Topology:
-        """Reads "v5e:4x4", "v5e-16" or "cpu:8". Raises TargetError with the nearest names.
-
-        A name with a dash counts TensorCores, as Google Cloud and MaxText do: v5e-16 has 16
-        chips (4x4), v4-128 and v5p-128 have 64 (4x4x4).
-        """
-        match = re.fullmatch(r"(\w+)([:-])([0-9]+(?:x[0-9]+)*)", text.strip())
-        name = match[1] if match else re.split(r"[:-]", text.strip())[0]
-        if name not in CHIPS:
-            raise TargetError(f"unknown chip {name!r} in {text!r}", hint=nearest(name, CHIPS))
-        chip = CHIPS[name]
-        shape = tuple(map(int, match[3].split("x"))) if match else ()
-        named = match is not None and match[2] == "-"
-        if named and text.strip() in _names(chip):
-            shape = _names(chip)[text.strip()]
-        elif named or not _is_slice(chip, shape):
-            raise TargetError(f"{text!r} is no slice of {name}", hint=nearest(text, _known(chip)))
-        return Topology(chip, shape)
-
-    def __str__(self) -> str:
-        return f"{self.chip.name}:" + "x".join(map(str, self.shape))
-
-    @property
-    def chips(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def wraps(self) -> tuple[bool, ...]:
-        """Which physical axes close into rings: those of whole cubes, or as long as the pod."""
-        if self.chip.cube:
-            return (all(size % self.chip.cube == 0 for size in self.shape),) * len(self.shape)
-        return tuple(size == pod for size, pod in zip(self.shape, self.chip.torus))
-
-    def mesh_axes(self) -> MeshSpec:
-        """The default mesh: x, y and z along the physical axes longer than one chip."""
-        shape = self.shape if len(self.shape) > 1 else cubic(self.shape[0], 2)
-        sizes = [size for size in shape if size > 1] or [1]
-        return MeshSpec(tuple(zip("xyz", sizes)))
-
-    def rings(self, mesh: MeshSpec) -> dict[str, tuple[Ring, ...]]:
-        """The physical runs of chips under each mesh axis, as `jax_mesh` lays them out."""
-        order = placement(self.shape, mesh.sizes)
-        runs = [(self.shape[axis], self.wraps[axis]) for axis in order]
-        left = [size for size, _ in runs]
-        found = {}
-        for name, size in mesh.axes:
-            parts = []
-            for number, (length, wraps) in enumerate(runs):
-                shared = math.gcd(size, left[number])
-                if shared > 1:
-                    parts.append(Ring(shared, wraps and shared == length))
-                    left[number] //= shared
-                    size //= shared
-            found[name] = tuple(parts)
-        return found
-
-
-def cubic(count: int, rank: int) -> tuple[int, ...]:
-    """The standard slice of `count` chips: the most cubic shape, ascending, ones last.
-
-    16 -> (4, 4); 32 -> (2, 4, 4); 4 -> (2, 2, 1). () where no count of chips is given.
-    """
-    factors = range(1, count + 1)
-    shapes = [()] if count < 1 else _shapes(count, rank, [n for n in factors if count % n == 0])
-    best = min(shapes, key=lambda shape: (sum(shape), shape))
-    return tuple(sorted(best, key=lambda size: (size == 1, size)))
-
-
-def _shapes(count: int, rank: int, divisors: list[int]) -> list[tuple[int, ...]]:
-    if rank == 1:
-        return [(count,)]
-    return [
-        (first, *rest)
-        for first in divisors
-        if count % first == 0
-        for rest in _shapes(count // first, rank - 1, divisors)
-    ]
-
-
-def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether the shape has the chip's rank, fits into the pod, and is made of 1, 2 or 4s."""
-    fits = all(size <= pod for size, pod in zip(sorted(shape), sorted(chip.torus)))
-    cut = len(shape) == 1 or all(size in (1, 2) or size % 4 == 0 for size in shape)
-    return len(shape) == len(chip.torus) and min(shape) > 0 and fits and cut
-
-
-def _names(chip: Chip) -> dict[str, tuple[int, ...]]:
-    """The standard slices by the names that count TensorCores; none for a chip without a torus."""
-    rank = len(chip.torus)
-    counts = [1 << power for power in range(13) if rank > 1]
-    shapes = {f"{chip.name}-{count * chip.cores}": cubic(count, rank) for count in counts}
-    return {name: shape for name, shape in shapes.items() if _is_slice(chip, shape)}
-
-
-def _known(chip: Chip) -> list[str]:
-    """The standard slices by shape and by name, for hints."""
-    names = _names(chip)
-    return [str(Topology(chip, shape)) for shape in names.values()] + list(names) or ["cpu:8"]
-
-
-def placement(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """An order of the physical axes in which reshaping them gives the mesh.
-
-    Mesh axes get whole physical axes where sizes allow it; else the order stays and a mesh axis
-    may take a part of a physical one.
-    """
-    for owners in itertools.product(range(len(sizes)), repeat=len(shape)):
-        products = [1] * len(sizes)
-        for owner, size in zip(owners, shape):
-            products[owner] *= size
-        if tuple(products) == tuple(sizes):
-            return tuple(sorted(range(len(shape)), key=lambda axis: owners[axis]))
-    return tuple(range(len(shape)))
+__all__ = [
+    "MeshSpec",
+    "Ring",
+    "TargetError",
+    "Topology",
+    "cubic",
+    "describe",
+    "devices",
+    "here",
+    "jax_mesh",
+    "placement",
+    "prepare_libtpu",
+]
 
 
 def jax_mesh(topology: Topology, mesh: MeshSpec) -> Mesh:
     """A jax Mesh with Auto axes, its axes along physical ones. Raises TargetError."""
-    if mesh.size != topology.chips:
-        message = f"the mesh {mesh} has {mesh.size} devices, {topology} has {topology.chips} chips"
+    if mesh.size != topology.devices:
+        message = f"the mesh {mesh} has {mesh.size} devices, {topology} has {topology.devices}"
         raise TargetError(message, hint=f"for example: mesh {topology.mesh_axes()}")
-    grid = np.empty(topology.chips, dtype=object)
+    grid = np.empty(topology.devices, dtype=object)
     grid[:] = devices(topology)
-    order = placement(topology.shape, mesh.sizes)
-    arranged = grid.reshape(topology.shape).transpose(order).reshape(mesh.sizes)
+    order = placement(topology.grid, mesh.sizes)
+    arranged = grid.reshape(topology.grid).transpose(order).reshape(mesh.sizes)
     return Mesh(arranged, mesh.names, axis_types=(AxisType.Auto,) * len(mesh.axes))
 
 
 def devices(topology: Topology) -> list[Any]:
-    """One jax device per chip, in row-major order of the chips' coordinates.
+    """The devices of every chip, in row-major order of `Topology.grid`.
 
     The attached devices where they are this very slice; for a TPU else the devices of libtpu's
     ahead-of-time compiler, which compile but do not run. Raises TargetError.
     """
-    if topology.chip.name == "cpu":
-        return _cpu_devices(topology.chips)
+    chip = topology.chip
+    if chip.platform == "cpu":
+        return _cpu_devices(topology.devices)
+    if chip.platform == "gpu":
+        return _gpu_devices(topology)
+    if not chip.libtpu:
+        hint = f'give a mesh of {topology.devices} CPU devices, and target="{topology}"'
+        raise TargetError(f"{topology} can be planned for, not compiled for", hint=hint)
     attached = [each for each in _attached() if each.platform == "tpu"]
-    if attached and describe(Mesh(np.array(attached), ("x",)))[0] == topology:
+    if attached and _is_made_of(topology, attached):
         return sorted(attached, key=_coordinates)
     return sorted(_described_devices(topology), key=_coordinates)
+
+
+def _is_made_of(topology: Topology, attached: list[Any]) -> bool:
+    found = _topology_of(Mesh(np.array(attached), ("x",)))
+    same = found.chip.libtpu == topology.chip.libtpu
+    return same and (found.shape, found.slices) == (topology.shape, topology.slices)
+
+
+def _gpu_devices(topology: Topology) -> list[Any]:
+    """GPUs are compiled for where they are attached only: XLA tunes its kernels on them."""
+    kinds, count = topology.chip.device_kinds, topology.devices
+    attached = jax.devices("gpu") if glob.glob("/dev/nvidia[0-9]*") else []
+    found = [each for each in attached if each.device_kind in kinds]
+    if len(found) < count:
+        message = f"{topology} needs {count} of {' or '.join(kinds)}, {len(found)} are attached"
+        hint = f'to plan only, give a mesh of {count} CPU devices, and target="{topology}"'
+        raise TargetError(message, hint=hint)
+    return found[:count]
 
 
 def _cpu_devices(count: int) -> list[Any]:
@@ -250,16 +109,18 @@ def _cpu_devices(count: int) -> list[Any]:
 def _described_devices(topology: Topology) -> list[Any]:
     """Devices to compile for; nothing of the kind need be attached."""
     prepare_libtpu()
+    chip = topology.chip
     options: dict[str, Any] = {"wrap": (*topology.wraps, False)[:3]}
-    if topology.chip.cores > 1:
+    if chip.cores > chip.devices:
         options["chip_config_name"] = "megacore"  # else one device per core, not per chip
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
     if any(size % 2 for size in topology.shape[:2]):
         options["chips_per_host_bounds"] = (1, 1, 1)  # hosts of 2x2 chips would not tile it
+    name = f"{chip.libtpu}:" + "x".join(map(str, topology.shape))
     with _stderr_kept() as said:
         try:
-            found = topologies.get_topology_desc(
-                topology_name=str(topology), platform="tpu", **options
-            )
+            found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
         except Exception as error:  # jaxlib raises several kinds; all mean the same to the user
             why = said() or "no further message"
             raise TargetError(f"libtpu cannot compile for {topology}: {error}\n{why}") from error
@@ -313,7 +174,12 @@ def _stderr_kept() -> Iterator[Any]:
 
 
 def _coordinates(device: Any) -> tuple[int, ...]:
-    return (*device.coords, device.core_on_chip)
+    return (_slice_of(device), *device.coords, device.core_on_chip)
+
+
+def _slice_of(device: Any) -> int:
+    """Which slice a device is of; on a machine of a single one JAX may not say."""
+    return getattr(device, "slice_index", None) or 0
 
 
 def describe(mesh: Any, target: str | None = None) -> tuple[Topology, MeshSpec]:
@@ -327,9 +193,9 @@ def describe(mesh: Any, target: str | None = None) -> tuple[Topology, MeshSpec]:
         raise TargetError(f"expected a mesh, got {type(mesh).__name__}", hint=hint)
     spec = MeshSpec(tuple((str(name), int(size)) for name, size in shape.items()))
     topology = Topology.parse(target) if target else _topology_of(mesh)
-    if topology.chips != spec.size:
-        message = f"the mesh {spec} has {spec.size} devices, {topology} has {topology.chips} chips"
-        raise TargetError(message, hint="name a target with as many chips as the mesh")
+    if topology.devices != spec.size:
+        message = f"the mesh {spec} has {spec.size} devices, {topology} has {topology.devices}"
+        raise TargetError(message, hint="name a target with as many devices as the mesh")
     return topology, spec
 
 
@@ -343,12 +209,14 @@ def _topology_of(mesh: Any) -> Topology:
     if chip is None:
         hint = 'say which machine to plan for: target="cpu:8" (known: ' + ", ".join(CHIPS) + ")"
         raise TargetError(f"no figures are known for the device {kind!r}", hint=hint)
-    shape = cubic(len(flat), len(chip.torus))
-    if chip.name != "cpu":
+    slices = len(set(map(_slice_of, flat)))
+    count = len(flat) // slices // chip.devices
+    shape = cubic(count, len(chip.largest))
+    if chip.platform == "tpu":
         spans = [len(set(place)) for place in zip(*(device.coords for device in flat))]
-        spanned = tuple(spans[: len(chip.torus)])
-        shape = spanned if math.prod(spanned) == len(flat) else shape
-    return Topology(chip, shape)
+        spanned = tuple(spans[: len(shape)])
+        shape = spanned if math.prod(spanned) == count else shape
+    return Topology(chip, shape, slices)
 
 
 def here() -> str:

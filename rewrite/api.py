@@ -104,7 +104,7 @@ def _laid(mesh: Any, target: str | None, asked: Target) -> tuple[Any, Target]:
     if asked.mesh:
         wanted = machine.MeshSpec(asked.mesh)
         own = asked.topology and machine.Topology.parse(asked.topology) == topology
-        spec = wanted if own or wanted.size == topology.chips else spec
+        spec = wanted if own or wanted.size == topology.devices else spec
     return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
 
 

@@ -66,7 +66,8 @@ class Pipeline:
 
     def __str__(self) -> str:
         """The canonical text: `Pipeline.parse(str(p)) == p`."""
-        lines = [f"target {self.topology}"] if self.topology else []
+        named = json.dumps(self.topology) if "/" in self.topology else self.topology
+        lines = [f"target {named}"] if self.topology else []
         if self.mesh:
             lines.append("mesh " + " ".join(f"{axis}={size}" for axis, size in self.mesh))
         for name, passes in self.phases:
@@ -136,7 +137,9 @@ class _Reader:
                 case "target" if topology:
                     self.fail(part.meta, "the target is given twice")
                 case "target":
-                    topology, where = str(part.children[0]), f"{self.source}:{part.meta.line}"
+                    named = str(part.children[0])
+                    topology = json.loads(named) if named.startswith('"') else named
+                    where = f"{self.source}:{part.meta.line}"
                 case "mesh" if mesh:
                     self.fail(part.meta, "the mesh is given twice")
                 case "mesh":

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from dialect.chips import CHIPS, GIB
+from dialect.interconnect import Network, Ring, Switch
 from dialect.mesh import (
     MeshSpec,
-    Ring,
     TargetError,
     Topology,
     cubic,
@@ -47,6 +46,15 @@ ROOT = Path(__file__).parents[1]
         ("cpu:8", "cpu:8", 8, "x=2 y=4"),
         ("cpu:6", "cpu:6", 6, "x=2 y=3"),
         ("cpu:7", "cpu:7", 7, "x=7"),
+        ("v7x:2x2x1", "v7x:2x2x1", 4, "x=2 y=2 core=2"),  # two devices per chip
+        ("7x-16", "v7x:2x2x2", 8, "x=2 y=2 z=2 core=2"),
+        ("tpu7x:4x4x4", "v7x:4x4x4", 64, "x=4 y=4 z=4 core=2"),
+        ("h100:8", "h100:8", 8, "x=2 y=4"),
+        ("a100:1", "a100:1", 1, "x=1"),
+        ("2*v5e:4x4", "2*v5e:4x4", 32, "dcn=2 x=4 y=4"),
+        ("4*v4-128", "4*v4:4x4x4", 256, "dcn=4 x=4 y=4 z=4"),
+        ("1*v6e:1x1", "v6e:1x1", 1, "x=1"),
+        ("2*h200:8", "2*h200:8", 16, "dcn=2 x=2 y=4"),
     ],
 )
 def test_a_topology_by_shape_name_or_count(
@@ -57,6 +65,7 @@ def test_a_topology_by_shape_name_or_count(
     assert Topology.parse(str(topology)) == topology
     assert topology.chips == chips
     assert str(topology.mesh_axes()) == mesh
+    assert topology.mesh_axes().size == topology.devices == chips * topology.chip.devices
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,13 @@ def test_a_topology_by_shape_name_or_count(
         ("v5e-12", "'v5e-12' is no slice of v5e", "v5e-128"),
         ("v5e:4by4", "'v5e:4by4' is no slice of v5e", "v5e:4x4"),
         ("cpu:0", "'cpu:0' is no slice of cpu", "cpu:8"),
-        ("", "unknown chip ''", "known: cpu, v4, v5e, v5p, v6e"),
+        ("h100:9", "'h100:9' is no slice of h100", "h100:8"),
+        ("h100-8", "'h100-8' is no slice of h100", "h100:8"),
+        ("h100:2x4", "'h100:2x4' is no slice of h100", "h100:4"),
+        ("7x:2x2", "'7x:2x2' is no slice of v7x", "v7x:2x2x2"),
+        ("0*v5e:4x4", "'0*v5e:4x4' has no slices", "2*v5e:4x4"),
+        ("2*v9:4x4", "unknown chip 'v9' in '2*v9:4x4'", "v4"),
+        ("", "unknown chip ''", "known: a100, cpu, h100, h200, v4, v5e, v5p, v6e, v7x"),
     ],
 )
 def test_an_unknown_topology_gets_the_nearest_names(text: str, message: str, hint: str) -> None:
@@ -106,7 +121,12 @@ def test_standard_shapes_are_the_most_cubic() -> None:
         ("v5e:4x4", (False, False)),
         ("v5e:8x16", (False, True)),  # only along a full 16
         ("v6e:16x16", (True, True)),
+        ("v7x:4x4x8", (True, True, True)),
+        ("v7x:2x2x1", (False, False, False)),
+        ("2*v6e:16x16", (True, True)),
         ("cpu:8", (False,)),
+        ("cpu:4096", (False,)),
+        ("h100:8", (False,)),
     ],
 )
 def test_which_axes_are_rings(text: str, wraps: tuple[bool, ...]) -> None:
@@ -115,12 +135,50 @@ def test_which_axes_are_rings(text: str, wraps: tuple[bool, ...]) -> None:
 
 def test_rings_under_mesh_axes() -> None:
     cube, rectangle = Topology.parse("v4:4x4x4"), Topology.parse("v5e:4x4")
-    closed, open_4, open_2 = Ring(4, True), Ring(4, False), Ring(2, False)
+    closed, open_4, open_2 = (
+        Ring(size, closes, bytes_per_s=45e9, hop_s=1e-6)
+        for size, closes in ((4, True), (4, False), (2, False))
+    )
     assert cube.rings(MeshSpec.parse("x=4 y=16")) == {"x": (closed,), "y": (closed, closed)}
     assert cube.rings(MeshSpec.parse("model=64")) == {"model": (closed, closed, closed)}
     # A part of a ring is open.
     assert rectangle.rings(MeshSpec.parse("x=2 y=8")) == {"x": (open_2,), "y": (open_2, open_4)}
     assert rectangle.rings(MeshSpec.parse("a=1 b=16")) == {"a": (), "b": (open_4, open_4)}
+    assert Topology.parse("v6e:16x16").rings(MeshSpec.parse("x=32 y=8")) == {
+        "x": (Ring(16, True, 90e9, 1e-6), Ring(2, False, 90e9, 1e-6)),
+        "y": (Ring(8, False, 90e9, 1e-6),),
+    }
+
+
+def test_a_switch_joins_any_chips_alike() -> None:
+    box = Topology.parse("h100:8")
+    assert box.rings(MeshSpec.parse("x=8")) == {"x": (Switch(8, 450e9, 1.9e-6),)}
+    assert box.rings(MeshSpec.parse("x=2 y=4")) == {
+        "x": (Switch(2, 450e9, 1.9e-6),),
+        "y": (Switch(4, 450e9, 1.9e-6),),
+    }
+
+
+def test_slices_are_joined_by_a_network() -> None:
+    two = Topology.parse("2*v5e:4x4")
+    network, ring = Network(2, 3.125e9, 14e-6), Ring(4, False, 45e9, 1e-6)
+    found = two.rings(MeshSpec.parse("dcn=2 x=4 y=4"))
+    assert found == {"dcn": (network,), "x": (ring,), "y": (ring,)}
+    assert two.rings(MeshSpec.parse("data=8 model=4")) == {
+        "data": (network, ring),
+        "model": (ring,),
+    }
+    assert network != Switch(2, 3.125e9, 14e-6)
+
+
+def test_two_devices_of_a_chip_share_its_links() -> None:
+    pair = Ring(2, False, bytes_per_s=540e9, hop_s=1e-6)
+    ring = Ring(4, True, bytes_per_s=45e9, hop_s=1e-6)
+    assert Topology.parse("v7x:4x4x4").rings(MeshSpec.parse("x=4 y=4 z=8")) == {
+        "x": (ring,),
+        "y": (ring,),
+        "z": (ring, pair),
+    }
 
 
 def test_mesh_axes_get_whole_physical_axes_where_sizes_allow() -> None:
@@ -160,6 +218,19 @@ def test_one_device_per_chip(text: str) -> None:
     assert places == list(np.ndindex(*topology.shape))
 
 
+def test_two_devices_per_chip_and_several_slices() -> None:
+    found = devices(Topology.parse("2*v7x:2x2x1"))
+    places = [(each.slice_index, *each.coords, each.core_on_chip) for each in found]
+    assert places == list(np.ndindex(2, 2, 2, 1, 2))
+    assert {device.device_kind for device in found} == {"TPU7x"}
+
+
+def test_slices_lie_along_the_outermost_axis() -> None:
+    mesh = jax_mesh(Topology.parse("2*v5e:2x4"), MeshSpec.parse("dcn=2 x=4 y=2"))
+    for (dcn, x, y), device in np.ndenumerate(mesh.devices):
+        assert (device.slice_index, *device.coords[:2]) == (dcn, y, x)
+
+
 def test_mesh_axes_run_along_physical_axes() -> None:
     cube = jax_mesh(Topology.parse("v4:4x4x4"), MeshSpec.parse("x=4 y=16"))
     for (x, y), device in np.ndenumerate(cube.devices):
@@ -169,7 +240,11 @@ def test_mesh_axes_run_along_physical_axes() -> None:
         assert device.coords[:2] == [y, x]
 
 
-@pytest.mark.parametrize("text", ["v4:4x4x4", "v5e:2x4", "v5p:2x2x2", "v6e:4x4", "cpu:8"])
+@pytest.mark.parametrize(
+    "text",
+    ["v4:4x4x4", "v5e:2x4", "v5p:2x2x2", "v6e:4x4", "v7x:2x2x1", "v7x:1x1x1", "2*v4:2x2x1"]
+    + ["2*v7x:2x2x1", "cpu:8"],
+)
 def test_a_mesh_tells_what_it_is_made_of(text: str) -> None:
     topology = Topology.parse(text)
     mesh = jax_mesh(topology, topology.mesh_axes())
@@ -199,7 +274,7 @@ def test_too_few_cpu_devices_names_the_flag() -> None:
 def test_a_mesh_of_another_size_than_the_slice() -> None:
     with pytest.raises(TargetError) as caught:
         jax_mesh(Topology.parse("v5e:4x4"), MeshSpec.parse("x=2 y=4"))
-    assert caught.value.message == "the mesh x=2 y=4 has 8 devices, v5e:4x4 has 16 chips"
+    assert caught.value.message == "the mesh x=2 y=4 has 8 devices, v5e:4x4 has 16"
     assert caught.value.hint == "for example: mesh x=4 y=4"
 
 
@@ -210,14 +285,39 @@ def test_an_abstract_mesh_needs_a_target() -> None:
         describe(mesh)
     assert caught.value.message == "the AbstractMesh has no devices"
     assert 'target="v5e:2x4"' in caught.value.hint
-    with pytest.raises(TargetError, match="x=2 y=4 has 8 devices, v5e:4x4 has 16 chips"):
+    with pytest.raises(TargetError, match="x=2 y=4 has 8 devices, v5e:4x4 has 16"):
         describe(mesh, "v5e:4x4")
 
 
 def test_a_mesh_may_be_planned_as_another_machine() -> None:
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "model"))
     assert describe(mesh) == (Topology.parse("cpu:8"), MeshSpec.parse("data=2 model=4"))
-    assert describe(mesh, "v5e:2x4")[0] == Topology.parse("v5e:2x4")
+    for text in ("v5e:2x4", "h100:8", "v7x:2x2x1", "2*v4:2x2x1"):
+        assert describe(mesh, text)[0] == Topology.parse(text)
+
+
+def test_virtual_slices() -> None:
+    found = devices(Topology.parse("2*cpu:4"))
+    assert found == jax.devices()[:8]
+
+
+def test_gpus_that_are_not_attached_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    with pytest.raises(TargetError) as caught:
+        devices(Topology.parse("h100:8"))
+    wanted = "h100:8 needs 8 of NVIDIA H100 80GB HBM3, 0 are attached"
+    assert caught.value.message == wanted
+    assert caught.value.hint.endswith('give a mesh of 8 CPU devices, and target="h100:8"')
+
+
+def test_gpus_that_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ["NVIDIA H200"] * 2 + ["NVIDIA T4"] + ["NVIDIA H200"]
+    attached = [SimpleNamespace(device_kind=kind, id=n) for n, kind in enumerate(kinds)]
+    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(jax, "devices", lambda backend: attached)
+    assert [each.id for each in devices(Topology.parse("h200:2"))] == [0, 1]
+    with pytest.raises(TargetError, match="h200:4 needs 4 of NVIDIA H200, 3 are attached"):
+        devices(Topology.parse("h200:4"))
 
 
 def test_what_is_no_mesh() -> None:
@@ -257,25 +357,3 @@ def test_a_fresh_process_needs_no_settings_and_prints_nothing_else() -> None:
         text=True,
     )
     assert (done.stdout, done.stderr) == ("64 cpu:1\n", "")
-
-
-def test_data_sheets_agree_with_their_sources() -> None:
-    """Peak FLOP/s, HBM and links as in Pope et al. 2022, section 4, and the Cloud TPU pages."""
-    v4 = CHIPS["v4"]
-    assert (v4.bf16_flops_per_s, v4.hbm_bytes, v4.hbm_bytes_per_s) == (275e12, 32 * GIB, 1200e9)
-    assert 6 * v4.link_bytes_per_s == 270e9
-    assert {name: chip.bf16_flops_per_s / 1e12 for name, chip in CHIPS.items()} == {
-        "v4": 275,
-        "v5e": 197,
-        "v5p": 459,
-        "v6e": 918,
-        "cpu": 1,
-    }
-    assert {name: math.prod(chip.torus) for name, chip in CHIPS.items() if name != "cpu"} == {
-        "v4": 4096,
-        "v5e": 256,
-        "v5p": 8960,
-        "v6e": 256,
-    }
-    for chip in CHIPS.values():
-        assert 0.9 * chip.hbm_bytes < chip.usable_hbm_bytes <= chip.hbm_bytes

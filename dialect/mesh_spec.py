@@ -1,0 +1,54 @@
+"""Logical meshes: named axes and their sizes, independent of devices."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from rewrite.errors import PipelineError
+
+
+class TargetError(PipelineError):
+    """The machine asked for does not exist, is not attached, or cannot be compiled for."""
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """A logical mesh, independent of devices: (axis, size) pairs, the major axis first."""
+
+    axes: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.axes or any(size < 1 for _, size in self.axes):
+            raise TargetError(f"a mesh needs axes of size 1 or more, got {self.axes}")
+        if len({name for name, _ in self.axes}) < len(self.axes):
+            raise TargetError(f"the mesh {self} names an axis twice")
+
+    @staticmethod
+    def parse(text: str) -> MeshSpec:
+        """Reads "x=2 y=4". Raises TargetError."""
+        found = [re.fullmatch(r"([A-Za-z_]\w*)=([0-9]+)", word) for word in text.split()]
+        if not found or None in found:
+            raise TargetError(f"cannot read the mesh {text!r}", hint='write it as "x=2 y=4"')
+        return MeshSpec(tuple((match[1], int(match[2])) for match in found))
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={size}" for name, size in self.axes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.axes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(size for _, size in self.axes)
+
+    @property
+    def size(self) -> int:
+        """How many devices the mesh has."""
+        return math.prod(self.sizes)
+
+    def ways(self, axes: tuple[str, ...]) -> int:
+        """Over how many devices a dimension on these axes is split."""
+        return math.prod(dict(self.axes)[axis] for axis in axes)
