@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +70,12 @@ class Found:
     line: str
     trips: int | None
     source: str
+
+    @property
+    def channel(self) -> str:
+        """What the parts of one collective have in common, empty where it has no other parts."""
+        found = re.search(r"channel_id=(\d+)", self.line)
+        return found[1] if found else ""
 
 
 class Module:
@@ -142,34 +148,57 @@ def _ints(text: str) -> tuple[int, ...]:
 
 def collectives(module: Module) -> Iterator[Found]:
     """Every collective; of an asynchronous pair the one, and a conditional's branches all."""
-    yield from _walk(module, module.entry, 1, None)
+    yield from _walk(module, module.entry, 1)
 
 
-def _walk(module: Module, name: str, trips: int | None, fused: set[str] | None) -> Iterator[Found]:
+def _walk(module: Module, name: str, trips: int | None) -> Iterator[Found]:
     """Those below a computation that runs `trips` times.
 
     A collective that runs alongside other work shows in several fusions: where it starts, what it
-    runs along, where it ends. They share a channel; `fused` has the channels met in fusions.
+    runs along, where it ends. They share a channel.
     """
     body = module.computation(name)
     met: set[str] = set()
     for each in body.values():
-        kind = each.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            channel = each.attribute(r"channel_id=(\d+)")
-            if fused is None or channel not in fused:
-                yield Found(kind, _result_type(each, body), each.line, trips, each.source)
-            if fused is not None and channel:
-                fused.add(channel)
-        elif each.opcode == "while":
+        if each.opcode == "while":
             loop_body, times = loop_of(module, each, body)
             inner = None if trips is None or times is None else trips * times
-            yield from _walk(module, loop_body, inner, None)
-        elif not each.opcode.endswith(("-done", "-update")):
-            inside = fused if each.opcode != "fusion" else met if fused is None else fused
+            yield from _walk(module, loop_body, inner)
+        elif each.opcode in ("call", "conditional"):
             for callee in callees(each):
-                for found in _walk(module, callee, trips, inside):
+                yield from _walk(module, callee, trips)
+        else:
+            found = list(collectives_of(module, body, each))
+            again = met if each.opcode == "fusion" else set()
+            yield from (replace(one, trips=trips) for one in found if one.channel not in again)
+            met |= {one.channel for one in found if one.channel and each.opcode == "fusion"}
+
+
+def collectives_of(
+    module: Module, body: dict[str, Instruction], each: Instruction
+) -> Iterator[Found]:
+    """Those that one instruction of a schedule runs or starts, in its fusion or by itself."""
+    kind = each.opcode.removesuffix("-start")
+    if kind in COLLECTIVES:
+        yield Found(kind, _result_type(each, body), each.line, 1, _source(each, body))
+    elif not each.opcode.endswith(("-done", "-update")):
+        for callee in callees(each):
+            inside = module.computation(callee)
+            for inner in inside.values():
+                for found in collectives_of(module, inside, inner):
                     yield _scattered(each, found) if callee.startswith(_REDUCE_SCATTER) else found
+
+
+def _source(each: Instruction, body: dict[str, Instruction]) -> str:
+    """The JAX operation that it was made for; where XLA does not say, the nearest that it reads."""
+    near = {each.name: each}
+    for name in (names := [each.name]):
+        if near[name].source:
+            return near[name].source
+        read = [one for one in near[name].operands if one in body and one not in near]
+        near |= {one: body[one] for one in read}
+        names += read
+    return ""
 
 
 def loop_of(
@@ -256,9 +285,9 @@ def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | Non
 
 def chip_groups(line: str, chips: int) -> list[set[int]] | None:
     """The groups of chips that a collective names, in any of XLA's notations; None in another."""
-    pairs = re.search(r"source_target_pairs=\{(.*?\})\}", line)
+    pairs = permuted(line)
     if pairs:
-        return _connected([_ints(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
+        return _connected(pairs)
     listed = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", line)
     if listed:
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
@@ -268,6 +297,12 @@ def chip_groups(line: str, chips: int) -> list[set[int]] | None:
         return [set(row) for row in _order(counted[2]).reshape(_ints(counted[1])).tolist()]
     named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((\S+)\))? \{(.*?)\}", line)
     return _along_axes(*named.groups()) if named else None
+
+
+def permuted(line: str) -> list[tuple[int, ...]]:
+    """The pairs (source, target) of a collective-permute."""
+    pairs = re.search(r"source_target_pairs=\{(.*?\})\}", line)
+    return [_ints(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])] if pairs else []
 
 
 def _connected(pairs: list[tuple[int, ...]]) -> list[set[int]]:
