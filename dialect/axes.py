@@ -11,7 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dialect.axis import NAMES, Axes, Axis, Names, leaves, leaves_of, unify  # noqa: F401
+from dialect.axis import (  # noqa: F401
+    NAMES,
+    Axes,
+    Axis,
+    Names,
+    join_resized,
+    leaves,
+    leaves_of,
+    unify,
+)
 from dialect.axis_hints import place_hints
 from dialect.axis_names import name_axes
 from dialect.control import scan_parts
@@ -38,6 +47,8 @@ def _join_graph(axes: Axes, graph: Graph) -> None:
             _join_scan(axes, op)
         elif op.regions:
             _join_regions(axes, op)
+        elif op.name in ("padded", "unpadded"):
+            _join_padded(axes, op)
         else:
             _join_op(axes, op)
 
@@ -59,6 +70,15 @@ def _join_op(axes: Axes, op: Op) -> None:
                 known[dimension[0]] = [axis]
     for axis, dimension in compound:
         _join_compound(known, axis, dimension)
+
+
+def _join_padded(axes: Axes, op: Op) -> None:
+    """A padded axis is the axis it was, as long as it is with its padding."""
+    for axis, (before, after) in enumerate(zip(axes.at(op.args[0]), axes.at(op.results[0]))):
+        if axis == op["axis"]:
+            join_resized(before, after)
+        else:
+            unify([before], [after])
 
 
 def _join_compound(known: dict[str, list[Axis]], axis: Axis, dimension: tuple[str, ...]) -> None:

@@ -76,6 +76,13 @@ def unify(left: Iterable[Axis], right: Iterable[Axis]) -> None:
         one, other = one[1:], other[1:]
 
 
+def join_resized(one: Axis, other: Axis) -> None:
+    """Makes two axes of different sizes the same, as long as the longer. Torn axes are left."""
+    parts = sorted((*leaves(one), *leaves(other)), key=lambda leaf: -leaf.size)
+    if len(parts) == 2 and parts[0] is not parts[1]:
+        _join(*parts)
+
+
 def _join(a: Axis, b: Axis) -> None:
     b.link = a
     a.roles |= b.roles

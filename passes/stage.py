@@ -4,9 +4,9 @@ step(params, state, args)  ->  prepare(params), adapt(state), step(packed, packe
 
 Parameters are cut where the step has the fewest bytes to read (`dialect.binding`); a loop over
 layers is first split in two, so that what its body does to parameters alone runs in a loop of its
-own. State that is changed in form on the way in and changed back on the way out (transposed, one
-array stacked of many, many unstacked of one) is kept in the new form: `adapt` changes it once,
-`restore` changes it back.
+own. State that is changed in form on the way in and changed back on the way out (transposed,
+padded, one array stacked of many, many unstacked of one) is kept in the new form: `adapt` changes
+it once, `restore` changes it back.
 """
 
 from __future__ import annotations
@@ -191,6 +191,9 @@ def _undone(op: Op, other: Op) -> bool:
     if op.name == "transpose" and other.name == "transpose":
         back = tuple(op["permutation"].index(i) for i in range(len(op["permutation"])))
         return other["permutation"] == back
+    if (op.name, other.name) == ("padded", "unpadded"):
+        size = op.args[0].type.shape[op["axis"]]
+        return (other["axis"], other["size"]) == (op["axis"], size)
     if {op.name, other.name} == {"stack", "unstack"}:
         return op["axis"] == other["axis"] and len(op.types) == len(other.args)
     return False

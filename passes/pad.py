@@ -1,0 +1,212 @@
+"""pad: an axis of the weights made longer with zeros, so that the mesh divides it.
+
+heads (48)  ->  heads (64): queries, keys and values, what reads them, and a cache that has heads
+
+With 48 heads, PaLM-540B was served as if it had 64 (Pope et al. 2022, arXiv:2211.05102, appendix
+D.1). Idle heads, hidden values and tokens are all zeros, so nothing else changes; `stage` pads the
+weights once, in `prepare`, and the cache in `adapt`. Where queries are grouped either each group
+gets more queries, or there are more groups: whichever is the quicker. What pays is for the cost
+model to say: `pad{heads=64}` asks for a size, `pad{heads=off}` for none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from dialect.axes import Axes, infer_axes
+from dialect.decoder import decoder_shape
+from dialect.decoder_shape import DecoderShape
+from dialect.longer import Longer, NotPadded, lengthened
+from dialect.mesh import MeshSpec, Topology
+from dialect.search import TIE, choose
+from rewrite.errors import PlanError
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.target import Target
+from rewrite.units import size as shown_bytes
+
+AXES = ("heads", "d_ff", "vocab")
+LOGIT_BYTES = 4
+Wanted = Literal["auto", "off"] | int
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to pad: one axis of the program, its sizes, and the decoder that has it so."""
+
+    axis: str
+    old: int
+    new: int
+    shape: DecoderShape
+
+    def __str__(self) -> str:
+        return f"{self.axis} {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Pad(Pass):
+    """Pads query heads, d_ff and the vocabulary: where it pays, to a size, or not at all."""
+
+    heads: Wanted = "auto"
+    d_ff: Wanted = "auto"
+    vocab: Wanted = "auto"
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        notes: list[str] = []
+        axes = infer_axes(program)
+        for name in AXES:
+            wanted, before = getattr(self, name), program
+            if isinstance(wanted, int):
+                program = _asked(program, axes, target, name, wanted, notes)
+            elif wanted == "auto" and target.mesh:
+                program = _paying(program, axes, target, name, notes)
+            axes = axes if program is before else infer_axes(program)
+        if not target.mesh:
+            notes.append("there is no mesh, so only what is asked for is padded")
+        return self.said(program, *notes)
+
+
+def _asked(
+    program: Program, axes: Axes, target: Target, name: str, size: int, notes: list[str]
+) -> Program:
+    """The program with an axis of this size. Raises PlanError where it cannot have it."""
+    shape = decoder_shape(program, axes)
+    if size == getattr(shape, name):
+        notes.append(f"{name} are {size} as it is")
+        return program
+    errors = [f"this program has {getattr(shape, name)}"]
+    for option in _of_size(shape, name, size):
+        try:
+            longer = Longer.named(axes, option.axis, option.old, option.new)
+            padded = lengthened(program, longer)
+        except NotPadded as error:
+            errors.append(f"{option}: {error}")
+            continue
+        times = [_step_s(each, target) for each in (option.shape, shape)] if target.mesh else []
+        notes.append(f"{option}, as asked: {_price(times, program, longer)}")
+        return padded
+    raise PlanError(f"cannot pad {name} to {size}: {'; '.join(errors)}")
+
+
+def _paying(program: Program, axes: Axes, target: Target, name: str, notes: list[str]) -> Program:
+    """The program with an axis padded where that is quicker, by more than a tie."""
+    shape = decoder_shape(program, axes)
+    options = {str(each): each for ways in _ways(target) for each in _over(shape, name, ways)}
+    if not options:
+        size = getattr(shape, name)
+        notes.append(f"{name} ({size}) divides as it is" if size else f"no axis is known as {name}")
+        return program
+    now_s = _step_s(shape, target)
+    costed = [(_padded_s(each, target), each) for each in options.values()]
+    for time_s, option in sorted(costed, key=lambda each: each[0]):
+        try:
+            longer = Longer.named(axes, option.axis, option.old, option.new)
+            price = _price([time_s, now_s], program, longer)
+            if time_s * (1 + TIE) >= now_s:
+                notes.append(f"{option} does not pay: {price}")
+                return program
+            padded = lengthened(program, longer)
+        except NotPadded as error:
+            notes.append(f"not {option}: {error}")
+            continue
+        notes.append(f"{option}: {price}")
+        return padded
+    return program
+
+
+def _ways(target: Target) -> list[int]:
+    """Over how many chips an axis may be split: the products of sizes of mesh axes."""
+    found = {1}
+    for _, size in target.mesh:
+        found |= {ways * size for ways in found}
+    return sorted(found)
+
+
+def _over(shape: DecoderShape, name: str, ways: int) -> Iterator[Option]:
+    """The least that an axis must be padded to divide over so many chips; none if it does."""
+    for axis, old, step in _steps(shape, name, ways):
+        new = -(-old // step) * step
+        if new != old:
+            yield Option(axis, old, new, _with(shape, axis, new))
+
+
+def _steps(shape: DecoderShape, name: str, ways: int) -> Iterator[tuple[str, int, int]]:
+    """(axis of the program, its size, what must divide it); grouped queries can be had two ways."""
+    size = getattr(shape, name)
+    if not size:
+        return
+    if name == "heads" and _is_grouped(shape):
+        step = ways // math.gcd(shape.kv_heads, ways)
+        yield "q_per_kv", shape.heads // shape.kv_heads, step
+        if shape.heads % ways:
+            yield "kv_heads", shape.kv_heads, ways
+        return
+    yield name, size, ways
+
+
+def _of_size(shape: DecoderShape, name: str, size: int) -> Iterator[Option]:
+    """The ways to give an axis a size; those come first that leave the cache alone."""
+    old = getattr(shape, name)
+    if not old or size < old:
+        return
+    if name != "heads" or not _is_grouped(shape):
+        yield Option(name, old, size, _with(shape, name, size))
+        return
+    queries = shape.heads // shape.kv_heads
+    if size % shape.kv_heads == 0:
+        new = size // shape.kv_heads
+        yield Option("q_per_kv", queries, new, _with(shape, "q_per_kv", new))
+    if size % queries == 0:
+        new = size // queries
+        yield Option("kv_heads", shape.kv_heads, new, _with(shape, "kv_heads", new))
+
+
+def _is_grouped(shape: DecoderShape) -> bool:
+    return 1 < shape.kv_heads < shape.heads
+
+
+def _with(shape: DecoderShape, axis: str, size: int) -> DecoderShape:
+    """The decoder with an axis of another size."""
+    if axis == "q_per_kv":
+        return replace(shape, heads=shape.kv_heads * size)
+    if axis == "kv_heads":
+        return replace(shape, kv_heads=size, heads=shape.heads // shape.kv_heads * size)
+    if axis == "heads" and shape.kv_heads == shape.heads:
+        return replace(shape, heads=size, kv_heads=size)
+    return replace(shape, **{axis: size})
+
+
+def _step_s(shape: DecoderShape, target: Target) -> float:
+    """Seconds of a step in the best partitioning; infinite where none fits into memory."""
+    try:
+        topology = Topology.parse(target.topology)
+        return choose(shape, topology, MeshSpec(target.mesh)).predicted.time_s
+    except PlanError:
+        return math.inf
+
+
+def _padded_s(option: Option, target: Target) -> float:
+    """Seconds of a step, padded. Logits are cut back, and come together on a chip for that."""
+    time_s = _step_s(option.shape, target)
+    if option.axis != "vocab":
+        return time_s
+    link_bytes_per_s = Topology.parse(target.topology).chip.link_bytes_per_s
+    return time_s + LOGIT_BYTES * option.shape.logits_rows * option.new / link_bytes_per_s
+
+
+def _price(times: list[float], program: Program, longer: Longer) -> str:
+    """Times with and without, where they are known, and what is stored more."""
+    params, state = (longer.extra_bytes(program.values(role)) for role in ("param", "state"))
+    shown = [" a step instead of ".join(map(_shown_time, times))] if times else []
+    shown.append(f"{shown_bytes(params)} more weights")
+    shown += [f"{shown_bytes(state)} more cache"] if state else []
+    return ", ".join(shown)
+
+
+def _shown_time(time_s: float) -> str:
+    return "no partitioning that fits" if math.isinf(time_s) else f"{time_s * 1e3:.4g} ms"
