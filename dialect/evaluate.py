@@ -1,6 +1,7 @@
 """Export: a graph is run by applying each op's reference, under tracing or on real arrays.
 
-This is all there is to lowering: evaluated inside `jax.jit`, a graph becomes a jaxpr again.
+This is all there is to lowering: evaluated inside `jax.jit`, a graph becomes a jaxpr again, in
+which every operation is named after the user's line.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dialect.source_lines import under_line
 from rewrite import opdef
 from rewrite.ir import Graph, Value
 
@@ -20,7 +22,8 @@ def evaluate(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
     for op in graph.ops:
         args = [found[arg] for arg in op.args]
         options = {"regions": op.regions} if op.regions else {}
-        out = opdef.lookup(op.name).reference(*args, **dict(op.attrs), **options)
+        with under_line(op.origin.source):
+            out = opdef.lookup(op.name).reference(*args, **dict(op.attrs), **options)
         if len(op.types) == 1 and not isinstance(out, list):
             out = [out]
         found.update(zip(op.results, out))

@@ -41,6 +41,8 @@ _NOISE = re.compile(
     r"|Logging before InitGoogle|=== Source Location Trace|libtpu_init_utils|^STDERR$"
     r"|Failed to find host bounds|unexpected worker hostname|Collective matmul V1 is enabled"
     r"|log function has NOT been set|HloShardingV3|slow barrier"
+    r"|Unable to dump host DMA stats|0-iteration loop inserted"
+    r"|^\s*\*+$|Very slow compile\?|^The operation took "
 )
 _one_at_a_time = threading.Lock()
 
@@ -57,8 +59,8 @@ class DoesNotFit(ShardwrightError):
             f"the program does not fit: every chip needs {_size(needed_bytes)} of HBM and has "
             f"{_size(available_bytes)}; {_size(self.missing_bytes)} are missing"
             + "".join(f"\n  largest: {each}" for each in largest),
-            hint="more chips, a layout that splits the largest tensors further, quantised "
-            "weights, or a smaller batch or context",
+            hint="more chips, quantised weights, a smaller batch or context, or plan{refine=4}, "
+            "which compiles the best four plans and takes one that fits",
         )
 
 

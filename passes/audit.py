@@ -1,0 +1,103 @@
+"""audit: the lowered program, compiled, beside its plan. It stands last in a pipeline.
+
+    ..., plan, shard, stage, lower, audit{strict=true}
+
+Collectives that the plan does not ask for are surprises. Each is told with its kind, axes and
+bytes, with how often it runs, and with the operation and the user's line that it was made for.
+`strict` refuses a program with a surprise larger than `tolerance`, a fraction of the plan's bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dialect.audit import Audit as Audited
+from dialect.audit import Ran, audit
+from dialect.source_lines import tag
+from rewrite.errors import PlanError
+from rewrite.ir import Graph
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.target import Target
+from rewrite.units import percent, size
+
+
+@dataclass(frozen=True)
+class Audit(Pass):
+    """Compares the collectives and the memory of the compiled program with the plan's."""
+
+    strict: bool = False
+    tolerance: float = 0.01
+
+    keeps: ClassVar[str] = "bits"
+
+    def run(self, program: Program, target: Target) -> Program:
+        if self.tolerance < 0:
+            raise PlanError(f"tolerance={self.tolerance} is no fraction of the plan's bytes")
+        if program.plan is None or program.plan.predicted is None:
+            if self.strict:
+                hint = "run `plan` and `shard` before `lower` and `audit`"
+                raise PlanError("there is no plan that says what it exchanges", hint=hint)
+            return self.said(program, "no plan says what is exchanged, so nothing is compared")
+        found = audit(program, target)
+        large = list(self.surprises(found, program))
+        if self.strict and large:
+            message = f"the compiled program exchanges what {program.plan.label} does not ask for"
+            hint = "other constraints there, another plan, or audit{strict=false} to accept it"
+            raise PlanError("\n  ".join([f"{message}:", *large]), hint=hint)
+        return self.said(program, *totals(found), *large, *self.rest(found), *found.said)
+
+    def surprises(self, found: Audited, program: Program) -> Iterator[str]:
+        """Those that are too large, in words."""
+        lines = user_lines(program.graph)
+        for each in found.larger(self.tolerance):
+            share = percent(each.bytes, found.planned_bytes)
+            yield f"not planned: {shown(each.ran, lines)}: {size(each.bytes)}, {share} of the plan"
+
+    def rest(self, found: Audited) -> Iterator[str]:
+        """What is too small to be named, and what the plan asks for in vain."""
+        limit = self.tolerance * found.planned_bytes
+        small = [each.bytes for each in found.surprises if each.bytes <= limit]
+        if small:
+            share = percent(sum(small), found.planned_bytes)
+            yield f"not planned, too small to be named: {len(small)}, together {share} of the plan"
+        for exchange, left in found.left:
+            if left > limit:
+                what = f"{exchange.kind} over {' '.join(exchange.axes)} for {exchange.part}"
+                share = percent(left, found.planned_bytes)
+                yield f"planned, not compiled: {what}: {size(left)}, {share} of the plan"
+
+
+def totals(found: Audited) -> Iterator[str]:
+    """Bytes per chip, compiled and planned."""
+    pairs = (
+        ("received per chip and step", found.compiled_bytes, found.planned_bytes),
+        ("memory per chip", found.compiled_memory_bytes, found.planned_memory_bytes),
+    )
+    for what, compiled_bytes, planned_bytes in pairs:
+        times = f" ({compiled_bytes / planned_bytes:.3f} times)" if planned_bytes else ""
+        yield f"{what}: {size(compiled_bytes)}, planned {size(planned_bytes)}{times}"
+
+
+def shown(each: Ran, lines: dict[str, str]) -> str:
+    """`all-gather over y z, 118 times 576.00 KiB, for dot_general at /my/palm.py:83 (block)`"""
+    known = "once" if each.times == 1 else f"{each.times} times"
+    often = known if each.trips_known else "in a loop of unknown length"
+    where = lines.get(each.line, each.line)
+    made_for = [f"for {each.operation}"] if each.operation else []
+    made_for += [f"at {where}"] if where else []
+    what = f"{each.kind} over {' '.join(each.axes)}, {often} {size(each.bytes)}"
+    return f"{what}, {' '.join(made_for) or 'for what, the compiler does not say'}"
+
+
+def user_lines(graph: Graph) -> dict[str, str]:
+    """The user's lines in full by the tags that they bear in a compiled program.
+
+    A tag that two lines share, of files of one name, is left as it is.
+    """
+    sources = {op.origin.source for op, _ in graph.walk()} - {""}
+    shared = Counter(map(tag, sources))
+    return {tag(each): each for each in sources if shared[tag(each)] == 1}
