@@ -3,6 +3,7 @@
     shardwright compile examples/llama.py:decode_step --config 8b --pipeline serve.pipeline
     shardwright show    examples/llama.py:decode_step --config 8b -p "normalize, recognize"
     shardwright coverage examples/llama.py:decode_step --config 8b
+    shardwright sweep   examples/palm.py:decode_step --config 540b --chip v4 --plot pareto.png
     shardwright opt     program.ir -p "normalize"
     shardwright passes
 
@@ -107,6 +108,54 @@ def coverage(args: Arguments, screen: Screen) -> None:
         _print_json(explained.facts())
     else:
         screen.tables(explained.tables())
+
+
+def sweep(args: Arguments, screen: Screen) -> None:
+    """Costs a decoder over chips, batches and dtypes of weights, and marks the Pareto front."""
+    from dialect import files, sweep_plot, tables
+    from dialect import sweep as pareto
+
+    outputs = [Path(each) for each in (args.out, args.plot) if each]
+    for path in outputs:
+        files.must_be_writable(path)
+    if args.plot:
+        sweep_plot.must_be_possible(outputs[-1])
+    chips, batches = (pareto.numbers(getattr(args, n), f"--{n}") for n in ("chips", "batch"))
+    slices = tuple(pareto.standard_slice(args.chip, each) for each in chips)
+    weights = pareto.weight_dtypes(args.dtype)
+    varied = pareto.Sweep(_decoders(args, screen), slices, batches, weights)
+    points = []
+    with screen.working("costing") as spinner:
+        for point in varied.points():
+            points.append(point)
+            spinner.update(text=f"costing, {len(points)} of {len(varied)}")
+    if args.plot:
+        sweep_plot.draw(points, outputs[-1])
+    if args.out:
+        found = pareto.facts(points) if args.json else varied.tables(points)
+        with files.written_whole(outputs[0]) as part:
+            text = _json(found) if args.json else tables.as_text(found)
+            part.write_text(f"{text}\n", encoding="utf-8")
+    elif args.json:
+        _print_json(pareto.facts(points))
+    else:
+        screen.tables(varied.tables(points))
+
+
+def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
+    """A `dialect.sweep.Decoder` for every function and every configuration."""
+    from dialect.sweep import TRACED_BATCH, Decoder
+
+    functions = [(args.function, None if args.prefill else args.tokens)]
+    functions += [(args.prefill, args.tokens or args.context)] if args.prefill else []
+    found = []
+    for function, tokens in functions:
+        for config in args.config.split(",") if args.config else [None]:
+            one = {"function": function, "tokens": tokens, "config": config}
+            one |= {"batch": TRACED_BATCH, "args": None if function == args.prefill else args.args}
+            done = _rewritten(Arguments(**vars(args) | one), screen, "normalize, recognize")
+            found.append(Decoder.of(function.rpartition(":")[2], config or "", done.program))
+    return tuple(found)
 
 
 def opt(args: Arguments, screen: Screen) -> None:
@@ -234,7 +283,11 @@ def _read(file: str) -> str:
 
 
 def _print_json(facts: Any) -> None:
-    print(json.dumps(facts, indent=2))
+    print(_json(facts))
+
+
+def _json(facts: Any) -> str:
+    return json.dumps(facts, indent=2)
 
 
 # The command line.
@@ -249,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
         ("compile", compile_, (_add_function, _add_passes, _add_json)),
         ("show", show, (_add_function, _add_explain, _add_passes, _add_json)),
         ("coverage", coverage, (_add_function, _add_passes, _add_json)),
+        ("sweep", sweep, (_add_sweep, _add_passes, _add_json)),
         ("opt", opt, (_add_file, _add_passes)),
         ("passes", passes, (_add_json,)),
     ):
@@ -261,6 +315,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_function(parser: argparse.ArgumentParser) -> None:
+    add = _add_decoder(parser).add_argument
+    add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = _add_decoder(parser).add_argument
+    add("--prefill", metavar="FILE.py:FUNCTION", help="costed too, with --tokens (all of context)")
+    add = parser.add_argument_group(
+        "what is varied",
+        "Each function is traced once, with each of --config A,B; from there its sizes are varied"
+        " analytically: nothing is compiled. A range doubles: 8..64 is 8,16,32,64.",
+    ).add_argument
+    add("--chip", required=True, metavar="NAME", help="v4, v5e, ..., or the file of a machine")
+    add("--chips", default="8..256", metavar="RANGE", help="in standard slices (8..256)")
+    add("--batch", default="1..1024", metavar="RANGE", help="sequences (1..1024)")
+    add("--dtype", default="bf16,int8", metavar="LIST", help="of the weights (bf16,int8)")
+    add = parser.add_argument_group("what is made of it").add_argument
+    add("--plot", metavar="FILE", help="cost over latency, as .png, .svg or .pdf")
+    add("--out", metavar="FILE", help="the table, or with --json the facts, instead of printing")
+
+
+def _add_decoder(parser: argparse.ArgumentParser) -> Any:
+    """The user's code; returns the group for what it is called with."""
     group = parser.add_argument_group("the function and its arguments")
     add = group.add_argument
     add("function", metavar="FILE.py:FUNCTION", help="or package.module:FUNCTION")
@@ -269,11 +346,12 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
     add = group.add_mutually_exclusive_group().add_argument
     add("--args", metavar="FILE.py:FUNCTION", help="returns a tuple of arguments, or of shapes")
     add("--config", metavar="NAME", help="of a decoder as in examples/: a name in its CONFIGS")
-    add = parser.add_argument_group("what a --config is called with").add_argument
-    add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+    called = parser.add_argument_group("what a --config is called with")
+    add = called.add_argument
     add("--context", type=int, default=2048, metavar="N", help="positions in the cache (2048)")
     add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
     add("--unrolled", action="store_true", help="layers one by one, not in a loop")
+    return called
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
