@@ -23,8 +23,11 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     tables = [
         value for value, each in inputs if each.role == "param" and _has(axes.of(value), "vocab")
     ]
+    # A prompt as long as the cache makes one axis of both.
     caches = [
-        value for value, each in inputs if each.role == "state" and _has(axes.of(value), "context")
+        value
+        for value, each in inputs
+        if each.role == "state" and any(_has(axes.of(value), x) for x in ("context", "time"))
     ]
     products = [(op, trips) for op, trips in counted if op.name == "contract"]
     norms = sum(trips for op, trips in counted if op.name in _NORMS)
@@ -33,7 +36,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
-        context=sizes.get("context", 0),
+        context=max(sizes.get("context", 0), sizes.get("time", 1)) if attentions else 0,
         layers=layers,
         d_model=d_model,
         d_ff=d_ff,

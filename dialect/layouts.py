@@ -29,7 +29,9 @@ def layout_of(plan: Plan, group: str, axes: Axes, value: Value) -> Layout:
         parts = itertools.groupby(leaves(dimension), key=lambda leaf: leaf.name)
         found = [(name, math.prod(leaf.size for leaf in part)) for name, part in parts]
         ways = (math.prod(sizes[axis] for axis in split.get(name, ())) for name, _ in found)
-        names.append(tuple(n if size % by == 0 else "_" for (n, size), by in zip(found, ways)))
+        padded = math.prod(size for _, size in found) != dimension.size
+        fits = (size % by == 0 and not padded for (_, size), by in zip(found, ways))
+        names.append(tuple(name if fit else "_" for (name, _), fit in zip(found, fits)))
     return plan.layout(group, tuple(names))
 
 
@@ -72,7 +74,7 @@ def product_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
         return layout_of(plan, "logits", axes, value)
     weights = layout_of(plan, "tables" if over_vocab else "used", axes, value)
     taken = {axis for each in weights for axis in each}
-    batch = plan.split("hidden").get("batch", ())
+    batch = plan.split("residual").get("batch", ())
     free = tuple(axis for axis in batch if axis not in taken)
     return tuple(free if "batch" in dimension else each for dimension, each in zip(names, weights))
 

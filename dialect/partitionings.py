@@ -5,7 +5,7 @@ A partitioning is a layout of the feed-forward layer (section 3.2) with a layout
 
     ffn     weights stored   products read   residual stream   hidden
     ws1d    E F_xyz          E F_xyz         E                 F_xyz
-    ws2d    E_x F_yz         E_x F_yz        E_xyz             F_yzx
+    ws2d    E_x F_yz         E_x F_yz        E_xyz             B_x F_yz
     wg_x    E_x F_yz         E F_yz          B_x E_yz          B_x F_yz
     wg_xy   E_x F_yz         E F_z           B_xy E_z          B_xy F_z
     wg_xyz  E_x F_yz         E F             B_xyz E           B_xyz F
@@ -13,7 +13,8 @@ A partitioning is a layout of the feed-forward layer (section 3.2) with a layout
     attention = heads: heads over the axes that the batch leaves;  batch: batch over all of them.
 
 The letters stand for mesh axes by position, whatever these are called. On two axes yz = y; on
-one axis x is empty. An order such as yzx is major first: F_yz, once reduced over x, is F_yzx.
+one axis x is empty. The paper scatters the partial sums of ws2d's hidden values along F_yzx; the
+rows carry the same bytes, and it is rows that the compiler scatters.
 
 Names are labels: what the search finds (`dialect.search`) earns one if it is the same layout. What
 the paper has no name for is called by its layout, `EF_xyz>B_xyzE` being weights stored E F_xyz
@@ -58,8 +59,9 @@ NAMES = tuple(f"{ffn}/{attention}" for ffn in FFN for attention in ATTENTION)
 
 
 def letters(mesh: MeshSpec) -> dict[str, str]:
-    """The letter that each mesh axis of more than one chip stands for."""
-    names = [name for name, size in mesh.axes if size > 1]
+    """The letter that each mesh axis of more than one chip stands for; slices are the last."""
+    names = [name for name, size in mesh.axes if size > 1 and name != "dcn"]
+    names += [name for name, size in mesh.axes if size > 1 and name == "dcn"]
     if len(names) == 1:
         return {names[0]: "y"}
     return {name: "xyz"[min(at, 2)] for at, name in enumerate(names)}
@@ -111,8 +113,6 @@ def _must_divide(made: Partitioning, uses: Uses, shape: DecoderShape, mesh: Mesh
     asked.append(("weights", "heads", tuple(n for n, use in uses if use.weights == "d_ff")))
     for axis in ("batch", "d_model"):
         asked.append(("residual", axis, tuple(n for n, use in uses if use.stream == axis)))
-    still = tuple(name for name, use in uses if use.weights and not use.gathers)
-    asked.append(("hidden", "d_ff", still))
     over_batch = tuple(name for name, use in uses if use.attention == "batch")
     asked.append(("attention", "batch", over_batch))
     for group, axis, axes in asked:

@@ -8,8 +8,10 @@ Memory is a hard constraint. All layers are alike, so depth costs nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dialect.cost import estimate, must_fit
 from dialect.decoder_shape import DecoderShape
@@ -26,11 +28,15 @@ from dialect.partitionings import (
 from dialect.uses import USES, Groups, Partitioning, Use, Uses, arranged, uses_of
 from dialect.workload import Workload
 from rewrite.errors import PlanError, nearest
-from rewrite.plan import Alternative, Exchange, Plan, Prediction
+from rewrite.plan import Alternative, Exchange, Plan, Prediction, Split
 
-OBJECTIVES = ("latency", "throughput", "cost")
-# Faster by less than this is no faster: of such the one that exchanges the fewest bytes is taken.
+# Faster by less than this is no faster: of such the one that exchanges the fewest bytes is taken,
+# and of several the one in the fewest collectives; but none that hardly fits if another does.
 TIE = 0.03
+Storage = tuple[tuple[str, tuple[str, ...]], ...]
+_TELLING = ("weights", "used", "attention")
+_SURE = 0.9  # of the memory: what the model leaves out hardly needs the rest
+_ALIKE = 0.02  # bytes that differ by less are as good as the same
 SHOWN = 4  # runners-up that a plan keeps, beside those with a name
 
 
@@ -40,6 +46,8 @@ class Candidate:
 
     partitioning: Partitioning
     predicted: Prediction
+    collectives: int  # in a step
+    is_tight: bool  # hardly fits into memory, if what the model does not know is small
 
     @property
     def label(self) -> str:
@@ -50,8 +58,25 @@ class Candidate:
         return self.label in NAMES
 
     @property
-    def rank(self) -> tuple[float, int, float]:
-        return (self.predicted.communication_bytes, not self.is_named, self.predicted.time_s)
+    def kind(self) -> tuple[Split, ...]:
+        """What tells it from those that differ only in the order of their axes, or in how the
+        residual stream lies."""
+        return tuple(dict(self.partitioning.groups)[each] for each in _TELLING)
+
+    @property
+    def storage(self) -> Storage:
+        return storage_of(self.partitioning)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        predicted = self.predicted
+        steps = math.log(max(1, predicted.communication_bytes)) / math.log1p(_ALIKE)
+        return (self.is_tight, round(steps), self.collectives, predicted.time_s)
+
+
+def storage_of(made: Partitioning | Plan) -> Storage:
+    """How the weights of the layers lie: what steps that share them have to agree about."""
+    return tuple(sorted(made.split("weights").items()))
 
 
 @dataclass(frozen=True)
@@ -64,8 +89,10 @@ class Searched:
 
     @property
     def named(self) -> list[Candidate]:
-        """Those of the paper, the best first."""
-        return best_first(each for each in self.candidates if each.is_named)
+        """Those of the paper, the best first; of as good ones that with the least volume, as the
+        paper argues."""
+        named = [each for each in self.candidates if each.is_named]
+        return best_first(named, lambda each: each.predicted.communication_bytes)
 
 
 def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searched:
@@ -86,18 +113,24 @@ def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searche
             if made.label in NAMES:
                 unavailable[made.label] = error
             continue
-        found[made.groups] = Candidate(made, estimate(shape, topology, mesh, made))
+        predicted = estimate(shape, topology, mesh, made)
+        count = sum(each.times for each in Workload(shape, mesh, made).collectives())
+        tight = predicted.memory_bytes > _SURE * topology.chip.usable_hbm_bytes
+        found[made.groups] = Candidate(made, predicted, count, tight)
     return Searched(tuple(best_first(found.values())), unavailable, tried)
 
 
-def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """By time; those as fast as the fastest (within TIE) by the bytes that they exchange."""
+def best_first(
+    candidates: Iterable[Candidate],
+    rank: Callable[[Candidate], Any] = lambda each: each.rank,
+) -> list[Candidate]:
+    """By time; those as fast as the fastest (within TIE) by their rank."""
     by_time = sorted(candidates, key=lambda each: each.predicted.time_s)
     if not by_time:
         return []
     limit = (1 + TIE) * by_time[0].predicted.time_s
     tied = [each for each in by_time if each.predicted.time_s <= limit]
-    return sorted(tied, key=lambda each: each.rank) + by_time[len(tied) :]
+    return sorted(tied, key=rank) + by_time[len(tied) :]
 
 
 def _named(
@@ -122,7 +155,18 @@ def _all(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Iterator[Pa
     for chosen in itertools.product(range(len(USES)), repeat=len(names)):
         if all(chosen[one] <= chosen[other] for one, other in pairs):
             uses = dict(zip(names, (USES[number] for number in chosen)))
+            if _tears_heads(uses.values()):
+                continue
             yield _fitted(tuple((n, uses.get(n, Use())) for n in mesh.names), shape, mesh)
+
+
+def _tears_heads(uses: Iterable[Use]) -> bool:
+    """Whether heads would be scattered over axes of d_model and taken off those of d_ff: what is
+    left on each chip would not be neighbours."""
+    heads = {use.weights for use in uses if use.attention == "heads"}
+    return "d_model" in heads and any(
+        use.weights == "d_ff" and use.attention == "batch" for use in uses
+    )
 
 
 def _plain(shape: DecoderShape, mesh: MeshSpec) -> Iterator[Partitioning]:
@@ -154,23 +198,50 @@ def choose(
     `ffn` and `attention` ask for a named one, or for the best of those that have the other name.
     Raises PlanError where none is possible.
     """
+    return best_plans(shape, topology, mesh, ffn, attention)[0]
+
+
+def best_plans(
+    shape: DecoderShape,
+    topology: Topology,
+    mesh: MeshSpec,
+    ffn: str | None = None,
+    attention: str | None = None,
+    count: int = 1,
+    stored: Plan | Partitioning | None = None,
+) -> list[Plan]:
+    """`choose`, and the best that store or read their weights in another way, the best first.
+
+    `stored`: only what stores its weights as this plan does.
+    """
     found = searched(shape, topology, mesh)
     labels = asked_for(ffn, attention)
     chosen = [each for each in found.candidates if not labels or each.label in labels]
     missing = {k: v for k, v in found.unavailable.items() if not labels or k in labels}
+    if stored is not None:
+        chosen = [each for each in chosen if each.storage == storage_of(stored)]
+    if not chosen and not missing:
+        raise PlanError("no partitioning stores its weights as the plan that was given")
     if not chosen:
         raise _impossible(topology, mesh, missing)
     rejected = [Alternative(label, None, _reason(error)) for label, error in missing.items()]
-    best, *others = best_first(chosen)
-    return Plan(
-        label=best.label,
-        target=str(topology),
-        mesh=mesh.axes,
-        groups=best.partitioning.groups,
-        predicted=best.predicted,
-        exchanges=tuple(_exchanges(shape, mesh, best.partitioning)),
-        alternatives=(*_runners_up(best, others), *rejected),
-    )
+    ranked = best_first(chosen)
+    unlike = {each.kind: each for each in reversed(ranked)}
+    plans = []
+    for best in sorted(unlike.values(), key=ranked.index)[:count]:
+        others = [each for each in ranked if each is not best]
+        plans.append(
+            Plan(
+                label=best.label,
+                target=str(topology),
+                mesh=mesh.axes,
+                groups=best.partitioning.groups,
+                predicted=best.predicted,
+                exchanges=tuple(_exchanges(shape, mesh, best.partitioning)),
+                alternatives=(*_runners_up(best, others), *rejected),
+            )
+        )
+    return plans
 
 
 def _exchanges(

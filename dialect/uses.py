@@ -87,7 +87,7 @@ def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Par
     over_batch = (*batch, *_without(fit("batch", over.attention("batch", batch)), batch))
     heads = fit.heads(_without(over.attention("heads"), over_batch))
     residual = {"batch": batch, "d_model": fit("d_model", over.stream("d_model"))}
-    hidden = {"batch": batch, "d_ff": fit("d_ff", (*used["d_ff"], *used["d_model"]))}
+    hidden = fit.scattered(batch, used["d_model"]) | {"d_ff": used["d_ff"]}
     groups = {
         "weights": stored,
         "used": used,
@@ -151,9 +151,10 @@ class Offered:
         return tuple(sorted(names, key=lambda name: name not in first))
 
     def attention(self, what: str, first: MeshAxes = ()) -> MeshAxes:
-        """Of the heads those first that the weights are split over too, then those of d_model."""
+        """Of the heads those of d_model last, as they are scattered; of the batch those of d_ff,
+        which come from the heads: what changes its place is the minor part of both."""
         names = [name for name, use in self.uses if use.attention == what]
-        last = self.stationary("d_model") if what == "heads" else ()
+        last = self.stationary("d_model" if what == "heads" else "d_ff")
         return tuple(sorted(names, key=lambda name: (name not in first, name in last)))
 
     def head_weights(self) -> MeshAxes:
@@ -185,6 +186,17 @@ class Fit:
         kv_heads = self("kv_heads", axes)
         return {"kv_heads": kv_heads, "q_per_kv": self("q_per_kv", _without(axes, kv_heads))}
 
+    def scattered(self, batch: MeshAxes, partial: MeshAxes) -> dict[str, MeshAxes]:
+        """Where partial sums over these mesh axes are scattered to: the rows, which are batch, or
+        time where each chip has one sequence. Along the axis that is read next the compiler only
+        ever sums them up on all chips."""
+        over_batch = self("batch", (*batch, *partial))
+        alone = self.shape.batch == self.mesh.ways(over_batch)
+        return {
+            "batch": over_batch,
+            "time": self("time", _without(partial, over_batch)) if alone else (),
+        }
+
     def cached(self, heads: dict[str, MeshAxes]) -> dict[str, MeshAxes]:
         """The cache has KV heads only: one KV head is on every chip that reads it."""
         if self.shape.kv_heads == 1:
@@ -192,12 +204,13 @@ class Fit:
         return {axis: split for axis, split in heads.items() if axis != "q_per_kv"}
 
     def tables(self, over: Offered) -> dict[str, MeshAxes]:
-        """The embedding and the weights of the logits, which are never gathered: where the batch
-        is split, d_model is, since rows of a table split over its vocabulary are everywhere."""
-        if over.stream("batch"):
-            return {"d_model": self("d_model", tuple(name for name, _ in over.uses))}
-        vocab = self("vocab", over.weights("d_ff"))
-        return {"d_model": self("d_model", over.weights("d_model")), "vocab": vocab}
+        """The embedding and the weights of the logits, which are never gathered: where all axes
+        split the batch, d_model is split, since the rows of a table are wanted everywhere."""
+        d_model, vocab = over.stationary("d_model"), over.stationary("d_ff")
+        if not d_model and not vocab:
+            everywhere = tuple(name for name, use in over.uses if use != Use())
+            return {"d_model": self("d_model", everywhere)}
+        return {"d_model": self("d_model", d_model), "vocab": self("vocab", vocab)}
 
     def size(self, axis: str) -> int:
         if axis == "q_per_kv":

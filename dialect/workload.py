@@ -63,6 +63,7 @@ class Workload:
         self.residual = axes("residual", "d_model")
         self.d_model = axes("used", "d_model")
         self.d_ff = axes("used", "d_ff")
+        self.hidden = axes("hidden", "batch", "time")
         stored = axes("weights", "d_model", "d_ff")
         self.gathered = _without(stored, (*self.d_model, *self.d_ff))
         self.heads = axes("used", "heads", "kv_heads", "q_per_kv")
@@ -159,8 +160,10 @@ class Workload:
         whole = _without(self.residual, self.d_model)
         yield Collective("all-reduce", self.d_model, 4 * self.tokens, layers, "norm")
         yield Collective("all-gather", whole, outer, layers, part)
-        yield Collective("reduce-scatter", self.d_model, inner_in, layers, part)
-        yield Collective("all-gather", self.d_model, inner_out, layers, part)
+        scattered = tuple(axis for axis in self.d_model if axis in self.hidden)
+        yield Collective("all-reduce", _without(self.d_model, scattered), inner_in, layers, part)
+        yield Collective("reduce-scatter", scattered, inner_in, layers, part)
+        yield Collective("all-gather", scattered, inner_out, layers, part)
         yield from self.summed(partial, outer, layers, part)
 
     def summed(self, partial: MeshAxes, size: float, times: int, part: str) -> Iterator[Collective]:
@@ -196,7 +199,7 @@ class Workload:
         d_model, vocab = split.get("d_model", ()), split.get("vocab", ())
         row = shape.d_model * shape.activation_bytes_per_element / ways(d_model)
         whole = _without(self.residual, d_model)
-        logits = shape.vocab * shape.activation_bytes_per_element / ways(vocab)
+        logits = 4 * shape.vocab / ways(vocab)  # in float32
         yield from self.summed(vocab, row * shape.tokens, 1, "embedding")
         yield Collective("all-to-all", self.batch, row * shape.tokens, 1, "embedding")
         yield Collective("all-to-all", self.batch, row * shape.logits_rows, 1, "logits")

@@ -1,24 +1,32 @@
 """plan: over which mesh axes each kind of tensor is split, chosen by the cost model.
 
-The partitionings of Pope et al. 2022 (arXiv:2211.05102) are costed for this decoder on this
-machine; the fastest that fits is the plan. `plan{ffn=ws2d, attention=batch}` asks for one,
-`plan{load="my.plan"}` reads one. What was not recognised is planned by its size, and told.
+Every use of every mesh axis is costed for this decoder on this machine (`dialect.search`); the
+fastest that fits is the plan. `plan{ffn=ws2d, attention=batch}` asks for a partitioning of Pope et
+al. 2022 (arXiv:2211.05102), `plan{load="my.plan"}` reads a plan, `plan{refine=4}` compiles the best
+four and keeps the one with the fastest schedule. What was not recognised is planned by its size,
+and told.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from dialect.axes import Axes
 from dialect.decoder import decoder_shape
+from dialect.joint import Serving, joint
 from dialect.layouts import planned_layout
 from dialect.mesh import MeshSpec, Topology
+from dialect.objectives import shape_to_plan
+from dialect.padding import as_padded
 from dialect.partial import completed, planned_axes, worth_splitting
-from dialect.search import choose
+from dialect.refine import fastest, refined
+from dialect.search import best_plans
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
+from rewrite.pipeline import Pipeline
 from rewrite.plan import Plan as Chosen
 from rewrite.program import Input, Program
 from rewrite.target import Target
@@ -30,7 +38,14 @@ class Plan(Pass):
 
     ffn: Literal["auto", "ws1d", "ws2d", "wg_x", "wg_xy", "wg_xyz"] = "auto"
     attention: Literal["auto", "heads", "batch"] = "auto"
-    objective: Literal["latency", "throughput"] = "latency"
+    objective: Literal["latency", "throughput", "cost"] = "latency"
+    batch: int = 0  # to plan for, if not the program's own
+    context: int = 0  # positions that attention reads, if not all that the cache holds
+    prompt: int = 0  # tokens of the prompts whose prefill reads the same weights
+    prompts: int = 1  # that are prefilled at a time
+    answer: int = 64  # steps of decode for each prompt
+    weights: str = ""  # a saved plan: the weights are stored as it says
+    refine: int = 0  # how many of the best plans are compiled
     load: str = ""
 
     keeps: ClassVar[str] = "bits"
@@ -63,9 +78,30 @@ class Plan(Pass):
         alone = bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix
-        best = choose(shape, topology, mesh, *asked)
-        plan = completed(best, shape, axes)
-        return plan, (*notes, *_unplanned(program, axes, plan))
+        shape = replace(
+            shape, batch=self.batch or shape.batch, context=self.context or shape.context
+        )
+        planned = shape_to_plan(self.objective, shape, topology, mesh)
+        if planned != shape:
+            notes.append(
+                f"planned for a batch of {planned.batch}, at which {self.objective} is best"
+            )
+        stored = Chosen.load(Path(self.weights)) if self.weights else None
+        if self.prompt:
+            both = joint(planned, Serving(self.prompt, self.prompts, self.answer), topology, mesh)
+            stored, more = both.decode.partitioning, both.notes()
+            notes += more
+        found = best_plans(planned, topology, mesh, *asked, max(1, self.refine), stored)
+        plans = [completed(each, shape, axes) for each in found]
+        if self.refine:
+            tried = list(refined(program, plans, topology, mesh, partial(_lowered, target)))
+            plans = [fastest(tried)]
+            notes += map(str, tried)
+        return plans[0], (*notes, *_unplanned(program, axes, plans[0]))
+
+
+def _lowered(target: Target, program: Program) -> Program:
+    return Pipeline.parse("shard, stage, lower").run(program, target)
 
 
 def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[str]:
@@ -74,7 +110,7 @@ def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[str]:
     for value, each in zip(program.graph.inputs, program.step_inputs):
         if not worth_splitting(each.type, plan.mesh):
             continue
-        if not any(planned_layout(plan, axes, value, each)):
+        if not any(planned_layout(plan, axes, as_padded(program.graph, value), each)):
             told.setdefault("whole on every chip", []).append(each)
         elif any("wide" in dimension for dimension in axes.of(value)):
             told.setdefault("split by size alone, its axes being unknown", []).append(each)

@@ -11,6 +11,7 @@ What the program constrains itself is left alone, and so are products with weigh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +21,9 @@ from dialect.axes import Axes
 from dialect.binding import bound_values, region_bound
 from dialect.layouts import activation_group, layout_of, product_layout, with_input_layouts
 from dialect.partial import planned_axes
+from dialect.row_products import leading, row_layout, row_product
 from dialect.sharding import show_layout
+from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
@@ -31,6 +34,7 @@ from rewrite.target import Target
 # What lies as its first argument does: the same in another form, or a cache before and after.
 _FORMS = frozenset({"reshape", "transpose", "convert_element_type"})
 _WRITES = frozenset({"cache_write", "cache_put"})
+_OF_HEADS = {"heads", "kv_heads", "q_per_kv", "d_head"}
 _CACHES = _WRITES | {"cache_read"}
 
 
@@ -46,7 +50,9 @@ class Shard(Pass):
         params = frozenset(program.values("param"))
         axes = planned_axes(program, program.plan.mesh)
         emitted = _Constraints(program.plan, axes, _decided(program))
-        placed = with_input_layouts(program.with_graph(emitted.graph(program.graph, params)))
+        graph = emitted.graph(program.graph, params)
+        outputs = tuple(map(emitted.output, program.graph.outputs, graph.outputs))
+        placed = with_input_layouts(program.with_graph(Graph(graph.inputs, outputs)))
         return self.said(placed, *emitted.lines())
 
 
@@ -97,6 +103,9 @@ class _Constraints:
     def graph(self, graph: Graph, params: frozenset[Value]) -> Graph:
         """`params` are the inputs of the graph that depend on parameters alone."""
         bound = bound_values(graph, params)
+        together = _summed_together(graph, self.axes)
+        apart = {value for sum_ in together.values() for value in sum_[1:]}
+        apart |= {value.op.args[0] for value in together} | {v.op.args[1] for v in together}
         memo: dict[Value, Value] = {value: value for value in graph.inputs}
         for op in graph.ops:
             args = tuple(memo[arg] for arg in op.args)
@@ -105,34 +114,92 @@ class _Constraints:
                 continue
             inner = region_bound(op, bound)
             regions = tuple(self.graph(region, inner) for region in op.regions)
-            if op.name == "contract" and self.gathers:
+            if op.name == "contract":
                 args = tuple(
-                    self.gathered(known, arg) if known in bound else arg
+                    self.weight(known, arg) if known in bound else self.factor(op, known, arg)
                     for known, arg in zip(op.args, args)
                 )
             elif op.name == "attend":
                 args = self.attention_inputs(op, args)
             elif op.name in _WRITES:
                 args = self.cache_update(op, args)
-            moved = with_args(op, args, regions)
-            results = moved.results
+            results = self.scattered(op, args, bound) or with_args(op, args, regions).results
+            if op.results[0] in together:
+                before, one, other = (memo[value] for value in together[op.results[0]])
+                sum_ = make("add", one, other, origin=op.origin)
+                sum_ = self.constrain(sum_, op.results[0], "residual", "partial sums are added up")
+                results = (make("add", before, sum_, origin=op.origin),)
             if op.name == "attend":
                 results = (self.attention_output(op, results[0]),)
-            elif op.name in ("contract", "take") or _is_residual_add(op, self.axes):
+            elif op.results[0] not in apart and (
+                op.name in ("contract", "take") or _is_residual_add(op, self.axes)
+            ):
                 results = (self.product(op, results[0]),)
             memo.update(zip(op.results, results))
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
+    def output(self, known: Value, value: Value) -> Value:
+        """What is said of every word of the vocabulary goes out as it lies."""
+        if activation_group(self.axes.of(known)) != "logits":
+            return value
+        return self.constrain(value, known, "logits", "the step gives its logits split")
+
     def product(self, op: Op, value: Value) -> Value:
-        """A product in the layout of its weights; rows and residual sums in the residual's."""
-        group = activation_group(self.axes.of(op.results[0]))
+        """A product where its weights leave it, its partial sums scattered along an inner axis;
+        rows and residual sums in the residual's."""
+        names = self.axes.of(op.results[0])
+        group = activation_group(names)
         if group is None:
             return value
         if op.name == "take" and group == "residual":
             value = self.constrain(value, op.results[0], "tables", "a row lies as its table does")
         if group == "residual":
             return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
-        return self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
+        if group == "logits":
+            return self.constrain(value, op.results[0], "logits", "the logits stay split")
+        if value.op.name == "reshape" and any("d_ff" in dimension for dimension in names):
+            return value
+        value = self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
+        if not any(set(dimension) & _OF_HEADS for dimension in names):
+            return value
+        value = self.halfway(value, op.results[0], "heads go where attention owns them")
+        return self.constrain(value, op.results[0], "attention", "attention owns its heads")
+
+    def scattered(
+        self, op: Op, args: tuple[Value, ...], bound: set[Value]
+    ) -> tuple[Value, ...] | None:
+        """Hidden values of which the product leaves partial sums: pinned where it leaves them, and
+        scattered over the rows. None for any other op."""
+        known = op.results[0]
+        factors = [i for i, arg in enumerate(op.args) if arg not in bound]
+        if op.name != "contract" or len(factors) != 1 or known in self.decided:
+            return None
+        hidden = layout_of(self.plan, "hidden", self.axes, known)
+        left = product_layout(self.plan, self.axes, known)
+        front = leading(op, factors[0])
+        inner = any("d_ff" in dimension for dimension in self.axes.of(known))
+        if not inner or hidden == left or front == 0:
+            return None
+        rows = row_product(op, args, factors[0], front)
+        why = "the product leaves it as its weights lie"
+        rows = make("constrain", rows, layout=row_layout(left, front), why=why, origin=op.origin)
+        why = "partial sums are scattered over the rows"
+        rows = make("constrain", rows, layout=row_layout(hidden, front), why=why, origin=op.origin)
+        self.note(why, known, hidden)
+        return (reshaped(rows, known.type.shape),)
+
+    def factor(self, op: Op, known: Value, value: Value) -> Value:
+        """What is multiplied with weights: along the axis that is summed it lies as they do."""
+        group = activation_group(self.axes.of(known))
+        over = activation_group(self.axes.of(op.results[0]))
+        if group not in ("residual", "hidden") or over is None:
+            return value
+        if over == "logits":
+            return self.constrain(value, known, "tables", "the product reads it as its table lies")
+        return self.as_weights(value, known, "the product reads it as its weights lie")
+
+    def weight(self, known: Value, value: Value) -> Value:
+        return self.gathered(known, value) if self.gathers else value
 
     def gathered(self, known: Value, value: Value) -> Value:
         """A weight, gathered to the layout in which the product reads it; integers as integers."""
@@ -154,12 +221,30 @@ class _Constraints:
         return (args[0], new, *args[2:])
 
     def attention_output(self, op: Op, value: Value) -> Value:
-        """Attention's result, moved to where the output product's weights lie.
+        """Attention's result, moved to where the output product's weights lie."""
+        why = "attention leaves it to the output product"
+        value = self.constrain(
+            value, op.results[0], "attention", "attention gives it as it owns it"
+        )
+        return self.as_weights(self.halfway(value, op.results[0], why), op.results[0], why)
 
-        It is not pinned where it is made: taking two mesh axes off the batch and putting one on
-        the heads in a single step is what the compiler answers with a full rematerialisation.
-        """
-        return self.as_weights(value, op.results[0], "the output product reads heads")
+    def halfway(self, value: Value, known: Value, why: str) -> Value:
+        """Between attention and the products around it: mesh axes change from batch to heads, or
+        back, in one all-to-all, and only then are axes split or gathered. Asked for both at once
+        the compiler makes all of it whole first."""
+        heads = product_layout(self.plan, self.axes, known)
+        owned = layout_of(self.plan, "attention", self.axes, known)
+        taken = {axis for each in heads for axis in each}
+        names = self.axes.of(known)
+        layout = tuple(
+            tuple(axis for axis in own if axis not in taken) if "batch" in dimension else each
+            for dimension, own, each in zip(names, owned, heads)
+        )
+        return self.constrained(value, known, layout, why)
+
+    def note(self, why: str, known: Value, layout: Layout) -> None:
+        text = f"{why}: {self.axes.show(known)} @ {show_layout(layout)}"
+        self.said[text] = self.said.get(text, 0) + 1
 
     def as_weights(self, value: Value, known: Value, why: str) -> Value:
         layout = product_layout(self.plan, self.axes, known)
@@ -173,9 +258,30 @@ class _Constraints:
     def constrained(self, value: Value, known: Value, layout: Layout, why: str) -> Value:
         if known in self.decided:
             return value
-        text = f"{why}: {self.axes.show(known)} @ {show_layout(layout)}"
-        self.said[text] = self.said.get(text, 0) + 1
-        return make("constrain", value, layout=layout, why=why, origin=known.op.origin)
+        self.note(why, known, layout)
+        origin = known.op.origin or value.op.origin
+        return make("constrain", value, layout=layout, why=why, origin=origin)
+
+
+def _summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value, Value]]:
+    """(x + a) + b with products a and b, as in parallel blocks: result -> (x, a + b), (a, b).
+
+    Their partial sums are added up once, if they are added before they meet what is whole.
+    """
+    users = Counter(arg for op in graph.ops for arg in op.args)
+    users.update(graph.outputs)
+    found = {}
+    for op in graph.ops:
+        if not _is_residual_add(op, axes):
+            continue
+        for sum_, other in (op.args, op.args[::-1]):
+            inner = sum_.op
+            if users[sum_] > 1 or other.op.name != "contract" or not _is_residual_add(inner, axes):
+                continue
+            for before, one in (inner.args, inner.args[::-1]):
+                if one.op.name == "contract" and before.op.name != "contract":
+                    found[op.results[0]] = (before, one, other)
+    return found
 
 
 def _is_residual_add(op: Op, axes: Axes) -> bool:

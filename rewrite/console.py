@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.padding import Padding
+from rich.progress import track
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -145,6 +146,13 @@ class Progress(Hook):
 
     def before(self, step: Pass, program: Program) -> None:
         self.spinner.update(text=f"pass {step}")
+
+
+def tracked(items: Sequence[Any], doing: str) -> Iterable[Any]:
+    """The items, one by one, with a bar on stderr while there is a terminal to show it."""
+    screen = Console(stderr=True)
+    shown = screen.is_terminal
+    return track(items, doing, console=screen, transient=True, disable=not shown)
 
 
 def _packed(notes: Sequence[str], width: int) -> list[str]:

@@ -29,6 +29,8 @@ SERVING = (
     "lower",
 )
 ALONE = {
+    "audit": ("audit",),
+    "pad": ("normalize", "recognize", "carry_cache", "pad{heads=20, vocab=260}", "stage"),
     "roll": ("normalize", "recognize", "unroll", "roll"),
     "unroll": ("normalize", "recognize", "unroll"),
     "rules": ("normalize", 'rules{file="examples/own.rules"}'),

@@ -329,6 +329,8 @@ def composite(name: str) -> Op:
             lambda x: Traced["rounded"](x, axes=(2,), largest=127.0, least=1e-6),
             (x,),
         ),
+        "padded": (lambda x: Traced["padded"](x, axis=1, size=9), (x,)),
+        "unpadded": (lambda x: Traced["unpadded"](x, axis=1, size=2), (x,)),
         "take": (lambda t, i: Traced["take"](t, i, mode=mode), (normal(5, 4), IDS)),
         "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),
         "modulo": (lambda i: Traced["modulo"](i, size=4), (IDS,)),

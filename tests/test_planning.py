@@ -1,0 +1,150 @@
+"""What may be asked of `plan`: an objective, a batch, a prefill on the same weights, compilers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dialect.decoder_shape import DecoderShape
+from dialect.joint import Serving, joint
+from dialect.mesh import MeshSpec, Topology
+from dialect.objectives import shape_to_plan
+from dialect.refine import Compiled, fastest
+from dialect.search import best_plans, searched, storage_of
+from examples import llama
+from rewrite import Pipeline, Plan, trace
+from rewrite.errors import PlanError
+from rewrite.program import Program
+from rewrite.target import Target
+
+LLAMA_8B = DecoderShape(
+    batch=64,
+    time=1,
+    context=2048,
+    layers=32,
+    d_model=4096,
+    d_ff=14336,
+    heads=32,
+    kv_heads=8,
+    d_head=128,
+    vocab=128256,
+)
+V5E = Topology.parse("v5e:2x4")
+MESH = MeshSpec.parse("x=2 y=4")
+SLICE = Target("v5e:2x4", MESH.axes)
+
+
+def traced(batch: int = 64, size: str = "8b") -> Program:
+    config = llama.CONFIGS[size]
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(partial(llama.init_cache, config, batch=batch, context=2048))
+    tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    program = trace(partial(llama.decode_step, config), params, cache, tokens, params=0)
+    return Pipeline.parse("normalize, recognize, carry_cache").run(program, SLICE)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return traced()
+
+
+def planned(program: Program, options: str) -> tuple[Plan, tuple[str, ...]]:
+    done = Pipeline.parse(f"plan{{{options}}}").run(program, SLICE)
+    return done.plan, done.history[-1].notes
+
+
+def test_the_best_plans_differ_in_how_weights_or_heads_lie() -> None:
+    plans = best_plans(LLAMA_8B, V5E, MESH, count=4)
+    told = [
+        tuple(plan.split(group) for group in ("weights", "used", "attention")) for plan in plans
+    ]
+    assert all(one != other for i, one in enumerate(told) for other in told[:i])
+    times = [plan.predicted.time_s for plan in plans]
+    assert plans[0].label == "ws1d/heads" and times == sorted(times)
+    assert all(Plan.parse(str(plan)) == plan for plan in plans)
+
+
+def test_throughput_is_planned_for_the_batch_that_fills_the_memory() -> None:
+    full = shape_to_plan("throughput", LLAMA_8B, V5E, MESH)
+    assert full.batch == shape_to_plan("cost", LLAMA_8B, V5E, MESH).batch == 256
+    assert shape_to_plan("latency", LLAMA_8B, V5E, MESH) == LLAMA_8B
+    assert searched(replace(LLAMA_8B, batch=1024), V5E, MESH).candidates == ()
+
+
+def test_a_plan_says_for_which_batch_it_was_made(program: Program) -> None:
+    _, notes = planned(program, "objective=throughput")
+    assert "planned for a batch of 256, at which throughput is best" in notes
+
+
+def test_batch_and_context_may_be_others_than_the_programs(program: Program) -> None:
+    own, _ = planned(program, "objective=latency")
+    shorter, _ = planned(program, "context=128")
+    fewer, _ = planned(program, "batch=8")
+    assert shorter.predicted.hbm_bytes < own.predicted.hbm_bytes
+    assert fewer.predicted.communication_bytes < own.predicted.communication_bytes / 7
+
+
+def test_prefill_and_decode_share_one_storage_and_its_price_is_told() -> None:
+    serving = Serving(prompt=2048, prompts=16, answer=64)
+    both = joint(LLAMA_8B, serving, V5E, MESH)
+    assert both.decode.storage == both.prefill.storage
+    assert both.decode.predicted.time_s >= both.decode_alone.predicted.time_s
+    assert both.prefill.predicted.time_s >= both.prefill_alone.predicted.time_s
+    shared = serving.seconds(LLAMA_8B, both.decode.predicted.time_s, both.prefill.predicted.time_s)
+    for decode in searched(LLAMA_8B, V5E, MESH).candidates:
+        for prefill in searched(serving.prefill(LLAMA_8B), V5E, MESH).candidates:
+            if decode.storage == prefill.storage:
+                pair = (decode.predicted.time_s, prefill.predicted.time_s)
+                assert serving.seconds(LLAMA_8B, *pair) >= shared
+    first, second = both.notes()
+    assert first.startswith("weights stored for prefill and decode: decode ")
+    assert "% more than" in second
+
+
+def test_the_other_step_is_planned_on_the_storage_of_the_first(
+    program: Program, tmp_path: Path
+) -> None:
+    path = tmp_path / "decode.plan"
+    decode, notes = planned(program, "prompt=2048, prompts=16")
+    assert sum("weights stored for prefill and decode" in note for note in notes) == 2
+    decode.save(path)
+    other, _ = planned(program, f'weights="{path}", batch=8')
+    assert storage_of(other) == storage_of(decode)
+    # A plan keeps its reader from what stores them otherwise.
+    one = best_plans(LLAMA_8B, V5E, MESH, "ws2d", "heads")[0]
+    assert storage_of(one) != storage_of(decode)
+    with pytest.raises(PlanError, match="no partitioning stores its weights as the plan"):
+        best_plans(LLAMA_8B, V5E, MESH, "ws2d", "heads", 1, decode)
+
+
+def compiled_in(times: dict[str, float | None]) -> list[Compiled]:
+    mesh = (("x", 2),)
+    return [Compiled(Plan(label, mesh, ()), time_s) for label, time_s in times.items()]
+
+
+def test_the_fastest_schedule_decides() -> None:
+    assert fastest(compiled_in({"a": 0.02, "b": 0.01, "c": None})).label == "b"
+    with pytest.raises(PlanError) as caught:
+        fastest(compiled_in({"a": None}))
+    assert "compiled a: does not fit by its schedule" not in caught.value.message
+    assert "compiled a: does not fit" in caught.value.message
+
+
+def test_the_best_plans_are_compiled_and_told(program: Program) -> None:
+    plan, notes = planned(program, "refine=2")
+    told = [note for note in notes if note.startswith("compiled ")]
+    assert len(told) == 2 and told[0].startswith("compiled ws1d/heads: ")
+    times = {note.split()[1][:-1]: float(note.split()[2]) for note in told}
+    assert plan.label == min(times, key=lambda label: times[label])
+
+
+def test_a_cpu_has_no_schedules(program: Any) -> None:
+    target = Target("cpu:8", (("x", 8),))
+    with pytest.raises(PlanError, match="a CPU has none"):
+        Pipeline.parse("plan{refine=2}").run(program, target)
