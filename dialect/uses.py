@@ -43,14 +43,15 @@ class Use:
 
 # All that an axis can be used for. Of a weight-stationary d_model the residual stream is split as
 # well, since the product behind gives it so; a batch that is split is split in attention too. On
-# mesh axes that are alike the uses are tried in this order only (`dialect.search`): the paper's.
+# mesh axes that are alike the uses are tried in this order only (`dialect.search`): the batch lies
+# over the major ones, as in the paper.
 USES = (
+    Use("", "batch", "batch"),
     Use("d_model", "batch", "batch"),
     *(Use("d_model", "d_model", attention) for attention in ("heads", "batch")),
     Use("d_ff", "batch", "batch"),
     *(Use("d_ff", "d_model", attention) for attention in ("heads", "batch")),
     *(Use("d_ff", "", attention) for attention in ("heads", "batch")),
-    Use("", "batch", "batch"),
 )
 Uses = tuple[tuple[str, Use], ...]  # of every mesh axis, the major one first
 
