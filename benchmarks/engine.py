@@ -98,9 +98,7 @@ def main() -> None:
         )
         if not options.no_compile:
             compiled_s = compile_seconds(layers)
-            print(
-                f"  TPU compilation {compiled_s:.1f} s; the engine takes {own / compiled_s:.1%}"
-            )
+            print(f"  TPU compilation {compiled_s:.1f} s; the engine takes {own / compiled_s:.1%}")
 
 
 if __name__ == "__main__":
