@@ -51,8 +51,8 @@ class Joint:
         ):
             time_s, best_s = here.predicted.time_s, alone.predicted.time_s
             told.append(
-                f"weights stored for prefill and decode: {phase} {here.label} {time_s * 1e3:.4g} ms,"
-                f" {100 * (time_s / best_s - 1):.1f} % more than {alone.label} alone"
+                f"weights stored for prefill and decode: {phase} {here.label} {time_s * 1e3:.4g}"
+                f" ms, {100 * (time_s / best_s - 1):.1f} % more than {alone.label} alone"
             )
         return told
 

@@ -1,4 +1,4 @@
-"""What a plan is to be best at: a step's latency, or what a token costs when the machine is full."""
+"""What a plan is to be best at: the latency of a step, or the price of a token at full memory."""
 
 from __future__ import annotations
 
