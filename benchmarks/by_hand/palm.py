@@ -55,7 +55,6 @@ def prefill(
     start, length = cache["position"], tokens.shape[1]
     positions = start + jnp.arange(length)
     angles = positions[:, None] * config.theta ** -jnp.arange(0, 1, 2 / config.d_head)
-    visible = positions[:, None] >= jnp.arange(cache["k"].shape[2])
 
     def written(stack: Array, number: Array, new: Array) -> tuple[Array, Array]:
         """The caches of all layers, updated in place, and this layer's."""
@@ -81,6 +80,7 @@ def prefill(
         keys, own_keys = written(keys, number, rotate(k, angles))
         values, own_values = written(values, number, v)
         scores = jnp.einsum("bthk,bsk->bhts", q, own_keys, preferred_element_type=jnp.float32)
+        visible = positions[:, None] >= jnp.arange(own_keys.shape[1])
         scores = jnp.where(visible, scores * config.d_head**-0.5, -jnp.inf)
         shares = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("bhts,bsk->bthk", shares, own_values)
