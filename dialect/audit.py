@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dialect import hlo
-from dialect.collectives import ROUNDS
+from dialect.collectives import ROUNDS, own_bytes
 from dialect.compiling import Compilable, compiled
 from dialect.exchanges import Places, exchanged
 from dialect.executable import read
@@ -156,11 +156,8 @@ def compared(
 
 def planned_bytes(exchange: Exchange, mesh: dict[str, int]) -> float:
     """What a chip receives of all `times` of an exchange, over a mesh of these axes and sizes."""
-    held = exchange.bytes * exchange.times
-    if exchange.kind == "collective-permute":
-        return held
     chips = math.prod(mesh[axis] for axis in exchange.axes)
-    return ROUNDS.get(exchange.kind, 1) * held * (chips - 1) / chips
+    return own_bytes(exchange.kind, exchange.bytes * exchange.times, chips)
 
 
 def _drawn(

@@ -37,6 +37,13 @@ def received_bytes(kind: str, bytes_per_chip: float, links: Sequence[Links]) -> 
     return sum(size for _, size in _parts(kind, bytes_per_chip, links))
 
 
+def own_bytes(kind: str, bytes_per_chip: float, chips: int) -> float:
+    """Bytes that arrive at a chip and are meant for it, whatever the links between the chips."""
+    if kind == "collective-permute":
+        return bytes_per_chip
+    return ROUNDS.get(kind, 1) * bytes_per_chip * (chips - 1) / chips
+
+
 def transfer_s(
     kind: str, bytes_per_chip: float, links: Sequence[Links], link_fraction: float = IDEAL
 ) -> float:

@@ -64,11 +64,10 @@ def estimate(
         kind, size = collective.kind, collective.bytes
         fraction = constants.gather if collective.overlaps else constants.link
         seconds = collective.times * collectives.transfer_s(kind, size, under, fraction)
-        gather_s, exchange_s = (
-            (gather_s + seconds, exchange_s)
-            if collective.overlaps
-            else (gather_s, exchange_s + seconds)
-        )
+        if collective.overlaps:
+            gather_s += seconds
+        else:
+            exchange_s += seconds
         latency_s += collective.times * collectives.latency_s(kind, under, constants.hop_s)
         received += collective.times * collectives.received_bytes(kind, size, under)
     return Prediction(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dialect import hlo
-from dialect.collectives import ROUNDS, transfer_s
+from dialect.collectives import own_bytes, transfer_s
 from dialect.hlo import Found
 from dialect.mesh import MeshSpec, Topology, placement
 
@@ -135,8 +135,7 @@ def exchanged(found: Found, places: Places) -> Exchanged:
         extents = places.extents(group)
         runs = [physical[axis].part(extent) for axis, extent in extents.items()]
         links = tuple((axis, direction) for axis in extents for direction in (1, -1))
-        rounds = ROUNDS.get(kind, 1)
-        received, together = rounds * held * (chips - 1) // chips, max(1, len(runs))
+        received, together = int(own_bytes(kind, held, chips)), max(1, len(runs))
         ideal_s, hops = transfer_s(kind, held, runs), sum(run.hops for run in runs)
     return Exchanged(
         kind=found.kind,

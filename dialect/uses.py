@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from dialect.decoder_shape import DecoderShape
 from dialect.mesh import MeshSpec
@@ -63,13 +63,17 @@ class Partitioning:
     label: str
     groups: Groups
 
+    @cached_property
+    def _splits(self) -> dict[str, dict[str, MeshAxes]]:
+        return {group: dict(split) for group, split in self.groups}
+
     def split(self, group: str) -> dict[str, MeshAxes]:
         """The mesh axes of each logical axis in a group."""
-        return dict(dict(self.groups)[group])
+        return dict(self._splits[group])
 
     def axes(self, group: str, *axes: str) -> MeshAxes:
         """The mesh axes of some logical axes of a group, one after the other."""
-        split = self.split(group)
+        split = self._splits[group]
         return tuple(each for axis in axes for each in split.get(axis, ()))
 
 
@@ -84,9 +88,9 @@ def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Par
     d_model, d_ff = fit("d_model", over.weights("d_model")), fit("d_ff", over.weights("d_ff"))
     batch = fit("batch", over.stream("batch"))
     stored = {"d_model": d_model, "d_ff": d_ff, **fit.heads(over.head_weights())}
-    used = {axis: _without(split, over.gathered()) for axis, split in stored.items()}
-    over_batch = (*batch, *_without(fit("batch", over.attention("batch", batch)), batch))
-    heads = fit.heads(_without(over.attention("heads"), over_batch))
+    used = {axis: without(split, over.gathered()) for axis, split in stored.items()}
+    over_batch = (*batch, *without(fit("batch", over.attention("batch", batch)), batch))
+    heads = fit.heads(without(over.attention("heads"), over_batch))
     residual = {"batch": batch, "d_model": fit("d_model", over.stream("d_model"))}
     hidden = fit.scattered(batch, used["d_model"]) | {"d_ff": used["d_ff"]}
     groups = {
@@ -185,7 +189,7 @@ class Fit:
         if self.shape.kv_heads in (1, self.shape.heads):
             return {"heads": self("heads", axes)}
         kv_heads = self("kv_heads", axes)
-        return {"kv_heads": kv_heads, "q_per_kv": self("q_per_kv", _without(axes, kv_heads))}
+        return {"kv_heads": kv_heads, "q_per_kv": self("q_per_kv", without(axes, kv_heads))}
 
     def scattered(self, batch: MeshAxes, partial: MeshAxes) -> dict[str, MeshAxes]:
         """Where partial sums over these mesh axes are scattered to: the rows, which are batch, or
@@ -195,7 +199,7 @@ class Fit:
         alone = self.shape.batch == self.mesh.ways(over_batch)
         return {
             "batch": over_batch,
-            "time": self("time", _without(partial, over_batch)) if alone else (),
+            "time": self("time", without(partial, over_batch)) if alone else (),
         }
 
     def cached(self, heads: dict[str, MeshAxes]) -> dict[str, MeshAxes]:
@@ -228,5 +232,6 @@ def _dividing(size: int, offered: tuple[tuple[str, int], ...]) -> MeshAxes:
     return taken
 
 
-def _without(axes: Iterable[str], taken: Iterable[str]) -> MeshAxes:
+def without(axes: Iterable[str], taken: Iterable[str]) -> MeshAxes:
+    """The mesh axes that are not taken, in their order."""
     return tuple(axis for axis in axes if axis not in set(taken))

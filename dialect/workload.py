@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dialect.decoder_shape import DecoderShape
 from dialect.mesh import MeshSpec, Ring
-from dialect.uses import MeshAxes, Partitioning
+from dialect.uses import MeshAxes, Partitioning, without
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Workload:
         self.d_ff = axes("used", "d_ff")
         self.hidden = axes("hidden", "batch", "time")
         stored = axes("weights", "d_model", "d_ff")
-        self.gathered = _without(stored, (*self.d_model, *self.d_ff))
+        self.gathered = without(stored, (*self.d_model, *self.d_ff))
         self.heads = axes("used", "heads", "kv_heads", "q_per_kv")
         self.kv_heads = axes("used", *self.kv_names)
         self.tokens = shape.tokens / mesh.ways(self.batch)
@@ -157,11 +157,11 @@ class Workload:
         layers = self.shape.layers
         outer = self.shape.d_model * self.shape.activation_bytes_per_element * self.tokens
         outer /= self.mesh.ways(self.d_model)
-        whole = _without(self.residual, self.d_model)
+        whole = without(self.residual, self.d_model)
         yield Collective("all-reduce", self.d_model, 4 * self.tokens, layers, "norm")
         yield Collective("all-gather", whole, outer, layers, part)
         scattered = tuple(axis for axis in self.d_model if axis in self.hidden)
-        yield Collective("all-reduce", _without(self.d_model, scattered), inner_in, layers, part)
+        yield Collective("all-reduce", without(self.d_model, scattered), inner_in, layers, part)
         yield Collective("reduce-scatter", scattered, inner_in, layers, part)
         yield Collective("all-gather", scattered, inner_out, layers, part)
         yield from self.summed(partial, outer, layers, part)
@@ -171,11 +171,11 @@ class Workload:
         scattered = tuple(axis for axis in partial if axis in self.residual)
         left = size / self.mesh.ways(scattered)
         yield Collective("reduce-scatter", scattered, size, times, part)
-        yield Collective("all-reduce", _without(partial, scattered), left, times, part)
+        yield Collective("all-reduce", without(partial, scattered), left, times, part)
 
     def attention(self) -> Iterator[Collective]:
         """From heads to batch and back, where attention splits more of the batch (section 3.3)."""
-        moved = _without(self.partitioning.axes("attention", "batch"), self.batch)
+        moved = without(self.partitioning.axes("attention", "batch"), self.batch)
         ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
         per_token = self.shape.activation_bytes_per_element * self.tokens / ways
         layers, queries = self.shape.layers, self.q_width * per_token
@@ -198,7 +198,7 @@ class Workload:
         split = self.partitioning.split("tables")
         d_model, vocab = split.get("d_model", ()), split.get("vocab", ())
         row = shape.d_model * shape.activation_bytes_per_element / ways(d_model)
-        whole = _without(self.residual, d_model)
+        whole = without(self.residual, d_model)
         logits = 4 * shape.vocab / ways(vocab)  # in float32
         yield from self.summed(vocab, row * shape.tokens, 1, "embedding")
         yield Collective("all-to-all", self.batch, row * shape.tokens, 1, "embedding")
@@ -232,7 +232,3 @@ class Workload:
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
             "working set": max(gathered + hidden, scores, logits),
         }
-
-
-def _without(axes: MeshAxes, taken: MeshAxes) -> MeshAxes:
-    return tuple(axis for axis in axes if axis not in taken)
