@@ -70,6 +70,18 @@ def _join_op(axes: Axes, op: Op) -> None:
                 known[dimension[0]] = [axis]
     for axis, dimension in compound:
         _join_compound(known, axis, dimension)
+    if op.name in ("slice", "concatenate"):
+        _inherit_roles(axes, op)
+
+
+def _inherit_roles(axes: Axes, op: Op) -> None:
+    """A part of an axis, or a longer one, is another axis, and comes from where the axis came."""
+    for arg in op.args:
+        for before, after in zip(axes.at(arg), axes.at(op.results[0])):
+            if before.size != after.size:
+                roles = {role for leaf in leaves(before) for role in leaf.roles}
+                for leaf in leaves(after):
+                    leaf.roles |= roles
 
 
 def _join_padded(axes: Axes, op: Op) -> None:

@@ -28,7 +28,9 @@ def name_axes(axes: Axes, program: Program) -> None:
     _name_heads(axes, program)
     for op, _ in known:
         if op.name in ("gate", "activate"):
-            _call(_unnamed(axes, op.results[0]), "d_ff", 45, op)
+            beside = {x.name for x in leaves_of(axes.at(op.results[0]))} & {"heads", "kv_heads"}
+            name = "d_ff_per_head" if beside else "d_ff"
+            _call(_unnamed(axes, op.results[0]), name, 45, op)
     _name_outputs(axes, program)
     _name_cuts(axes, [op for op, _ in known])
     _name_vectors(axes, program)

@@ -70,7 +70,8 @@ def bytes_read(graph: Graph, value: Value) -> int:
 def frontier(graph: Graph, inputs: Iterable[Value]) -> tuple[Value, ...]:
     """The bound values that the step reads, chosen for the fewest bytes read per step.
 
-    Among equal cuts the earliest is taken: what need not change stays the user's own array.
+    Among equal cuts the earliest is taken: what need not change stays the user's own array. But
+    arithmetic is done once, where the step reads no more for it.
     """
     bound = bound_values(graph, inputs)
     outputs = set(graph.outputs)
@@ -137,6 +138,8 @@ def _cut(graph: Graph, needed: list[Value], bound: frozenset[Value]) -> list[Val
         if not fuses(value.op):
             network.edge("source", (value, "in"))
             continue
+        if value.op.name in ELEMENTWISE and value.op.name != "convert_element_type":
+            network.edge("source", (value, "in"), 1)
         for arg in value.op.args:
             if arg in nodes:
                 network.edge((arg, "out"), (value, "in"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from dialect.axes import Axes, Names
+from dialect.axes import Axes, Names, leaves_of
 from dialect.binding import bound_values, region_bound
 from dialect.decoder_shape import DecoderShape
 from rewrite.ir import Op, Value, bits
 from rewrite.program import Program
 
 _NORMS = ("rms_norm", "layer_norm")
+_HEADS = ("heads", "kv_heads")
 
 
 def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
@@ -32,7 +34,11 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     products = [(op, trips) for op, trips in counted if op.name == "contract"]
     norms = sum(trips for op, trips in counted if op.name in _NORMS)
     heads, kv_heads = _heads(sizes, caches, axes) if attentions else (0, 1)
-    d_model, d_ff = sizes.get("d_model", 0), sizes.get("d_ff", 0)
+    d_model = sizes.get("d_model", 0)
+    joined = sizes.get("d_ff_per_head", 0)  # the feed-forward weights are joined with the heads'
+    d_ff = joined * _slots(axes, counted) if joined else sizes.get("d_ff", 0)
+    gated = any(op.name == "gate" for op, _ in counted)
+    ffn_weights = _ffn_weights(products, axes) / max(1, d_model * d_ff * layers)
     return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
@@ -44,7 +50,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         kv_heads=kv_heads,
         d_head=sizes.get("d_head", 1) if attentions else 0,
         vocab=sizes.get("vocab", 0),
-        ffn_matrices=max(2, round(_ffn_weights(products, axes) / max(1, d_model * d_ff * layers))),
+        ffn_matrices=2 + gated if joined else max(2, round(ffn_weights)),
         experts=sizes.get("experts", 0),
         parallel=norms - 1 <= layers,
         tied_embedding=len(tables) == 1,
@@ -79,6 +85,16 @@ def _ffn_weights(products: list[tuple[Op, int]], axes: Axes) -> int:
     )
 
 
+def _slots(axes: Axes, counted: list[tuple[Op, int]]) -> int:
+    """Heads among which the hidden values of the feed-forward layer are divided."""
+    hidden = [op.results[0] for op, _ in counted if op.name in ("gate", "activate")]
+    return max(
+        math.prod(leaf.size for leaf in leaves_of(axes.at(value)) if leaf.name in _HEADS)
+        for value in hidden
+        if _has(axes.of(value), "d_ff_per_head")
+    )
+
+
 def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
     """Every op of the step with how often it runs; what is done once, in `prepare`, is left out."""
     stack = [(program.graph, frozenset(program.values("param")), 1)]
@@ -106,7 +122,7 @@ def _weight_bytes(products: list[tuple[Op, int]], axes: Axes) -> float:
     """Bytes per stored element of the weights that make up most of a layer."""
     for op, _ in products:
         for arg in op.args:
-            if _weight_over(axes, arg, "d_ff"):
+            if any(_weight_over(axes, arg, name) for name in ("d_ff", *_HEADS)):
                 stored = arg.op.args[0] if arg.op.name == "dequantize" else arg
                 return _bytes(stored)
     return 2

@@ -18,7 +18,7 @@ from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Program
 
 _HEADS = {"heads", "kv_heads", "q_per_kv", "d_head"}
-_INNER = {"d_ff", "experts", "wide"}
+_INNER = {"d_ff", "d_ff_per_head", "experts", "wide"}
 
 
 def layout_of(plan: Plan, group: str, axes: Axes, value: Value) -> Layout:
@@ -77,6 +77,13 @@ def product_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
     batch = plan.split("residual").get("batch", ())
     free = tuple(axis for axis in batch if axis not in taken)
     return tuple(free if "batch" in dimension else each for dimension, each in zip(names, weights))
+
+
+def hidden_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
+    """How hidden values lie: rows as the plan says, the rest as the weights they are read with."""
+    rows = layout_of(plan, "hidden", axes, value)
+    weights = layout_of(plan, "used", axes, value)
+    return tuple(one or other for one, other in zip(rows, weights))
 
 
 def with_input_layouts(program: Program) -> Program:

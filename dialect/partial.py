@@ -25,7 +25,7 @@ from rewrite.plan import Plan
 from rewrite.program import Program
 
 WORTH_BYTES = 1 << 20  # saved on each chip: below this an array may as well be on all of them
-_PLANNED = frozenset("d_ff heads kv_heads q_per_kv vocab experts".split())
+_PLANNED = frozenset("d_ff d_ff_per_head heads kv_heads q_per_kv vocab experts".split())
 
 
 def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:

@@ -5,26 +5,30 @@ f(take(table, ids))  ->  take(f(table), ids)        for every row-wise f
 (Graef 2024, "Transformer tricks: precomputing the first layer".) `f(table)` depends on parameters
 alone, so `stage` computes it once. How far f reaches is a minimum cut: each step reads either a
 row of a table or the weights that compute it, whichever is fewer bytes at this batch. For a serial
-block with rotary positions that is q, k, v and the embedding itself, 2(d + e) values per row.
+block with rotary positions that is q, k, v and the embedding itself, 2(d + e) values per row; for a
+parallel one the feed-forward layer's result is added to the embedding's row, whichever comes first
+in the sum of the block. That reorders a sum; all else keeps every bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import ClassVar
 
 from dialect.binding import bound_values, dependents, known_values
 from dialect.control import scan_parts
+from dialect.first_layer_figures import Figures
 from dialect.jaxpr import constant
 from dialect.loops import peeled
 from dialect.normal_form import normal_form, reshaped
+from dialect.sums import sums
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.mincut import Network
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
-from rewrite.program import Program
+from rewrite.program import Program, Step
 from rewrite.signature import letters
 from rewrite.target import Target
 
@@ -38,45 +42,116 @@ class FirstLayer(Pass):
 
     budget: float = 0.05
 
-    keeps: ClassVar[str] = "bits"
+    keeps: ClassVar[str] = "reals"
 
     def run(self, program: Program, target: Target) -> Program:
         params = program.values("param")
-        graph, notes = program.graph, []
+        graph, notes, keeps = program.graph, [], "bits"
         for take in _embeddings(program, params):
-            peeled_graph = _peel_loops_after(graph, take, params)
-            rewritten, note = self.looked_up(peeled_graph, take, params)
-            notes.append(note)
-            graph = rewritten or graph
+            found = _cheapest(graph, take, params)
+            declined = self.declined(found, params)
+            notes += [declined] if declined else found.figures(params).lines()
+            if not declined:
+                graph, keeps = found.looked_up(), "reals" if found.reordered else keeps
         if not notes:
             notes = ["declined: no rows of a parameter are taken by the tokens"]
         if graph is not program.graph:
             graph = normal_form(graph)
-        return self.said(program.with_graph(graph), *notes)
+        step = Step(str(self), keeps, tuple(notes))
+        return replace(program.with_graph(graph), history=(*program.history, step))
 
-    def looked_up(self, graph: Graph, take: Op, params: list[Value]) -> tuple[Graph | None, str]:
-        """The graph with `take` and its row-wise readers replaced, or None with the reason."""
-        bound = bound_values(graph, params)
-        region = _row_wise(graph, take, known_values(graph, params))
-        cut, eliminated = _cheapest_cut(graph, take, region, bound)
-        cut = [value for value in cut if value.op is not take]
-        if not cut or not eliminated:
-            return None, f"declined: {_why_not(graph, take, region)}"
-        table, ids = take.args
-        vocab, rows = table.type.shape[0], ids.type.size
-        size = sum(value.type.bytes // rows * vocab for value in cut)
+    def declined(self, found: _Found, params: list[Value]) -> str | None:
+        """Why nothing is looked up, or None."""
+        if not found.cut or not found.eliminated:
+            return f"declined: {_why_not(found.graph, found.take, found.region)}"
+        vocab, rows = found.take.args[0].type.shape[0], found.rows
+        size = sum(value.type.bytes // rows * vocab for value in found.cut)
         total = sum(value.type.bytes for value in params)
-        if size > self.budget * total:
-            return None, (
-                f"declined: the tables take {size:,} bytes, {size / total:.1%} of the parameters; "
-                f"first_layer{{budget={ceil(100 * size / total)}%}} allows it"
-            )
-        tables = _tabulated(take, cut, bound)
-        looked_up = {
-            value: reshaped(make("take", each, ids, mode=take["mode"]), value.type.shape)
-            for value, each in zip(cut, tables)
-        }
-        return replace_values(graph, looked_up), _accounting(take, cut, eliminated, graph)
+        if size <= self.budget * total:
+            return None
+        return (
+            f"declined: the tables take {size:,} bytes, {size / total:.1%} of the parameters; "
+            f"first_layer{{budget={ceil(100 * size / total)}%}} allows it"
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What of a graph can be looked up: the row-wise region behind `take`, cut where it is cheapest.
+
+    `read_bytes` is what a step reads for it, less what it reads no more of weights; `reordered` says that a sum was, so that all that is row-wise of it is one table.
+    """
+
+    graph: Graph
+    take: Op
+    bound: frozenset[Value]
+    region: dict[Value, int]
+    cut: list[Value]
+    eliminated: list[Value]
+    read_bytes: int
+    reordered: bool
+
+    @property
+    def rows(self) -> int:
+        return self.take.args[1].type.size
+
+    def looked_up(self) -> Graph:
+        """The graph with the values of the cut read from tables."""
+        ids, mode = self.take.args[1], self.take["mode"]
+        tables = _tabulated(self.take, self.cut, self.bound)
+        rows = [make("take", each, ids, mode=mode) for each in tables]
+        found = {value: reshaped(row, value.type.shape) for value, row in zip(self.cut, rows)}
+        return replace_values(self.graph, found)
+
+    def figures(self, params: list[Value]) -> Figures:
+        table = self.take.args[0]
+        width = self.take.types[0].size // self.rows
+        stored = sum(value.type.size // self.rows for value in self.cut)
+        still_read = self.take in self.looked_up().ops
+        alone = all(user is self.take for user, _ in self.graph.users[table])
+        return Figures(
+            eliminated=sum(value.type.size for value in self.eliminated),
+            width=width,
+            row=stored + (width if still_read else 0),
+            stored=stored,
+            vocab=table.type.shape[0],
+            tokens=self.rows,
+            drops_embedding=alone and not still_read,
+            parameters=sum(value.type.size for value in params),
+        )
+
+
+def _cheapest(graph: Graph, take: Op, params: list[Value]) -> _Found:
+    """What can be looked up behind `take`, its sums as they are or the row-wise terms first."""
+    peeled_graph = _peel_loops_after(graph, take, params)
+    plain = _found(peeled_graph, take, params, reordered=False)
+    moved = _row_wise_first(peeled_graph, plain.region)
+    if moved is peeled_graph:
+        return plain
+    return min(plain, _found(moved, take, params, reordered=True), key=lambda x: x.read_bytes)
+
+
+def _found(graph: Graph, take: Op, params: list[Value], reordered: bool) -> _Found:
+    bound = bound_values(graph, params)
+    region = _row_wise(graph, take, known_values(graph, params))
+    cut, eliminated = _cheapest_cut(graph, take, region, bound)
+    read_bytes = sum(v.type.bytes for v in cut) - sum(v.type.bytes for v in eliminated)
+    cut = [value for value in cut if value.op is not take]  # its rows are a table already
+    return _Found(graph, take, bound, region, cut, eliminated, read_bytes, reordered)
+
+
+def _row_wise_first(graph: Graph, region: dict[Value, int]) -> Graph:
+    """x + a + f(x)  ->  (x + f(x)) + a, where a is not row-wise: in a parallel block, attention."""
+    moved = {}
+    for op, terms in sums(graph, whole=region).items():
+        rows = [term for term in terms if term in region and term.type == op.types[0]]
+        others = [term for term in terms if term not in rows]
+        if len(rows) > 1 and others and terms[: len(rows)] != rows:
+            total = rows[0]
+            for term in (*rows[1:], *others):
+                total = make("add", total, term, origin=op.origin)
+            moved[op.results[0]] = total
+    return replace_values(graph, moved) if moved else graph
 
 
 def _embeddings(program: Program, params: list[Value]) -> list[Op]:
@@ -185,7 +260,8 @@ def _cheapest_cut(
         arg: None
         for op in tabled
         for arg in op.args
-        if arg in bound and not any(user in readers for user, _ in graph.users[arg])
+        if op.name == "contract" and arg in bound
+        if not any(user in readers for user, _ in graph.users[arg])
     }
     return cut, list(weights)
 
@@ -268,23 +344,3 @@ def _why_not(graph: Graph, take: Op, region: dict[Value, int]) -> str:
         where = f" at {outside[0].origin.source}" if outside[0].origin.source else ""
         return f"{outside[0].name}{where} mixes the embedding with something that is not its row"
     return f"at {take.args[1].type.size} tokens a step, reading the weights is fewer bytes"
-
-
-def _accounting(take: Op, cut: list[Value], eliminated: list[Value], graph: Graph) -> str:
-    """Graef's figures: weights eliminated, values read per step before and after, memory."""
-    rows = take.args[1].type.size
-    weights = sum(value.type.size for value in eliminated)
-    width = take.types[0].size // rows
-    still = any(
-        reader is not take and value.op is take
-        for value in take.results
-        for reader, _ in graph.users.get(value, ())
-        if not any(reader is each.op for each in cut)
-    )
-    after = sum(value.type.size for value in cut) + (rows * width if still else 0)
-    before = rows * width + weights
-    stored = sum(value.type.size // rows for value in cut) * take.args[0].type.shape[0]
-    return (
-        f"{weights:,} weights eliminated; values read per step {before:,} -> {after:,} "
-        f"({before / max(1, after):,.0f} times fewer); tables of {stored:,} values"
-    )

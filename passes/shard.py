@@ -12,14 +12,20 @@ What the program constrains itself is left alone, and so are products with weigh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dialect import sharding  # noqa: F401  (defines constrain)
 from dialect.axes import Axes
 from dialect.binding import bound_values, region_bound
-from dialect.layouts import activation_group, layout_of, product_layout, with_input_layouts
+from dialect.layouts import (
+    activation_group,
+    hidden_layout,
+    layout_of,
+    product_layout,
+    with_input_layouts,
+)
 from dialect.partial import planned_axes
 from dialect.row_products import leading, row_layout, row_product
 from dialect.sharding import show_layout
@@ -34,7 +40,9 @@ from rewrite.target import Target
 # What lies as its first argument does: the same in another form, or a cache before and after.
 _FORMS = frozenset({"reshape", "transpose", "convert_element_type"})
 _WRITES = frozenset({"cache_write", "cache_put"})
+_CUTS = ("slice", "unstack")
 _OF_HEADS = {"heads", "kv_heads", "q_per_kv", "d_head"}
+_HIDDEN = {"d_ff", "d_ff_per_head"}
 _CACHES = _WRITES | {"cache_read"}
 
 
@@ -105,6 +113,7 @@ class _Constraints:
         bound = bound_values(graph, params)
         together = _summed_together(graph, self.axes)
         apart = {value for sum_ in together.values() for value in sum_[1:]}
+        parts, fused = _parts(graph)
         apart |= {value.op.args[0] for value in together} | {v.op.args[1] for v in together}
         memo: dict[Value, Value] = {value: value for value in graph.inputs}
         for op in graph.ops:
@@ -123,7 +132,7 @@ class _Constraints:
                 args = self.attention_inputs(op, args)
             elif op.name in _WRITES:
                 args = self.cache_update(op, args)
-            results = self.scattered(op, args, bound) or with_args(op, args, regions).results
+            results = self.scattered(op, args, bound, fused) or with_args(op, args, regions).results
             if op.results[0] in together:
                 before, one, other = (memo[value] for value in together[op.results[0]])
                 sum_ = make("add", one, other, origin=op.origin)
@@ -134,7 +143,9 @@ class _Constraints:
             elif op.results[0] not in apart and (
                 op.name in ("contract", "take") or _is_residual_add(op, self.axes)
             ):
-                results = (self.product(op, results[0]),)
+                results = (self.product(op, results[0], fused),)
+            elif op in parts:
+                results = tuple(map(self.part, op.results, results))
             memo.update(zip(op.results, results))
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
@@ -144,7 +155,7 @@ class _Constraints:
             return value
         return self.constrain(value, known, "logits", "the step gives its logits split")
 
-    def product(self, op: Op, value: Value) -> Value:
+    def product(self, op: Op, value: Value, fused: Container[Value]) -> Value:
         """A product where its weights leave it, its partial sums scattered along an inner axis;
         rows and residual sums in the residual's."""
         names = self.axes.of(op.results[0])
@@ -157,16 +168,33 @@ class _Constraints:
             return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
         if group == "logits":
             return self.constrain(value, op.results[0], "logits", "the logits stay split")
-        if value.op.name == "reshape" and any("d_ff" in dimension for dimension in names):
+        if value.op.name == "reshape":  # scattered already
             return value
         value = self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
-        if not any(set(dimension) & _OF_HEADS for dimension in names):
+        if not any(set(dimension) & _OF_HEADS for dimension in names) or op.results[0] in fused:
             return value
-        value = self.halfway(value, op.results[0], "heads go where attention owns them")
-        return self.constrain(value, op.results[0], "attention", "attention owns its heads")
+        return self.owned(value, op.results[0])
+
+    def part(self, known: Value, value: Value) -> Value:
+        """A part of a product: hidden values stay where they are, heads go to attention."""
+        if activation_group(self.axes.of(known)) != "hidden":
+            return value
+        present = {name for dimension in self.axes.of(known) for name in dimension}
+        if present & _HIDDEN:
+            layout = hidden_layout(self.plan, self.axes, known)
+            return self.constrained(value, known, layout, "a part lies as its product does")
+        return self.owned(value, known) if present & _OF_HEADS else value
+
+    def owned(self, value: Value, known: Value) -> Value:
+        value = self.halfway(value, known, "heads go where attention owns them")
+        return self.constrain(value, known, "attention", "attention owns its heads")
 
     def scattered(
-        self, op: Op, args: tuple[Value, ...], bound: set[Value]
+        self,
+        op: Op,
+        args: tuple[Value, ...],
+        bound: frozenset[Value],
+        fused: dict[Value, list[Value]],
     ) -> tuple[Value, ...] | None:
         """Hidden values of which the product leaves partial sums: pinned where it leaves them, and
         scattered over the rows. None for any other op."""
@@ -174,10 +202,11 @@ class _Constraints:
         factors = [i for i, arg in enumerate(op.args) if arg not in bound]
         if op.name != "contract" or len(factors) != 1 or known in self.decided:
             return None
-        hidden = layout_of(self.plan, "hidden", self.axes, known)
+        hidden = hidden_layout(self.plan, self.axes, known)
         left = product_layout(self.plan, self.axes, known)
         front = leading(op, factors[0])
-        inner = any("d_ff" in dimension for dimension in self.axes.of(known))
+        names = (self.axes.of(value) for value in (known, *fused.get(known, ())))
+        inner = any(_HIDDEN & set(dimension) for each in names for dimension in each)
         if not inner or hidden == left or front == 0:
             return None
         rows = row_product(op, args, factors[0], front)
@@ -282,6 +311,18 @@ def _summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value
                 if one.op.name == "contract" and before.op.name != "contract":
                     found[op.results[0]] = (before, one, other)
     return found
+
+
+def _parts(graph: Graph) -> tuple[set[Op], dict[Value, list[Value]]]:
+    """The ops that cut a product in parts, and the parts of each product that is only cut."""
+    parts: set[Op] = set()
+    fused: dict[Value, list[Value]] = {}
+    for op in graph.ops:
+        cuts = list(dict.fromkeys(user for user, _ in graph.users.get(op.results[0], ())))
+        if op.name == "contract" and cuts and all(cut.name in _CUTS for cut in cuts):
+            parts.update(cuts)
+            fused[op.results[0]] = [value for cut in cuts for value in cut.results]
+    return parts, fused
 
 
 def _is_residual_add(op: Op, axes: Axes) -> bool:

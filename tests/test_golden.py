@@ -30,6 +30,8 @@ SERVING = (
 )
 ALONE = {
     "audit": ("audit",),
+    "fold_scales": ("normalize", "recognize", "carry_cache", "fold_scales"),
+    "merge_dots": ("normalize", "recognize", "carry_cache", "merge_dots"),
     "pad": ("normalize", "recognize", "carry_cache", "pad{heads=20, vocab=260}", "stage"),
     "roll": ("normalize", "recognize", "unroll", "roll"),
     "unroll": ("normalize", "recognize", "unroll"),

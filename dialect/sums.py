@@ -1,0 +1,34 @@
+"""Sums of several values, seen through the chain of additions that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from rewrite.ir import Graph, Op, Value
+
+
+def sums(graph: Graph, whole: Container[Value] = ()) -> dict[Op, list[Value]]:
+    """The last addition of each sum -> all that it adds up, in order.
+
+    An addition whose result is read elsewhere too, or is in `whole`, is a term of its own; so is
+    one of another shape, such as that of biases.
+    """
+    found: dict[Op, list[Value]] = {}
+    inner: set[Op] = set()
+    results = set(graph.outputs)
+    for op in reversed(graph.ops):
+        if op.name != "add" or op in inner:
+            continue
+        terms: list[Value] = []
+        stack = list(reversed(op.args))
+        while stack:
+            value = stack.pop()
+            alone = len(graph.users[value]) == 1 and value not in results
+            opened = value.op.name == "add" and alone and value not in whole
+            if opened and value.type == op.types[0]:
+                inner.add(value.op)
+                stack += reversed(value.op.args)
+            else:
+                terms.append(value)
+        found[op] = terms
+    return found

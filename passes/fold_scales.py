@@ -1,0 +1,35 @@
+"""fold_scales: factors beside a weight move into it (see `dialect.fold_rules`).
+
+contract(norm(x) * s, w) * c  ->  contract(norm(x), (s * w) * c)
+
+Norm scales and biases, 1 / sqrt(d_head), the scales of embedding and logits: what depends on
+parameters alone is multiplied once, in `prepare`. As in the code beside Pope et al. 2022
+(arXiv:2211.05102). Equal in the reals; each weight is rounded once more, so quantise behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dialect import fold_rules
+from dialect.known import marked, unmarked
+from dialect.normal_form import normal_form, rules_of
+from rewrite.driver import Report, rewrite
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.target import Target
+
+
+@dataclass(frozen=True)
+class FoldScales(Pass):
+    """Folds norm scales, 1/sqrt(d_head) and constants into neighbouring weights."""
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        report = Report()
+        before = marked(program.graph, program.values("param"))
+        graph = unmarked(rewrite(before, rules_of(fold_rules), report))
+        notes = report.notes() or ("nothing to fold",)
+        return self.said(program.with_graph(normal_form(graph)), *notes)

@@ -1,0 +1,327 @@
+"""merge_dots: products that share an input become one, and products that are summed become one.
+
+contract(x, w), contract(x, v)   ->  parts of contract(x, [w v])
+contract(x, w) + contract(y, v)  ->  contract([x y], [w v])
+
+Query, key and value; gate and up; in a parallel block the query with the feed-forward input, and
+both outputs (Pope et al. 2022, section 3.4). The weights are joined once, in `prepare`. They are
+joined *behind* the axis that a mesh splits (heads, d_ff), each chip's own parts side by side, so
+the joined weight splits as its parts did; where that is not possible they are left apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dialect.axes import Axes, infer_axes
+from dialect.binding import bound_values, known_values, region_bound
+from dialect.normal_form import normal_form
+from dialect.parameter_paths import Paths, parameter_paths, shown
+from dialect.sums import sums
+from dialect.values import reshaped
+from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import build, make, with_args
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.signature import Signature, letters
+from rewrite.target import Target
+
+SPLIT = {"heads", "kv_heads", "d_ff"}  # what a mesh splits of a weight beside d_model
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class MergeDots(Pass):
+    """Joins the weights of products that share their input, or whose results are summed."""
+
+    keeps: ClassVar[str] = "reals"
+
+    def run(self, program: Program, target: Target) -> Program:
+        merger = _Merger(infer_axes(program), parameter_paths(program), max(1, target.chips))
+        graph = merger.of(program.graph, program.values("param"))
+        if merger.notes:
+            graph = normal_form(graph)
+        notes = list(merger.notes) or ["no products share an input or are summed"]
+        return self.said(program.with_graph(graph), *notes)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of an activation with a weight, `own` being the axes that the weight adds.
+
+    `kept` and `summed` are places in the activation; `weight_order` puts the summed axes first.
+    """
+
+    op: Op
+    x: Value
+    weight: Value
+    kept: tuple[int, ...]
+    summed: tuple[int, ...]
+    weight_order: tuple[int, ...]
+    result_order: tuple[int, ...]
+
+    @staticmethod
+    def of(op: Op, bound: frozenset[Value]) -> Product | None:
+        """The product that `op` is, or None: two weights, an axis that both share and keep."""
+        if (
+            op.name != "contract"
+            or len(op.args) != 2
+            or (op.args[0] in bound) == (op.args[1] in bound)
+        ):
+            return None
+        side = 0 if op.args[0] in bound else 1
+        spec = Signature.parse(op["spec"])
+        if any(len(dimension) != 1 for array in spec.inputs for dimension in array):
+            return None
+        own, x, out = (
+            letters(a) for a in (spec.inputs[side], spec.inputs[1 - side], *spec.outputs)
+        )
+        summed = tuple(i for i, letter in enumerate(x) if letter not in out)
+        added = [letter for letter in own if letter in out]
+        if any(x[i] not in own for i in summed) or set(added) & set(x) or not added:
+            return None
+        kept = tuple(i for i, letter in enumerate(x) if letter in out)
+        plain = [*(x[i] for i in kept), *added]
+        return Product(
+            op,
+            op.args[1 - side],
+            op.args[side],
+            kept,
+            summed,
+            tuple(own.index(x[i]) for i in summed) + tuple(map(own.index, added)),
+            tuple(plain.index(letter) for letter in out),
+        )
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(self.x.type.shape[i] for i in self.kept)
+
+    @property
+    def depth(self) -> tuple[int, ...]:
+        return tuple(self.x.type.shape[i] for i in self.summed)
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The sizes of the axes that the weight adds."""
+        return tuple(self.weight.type.shape[i] for i in self.weight_order[len(self.summed) :])
+
+    @property
+    def same_input(self) -> Any:
+        """What products must have in common to be merged over their input."""
+        return self.x, self.summed, tuple(each for each in self.op.attrs if each[0] != "spec")
+
+    @property
+    def same_output(self) -> Any:
+        """What products must have in common to be merged over their sum."""
+        attrs = tuple(each for each in self.op.attrs if each[0] != "spec")
+        return self.rows, self.own, self.result_order, attrs
+
+    def plain_weight(self) -> Value:
+        """The weight with the axes that are summed in front."""
+        return _ordered(self.weight, self.weight_order)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Products of one input. Joined behind `slots` parts of their first axis, or stacked."""
+
+    products: tuple[Product, ...]
+    slots: int | None = None
+
+    def results(self, x: Value) -> Iterator[Value]:
+        """The results of the products, cut from the one product of `x` with the joined weight."""
+        first = self.products[0]
+        weights = [each.plain_weight() for each in self.products]
+        if self.slots is None:
+            joined = make("stack", *weights, axis=len(first.depth))
+        else:
+            shape = (*first.depth, self.slots)
+            parts = [
+                reshaped(w, (*shape, math.prod(p.own) // self.slots))
+                for w, p in zip(weights, self.products)
+            ]
+            joined = make("concatenate", *parts, dimension=len(shape))
+        whole = _product(first, x, joined)
+        parts = self.parts(whole, len(first.rows))
+        for each, part in zip(self.products, parts):
+            yield _ordered(reshaped(part, (*each.rows, *each.own)), each.result_order)
+
+    def parts(self, whole: Value, rows: int) -> Iterable[Value]:
+        if self.slots is None:
+            return build("unstack", whole, axis=rows).results
+        sizes = [math.prod(each.own) // self.slots for each in self.products]
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return [_cut(whole, end - size, end) for size, end in zip(sizes, ends)]
+
+
+class _Merger:
+    """Rebuilds a graph with its products merged, and notes what was and what was not."""
+
+    def __init__(self, axes: Axes, paths: Paths, chips: int) -> None:
+        self.axes, self.paths, self.chips = axes, paths, chips
+        self.notes: dict[str, None] = {}
+
+    def of(self, graph: Graph, params: Iterable[Value]) -> Graph:
+        params = tuple(params)
+        bound, known = bound_values(graph, params), known_values(graph, params)
+        families = self.families(graph, bound)
+        sums = _sums(graph, bound)
+        memo = {value: value for value in graph.inputs}
+        # Weights first: a family is built where its first product stands.
+        for op in sorted(graph.ops, key=lambda each: each.results[0] not in known):
+            regions = op.regions
+            if op.name == "scan":
+                regions = (self.of(op.regions[0], region_bound(op, bound)),)
+            family = families.get(op)
+            if op in sums:
+                memo[op.results[0]] = self.summed(op, sums[op], memo)
+            elif family is None:
+                moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
+                memo.update(zip(op.results, moved.results))
+            elif op.results[0] not in memo:
+                made = family.results(memo[family.products[0].x])
+                memo.update(
+                    (each.op.results[0], value) for each, value in zip(family.products, made)
+                )
+        return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+
+    # Products of one input.
+
+    def families(self, graph: Graph, bound: frozenset[Value]) -> dict[Op, Family]:
+        siblings: dict[Any, list[Product]] = defaultdict(list)
+        for op in graph.ops:
+            product = Product.of(op, bound)
+            if product is not None:
+                siblings[product.same_input].append(product)
+        found = [f for group in siblings.values() if len(group) > 1 for f in self.divided(group)]
+        return {product.op: family for family in found for product in family.products}
+
+    def divided(self, products: list[Product]) -> Iterator[Family]:
+        """Products of one input in families that can be joined."""
+        joined = [each for each in products if self.splits(each)]
+        while joined and math.gcd(*(each.own[0] for each in joined)) % self.chips:
+            least = min(each.own[0] for each in joined)
+            joined = [each for each in joined if each.own[0] > least]
+        if len({each.own for each in joined}) > 1:
+            yield self.noted(Family(tuple(joined), math.gcd(*(each.own[0] for each in joined))))
+            products = [each for each in products if each not in joined]
+        alike: dict[tuple[int, ...], list[Product]] = defaultdict(list)
+        for each in products:
+            alike[each.own].append(each)
+        for group in alike.values():
+            if len(group) > 1:
+                yield self.noted(Family(tuple(group)))
+            else:
+                self.left(group[0], "no other product of its input splits over the mesh as it does")
+
+    def splits(self, product: Product) -> bool:
+        """Whether the first axis that the weight adds is one that a mesh splits."""
+        first = product.weight_order[len(product.summed)]
+        return bool(SPLIT.intersection(self.axes.of(product.weight)[first]))
+
+    def noted(self, family: Family) -> Family:
+        names = [self.name(each) for each in family.products]
+        how = "stacked" if family.slots is None else f"joined in {family.slots} slots"
+        self.notes[f"{', '.join(names)}: one product of their input, {how}"] = None
+        return family
+
+    def left(self, product: Product, reason: str) -> None:
+        self.notes[f"{self.name(product)} left apart: {reason}"] = None
+
+    def name(self, product: Product) -> str:
+        return shown(self.paths.get(product.weight, frozenset()))
+
+    # Products that are summed.
+
+    def summed(self, op: Op, terms: list[Value], memo: dict[Value, Value]) -> Value:
+        """The sum of `terms` with its products merged, if they can be."""
+        bound = frozenset(self.paths)
+        products = [p for p in (Product.of(term.op, bound) for term in terms) if p is not None]
+        groups: dict[Any, list[Product]] = defaultdict(list)
+        for each in products:
+            groups[each.same_output].append(each)
+        total = None
+        merged: dict[Value, Value | None] = {}
+        for group in groups.values():
+            slots = math.gcd(*(each.depth[0] for each in group))
+            if len(group) > 1 and slots % self.chips == 0:
+                names = ", ".join(map(self.name, group))
+                self.notes[f"{names}: one product into their sum, joined in {slots} slots"] = None
+                made = _summed(group, [memo[each.x] for each in group], slots)
+                merged |= {each.op.results[0]: None for each in group}
+                merged[group[-1].op.results[0]] = made
+            elif len(group) > 1:
+                self.left(group[0], f"{slots} slots do not split over {self.chips} chips")
+        for term in terms:
+            part = merged.get(term, memo[term])
+            if part is not None:
+                total = part if total is None else make("add", total, part, origin=op.origin)
+        return total
+
+
+def _sums(graph: Graph, bound: frozenset[Value]) -> dict[Op, list[Value]]:
+    """The sums that hold more than one product with a weight, each with all its terms in order."""
+    found = {}
+    for op, terms in sums(graph).items():
+        alone = [term for term in terms if len(graph.users[term]) == 1]
+        if sum(Product.of(term.op, bound) is not None for term in alone) > 1:
+            found[op] = terms
+    return found
+
+
+def _summed(products: list[Product], inputs: list[Value], slots: int) -> Value:
+    """contract([x y], [w v])"""
+    first = products[0]
+    sizes = [math.prod(each.depth) // slots for each in products]
+    x = [
+        reshaped(_ordered(value, (*each.kept, *each.summed)), (*each.rows, slots, size))
+        for each, value, size in zip(products, inputs, sizes)
+    ]
+    weights = [
+        reshaped(each.plain_weight(), (slots, size, *each.own))
+        for each, size in zip(products, sizes)
+    ]
+    rows, own = len(first.rows), len(first.own)
+    names = _LETTERS[: rows + 2 + own]
+    kept, pair, added = names[:rows], names[rows : rows + 2], names[rows + 2 :]
+    return _ordered(
+        make(
+            "contract",
+            make("concatenate", *x, dimension=rows + 1),
+            make("concatenate", *weights, dimension=1),
+            origin=first.op.origin,
+            **{**dict(first.op.attrs), "spec": _spec(kept + pair, pair + added, kept + added)},
+        ),
+        first.result_order,
+    )
+
+
+def _product(first: Product, x: Value, weight: Value) -> Value:
+    """The product of `x` with a weight whose summed axes stand in front."""
+    names = _LETTERS[: x.type.rank]
+    added = _LETTERS[x.type.rank :][: weight.type.rank - len(first.summed)]
+    summed = "".join(names[i] for i in first.summed)
+    kept = "".join(names[i] for i in first.kept)
+    attrs = {**dict(first.op.attrs), "spec": _spec(names, summed + added, kept + added)}
+    return make("contract", x, weight, origin=first.op.origin, **attrs)
+
+
+def _spec(x: str, weight: str, out: str) -> str:
+    return f"{' '.join(x)}, {' '.join(weight)} -> {' '.join(out)}"
+
+
+def _ordered(value: Value, order: tuple[int, ...]) -> Value:
+    if order == tuple(range(len(order))):
+        return value
+    return make("transpose", value, permutation=order)
+
+
+def _cut(value: Value, start: int, stop: int) -> Value:
+    """Places `start` to `stop` of the last axis."""
+    lead = value.type.shape[:-1]
+    starts, limits = (*(0 for _ in lead), start), (*lead, stop)
+    return make("slice", value, start_indices=starts, limit_indices=limits)
