@@ -6,7 +6,7 @@ compiler chooses the state's memory layout: the largest single saving in memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,12 +16,12 @@ import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from dialect.dtypes import struct_of
+from dialect.dtypes import short, struct_of
 from dialect.evaluate import evaluate
 from dialect.executable import DoesNotFit, compile_quietly
 from dialect.mesh import TargetError
 from dialect.sharding import lowering_on, named_sharding
-from rewrite.ir import Graph
+from rewrite.ir import Graph, bits
 from rewrite.program import Input, Program
 
 _ROLES = ("param", "state", "arg")
@@ -61,17 +61,19 @@ class Compilable:
         return platform if platform in ("cpu", "tpu") else jax.default_backend()
 
     def traced(self) -> Any:
-        inputs = [self.formats(role) for role in _ROLES]
         arguments = [[struct_of(each.type) for each in self.inputs(role)] for role in _ROLES]
-        step = jax.jit(
+        with jax.set_mesh(_NO_MESH):  # the caller may be under one of explicit axes
+            return self.jitted().trace(*arguments)
+
+    def jitted(self) -> Any:
+        """The step as a jitted function, for the mesh and in the formats of its executable."""
+        return jax.jit(
             self.function(),
-            in_shardings=tuple(inputs),
+            in_shardings=tuple(self.formats(role) for role in _ROLES),
             out_shardings=self.output_formats(),
             donate_argnums=(1,) if self.donate_state else (),
             keep_unused=True,
         )
-        with jax.set_mesh(_NO_MESH):  # the caller may be under one of explicit axes
-            return step.trace(*arguments)
 
     def function(self) -> Callable[..., list[Any]]:
         """step(packed, state, args) -> outputs, on flat lists."""
@@ -152,3 +154,45 @@ def compiled_stage(graph: Graph, shardings: Sequence[Any] | None) -> Callable[..
         lambda arrays: evaluate(graph, arrays),
         out_shardings=list(shardings) if shardings is not None else None,
     )
+
+
+def compiled_alone(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    shardings: Sequence[Any],
+    donate: tuple[int, ...] = (),
+) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """(a function of arrays as it can be called, the shardings in which it takes its arguments).
+
+    Its results are laid out over the mesh. An argument that names no sharding gets the one that
+    the compiler finds best for the results.
+    """
+    whole = jax.jit(
+        function, out_shardings=list(shardings), donate_argnums=donate, keep_unused=True
+    )
+    with jax.set_mesh(_NO_MESH):  # the caller may be under one of explicit axes
+        lowered = whole.lower(*arguments)
+    executable, _ = compile_quietly(lowered)
+    dtypes = [short(each.dtype) for each in jax.tree.leaves(arguments)]
+    return callable_with(whole, executable, dtypes), executable.input_shardings[0]
+
+
+def callable_with(jitted: Any, executable: Any, dtypes: Iterable[str]) -> Callable[..., Any]:
+    """The executable, or the function that it was compiled from where arrays would be refused.
+
+    On a CPU an executable wants int4 in a layout that no array has with jax 0.10.2; `jax.jit`
+    does not ask.
+    """
+    platforms = {
+        device.platform
+        for sharding in jax.tree.leaves(executable.input_shardings)
+        for device in sharding.device_set
+    }
+    if "cpu" not in platforms or all(bits(dtype) >= 8 for dtype in dtypes):
+        return executable
+
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(_NO_MESH):
+            return jitted(*args)
+
+    return call

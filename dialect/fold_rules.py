@@ -132,7 +132,7 @@ def scale_of_shifted(op: Op) -> Outcome:
     keeps="reals",
 )
 def scale_before_product(op: Op) -> Outcome:
-    """contract(x * known(s), w) * c  ->  contract(x * known(s * c), w), w being read elsewhere too"""
+    """contract(x * known(s), w) * c  ->  contract(x * known(s * c), w), w having other readers"""
     for value, scale in (op.args, op.args[::-1]):
         inner = value.op.args[0].op if value.op.name == "contract" else None
         if number(scale) is None or inner is None or inner.name != "mul":
@@ -309,7 +309,7 @@ def _row(op: Op, place: int, found: Operand) -> Value:
 
 
 def _pushed(value: Value, factor: Value) -> Value | None:
-    """value * factor, the factor in the weight that the value is a product with; None where none."""
+    """value * factor, the factor being in the weight behind the value; None where there is none."""
     op = value.op
     if op.name == "contract":
         return _scaled_product(value, factor)

@@ -1,13 +1,17 @@
 """Products with the axes in front made one: `b t d, d f -> b t f` as `b d, d f -> b f` of rows.
 
 The TPU compiler makes a reduce-scatter of an all-reduce and a slice where the partial sums are a
-matrix, and not where they have three axes, even if one of these has size 1.
+matrix, and not where they have three axes, even if one of these has size 1. Of a product with three
+that is asked for scattered at once it makes steps, a piece of the product in each, and sends one
+piece while it computes the next. Each step reads the weights again: that pays where computing hides
+it (`hides_reading`).
 """
 
 from __future__ import annotations
 
 from math import prod
 
+from dialect.chips import Chip
 from dialect.values import reshaped
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
@@ -25,6 +29,13 @@ def leading(op: Op, number: int) -> int:
             break
         count += 1
     return count
+
+
+def hides_reading(rows: float, weight: Value, chip: Chip) -> bool:
+    """Whether multiplying so many rows takes as long as reading the weights twice."""
+    stored = weight.op.args[0] if weight.op.name == "dequantize" else weight
+    compute_s = 2 * rows * weight.type.size / chip.bf16_flops_per_s
+    return compute_s >= 2 * stored.type.bytes / chip.hbm_bytes_per_s
 
 
 def row_product(op: Op, args: tuple[Value, ...], number: int, front: int) -> Value:

@@ -11,6 +11,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ import jax
 from dialect.annotate import annotated
 from dialect.compiling import Compilable
 from dialect.explained import Explained
+from dialect.originals import shape_of_lazy
+from dialect.packed_schema import PackedError
 from dialect.serving import Executable, Packed, is_state
 from dialect.tables import as_text
 from dialect.tracing import (
@@ -28,7 +31,7 @@ from dialect.tracing import (
     first_line,
     trace,
 )
-from rewrite.errors import ShardwrightError, TraceError
+from rewrite.errors import ShardwrightError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
@@ -108,18 +111,40 @@ class Step:
 
     # Running it.
 
-    def prepare(self, params: Any, *rest: Any) -> Packed:
-        """Packs the parameters once. `rest` are the other arguments; shapes will do.
+    def prepare(self, params: Any, *rest: Any, donate: bool = False) -> Packed:
+        """Packs the parameters once, part by part. `rest` are the other arguments; shapes will do.
 
         Without them, and before any call has shown their shapes, packing waits for the first call.
+
+        - params: arrays on devices or in the host's memory, or `Lazy` ones, read part by part.
+        - donate: arrays on devices are deleted as soon as nothing else is packed from them, so
+          that two full copies never exist. What is in the host's memory is the caller's to free.
         """
         if rest:
             names = argument_names(self.function, len(rest) + 1)
             at = argument_number(self.params, names, "params")
-            return self._executable((*rest[:at], params, *rest[at:])).packed(params)
+            executable = self._executable((*rest[:at], params, *rest[at:]))
+            return executable.packed(params, donate)
         if self._executables:
-            return next(iter(self._executables.values())).packed(params)
-        return Packed([], (), params)
+            return next(iter(self._executables.values())).packed(params, donate)
+        return Packed([], raw=params, donate=donate)
+
+    def load(self, path: str | Path, *args: Any) -> Packed:
+        """The packed parameters that `packed.save(path)` wrote, laid out on the mesh.
+
+        args: those of the step; shapes will do. Without them, those of its first call.
+
+        Raises PackedError, with the difference, where the file was packed for another plan, dtype
+        or model.
+        """
+        if args:
+            return self._executable(args).loaded(path)
+        if not self._executables:
+            raise PackedError(
+                f"what {path} should hold is not known before the shapes of the arguments are",
+                hint="step.load(path, params, cache, tokens); jax.ShapeDtypeStructs will do",
+            )
+        return next(iter(self._executables.values())).loaded(path)
 
     def adapt(self, state: Any) -> Any:
         """The user's state in the program's layout, on the mesh. A new step waits for a call."""
@@ -137,7 +162,7 @@ class Step:
         executable = self._executable(args)
         at = self._params_at(args)
         others = [a for i, a in enumerate(args) if i != at and i not in self.static_argnums]
-        return executable(self._packed_leaves(executable, args[at]), others)
+        return executable(self._packed(executable, args[at]), others)
 
     # Inside.
 
@@ -163,7 +188,7 @@ class Step:
         if found is None:
             program = self.program(*args)
             with self._told_where():
-                found = Executable(self._compilable(program))
+                found = Executable(self._compilable(program), self._tree(args))
             self._executables[key] = found
         return found
 
@@ -176,34 +201,33 @@ class Step:
             error.where = error.where or first_line(self.function)
             raise
 
+    def _tree(self, args: tuple[Any, ...]) -> Any:
+        """The pytree of the parameters, as the step's function takes them."""
+        return jax.tree.structure(_users_own(args[self._params_at(args)]))
+
     def _compilable(self, program: Program) -> Compilable:
         return Compilable(program, self.mesh, self.donate_state)
 
-    def _packed_leaves(self, executable: Executable, params: Any) -> list[Any]:
+    def _packed(self, executable: Executable, params: Any) -> Packed:
         if isinstance(params, Packed):
             if params.raw is not None:
-                made = executable.packed(params.raw)
-                params.leaves, params.names, params.raw = made.leaves, made.names, None
-            executable.check(params)
-            return params.leaves
+                made = executable.packed(params.raw, params.donate)
+                params.leaves, params.schema, params.tree = made.leaves, made.schema, made.tree
+                params.raw = None
+            return params
         leaves = jax.tree.leaves(params)
         if self._known is None or not _same_objects(self._known[0], leaves):
             self._known = ([_reference(leaf) for leaf in leaves], executable.packed(params))
-        executable.check(self._known[1])
-        return self._known[1].leaves
+        return self._known[1]
 
 
 def _users_own(arg: Any) -> Any:
-    """What the user gave: raw parameters for those yet to be packed, shapes for adapted state."""
-    if isinstance(arg, Packed):
-        if arg.raw is None:
-            raise TraceError(
-                "these shapes are new, and packed parameters do not tell their original shapes",
-                hint="call the step, or step.program, once with the original parameters",
-            )
-        return arg.raw
+    """What the user gave: parameters as they were before packing, shapes for adapted state."""
+    arg = arg.originals() if isinstance(arg, Packed) else arg
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_state(leaf) else leaf,
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_state(leaf) else shape_of_lazy(leaf)
+        ),
         arg,
         is_leaf=is_state,
     )

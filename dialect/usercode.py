@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,18 +51,7 @@ def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
 
     Raises UsageError where the file lacks what tells them, or has no such configuration.
     """
-    module, function = _named(text)
-    lacks = [n for n in ("CONFIGS", "init_params", "init_cache") if not hasattr(module, n)]
-    if lacks:
-        raise UsageError(
-            f"{text} comes without {', '.join(lacks)}, so its arguments are unknown",
-            hint="name a function that returns them as a tuple: --args FILE.py:FUNCTION",
-        )
-    if sizes.config not in module.CONFIGS:
-        asked = f"no configuration {sizes.config!r}" if sizes.config else "several configurations"
-        hint = f"--config NAME, {nearest(sizes.config or '', module.CONFIGS)}"
-        raise UsageError(f"{text} has {asked}", hint=hint)
-    config = module.CONFIGS[sizes.config]
+    module, function, config = _configured(text, sizes.config)
     shape = (sizes.batch, sizes.tokens) if sizes.tokens else (sizes.batch,)
 
     def arguments() -> tuple[Any, ...]:
@@ -72,6 +61,77 @@ def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
 
     with _told(f"the arguments of {text} cannot be made"):
         return functools.partial(function, config), jax.eval_shape(arguments)
+
+
+def _configured(text: str, name: str | None) -> tuple[ModuleType, Function, Any]:
+    """The file, the function, and the configuration of that name."""
+    module, function = _named(text)
+    lacks = [n for n in ("CONFIGS", "init_params", "init_cache") if not hasattr(module, n)]
+    if lacks:
+        raise UsageError(
+            f"{text} comes without {', '.join(lacks)}, so its arguments are unknown",
+            hint="name a function that returns them as a tuple: --args FILE.py:FUNCTION",
+        )
+    if name not in module.CONFIGS:
+        asked = f"no configuration {name!r}" if name else "several configurations"
+        hint = f"--config NAME, {nearest(name or '', module.CONFIGS)}"
+        raise UsageError(f"{text} has {asked}", hint=hint)
+    return module, function, module.CONFIGS[name]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a decoder is measured with: its trained parameters, an empty cache, its text.
+
+    `encode` turns text into token numbers; None where the tokens are the text's bytes.
+    """
+
+    sizes: Sizes
+    params: Any
+    cache: Any
+    text: bytes
+    encode: Callable[[bytes], Any] | None
+
+
+def trained(text: str, sizes: Sizes, files: Sequence[str] = ()) -> Trained:
+    """Of a decoder whose file has `trained_params(config, unrolled)` and `held_out() -> bytes`.
+
+    The text is that of `files` where there are any. Raises UsageError where a function is not
+    there, and where the parameters are not of the types that init_params gives.
+    """
+    module, _, config = _configured(text, sizes.config)
+    if not hasattr(module, "trained_params"):
+        hint = "write trained_params(config, unrolled), which returns them as init_params does"
+        raise UsageError(f"{text} comes without trained_params", hint=hint)
+    if not files and not hasattr(module, "held_out"):
+        hint = "write held_out(), which returns bytes, or name files: --text FILE ..."
+        raise UsageError(f"{text} comes without held_out, the text to measure on", hint=hint)
+    with _told(f"trained_params of {text} failed"):
+        params = module.trained_params(config, sizes.unrolled)
+    key = jax.random.key(0)
+    expected = jax.eval_shape(lambda: module.init_params(config, key, sizes.unrolled))
+    _must_fit(params, expected, f"trained_params of {text}")
+    with _told(f"the text of {text} cannot be had"):
+        found = b"".join(Path(file).read_bytes() for file in files) or module.held_out()
+    if not isinstance(found, bytes):
+        raise UsageError(f"held_out of {text} returns {type(found).__name__}, not bytes")
+    cache = module.init_cache(config, sizes.batch, sizes.context, sizes.unrolled)
+    return Trained(sizes, params, cache, found, getattr(module, "encode", None))
+
+
+def _must_fit(params: Any, expected: Any, what: str) -> None:
+    """Raises UsageError unless the arrays are of the structure and types that are expected."""
+    if jax.tree.structure(params) != jax.tree.structure(expected):
+        found = jax.tree.structure(params)
+        raise UsageError(f"{what} returns {found}, init_params {jax.tree.structure(expected)}")
+    pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected))
+    for (path, leaf), wanted in pairs:
+        if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UsageError(
+                f"{what} returns {name} as {leaf.dtype}{list(leaf.shape)}, "
+                f"init_params as {wanted.dtype}{list(wanted.shape)}"
+            )
 
 
 def function(text: str, arguments: str) -> tuple[Function, tuple[Any, ...]]:

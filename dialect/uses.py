@@ -93,15 +93,19 @@ def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Par
     heads = fit.heads(without(over.attention("heads"), over_batch))
     residual = {"batch": batch, "d_model": fit("d_model", over.stream("d_model"))}
     hidden = fit.scattered(batch, used["d_model"]) | {"d_ff": used["d_ff"]}
+    tables = fit.tables(over)
+    # Partial sums over the tables' d_model are scattered along these, and along all of these.
+    scattered = "vocab" not in tables
+    last = tables["d_model"] if scattered else (*over.weights("d_ff"), *over.weights("d_model"))
     groups = {
         "weights": stored,
         "used": used,
-        "tables": fit.tables(over),
+        "tables": tables,
         "residual": residual,
         "hidden": hidden,
         "attention": {"batch": over_batch, **heads},
         "cache": {"batch": over_batch, **fit.cached(heads)},
-        "logits": {"vocab": fit("vocab", (*over.weights("d_ff"), *over.weights("d_model")))},
+        "logits": {"vocab": fit("vocab", last)},
     }
     return Partitioning(
         label,

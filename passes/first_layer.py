@@ -77,9 +77,10 @@ class FirstLayer(Pass):
 
 @dataclass(frozen=True)
 class _Found:
-    """What of a graph can be looked up: the row-wise region behind `take`, cut where it is cheapest.
+    """What can be looked up: the row-wise region behind `take`, cut where that is cheapest.
 
-    `read_bytes` is what a step reads for it, less what it reads no more of weights; `reordered` says that a sum was, so that all that is row-wise of it is one table.
+    `read_bytes` is what a step reads for it, less what it reads no more of weights; `reordered`
+    says that a sum was, so that all that is row-wise of it is one table.
     """
 
     graph: Graph

@@ -11,6 +11,7 @@ What the program constrains itself is left alone, and so are products with weigh
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from dialect.layouts import (
     with_input_layouts,
 )
 from dialect.partial import planned_axes
-from dialect.row_products import leading, row_layout, row_product
+from dialect.row_products import hides_reading, leading, row_layout, row_product
 from dialect.sharding import show_layout
+from dialect.topology import Topology
 from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
@@ -101,8 +103,14 @@ def _forms_of(value: Value) -> Iterator[Value]:
 class _Constraints:
     def __init__(self, plan: Plan, axes: Axes, decided: frozenset[Value]) -> None:
         self.plan, self.axes, self.decided = plan, axes, decided
+        self.chip = Topology.parse(plan.target).chip if plan.target else None
         self.said: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
+
+    def ways(self, layout: Layout) -> int:
+        """Over how many chips an array that lies so is split."""
+        sizes = dict(self.plan.mesh)
+        return math.prod(sizes[axis] for each in layout for axis in each)
 
     def lines(self) -> list[str]:
         """Each kind of constraint once, with its reason and how often it was set."""
@@ -132,7 +140,8 @@ class _Constraints:
                 args = self.attention_inputs(op, args)
             elif op.name in _WRITES:
                 args = self.cache_update(op, args)
-            results = self.scattered(op, args, bound, fused) or with_args(op, args, regions).results
+            scattered = self.scattered(op, args, bound, fused)
+            results = scattered or with_args(op, args, regions).results
             if op.results[0] in together:
                 before, one, other = (memo[value] for value in together[op.results[0]])
                 sum_ = make("add", one, other, origin=op.origin)
@@ -140,8 +149,10 @@ class _Constraints:
                 results = (make("add", before, sum_, origin=op.origin),)
             if op.name == "attend":
                 results = (self.attention_output(op, results[0]),)
-            elif op.results[0] not in apart and (
-                op.name in ("contract", "take") or _is_residual_add(op, self.axes)
+            elif (
+                not scattered
+                and op.results[0] not in apart
+                and (op.name in ("contract", "take") or _is_residual_add(op, self.axes))
             ):
                 results = (self.product(op, results[0], fused),)
             elif op in parts:
@@ -168,8 +179,6 @@ class _Constraints:
             return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
         if group == "logits":
             return self.constrain(value, op.results[0], "logits", "the logits stay split")
-        if value.op.name == "reshape":  # scattered already
-            return value
         value = self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
         if not any(set(dimension) & _OF_HEADS for dimension in names) or op.results[0] in fused:
             return value
@@ -209,6 +218,10 @@ class _Constraints:
         inner = any(_HIDDEN & set(dimension) for each in names for dimension in each)
         if not inner or hidden == left or front == 0:
             return None
+        count = math.prod(known.type.shape[:front]) / self.ways(left[:front])
+        if self.chip and hides_reading(count, op.args[1 - factors[0]], self.chip):
+            why = "partial sums are scattered as they are made"
+            return (self.constrained(with_args(op, args).results[0], known, hidden, why),)
         rows = row_product(op, args, factors[0], front)
         why = "the product leaves it as its weights lie"
         rows = make("constrain", rows, layout=row_layout(left, front), why=why, origin=op.origin)
@@ -223,12 +236,16 @@ class _Constraints:
         over = activation_group(self.axes.of(op.results[0]))
         if group not in ("residual", "hidden") or over is None:
             return value
+        heads = any(set(dimension) & _OF_HEADS for dimension in self.axes.of(known))
+        if known.op.name == "rounded" and not heads:  # so that its integers travel
+            value = self.constrain(value, known, group, "activations are rounded where they lie")
         if over == "logits":
             return self.constrain(value, known, "tables", "the product reads it as its table lies")
         return self.as_weights(value, known, "the product reads it as its weights lie")
 
     def weight(self, known: Value, value: Value) -> Value:
-        return self.gathered(known, value) if self.gathers else value
+        is_table = any("vocab" in dimension for dimension in self.axes.of(known))
+        return self.gathered(known, value) if self.gathers and not is_table else value
 
     def gathered(self, known: Value, value: Value) -> Value:
         """A weight, gathered to the layout in which the product reads it; integers as integers."""
@@ -263,8 +280,9 @@ class _Constraints:
         the compiler makes all of it whole first."""
         heads = product_layout(self.plan, self.axes, known)
         owned = layout_of(self.plan, "attention", self.axes, known)
-        taken = {axis for each in heads for axis in each}
         names = self.axes.of(known)
+        inner = (each for dimension, each in zip(names, heads) if "batch" not in dimension)
+        taken = {axis for each in inner for axis in each}
         layout = tuple(
             tuple(axis for axis in own if axis not in taken) if "batch" in dimension else each
             for dimension, own, each in zip(names, owned, heads)

@@ -19,6 +19,9 @@ _HOME = {
     "rule": "rewrite.rules",
     "local": "rewrite.rules",
     "ShardwrightError": "rewrite.errors",
+    "as_tree": "dialect.originals",
+    "read_checkpoint": "dialect.packed_files",
+    "stacked": "dialect.originals",
 }
 
 __all__ = sorted(_HOME)

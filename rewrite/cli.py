@@ -3,11 +3,12 @@
     shardwright compile examples/llama.py:decode_step --config 8b --pipeline serve.pipeline
     shardwright show    examples/llama.py:decode_step --config 8b -p "normalize, recognize"
     shardwright coverage examples/llama.py:decode_step --config 8b
+    shardwright eval    examples/tiny/model.py:decode_step --config mha -p "quantize{weights=int8}"
     shardwright sweep   examples/palm.py:decode_step --config 540b --chip v4 --plot pareto.png
     shardwright opt     program.ir -p "normalize"
     shardwright passes
 
-It traces on the CPU and compiles ahead of time; it never runs the program.
+It traces on the CPU and compiles ahead of time; only `eval` runs the program.
 """
 
 from __future__ import annotations
@@ -16,24 +17,19 @@ import argparse
 import inspect
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rewrite import hooks, manager, options, versions
-from rewrite.console import Progress, Screen
+from rewrite import asked, hooks, manager, options, versions
+from rewrite.asked import Arguments, rewritten, start
+from rewrite.console import Screen
 from rewrite.errors import PipelineError, ShardwrightError, TextError
-from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass, find_pass, pass_names
-from rewrite.pipeline import Pipeline
 from rewrite.program import Program
-from rewrite.target import Target
-
-Arguments = argparse.Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +61,7 @@ def compile_(args: Arguments, screen: Screen) -> None:
     from dialect.compiling import Compilable
     from dialect.mesh import Topology
 
-    done = _rewritten(args, screen)
+    done = rewritten(args, screen)
     with screen.working(f"compiling for {done.target.topology}"):
         started = time.perf_counter()
         compiled, notes = executable.compile_quietly(Compilable(done.program, done.mesh).lower())
@@ -85,7 +81,7 @@ def show(args: Arguments, screen: Screen) -> None:
     from dialect.explained import Explained
 
     explained = Explained()
-    done = _rewritten(args, screen, listeners=(explained,))
+    done = rewritten(args, screen, listeners=(explained,))
     if args.json:
         _print_json(done.facts() | {"program": str(done.program)})
         return
@@ -101,7 +97,7 @@ def coverage(args: Arguments, screen: Screen) -> None:
     from dialect.explained import Explained
 
     explained = Explained()
-    _rewritten(args, screen, "normalize, recognize", (explained,))
+    rewritten(args, screen, "normalize, recognize", (explained,))
     if explained.program is None:
         raise PipelineError("the pipeline recognizes nothing", hint="add the pass recognize to it")
     if args.json:
@@ -153,9 +149,31 @@ def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
         for config in args.config.split(",") if args.config else [None]:
             one = {"function": function, "tokens": tokens, "config": config}
             one |= {"batch": TRACED_BATCH, "args": None if function == args.prefill else args.args}
-            done = _rewritten(Arguments(**vars(args) | one), screen, "normalize, recognize")
+            done = rewritten(Arguments(**vars(args) | one), screen, "normalize, recognize")
             found.append(Decoder.of(function.rpartition(":")[2], config or "", done.program))
     return tuple(found)
+
+
+def eval_(args: Arguments, screen: Screen) -> None:
+    """Measures on held-out text what each pass costs in accuracy, and what it saves in bytes."""
+    from dialect import evaluation, usercode
+
+    if args.args:
+        hint = "name a configuration that has them: --config NAME"
+        raise usercode.UsageError("--args tells no trained parameters", hint=hint)
+    found = evaluation.Evaluation(args.function.rpartition(":")[2])
+    for config in (args.config or "").split(","):
+        one = Arguments(**vars(args) | {"config": config})
+        prefixes = evaluation.Prefixes()
+        target = rewritten(one, screen, "normalize, recognize", (prefixes,)).target
+        with screen.working("measuring") as spinner:
+            trained = usercode.trained(args.function, asked.sizes(one), args.text)
+            for each in found.measure(trained, prefixes, target):
+                spinner.update(text=f"measuring {config}, after {each.text}")
+    if args.json:
+        _print_json(found.facts())
+    else:
+        screen.tables([found.table()])
 
 
 def opt(args: Arguments, screen: Screen) -> None:
@@ -167,14 +185,14 @@ def opt(args: Arguments, screen: Screen) -> None:
         return
     text = _read(args.file)
     if args.passes or args.pipeline:
-        program, pipeline = Program.parse(text), _pipeline(args)
+        program, pipeline = Program.parse(text), asked.pipeline(args)
     else:
         program, pipeline = hooks.reproduced(text)
     target = pipeline.target()
     if args.target or target.topology:
         start(args.target or target.topology)
         target = api.resolve(None, args.target, pipeline)[1]
-    print(manager.run(program, pipeline.passes(args.phase), target, _hooks(args))[0])
+    print(manager.run(program, pipeline.passes(args.phase), target, asked.listening_to(args))[0])
 
 
 def passes(args: Arguments, screen: Screen) -> None:
@@ -199,73 +217,6 @@ def _described(kind: type[Pass]) -> dict[str, Any]:
     ]
     what = (inspect.getdoc(kind) or "").split("\n")[0]
     return {"name": kind.pass_name(), "keeps": kind.keeps, "what": what, "options": takes}
-
-
-# From a function to its rewritten program.
-
-
-@dataclass(frozen=True)
-class _Rewritten:
-    program: Program
-    reports: tuple[PassReport, ...]
-    target: Target
-    mesh: Any
-
-    def facts(self) -> dict[str, Any]:
-        """What every command tells a machine."""
-        plan = self.program.plan
-        return {
-            "target": self.target.topology,
-            "mesh": dict(self.target.mesh),
-            "passes": [asdict(each) for each in self.reports],
-            "plan": None if plan is None else str(plan),
-        }
-
-
-def _rewritten(
-    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
-) -> _Rewritten:
-    """The user's function after the passes that were asked for, or else `passes`."""
-    from dialect import usercode
-    from rewrite import api
-
-    pipeline = _pipeline(args) or Pipeline.parse(passes or api.DEFAULT_PIPELINE)
-    steps = pipeline.passes(args.phase)
-    start(args.target or pipeline.topology)
-    mesh, target = api.resolve(None, args.target, pipeline)
-    with screen.working("tracing") as spinner:
-        if args.args:
-            function, arguments = usercode.function(args.function, args.args)
-        else:
-            sizes = {each.name: getattr(args, each.name) for each in fields(usercode.Sizes)}
-            function, arguments = usercode.decoder(args.function, usercode.Sizes(**sizes))
-        traced = api.trace(function, *arguments, params=args.params, state=args.state)
-        hooks = [*_hooks(args), *listeners, Progress(spinner)]
-        program, reports = manager.run(traced, steps, target, hooks)
-    return _Rewritten(program, reports, target, mesh)
-
-
-def start(topology: str) -> None:
-    """Gives JAX as many CPU devices as "cpu:8" asks for. JAX reads this at its first device."""
-    cpu = re.fullmatch(r"cpu[:-](\d+)", topology)
-    flags = os.environ.get("XLA_FLAGS", "")
-    if cpu and "xla_force_host_platform_device_count" not in flags:
-        flag = f"--xla_force_host_platform_device_count={cpu[1]}"
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-
-
-def _pipeline(args: Arguments) -> Pipeline | None:
-    if args.pipeline:
-        return Pipeline.load(args.pipeline)
-    return Pipeline.parse(args.passes, source="--passes") if args.passes else None
-
-
-def _hooks(args: Arguments) -> list[Hook]:
-    found: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
-    found += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
-    found += [hooks.TimePasses()] if args.time_passes else []
-    found += [hooks.Reproducer(Path(args.crash_reproducer))] if args.crash_reproducer else []
-    return found
 
 
 def _argument(text: str) -> int | str:
@@ -302,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         ("compile", compile_, (_add_function, _add_passes, _add_json)),
         ("show", show, (_add_function, _add_explain, _add_passes, _add_json)),
         ("coverage", coverage, (_add_function, _add_passes, _add_json)),
+        ("eval", eval_, (_add_eval, _add_passes, _add_json)),
         ("sweep", sweep, (_add_sweep, _add_passes, _add_json)),
         ("opt", opt, (_add_file, _add_passes)),
         ("passes", passes, (_add_json,)),
@@ -317,6 +269,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_function(parser: argparse.ArgumentParser) -> None:
     add = _add_decoder(parser).add_argument
     add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    add = _add_decoder(parser, context=256).add_argument
+    add("--batch", type=int, default=32, metavar="N", help="rows of the text (32)")
+    add("--text", nargs="+", default=(), metavar="FILE", help="instead of its own held_out()")
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -336,7 +294,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="the table, or with --json the facts, instead of printing")
 
 
-def _add_decoder(parser: argparse.ArgumentParser) -> Any:
+def _add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
     """The user's code; returns the group for what it is called with."""
     group = parser.add_argument_group("the function and its arguments")
     add = group.add_argument
@@ -348,7 +306,8 @@ def _add_decoder(parser: argparse.ArgumentParser) -> Any:
     add("--config", metavar="NAME", help="of a decoder as in examples/: a name in its CONFIGS")
     called = parser.add_argument_group("what a --config is called with")
     add = called.add_argument
-    add("--context", type=int, default=2048, metavar="N", help="positions in the cache (2048)")
+    told = f"positions in the cache ({context})"
+    add("--context", type=int, default=context, metavar="N", help=told)
     add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
     add("--unrolled", action="store_true", help="layers one by one, not in a loop")
     return called

@@ -30,14 +30,14 @@ PYTHIA_6_9B = Config(layers=32, d_model=4096, heads=32, d_ff=16384, vocab=50400)
 
 def init_params(config: Config, key: jax.Array) -> Any:
     layers, d, f = config.layers, config.d_model, config.d_ff
+    heads = (config.heads, config.d_head)
     shapes = {
-        "norm": (layers, d), "norm_bias": (layers, d), "norm2": (layers, d), "norm2_bias": (layers, d),
-        "wq": (layers, d, config.heads, config.d_head), "wk": (layers, d, config.heads, config.d_head),
-        "wv": (layers, d, config.heads, config.d_head), "bq": (layers, config.heads, config.d_head),
-        "bk": (layers, config.heads, config.d_head), "bv": (layers, config.heads, config.d_head),
-        "wo": (layers, config.heads, config.d_head, d), "bo": (layers, d),
-        "w_in": (layers, d, f), "b_in": (layers, f), "w_out": (layers, f, d), "b_out": (layers, d),
-    }  # fmt: skip
+        **{name: (layers, d) for name in ("norm", "norm_bias", "norm2", "norm2_bias", "bo")},
+        **{name: (layers, d, *heads) for name in ("wq", "wk", "wv")},
+        **{name: (layers, *heads) for name in ("bq", "bk", "bv")},
+        **{"wo": (layers, *heads, d), "w_in": (layers, d, f), "b_in": (layers, f)},
+        **{"w_out": (layers, f, d), "b_out": (layers, d)},
+    }
     keys = iter(jax.random.split(key, len(shapes) + 3))
     made = {name: 0.1 * jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
     table, final, head = ((config.vocab, d), (2, d), (d, config.vocab))

@@ -332,7 +332,7 @@ def test_a_vocabulary_that_does_not_divide_stays_whole() -> None:
 def test_gathered_weights_leave_tables_split_over_d_model() -> None:
     made = partition("wg_xyz", "batch", PALM_540B, CUBE)
     assert letters(made, "tables") == "d_model@xyz"
-    assert letters(made, "logits") == "vocab@yzx"
+    assert letters(made, "logits") == "vocab@xyz"
 
 
 def test_the_letters_are_positions() -> None:

@@ -89,7 +89,8 @@ def test_heads_that_are_alike_are_stacked():
 def test_what_would_not_split_over_the_mesh_is_left_apart():
     program = merged(traced(llama), chips=16)  # 8 KV heads
     assert program.history[-1].notes == (
-        "params/layers/wq left apart: no other product of its input splits over the mesh as it does",
+        "params/layers/wq left apart: "
+        "no other product of its input splits over the mesh as it does",
         "params/layers/wk, params/layers/wv: one product of their input, stacked",
         "params/layers/w_gate, params/layers/w_up: one product of their input, stacked",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from examples import llama
@@ -48,6 +49,27 @@ def test_the_twelve_lines_run():
         names["params"], llama.init_cache(names["config"], 8, 64), jnp.zeros(8, jnp.int32)
     )
     assert float(jnp.abs(names["logits"] - expected).max()) < 1e-4
+
+
+def test_packed_parameters_are_saved_and_loaded(tmp_path, monkeypatch):
+    from safetensors.numpy import save_file
+
+    names: dict = {}
+    exec(compile(block("from functools import partial"), "README.md", "exec"), names)
+    flat, _ = jax.tree_util.tree_flatten_with_path(names["params"])
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
+    save_file(
+        {name: np.asarray(x) for name, x in named.items()}, tmp_path / "originals.safetensors"
+    )
+    monkeypatch.chdir(tmp_path)
+    shapes = jax.eval_shape(lambda: names["params"])
+    tokens, cache = names["tokens"], llama.init_cache(names["config"], 8, 64)
+    known = {"step": names["step"], "shapes": shapes, "cache": cache, "tokens": tokens}
+    exec(compile(block("from rewrite import as_tree"), "README.md", "exec"), known)
+    logits, _ = known["step"](known["packed"], known["step"].adapt(cache), tokens)
+    again = llama.init_cache(names["config"], 8, 64)
+    wanted, _ = names["step"](names["packed"], names["step"].adapt(again), tokens)
+    np.testing.assert_array_equal(logits, wanted)
 
 
 @pytest.mark.parametrize(

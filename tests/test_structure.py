@@ -16,8 +16,10 @@ MAY_IMPORT = {
     "dialect": {"dialect", "rewrite", "jax", "numpy"},
     "passes": {"passes", "dialect", "rewrite", "jax", "numpy"},
 }
-FRONT_DOOR = {"rewrite", "rewrite.api", "rewrite.cli", "rewrite.console"}  # reach upward, lazily
-PLOT = "dialect.sweep_plot"  # draws, where matplotlib is installed
+# Reach upward, lazily.
+FRONT_DOOR = {"rewrite", "rewrite.api", "rewrite.asked", "rewrite.cli", "rewrite.console"}
+# What needs an extra, and is imported where it is asked for.
+EXTRAS = {"dialect.sweep_plot": {"matplotlib"}, "dialect.orbax_files": {"orbax"}}
 PRIMITIVES = "dialect.primitives"  # the only module that touches jax.extend
 MOST_LINES = 400
 MOST_ENGINE_LINES = 3500
@@ -82,7 +84,7 @@ def attributes(module: str) -> set[str]:
 @pytest.mark.parametrize("module", sorted(set(MODULES) - FRONT_DOOR))
 def test_arrows_point_down(module: str) -> None:
     allowed = MAY_IMPORT[module.partition(".")[0]] | sys.stdlib_module_names
-    allowed = allowed | ({"matplotlib"} if module == PLOT else set())
+    allowed = allowed | EXTRAS.get(module, set())
     tops = {name.partition(".")[0] for name in imports(module)}
     assert tops - allowed == set(), f"{module} imports what its layer may not"
 

@@ -1,0 +1,95 @@
+"""What a command line asks for: a user's function, rewritten by the passes that were named."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rewrite import hooks, manager
+from rewrite.console import Progress, Screen
+from rewrite.manager import Hook, PassReport
+from rewrite.passbase import find_pass
+from rewrite.pipeline import Pipeline
+from rewrite.program import Program
+from rewrite.target import Target
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A function after its passes, and what it was rewritten for."""
+
+    program: Program
+    reports: tuple[PassReport, ...]
+    target: Target
+    mesh: Any
+
+    def facts(self) -> dict[str, Any]:
+        """What every command tells a machine."""
+        plan = self.program.plan
+        return {
+            "target": self.target.topology,
+            "mesh": dict(self.target.mesh),
+            "passes": [asdict(each) for each in self.reports],
+            "plan": None if plan is None else str(plan),
+        }
+
+
+def rewritten(
+    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
+) -> Rewritten:
+    """The user's function after the passes that were asked for, or else `passes`."""
+    from dialect import usercode
+    from rewrite import api
+
+    asked = pipeline(args) or Pipeline.parse(passes or api.DEFAULT_PIPELINE)
+    steps = asked.passes(args.phase)
+    start(args.target or asked.topology)
+    mesh, target = api.resolve(None, args.target, asked)
+    with screen.working("tracing") as spinner:
+        if args.args:
+            function, arguments = usercode.function(args.function, args.args)
+        else:
+            function, arguments = usercode.decoder(args.function, sizes(args))
+        traced = api.trace(function, *arguments, params=args.params, state=args.state)
+        listening = [*listening_to(args), *listeners, Progress(spinner)]
+        program, reports = manager.run(traced, steps, target, listening)
+    return Rewritten(program, reports, target, mesh)
+
+
+def sizes(args: Arguments) -> Any:
+    """The `dialect.usercode.Sizes` of a command line."""
+    from dialect.usercode import Sizes
+
+    return Sizes(**{each.name: getattr(args, each.name) for each in fields(Sizes)})
+
+
+def start(topology: str) -> None:
+    """Gives JAX as many CPU devices as "cpu:8" asks for. JAX reads this at its first device."""
+    cpu = re.fullmatch(r"cpu[:-](\d+)", topology)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if cpu and "xla_force_host_platform_device_count" not in flags:
+        flag = f"--xla_force_host_platform_device_count={cpu[1]}"
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def pipeline(args: Arguments) -> Pipeline | None:
+    """The pipeline that was asked for, in a file or in the command line itself."""
+    if args.pipeline:
+        return Pipeline.load(args.pipeline)
+    return Pipeline.parse(args.passes, source="--passes") if args.passes else None
+
+
+def listening_to(args: Arguments) -> list[Hook]:
+    """What was asked to be shown or kept while the passes run."""
+    found: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
+    found += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
+    found += [hooks.TimePasses()] if args.time_passes else []
+    found += [hooks.Reproducer(Path(args.crash_reproducer))] if args.crash_reproducer else []
+    return found
