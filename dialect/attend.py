@@ -7,6 +7,7 @@ attribute that is absent where it is not used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from dialect.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 
-BESIDE = ("mask", "bias", "sink")  # what an `attend` may have beside query, key and value
+# What an `attend` may have beside query, key and value.
+BESIDE = ("key_scale", "value_scale", "mask", "bias", "sink")
 
 
 def attend(
@@ -39,6 +41,7 @@ def attend(
     key_precision: Any = None,
     value_precision: Any = None,
     rounds: tuple[float, float] | None = None,
+    base: float | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -47,6 +50,9 @@ def attend(
     and key share is batch or KV heads, one that only query has is time or query heads; `1` is an
     axis of size one. `given` says which arrays are `beside`, in this order:
 
+    - `key_scale` and `value_scale` are those of integer keys and values, one for each head of
+      d_head numbers: they multiply the logits and the weights, so that both products read
+      integers and nothing else (a product of integers is made in f32).
     - `mask` is boolean and keeps where true. Elsewhere the logits are `fill`, or, where there is
       none, the lowest number there is. Any constant from -1e9 down says the same, added or put in
       place: exp(fill - logit) is exactly zero beside one key that is kept. (Rows that keep no key
@@ -60,14 +66,19 @@ def attend(
     unless said); the weights meet the values in `weights` (value's unless said), and the result is
     in `dtype` (query's unless said). The precisions are those of the two products. With `rounds`
     the weights are `rounded` over the context, in steps of int8 of that `largest` and `least`.
+    With `base` 2 the logits carry log2(e) already, and the softmax is that of 2 ** logits.
     """
     named = Signature.parse(axes)
     over = (*(axis for axis in named.inputs[0] if axis and axis != ("k",)), ("s",))
-    arrays = [_squeezed(*each) for each in zip((query, key, value), named.inputs)]
-    made = _product(*arrays[:2], over, logits or query.dtype, key_precision)
-    made = made[0].astype(decode(inner) or made[0].dtype)
     more = zip(given.split(), beside, named.inputs[3:], strict=True)
     extra = {name: (array, its) for name, array, its in more}
+    logits, factor = decode(logits) or query.dtype, extra.get("key_scale")
+    pair = [_squeezed(query, named.inputs[0])]
+    pair += [_squeezed(key if factor is None else key.astype(query.dtype), named.inputs[1])]
+    made, _ = _product(*pair, over, logits if factor is None else jnp.float32, key_precision)
+    if factor is not None:
+        made = made * _aligned(*factor, over).astype(made.dtype)
+    made = made.astype(logits).astype(decode(inner) or logits)
     if scale != 1.0:
         made = made * jnp.asarray(scale, made.dtype)
     if cap is not None:
@@ -80,25 +91,30 @@ def attend(
     sink = None
     if "sink" in extra:
         sink = _aligned(*extra["sink"], (*over[:-1], ("n",))).astype(made.dtype)
-    shares = _softmax(made, sink).astype(decode(weights) or value.dtype)
+    shares = _softmax(made, sink, jnp.exp if base is None else jnp.exp2)
+    if "value_scale" in extra:
+        shares = shares * _aligned(*extra["value_scale"], over).astype(shares.dtype)
+    shares = shares.astype(decode(weights) or value.dtype)
     if rounds is not None:
         shares = rounded(shares, axes=(shares.ndim - 1,), largest=rounds[0], least=rounds[1])
-    found = (shares, over)
     out = tuple(axis for axis in named.outputs[0] if axis)
-    result, _ = _product(found, arrays[2], out, dtype or query.dtype, value_precision)
+    values = _squeezed(
+        value.astype(shares.dtype) if "value_scale" in extra else value, named.inputs[2]
+    )
+    result, _ = _product((shares, over), values, out, dtype or query.dtype, value_precision)
     sizes = dict(zip(out, result.shape))
     return result.reshape([sizes.get(axis, 1) for axis in named.outputs[0]])
 
 
-def _softmax(logits: Any, sink: Any) -> Any:
+def _softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:
     """exp(logits) over its sum and that of exp(sink), shifted by the largest of them."""
     top = jnp.max(logits, axis=-1, keepdims=True)
     if sink is not None:
         top = jnp.maximum(top, jnp.max(sink, axis=-1, keepdims=True))
-    weights = jnp.exp(logits - jax.lax.stop_gradient(top))
+    weights = exp(logits - jax.lax.stop_gradient(top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if sink is not None:
-        total = total + jnp.sum(jnp.exp(sink - top), axis=-1, keepdims=True)
+        total = total + jnp.sum(exp(sink - top), axis=-1, keepdims=True)
     return weights / total
 
 
@@ -133,7 +149,7 @@ word(
     _attend_axes,
     (
         *("axes", "given", "scale", "cap", "fill", "logits", "inner", "weights", "dtype"),
-        *("key_precision", "value_precision", "rounds"),
+        *("key_precision", "value_precision", "rounds", "base"),
     ),
     "axes",
 )

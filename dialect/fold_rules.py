@@ -6,6 +6,8 @@ reals; a weight is rounded once more than it was.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from dialect import known as _  # noqa: F401  (defines the marks)
@@ -176,15 +178,20 @@ def scale_of_rows(op: Op) -> Outcome:
     keeps="reals",
 )
 def scale_of_query(op: Op) -> Outcome:
-    """attend(contract(x, known(w)), k, v) {scale=c}  ->  attend(contract(x, known(w * c)), k, v)"""
-    scale = op.get("scale", 1.0)
-    if scale == 1.0:
+    """attend(contract(x, known(w)), k, v) {scale=c}  ->  attend(contract(x, known(w * c)), k, v)
+
+    Where nothing is added to the logits c takes log2(e) along, and the softmax is of base 2.
+    """
+    attrs, scale = dict(op.attrs), op.get("scale", 1.0)
+    added = {"bias", "sink"} & set(op.get("given", "").split()) or op.get("cap") is not None
+    of_two = not added and op.get("base") is None
+    if scale == 1.0 and not of_two:
         return None
-    factor = constant(scale, Type("f32", ()))
+    factor = constant(scale * math.log2(math.e) if of_two else scale, Type("f32", ()))
     query = _pushed(op.args[0], factor)
     if query is None:
         return Miss("its query is not a product with a weight, or others read it too", 1)
-    attrs = {**dict(op.attrs), "scale": 1.0}
+    attrs |= {"scale": 1.0, **({"base": 2.0} if of_two else {})}
     return make("attend", query, *op.args[1:], **attrs)
 
 

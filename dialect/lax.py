@@ -344,6 +344,19 @@ def infer_by_reference(name: str) -> opdef.Infer:
     return infer
 
 
+def _back(op: Op) -> tuple[int, ...]:
+    return tuple(op["permutation"].index(i) for i in range(op.types[0].rank))
+
+
+# What undoes a change of form.
+_INVERSES = {
+    "reshape": lambda op: ("reshape", {"new_sizes": op.args[0].type.shape}),
+    "transpose": lambda op: ("transpose", {"permutation": _back(op)}),
+    "stack": lambda op: ("unstack", {"axis": op["axis"]}),
+    "unstack": lambda op: ("stack", {"axis": op["axis"]}),
+}
+
+
 def _resolve(name: str) -> OpDef | None:
     if primitives.find(name) is None:
         return None
@@ -353,6 +366,7 @@ def _resolve(name: str) -> OpDef | None:
         infer=infer_by_reference(name),
         reference=_reference(name),
         lead={"dot_general": "dimension_numbers"}.get(name),
+        inverse=_INVERSES.get(name),
     )
 
 

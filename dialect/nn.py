@@ -12,7 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import activations, attend, caches, padding, rotary  # noqa: F401  (define their own)
+from dialect import (  # noqa: F401  (define their own)
+    activations,
+    attend,
+    caches,
+    heads,
+    padding,
+    rotary,
+    token_scales,
+)
 from dialect.attributes import decode
 from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op

@@ -39,7 +39,11 @@ def _axes(op: Op) -> Signature:
     return Signature((before,), (result,), frozenset((before[at][0], after[at][0])))
 
 
-word(padded, _axes, ("axis", "size"))
+def _unpadded(op: Op) -> tuple[str, dict[str, Any]]:
+    return "unpadded", {"axis": op["axis"], "size": op.args[0].type.shape[op["axis"]]}
+
+
+word(padded, _axes, ("axis", "size"), inverse=_unpadded)
 word(unpadded, _axes, ("axis", "size"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -111,13 +111,18 @@ def bind(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
 
 
 def call(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that traces to one op `name`: how a rule's `after` writes an op of our own."""
+    """A function that traces to one op `name`: how a rule's `after` writes an op of our own.
+
+    A reference that is said to give a list has several results.
+    """
     primitive = Primitive(name)
-    primitive.def_abstract_eval(
-        lambda *avals, **attrs: jax.typeof(
-            jax.eval_shape(lambda *arrays: reference(*arrays, **attrs), *map(_struct, avals))
-        )
-    )
+    primitive.multiple_results = get_type_hints(reference).get("return") == list[Any]
+
+    def types(*avals: Any, **attrs: Any) -> Any:
+        found = jax.eval_shape(lambda *arrays: reference(*arrays, **attrs), *map(_struct, avals))
+        return jax.tree.map(jax.typeof, found)
+
+    primitive.def_abstract_eval(types)
     primitive.def_impl(reference)
     return primitive.bind
 

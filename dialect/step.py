@@ -19,6 +19,7 @@ import jax
 from dialect.annotate import annotated
 from dialect.compiling import Compilable
 from dialect.explained import Explained
+from dialect.fresh_state import fresh_state
 from dialect.originals import shape_of_lazy
 from dialect.packed_schema import PackedError
 from dialect.serving import Executable, Packed, is_state
@@ -150,6 +151,14 @@ class Step:
         """The user's state in the program's layout, on the mesh. A new step waits for a call."""
         executable = next(iter(self._executables.values()), None)
         return state if executable is None else executable.adapted(state)
+
+    def init_state(self, init: Callable[[], Any]) -> Any:
+        """The state that `init()` makes, in the program's layout at once, and on the mesh.
+
+        The user's own form of it is never in memory. A new step waits for a call.
+        """
+        found = next(iter(self._executables.values()), None)
+        return init() if found is None else fresh_state(found.form, found.formats["state"], init)
 
     def restore(self, state: Any) -> Any:
         """The user's own state back from the program's."""

@@ -94,9 +94,7 @@ def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Par
     residual = {"batch": batch, "d_model": fit("d_model", over.stream("d_model"))}
     hidden = fit.scattered(batch, used["d_model"]) | {"d_ff": used["d_ff"]}
     tables = fit.tables(over)
-    # Partial sums over the tables' d_model are scattered along these, and along all of these.
-    scattered = "vocab" not in tables
-    last = tables["d_model"] if scattered else (*over.weights("d_ff"), *over.weights("d_model"))
+    logits = fit.logits(tables, (*over.weights("d_ff"), *over.weights("d_model")))
     groups = {
         "weights": stored,
         "used": used,
@@ -105,7 +103,7 @@ def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Par
         "hidden": hidden,
         "attention": {"batch": over_batch, **heads},
         "cache": {"batch": over_batch, **fit.cached(heads)},
-        "logits": {"vocab": fit("vocab", last)},
+        "logits": logits,
     }
     return Partitioning(
         label,
@@ -220,6 +218,14 @@ class Fit:
             everywhere = tuple(name for name, use in over.uses if use != Use())
             return {"d_model": self("d_model", everywhere)}
         return {"d_model": self("d_model", d_model), "vocab": self("vocab", vocab)}
+
+    def logits(self, tables: dict[str, MeshAxes], weights: MeshAxes) -> dict[str, MeshAxes]:
+        """As the tables leave them, partial sums scattered over the rows; over the vocabulary
+        where there are too few."""
+        partial = tables["d_model"]
+        if partial and self("batch", partial) == partial:
+            return {"batch": partial, "vocab": tables.get("vocab", ())}
+        return {"vocab": self("vocab", weights if "vocab" in tables else partial)}
 
     def size(self, axis: str) -> int:
         if axis == "q_per_kv":

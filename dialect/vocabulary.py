@@ -23,8 +23,9 @@ def word(
     signature: Callable[[Op], Signature],
     attrs: tuple[str, ...] = (),
     lead: str | None = None,
+    inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None,
 ) -> None:
-    """Defines an op named as its reference."""
+    """Defines an op named as its reference; one that gives a list has several results."""
     name = reference.__name__
     opdef.define(
         OpDef(
@@ -35,6 +36,7 @@ def word(
             attrs=attrs,
             lead=lead,
             doc=(reference.__doc__ or "").strip().splitlines()[0],
+            inverse=inverse,
         )
     )
     Traced[name] = primitives.call(name, reference)

@@ -222,7 +222,7 @@ class Workload:
         attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
         scores = 4 * shape.tokens * shape.heads * shape.context / attention_ways
         stream = shape.d_model * self.tokens * size
-        logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "vocab"))
+        logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
         stored = self.layer_weights("weights") * shape.weight_bytes_per_element
         tables = 1 if shape.tied_embedding else 2
         return {

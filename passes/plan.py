@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dialect.axes import Axes
+from dialect.cache_owner import owner_asked
 from dialect.decoder import decoder_shape
 from dialect.joint import Serving, joint
 from dialect.layouts import planned_layout
@@ -73,7 +74,8 @@ class Plan(Pass):
         """The plan, and what there is to say of it."""
         mesh, axes = MeshSpec(target.mesh), planned_axes(program, target.mesh)
         shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
-        asked = [None if each == "auto" else each for each in (self.ffn, self.attention)]
+        attention = self.attention if self.attention != "auto" else owner_asked(program)
+        asked = [None if each == "auto" else each for each in (self.ffn, attention)]
         notes = [f"not found, so not costed: {', '.join(shape.absent)}"] if shape.absent else []
         alone = bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):

@@ -178,6 +178,7 @@ class _Constraints:
         if group == "residual":
             return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
         if group == "logits":
+            value = self.as_weights(value, op.results[0], "the table leaves it so")
             return self.constrain(value, op.results[0], "logits", "the logits stay split")
         value = self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
         if not any(set(dimension) & _OF_HEADS for dimension in names) or op.results[0] in fused:
@@ -205,8 +206,8 @@ class _Constraints:
         bound: frozenset[Value],
         fused: dict[Value, list[Value]],
     ) -> tuple[Value, ...] | None:
-        """Hidden values of which the product leaves partial sums: pinned where it leaves them, and
-        scattered over the rows. None for any other op."""
+        """What a product leaves as partial sums: pinned where it leaves them, and scattered over
+        the rows, where the rows stay so split. None for any other op."""
         known = op.results[0]
         factors = [i for i, arg in enumerate(op.args) if arg not in bound]
         if op.name != "contract" or len(factors) != 1 or known in self.decided:
@@ -214,12 +215,13 @@ class _Constraints:
         hidden = hidden_layout(self.plan, self.axes, known)
         left = product_layout(self.plan, self.axes, known)
         front = leading(op, factors[0])
-        names = (self.axes.of(value) for value in (known, *fused.get(known, ())))
+        names = [self.axes.of(value) for value in (known, *fused.get(known, ()))]
         inner = any(_HIDDEN & set(dimension) for each in names for dimension in each)
-        if not inner or hidden == left or front == 0:
+        kept = self.rows_are_kept(known, hidden, left)
+        if not (inner or kept) or hidden == left or front == 0:
             return None
         count = math.prod(known.type.shape[:front]) / self.ways(left[:front])
-        if self.chip and hides_reading(count, op.args[1 - factors[0]], self.chip):
+        if inner and self.chip and hides_reading(count, op.args[1 - factors[0]], self.chip):
             why = "partial sums are scattered as they are made"
             return (self.constrained(with_args(op, args).results[0], known, hidden, why),)
         rows = row_product(op, args, factors[0], front)
@@ -228,7 +230,19 @@ class _Constraints:
         why = "partial sums are scattered over the rows"
         rows = make("constrain", rows, layout=row_layout(hidden, front), why=why, origin=op.origin)
         self.note(why, known, hidden)
-        return (reshaped(rows, known.type.shape),)
+        value = reshaped(rows, known.type.shape)
+        return (value if inner else self.owned(value, known),)
+
+    def rows_are_kept(self, known: Value, hidden: Layout, left: Layout) -> bool:
+        """Whether attention owns the rows of a product so that they can be scattered to it."""
+        names = self.axes.of(known)
+        if not any(set(dimension) & _OF_HEADS for dimension in names):
+            return False
+        owned = layout_of(self.plan, "attention", self.axes, known)
+        return all(
+            each == before or ("batch" in dimension and set(each) <= set(own))
+            for dimension, each, before, own in zip(names, hidden, left, owned)
+        )
 
     def factor(self, op: Op, known: Value, value: Value) -> Value:
         """What is multiplied with weights: along the axis that is summed it lies as they do."""

@@ -4,9 +4,9 @@ step(params, state, args)  ->  prepare(params), adapt(state), step(packed, packe
 
 Parameters are cut where the step has the fewest bytes to read (`dialect.binding`); a loop over
 layers is first split in two, so that what its body does to parameters alone runs in a loop of its
-own. State that is changed in form on the way in and changed back on the way out (transposed,
-padded, one array stacked of many, many unstacked of one) is kept in the new form: `adapt` changes
-it once, `restore` changes it back.
+own. State that is changed in form on the way in and changed back on the way out, by ops that
+declare each other as inverse (transposed, padded, quantised, many arrays stacked as one), is kept
+in the new form: `adapt` changes it once, `restore` changes it back.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import ClassVar
 from dialect.binding import bound_values, frontier, region_bound
 from dialect.control import remade_scan, scan_parts
 from dialect.layouts import with_input_layouts
+from dialect.state_forms import undoes
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, with_args
@@ -150,7 +151,7 @@ def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
             continue
         changed = [held[arg] for arg in op.args]
         other = changed[0].leaving.op
-        if other.results == tuple(part.leaving for part in changed) and _undone(op, other):
+        if other.results == tuple(part.leaving for part in changed) and undoes(other, op):
             for arg in op.args:
                 held.pop(arg, None)
             held |= {part.entering: part for part in _changed(op, other, changed)}
@@ -182,21 +183,6 @@ def _spanning(names: Sequence[str]) -> str:
 
 def _numbers(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", name)]
-
-
-def _undone(op: Op, other: Op) -> bool:
-    """Whether `other` is the inverse of `op`, both being mere changes of form."""
-    if op.name == "reshape" and other.name == "reshape":
-        return other.args[0].type == op.types[0] and other.types[0] == op.args[0].type
-    if op.name == "transpose" and other.name == "transpose":
-        back = tuple(op["permutation"].index(i) for i in range(len(op["permutation"])))
-        return other["permutation"] == back
-    if (op.name, other.name) == ("padded", "unpadded"):
-        size = op.args[0].type.shape[op["axis"]]
-        return (other["axis"], other["size"]) == (op["axis"], size)
-    if {op.name, other.name} == {"stack", "unstack"}:
-        return op["axis"] == other["axis"] and len(op.types) == len(other.args)
-    return False
 
 
 def _restore(program: Program, graph: Graph, parts: Sequence[_Part]) -> Graph:

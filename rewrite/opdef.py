@@ -26,6 +26,8 @@ class OpDef:
     - `reference(*arrays, **attrs)` computes them: meaning, default lowering and test oracle at
       once. An op with regions gets them as the keyword `regions`;
     - `attrs` are the attribute names it takes, or None where any may stand;
+    - `inverse(op)` names the op, and its attributes, that gives the arguments of a mere change of
+      form back from its results;
     - `lead` is the attribute that prints right behind the name.
     """
 
@@ -36,6 +38,7 @@ class OpDef:
     attrs: tuple[str, ...] | None = None
     lead: str | None = None
     doc: str = ""
+    inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None
 
 
 _DEFINED: dict[str, OpDef] = {}

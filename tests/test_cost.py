@@ -326,13 +326,13 @@ def test_as_many_kv_heads_as_heads_are_heads() -> None:
 def test_a_vocabulary_that_does_not_divide_stays_whole() -> None:
     made = partition("ws2d", "heads", replace(PALM_540B, vocab=50257), CUBE)
     assert letters(made, "tables") == "d_model@x"
-    assert letters(made, "logits") == ""
+    assert letters(made, "logits") == "batch@x"
 
 
 def test_gathered_weights_leave_tables_split_over_d_model() -> None:
     made = partition("wg_xyz", "batch", PALM_540B, CUBE)
     assert letters(made, "tables") == "d_model@xyz"
-    assert letters(made, "logits") == "vocab@xyz"
+    assert letters(made, "logits") == "batch@xyz"
 
 
 def test_the_letters_are_positions() -> None:

@@ -57,8 +57,9 @@ def test_the_numbers_stay(model, unrolled, prompt):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_attention_scales_nothing_any_more(model):
+    """1 / sqrt(d_head) is in the query's weights, and log2(e) beside it."""
     program = folded(traced(model, arguments(model)))
-    assert [op["scale"] for op in ops(program, "attend")] == [1.0]
+    assert [(op["scale"], op["base"]) for op in ops(program, "attend")] == [(1.0, 2.0)]
 
 
 def test_a_norm_is_followed_by_products_at_once():

@@ -1,0 +1,331 @@
+"""The int8 KV cache: what it holds, what attention makes of it, and what a TPU stores."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoders import arguments as written_out_arguments
+from decoders import recognized
+from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, expected, run
+from tiny import traced as traced_case
+
+import rewrite
+from dialect import head_rules, quantized_cache, transposed_cache
+from dialect.compiling import Compilable, compiled
+from dialect.dtypes import dtype_of
+from dialect.evaluate import evaluate
+from dialect.executable import read
+from dialect.jaxpr import trace_graph
+from dialect.quantized_cache import attend_in_integers, with_quantized_cache
+from dialect.state_forms import keep_in
+from dialect.token_scales import dequantize_tokens, quantize_tokens
+from examples import llama
+from rewrite import Pipeline, Program, auto_shard
+from rewrite.driver import Report
+from rewrite.driver import rewrite as apply_rules
+from rewrite.ir import Type
+from rewrite.rules import Rule
+
+FIRST = "normalize, recognize, carry_cache"
+RANDOM = np.random.default_rng(7)
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(RANDOM.standard_normal(shape), "float32")
+
+
+def quantized(program: Program, first: str = FIRST, last: str = "") -> tuple[Program, list[str]]:
+    """The program with an int8 cache between these passes, and the notes."""
+    made, notes = with_quantized_cache(Pipeline.parse(first).run(program), "int8")
+    made.verify()
+    return Pipeline.parse(last).run(made) if last else made, notes
+
+
+def names(program: Program) -> list[str]:
+    return [op.name for op, _ in program.graph.walk()]
+
+
+def states(program: Program) -> dict[str, str]:
+    return {each.name: str(each.type) for each in program.step_inputs if each.role == "state"}
+
+
+# The two forms.
+
+
+def test_a_number_is_off_by_half_a_step_at_most() -> None:
+    x = normal(3, 5, 16)
+    q, scale = quantize_tokens(x, axis=2, form="int8")
+    assert (q.dtype, scale.dtype, scale.shape) == (jnp.int8, jnp.bfloat16, (3, 5))
+    steps = np.asarray(scale, "float32")[..., None]
+    back = dequantize_tokens(q, scale, axis=2, dtype="float32")
+    # A scale that bf16 rounds down cuts the largest number off: by 127 / 256 of a step at most.
+    assert np.all(np.abs(back - x) <= 0.5001 * steps)
+    assert np.max(np.abs(q), axis=2).min() == 127
+
+
+def test_what_is_read_and_rounded_again_is_what_it_was() -> None:
+    q, scale = quantize_tokens(normal(4, 32) * 50, axis=1, form="int8")
+    again = quantize_tokens(
+        dequantize_tokens(q, scale, axis=1, dtype="float32"), axis=1, form="int8"
+    )
+    np.testing.assert_array_equal(again[0], q)
+    np.testing.assert_array_equal(again[1], scale)
+
+
+def test_a_head_of_zeros_stays_zero() -> None:
+    q, scale = quantize_tokens(jnp.zeros((2, 4)), axis=1, form="int8")
+    assert not q.any() and (scale == 1).all()
+
+
+# Rules.
+
+
+def array(text: str) -> jax.Array:
+    type_ = Type.parse(text)
+    if type_.dtype[0] == "i":
+        return jnp.asarray(RANDOM.integers(-3, 4, type_.shape), dtype_of(type_.dtype))
+    return jnp.asarray(RANDOM.standard_normal(type_.shape), dtype_of(type_.dtype))
+
+
+GROUPS = (
+    quantized_cache.RULES,
+    transposed_cache.RULES,
+    head_rules.RULES,
+    (head_rules.merged_in_common,),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"), [(rule.name, group) for group in GROUPS for rule in group]
+)
+def test_examples_fire_and_keep_what_they_compute(name: str, group: tuple[Rule, ...]) -> None:
+    (rule,) = (each for each in group if each.name == name)
+    args = [array(text) for text in rule.types]
+    graph = trace_graph(lambda *arrays: jax.tree.leaves(rule.example(*arrays)), *args)
+    report = Report()
+    made = apply_rules(graph, group, report)
+    assert report.fired[name]
+    for one, other in zip(evaluate(made, args), evaluate(graph, args), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(one, "float32"), np.asarray(other, "float32"), rtol=1e-5, atol=1e-5
+        )
+
+
+# Decoders.
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_integers_reach_attention_in_every_decoder(case: Case) -> None:
+    made, notes = quantized(traced_case(case))
+    assert not [note for note in notes if "left alone" in note]
+    staged = Pipeline.parse("stage, lower").run(made)
+    kinds = {
+        text.partition("[")[0] for name, text in states(staged).items() if "position" not in name
+    }
+    assert kinds == {"i8", "bf16"}
+    assert {op.name for op in staged.stages.restore.ops} <= {"dequantize_tokens", *_lax(staged)}
+    # Scales outside of the products are what the numbers that they stand for would give.
+    plain = Pipeline.parse(FIRST).run(traced_case(case))
+    plain, _ = keep_in(
+        plain,
+        {
+            number: quantized_cache._change("f32", plain.inputs[number].type.rank - 1, "int8")
+            for number in (out.updates for out in plain.outputs)
+            if number is not None and plain.inputs[number].type.rank
+        },
+        [rule for rule in quantized_cache.RULES if rule is not attend_in_integers],
+    )
+    args = arguments(case)
+    found, wanted = run(staged, *args), run(plain, *args)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    # Against floats: logits of size 1 to 4.
+    np.testing.assert_allclose(found[0], expected(case)[0], atol=0.03)
+
+
+def _lax(staged: Program) -> set[str]:
+    return {op.name for op in staged.stages.restore.ops if not op.name.endswith("_tokens")}
+
+
+def test_bytes_of_each_cache_are_told() -> None:
+    case = Case("llama")
+    made, notes = quantized(traced_case(case), last="stage, lower")
+    numbers = LAYERS * BATCH * CONTEXT * KV_HEADS
+    before, after = 4 * numbers * D_HEAD, numbers * D_HEAD + 2 * numbers
+    assert notes == [f"cache/{x} kept in int8: {before:,} bytes -> {after:,}" for x in "kv"]
+    shape = f"{LAYERS},{BATCH},{CONTEXT},{KV_HEADS}"
+    assert states(made) == {
+        "cache/k.0": f"i8[{shape},{D_HEAD}]",
+        "cache/k.1": f"bf16[{shape}]",
+        "cache/position": "i32[]",
+        "cache/v.0": f"i8[{shape},{D_HEAD}]",
+        "cache/v.1": f"bf16[{shape}]",
+    }
+
+
+def test_the_first_layer_holds_what_the_decoder_wrote_to_half_a_step() -> None:
+    """Deeper layers see what attention made of it."""
+    case = Case("gpt")
+    params, _, tokens = arguments(case)
+    cache = case.module.init_cache(case.config, BATCH, CONTEXT)
+    made, _ = quantized(traced_case(case), last="stage, lower")
+    kept, own = cache, cache
+    for step in range(3):
+        tokens = (tokens + step) % 16
+        logits, kept = run(made, params, kept, tokens)
+        wanted, own = run(case.function, params, own, tokens)
+        np.testing.assert_allclose(logits, wanted, atol=0.05)
+    for name in "kv":
+        first, exact = np.asarray(kept[name][0]), np.asarray(own[name][0])
+        assert np.abs(first - exact).max() > 0
+        steps = np.abs(exact).max(-1, keepdims=True) / 127
+        assert np.all(np.abs(first - exact) <= 0.51 * steps)
+
+
+@pytest.mark.parametrize("layout", ["before", "after"])
+def test_order_and_integers_go_together(layout: str) -> None:
+    case = Case("llama")
+    if layout == "before":
+        made, _ = quantized(traced_case(case), f"{FIRST}, cache_layout", "stage, lower")
+    else:
+        made, _ = quantized(traced_case(case), last="cache_layout, stage, lower")
+    plain, _ = quantized(traced_case(case), last="stage, lower")
+    assert states(made)["cache/k.0"] == f"i8[{LAYERS},{BATCH},{KV_HEADS},{CONTEXT},{D_HEAD}]"
+    assert states(made)["cache/k.1"] == f"bf16[{LAYERS},{BATCH},{KV_HEADS},{CONTEXT}]"
+    assert "transpose" not in [op.name for op in made.graph.ops if op.types[0].dtype == "i8"]
+    for one, other in zip(*(jax.tree.leaves(run(p, *arguments(case))) for p in (made, plain))):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("more", ["", ", roll, carry_cache", ", roll, carry_cache, cache_layout"])
+def test_sequences_with_places_of_their_own(more: str) -> None:
+    program, args = recognized("ggg", "rows", more=more), written_out_arguments("ggg", "rows")
+    made, notes = with_quantized_cache(program, "int8")
+    staged = Pipeline.parse("stage, lower").run(made)
+    assert len(notes) == 6 and all("kept in int8" in note for note in notes)
+    assert sum(text.startswith("i8") for text in states(staged).values()) == (2 if more else 6)
+    np.testing.assert_allclose(run(staged, *args)[0], run(program, *args)[0], atol=0.05)
+
+
+def test_the_text_reads_back() -> None:
+    made, _ = quantized(traced_case(Case("llama")), last="stage, lower")
+    assert Program.parse(str(made)) == made
+
+
+# What is left alone.
+
+
+def test_a_cache_that_something_else_reads_is_left_alone() -> None:
+    case = Case("gpt")
+    whole = case.function
+
+    def step(params: Any, cache: Any, tokens: jax.Array) -> Any:
+        logits, new = whole(params, cache, tokens)
+        return logits + jnp.max(new["k"]), new
+
+    program = rewrite.trace(step, *arguments(case))
+    made, notes = quantized(program)
+    kept, alone = sorted(notes, key=lambda note: "left alone" in note)
+    assert kept.startswith("cache/v kept in int8")
+    where = rf"reduce_max at {re.escape(__file__)}:\d+ .*"
+    assert re.fullmatch(rf"cache/k left alone: {where} reads it as it was", alone)
+    np.testing.assert_allclose(
+        run(made, *arguments(case))[0], run(step, *arguments(case))[0], atol=0.1
+    )
+
+
+def test_a_cache_that_is_scanned_is_left_alone() -> None:
+    _, notes = quantized(traced_case(Case("palm")), "normalize, recognize")
+    assert all(re.search(r"left alone: scan at .* reads it as it was", note) for note in notes)
+
+
+def test_a_cache_of_integers_is_left_alone() -> None:
+    once, _ = quantized(traced_case(Case("gpt")))
+    again, notes = with_quantized_cache(once, "int8")
+    # What is quantised already is quantised to what it is.
+    assert names(again).count("quantize_tokens") == names(once).count("quantize_tokens")
+    with pytest.raises(ValueError, match="a cache is kept in int8, not in 'int3'"):
+        with_quantized_cache(once, "int3")
+
+
+# Machines.
+
+
+def decoder(config: Any, batch: int, context: int) -> tuple[Any, ...]:
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(lambda: llama.init_cache(config, batch, context))
+    return params, cache, jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+
+def on_mesh(config: Any, topology: str, plan: str, args: tuple[Any, ...]) -> Compilable:
+    step = auto_shard(partial(llama.decode_step, config), topology, pipeline="stage")
+    program = rewrite.trace(step.function, *args)
+    made, _ = with_quantized_cache(Pipeline.parse(FIRST).run(program, step.target), "int8")
+    last = Pipeline.parse(f"plan{{{plan}}}, shard, stage, lower")
+    return Compilable(last.run(made, step.target), step.mesh)
+
+
+@pytest.mark.parametrize("attention", ["heads", "batch"])
+def test_scales_lie_as_their_cache_on_eight_devices(attention: str) -> None:
+    config = llama.CONFIGS["toy"]
+    params = llama.init_params(config, jax.random.key(0))
+    cache, tokens = llama.init_cache(config, 8, 64), jnp.arange(8, dtype=jnp.int32)
+    args = (params, cache, tokens)
+    wanted = jax.jit(partial(llama.decode_step, config))(*args)[0]
+    compilable = on_mesh(config, "cpu:8", f"ffn=ws1d, attention={attention}", args)
+    program = compilable.program
+    layouts = {each.name: each.layout for each in program.step_inputs}
+    for name in "kv":
+        assert layouts[f"cache/{name}.1"] == layouts[f"cache/{name}.0"][:-1]
+        assert any(layouts[f"cache/{name}.1"])
+    packed = evaluate(program.stages.prepare, jax.tree.leaves(params))
+    state = evaluate(program.stages.adapt, jax.tree.leaves(cache))
+    executable = compilable.lower().compile()
+    shardings = dict(zip(("packed", "state", "rest"), executable.input_shardings[0]))
+    given = [
+        jax.device_put(arrays, list(where))
+        for arrays, where in zip((packed, state, [tokens]), shardings.values())
+    ]
+    results = executable(*given)
+    logits = next(x for x, out in zip(results, program.step_outputs) if out.updates is None)
+    np.testing.assert_allclose(logits, wanted, atol=0.03)
+
+
+@pytest.fixture(scope="module")
+def on_v5e() -> tuple[Compilable, Any, str]:
+    config = replace(llama.CONFIGS["8b"], layers=2, vocab=1024)
+    compilable = on_mesh(config, "v5e:2x4", "attention=heads", decoder(config, 64, 2048))
+    executable, _ = compiled(compilable)
+    return compilable, read(executable, compilable.mesh), executable.as_text()
+
+
+def test_a_tpu_stores_integers_and_updates_them_in_place(on_v5e: Any) -> None:
+    compilable, report, _ = on_v5e
+    state = [each for each in compilable.program.step_inputs if each.role == "state"]
+    numbers = 2 * 2 * 64 * 2048 * 8
+    assert report.by_dtype()["s8"] == (2, numbers * 128 // 8)
+    assert sum(each.type.bytes for each in state) == numbers * 130 + 4
+    assert len(report.aliases) == len(state)
+    assert report.memory.alias_bytes == pytest.approx(numbers * 130 // 8, rel=0.001)
+    assert report.memory.temp_bytes < 0.02 * report.memory.alias_bytes
+
+
+def test_a_tpu_reads_integers_and_makes_no_cache_of_floats(on_v5e: Any) -> None:
+    """No array of floats as large as a layer's keys on a chip leaves any fusion."""
+    text = on_v5e[2]
+    assert re.search(r"= s8\[2,64,2048,1,128\]\S* parameter", text)
+    entry = [line for line in text.splitlines() if re.match(r"\s+(ROOT )?%\S+ = ", line)]
+    made = [re.match(r"\s+(?:ROOT )?%\S+ = (\w+)\[([\d,]*)\]\S* (fusion|copy)\(", x) for x in entry]
+    large = {
+        (found[1], found[2])
+        for found in made
+        if found and np.prod([int(x) for x in found[2].split(",") if x]) >= 64 * 2048 * 128
+    }
+    assert large and {dtype for dtype, _ in large} == {"s8"}
