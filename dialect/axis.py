@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from rewrite.ir import Value
 
 NAMES = (
-    "batch time context d_model heads kv_heads q_per_kv d_head d_ff d_ff_per_head vocab layers experts positions "
-    "qkv kv gate_up parts"
+    "batch time context d_model heads kv_heads q_per_kv d_head d_ff d_ff_per_head vocab layers "
+    "experts positions qkv kv gate_up parts"
 ).split()
 Names = tuple[tuple[str, ...], ...]  # per dimension, the axes in it, major first
 

@@ -65,6 +65,10 @@ class Chip:
         peaks = dict(self.peaks)
         return peaks.get(_native(dtype), peaks["bf16"])
 
+    def multiplies(self, dtype: str) -> bool:
+        """Whether the matrix unit takes two operands of this dtype as they are."""
+        return _native(dtype) in dict(self.peaks)
+
     @property
     def bf16_flops_per_s(self) -> float:
         return self.flops_per_s("bf16")
@@ -249,7 +253,7 @@ _GPUS = (
 # Nominal: it lets every decision be made and printed on virtual devices.
 _CPU = Chip(
     name="cpu",
-    peaks=(("bf16", 1e12),),
+    peaks=(("bf16", 1e12), ("int8", 1e12)),
     hbm_bytes=16 * GIB,
     usable_hbm_bytes=16 * GIB,
     hbm_bytes_per_s=50e9,

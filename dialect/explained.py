@@ -1,4 +1,4 @@
-"""What `recognize` found in a program, kept for whoever asks: coverage, and names of axes."""
+"""What `recognize` found in a program, and what `quantize` did, kept for whoever asks."""
 
 from __future__ import annotations
 
@@ -9,34 +9,40 @@ from typing import Any
 from dialect.coverage import coverage
 from dialect.coverage_text import coverage_tables
 from dialect.provenance import provenance, provenance_tables
+from dialect.quant_report import packed, packed_table
 from dialect.tables import Table
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.rules import Rule
 
-RECOGNIZE = "recognize"
+RECOGNIZE, QUANTIZE = "recognize", "quantize"
 
 
 class Explained(Hook):
-    """Listens for the program as `recognize` leaves it: later passes take its pieces apart.
+    """Listens for the program as `recognize` leaves it, and as `quantize` does: later passes take
+    its pieces apart.
 
     Nothing is worked out before it is asked for.
     """
 
     program: Program | None = None
     rules: tuple[Rule, ...] = ()
+    quantized: Program | None = None
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
         if step.pass_name() == RECOGNIZE:
             self.program, self.rules = program, _rules_of(step)
+        if step.pass_name() == QUANTIZE:
+            self.quantized = program
 
     def tables(self) -> list[Table]:
-        """Coverage and axes; nothing where the pipeline does not recognize."""
+        """Coverage and axes, where the pipeline recognizes; bytes, where it quantizes."""
+        made = [packed_table(packed(self.quantized))] if self.quantized else []
         if self.program is None:
-            return []
+            return made
         found = coverage(self.program, self.rules)
-        return [*coverage_tables(found), *provenance_tables(provenance(self.program))]
+        return [*made, *coverage_tables(found), *provenance_tables(provenance(self.program))]
 
     def facts(self) -> dict[str, Any] | None:
         """The same for machines."""

@@ -1,36 +1,60 @@
 """Quantised weights: `quantize` and its inverse up to rounding, `dequantize`.
 
-Symmetric, one scale per channel, as in AQT: s = max|w| / 127 over the axes that a product sums,
-q = round(w / s). A scale per output channel commutes with the product (see `passes/lower.py`).
+Symmetric: s = max|w| / largest along some axes, q = round(w / s). The largest integer is taken
+half a step beyond the last one (127.5, 7.5), as in AQT and Qwix, so that all steps are used and
+no error exceeds half a step. A scale per output channel commutes with the product, and so does
+one per group of its summed axis with the group's own product (`dialect/scaled_products.py`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 
 from dialect.attributes import decode
+from dialect.dtypes import dtype_of
 from dialect.lax import infer_by_reference
 from rewrite import opdef
 from rewrite.ir import Op
 from rewrite.opdef import OpDef
 from rewrite.signature import Signature
 
-LARGEST = {"int8": 127, "int4": 7}
+
+@dataclass(frozen=True)
+class Form:
+    """How a number is kept: its dtype by the short name, and what the greatest becomes."""
+
+    dtype: str
+    largest: float
+    integer: bool = True
+
+    def rounded(self, steps: Any) -> Any:
+        """The nearest numbers of this form, none beyond the last below `largest`."""
+        # Symmetric: what is scaled to 127.5 could go either way, and goes the same on every chip.
+        last = float(int(self.largest))
+        whole = jnp.round(steps) if self.integer else steps
+        return jnp.clip(whole, -last, last).astype(dtype_of(self.dtype))
+
+
+FORMS = {
+    "int8": Form("i8", 127.5),
+    "int4": Form("i4", 7.5),
+    "fp8": Form("f8_e4m3fn", 448.0, integer=False),
+}
 
 
 def weight_scale(weights: Any, *, axes: tuple[int, ...], form: str) -> Any:
     """f32 scales of the weights, size one along `axes`. A channel of zeros has scale one."""
     largest = jnp.max(jnp.abs(weights.astype(jnp.float32)), axis=axes, keepdims=True)
-    return jnp.where(largest == 0, 1.0, largest / LARGEST[form])
+    scale = largest / FORMS[form].largest
+    return jnp.where(scale == 0, 1.0, scale)
 
 
 def quantize(weights: Any, scale: Any, *, form: str) -> Any:
-    """weights / scale, rounded to integers of `form`. Same shape."""
-    largest = LARGEST[form]
-    rounded = jnp.round(weights.astype(jnp.float32) / scale)
-    return jnp.clip(rounded, -largest, largest).astype(form)
+    """weights / scale, rounded to numbers of `form`. Same shape."""
+    return FORMS[form].rounded(weights.astype(jnp.float32) / scale)
 
 
 def dequantize(q: Any, scale: Any, *, dtype: Any) -> Any:

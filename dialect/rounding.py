@@ -13,25 +13,34 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dialect.quant import FORMS
 from dialect.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Signature
 
 
-def steps(x: Any, *, axes: tuple[int, ...], largest: float, least: float) -> list[Any]:
-    """[q: int8, scale], x being about q * scale. The scale has size one along `axes`."""
-    scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / jnp.asarray(largest, x.dtype)
-    scale = jnp.where(scale < jnp.asarray(least, x.dtype), jnp.ones((), x.dtype), scale)
-    return [jnp.round(x / scale).astype(jnp.int8), scale]
+def steps(
+    x: Any, *, axes: tuple[int, ...], largest: float, least: float, form: str = "int8"
+) -> list[Any]:
+    """[q of `form`, f32 scale], x being about q * scale. The scale has size one along `axes`.
+
+    In f32 whatever x is: in bf16 a quotient beyond 64 would be rounded to halves first.
+    """
+    wide = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / largest
+    scale = jnp.where(scale < least, 1.0, scale)
+    return [FORMS[form].rounded(wide / scale), scale]
 
 
-def rounded(x: Any, *, axes: tuple[int, ...], largest: float, least: float) -> Any:
+def rounded(
+    x: Any, *, axes: tuple[int, ...], largest: float, least: float, form: str = "int8"
+) -> Any:
     """x in 2 * `largest` steps of its greatest magnitude along `axes`, symmetric about zero.
 
     A scale below `least` is one. Dynamic quantisation per token where `axes` is the last axis.
     """
-    q, scale = steps(x, axes=axes, largest=largest, least=least)
-    return q.astype(x.dtype) * scale
+    q, scale = steps(x, axes=axes, largest=largest, least=least, form=form)
+    return (q.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def _axes(op: Op) -> Signature:
@@ -39,4 +48,4 @@ def _axes(op: Op) -> Signature:
     return Signature((axes,), (axes,), frozenset(f"x{i}" for i in op["axes"]))
 
 
-word(rounded, _axes, ("axes", "largest", "least"))
+word(rounded, _axes, ("axes", "largest", "least", "form"))

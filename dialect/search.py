@@ -8,7 +8,6 @@ Memory is a hard constraint. All layers are alike, so depth costs nothing.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,13 +29,12 @@ from dialect.workload import Workload
 from rewrite.errors import PlanError, nearest
 from rewrite.plan import Alternative, Exchange, Plan, Prediction, Split
 
-# Faster by less than this is no faster: of such the one that exchanges the fewest bytes is taken,
-# and of several the one in the fewest collectives; but none that hardly fits if another does.
+# Faster by less than this is no faster: of such the one in the fewest collectives is taken, which
+# leave the compiler the least to make of them; but none that hardly fits if another does.
 TIE = 0.03
 Storage = tuple[tuple[str, tuple[str, ...]], ...]
 _TELLING = ("weights", "used", "attention")
 _SURE = 0.9  # of the memory: what the model leaves out hardly needs the rest
-_ALIKE = 0.02  # bytes that differ by less are as good as the same
 SHOWN = 4  # runners-up that a plan keeps, beside those with a name
 
 
@@ -69,9 +67,7 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[float, ...]:
-        predicted = self.predicted
-        steps = math.log(max(1, predicted.communication_bytes)) / math.log1p(_ALIKE)
-        return (self.is_tight, round(steps), self.collectives, predicted.time_s)
+        return (self.is_tight, self.collectives, self.predicted.time_s)
 
 
 def storage_of(made: Partitioning | Plan) -> Storage:
@@ -286,17 +282,16 @@ def _runners_up(best: Candidate, others: list[Candidate]) -> Iterator[Alternativ
             continue
         seen.add(cost)
         shown += not each.is_named
-        yield _runner_up(each, best.predicted)
+        yield _runner_up(each, best)
 
 
-def _runner_up(each: Candidate, best: Prediction) -> Alternative:
+def _runner_up(each: Candidate, first: Candidate) -> Alternative:
     """Says which part of the time is to blame."""
-    predicted = each.predicted
+    predicted, best = each.predicted, first.predicted
     parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
     worst = max(parts, key=lambda part: getattr(predicted, part) - getattr(best, part))
     before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
     reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
     if predicted.time_s <= (1 + TIE) * best.time_s:
-        more = predicted.communication_bytes / max(1, best.communication_bytes)
-        reason = f"as fast, but exchanges {more:.2f} times the bytes"
+        reason = f"as fast, but in {each.collectives:,} collectives, not {first.collectives:,}"
     return Alternative(each.label, predicted.time_s, reason)

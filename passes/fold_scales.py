@@ -2,8 +2,8 @@
 
 contract(norm(x) * s, w) * c  ->  contract(norm(x), (s * w) * c)
 
-Norm scales and biases, 1 / sqrt(d_head), log2(e), the scales of embedding and logits: what depends on
-parameters alone is multiplied once, in `prepare`. As in the code beside Pope et al. 2022
+Norm scales and biases, 1 / sqrt(d_head), log2(e), the scales of embedding and logits: what depends
+on parameters alone is multiplied once, in `prepare`. As in the code beside Pope et al. 2022
 (arXiv:2211.05102). Equal in the reals; each weight is rounded once more, so quantise behind it.
 """
 

@@ -1,20 +1,34 @@
-"""quantize: weights that only products read become integers with one scale per output channel.
+"""quantize: what only products read becomes integers; scales stand beside them, and commute.
 
-contract(x, w)  ->  contract(x, dequantize(quantize(w)))
+    contract(x, w)  ->  contract(x, dequantize(quantize(w)))            weights
+    contract(x, w)  ->  contract(rounded(x), dequantize(quantize(w)))   and activations, per token
+    take(w, ids)    ->  dequantize(take(quantize(w), ids))              rows of a table
 
-The scale commutes with the product, so `lower` moves it behind; `quantize(w)` depends on
-parameters alone, so `stage` computes it once. What is left alone is reported with the reason.
+`quantize(w)` depends on parameters alone, so `stage` computes it once; `lower` moves the scales
+behind the products, in the form that the target keeps packed (`dialect/scaled_products.py`).
+What is left alone is reported with the reason.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
-from dialect import quant  # noqa: F401  (defines the ops)
+from dialect import rounding  # noqa: F401  (defines rounded)
 from dialect.axes import Axes, infer_axes
 from dialect.binding import bound_values, region_bound
+from dialect.chips import Chip
+from dialect.contract_rules import split_contract
+from dialect.mesh import Topology
+from dialect.quant import FORMS
+from dialect.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
+from dialect.quantized_cache import with_quantized_cache
+from dialect.ragged_products import summed_axis
+from dialect.values import reshaped
+from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
@@ -23,36 +37,86 @@ from rewrite.signature import Signature, letters
 from rewrite.target import Target
 
 _FLOATS = {"f32", "bf16", "f16"}
+_LEAST = 1e-30  # below this scale, activations are zero
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Quantises weights, symmetric per output channel.
+    """Quantises weights, activations and caches, symmetric.
 
-    `skip` is a regular expression on the parameter's path. Weights over the vocabulary (tables
-    and head) are left alone unless `vocab` says otherwise.
+    - `weights` and `group`: the form of all weights; one scale for each output channel, or for
+      each `group` of neighbours along the summed axes
+    - `activations`: of each product with quantised weights, one scale per token, found as it comes
+    - `cache`: one scale per token and head
+    - `rules`: for parameters whose path matches, in place of `weights` and `group`: texts
+      `REGEX: FORM[/GROUP]`, of which the first match wins; FORM may be none
+    - `skip`: a regular expression; parameters whose path matches are left alone
+
+    Weights over the vocabulary (tables and head) are left alone unless a rule names them, or
+    `vocab` all of them. Raises PipelineError for a rule that cannot be read.
     """
 
-    weights: Literal["int8", "int4"] = "int8"
+    weights: Literal["int8", "int4", "fp8"] | None = "int8"
+    group: int | None = None
+    activations: Literal["int8"] | None = None
+    cache: Literal["int8"] | None = None
+    rules: tuple[str, ...] = ()
     skip: str = ""
     vocab: bool = False
 
     keeps: ClassVar[str] = "approx"
 
+    def __post_init__(self) -> None:
+        if self.group is not None and self.group < 2:
+            raise PipelineError(f"a group of {self.group} weights", hint="64 and 128 are usual")
+        as_pattern(self.skip)
+        for text in self.rules:
+            Rule.parse(text)
+
     def run(self, program: Program, target: Target) -> Program:
-        axes = infer_axes(program)
+        notes: list[str] = []
+        if self.cache:
+            program, notes = with_quantized_cache(program, self.cache)
+        chip = Topology.parse(target.topology).chip if target.topology else None
+        made = _Quantized(self, infer_axes(program), chip)
         names = {
             value: frozenset({each.name})
             for value, each in zip(program.graph.inputs, program.inputs)
             if each.role == "param"
         }
-        notes = _Notes()
-        graph = self.graph(program.graph, names, axes, notes)
-        return self.said(program.with_graph(graph), *notes.lines())
+        graph = made.graph(program.graph, names)
+        unmatched = made.unmatched({name for paths in names.values() for name in paths})
+        return self.said(program.with_graph(graph), *made.lines(), *unmatched, *notes)
 
-    def graph(
-        self, graph: Graph, names: dict[Value, frozenset[str]], axes: Axes, notes: _Notes
-    ) -> Graph:
+
+@dataclass
+class _Quantized:
+    """The rewriting of one program, and what there is to say of it, by parameter."""
+
+    asked: Quantize
+    axes: Axes
+    chip: Chip | None
+    quantised: dict[str, None] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    said: dict[str, None] = field(default_factory=dict)
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        return tuple(map(Rule.parse, self.asked.rules))
+
+    def lines(self) -> Iterator[str]:
+        yield f"{len(self.quantised)} weights quantised: {', '.join(self.quantised)}"
+        yield from (f"{name} left alone: {reason}" for name, reason in self.skipped.items())
+        yield from self.said
+
+    def unmatched(self, paths: set[str]) -> Iterator[str]:
+        yield from (
+            f"no parameter matches {rule}" for rule in self.rules if not rule.matches(paths)
+        )
+
+    # What is rewritten.
+
+    def graph(self, graph: Graph, names: dict[Value, frozenset[str]]) -> Graph:
         """`names` gives the parameters that each bound input of the graph comes from."""
         bound = bound_values(graph, names)
         paths = dict(names)
@@ -67,21 +131,19 @@ class Quantize(Pass):
                 body = op.regions[0]
                 outer = dict(zip(body.inputs, op.args))
                 inner = {v: paths[outer[v]] for v in region_bound(op, bound)}
-                regions = (self.graph(body, inner, axes, notes),)
+                regions = (self.graph(body, inner),)
             moved = with_args(op, args, regions)
             if op.name == "contract":
-                moved = self.product(op, moved, bound, paths, axes, notes)
+                moved = self.product(op, moved, bound, paths)
+            elif op.name == "ragged_dot_general" and op.args[1] in bound:
+                moved = self.ragged(op, moved, paths[op.args[1]])
+            elif op.name == "take" and op.args[0] in bound and op.args[1] not in bound:
+                moved = self.rows(op, moved, paths[op.args[0]])
             memo.update(zip(op.results, moved.results))
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
     def product(
-        self,
-        op: Op,
-        moved: Op,
-        bound: frozenset[Value],
-        paths: dict[Value, frozenset[str]],
-        axes: Axes,
-        notes: _Notes,
+        self, op: Op, moved: Op, bound: frozenset[Value], paths: dict[Value, frozenset[str]]
     ) -> Op:
         """The product with its weight, if it has one, quantised."""
         weights = [i for i, arg in enumerate(op.args) if arg in bound]
@@ -89,44 +151,144 @@ class Quantize(Pass):
             return moved
         (position,) = weights
         weight = op.args[position]
-        name = ", ".join(sorted(paths[weight]))
+        found = paths[weight]
         spec = Signature.parse(op["spec"])
-        own, other = letters(spec.inputs[position]), letters(spec.inputs[1 - position])
-        out = letters(spec.outputs[0])
-        summed = tuple(i for i, x in enumerate(own) if x in other and x not in out)
-        reason = self.reason(weight, name, summed, axes)
-        if reason:
-            notes.skipped[name] = reason
+        own, out = letters(spec.inputs[position]), letters(spec.outputs[0])
+        sizes = dict(zip(own, weight.type.shape))
+        summed = {x: n for x, n in sizes.items() if x not in out}
+        choice = _kept(weight, len(summed), len(own)) or self.choice(found, weight)
+        name = ", ".join(sorted(found))
+        if isinstance(choice, str):
+            self.skipped[name] = choice
             return moved
-        notes.quantised[name] = None
+        self.quantised[name] = None
+        parts, shared = self.groups(name, summed, choice.group)
+        if parts:
+            cut = split_contract(moved, parts).op
+            moved = replace(cut, origin=op.origin)
+        inner = letters(Signature.parse(moved["spec"]).inputs[position])
+        axes = tuple(d for d, x in enumerate(inner) if x in shared or x not in own)
+        form = self.form(choice.form)
         args = list(moved.args)
-        scale = make("weight_scale", args[position], axes=summed, form=self.weights)
-        q = make("quantize", args[position], scale, form=self.weights)
-        args[position] = make("dequantize", q, scale, dtype=Symbol(weight.type.dtype))
+        args[position] = _stored(args[position], axes, form, weight.type.dtype)
+        args[1 - position] = self.activation(moved, 1 - position)
         return with_args(moved, tuple(args))
 
-    def reason(self, weight: Value, name: str, summed: tuple[int, ...], axes: Axes) -> str | None:
-        """Why a weight is left alone, or None."""
-        if weight.type.dtype not in _FLOATS:
-            return f"it is {weight.type.dtype} already"
-        if weight.op.name == "dequantize":
-            return "it is quantised already"
-        if not summed or len(summed) == weight.type.rank:
-            return "the product does not sum one of its axes and keep another"
-        if self.skip and re.search(self.skip, name):
-            return f"its path matches skip={self.skip!r}"
-        if not self.vocab and any("vocab" in names for names in axes.of(weight)):
+    def groups(
+        self, name: str, summed: dict[Any, int], group: int | None
+    ) -> tuple[dict[Any, tuple[int, ...]], tuple[Any, ...]]:
+        """The axes to cut, and those along which weights share a scale."""
+        if group is None:
+            return {}, tuple(summed)
+        cut = cut_into_groups(summed, group)
+        if cut is None:
+            shown = " ".join(map(str, summed.values()))
+            self.say(
+                f"{name} has one scale per output channel: there are no groups of {group} in the "
+                f"axes that are summed ({shown})"
+            )
+        return cut or ({}, tuple(summed))
+
+    def activation(self, op: Op, position: int) -> Value:
+        """The activations that a product reads, in steps of eight bits, each token by itself."""
+        value = op.args[position]
+        asked = self.asked.activations
+        if asked is None or value.type.dtype not in _FLOATS or value.op.name == "rounded":
+            return value
+        form = self.form(asked)
+        out = letters(Signature.parse(op["spec"]).outputs[0])
+        own = letters(Signature.parse(op["spec"]).inputs[position])
+        axes = tuple(d for d, x in enumerate(own) if x not in out)
+        options = {} if form == "int8" else {"form": form}
+        largest = FORMS[form].largest
+        return make("rounded", value, axes=axes, largest=largest, least=_LEAST, **options)
+
+    def ragged(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
+        """Experts' matrices, met by the rows of their own tokens: a scale per output channel."""
+        weight, axis = op.args[1], summed_axis(op)
+        choice = _kept(weight, axis is not None, weight.type.rank) or self.choice(found, weight)
+        name = ", ".join(sorted(found))
+        if isinstance(choice, Choice):
+            # The compiler's kernel takes eight bits as they are where the chip multiplies them,
+            # widens the whole weight elsewhere, and takes no int4.
+            form = self.form("int8" if choice.form == "int4" else choice.form)
+            if self.chip and not self.chip.multiplies(form):
+                choice = f"{self.chip.name} would store it widened for its ragged product"
+        if isinstance(choice, str):
+            self.skipped[name] = choice
+            return moved
+        self.quantised[name] = None
+        if choice != Choice(choice.form) or choice.form == "int4":
+            self.say(f"{name} is {form}, one scale per output channel: its product is ragged")
+        stored = _stored(moved.args[1], (axis,), form, weight.type.dtype)
+        return with_args(moved, (moved.args[0], stored, *moved.args[2:]))
+
+    def rows(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
+        """Rows of a table that is named: the rows of its integers, and those of its scales."""
+        table = op.args[0]
+        choice, name = self.choice(found, table), ", ".join(sorted(found))
+        named = self.asked.vocab and self.over_vocab(table) or self.rule(found) is not None
+        plain = table.type.dtype in _FLOATS and table.op.name != "dequantize"
+        if isinstance(choice, str) or not named or not plain or table.type.rank < 2:
+            return moved
+        self.quantised[name] = None
+        row = dict(enumerate(table.type.shape[1:], 1))
+        parts, shared = self.groups(name, row, choice.group)
+        shape, axes = [table.type.shape[0]], []
+        for d, size in row.items():
+            axes += [len(shape)] * (d in shared)
+            shape += parts.get(d, (size,))
+            axes += [len(shape) - 1] * (d in parts)
+        ids, form = moved.args[1], self.form(choice.form)
+        cut = reshaped(moved.args[0], tuple(shape)) if parts else moved.args[0]
+        stored = _stored(cut, tuple(axes), form, table.type.dtype).op
+        taken = [make("take", each, ids, **dict(op.attrs)) for each in stored.args]
+        value = make("dequantize", *taken, origin=op.origin, **dict(stored.attrs))
+        return (reshaped(value, op.types[0].shape) if parts else value).op
+
+    # What is asked.
+
+    def choice(self, found: frozenset[str], weight: Value) -> Choice | str:
+        """What a weight becomes, or why it is left alone."""
+        asked, rule = self.asked, self.rule(found)
+        if asked.skip and any(re.search(asked.skip, path) for path in found):
+            return f"its path matches skip={asked.skip!r}"
+        if rule is not None:
+            return f"the rule {str(rule)!r}" if rule.choice.form == NONE else rule.choice
+        if not asked.vocab and self.over_vocab(weight):
             return "it is a table over the vocabulary (quantize{vocab=true} takes it too)"
-        return None
+        return Choice(asked.weights, asked.group) if asked.weights else "weights=none"
+
+    def rule(self, found: frozenset[str]) -> Rule | None:
+        return next((rule for rule in self.rules if rule.matches(found)), None)
+
+    def over_vocab(self, value: Value) -> bool:
+        return any("vocab" in names for names in self.axes.of(value))
+
+    def form(self, asked: str) -> str:
+        """The form asked for, or what the chip has in its place."""
+        form = form_on(self.chip, asked)
+        if form != asked:
+            self.say(f"{self.chip.name} does not multiply {asked}: {form} is taken instead")
+        return form
+
+    def say(self, note: str) -> None:
+        self.said[note] = None
 
 
-class _Notes:
-    """What was quantised and what was not, by parameter."""
+def _kept(weight: Value, summed: int, rank: int) -> str | None:
+    """Why a product's weight cannot be quantised, or None."""
+    if weight.type.dtype not in _FLOATS:
+        return f"it is {weight.type.dtype} already"
+    if weight.op.name == "dequantize":
+        return "it is quantised already"
+    if not 0 < summed < rank:
+        return "the product does not sum one of its axes and keep another"
+    return None
 
-    def __init__(self) -> None:
-        self.quantised: dict[str, None] = {}
-        self.skipped: dict[str, str] = {}
 
-    def lines(self) -> list[str]:
-        lines = [f"{len(self.quantised)} weights quantised: {', '.join(self.quantised)}"]
-        return lines + [f"{name} left alone: {reason}" for name, reason in self.skipped.items()]
+def _stored(weight: Value, axes: tuple[int, ...], form: str, dtype: str) -> Value:
+    """What the weights are once they are kept in `form`, one scale for all along `axes`."""
+    scale = make("weight_scale", weight, axes=axes, form=form)
+    q = make("quantize", weight, scale, form=form)
+    return make("dequantize", q, scale, dtype=Symbol(dtype))

@@ -111,8 +111,13 @@ def test_products_of_parameters_are_computed_once() -> None:
 
 
 def test_what_need_not_change_stays_the_users_own() -> None:
-    """Equal in bytes, w + 1 is no better than w: the earliest of equal cuts."""
-    assert cut(graph_of(lambda w, x: x @ (w + 1), W, X)) == ["input f32[16,16]"]
+    """Equal in bytes, another shape is no better than the user's: the earliest of equal cuts."""
+    assert cut(graph_of(lambda w, x: x @ w.reshape(16, 1, 16)[:, 0], W, X)) == ["input f32[16,16]"]
+
+
+def test_arithmetic_is_done_once() -> None:
+    """Equal in bytes, w + 1 would be added up in every step."""
+    assert cut(graph_of(lambda w, x: x @ (w + 1), W, X)) == ["add f32[16,16]"]
 
 
 def test_narrower_copies_are_kept() -> None:

@@ -81,7 +81,7 @@ def test_passes_are_listed_with_what_they_do_keep_and_take(capsys: Captured) -> 
     rows = [line.split() for line in lines[1:] if line[2] != " "]
     assert [row[0] for row in rows] == pass_names()
     assert ["carry_cache", "bits", "Carries", "caches"] in [row[:4] for row in rows]
-    assert any(line.endswith("  weights=int8  (one of int8, int4)") for line in lines)
+    assert any(line.endswith("  weights=int8  (one of int8, int4, fp8 or none)") for line in lines)
 
 
 def test_passes_for_machines(capsys: Captured) -> None:

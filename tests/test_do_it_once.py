@@ -1,8 +1,7 @@
-"""What is done once, together: every pass of this kind on every example, on one device and eight."""
+"""What is done once, together: every such pass on every example, on one device and on eight."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax

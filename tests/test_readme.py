@@ -94,7 +94,7 @@ def test_every_pass_is_listed_with_what_it_keeps():
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", README, re.MULTILINE))
     assert set(rows) == set(pass_names())
     for name, keeps in rows.items():
-        assert keeps in (find_pass(name).keeps, "as they say"), name
+        assert keeps.partition(";")[0] in (find_pass(name)().keeps, "as they say"), name
 
 
 def test_every_file_named_is_there():

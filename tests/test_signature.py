@@ -14,7 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect import framework, nn  # noqa: F401  (define the ops)
+from dialect import (  # noqa: F401  (define the ops)
+    framework,
+    known,  # noqa: F401  (defines marks)
+    nn,
+)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.lax import reshape_signature
@@ -328,6 +332,28 @@ def composite(name: str) -> Op:
         "rounded": (
             lambda x: Traced["rounded"](x, axes=(2,), largest=127.0, least=1e-6),
             (x,),
+        ),
+        "known": (lambda x: Traced["known"](x, alone=True), (x,)),
+        "shared": (Traced["shared"], (x,)),
+        "quantize_tokens": (
+            lambda x: Traced["quantize_tokens"](x, axis=2, form="int8"),
+            (x,),
+        ),
+        "dequantize_tokens": (
+            lambda q, s: Traced["dequantize_tokens"](q, s, axis=2, dtype=jnp.float32),
+            (x.astype(jnp.int8), normal(2, 3)),
+        ),
+        "merge_heads": (
+            lambda x: Traced["merge_heads"](x, axis=2, count=2, by="mean"),
+            (x,),
+        ),
+        "spread_heads": (
+            lambda x: Traced["spread_heads"](x, axis=2, count=2, by="first"),
+            (x,),
+        ),
+        "shared_heads": (
+            lambda w: Traced["shared_heads"](w, axis=1, count=2, summed=(0,)),
+            (normal(6, 4, 3),),
         ),
         "padded": (lambda x: Traced["padded"](x, axis=1, size=9), (x,)),
         "unpadded": (lambda x: Traced["unpadded"](x, axis=1, size=2), (x,)),

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 NEEDS = {
     "hf_flax": {"flax": "0.", "transformers": "4."},
     "tunix": {"flax": "0.", "google-tunix": "0.", "qwix": "0."},
+    "qwix": {"qwix": "0."},
 }
 
 
