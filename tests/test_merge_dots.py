@@ -124,8 +124,10 @@ def test_the_decoder_is_known_again(model):
     assert decoder_shape(after, infer_axes(after)) == decoder_shape(before, infer_axes(before))
 
 
-@pytest.mark.parametrize("plan", ("plan{ffn=ws2d, attention=batch}", "plan{ffn=ws1d}", "plan"))
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [(model, "plan{ffn=ws2d, attention=batch}") for model in MODELS] + [(palm, "plan{ffn=ws1d}")],
+)
 def test_on_eight_devices(model, plan):
     config = model.CONFIGS["toy"]
     params, cache, tokens = arguments(model, config, False, None)

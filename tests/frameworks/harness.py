@@ -26,6 +26,9 @@ PHASES = ("decode", "prefill")
 SERVED = 8  # sequences at once, so that eight devices may split them
 STEPS = 16
 EXACT = DEFAULT_PIPELINE
+ONCE = EXACT.replace(
+    "plan", "fold_scales, merge_dots, cache_layout, first_layer{budget=10.0}, plan"
+)
 LAYER = re.compile(r"(?<=/)\d+(?=/)|(?<=layer_)\d+")  # a layer's number in a path
 RECOGNIZE = Pipeline.parse("normalize, recognize")
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 from axes_tables import TUNIX
-from harness import EXACT, assert_program_serves_the_same, assert_sharded_serves_the_same
+from harness import (
+    EXACT,
+    ONCE,
+    assert_program_serves_the_same,
+    assert_sharded_serves_the_same,
+)
 
 
-@pytest.mark.parametrize("model", TUNIX)
+@pytest.mark.parametrize("model", list(TUNIX)[::3])
 def test_rewritten_program_serves_the_same(model: str) -> None:
     assert_program_serves_the_same("tunix_models", model)
 
@@ -15,3 +20,8 @@ def test_rewritten_program_serves_the_same(model: str) -> None:
 @pytest.mark.parametrize("model", TUNIX)
 def test_eight_devices_serve_the_same(model: str) -> None:
     assert_sharded_serves_the_same("tunix_models", model, "cpu:8", EXACT)
+
+
+@pytest.mark.parametrize("model", list(TUNIX)[1::3])
+def test_all_that_is_done_once_serves_the_same(model: str) -> None:
+    assert_sharded_serves_the_same("tunix_models", model, "cpu:8", ONCE)
