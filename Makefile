@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/frameworks
-	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=loadfile $(TESTS)
+	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)
 
 clean:
 	rm -rf $(VENV)

@@ -121,7 +121,7 @@ def test_examples_fire_and_keep_what_they_compute(name: str, group: tuple[Rule, 
 # Decoders.
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if not (c.prefill and c.unrolled)], ids=str)
 def test_integers_reach_attention_in_every_decoder(case: Case) -> None:
     made, notes = quantized(traced_case(case))
     assert not [note for note in notes if "left alone" in note]

@@ -22,12 +22,12 @@ def test_rewritten_program_serves_the_same(model: str) -> None:
     assert_program_serves_the_same("hf_flax", model)
 
 
-@pytest.mark.parametrize("model", HF_FLAX)
+@pytest.mark.parametrize("model", [*list(HF_FLAX)[::3], *list(HF_FLAX)[2::3]])
 def test_eight_devices_serve_the_same(model: str) -> None:
     assert_sharded_serves_the_same("hf_flax", model, "cpu:8", EXACT)
 
 
-@pytest.mark.parametrize("model", list(HF_FLAX)[1::3])
+@pytest.mark.parametrize("model", list(HF_FLAX)[1::3])  # and these with all passes
 def test_all_that_is_done_once_serves_the_same(model: str) -> None:
     assert_sharded_serves_the_same("hf_flax", model, "cpu:8", ONCE)
 

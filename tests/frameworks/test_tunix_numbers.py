@@ -17,11 +17,11 @@ def test_rewritten_program_serves_the_same(model: str) -> None:
     assert_program_serves_the_same("tunix_models", model)
 
 
-@pytest.mark.parametrize("model", TUNIX)
+@pytest.mark.parametrize("model", [*list(TUNIX)[::3], *list(TUNIX)[2::3]])
 def test_eight_devices_serve_the_same(model: str) -> None:
     assert_sharded_serves_the_same("tunix_models", model, "cpu:8", EXACT)
 
 
-@pytest.mark.parametrize("model", list(TUNIX)[1::3])
+@pytest.mark.parametrize("model", list(TUNIX)[1::3])  # and these with all passes
 def test_all_that_is_done_once_serves_the_same(model: str) -> None:
     assert_sharded_serves_the_same("tunix_models", model, "cpu:8", ONCE)
