@@ -40,9 +40,10 @@ def scale_of_input(op: Op) -> Outcome:
         return None
     if not op.args[place].op["alone"]:
         return Miss("the weight is read elsewhere too: a copy of it would be kept", 2)
+    summed = Signature.parse(op["spec"]).inputs[1 - place]
     for x, scale in (source.op.args, source.op.args[::-1]):
-        weight = _scaled(op, place, scale, 1 - place)
-        if isinstance(weight, Value) and x.type.shape == source.type.shape:
+        weight = _scaled(op, place, scale, summed)
+        if weight is not None and x.type.shape == source.type.shape:
             return _product(op, place, in_dtype(x, op.args[1 - place].type.dtype), weight)
     return Miss("its factor is not along the axes that are summed", 2)
 
@@ -60,7 +61,7 @@ def shift_of_input(op: Op) -> Outcome:
     if source is None or source.op.name != "add":
         return None
     for x, shift in (source.op.args, source.op.args[::-1]):
-        found = _operand(op, shift, 1 - place)
+        found = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
         if found is None or x.type.shape != source.type.shape or not found.axes:
             continue
         if _missing(found, op, place):
@@ -201,15 +202,11 @@ def _weight(op: Op) -> int:
     return places[0] if len(places) == 1 and len(op.args) == 2 else -1
 
 
-def _operand(op: Op, value: Value, place: int) -> Operand | None:
-    """A known value or number, in the letters of the product's argument `place`."""
+def _operand(op: Op, value: Value, axes: Array) -> Operand | None:
+    """A known value or number beside an array of the product that has these axes."""
     if value.op.name != "known" and number(value) is None:
         return None
-    inside = value.op.args[0] if value.op.name == "known" else value
-    return _named(op, inside, Signature.parse(op["spec"]).inputs[place])
-
-
-def _named(op: Op, value: Value, axes: Array) -> Operand | None:
+    value = through(value, "known")
     spec = Signature.parse(op["spec"])
     arrays = zip((*op.args, op.results[0]), (*spec.inputs, *spec.outputs))
     sizes = {x: size for v, a in arrays for (x,), size in zip(a, v.type.shape)}
@@ -224,9 +221,9 @@ def _missing(operand: Operand, op: Op, place: int) -> bool:
     return any(x not in own for x in letters(operand.axes))
 
 
-def _scaled(op: Op, place: int, scale: Value, side: int) -> Outcome:
-    """The weight times a factor that lies along axes of the argument `side`; None where not."""
-    found = _operand(op, scale, side)
+def _scaled(op: Op, place: int, scale: Value, axes: Array) -> Value | None:
+    """The weight times a factor beside an array with these axes; None where it lacks one."""
+    found = _operand(op, scale, axes)
     if found is None or _missing(found, op, place) or not _may_scale(op.args[place]):
         return None
     return _times_known(op, place, found)
@@ -283,14 +280,10 @@ def _scaled_product(product: Value, scale: Value) -> Value | None:
     """A product times a factor along the axes of its weight, as one product; None where not."""
     op = product.op
     place = _weight(op)
-    fits = scale.op.name == "known" or number(scale) is not None
-    if place < 0 or not fits or not _may_scale(op.args[place]) or not op.args[place].op["alone"]:
+    if place < 0 or not op.args[place].op["alone"]:
         return None
-    inside = scale.op.args[0] if scale.op.name == "known" else scale
-    found = _named(op, inside, Signature.parse(op["spec"]).outputs[0])
-    if found is None or _missing(found, op, place):
-        return None
-    return _product(op, place, op.args[1 - place], _times_known(op, place, found))
+    weight = _scaled(op, place, scale, Signature.parse(op["spec"]).outputs[0])
+    return None if weight is None else _product(op, place, op.args[1 - place], weight)
 
 
 def _product(op: Op, place: int, x: Value, weight: Value) -> Value:

@@ -19,18 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.binding import bound_values, region_bound
 from dialect.control import remade_scan, scan_parts
 from dialect.dtypes import struct_of
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
+from dialect.parameter_paths import Paths, paths_in, paths_inside
 from dialect.tables import Table
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import substitute
 from rewrite.program import Program
 
-Paths = dict[Value, frozenset[str]]
 _LEFT_ALONE = re.compile(r"(.*) left alone: (.*)", re.DOTALL)
 _NOT_READ = "no product reads it as its weight"
 
@@ -167,30 +166,14 @@ def _bound_graph(program: Program) -> tuple[Graph, Paths]:
     return graph, {value: frozenset({each.name}) for value, each in zip(values, params)}
 
 
-def _with_paths(graph: Graph, names: Paths) -> Iterator[tuple[Op, Paths]]:
-    """Every op that reads what depends on parameters alone, with the paths behind its arguments."""
-    bound, paths = bound_values(graph, names), dict(names)
-    for op in graph.ops:
-        if op.results[0] in bound:
-            whole = frozenset().union(*(paths.get(arg, frozenset()) for arg in op.args))
-            paths.update(dict.fromkeys(op.results, whole))
-        if op.name == "scan" or op.results[0] in bound:
-            yield op, paths
-
-
-def _inside(op: Op, paths: Paths) -> Paths:
-    """The paths of the bound inputs of a loop's body."""
-    outer = dict(zip(op.regions[0].inputs, op.args))
-    known = frozenset(arg for arg in op.args if arg in paths)
-    return {value: paths[outer[value]] for value in region_bound(op, known)}
-
-
 def _quantised(graph: Graph, names: Paths, trips: int = 1) -> Iterator[_Found]:
-    for op, paths in _with_paths(graph, names):
-        if op.name == "quantize":
+    paths = paths_in(graph, names)
+    for op in graph.ops:
+        if op.name == "quantize" and op.results[0] in paths:
             yield _Found(op, paths[op.args[0]], trips)
         elif op.name == "scan":
-            yield from _quantised(op.regions[0], _inside(op, paths), trips * op["length"])
+            inner = paths_inside(op, paths)
+            yield from _quantised(op.regions[0], inner, trips * op["length"])
 
 
 def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Found, Value]]:
@@ -198,14 +181,15 @@ def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Found, Value]]:
 
     Those of a loop's body are computed by a loop that does nothing else.
     """
-    for op, paths in _with_paths(graph, names):
-        if op.name == "quantize":
+    paths = paths_in(graph, names)
+    for op in graph.ops:
+        if op.name == "quantize" and op.results[0] in paths:
             args = (op.args[0], op.results[0], op.args[1])
             measure = trace_graph(_measured, *(struct_of(arg.type) for arg in args))
             yield _Found(op, paths[op.args[0]], 1), substitute(measure, args)[0]
         elif op.name == "scan":
             body = op.regions[0]
-            inner = list(_errors(body, _inside(op, paths)))
+            inner = list(_errors(body, paths_inside(op, paths)))
             if not inner:
                 continue
             consts, carry, xs = scan_parts(op)

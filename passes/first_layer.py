@@ -50,9 +50,11 @@ class FirstLayer(Pass):
         for take in _embeddings(program, params):
             found = _cheapest(graph, take, params)
             declined = self.declined(found, params)
-            notes += [declined] if declined else found.figures(params).lines()
-            if not declined:
-                graph, keeps = found.looked_up(), "reals" if found.reordered else keeps
+            if declined:
+                notes.append(declined)
+                continue
+            graph, keeps = found.looked_up(), "reals" if found.reordered else keeps
+            notes += found.figures(graph, params).lines()
         if not notes:
             notes = ["declined: no rows of a parameter are taken by the tokens"]
         if graph is not program.graph:
@@ -104,11 +106,11 @@ class _Found:
         found = {value: reshaped(row, value.type.shape) for value, row in zip(self.cut, rows)}
         return replace_values(self.graph, found)
 
-    def figures(self, params: list[Value]) -> Figures:
+    def figures(self, looked_up: Graph, params: list[Value]) -> Figures:
         table = self.take.args[0]
         width = self.take.types[0].size // self.rows
         stored = sum(value.type.size // self.rows for value in self.cut)
-        still_read = self.take in self.looked_up().ops
+        still_read = self.take in looked_up.ops
         alone = all(user is self.take for user, _ in self.graph.users[table])
         return Figures(
             eliminated=sum(value.type.size for value in self.eliminated),

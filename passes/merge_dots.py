@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dialect.axes import Axes, infer_axes
-from dialect.binding import bound_values, known_values, region_bound
+from dialect.binding import known_values
 from dialect.normal_form import normal_form
-from dialect.parameter_paths import Paths, parameter_paths, shown
+from dialect.operands import transposed
+from dialect.parameter_paths import Paths, parameter_paths, paths_in, paths_inside, shown
 from dialect.sums import sums
 from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Value
@@ -41,8 +42,9 @@ class MergeDots(Pass):
     keeps: ClassVar[str] = "reals"
 
     def run(self, program: Program, target: Target) -> Program:
-        merger = _Merger(infer_axes(program), parameter_paths(program), max(1, target.chips))
-        graph = merger.of(program.graph, program.values("param"))
+        paths = paths_in(program.graph, parameter_paths(program))
+        merger = _Merger(infer_axes(program), paths, max(1, target.chips), {})
+        graph = merger.of(program.graph)
         if merger.notes:
             graph = normal_form(graph)
         notes = list(merger.notes) or ["no products share an input or are summed"]
@@ -65,7 +67,7 @@ class Product:
     result_order: tuple[int, ...]
 
     @staticmethod
-    def of(op: Op, bound: frozenset[Value]) -> Product | None:
+    def of(op: Op, bound: Container[Value]) -> Product | None:
         """The product that `op` is, or None: two weights, an axis that both share and keep."""
         if (
             op.name != "contract"
@@ -122,7 +124,7 @@ class Product:
 
     def plain_weight(self) -> Value:
         """The weight with the axes that are summed in front."""
-        return _ordered(self.weight, self.weight_order)
+        return transposed(self.weight, self.weight_order)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Family:
         whole = _product(first, x, joined)
         parts = self.parts(whole, len(first.rows))
         for each, part in zip(self.products, parts):
-            yield _ordered(reshaped(part, (*each.rows, *each.own)), each.result_order)
+            yield transposed(reshaped(part, (*each.rows, *each.own)), each.result_order)
 
     def parts(self, whole: Value, rows: int) -> Iterable[Value]:
         if self.slots is None:
@@ -158,24 +160,29 @@ class Family:
         return [_cut(whole, end - size, end) for size, end in zip(sizes, ends)]
 
 
+@dataclass(frozen=True)
 class _Merger:
-    """Rebuilds a graph with its products merged, and notes what was and what was not."""
+    """Rebuilds a graph with its products merged, and notes what was and what was not.
 
-    def __init__(self, axes: Axes, paths: Paths, chips: int) -> None:
-        self.axes, self.paths, self.chips = axes, paths, chips
-        self.notes: dict[str, None] = {}
+    `paths` tells the graph's weights; the notes are those of all graphs of a program.
+    """
 
-    def of(self, graph: Graph, params: Iterable[Value]) -> Graph:
-        params = tuple(params)
-        bound, known = bound_values(graph, params), known_values(graph, params)
-        families = self.families(graph, bound)
-        sums = _sums(graph, bound)
+    axes: Axes
+    paths: Paths
+    chips: int
+    notes: dict[str, None]
+
+    def of(self, graph: Graph) -> Graph:
+        known = known_values(graph, (value for value in graph.inputs if value in self.paths))
+        families = self.families(graph)
+        sums = _sums(graph, self.paths)
         memo = {value: value for value in graph.inputs}
         # Weights first: a family is built where its first product stands.
         for op in sorted(graph.ops, key=lambda each: each.results[0] not in known):
             regions = op.regions
             if op.name == "scan":
-                regions = (self.of(op.regions[0], region_bound(op, bound)),)
+                paths = paths_in(op.regions[0], paths_inside(op, self.paths))
+                regions = (replace(self, paths=paths).of(op.regions[0]),)
             family = families.get(op)
             if op in sums:
                 memo[op.results[0]] = self.summed(op, sums[op], memo)
@@ -191,10 +198,10 @@ class _Merger:
 
     # Products of one input.
 
-    def families(self, graph: Graph, bound: frozenset[Value]) -> dict[Op, Family]:
+    def families(self, graph: Graph) -> dict[Op, Family]:
         siblings: dict[Any, list[Product]] = defaultdict(list)
         for op in graph.ops:
-            product = Product.of(op, bound)
+            product = Product.of(op, self.paths)
             if product is not None:
                 siblings[product.same_input].append(product)
         found = [f for group in siblings.values() if len(group) > 1 for f in self.divided(group)]
@@ -233,14 +240,14 @@ class _Merger:
         self.notes[f"{self.name(product)} left apart: {reason}"] = None
 
     def name(self, product: Product) -> str:
-        return shown(self.paths.get(product.weight, frozenset()))
+        return shown(self.paths[product.weight])
 
     # Products that are summed.
 
     def summed(self, op: Op, terms: list[Value], memo: dict[Value, Value]) -> Value:
         """The sum of `terms` with its products merged, if they can be."""
-        bound = frozenset(self.paths)
-        products = [p for p in (Product.of(term.op, bound) for term in terms) if p is not None]
+        found = (Product.of(term.op, self.paths) for term in terms)
+        products = [each for each in found if each is not None]
         groups: dict[Any, list[Product]] = defaultdict(list)
         for each in products:
             groups[each.same_output].append(each)
@@ -263,7 +270,7 @@ class _Merger:
         return total
 
 
-def _sums(graph: Graph, bound: frozenset[Value]) -> dict[Op, list[Value]]:
+def _sums(graph: Graph, bound: Container[Value]) -> dict[Op, list[Value]]:
     """The sums that hold more than one product with a weight, each with all its terms in order."""
     found = {}
     for op, terms in sums(graph).items():
@@ -278,7 +285,7 @@ def _summed(products: list[Product], inputs: list[Value], slots: int) -> Value:
     first = products[0]
     sizes = [math.prod(each.depth) // slots for each in products]
     x = [
-        reshaped(_ordered(value, (*each.kept, *each.summed)), (*each.rows, slots, size))
+        reshaped(transposed(value, (*each.kept, *each.summed)), (*each.rows, slots, size))
         for each, value, size in zip(products, inputs, sizes)
     ]
     weights = [
@@ -288,7 +295,7 @@ def _summed(products: list[Product], inputs: list[Value], slots: int) -> Value:
     rows, own = len(first.rows), len(first.own)
     names = _LETTERS[: rows + 2 + own]
     kept, pair, added = names[:rows], names[rows : rows + 2], names[rows + 2 :]
-    return _ordered(
+    return transposed(
         make(
             "contract",
             make("concatenate", *x, dimension=rows + 1),
@@ -312,12 +319,6 @@ def _product(first: Product, x: Value, weight: Value) -> Value:
 
 def _spec(x: str, weight: str, out: str) -> str:
     return f"{' '.join(x)}, {' '.join(weight)} -> {' '.join(out)}"
-
-
-def _ordered(value: Value, order: tuple[int, ...]) -> Value:
-    if order == tuple(range(len(order))):
-        return value
-    return make("transpose", value, permutation=order)
 
 
 def _cut(value: Value, start: int, stop: int) -> Value:

@@ -12,18 +12,17 @@ What is left alone is reported with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from dialect import rounding  # noqa: F401  (defines rounded)
 from dialect.axes import Axes, infer_axes
-from dialect.binding import bound_values, region_bound
 from dialect.chips import Chip
 from dialect.contract_rules import split_contract
 from dialect.mesh import Topology
-from dialect.parameter_paths import Paths, parameter_paths, shown
+from dialect.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
 from dialect.quant import FORMS
 from dialect.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
 from dialect.quantized_cache import with_quantized_cache
@@ -79,9 +78,10 @@ class Quantize(Pass):
         if self.cache:
             program, notes = with_quantized_cache(program, self.cache)
         chip = Topology.parse(target.topology).chip if target.topology else None
-        made = _Quantized(self, infer_axes(program), parameter_paths(program), chip)
-        graph = made.graph(program.graph, program.values("param"))
-        unmatched = made.unmatched({each.name for each in program.inputs if each.role == "param"})
+        made = _Quantized(self, infer_axes(program), chip)
+        names = parameter_paths(program)
+        graph = made.graph(program.graph, names)
+        unmatched = made.unmatched({name for paths in names.values() for name in paths})
         return self.said(program.with_graph(graph), *made.lines(), *unmatched, *notes)
 
 
@@ -91,7 +91,6 @@ class _Quantized:
 
     asked: Quantize
     axes: Axes
-    paths: Paths
     chip: Chip | None
     quantised: dict[str, None] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -113,37 +112,38 @@ class _Quantized:
 
     # What is rewritten.
 
-    def graph(self, graph: Graph, params: Iterable[Value]) -> Graph:
-        """`params` are the inputs of the graph that depend on parameters alone."""
-        bound = bound_values(graph, params)
+    def graph(self, graph: Graph, names: Paths) -> Graph:
+        """`names` gives the parameters that each bound input of the graph comes from."""
+        paths = paths_in(graph, names)
         memo: dict[Value, Value] = {value: value for value in graph.inputs}
         for op in graph.ops:
             regions = op.regions
             if op.name == "scan":
-                regions = (self.graph(op.regions[0], region_bound(op, bound)),)
+                regions = (self.graph(op.regions[0], paths_inside(op, paths)),)
             moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
             if op.name == "contract":
-                moved = self.product(op, moved, bound)
-            elif op.name == "ragged_dot_general" and op.args[1] in bound:
-                moved = self.ragged(op, moved)
-            elif op.name == "take" and op.args[0] in bound and op.args[1] not in bound:
-                moved = self.rows(op, moved)
+                moved = self.product(op, moved, paths)
+            elif op.name == "ragged_dot_general" and op.args[1] in paths:
+                moved = self.ragged(op, moved, paths[op.args[1]])
+            elif op.name == "take" and op.args[0] in paths and op.args[1] not in paths:
+                moved = self.rows(op, moved, paths[op.args[0]])
             memo.update(zip(op.results, moved.results))
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
-    def product(self, op: Op, moved: Op, bound: frozenset[Value]) -> Op:
+    def product(self, op: Op, moved: Op, paths: Paths) -> Op:
         """The product with its weight, if it has one, quantised."""
-        weights = [i for i, arg in enumerate(op.args) if arg in bound]
+        weights = [i for i, arg in enumerate(op.args) if arg in paths]
         if len(weights) != 1:
             return moved
         (position,) = weights
         weight = op.args[position]
+        found = paths[weight]
         spec = Signature.parse(op["spec"])
         own, out = letters(spec.inputs[position]), letters(spec.outputs[0])
         sizes = dict(zip(own, weight.type.shape))
         summed = {x: n for x, n in sizes.items() if x not in out}
-        choice = _kept(weight, len(summed), len(own)) or self.choice(weight)
-        name = shown(self.paths[weight])
+        choice = _kept(weight, len(summed), len(own)) or self.choice(found, weight)
+        name = ", ".join(sorted(found))
         if isinstance(choice, str):
             self.skipped[name] = choice
             return moved
@@ -168,10 +168,10 @@ class _Quantized:
             return {}, tuple(summed)
         cut = cut_into_groups(summed, group)
         if cut is None:
-            sizes = " ".join(map(str, summed.values()))
+            shown = " ".join(map(str, summed.values()))
             self.say(
                 f"{name} has one scale per output channel: there are no groups of {group} in the "
-                f"axes that are summed ({sizes})"
+                f"axes that are summed ({shown})"
             )
         return cut or ({}, tuple(summed))
 
@@ -189,11 +189,11 @@ class _Quantized:
         largest = FORMS[form].largest
         return make("rounded", value, axes=axes, largest=largest, least=_LEAST, **options)
 
-    def ragged(self, op: Op, moved: Op) -> Op:
+    def ragged(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
         """Experts' matrices, met by the rows of their own tokens: a scale per output channel."""
         weight, axis = op.args[1], summed_axis(op)
-        choice = _kept(weight, axis is not None, weight.type.rank) or self.choice(weight)
-        name = shown(self.paths[weight])
+        choice = _kept(weight, axis is not None, weight.type.rank) or self.choice(found, weight)
+        name = ", ".join(sorted(found))
         if isinstance(choice, Choice):
             # The compiler's kernel takes eight bits as they are where the chip multiplies them,
             # widens the whole weight elsewhere, and takes no int4.
@@ -209,11 +209,11 @@ class _Quantized:
         stored = _stored(moved.args[1], (axis,), form, weight.type.dtype)
         return with_args(moved, (moved.args[0], stored, *moved.args[2:]))
 
-    def rows(self, op: Op, moved: Op) -> Op:
+    def rows(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
         """Rows of a table that is named: the rows of its integers, and those of its scales."""
         table = op.args[0]
-        choice, name = self.choice(table), shown(self.paths[table])
-        named = self.asked.vocab and self.over_vocab(table) or self.rule(table) is not None
+        choice, name = self.choice(found, table), ", ".join(sorted(found))
+        named = self.asked.vocab and self.over_vocab(table) or self.rule(found) is not None
         plain = table.type.dtype in _FLOATS and table.op.name != "dequantize"
         if isinstance(choice, str) or not named or not plain or table.type.rank < 2:
             return moved
@@ -234,10 +234,10 @@ class _Quantized:
 
     # What is asked.
 
-    def choice(self, weight: Value) -> Choice | str:
+    def choice(self, found: frozenset[str], weight: Value) -> Choice | str:
         """What a weight becomes, or why it is left alone."""
-        asked, rule = self.asked, self.rule(weight)
-        if asked.skip and any(re.search(asked.skip, path) for path in self.paths[weight]):
+        asked, rule = self.asked, self.rule(found)
+        if asked.skip and any(re.search(asked.skip, path) for path in found):
             return f"its path matches skip={asked.skip!r}"
         if rule is not None:
             return f"the rule {str(rule)!r}" if rule.choice.form == NONE else rule.choice
@@ -245,8 +245,8 @@ class _Quantized:
             return "it is a table over the vocabulary (quantize{vocab=true} takes it too)"
         return Choice(asked.weights, asked.group) if asked.weights else "weights=none"
 
-    def rule(self, weight: Value) -> Rule | None:
-        return next((rule for rule in self.rules if rule.matches(self.paths[weight])), None)
+    def rule(self, found: frozenset[str]) -> Rule | None:
+        return next((rule for rule in self.rules if rule.matches(found)), None)
 
     def over_vocab(self, value: Value) -> bool:
         return any("vocab" in names for names in self.axes.of(value))

@@ -594,3 +594,25 @@ def test_tpu_executables_keep_weights_packed(target: str, options: str, found: A
     # What chips add up has the result's dtype, not that of sums of integers or of groups.
     large = [each for each in report.collectives if each.result_bytes > 2**16]
     assert {each.dtype for each in large} == {"bf16"}
+
+
+def test_loops_with_one_body_have_weights_of_their_own() -> None:
+    """Equal bodies are one graph: a rule for the weights of one loop is not for the other's."""
+
+    def step(params: Any, x: Any) -> Any:
+        def layer(x: Any, w: Any) -> Any:
+            return jnp.tanh(x @ w), None
+
+        x, _ = jax.lax.scan(layer, x, params["first"])
+        x, _ = jax.lax.scan(layer, x, params["second"])
+        return x
+
+    params = {"first": normal(2, 4, 4), "second": normal(2, 4, 4)}
+    program = after(
+        rewrite.trace(step, params, normal(3, 4)),
+        'normalize, quantize{rules=("first: none",)}, stage',
+    )
+    inputs = {each.name: each.type.dtype for each in program.step_inputs if each.role == "param"}
+    assert inputs["params/first"] == "f32"
+    assert "i8" in {dtype for name, dtype in inputs.items() if "second" in name}
+    assert "params/first left alone: the rule 'first: none'" in said(program, "quantize")
