@@ -22,8 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 
 from dialect import jaxpr, mesh  # noqa: E402
+from dialect.compiled.executable import compile_quietly  # noqa: E402
 from dialect.evaluate import evaluate  # noqa: E402
-from dialect.executable import compile_quietly  # noqa: E402
 from examples import llama  # noqa: E402
 from rewrite import Pipeline, trace  # noqa: E402
 

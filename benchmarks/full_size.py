@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 
 from harness import recognition  # noqa: E402
 
-from dialect.compiling import Compilable, compiled  # noqa: E402
-from dialect.executable import read  # noqa: E402
+from dialect.compiled.compiling import Compilable, compiled  # noqa: E402
+from dialect.compiled.executable import read  # noqa: E402
 from rewrite import Pipeline, trace  # noqa: E402
 from rewrite.api import DEFAULT_PIPELINE, resolve  # noqa: E402
 from rewrite.errors import ShardwrightError  # noqa: E402

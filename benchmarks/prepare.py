@@ -31,10 +31,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from dialect import safetensors_file  # noqa: E402
-from dialect.compiling import compiled_stage  # noqa: E402
-from dialect.originals import as_tree  # noqa: E402
-from dialect.packed_files import read_checkpoint  # noqa: E402
+from dialect.compiled.compiling import compiled_stage  # noqa: E402
+from dialect.prepared import safetensors_file  # noqa: E402
+from dialect.prepared.originals import as_tree  # noqa: E402
+from dialect.prepared.packed_files import read_checkpoint  # noqa: E402
 from examples import llama  # noqa: E402
 from rewrite import auto_shard  # noqa: E402
 

@@ -24,8 +24,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 
-from dialect.compiling import Compilable, compiled  # noqa: E402
-from dialect.traffic import hbm_bytes  # noqa: E402
+from dialect.compiled.compiling import Compilable, compiled  # noqa: E402
+from dialect.compiled.traffic import hbm_bytes  # noqa: E402
 from rewrite import Pipeline, Program, trace  # noqa: E402
 from rewrite.api import resolve  # noqa: E402
 from rewrite.target import Target  # noqa: E402

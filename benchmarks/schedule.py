@@ -5,8 +5,8 @@
 
 Compiles examples/palm.py for each point of "Efficiently Scaling Transformer Inference"
 (arXiv:2211.05102) with the layout that the paper names, walks the schedule of what the compiler
-made of it (`dialect.schedule`), and prints both times, of one token in decode and of all in
-prefill. The step gives the next token: logits, as in the paper, stay where they are. Nothing is
+made of it (`dialect.compiled.schedule`), and prints both times, of one token in decode and of all
+in prefill. The step gives the next token: logits, as in the paper, stay where they are. Nothing is
 allocated; a point takes some ten seconds.
 """
 
@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from dialect.compiling import Compilable, compiled  # noqa: E402
+from dialect.compiled.compiling import Compilable, compiled  # noqa: E402
+from dialect.compiled.schedule import Schedule, schedule  # noqa: E402
 from dialect.mesh import Topology  # noqa: E402
-from dialect.schedule import Schedule, schedule  # noqa: E402
 from examples import palm  # noqa: E402
 from rewrite import auto_shard  # noqa: E402
 from rewrite.api import DEFAULT_PIPELINE  # noqa: E402

@@ -7,8 +7,8 @@ The yardsticks are tables in by_hand/rules.py: the paper's layouts, Megatron, FS
 parameters in two dimensions without constraints. Each is compiled ahead of time for each row (a
 model, a slice, a phase, a batch; context 2048, bfloat16), and so is what `auto_shard` makes of the
 plain decoder: by its own choice, and asked for the paper's partitionings. Seconds per step come
-from a walk over the compiled schedule (`dialect.schedule`). Nothing is allocated. `--show 10` adds
-the dearest instructions of ours and of the best by hand.
+from a walk over the compiled schedule (`dialect.compiled.schedule`). Nothing is allocated. `--show
+10` adds the dearest instructions of ours and of the best by hand.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from dialect.compiling import Compilable  # noqa: E402
-from dialect.executable import DoesNotFit, compile_quietly  # noqa: E402
+from dialect.compiled.compiling import Compilable  # noqa: E402
+from dialect.compiled.executable import DoesNotFit, compile_quietly  # noqa: E402
+from dialect.compiled.schedule import Schedule, schedule  # noqa: E402
 from dialect.mesh import Topology, jax_mesh  # noqa: E402
-from dialect.schedule import Schedule, schedule  # noqa: E402
 from examples import llama, palm  # noqa: E402
 from rewrite import auto_shard  # noqa: E402
 from rewrite.api import DEFAULT_PIPELINE  # noqa: E402

@@ -2,7 +2,7 @@
 
 Every op's signature says which of its dimensions belong together. Joining them over the whole
 program (a union-find whose members split where a reshape cuts a dimension) leaves a few dozen
-axes; the recognised ops then say what they are (`dialect.axis_names`). A name comes with its
+axes; the recognised ops then say what they are (`dialect.naming.axis_names`). A name comes with its
 provenance, never from a path; what cannot be inferred, a user's hint says.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dialect.axis import (  # noqa: F401
+from dialect.control import scan_parts
+from dialect.naming.axis import (  # noqa: F401
     NAMES,
     Axes,
     Axis,
@@ -21,9 +22,8 @@ from dialect.axis import (  # noqa: F401
     leaves_of,
     unify,
 )
-from dialect.axis_hints import place_hints
-from dialect.axis_names import name_axes
-from dialect.control import scan_parts
+from dialect.naming.axis_hints import place_hints
+from dialect.naming.axis_names import name_axes
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dialect import collectives
-from dialect.chips import GIB
-from dialect.decoder_shape import DecoderShape
+from dialect.machine import collectives
+from dialect.machine.chips import GIB
 from dialect.mesh import MeshSpec, Topology
-from dialect.partitionings import Unavailable
-from dialect.uses import Partitioning
-from dialect.workload import Workload
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.partitionings import Unavailable
+from dialect.planning.uses import Partitioning
+from dialect.planning.workload import Workload
 from rewrite.plan import Prediction
 
 

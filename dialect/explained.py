@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from dialect.coverage import coverage
-from dialect.coverage_text import coverage_tables
-from dialect.provenance import provenance, provenance_tables
-from dialect.quant_report import packed, packed_table
+from dialect.quantized.quant_report import packed, packed_table
+from dialect.recognition.coverage import coverage
+from dialect.recognition.coverage_text import coverage_tables
+from dialect.recognition.provenance import provenance, provenance_tables
 from dialect.tables import Table
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass

@@ -23,10 +23,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from dialect.chips import CHIPS
-from dialect.interconnect import Ring
-from dialect.mesh_spec import MeshSpec, TargetError
-from dialect.topology import Topology, cubic, placement
+from dialect.machine.chips import CHIPS
+from dialect.machine.interconnect import Ring
+from dialect.machine.mesh_spec import MeshSpec, TargetError
+from dialect.machine.topology import Topology, cubic, placement
 
 __all__ = [
     "MeshSpec",

@@ -12,16 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import (  # noqa: F401  (define their own)
-    activations,
-    attend,
-    caches,
-    heads,
-    padding,
-    rotary,
-    token_scales,
-)
 from dialect.attributes import decode
+from dialect.ops import activations, attend, caches, heads, padding, rotary, token_scales  # noqa: F401  (define words)
 from dialect.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
 from rewrite.signature import Signature

@@ -3,7 +3,8 @@
 Symmetric: s = max|w| / largest along some axes, q = round(w / s). The largest integer is taken
 half a step beyond the last one (127.5, 7.5), as in AQT and Qwix, so that all steps are used and
 no error exceeds half a step. A scale per output channel commutes with the product, and so does
-one per group of its summed axis with the group's own product (`dialect/scaled_products.py`).
+one per group of its summed axis with the group's own product
+(`dialect/quantized/scaled_products.py`).
 """
 
 from __future__ import annotations

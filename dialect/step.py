@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 
-from dialect.annotate import annotated
-from dialect.compiling import Compilable
+from dialect.caching.fresh_state import fresh_state
+from dialect.compiled.compiling import Compilable
 from dialect.explained import Explained
-from dialect.fresh_state import fresh_state
-from dialect.originals import shape_of_lazy
-from dialect.packed_schema import PackedError
-from dialect.serving import Executable, Packed, is_state
+from dialect.naming.annotate import annotated
+from dialect.prepared.originals import shape_of_lazy
+from dialect.prepared.packed_schema import PackedError
+from dialect.prepared.serving import Executable, Packed, is_state
 from dialect.tables import as_text
 from dialect.tracing import (
     Where,

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from dialect import jaxpr
-from dialect.axis_hints import hints_for
-from dialect.binding import dependents
 from dialect.framework import describe
+from dialect.naming.axis_hints import hints_for
+from dialect.staging.binding import dependents
 from rewrite.errors import ShardwrightError, TraceError, nearest
 from rewrite.ir import Graph
 from rewrite.program import Input, Output, Program

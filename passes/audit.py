@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.audit import Audit as Audited
-from dialect.audit import Ran, audit
+from dialect.planning.audit import Audit as Audited
+from dialect.planning.audit import Ran, audit
 from dialect.source_lines import tag
 from rewrite.errors import PlanError
 from rewrite.ir import Graph

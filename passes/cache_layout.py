@@ -3,13 +3,13 @@
 cache  ->  back(forth(cache)), at the boundary, in and out
 
 `forth` and `back` are pushed through reads, writes, attention and loops until they cancel
-(`dialect.state_forms`); `stage` then keeps the cache in the new form, and `adapt` turns the user's
-around once. What does not cancel stays in the program, where it can be seen.
+(`dialect.caching.state_forms`); `stage` then keeps the cache in the new form, and `adapt` turns the
+user's around once. What does not cancel stays in the program, where it can be seen.
 
-- A cache that repeats its KV heads keeps each once (`dialect.merged_heads`).
+- A cache that repeats its KV heads keeps each once (`dialect.caching.merged_heads`).
 - `cache_layout{kv_heads=1}` merges KV heads, which changes what the decoder computes. Only when
   named.
-- The axes are put in `order` (`dialect.transposed_cache`).
+- The axes are put in `order` (`dialect.caching.transposed_cache`).
 
 Which chips own what of the cache is a plan: `owner` is asked of the `plan` that follows.
 """
@@ -19,12 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from dialect import quantized_cache, transposed_cache
 from dialect.axes import Axes, infer_axes
-from dialect.merged_heads import with_fewer_heads, with_real_heads
-from dialect.state_forms import keep_in, kept_forms
-from dialect.tiles import order_for_tiles, tiled_bytes
-from dialect.transposed_cache import Order, in_order, transposed
+from dialect.caching import quantized_cache, transposed_cache
+from dialect.caching.merged_heads import with_fewer_heads, with_real_heads
+from dialect.caching.state_forms import keep_in, kept_forms
+from dialect.caching.tiles import order_for_tiles, tiled_bytes
+from dialect.caching.transposed_cache import Order, in_order, transposed
 from rewrite.ir import Value
 from rewrite.passbase import Pass
 from rewrite.program import Program, Step

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import ClassVar
 
-from dialect.binding import bound_values, dependents, known_values
 from dialect.control import scan_parts
-from dialect.first_layer_figures import Figures
 from dialect.jaxpr import constant
-from dialect.loops import peeled
-from dialect.normal_form import normal_form, reshaped
+from dialect.layered.loops import peeled
+from dialect.normal.normal_form import normal_form, reshaped
+from dialect.staging.binding import bound_values, dependents, known_values
+from dialect.staging.first_layer_figures import Figures
 from dialect.sums import sums
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values

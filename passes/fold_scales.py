@@ -1,4 +1,4 @@
-"""fold_scales: factors beside a weight move into it (see `dialect.fold_rules`).
+"""fold_scales: factors beside a weight move into it (see `dialect.staging.fold_rules`).
 
 contract(norm(x) * s, w) * c  ->  contract(norm(x), (s * w) * c)
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect import fold_rules
-from dialect.known import marked, unmarked
-from dialect.normal_form import normal_form, rules_of
+from dialect.normal.normal_form import normal_form, rules_of
+from dialect.staging import fold_rules
+from dialect.staging.known import marked, unmarked
 from rewrite.driver import Report, rewrite
 from rewrite.passbase import Pass
 from rewrite.program import Program

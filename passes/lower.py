@@ -15,7 +15,7 @@ from dialect.dtypes import struct_of
 from dialect.jaxpr import trace_graph
 from dialect.mesh import Topology
 from dialect.nn import Traced
-from dialect.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
+from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
 from rewrite import opdef
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Type

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dialect.axes import Axes, infer_axes
-from dialect.binding import known_values
-from dialect.normal_form import normal_form
+from dialect.normal.normal_form import normal_form
 from dialect.operands import transposed
-from dialect.parameter_paths import Paths, parameter_paths, paths_in, paths_inside, shown
+from dialect.staging.binding import known_values
+from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside, shown
 from dialect.sums import sums
 from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Value

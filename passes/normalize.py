@@ -1,11 +1,11 @@
-"""normalize: every program in one spelling (see `dialect.normal_form`)."""
+"""normalize: every program in one spelling (see `dialect.normal.normal_form`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.normal_form import normal_form
+from dialect.normal.normal_form import normal_form
 from rewrite.driver import Report
 from rewrite.passbase import Pass
 from rewrite.program import Program

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from dialect.axes import Axes, infer_axes
-from dialect.decoder import decoder_shape
-from dialect.decoder_shape import DecoderShape
-from dialect.longer import Longer, NotPadded, lengthened
 from dialect.mesh import MeshSpec, Topology
-from dialect.search import TIE, choose
+from dialect.padded.longer import Longer, NotPadded, lengthened
+from dialect.planning.decoder import decoder_shape
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.search import TIE, choose
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.program import Program

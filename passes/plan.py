@@ -1,10 +1,10 @@
 """plan: over which mesh axes each kind of tensor is split, chosen by the cost model.
 
-Every use of every mesh axis is costed for this decoder on this machine (`dialect.search`); the
-fastest that fits is the plan. `plan{ffn=ws2d, attention=batch}` asks for a partitioning of Pope et
-al. 2022 (arXiv:2211.05102), `plan{load="my.plan"}` reads a plan, `plan{refine=4}` compiles the best
-four and keeps the one with the fastest schedule. What was not recognised is planned by its size,
-and told.
+Every use of every mesh axis is costed for this decoder on this machine (`dialect.planning.search`);
+the fastest that fits is the plan. `plan{ffn=ws2d, attention=batch}` asks for a partitioning of Pope
+et al. 2022 (arXiv:2211.05102), `plan{load="my.plan"}` reads a plan, `plan{refine=4}` compiles the
+best four and keeps the one with the fastest schedule. What was not recognised is planned by its
+size, and told.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dialect.axes import Axes
-from dialect.cache_owner import owner_asked
-from dialect.decoder import decoder_shape
-from dialect.joint import Serving, joint
-from dialect.layouts import planned_layout
+from dialect.caching.cache_owner import owner_asked
 from dialect.mesh import MeshSpec, Topology
-from dialect.objectives import shape_to_plan
-from dialect.padding import as_padded
-from dialect.partial import completed, planned_axes, worth_splitting
-from dialect.refine import fastest, refined
-from dialect.search import best_plans
+from dialect.ops.padding import as_padded
+from dialect.planning.decoder import decoder_shape
+from dialect.planning.joint import Serving, joint
+from dialect.planning.layouts import planned_layout
+from dialect.planning.objectives import shape_to_plan
+from dialect.planning.partial import completed, planned_axes, worth_splitting
+from dialect.planning.refine import fastest, refined
+from dialect.planning.search import best_plans
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline

@@ -5,8 +5,8 @@
     take(w, ids)    ->  dequantize(take(quantize(w), ids))              rows of a table
 
 `quantize(w)` depends on parameters alone, so `stage` computes it once; `lower` moves the scales
-behind the products, in the form that the target keeps packed (`dialect/scaled_products.py`).
-What is left alone is reported with the reason.
+behind the products, in the form that the target keeps packed
+(`dialect/quantized/scaled_products.py`). What is left alone is reported with the reason.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from dialect import rounding  # noqa: F401  (defines rounded)
 from dialect.axes import Axes, infer_axes
-from dialect.chips import Chip
-from dialect.contract_rules import split_contract
+from dialect.caching.quantized_cache import with_quantized_cache
+from dialect.machine.chips import Chip
 from dialect.mesh import Topology
-from dialect.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
+from dialect.normal.contract_rules import split_contract
+from dialect.ops import rounding  # noqa: F401  (defines rounded)
 from dialect.quant import FORMS
-from dialect.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
-from dialect.quantized_cache import with_quantized_cache
-from dialect.ragged_products import summed_axis
+from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
+from dialect.quantized.ragged_products import summed_axis
+from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
 from dialect.values import reshaped
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value

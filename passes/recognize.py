@@ -9,21 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect import (
-    activations,
-    attention,
-    caches,
-    dequantized,
-    indexing,
-    integer_products,
-    norms,
-    repeats,
-    rotary,
-    softmaxes,
-)
-from dialect.normal_form import RULES as NORMAL_FORM
-from dialect.normal_form import rules_of
-from dialect.projections import cut_projections
+from dialect.normal import repeats
+from dialect.normal.normal_form import RULES as NORMAL_FORM
+from dialect.normal.normal_form import rules_of
+from dialect.ops import activations, caches, indexing, rotary
+from dialect.quantized import dequantized, integer_products
+from dialect.recognition import attention, norms, softmaxes
+from dialect.recognition.projections import cut_projections
 from rewrite.driver import Report, rewrite
 from rewrite.passbase import Pass
 from rewrite.program import Program

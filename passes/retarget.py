@@ -23,7 +23,7 @@ from dialect.attributes import decode
 from dialect.control import scan_parts
 from dialect.dtypes import struct_of
 from dialect.jaxpr import import_jaxpr, trace_graph
-from dialect.mapped import over_all_blocks
+from dialect.ops.mapped import over_all_blocks
 from dialect.sharding import Misfit, fitted, spec_layout
 from rewrite.ir import Graph, Op, Opaque, Origin, Value, attrs_of, new_input
 from rewrite.opdef import build, make, substitute, with_args

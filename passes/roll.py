@@ -2,9 +2,9 @@
 
 body(... body(body(x, w0), w1) ..., wn)  ->  scan(body, x, stack(w0, w1, ..., wn))
 
-Layers are found by structure (`dialect.layers`): kinds that alternate become one loop over groups,
-what does not repeat stays outside. `stage` moves the stacking of parameters to `prepare` and that
-of caches to `adapt`; `carry_cache` behind this pass keeps the caches from being copied.
+Layers are found by structure (`dialect.layered.layers`): kinds that alternate become one loop over
+groups, what does not repeat stays outside. `stage` moves the stacking of parameters to `prepare`
+and that of caches to `adapt`; `carry_cache` behind this pass keeps the caches from being copied.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from dialect.layers import Layers, Run, find_layers
-from dialect.loops import rolled
-from dialect.normal_form import reshaped
-from dialect.rows import rows_apart
+from dialect.layered.layers import Layers, Run, find_layers
+from dialect.layered.loops import rolled
+from dialect.layered.rows import rows_apart
+from dialect.normal.normal_form import reshaped
 from rewrite.driver import rewrite
 from rewrite.ir import Op, Value, replace_values
 from rewrite.opdef import make

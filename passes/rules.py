@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from dialect.normal_form import normal_form
+from dialect.normal.normal_form import normal_form
 from rewrite.driver import Report, rewrite
 from rewrite.errors import PipelineError
 from rewrite.passbase import Pass

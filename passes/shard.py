@@ -19,18 +19,18 @@ from typing import ClassVar
 
 from dialect import sharding  # noqa: F401  (defines constrain)
 from dialect.axes import Axes
-from dialect.binding import bound_values, region_bound
-from dialect.layouts import (
+from dialect.machine.topology import Topology
+from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
+from dialect.planning.layouts import (
     activation_group,
     hidden_layout,
     layout_of,
     product_layout,
     with_input_layouts,
 )
-from dialect.partial import planned_axes
-from dialect.row_products import hides_reading, leading, row_layout, row_product
+from dialect.planning.partial import planned_axes
 from dialect.sharding import show_layout
-from dialect.topology import Topology
+from dialect.staging.binding import bound_values, region_bound
 from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args

@@ -2,9 +2,9 @@
 
 step(params, state, args)  ->  prepare(params), adapt(state), step(packed, packed state, args)
 
-Parameters are cut where the step has the fewest bytes to read (`dialect.binding`); a loop over
-layers is first split in two, so that what its body does to parameters alone runs in a loop of its
-own. State that is changed in form on the way in and changed back on the way out, by ops that
+Parameters are cut where the step has the fewest bytes to read (`dialect.staging.binding`); a loop
+over layers is first split in two, so that what its body does to parameters alone runs in a loop of
+its own. State that is changed in form on the way in and changed back on the way out, by ops that
 declare each other as inverse (transposed, padded, quantised, many arrays stacked as one), is kept
 in the new form: `adapt` changes it once, `restore` changes it back.
 """
@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.binding import bound_values, frontier, region_bound
+from dialect.caching.state_forms import undoes
 from dialect.control import remade_scan, scan_parts
-from dialect.layouts import with_input_layouts
-from dialect.state_forms import undoes
+from dialect.planning.layouts import with_input_layouts
+from dialect.staging.binding import bound_values, frontier, region_bound
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, with_args

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.loops import unrolled
-from dialect.normal_form import normal_form
+from dialect.layered.loops import unrolled
+from dialect.normal.normal_form import normal_form
 from rewrite.ir import Graph, Value
 from rewrite.opdef import with_args
 from rewrite.passbase import Pass

@@ -19,9 +19,9 @@ _HOME = {
     "rule": "rewrite.rules",
     "local": "rewrite.rules",
     "ShardwrightError": "rewrite.errors",
-    "as_tree": "dialect.originals",
-    "read_checkpoint": "dialect.packed_files",
-    "stacked": "dialect.originals",
+    "as_tree": "dialect.prepared.originals",
+    "read_checkpoint": "dialect.prepared.packed_files",
+    "stacked": "dialect.prepared.originals",
 }
 
 __all__ = sorted(_HOME)

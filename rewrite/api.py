@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from dialect import control, framework, lax, nn, quant, sharding, tensor  # noqa: F401
 from dialect import mesh as machine
-from dialect.compiling import Compilable, compiled
+from dialect.compiled.compiling import Compilable, compiled
 from dialect.mesh import TargetError
 from dialect.step import Step
 from dialect.tracing import Where, trace

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compile_(args: Arguments, screen: Screen) -> None:
     """Rewrites a function, compiles it, and shows what the compiler made of it."""
-    from dialect import executable
-    from dialect.compiling import Compilable
+    from dialect.compiled import executable
+    from dialect.compiled.compiling import Compilable
     from dialect.mesh import Topology
 
     done = rewritten(args, screen)
@@ -108,8 +108,9 @@ def coverage(args: Arguments, screen: Screen) -> None:
 
 def sweep(args: Arguments, screen: Screen) -> None:
     """Costs a decoder over chips, batches and dtypes of weights, and marks the Pareto front."""
-    from dialect import files, sweep_plot, tables
-    from dialect import sweep as pareto
+    from dialect import files, tables
+    from dialect.planning import sweep as pareto
+    from dialect.planning import sweep_plot
 
     outputs = [Path(each) for each in (args.out, args.plot) if each]
     for path in outputs:
@@ -139,8 +140,8 @@ def sweep(args: Arguments, screen: Screen) -> None:
 
 
 def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
-    """A `dialect.sweep.Decoder` for every function and every configuration."""
-    from dialect.sweep import TRACED_BATCH, Decoder
+    """A `dialect.planning.sweep.Decoder` for every function and every configuration."""
+    from dialect.planning.sweep import TRACED_BATCH, Decoder
 
     functions = [(args.function, None if args.prefill else args.tokens)]
     functions += [(args.prefill, args.tokens or args.context)] if args.prefill else []
@@ -156,7 +157,8 @@ def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
 
 def eval_(args: Arguments, screen: Screen) -> None:
     """Measures on held-out text what each pass costs in accuracy, and what it saves in bytes."""
-    from dialect import evaluation, usercode
+    from dialect import usercode
+    from dialect.measured import evaluation
 
     if args.args:
         hint = "name a configuration that has them: --config NAME"

@@ -115,7 +115,7 @@ class Screen:
         self.show("no pass made a plan" if plan is None else plan.explain())
 
     def executable(self, report: Any, notes: Sequence[str], seconds: float, hbm_bytes: int) -> None:
-        """A `dialect.executable.Report`, what the compiler said, and the HBM that a chip has."""
+        """A `dialect.compiled.executable.Report`, what the compiler said, and a chip's HBM."""
         memory, collectives = report.memory, _collectives(report)
         self.heading(f"executable, compiled in {seconds:.1f} s")
         self.show(f"memory per chip: {size(memory.total_bytes)} of {size(hbm_bytes)}")

@@ -18,7 +18,7 @@ from tiny import run
 from dialect import framework  # noqa: F401  (registers JAX)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
-from dialect.normal_form import RULES as NORMAL
+from dialect.normal.normal_form import RULES as NORMAL
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op

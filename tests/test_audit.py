@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from dialect import lax  # noqa: F401  (defines sin)
-from dialect.audit import Audit, Ran, compared, planned_bytes, ran
-from dialect.compiling import Compilable, compiled
+from dialect.compiled.compiling import Compilable, compiled
 from dialect.evaluate import evaluate
 from dialect.mesh import MeshSpec, Topology, jax_mesh
+from dialect.planning.audit import Audit, Ran, compared, planned_bytes, ran
 from dialect.source_lines import line_of, tag
 from passes.audit import Audit as AuditPass
 from passes.audit import user_lines
@@ -274,7 +274,7 @@ def executable() -> tuple[object, tuple[str, ...]]:
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What differs in these programs is their plan, so one compilation does for all."""
-    monkeypatch.setattr("dialect.audit.compiled", lambda compilable: executable())
+    monkeypatch.setattr("dialect.planning.audit.compiled", lambda compilable: executable())
 
 
 def audited(program: Program, **options: object) -> tuple[str, ...]:

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from jax import lax
 
 from dialect import framework, nn, primitives, quant  # noqa: F401  (framework registers)
-from dialect.binding import (
+from dialect.evaluate import evaluate
+from dialect.jaxpr import trace_graph
+from dialect.normal.normal_form import normal_form
+from dialect.staging.binding import (
     bound_values,
     bytes_read,
     frontier,
@@ -22,9 +25,6 @@ from dialect.binding import (
     known_values,
     region_bound,
 )
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
-from dialect.normal_form import normal_form
 from passes.stage import split_loops
 from rewrite import opdef
 from rewrite.ir import Graph, Symbol, Type, Value, new_input

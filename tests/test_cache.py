@@ -21,13 +21,13 @@ from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, argument
 from tiny import traced as traced_case
 
 import rewrite
-from dialect.cache_owner import owner_asked
-from dialect.compiling import Compilable, compiled
-from dialect.executable import read
-from dialect.fresh_state import fresh_state
-from dialect.quantized_cache import with_quantized_cache
-from dialect.state import Form, is_state
-from dialect.tiles import order_for_tiles, tiled_bytes
+from dialect.caching.cache_owner import owner_asked
+from dialect.caching.fresh_state import fresh_state
+from dialect.caching.quantized_cache import with_quantized_cache
+from dialect.caching.state import Form, is_state
+from dialect.caching.tiles import order_for_tiles, tiled_bytes
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import read
 from examples import gpt, palm
 from rewrite import Pipeline, Program, auto_shard
 from rewrite.ir import Type

@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 
 from dialect.cost import estimate, ffn_communication_bytes
-from dialect.decoder_shape import DecoderShape
 from dialect.mesh import MeshSpec, Topology
-from dialect.partitionings import NAMES, Unavailable, partition
-from dialect.search import choose, searched
-from dialect.uses import Partitioning
-from dialect.workload import Workload
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.partitionings import NAMES, Unavailable, partition
+from dialect.planning.search import choose, searched
+from dialect.planning.uses import Partitioning
+from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
 from rewrite.plan import Plan, Prediction
 

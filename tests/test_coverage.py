@@ -14,12 +14,12 @@ from jax import lax
 from tiny import MODELS, Case, traced
 
 import rewrite
-from dialect.coverage import Coverage, coverage
 from dialect.dtypes import struct_of
 from dialect.jaxpr import trace_graph
-from dialect.normal_form import normal_form
-from dialect.op_cost import Cost, cost_of
-from dialect.provenance import provenance
+from dialect.normal.normal_form import normal_form
+from dialect.recognition.coverage import Coverage, coverage
+from dialect.recognition.op_cost import Cost, cost_of
+from dialect.recognition.provenance import provenance
 from passes.recognize import RULES
 from rewrite import Pipeline, Program, auto_shard, cli
 from rewrite.ir import Type

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from dialect import usercode
-from dialect.accuracy import accuracy
-from dialect.evaluation import Evaluation, Measured, Prefixes, interface, logits
-from dialect.held_out import Rows
+from dialect.measured.accuracy import accuracy
+from dialect.measured.evaluation import Evaluation, Measured, Prefixes, interface, logits
+from dialect.measured.held_out import Rows
 from dialect.usercode import Sizes, Trained
 from examples.tiny import model
 from rewrite import Pipeline, Program, manager, trace

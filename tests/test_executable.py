@@ -14,8 +14,15 @@ from jax import lax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dialect import hlo
-from dialect.executable import Alias, Collective, DoesNotFit, Parameter, compile_quietly, read
+from dialect.compiled import hlo
+from dialect.compiled.executable import (
+    Alias,
+    Collective,
+    DoesNotFit,
+    Parameter,
+    compile_quietly,
+    read,
+)
 
 AUTO = (AxisType.Auto, AxisType.Auto)
 LAYERS, BATCH, WIDTH, HIDDEN = 3, 8, 256, 512

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.executable import read
+from dialect.compiled.executable import read
 from examples import llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
 from tests import pythia

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dialect import control, framework  # noqa: F401  (define the ops)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import constant, trace_graph
-from dialect.normal_form import normal_form
+from dialect.normal.normal_form import normal_form
 from rewrite.errors import TraceError
 from rewrite.ir import Graph, Opaque, Type
 from rewrite.verify import verify

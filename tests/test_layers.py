@@ -23,7 +23,7 @@ from jax import lax
 from tiny import LAYERS, MODELS, Case, traced
 
 import rewrite
-from dialect.layers import Layers, Run, find_layers
+from dialect.layered.layers import Layers, Run, find_layers
 from rewrite import Pipeline
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dialect import collectives, machine_file
-from dialect.chips import CHIPS, GIB, MIB, Chip
-from dialect.interconnect import Links
+from dialect.machine import collectives, machine_file
+from dialect.machine.chips import CHIPS, GIB, MIB, Chip
+from dialect.machine.interconnect import Links
 from dialect.mesh import MeshSpec, TargetError, Topology, devices
 from rewrite.errors import PlanError, TextError
 

@@ -11,8 +11,8 @@ import pytest
 
 from dialect import framework  # noqa: F401  (registers JAX)
 from dialect.jaxpr import trace_graph
-from dialect.masks import describe_attend, describe_bias, describe_mask
-from dialect.normal_form import RULES as NORMAL
+from dialect.normal.normal_form import RULES as NORMAL
+from dialect.recognition.masks import describe_attend, describe_bias, describe_mask
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dialect.axes import infer_axes
-from dialect.decoder import decoder_shape
-from dialect.executable import read
+from dialect.compiled.executable import read
+from dialect.planning.decoder import decoder_shape
 from examples import gpt, llama, palm
 from passes.merge_dots import MergeDots
 from rewrite import Pipeline, Program, Target, auto_shard, trace

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from dialect.interconnect import Network, Ring, Switch
+from dialect.machine.interconnect import Network, Ring, Switch
 from dialect.mesh import (
     MeshSpec,
     TargetError,

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from dialect.axes import infer_axes
-from dialect.decoder import decoder_shape
-from dialect.longer import Longer, NotPadded, lengthened
 from dialect.mesh import MeshSpec
 from dialect.nn import Traced
-from dialect.partitionings import partition
-from dialect.workload import Workload
-from dialect.zeros import Padding, harmless, made_by
+from dialect.padded.longer import Longer, NotPadded, lengthened
+from dialect.padded.zeros import Padding, harmless, made_by
+from dialect.planning.decoder import decoder_shape
+from dialect.planning.partitionings import partition
+from dialect.planning.workload import Workload
 from examples import gpt, llama, palm
 from passes.pad import Pad
 from rewrite import Pipeline, Program, Target, auto_shard, trace

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from dialect.cost import estimate, ffn_communication_bytes
-from dialect.decoder_shape import DecoderShape
 from dialect.mesh import MeshSpec, Topology
-from dialect.partitionings import Unavailable, partition
-from dialect.search import searched
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.partitionings import Unavailable, partition
+from dialect.planning.search import searched
+from dialect.planning.uses import Partitioning
+from dialect.planning.workload import Workload
 from dialect.tables import Table, as_text
-from dialect.uses import Partitioning
-from dialect.workload import Workload
 
 Row = dict[str, Any]
 ROWS: list[Row] = json.loads(Path(__file__).with_name("data").joinpath("esti.json").read_text())[

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dialect.decoder_shape import DecoderShape
-from dialect.joint import Serving, joint
 from dialect.mesh import MeshSpec, Topology
-from dialect.objectives import shape_to_plan
-from dialect.refine import Compiled, fastest
-from dialect.search import best_plans, searched, storage_of
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.joint import Serving, joint
+from dialect.planning.objectives import shape_to_plan
+from dialect.planning.refine import Compiled, fastest
+from dialect.planning.search import best_plans, searched, storage_of
 from examples import llama
 from rewrite import Pipeline, Plan, trace
 from rewrite.errors import PlanError

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect import streaming
-from dialect.compiling import Compilable, compiled_stage
-from dialect.originals import Lazy, as_tree, stacked
-from dialect.packed_schema import PackedError
-from dialect.prepare_parts import Part, Read, in_order, loosened, parts, shared_work
-from dialect.streaming import Preparation
+from dialect.compiled.compiling import Compilable, compiled_stage
+from dialect.prepared import streaming
+from dialect.prepared.originals import Lazy, as_tree, stacked
+from dialect.prepared.packed_schema import PackedError
+from dialect.prepared.streaming import Preparation
+from dialect.staging.prepare_parts import Part, Read, in_order, loosened, parts, shared_work
 from examples import gpt, llama, palm
 from rewrite import ShardwrightError, auto_shard
 from rewrite.ir import Graph, Type, new_input

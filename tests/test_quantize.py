@@ -18,12 +18,12 @@ from jax import lax
 from tiny import CASES, MODELS, Case, arguments, expected, run, traced
 
 import rewrite
-from dialect.chips import CHIPS
-from dialect.compiling import Compilable, compiled
-from dialect.executable import read
-from dialect.hlo import Instruction, Module, arrays, callees, loop_of
-from dialect.quant_choice import Choice, Rule, cut_into_groups, form_on
-from dialect.quant_report import error_table, errors, packed, packed_table
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import read
+from dialect.compiled.hlo import Instruction, Module, arrays, callees, loop_of
+from dialect.machine.chips import CHIPS
+from dialect.quantized.quant_choice import Choice, Rule, cut_into_groups, form_on
+from dialect.quantized.quant_report import error_table, errors, packed, packed_table
 from dialect.tables import as_text
 from examples import llama
 from passes.quantize import Quantize

@@ -17,15 +17,15 @@ from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, argument
 from tiny import traced as traced_case
 
 import rewrite
-from dialect import head_rules, quantized_cache, transposed_cache
-from dialect.compiling import Compilable, compiled
+from dialect.caching import head_rules, quantized_cache, transposed_cache
+from dialect.caching.quantized_cache import attend_in_integers, with_quantized_cache
+from dialect.caching.state_forms import keep_in
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import read
 from dialect.dtypes import dtype_of
 from dialect.evaluate import evaluate
-from dialect.executable import read
 from dialect.jaxpr import trace_graph
-from dialect.quantized_cache import attend_in_integers, with_quantized_cache
-from dialect.state_forms import keep_in
-from dialect.token_scales import dequantize_tokens, quantize_tokens
+from dialect.ops.token_scales import dequantize_tokens, quantize_tokens
 from examples import llama
 from rewrite import Pipeline, Program, auto_shard
 from rewrite.driver import Report

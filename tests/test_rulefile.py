@@ -11,7 +11,7 @@ import pytest
 from dialect.dtypes import struct_of
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
-from dialect.normal_form import normal_form
+from dialect.normal.normal_form import normal_form
 from rewrite import Pipeline, ShardwrightError, trace
 from rewrite.driver import Report, rewrite
 from rewrite.errors import TextError

@@ -15,12 +15,13 @@ from jax import lax
 from tiny import run
 
 import rewrite
-from dialect import dtypes, framework, nn, primitives, quant, rotary  # noqa: F401  (framework registers)
+from dialect import dtypes, framework, nn, primitives, quant  # noqa: F401  (framework registers)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
-from dialect.normal_form import RULES as NORMAL
-from dialect.normal_form import normal_form
+from dialect.normal.normal_form import RULES as NORMAL
+from dialect.normal.normal_form import normal_form
+from dialect.ops import rotary
 from passes.lower import EXPAND, SCALES, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
 from passes.roll import RULES as ROLL

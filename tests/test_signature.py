@@ -14,15 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect import (  # noqa: F401  (define the ops)
-    framework,
-    known,  # noqa: F401  (defines marks)
-    nn,
-)
+from dialect import framework, nn  # noqa: F401  (register JAX and the words)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.lax import reshape_signature
 from dialect.nn import Traced
+from dialect.staging import known  # noqa: F401  (defines the marks)
 from rewrite import opdef
 from rewrite.errors import TextError
 from rewrite.ir import Graph, Op

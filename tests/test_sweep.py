@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from dialect.decoder_shape import DecoderShape
 from dialect.files import FileError, written_whole
 from dialect.mesh import TargetError, Topology
-from dialect.search import searched
-from dialect.sweep import (
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.search import searched
+from dialect.planning.sweep import (
     Cost,
     Decoder,
     Point,

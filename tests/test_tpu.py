@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dialect.compiling import Compilable, compiled
-from dialect.executable import DoesNotFit, read
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import DoesNotFit, read
 from dialect.mesh import TargetError, prepare_libtpu
 from examples import llama, palm
 from rewrite import auto_shard

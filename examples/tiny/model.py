@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-
 FOLDER = Path(__file__).parent
 
 

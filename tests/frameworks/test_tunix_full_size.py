@@ -8,8 +8,8 @@ import pytest
 from axes_tables import TUNIX
 from harness import EXACT, built, recognition, recognized, wrong_axes
 
-from dialect.compiling import Compilable, compiled
-from dialect.executable import Report, read
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import Report, read
 from rewrite import auto_shard
 from rewrite.program import Program
 

@@ -1,0 +1,1 @@
+"""The state between steps, and the forms that it can be kept in."""

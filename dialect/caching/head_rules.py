@@ -1,0 +1,327 @@
+"""How `spread_heads` moves from a cache towards attention, and `merge_heads` towards the weights.
+
+    cache_write(spread_heads(c), new)  ->  spread_heads(cache_write(c, merge_heads(new)))
+    attend(q, spread_heads(k), ..)     ->  attend(q, k, ..), each head for a group of queries
+    merge_heads(contract(x, w))        ->  contract(x, merge_heads(w))
+
+The axis signatures say where the heads are, so that one rule does for everything linear.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from dialect import primitives
+from dialect.caching.state_forms import Change, carried_in_form, carries, written
+from dialect.lax import MAPS
+from dialect.nn import Traced
+from dialect.ops import heads  # noqa: F401  (defines its words)
+from dialect.tensor import contract
+from dialect.values import reshaped
+from rewrite import opdef
+from rewrite.ir import Op, Symbol, Value
+from rewrite.opdef import build, make
+from rewrite.rules import Miss, Outcome, Rule, local
+from rewrite.signature import Array, Signature, letters
+
+_CLIP = Symbol("GatherScatterMode.CLIP")
+_SHAPES = {"reshape": "new_sizes", "broadcast_in_dim": "shape"}
+# Linear in all their arguments that have the axis, or in one if no other has it.
+_LINEAR = frozenset("add sub neg convert_element_type transpose reshape broadcast_in_dim".split())
+_LINEAR_IN_ONE = frozenset("contract rope mul div".split())
+# What gives each head by itself, linear or not.
+_BY_HEAD = _LINEAR | _LINEAR_IN_ONE | MAPS | {"rms_norm", "layer_norm"}
+_FREE_LETTERS = "ijlmopruwxyz"
+
+_contract = primitives.call("contract", contract)
+
+
+def merging(axis: int, count: int, by: str) -> Change:
+    """A state kept with every `count` neighbouring heads as one, found `by` their mean or so."""
+    options = {"axis": axis, "count": count, "by": by}
+    return Change(partial(merged, **options), partial(make, "spread_heads", **options))
+
+
+def merged(value: Value, **options: object) -> tuple[Value]:
+    """Its heads merged."""
+    return (make("merge_heads", value, **options),)
+
+
+def source_of(op: Op, axis: int) -> int | None:
+    """The axis that a broadcast takes from its argument, None where it makes it."""
+    places, source = op["broadcast_dimensions"], op.args[0].type
+    own = places.index(axis) if axis in places else None
+    return None if own is None or source.shape[own] != op.types[0].shape[axis] else own
+
+
+# Rules: `spread_heads` moves towards attention.
+
+
+def _example(x: object, axis: int = 1, count: int = 2) -> object:
+    return Traced["spread_heads"](x, axis=axis, count=count, by="mean")
+
+
+def _spread(value: Value, op: Op, axis: int | None = None) -> Value:
+    """Another value spread as `op` does."""
+    axis = op["axis"] if axis is None else axis
+    return make("spread_heads", value, axis=axis, count=op["count"], by=op["by"])
+
+
+@local(
+    "cache_write",
+    keeps="approx",
+    example=lambda c, new: Traced["cache_write"](_example(c), _example(new), 3, axes=(2,)),
+    types=("f32[2,3,8,4]", "f32[2,3,1,4]"),
+)
+def write_of_spread(op: Op) -> Outcome:
+    """cache_write(spread_heads(c), new)  ->  spread_heads(cache_write(c, merge_heads(new)))"""
+    inner = op.args[0].op
+    if inner.name != "spread_heads" or inner["axis"] in op["axes"]:
+        return None
+    (new,) = merged(op.args[1], **dict(inner.attrs))
+    return _spread(written(op, inner.args[0], new), inner)
+
+
+@local(
+    "cache_put",
+    keeps="approx",
+    example=lambda c, new: Traced["cache_put"](
+        _example(c), _example(new), jnp.full((2, 1), 2), axis=2, mode=_CLIP
+    ),
+    types=("f32[2,3,8,4]", "f32[2,3,1,4]"),
+)
+def put_of_spread(op: Op) -> Outcome:
+    """cache_put(spread_heads(c), new)  ->  spread_heads(cache_put(c, merge_heads(new)))"""
+    (_, new, positions, *layer), inner = op.args, op.args[0].op
+    if inner.name != "spread_heads" or inner["axis"] == op["axis"]:
+        return None
+    first = len(layer)
+    if inner["axis"] < first + (positions.type.rank == 2):
+        return None
+    (new,) = merged(new, **{**dict(inner.attrs), "axis": inner["axis"] - first})
+    return _spread(written(op, inner.args[0], new), inner)
+
+
+@local(
+    "cache_read",
+    example=lambda c: Traced["cache_read"](_example(c), 1),
+    types=("f32[3,2,8,4]",),
+)
+def read_of_spread(op: Op) -> Outcome:
+    """cache_read(spread_heads(c), layer)  ->  spread_heads(cache_read(c, layer))"""
+    inner = op.args[0].op
+    if inner.name != "spread_heads" or inner["axis"] == 0:
+        return None
+    return _spread(make("cache_read", inner.args[0], op.args[1]), inner, inner["axis"] - 1)
+
+
+@local("transpose", example=lambda c: jnp.transpose(_example(c), (1, 2, 0)), types=("f32[3,2,8]",))
+def transpose_of_spread(op: Op) -> Outcome:
+    """transpose(spread_heads(c))  ->  spread_heads(transpose(c))"""
+    inner = op.args[0].op
+    if inner.name != "spread_heads":
+        return None
+    made = make("transpose", inner.args[0], permutation=op["permutation"])
+    return _spread(made, inner, op["permutation"].index(inner["axis"]))
+
+
+@local(
+    "stack",
+    example=lambda c: jnp.stack([_example(c), _example(c + 1)]),
+    types=("f32[3,2,8]",),
+)
+def stack_of_spread(op: Op) -> Outcome:
+    """stack(spread_heads(c), ..)  ->  spread_heads(stack(c, ..))"""
+    inner = op.args[0].op
+    alike = all(arg.op.name == "spread_heads" and arg.op.attrs == inner.attrs for arg in op.args)
+    if not alike:
+        return None
+    made = make("stack", *(arg.op.args[0] for arg in op.args), axis=op["axis"])
+    return _spread(made, inner, inner["axis"] + (op["axis"] <= inner["axis"]))
+
+
+@local("unstack", example=lambda c: jnp.unstack(_example(c))[1], types=("f32[3,2,8]",))
+def unstack_of_spread(op: Op) -> Outcome:
+    """unstack(spread_heads(c))  ->  spread_heads of each of unstack(c)"""
+    inner, at = op.args[0].op, op["axis"]
+    if inner.name != "spread_heads" or inner["axis"] == at:
+        return None
+    parts = build("unstack", inner.args[0], axis=at).results
+    return [_spread(part, inner, inner["axis"] - (at < inner["axis"])) for part in parts]
+
+
+@local("scan", keeps="approx", example=lambda c: _loop(_example(c)), types=("f32[3,2,8]",))
+def loop_over_spread(op: Op) -> Outcome:
+    """scan(spread_heads(c))  ->  spread_heads(scan(c)), its body seeing spread_heads(c)"""
+    for position in carries(op, "spread_heads"):
+        return carried_in_form(op, position, merging(**dict(op.args[position].op.attrs)))
+    return None
+
+
+def _loop(x: object) -> object:
+    return jax.lax.fori_loop(0, 3, lambda i, x: x * 2, x)
+
+
+@local(
+    "attend",
+    keeps="reals",
+    example=lambda q, k: Traced["attend"](
+        q, _example(k), _example(k), axes="t h k, s h k, s h v -> t h v"
+    ),
+    types=("f32[3,4,5]", "f32[7,2,5]"),
+)
+def attend_in_groups(op: Op) -> Outcome:
+    """attend(q, spread_heads(k), spread_heads(v))  ->  attend(q, k, v), its heads in groups"""
+    named, inner = Signature.parse(op["axes"]), [arg.op for arg in op.args[1:3]]
+    if any(each.name != "spread_heads" or each["count"] != inner[0]["count"] for each in inner):
+        return None
+    own = {array[each["axis"]] for each, array in zip(inner, named.inputs[1:])}
+    if len(own) > 1 or not all(own):
+        return Miss("keys and values are merged along different axes", 2)
+    ((letter,),) = own
+    fresh = next(each for each in _FREE_LETTERS if each not in named.letters)
+    left = inner[0].args[0].type.shape[inner[0]["axis"]]
+    sizes = (left, inner[0]["count"])
+
+    def axes(array: Array, whole: bool) -> Array:
+        if left == 1:  # one head for all queries is an axis that the keys lack
+            return array if whole else tuple(() if each == (letter,) else each for each in array)
+        split = [
+            ((letter,), (fresh,)) if each == (letter,) and whole else (each,) for each in array
+        ]
+        return tuple(part for parts in split for part in parts)
+
+    def cut(value: Value, array: Array) -> Value:
+        if left == 1 or (letter,) not in array:
+            return value
+        shape = zip(value.type.shape, array)
+        parts = [sizes if each == (letter,) else (size,) for size, each in shape]
+        return reshaped(value, tuple(size for part in parts for size in part))
+
+    whole = [i not in (1, 2) for i in range(len(op.args))]
+    args = [
+        cut(arg, array) if other else arg.op.args[0]
+        for arg, array, other in zip(op.args, named.inputs, whole)
+    ]
+    inputs = tuple(axes(array, other) for array, other in zip(named.inputs, whole))
+    made = str(Signature(inputs, (axes(named.outputs[0], True),)))
+    return reshaped(make("attend", *args, **{**dict(op.attrs), "axes": made}), op.types[0].shape)
+
+
+# Rules: `merge_heads` moves towards the weights.
+
+
+@local(
+    "merge_heads",
+    example=lambda x: Traced["merge_heads"](_example(x), axis=1, count=2, by="mean"),
+    types=("f32[3,2,8]",),
+)
+def merge_of_spread(op: Op) -> Outcome:
+    """merge_heads(spread_heads(x))  ->  x"""
+    inner = op.args[0].op
+    same = inner.name == "spread_heads" and all(inner[x] == op[x] for x in ("axis", "count"))
+    return inner.args[0] if same else None
+
+
+@local(
+    "merge_heads",
+    keeps="reals",
+    example=lambda x, w: Traced["merge_heads"](
+        _contract(x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32")) + 1.0,
+        axis=1,
+        count=2,
+        by="mean",
+    ),
+    types=("f32[3,5]", "f32[5,4,2]"),
+)
+def merge_of_linear(op: Op) -> Outcome:
+    """merge_heads(f(x, w))  ->  f(x, merge_heads(w)), f being linear in what has the heads"""
+    inner = op.args[0].op
+    if inner.name not in _BY_HEAD:
+        return None
+    found = opdef.signature(inner)
+    own = found.outputs[0][op["axis"]]
+    if len(own) != 1 or found.kind(own[0]) != "map":
+        return None
+    having = [i for i, array in enumerate(found.inputs) if own in array]
+    linear = inner.name in _LINEAR or (inner.name in _LINEAR_IN_ONE and len(having) == 1)
+    if inner.name == "div" and having != [0]:
+        linear = False
+    if not having or not (linear or op["by"] == "first"):
+        return Miss(f"{inner.name} is not linear in its heads", 2)
+    args = list(inner.args)
+    for i in having:
+        (args[i],) = merged(args[i], **{**dict(op.attrs), "axis": found.inputs[i].index(own)})
+    attrs = dict(inner.attrs)
+    if inner.name in _SHAPES:
+        attrs[_SHAPES[inner.name]] = op.types[0].shape
+    return make(inner.name, *args, **attrs)
+
+
+@local(
+    "merge_heads",
+    example=lambda x: Traced["merge_heads"](jnp.repeat(x, 3, axis=1), axis=1, count=6, by="mean"),
+    types=("f32[3,4,2]",),
+    keeps="reals",
+)
+def merge_of_repeat(op: Op) -> Outcome:
+    """merge_heads(repeat(x, m)) of n heads  ->  merge_heads(x) of n / m heads"""
+    outer, axis = op.args[0].op, op["axis"]
+    grown = outer.args[0] if outer.name == "reshape" else op.args[0]
+    if grown.op.name != "broadcast_in_dim":
+        return None
+    named = opdef.signature(outer) if outer.name == "reshape" else None
+    own = named.outputs[0][axis] if named else (axis,)
+    place = named.inputs[0].index(own[-1:]) if named and own[-1:] in named.inputs[0] else axis
+    copies = grown.type.shape[place]
+    if source_of(grown.op, place) is not None or op["count"] % copies:
+        return None
+    shape = tuple(1 if d == place else size for d, size in enumerate(grown.type.shape))
+    less = make("broadcast_in_dim", grown.op.args[0], **{**dict(grown.op.attrs), "shape": shape})
+    whole = op.args[0].type.shape
+    less = reshaped(less, (*whole[:axis], whole[axis] // copies, *whole[axis + 1 :]))
+    count = op["count"] // copies
+    return less if count == 1 else merged(less, **{**dict(op.attrs), "count": count})[0]
+
+
+@local(
+    "contract",
+    keeps="approx",
+    example=lambda x, w: _contract(
+        x,
+        Traced["merge_heads"](jnp.repeat(w, 2, axis=1), axis=1, count=2, by="mean"),
+        spec="b d, d h k -> b h k",
+        dtype=Symbol("f32"),
+    ),
+    types=("f32[3,5]", "f32[5,2,2]"),
+)
+def merged_in_common(op: Op) -> Outcome:
+    """contract(x, merge_heads(w))  ->  contract(x, shared_heads(w))"""
+    spec = Signature.parse(op["spec"])
+    for i, arg in enumerate(op.args):
+        if arg.op.name == "merge_heads" and arg.op["by"] == "mean":
+            gone = set(letters(spec.inputs[i])) - set(letters(spec.outputs[0]))
+            summed = tuple(d for d, (each,) in enumerate(spec.inputs[i]) if each in gone)
+            options = {"axis": arg.op["axis"], "count": arg.op["count"], "summed": summed}
+            args = list(op.args)
+            args[i] = make("shared_heads", arg.op.args[0], **options)
+            return make("contract", *args, **dict(op.attrs))
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    write_of_spread,
+    put_of_spread,
+    read_of_spread,
+    transpose_of_spread,
+    stack_of_spread,
+    unstack_of_spread,
+    loop_over_spread,
+    attend_in_groups,
+    merge_of_spread,
+    merge_of_repeat,
+    merge_of_linear,
+)

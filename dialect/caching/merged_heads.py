@@ -1,0 +1,120 @@
+"""Caches with fewer KV heads: those that repeat their heads, exactly; others by merging them.
+
+cache  ->  spread_heads(merge_heads(cache)), at the boundary, in and out
+
+`spread_heads` moves inward to attention, whose groups of queries grow. `merge_heads` of what is
+written moves outward, through whatever is linear, to the weights of keys and values, where it
+depends on parameters alone. So the weights are merged in `prepare`, a live cache is by `adapt`,
+and since keys and values are linear in their weights, the cache is then what merged weights would
+have written. Queries and outputs keep their weights.
+
+Multi-head to grouped-query attention by the mean is Ainslie et al. 2023 (arXiv:2305.13245).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import gcd
+
+from dialect import lax
+from dialect.axes import Axes, infer_axes
+from dialect.caching.head_rules import RULES, merged_in_common, merging, source_of
+from dialect.caching.state_forms import Change, keep_in, kept_forms, writes
+from dialect.staging.binding import bound_values, region_bound
+from rewrite import opdef
+from rewrite.driver import rewrite
+from rewrite.ir import Graph, Op, Value
+from rewrite.program import Program
+
+
+def with_real_heads(program: Program) -> tuple[Program, list[str]]:
+    """`program` with every cache of repeated KV heads keeping each once, and notes.
+
+    Exact for what the step itself writes into an empty cache: `adapt` takes the first of each
+    group, whatever the others are.
+    """
+    counts: dict[int, int] = {}
+    places = dict(_places(program, infer_axes(program)))
+    for op, number in writes(program):
+        if number in places:
+            first = places[number] - (op.args[0].type.rank - op.args[1].type.rank)
+            counts[number] = gcd(counts.get(number, 0), _copies(op.args[1], first))
+    changes = {
+        number: merging(places[number], count, "first")
+        for number, count in counts.items()
+        if count > 1
+    }
+    made, alone = keep_in(program, changes, RULES, "spread_heads")
+    told = {i: f"stores each head {counts[i]} times; kept once" for i in changes}
+    return made, _notes(program, told, alone)
+
+
+def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program, list[str]]:
+    """`program` with its KV heads merged to `kv_heads` of them, and notes.
+
+    `by` is `mean`, `first` (of each group of neighbours) or `svd` (`shared_heads`, of the weights
+    alone: a live cache then gets the mean, which is not quite what those weights would write).
+    """
+    alone: dict[int, str] = {}
+    changes: dict[int, Change] = {}
+    told, forms = {}, kept_forms(program)
+    for number, place in _places(program, infer_axes(program)):
+        found = forms[number][0].type.shape[place]
+        if found % kv_heads:
+            alone[number] = f"its {found} heads are not divided by {kv_heads}"
+        elif found > kv_heads:
+            pooled = "mean" if by == "svd" else by
+            changes[number] = merging(place, found // kv_heads, pooled)
+            told[number] = f"{found} heads merged to {kv_heads} by {by}"
+    made, left = keep_in(program, changes, RULES, "spread_heads")
+    if by == "svd":
+        made = made.with_graph(rewrite(made.graph, [merged_in_common]))
+    stuck = [
+        f"heads merged behind {op.args[0].op.name} at {op.args[0].op.origin.source}, in every step"
+        for op in _unmoved(made.graph, made.values("param"))
+    ]
+    return made, _notes(program, told, alone | left) + list(dict.fromkeys(stuck))
+
+
+def _unmoved(graph: Graph, params: Iterable[Value]) -> Iterator[Op]:
+    """The merges that do not depend on parameters alone, those of the state apart."""
+    bound = bound_values(graph, params)
+    for op in graph.ops:
+        inside = op.results[0] not in bound and op.args and op.args[0].op.name != "input"
+        if op.name == "merge_heads" and inside:
+            yield op
+        for region in op.regions:
+            yield from _unmoved(region, region_bound(op, bound))
+
+
+def _places(program: Program, axes: Axes) -> Iterable[tuple[int, int]]:
+    """The caches that have heads: the number of the input, and the dimension of its heads."""
+    for number, (value, _) in kept_forms(program).items():
+        names = axes.of(value)
+        own = [d for d, name in enumerate(names) if name in (("kv_heads",), ("heads",))]
+        if ("context",) in names and len(own) == 1:
+            yield number, own[0]
+
+
+def _notes(program: Program, told: dict[int, str], alone: dict[int, str]) -> list[str]:
+    lines = {i: text for i, text in told.items() if i not in alone}
+    lines |= {i: f"left alone: {reason}" for i, reason in alone.items()}
+    return [f"{program.inputs[i].name} {text}" for i, text in sorted(lines.items())]
+
+
+def _copies(value: Value, axis: int) -> int:
+    """How many neighbours along an axis are copies of each other, as `merge_heads` will see."""
+    op, size = value.op, value.type.shape[axis]
+    if op.name == "broadcast_in_dim":
+        source = source_of(op, axis)
+        return size if source is None else _copies(op.args[0], source)
+    if op.name not in lax.MAPS | {"reshape", "transpose", "rope"}:
+        return 1
+    found = opdef.signature(op)
+    own = found.outputs[0][axis]
+    if len(own) > 1:  # merged of several, the last of which may be all copies
+        inside = [d for d, each in enumerate(found.inputs[0]) if each == own[-1:]]
+        last = op.args[0].type.shape[inside[0]] if inside else 1
+        return last if inside and _copies(op.args[0], inside[0]) == last else 1
+    places = [(arg, array.index(own)) for arg, array in zip(op.args, found.inputs) if own in array]
+    return gcd(*(_copies(*each) for each in places)) if places else 1

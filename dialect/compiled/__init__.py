@@ -1,0 +1,1 @@
+"""XLA executables: made, and read back as traffic, collectives and time."""

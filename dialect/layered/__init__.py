@@ -1,0 +1,1 @@
+"""The repeated layers of a decoder: written out, or in a loop."""

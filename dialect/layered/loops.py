@@ -1,0 +1,150 @@
+"""Loops over layers: iterations taken out of one, and layers that are written out made into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dialect.control import remade_scan, scan_parts
+from dialect.layered.segments import LEAF, START, Segment
+from dialect.normal.normal_form import reshaped
+from rewrite.ir import Graph, Op, Value, new_input
+from rewrite.opdef import build, make, substitute, with_args
+
+
+def rolled(groups: Sequence[Sequence[Segment]]) -> dict[Value, Value]:
+    """One loop over groups of segments, alike group by group: old value -> the loop's.
+
+    What the groups read in common is the loop's constant, what each has of its own is stacked and
+    scanned; the trunk is carried. Results that something else reads are stacked by the loop and
+    unstacked behind it. The values are the end of the last group and every exit.
+    """
+    template = groups[0]
+    columns = [
+        list(zip(*(group[place].leaves for group in groups))) for place in range(len(template))
+    ]
+    read = {column: _read(column) for leaves in columns for column in leaves}
+    inputs = [column for column, value in read.items() if value.op.name == "input"]
+    fixed = [column for column in inputs if len(set(column)) == 1]
+    scanned = [column for column in inputs if len(set(column)) > 1]
+    carried = at = new_input(template[0].start.type)
+    made: list[list[Op]] = []
+    for segment, leaves in zip(template, columns):
+        made.append(_written_once(segment, at, [read[column] for column in leaves]))
+        at = made[-1][segment.ops.index(segment.end.op)].results[segment.end.index]
+    rows = _rows_read_outside(groups)
+    body = Graph(
+        (*(read[column] for column in fixed), carried, *(read[column] for column in scanned)),
+        (at, *(made[place][number].results[index] for place, number, index in rows)),
+    )
+    loop = build(
+        "scan",
+        *(column[0] for column in fixed),
+        template[0].start,
+        *(make("stack", *column, axis=0) for column in scanned),
+        regions=(body,),
+        origin=template[0].end.op.origin.then("roll"),
+        consts=len(fixed),
+        carry=1,
+        length=len(groups),
+        reverse=False,
+        unroll=1,
+    )
+    found = {groups[-1][-1].end: loop.results[0]}
+    for (place, number, index), stacked in zip(rows, loop.results[1:]):
+        for group, value in zip(groups, build("unstack", stacked, axis=0).results):
+            found.setdefault(group[place].ops[number].results[index], value)
+    return found
+
+
+def _read(column: tuple[Value, ...]) -> Value:
+    """What the loop's body reads for a leaf, given that leaf in each group."""
+    first = column[0]
+    if first.op.name == "const" and all(each.op.attrs == first.op.attrs for each in column):
+        return first
+    return new_input(first.type if len(set(column)) == 1 else replace(first.type, weak=False))
+
+
+def _written_once(segment: Segment, start: Value, leaves: Sequence[Value]) -> list[Op]:
+    """The ops of a segment on another start and other leaves."""
+    made: list[Op] = []
+    for op, refs in zip(segment.ops, segment.refs):
+        args = (
+            start if place == START else leaves[n] if place == LEAF else made[place].results[n]
+            for place, n in refs
+        )
+        made.append(with_args(op, tuple(args)))
+    return made
+
+
+def _rows_read_outside(groups: Sequence[Sequence[Segment]]) -> list[tuple[int, int, int]]:
+    """(segment in its group, op in its segment, result) of each value that is some group's exit."""
+    rows: dict[tuple[int, int, int], None] = {}
+    for group in groups:
+        for place, segment in enumerate(group):
+            number = {op: i for i, op in enumerate(segment.ops)} if segment.exits else {}
+            rows |= {(place, number[exit.op], exit.index): None for exit in segment.exits}
+    return list(rows)
+
+
+def unrolled(op: Op) -> tuple[Value, ...]:
+    """The results of a scan, its iterations written out.
+
+    Stacked inputs are unstacked and outputs stacked whole, so that `stage` can undo both at the
+    boundary and keep one array per layer.
+    """
+    consts, carry, xs = (op.args[part] for part in scan_parts(op))
+    layers = [build("unstack", each, axis=0).results for each in xs]
+    rows: list[list[Value]] = []
+    order = range(op["length"])
+    for i in reversed(order) if op["reverse"] else order:
+        out = substitute(op.regions[0], [*consts, *carry, *(each[i] for each in layers)])
+        carry = tuple(out[: op["carry"]])
+        rows.append(out[op["carry"] :])
+    rows = rows[::-1] if op["reverse"] else rows
+    return (*carry, *(make("stack", *column, axis=0) for column in zip(*rows)))
+
+
+def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
+    """A scan's first iteration written out, and the loop over the rest.
+
+    Returns (results of the whole, the remaining loop). Raises ValueError for a reversed loop.
+    """
+    if op["reverse"] or op["length"] < 2:
+        raise ValueError("only a forward loop of two or more can be peeled")
+    consts, carry, xs = (op.args[part] for part in scan_parts(op))
+    first = [_first(each) for each in xs]
+    out = substitute(op.regions[0], [*consts, *carry, *first])
+    rest = [_rows(each, 1, op["length"]) for each in xs]
+    shorter = Op(
+        op.name,
+        op.args,
+        tuple((name, value - 1 if name == "length" else value) for name, value in op.attrs),
+        op.types,
+        op.regions,
+        op.origin,
+    )
+    loop = remade_scan(shorter, op.regions[0], consts, out[: op["carry"]], rest)
+    ys = [
+        make("concatenate", reshaped(head, (1, *head.type.shape)), tail, dimension=0)
+        for head, tail in zip(out[op["carry"] :], loop.results[op["carry"] :])
+    ]
+    return (*loop.results[: op["carry"]], *ys), loop
+
+
+def _first(value: Value) -> Value:
+    """value[0]. A counter stays a value: told that the first layer is number 0, a TPU's compiler
+    gives it a cache layout of its own and copies the whole cache there and back."""
+    first = reshaped(_rows(value, 0, 1), value.type.shape[1:])
+    return make("optimization_barrier", first) if value.op.name == "iota" else first
+
+
+def _rows(value: Value, start: int, stop: int) -> Value:
+    """value[start:stop] along the first axis."""
+    rank = value.type.rank
+    return make(
+        "slice",
+        value,
+        start_indices=(start, *[0] * (rank - 1)),
+        limit_indices=(stop, *value.type.shape[1:]),
+    )

@@ -1,0 +1,202 @@
+"""Topologies: how many chips there are, in which shape, and what joins them.
+
+    v5e:4x4             a slice by its shape
+    v5e-16, v4-128      by its name, which counts TensorCores
+    h100:8, cpu:8       by its count
+    2*v5e:4x4           two slices over a data-centre network
+    my/edge.machine:4x4 of chips that a file describes (`dialect.machine.machine_file`)
+
+The text of a topology is all that a plan or a pipeline needs to name a machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+
+from dialect.machine import machine_file
+from dialect.machine.chips import ALIASES, CHIPS, Chip
+from dialect.machine.interconnect import Links, Network, Ring, Switch
+from dialect.machine.mesh_spec import MeshSpec, TargetError
+from rewrite.errors import nearest
+
+_TEXT = re.compile(
+    rf"(?:(?P<slices>[0-9]+)\*)?(?P<chip>.+{re.escape(machine_file.SUFFIX)}|\w+)"
+    r"(?P<mark>[:-])(?P<shape>[0-9]+(?:x[0-9]+)*)"
+)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Slices of one kind: each has its chips in a grid of this shape."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Topology:
+        """Reads what `str` printed, "v5e-16" too. Raises TargetError with the nearest names, and
+        TextError where a machine's file cannot be read.
+
+        A name with a dash counts TensorCores, as Google Cloud and MaxText do: v5e-16 has 16
+        chips (4x4), v4-128 and v5p-128 have 64 (4x4x4).
+        """
+        match = _TEXT.fullmatch(text.strip())
+        chip = _chip(match["chip"] if match else re.split(r"[:-]", text.strip())[0], text)
+        shape = tuple(map(int, match["shape"].split("x"))) if match else ()
+        slices = int(match["slices"] or 1) if match else 1
+        named = match is not None and match["mark"] == "-"
+        if named:
+            shape = _names(chip).get(f"{chip.name}-{match['shape']}", ())
+        if not _is_slice(chip, shape):
+            raise TargetError(f"{text!r} is no slice of {chip.name}", hint=_hint(text, chip))
+        if slices < 1:
+            raise TargetError(f"{text!r} has no slices", hint=f"write 2*{Topology(chip, shape)}")
+        if slices > 1 and not chip.network_bytes_per_s:
+            hint = "give it one: `network 6.25 GB/s, 14 us`"
+            raise TargetError(f"{chip.name} has no network that joins slices", hint=hint)
+        return Topology(chip, shape, slices)
+
+    def __str__(self) -> str:
+        slices = f"{self.slices}*" if self.slices > 1 else ""
+        return f"{slices}{self.chip.name}:" + "x".join(map(str, self.shape))
+
+    @property
+    def chips(self) -> int:
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """How many devices JAX shows, which is the size of a mesh."""
+        return self.chips * self.chip.devices
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which axes of a slice close into rings.
+
+        Of a torus those of whole cubes, or as long as the largest slice's where chips are wired
+        without optical switches (cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+        """
+        chip = self.chip
+        if chip.fabric != "torus":
+            return (False,) * len(self.shape)
+        if chip.cube:
+            return (all(size % chip.cube == 0 for size in self.shape),) * len(self.shape)
+        return tuple(size == full for size, full in zip(self.shape, chip.largest))
+
+    @property
+    def physical(self) -> tuple[Links, ...]:
+        """The physical axes that devices lie along, the major one first: slices, a slice's own
+        axes, and the devices of one chip."""
+        chip = self.chip
+        speed = (chip.link_bytes_per_s, chip.link_hop_s)
+        if chip.fabric == "switch":
+            inside: list[Links] = [Switch(size, *speed) for size in self.shape]
+        else:
+            inside = [Ring(size, wraps, *speed) for size, wraps in zip(self.shape, self.wraps)]
+        network = [Network(self.slices, chip.network_bytes_per_s, chip.network_hop_s)]
+        dies = [Ring(chip.devices, False, chip.die_bytes_per_s, chip.link_hop_s)]
+        return (*network[: self.slices > 1], *inside, *dies[: chip.devices > 1])
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The shape in which devices lie along the physical axes."""
+        return tuple(each.size for each in self.physical)
+
+    def mesh_axes(self) -> MeshSpec:
+        """The default mesh: dcn over the slices, x, y and z along the axes of a slice, and core
+        over the devices of a chip; those of more than one."""
+        shape = self.shape if len(self.shape) > 1 else cubic(self.shape[0], 2)
+        inside = zip("xyz", [size for size in shape if size > 1])
+        axes = (("dcn", self.slices), *inside, ("core", self.chip.devices))
+        return MeshSpec(tuple(axis for axis in axes if axis[1] > 1) or (("x", 1),))
+
+    def rings(self, mesh: MeshSpec) -> dict[str, tuple[Links, ...]]:
+        """What joins the chips under each mesh axis, as `dialect.mesh.jax_mesh` lays them out."""
+        runs = [self.physical[axis] for axis in placement(self.grid, mesh.sizes)]
+        left = [run.size for run in runs]
+        found = {}
+        for name, size in mesh.axes:
+            parts = []
+            for number, run in enumerate(runs):
+                shared = math.gcd(size, left[number])
+                if shared > 1:
+                    parts.append(run.part(shared))
+                    left[number] //= shared
+                    size //= shared
+            found[name] = tuple(parts)
+        return found
+
+
+def cubic(count: int, rank: int) -> tuple[int, ...]:
+    """The standard slice of `count` chips: the most cubic shape, ascending, ones last.
+
+    16 -> (4, 4); 32 -> (2, 4, 4); 4 -> (2, 2, 1). () where no count of chips is given.
+    """
+    factors = range(1, count + 1)
+    shapes = [()] if count < 1 else _shapes(count, rank, [n for n in factors if count % n == 0])
+    best = min(shapes, key=lambda shape: (sum(shape), shape))
+    return tuple(sorted(best, key=lambda size: (size == 1, size)))
+
+
+def _shapes(count: int, rank: int, divisors: list[int]) -> list[tuple[int, ...]]:
+    if rank == 1:
+        return [(count,)]
+    return [
+        (first, *rest)
+        for first in divisors
+        if count % first == 0
+        for rest in _shapes(count // first, rank - 1, divisors)
+    ]
+
+
+def _chip(name: str, text: str) -> Chip:
+    if name.endswith(machine_file.SUFFIX):
+        return machine_file.read(name)
+    name = ALIASES.get(name, name)
+    if name not in CHIPS:
+        raise TargetError(f"unknown chip {name!r} in {text!r}", hint=nearest(name, CHIPS))
+    return CHIPS[name]
+
+
+def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
+    """Whether the shape has the chip's rank and fits into the largest; Cloud TPUs are cut into
+    1, 2 or multiples of 4."""
+    fits = all(size <= full for size, full in zip(sorted(shape), sorted(chip.largest)))
+    cut = chip.platform != "tpu" or all(size in (1, 2) or size % 4 == 0 for size in shape)
+    return len(shape) == len(chip.largest) and min(shape) > 0 and fits and cut
+
+
+def _names(chip: Chip) -> dict[str, tuple[int, ...]]:
+    """The standard slices by the names that count TensorCores, which only Cloud TPUs have."""
+    if chip.platform != "tpu":
+        return {}
+    return {f"{chip.name}-{math.prod(each) * chip.cores}": each for each in _standard(chip)}
+
+
+def _standard(chip: Chip) -> list[tuple[int, ...]]:
+    shapes = [cubic(1 << power, len(chip.largest)) for power in range(13)]
+    return [shape for shape in shapes if _is_slice(chip, shape)]
+
+
+def _hint(text: str, chip: Chip) -> str:
+    known = [str(Topology(chip, shape)) for shape in _standard(chip)]
+    return nearest(text, [*known, *_names(chip)])
+
+
+def placement(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """An order of the physical axes in which reshaping them gives the mesh.
+
+    Mesh axes get whole physical axes where sizes allow it; else the order stays and a mesh axis
+    may take a part of a physical one.
+    """
+    for owners in itertools.product(range(len(sizes)), repeat=len(shape)):
+        products = [1] * len(sizes)
+        for owner, size in zip(owners, shape):
+            products[owner] *= size
+        if tuple(products) == tuple(sizes):
+            return tuple(sorted(range(len(shape)), key=lambda axis: owners[axis]))
+    return tuple(range(len(shape)))

@@ -1,0 +1,1 @@
+"""Which dimensions are the same axis, and what each one is called."""

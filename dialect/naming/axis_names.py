@@ -1,0 +1,241 @@
+"""What the axes are: names by what the recognised ops do with them.
+
+An `attend` knows the context and d_head, a `take` the vocabulary, a `gate` d_ff, a product with a
+weight per token its experts. The most telling op wins; every name keeps its provenance. A hint of
+the user's (`dialect.naming.axis_hints`) comes before all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dialect.control import scan_parts
+from dialect.naming.axis import Axes, Axis, leaves, leaves_of
+from dialect.staging.binding import bound_values, dependents, region_bound
+from rewrite.ir import Graph, Op, Value
+from rewrite.program import Program
+from rewrite.signature import Signature, letters
+
+_FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
+
+
+def name_axes(axes: Axes, program: Program) -> None:
+    """Gives every axis the names that the program's ops, outputs and hints have for it."""
+    known = list(_with_bound(program.graph, frozenset(program.values("param"))))
+    _name_tables(axes, program)
+    for op, bound in known:
+        _name_op(axes, op, bound)
+    _name_heads(axes, program)
+    for op, _ in known:
+        if op.name in ("gate", "activate"):
+            beside = {x.name for x in leaves_of(axes.at(op.results[0]))} & {"heads", "kv_heads"}
+            name = "d_ff_per_head" if beside else "d_ff"
+            _call(_unnamed(axes, op.results[0]), name, 45, op)
+    _name_outputs(axes, program)
+    _name_cuts(axes, [op for op, _ in known])
+    _name_vectors(axes, program)
+
+
+def _with_bound(graph: Graph, params: frozenset[Value]) -> Iterator[tuple[Op, frozenset[Value]]]:
+    """Every op, with the values of its graph that depend on parameters alone."""
+    bound = bound_values(graph, params)
+    for op in graph.ops:
+        yield op, bound
+        for region in op.regions:
+            yield from _with_bound(region, region_bound(op, bound))
+
+
+def _call(axes: Iterable[Axis], name: str, priority: int, op: Op) -> None:
+    where = f"{op.name} at {op.origin.source}" if op.origin.source else op.name
+    for leaf in leaves_of(axes):
+        if leaf.size > 1:
+            leaf.call(name, priority, where)
+
+
+def _unnamed(axes: Axes, value: Value) -> list[Axis]:
+    """The axes of a value that come from parameters and have no name."""
+    return [x for x in leaves_of(axes.at(value)) if "param" in x.roles and not x.names]
+
+
+def _roles(axes: Iterable[Axis]) -> set[str]:
+    return {role for leaf in leaves_of(axes) for role in leaf.roles}
+
+
+def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
+    """Names that an op's meaning gives, the most telling ops with the highest priority."""
+    if op.name == "attend":
+        _name_attend(axes, op)
+    elif op.name == "softmax":
+        _name_weights(axes, op)
+    elif op.name == "scan":
+        scanned = op.args[scan_parts(op)[2]]
+        _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)
+    elif op.name == "cache_read":
+        _call(axes.at(op.args[0])[:1], "layers", 60, op)
+    elif op.name in ("rms_norm", "layer_norm"):
+        _call(axes.at(op.results[0])[-1:], "d_model", 30, op)
+    elif op.name == "contract":
+        _name_experts(axes, op, bound)
+    elif op.name == "top_k":
+        chosen_from = axes.at(op.args[0])[op["axis"]]
+        if "param" in _roles([chosen_from]) and op.results[0] not in bound:
+            _call([chosen_from], "experts", 48, op)
+    elif op.name == "argmax" and op.results[0] not in bound:
+        chosen_from = axes.at(op.args[0])[op["axes"][0]]
+        if "param" in _roles([chosen_from]):
+            _call([chosen_from], "vocab", 20, op)
+    elif op.name == "ragged_dot_general":
+        _call(axes.at(op.args[1])[:1], "experts", 48, op)
+
+
+def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
+    """Where each weight meets activations of its own, the weights are experts."""
+    spec = Signature.parse(op["spec"])
+    for weight, array in zip(op.args, spec.inputs):
+        if weight not in bound or op.results[0] in bound:
+            continue
+        shared = set(letters(spec.inputs[0])) & set(letters(spec.inputs[1]))
+        own = [
+            axis
+            for axis, dimension in zip(axes.at(weight), array)
+            if dimension and dimension[0] in shared & set(letters(spec.outputs[0]))
+        ]
+        if len(array) > len(own) + 1:  # a matrix for each; a scale has none
+            _call(own, "experts", 48, op)
+
+
+def _name_attend(axes: Axes, op: Op) -> None:
+    signature = Signature.parse(op["axes"])
+    found: dict[str, Axis] = {}
+    for value, array in zip((*op.args, *op.results), (*signature.inputs, *signature.outputs)):
+        for axis, dimension in zip(axes.at(value), array):
+            if dimension and axis.size > 1:
+                found.setdefault(dimension[0], axis)
+    query, key = (set(letters(array)) for array in signature.inputs[:2])
+    shared = [
+        x for x in letters(signature.inputs[0]) if x in query & key and x != "k" and x in found
+    ]
+    alone = [x for x in letters(signature.inputs[0]) if x not in key and x in found]
+    heads = {x for x in (*shared, *alone) if "param" in _roles([found[x]])}
+    for letter in ("k", "v"):
+        if letter in found:
+            _call([found[letter]], "d_head", 90, op)
+    if "s" in found:
+        _call([found["s"]], "context", 90, op)
+    grouped = any(x in heads for x in shared)
+    for letter in shared:
+        several = any(x in heads for x in alone)
+        own = ("kv_heads" if several else "heads") if letter in heads else "batch"
+        _call([found[letter]], own, 90, op)
+    for letter in alone:
+        own = ("q_per_kv" if grouped else "heads") if letter in heads else "time"
+        _call([found[letter]], own, 90, op)
+
+
+def _name_weights(axes: Axes, op: Op) -> None:
+    """A softmax over places of the state: the weights of an attention that is not understood.
+
+    Of its axes, those that parameters made are heads, and those of them that the state has too
+    are KV heads; of the rest the state has the batch.
+    """
+    *others, context = axes.at(op.args[0])
+    if "state" not in _roles([context]):
+        return
+    _call([context], "context", 40, op)
+    heads = [leaf for leaf in leaves_of(others) if "param" in leaf.roles]
+    kept = [leaf for leaf in heads if "state" in leaf.roles]
+    for leaf in leaves_of(others):
+        if leaf not in heads:
+            _call([leaf], "batch" if "state" in leaf.roles else "time", 40, op)
+        elif leaf in kept:
+            _call([leaf], "kv_heads" if len(kept) < len(heads) else "heads", 40, op)
+        else:
+            _call([leaf], "q_per_kv" if kept else "heads", 40, op)
+
+
+def _name_heads(axes: Axes, program: Program) -> None:
+    """What a state over the context has besides, and parameters made: the values of a head."""
+    for value, each in zip(program.graph.inputs, program.step_inputs):
+        here = leaves_of(axes.at(value)) if each.role == "state" else []
+        if any(leaf.name == "context" for leaf in here):
+            for leaf in here:
+                if "param" in leaf.roles:
+                    leaf.call("d_head", 35, f"state {each.name}")
+
+
+def _name_tables(axes: Axes, program: Program) -> None:
+    """Rows taken by what the caller gives: the vocabulary's, or those of learned positions.
+
+    The vocabulary is the table that has as many rows as there are logits, or the largest one.
+    """
+    given = dependents(program.graph, program.values("arg"))
+    taken = [
+        op
+        for op, _ in program.graph.walk()
+        if op.name == "take" and "param" in _roles(axes.at(op.args[0]))
+    ]
+    rows = {op: leaves(axes.at(op.args[0])[0]) for op in taken if op.args[1] in given}
+    logits = [
+        leaves(axes.at(value)[-1])
+        for value, out in zip(program.graph.outputs, program.step_outputs)
+        if out.updates is None and value.type.rank
+    ]
+    sizes = {sum(leaf.size for leaf in last) for last in logits}
+    largest = max((op.args[0].type.shape[0] for op in rows), default=0)
+    same = [op for op in rows if rows[op] in logits]
+    same = same or [op for op in rows if op.args[0].type.shape[0] in sizes]
+    same = same or [op for op in rows if op.args[0].type.shape[0] == largest]
+    for op in same:
+        for axis, name in zip(axes.at(op.args[1]), ("batch", "time")):
+            _call([axis], name, 5, op)
+    for op in taken:
+        _call(axes.at(op.args[0])[:1], "vocab" if op in same else "positions", 50, op)
+        _call(axes.at(op.args[0])[1:], "d_model", 15, op)
+
+
+def _name_outputs(axes: Axes, program: Program) -> None:
+    """The logits: an output that is no state. Its last axis is the vocabulary."""
+    for value, out in zip(program.graph.outputs, program.step_outputs):
+        if out.updates is None and value.type.rank:
+            for leaf in leaves_of(axes.at(value)[-1:]):
+                if "param" in leaf.roles and leaf.size > 1:
+                    leaf.call("vocab", 20, f"output {out.name}")
+
+
+def _name_cuts(axes: Axes, ops: list[Op]) -> None:
+    """What fused parameters are cut along: query, key and value; gate and up; layers."""
+    layers = sum(op.name == "attend" for op in ops)
+    places: dict[Axis, set] = {}
+    cuts = [(op, leaf) for op in ops for leaf in _cut_along(axes, op)]
+    for op, leaf in cuts:
+        places.setdefault(leaf, set()).add(op.get("start_indices", "every"))
+    for op, leaf in cuts:
+        single = places[leaf] != {"every"} and len(places[leaf]) == 1
+        if leaf.names or single or not leaf.roles & {"param", "state"}:
+            continue
+        beside = {x.name for x in leaves_of(axes.at(op.args[0]))}
+        fused = (parts.get(leaf.size) for name, parts in _FUSED.items() if name in beside)
+        name = next((each for each in fused if each), None)
+        if name is None:
+            name = "layers" if leaf.size == layers > 1 else "parts"
+        _call([leaf], name, 10, op)
+
+
+def _cut_along(axes: Axes, op: Op) -> tuple[Axis, ...]:
+    """The axes of which an op takes single places, or parts."""
+    if op.name == "unstack":
+        return leaves(axes.at(op.args[0])[op["axis"]])
+    if op.name != "slice":
+        return ()
+    sizes = zip(axes.at(op.args[0]), op.types[0].shape)
+    return tuple(leaves(axis)[0] for axis, size in sizes if axis.size != size)
+
+
+def _name_vectors(axes: Axes, program: Program) -> None:
+    """A state of one number per sequence: a vector as long as the batch."""
+    batch = axes.sizes().get("batch", 0)
+    for value, each in zip(program.graph.inputs, program.step_inputs):
+        if each.role == "state" and value.type.rank == 1:
+            for leaf in leaves(axes.at(value)[0]):
+                if not leaf.names and leaf.size == batch:
+                    leaf.call("batch", 1, "as long as the batch")

@@ -1,0 +1,130 @@
+"""Products: every one a `contract`, its layout in the subscript and nowhere else."""
+
+from __future__ import annotations
+
+from dialect import tensor  # noqa: F401  (defines contract)
+from dialect.normal.layout_rules import only_cuts
+from dialect.values import reshaped
+from rewrite import opdef
+from rewrite.ir import Op, Symbol, Value
+from rewrite.opdef import make
+from rewrite.rules import Outcome, local
+from rewrite.signature import Array, Signature, letters
+
+
+@local("dot_general", example=lambda x, w: x @ w, types=("f32[3,4]", "f32[4,5]"))
+def dot_to_contract(op: Op) -> Outcome:
+    """dot_general(x, y)  ->  contract "..., ... -> ..." (x, y)"""
+    if op.get("out_sharding") is not None:
+        return None
+    found = opdef.signature(op)
+    name = dict(zip(found.letters, _LETTERS))
+    if len(found.letters) > len(_LETTERS):
+        return None
+    asked = op.get("precision")
+    return make(
+        "contract",
+        *op.args,
+        spec=str(_renamed(found, name)),
+        dtype=op.get("preferred_element_type") or Symbol(op.types[0].dtype),
+        **({"precision": asked} if asked is not None else {}),
+    )
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _renamed(found: Signature, name: dict[str, str]) -> Signature:
+    def array(axes: Array) -> Array:
+        return tuple(tuple(name[letter] for letter in dimension) for dimension in axes)
+
+    return Signature(tuple(map(array, found.inputs)), tuple(map(array, found.outputs)))
+
+
+@local("contract", example=lambda x, w: x.T @ w, types=("f32[4,3]", "f32[4,5]"))
+def contract_of_transpose(op: Op) -> Outcome:
+    """contract(transpose(x), y)  ->  contract(x, y) with the subscript reordered"""
+    spec = Signature.parse(op["spec"])
+    args, inputs = list(op.args), list(spec.inputs)
+    for i, arg in enumerate(args):
+        if arg.op.name == "transpose":
+            order = arg.op["permutation"]
+            args[i] = arg.op.args[0]
+            inputs[i] = tuple(inputs[i][order.index(d)] for d in range(len(order)))
+    if tuple(args) == op.args:
+        return None
+    moved = Signature(tuple(inputs), spec.outputs)
+    return make("contract", *args, **{**dict(op.attrs), "spec": str(moved)})
+
+
+@local("transpose", example=lambda x, w: (x @ w).T, types=("f32[3,4]", "f32[4,5]"))
+def transpose_of_contract(op: Op) -> Outcome:
+    """transpose(contract(x, y))  ->  contract(x, y) that gives its axes in that order"""
+    inner = op.args[0].op
+    if inner.name != "contract":
+        return None
+    spec = Signature.parse(inner["spec"])
+    out = tuple(spec.outputs[0][i] for i in op["permutation"])
+    attrs = {**dict(inner.attrs), "spec": str(Signature(spec.inputs, (out,)))}
+    return make("contract", *inner.args, **attrs)
+
+
+@local("contract", example=lambda x, w: x.reshape(3, 8) @ w, types=("f32[3,2,4]", "f32[8,5]"))
+def contract_of_merge(op: Op) -> Outcome:
+    """contract(reshape(x: h k -> (h k)), w)  ->  contract(x, reshape(w))"""
+    spec = Signature.parse(op["spec"])
+    for i, arg in enumerate(op.args):
+        if arg.op.name != "reshape":
+            continue
+        found = opdef.signature(arg.op)
+        if not only_cuts(found.outputs[0], found.inputs[0]):
+            continue
+        source = dict(zip(letters(found.inputs[0]), arg.op.args[0].type.shape))
+        parts = {
+            letter: tuple(source[part] for part in dimension)
+            for (letter,), dimension in zip(spec.inputs[i], found.outputs[0])
+        }
+        if not any(
+            letter in letters(spec.outputs[0]) for letter in parts if len(parts[letter]) > 1
+        ):
+            return split_contract(op, parts)
+    return None
+
+
+@local("reshape", example=lambda x, w: (x @ w).reshape(3, 2, 4), types=("f32[3,5]", "f32[5,8]"))
+def split_of_contract(op: Op) -> Outcome:
+    """reshape(contract(x, w): (h k) -> h k)  ->  contract(x, reshape(w)) that gives h and k"""
+    inner = op.args[0].op
+    if inner.name != "contract":
+        return None
+    found = opdef.signature(op)
+    if not only_cuts(found.inputs[0], found.outputs[0]):
+        return None
+    result = dict(zip(letters(found.outputs[0]), op.types[0].shape))
+    out = Signature.parse(inner["spec"]).outputs[0]
+    return split_contract(
+        inner,
+        {
+            letter: tuple(result[part] for part in dimension)
+            for (letter,), dimension in zip(out, found.inputs[0])
+        },
+    )
+
+
+def split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
+    """A contract with some letters cut into parts of these sizes, its arguments reshaped to fit."""
+    spec = Signature.parse(op["spec"])
+    fresh = iter(x for x in _LETTERS if x not in spec.letters)
+    names = {letter: (letter, *(next(fresh) for _ in sizes[1:])) for letter, sizes in parts.items()}
+
+    def axes(array: Array) -> Array:
+        return tuple((part,) for (letter,) in array for part in names.get(letter, (letter,)))
+
+    def shaped(arg: Value, array: Array) -> Value:
+        sizes = zip(array, arg.type.shape)
+        shape = tuple(part for (x,), size in sizes for part in parts.get(x, (size,)))
+        return reshaped(arg, shape) if shape != arg.type.shape else arg
+
+    args = [shaped(arg, array) for arg, array in zip(op.args, spec.inputs)]
+    cut = Signature(tuple(map(axes, spec.inputs)), (axes(spec.outputs[0]),))
+    return make("contract", *args, **{**dict(op.attrs), "spec": str(cut)})

@@ -1,0 +1,297 @@
+"""Masks in one spelling: booleans stay booleans, and are broadcast by their reader alone.
+
+Libraries turn masks into numbers and back, multiply them, combine them with masks of ones, and
+broadcast each on the way. All of that is `and`, `or`, `not` and comparisons, at the smallest shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dialect import lax
+from dialect.jaxpr import constant
+from dialect.normal.layout_rules import unbroadcast
+from dialect.values import number, reshaped, through
+from rewrite.ir import Op, Symbol, Type, Value
+from rewrite.opdef import make, with_args
+from rewrite.rules import Outcome, local
+
+_COMPARISONS = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
+
+
+def splat(value: Any, type_: Type) -> Value:
+    """An array of one number."""
+    scalar = constant(value, Type(type_.dtype, ()))
+    return make("broadcast_in_dim", scalar, shape=type_.shape, broadcast_dimensions=())
+
+
+def _in_shape(value: Value, shape: tuple[int, ...]) -> Value:
+    """The value broadcast along its axes of size one."""
+    if value.type.shape == shape:
+        return value
+    places = tuple(range(value.type.rank))
+    return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
+
+
+def _as_bool(value: Value) -> Value | None:
+    """The boolean of which the value is the number, seen through its layout."""
+    op = value.op
+    if op.name == "convert_element_type":
+        return op.args[0] if op.args[0].type.dtype == "bool" else _as_bool(op.args[0])
+    if op.name in ("reshape", "broadcast_in_dim", "transpose") and len(op.args) == 1:
+        inner = _as_bool(op.args[0])
+        return None if inner is None else with_args(op, (inner,)).results[0]
+    return None
+
+
+def _of_mask(value: Value) -> tuple[Value, float, float] | None:
+    """(m, a, b) where the value is a where the boolean m is false, and b where it is true."""
+    mask, op = _as_bool(value), through(value, "convert_element_type").op
+    if mask is not None:
+        return mask, 0, 1
+    numbers = [number(arg) for arg in op.args]
+    if op.name == "select_n" and all(isinstance(each, (int, float)) for each in numbers[1:]):
+        return (op.args[0], *numbers[1:]) if len(numbers) == 3 else None
+    if op.name == "sub" and numbers[0] == 1:
+        found = _of_mask(op.args[1])
+        return found and (found[0], 1 - found[1], 1 - found[2])
+    return None
+
+
+@local(*_COMPARISONS, example=lambda x: (x > 0).astype("float32") != 0, types=("f32[4]",))
+def test_of_mask(op: Op) -> Outcome:
+    """convert(m) != 0, convert(m) > 0, convert(m) == 1  ->  m,  1 - convert(m) > 0  ->  not m"""
+    for i, arg in enumerate(op.args):
+        bound, found = number(op.args[1 - i]), _of_mask(arg)
+        if not isinstance(bound, (int, float)) or found is None:
+            continue
+        mask, *values = found
+        if mask.type.shape != op.types[0].shape:
+            continue
+        pairs = [(each, bound) if i == 0 else (bound, each) for each in values]
+        no, yes = (bool(_COMPARISONS[op.name](*pair)) for pair in pairs)
+        if no == yes:
+            return splat(yes, op.types[0])
+        return mask if yes else make("not", mask)
+    return None
+
+
+@local(
+    "convert_element_type",
+    example=lambda x: (x > 0).astype("int32").astype("float32"),
+    types=("f32[4]",),
+)
+def convert_of_mask(op: Op) -> Outcome:
+    """convert(convert(m))  ->  convert(m), and to bool  ->  m"""
+    source = op.args[0]
+    if source.op.name != "convert_element_type" or source.op.args[0].type.dtype != "bool":
+        return None
+    mask = source.op.args[0]
+    return mask if op.types[0].dtype == "bool" else with_args(op, (mask,)).results[0]
+
+
+@local("mul", "min", "max", example=lambda x, y: (x > 0) * 1 * (y > 0), types=("f32[4]",) * 2)
+def product_of_masks(op: Op) -> Outcome:
+    """convert(m) * convert(n)  ->  convert(m and n),  max(convert(m), convert(n))  ->  m or n"""
+    both = [_as_bool(arg) for arg in op.args]
+    if None in both or both[0].type.rank != both[1].type.rank:
+        return None
+    made = make("or" if op.name == "max" else "and", *both)
+    return make("convert_element_type", made, **_to(op))
+
+
+def _to(op: Op) -> dict[str, Any]:
+    return {"new_dtype": Symbol(op.types[0].dtype), "weak_type": op.types[0].weak}
+
+
+@local("mul", example=lambda x: (1 - (x > 0)) * -1e9, types=("f32[4]",))
+def mask_times_number(op: Op) -> Outcome:
+    """convert(m) * c  ->  select(m, c, 0),  (1 - convert(m)) * c  ->  select(m, 0, c)"""
+    for one, other in (op.args, op.args[::-1]):
+        found, factor = _of_mask(one), number(other)
+        if found is None or not isinstance(factor, (int, float)):
+            continue
+        mask, no, yes = found
+        if mask.type.shape == op.types[0].shape:
+            values = (splat(each * factor, op.types[0]) for each in (no, yes))
+            return make("select_n", mask, *values)
+    return None
+
+
+@local("and", "or", "xor", example=lambda x: (x > 0) & True, types=("f32[4]",))
+def mask_with_splat(op: Op) -> Outcome:
+    """m and true, m or false, m xor false  ->  m;  m xor true  ->  not m;  m and false  ->  no"""
+    if op.types[0].dtype != "bool":
+        return None
+    for one, other in (op.args, op.args[::-1]):
+        known = number(other)
+        if known is None:
+            continue
+        if op.name == "xor" and known:
+            return _in_shape(make("not", one), op.types[0].shape)
+        if op.name != "xor" and known == (op.name == "or"):
+            return splat(known, op.types[0])
+        return _in_shape(one, op.types[0].shape)
+    return None
+
+
+@local("and", "or", "xor", example=lambda x: (x > 0) & (x > 0), types=("f32[4]",))
+def mask_with_itself(op: Op) -> Outcome:
+    """m and m, m or m  ->  m,  m xor (m and n)  ->  m and not n"""
+    left, right = op.args
+    if op.types[0].dtype != "bool":
+        return None
+    if left == right:
+        return splat(False, op.types[0]) if op.name == "xor" else left
+    for one, other in (op.args, op.args[::-1]):
+        if op.name == "xor" and other.op.name == "and" and one in other.op.args:
+            (rest,) = (arg for arg in other.op.args if arg != one)
+            return make("and", one, make("not", rest))
+    return None
+
+
+@local("not", example=lambda x: ~~(x > 0), types=("f32[4]",))
+def not_of_not(op: Op) -> Outcome:
+    """not not m  ->  m"""
+    return op.args[0].op.args[0] if op.args[0].op.name == "not" else None
+
+
+@local("not", example=lambda x: ~(x.astype("int32") >= 2), types=("f32[4]",))
+def not_of_comparison(op: Op) -> Outcome:
+    """not (i >= j)  ->  i < j, for integers"""
+    inner = op.args[0].op
+    opposite = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+    if inner.name not in opposite or inner.args[0].type.dtype[0] not in "iu":
+        return None
+    return make(opposite[inner.name], *inner.args, **dict(inner.attrs))
+
+
+@local("not", example=lambda x: ~(x > 0)[None], types=("f32[4]",))
+def not_of_reshape(op: Op) -> Outcome:
+    """not reshape(m)  ->  reshape(not m)"""
+    inner = op.args[0].op
+    return (
+        with_args(inner, (make("not", inner.args[0]),)).results[0]
+        if inner.name == "reshape"
+        else None
+    )
+
+
+@local("select_n", example=lambda x, y: jnp.where(x > 0, y > 0, False), types=("f32[4]",) * 2)
+def choice_of_masks(op: Op) -> Outcome:
+    """select(c, m, false)  ->  c and m,  select(c, true, m)  ->  c or m, and so on"""
+    if len(op.args) != 3 or op.types[0].dtype != "bool":
+        return None
+    which, no, yes = op.args
+    which = _in_shape(which, op.types[0].shape) if which.type.shape else None
+    if which is None or which.type.dtype != "bool":
+        return None
+    if number(no) is not None:
+        return make("or", make("not", which), yes) if number(no) else make("and", which, yes)
+    if number(yes) is not None:
+        return make("or", which, no) if number(yes) else make("and", make("not", which), no)
+    return None
+
+
+@local("select_n", example=lambda x, y: jnp.where(x > 0, y, y), types=("f32[4]",) * 2)
+def choice_of_same(op: Op) -> Outcome:
+    """select(m, x, x)  ->  x"""
+    return op.args[1] if len(set(op.args[1:])) == 1 else None
+
+
+# Broadcasts, outward.
+
+
+def _narrow(value: Value) -> Value:
+    """The value before it was broadcast: a scalar, or with size one where an axis grew."""
+    grown = value.op.name == "broadcast_in_dim" and len(value.op.args) == 1
+    return unbroadcast(value) if grown else value
+
+
+@local(
+    *(lax.MAPS - {"clamp"}),
+    example=lambda x: jnp.exp(jnp.broadcast_to(x[:, None], (4, 3))),
+    types=("f32[4]",),
+)
+def broadcast_outward(op: Op) -> Outcome:
+    """f(broadcast(x), broadcast(y))  ->  broadcast(f(x, y))"""
+    if not any(arg.op.name == "broadcast_in_dim" for arg in op.args):
+        return None
+    args = [_narrow(arg) for arg in op.args]
+    shape = np.broadcast_shapes(*(arg.type.shape for arg in args))
+    if shape == op.types[0].shape:
+        return None
+    if op.name == "select_n":
+        args = [_in_shape(arg, shape) for arg in args]
+    return _in_shape(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
+
+
+@local(
+    "broadcast_in_dim",
+    example=lambda x: jnp.broadcast_to(jnp.broadcast_to(x[:, None], (4, 3)), (2, 4, 3)),
+    types=("f32[4]",),
+)
+def broadcast_of_broadcast(op: Op) -> Outcome:
+    """broadcast(broadcast(x))  ->  broadcast(x), and one that changes nothing  ->  x"""
+    inner, places = op.args[0].op, op["broadcast_dimensions"]
+    if op.args[0].type.shape == op.types[0].shape and places == tuple(range(op.types[0].rank)):
+        return op.args[0]
+    if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
+        return None
+    moved = tuple(places[d] for d in inner["broadcast_dimensions"])
+    return make("broadcast_in_dim", inner.args[0], shape=op["shape"], broadcast_dimensions=moved)
+
+
+@local(
+    "reshape",
+    example=lambda x: jnp.broadcast_to(x[:, None], (4, 3)).reshape(1, 4, 1, 3),
+    types=("f32[4]",),
+)
+def reshape_of_broadcast(op: Op) -> Outcome:
+    """reshape(broadcast(x)) that moves axes of size one alone  ->  broadcast(x)"""
+    inner, shape = op.args[0].op, op.types[0].shape
+    if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
+        return None
+    if not inner.args[0].type.shape:
+        return _in_shape(inner.args[0], shape)
+    places = [d for d, size in enumerate(shape) if size > 1]
+    old = [d for d, size in enumerate(op.args[0].type.shape) if size > 1]
+    if [shape[d] for d in places] != [op.args[0].type.shape[d] for d in old]:
+        return None
+    sizes = zip(inner.args[0].type.shape, inner["broadcast_dimensions"])
+    kept = [(size, d) for size, d in sizes if d in old]
+    source = reshaped(inner.args[0], tuple(size for size, _ in kept))
+    moved = tuple(places[old.index(d)] for _, d in kept)
+    return make("broadcast_in_dim", source, shape=shape, broadcast_dimensions=moved)
+
+
+@local(
+    "dynamic_slice",
+    example=lambda x, i: jax.lax.dynamic_slice(
+        jnp.broadcast_to(x, (3, 4)), (0, i.astype("int32")), (1, 2)
+    ),
+    types=("f32[4]", "f32[]"),
+)
+def slice_of_broadcast(op: Op) -> Outcome:
+    """dynamic_slice(broadcast(x))  ->  broadcast(dynamic_slice(x))"""
+    inner = op.args[0]
+    source = _narrow(inner)
+    if source == inner or source.type.rank != inner.type.rank:
+        return None
+    shape = [1 if size == 1 else full for size, full in zip(source.type.shape, op["slice_sizes"])]
+    starts = zip(op.args[1:], source.type.shape)
+    at = [constant(0, start.type) if size == 1 else start for start, size in starts]
+    return _in_shape(
+        make("dynamic_slice", source, *at, slice_sizes=tuple(shape)), op.types[0].shape
+    )

@@ -1,0 +1,38 @@
+"""The normal form: one spelling for what libraries write in many.
+
+Layout noise goes away (identities, chains of reshapes and transposes, explicit broadcasts that
+the consumer would do by itself), products become `contract`, and small constants are folded. The
+rules lie by subject in `dialect/*_rules.py`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from dialect.normal import (
+    arithmetic_rules,
+    contract_rules,
+    layout_rules,
+    loop_rules,
+    mask_rules,
+    siblings,
+)
+from dialect.values import is_splat, reshaped  # noqa: F401
+from rewrite.driver import Report, rewrite
+from rewrite.ir import Graph
+from rewrite.rules import Rule
+
+
+def rules_of(*modules: ModuleType) -> tuple[Rule, ...]:
+    """Every rule that the modules define, in their order."""
+    return tuple(
+        value for module in modules for value in vars(module).values() if isinstance(value, Rule)
+    )
+
+
+RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, siblings, loop_rules)
+
+
+def normal_form(graph: Graph, report: Report | None = None) -> Graph:
+    """`graph` in normal form. Idempotent."""
+    return rewrite(graph, RULES, report)

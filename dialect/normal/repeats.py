@@ -1,0 +1,108 @@
+"""Repeated arrays in products: keys and values that a library repeats for each query head.
+
+A product does not need its arguments repeated: an axis that one of them lacks is an axis of the
+other alone. Seen so, grouped attention reads each key once.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from dialect import lax
+from dialect.normal.contract_rules import split_contract
+from dialect.values import reshaped
+from rewrite import opdef
+from rewrite.ir import Op, Value
+from rewrite.opdef import make, with_args
+from rewrite.rules import Outcome, local
+from rewrite.signature import Signature, letters
+
+
+@local("tile", example=lambda x: jnp.tile(x, (2, 3)), types=("f32[4,2]",))
+def tile_to_broadcast(op: Op) -> Outcome:
+    """tile(x)  ->  reshape(broadcast(x))"""
+    source, repeats = op.args[0], op["reps"]
+    if len(repeats) != source.type.rank:
+        return None
+    shape: tuple[int, ...] = ()
+    places = []
+    for repeat, size in zip(repeats, source.type.shape):
+        shape += (repeat, size) if repeat > 1 else (size,)
+        places.append(len(shape) - 1)
+    grown = make("broadcast_in_dim", source, shape=shape, broadcast_dimensions=tuple(places))
+    return reshaped(grown, op.types[0].shape)
+
+
+@local(
+    *lax.MAPS,
+    example=lambda x: jnp.repeat(x, 3, axis=0).astype("bfloat16"),
+    types=("f32[2,4]",),
+)
+def map_of_repeat(op: Op) -> Outcome:
+    """f(repeat(x))  ->  repeat(f(x))"""
+    if len(op.args) != 1 or op.args[0].op.name != "reshape":
+        return None
+    grown = op.args[0].op.args[0]
+    if grown.op.name != "broadcast_in_dim" or grown.op.args[0].type.size == grown.type.size:
+        return None
+    return reshaped(with_args(op, (grown,)).results[0], op.types[0].shape)
+
+
+@local(
+    "contract",
+    example=lambda q, k: jnp.einsum("thk,shk->hts", q, jnp.repeat(k, 3, axis=1)),
+    types=("f32[5,6,4]", "f32[7,2,4]"),
+)
+def contract_of_repeat(op: Op) -> Outcome:
+    """contract(x, repeat(y))  ->  contract(reshape(x), y), reshaped"""
+    spec = Signature.parse(op["spec"])
+    for i, arg in enumerate(op.args):
+        parts = _repeated(arg)
+        if parts is None:
+            continue
+        named = {axis: sizes for (axis,), sizes in zip(spec.inputs[i], parts)}
+        if all(
+            len(sizes) == 1 for axis, sizes in named.items() if axis in letters(spec.outputs[0])
+        ):
+            continue  # what is summed is split by another rule
+        return reshaped(split_contract(op, named), op.types[0].shape)
+    return None
+
+
+def _repeated(value: Value) -> list[tuple[int, ...]] | None:
+    """The sizes that a reshape merges in each dimension, where one of them was broadcast."""
+    grown = value.op.args[0] if value.op.name == "reshape" else value
+    if grown == value or grown.op.name != "broadcast_in_dim" or len(grown.op.args) > 1:
+        return None
+    found = opdef.signature(value.op)
+    sizes = dict(zip(letters(found.inputs[0]), grown.type.shape))
+    if any(len(axis) != 1 for axis in found.inputs[0]) or not all(found.outputs[0]):
+        return None
+    return [tuple(sizes[x] for x in axis) for axis in found.outputs[0]]
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda q, k: jnp.einsum("thk,shk->hts", q, jnp.broadcast_to(k, (7, 3, 4))),
+    types=("f32[5,3,4]", "f32[7,1,4]"),
+)
+def contract_of_broadcast(op: Op) -> Outcome:
+    """contract(x, broadcast(y))  ->  contract(x, y), where x has the axis too"""
+    spec = Signature.parse(op["spec"])
+    for i, arg in enumerate(op.args):
+        inner = arg.op
+        if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
+            continue
+        shape, places = inner.args[0].type.shape, inner["broadcast_dimensions"]
+        own = [d for size, d in zip(shape, places) if size == arg.type.shape[d]]
+        axes = tuple(spec.inputs[i][d] for d in own)
+        gone = set(letters(spec.inputs[i])) - set(letters(axes))
+        if not gone <= set(letters(spec.inputs[1 - i])) & set(letters(spec.outputs[0])):
+            continue
+        args, inputs = list(op.args), list(spec.inputs)
+        args[i] = reshaped(inner.args[0], tuple(arg.type.shape[d] for d in own))
+        inputs[i] = axes
+        made = Signature(tuple(inputs), spec.outputs)
+        return make("contract", *args, **{**dict(op.attrs), "spec": str(made)})
+    return None

@@ -1,0 +1,1 @@
+"""The decoder's own ops, one idea a file: attention, rotary embedding, caches, heads ..."""

@@ -1,0 +1,65 @@
+"""An axis made longer with zeros, and cut back again: `padded` and `unpadded`.
+
+Padding is exact where nothing that is kept reads the zeros as anything but zeros;
+`dialect.padded.longer` sees to that. A padded axis is the axis it was (`dialect.axes`), only
+longer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.vocabulary import word
+from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import make
+from rewrite.signature import Signature
+
+
+def padded(x: Any, *, axis: int, size: int) -> Any:
+    """x with zeros behind it along `axis`, which is `size` long then."""
+    behind = [(0, size - x.shape[axis] if d == axis else 0) for d in range(x.ndim)]
+    return jnp.pad(x, behind)
+
+
+def unpadded(x: Any, *, axis: int, size: int) -> Any:
+    """The first `size` places of x along `axis`.
+
+    Where it gives a state, what it cuts off is zero: padding the result again gives x, so that
+    the state may be kept padded from step to step.
+    """
+    return jax.lax.slice_in_dim(x, 0, size, axis=axis)
+
+
+def _axes(op: Op) -> Signature:
+    before, after = (tuple((f"{p}{i}",) for i in range(op.types[0].rank)) for p in "xy")
+    at = op["axis"]
+    result = (*before[:at], after[at], *before[at + 1 :])
+    return Signature((before,), (result,), frozenset((before[at][0], after[at][0])))
+
+
+def _unpadded(op: Op) -> tuple[str, dict[str, Any]]:
+    return "unpadded", {"axis": op["axis"], "size": op.args[0].type.shape[op["axis"]]}
+
+
+word(padded, _axes, ("axis", "size"), inverse=_unpadded)
+word(unpadded, _axes, ("axis", "size"))
+
+
+def resized(word: str, value: Value, axis: int, size: int) -> Value:
+    """`value`, `padded` or `unpadded` to this size along an axis."""
+    return make(word, value, axis=axis, size=size)
+
+
+def as_padded(graph: Graph, value: Value) -> Value:
+    """What is read of an input: its padded form, or the input itself where it has none."""
+    found = at = value
+    while len(readers := graph.users.get(at, ())) == 1:
+        op = readers[0][0]
+        if op.name not in ("reshape", "padded"):
+            break
+        at = op.results[0]
+        found = at if op.name == "padded" else found
+    return found

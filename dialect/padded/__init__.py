@@ -1,0 +1,1 @@
+"""Axes made longer, and what becomes of the zeros."""

@@ -1,0 +1,278 @@
+"""A program with an axis made longer: `padded` where it comes in, `unpadded` where it goes out.
+
+The axis is found by inference, wherever it lies and however it is merged with others; the ops in
+between are the same ops on larger arrays. Refused where the result could change: where an op reads
+the axis as a whole and its padding is not known to be neutral there (`dialect.padded.zeros`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dialect.control import scan_parts
+from dialect.dtypes import dtype_of
+from dialect.jaxpr import constant
+from dialect.naming.axis import Axes, Axis, leaves
+from dialect.ops.padding import resized
+from dialect.padded.zeros import Padding, harmless, made_by
+from dialect.values import reshaped
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
+from rewrite.opdef import build, make, with_args
+from rewrite.program import Program
+from rewrite.signature import letters
+
+# The attribute that holds the shape of the result.
+_SHAPES = {
+    "reshape": "new_sizes",
+    "broadcast_in_dim": "shape",
+    "iota": "shape",
+    "dynamic_slice": "slice_sizes",
+}
+_CLIPS = (Symbol("GatherScatterMode.CLIP"), Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
+
+
+class NotPadded(Exception):
+    """An axis that cannot be padded; the message says why, and at which line."""
+
+
+@dataclass(frozen=True)
+class Longer:
+    """Axes of a program, and the sizes that they are to have."""
+
+    axes: Axes
+    sizes: dict[Axis, int]
+
+    @staticmethod
+    def named(axes: Axes, name: str, old: int, new: int) -> Longer:
+        """Every axis of that name and size. Raises NotPadded where it is in parts."""
+        chosen: dict[Axis, int] = {}
+        for dimensions in axes.dimensions.values():
+            parts = [leaf for axis in dimensions for leaf in leaves(axis)]
+            own = {leaf: new for leaf in parts if leaf.name == name and leaf.size == old}
+            if own and any(math.prod(_sizes(axis)) != axis.size for axis in dimensions):
+                raise NotPadded("an array that has it is padded already")
+            chosen |= own
+        if not chosen:
+            raise NotPadded("something cuts it into parts")
+        return Longer(axes, chosen)
+
+    def parts(self, value: Value) -> list[tuple[tuple[int, int], ...]]:
+        """Per dimension the axes in it, each as (size, new size)."""
+        return [
+            tuple((leaf.size, self.sizes.get(leaf, leaf.size)) for leaf in leaves(axis))
+            for axis in self.axes.at(value)
+        ]
+
+    def grows(self, value: Value) -> bool:
+        return any(leaf in self.sizes for axis in self.axes.at(value) for leaf in leaves(axis))
+
+    def grown(self, value: Value) -> list[bool]:
+        """Per dimension, whether it becomes longer."""
+        return [any(old != new for old, new in parts) for parts in self.parts(value)]
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The new shape of a value."""
+        return self._shape(value, 1)
+
+    def _shape(self, value: Value, which: int) -> tuple[int, ...]:
+        return tuple(math.prod(part[which] for part in parts) for parts in self.parts(value))
+
+    def type(self, value: Value) -> Type:
+        return Type(value.type.dtype, self.shape(value), value.type.weak)
+
+    def padded(self, value: Value) -> Value:
+        """`value` with zeros along these axes."""
+        return self._along(value, value, "padded", 0)
+
+    def unpadded(self, known: Value, value: Value) -> Value:
+        """`value`, the longer form of `known`, cut to its size."""
+        return self._along(known, value, "unpadded", 1)
+
+    def _along(self, known: Value, value: Value, word: str, before: int) -> Value:
+        parts = [part for dimension in self.parts(known) for part in dimension]
+        made = _shaped(value, [part[before] for part in parts])
+        for axis, part in enumerate(parts):
+            if part[0] != part[1]:
+                made = resized(word, made, axis, part[1 - before])
+        return _shaped(made, self.shape(known) if word == "padded" else known.type.shape)
+
+    def extra_bytes(self, values: Iterable[Value]) -> int:
+        """How many bytes more these arrays have, other axes being as they are."""
+        longer = [value for value in values if self.grows(value)]
+        before = (Type(each.type.dtype, self._shape(each, 0)).bytes for each in longer)
+        return sum(self.type(each).bytes for each in longer) - sum(before)
+
+
+def lengthened(program: Program, longer: Longer) -> Program:
+    """The same function, its axes longer inside. Raises NotPadded where it could be another."""
+    work = _Work(longer)
+    graph = program.graph
+    for value in graph.inputs:
+        work.enter(value)
+    work.run(graph)
+    outputs = []
+    for value, out in zip(graph.outputs, program.outputs):
+        made = work.made[value]
+        if longer.grows(value):
+            if out.updates is not None and work.padding[value] is not Padding.ZERO:
+                raise NotPadded(f"what {out.name} keeps in its padding is not zero")
+            made = longer.unpadded(value, made)
+        outputs.append(made)
+    return program.with_graph(Graph(graph.inputs, tuple(outputs)))
+
+
+class _Work:
+    """What has become of each value so far, and what its padding holds."""
+
+    def __init__(self, longer: Longer) -> None:
+        self.longer = longer
+        self.made: dict[Value, Value] = {}
+        self.padding: dict[Value, Padding] = {}
+
+    def enter(self, value: Value) -> None:
+        """A value that comes from outside."""
+        grows = self.longer.grows(value)
+        self.made[value] = self.longer.padded(value) if grows else value
+        if grows:
+            self.padding[value] = Padding.ZERO
+
+    def run(self, graph: Graph) -> None:
+        for op in graph.ops:
+            touched = any(map(self.longer.grows, (*op.args, *op.results)))
+            if op.name == "const":
+                self.enter(op.results[0])
+            elif op.name == "scan":
+                self.loop(op)
+            elif touched:
+                self.larger(op)
+            else:
+                moved = with_args(op, tuple(self.made[arg] for arg in op.args))
+                self.made.update(zip(op.results, moved.results))
+
+    def larger(self, op: Op) -> None:
+        """An op on larger arrays, or with larger results."""
+        if op.regions:
+            raise NotPadded(f"it passes through {_told(op)}")
+        given = [self.padding.get(arg) for arg in op.args]
+        args = [self.made[arg] for arg in op.args]
+        if op.name == "take" and self.longer.grown(op.args[0])[0]:
+            args[1] = self.rows_inside(op, args[1])
+        elif self.read_whole(op) and not harmless(op, given):
+            raise NotPadded(f"{_told(op)} reads the whole axis")
+        made = self.rebuilt(op, args)
+        padding = Padding.FINITE if op.name == "iota" else made_by(op, given)
+        self.made.update(zip(op.results, made))
+        self.padding |= {value: padding for value in op.results if self.longer.grows(value)}
+
+    def read_whole(self, op: Op) -> bool:
+        """Whether `op` sums a longer axis, or needs it whole. Raises NotPadded where it is torn."""
+        signature, grown = opdef.signature(op), self.longer.grown
+        inputs = list(zip(op.args, signature.inputs))
+        arrays = (*inputs, *zip(op.results, signature.outputs))
+        single = {
+            (dimension[0], longer)
+            for value, array in arrays
+            for dimension, longer, size in zip(array, grown(value), value.type.shape)
+            if len(dimension) == 1 and size > 1
+        }
+        if len(single) > len({letter for letter, _ in single}):
+            raise NotPadded(f"{_told(op)} tears it")
+        kept = {letter for array in signature.outputs for letter in letters(array)}
+        return any(
+            letter in signature.need or letter not in kept for letter, longer in single if longer
+        )
+
+    def rebuilt(self, op: Op, args: Sequence[Value]) -> tuple[Value, ...]:
+        attrs = dict(op.attrs)
+        if op.name in _SHAPES:
+            attrs[_SHAPES[op.name]] = self.longer.shape(op.results[0])
+        if op.name == "slice":
+            attrs |= self.slice_places(op)
+        wanted = [self.longer.type(value).shape for value in op.results]
+        try:
+            made = build(op.name, *args, origin=op.origin, **attrs)
+        except (TypeError, ValueError) as error:
+            raise NotPadded(f"{_told(op)} does not take more of it: {error}") from error
+        if [type_.shape for type_ in made.types] != wanted:
+            raise NotPadded(f"{_told(op)} does not give more of it")
+        return made.results
+
+    def slice_places(self, op: Op) -> dict[str, tuple[int, ...]]:
+        """Where one of several equal parts of an axis lies, when the parts are longer."""
+        whole, part = op.args[0], op.results[0]
+        starts, limits = list(op["start_indices"]), list(op["limit_indices"])
+        sizes = zip(whole.type.shape, part.type.shape, self.longer.shape(whole))
+        for d, (size, own, larger) in enumerate(sizes):
+            length = self.longer.shape(part)[d]
+            if (size, own) == (larger, length):
+                continue
+            if starts[d] % own or size % own or larger * own != size * length:
+                raise NotPadded(f"{_told(op)} cuts it")
+            starts[d] = starts[d] // own * length
+            limits[d] = starts[d] + length
+        return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
+
+    def rows_inside(self, op: Op, ids: Value) -> Value:
+        """Row numbers that are out of bounds of a table, and still are once it is longer."""
+        rows, larger = op.args[0].type.shape[0], self.longer.shape(op.args[0])[0]
+        largest = np.iinfo(dtype_of(ids.type.dtype)).max
+        if rows > largest:
+            return ids
+        if op["mode"] in _CLIPS:
+            return make("min", ids, _filled(rows - 1, ids))
+        if larger > largest:
+            raise NotPadded(f"{_told(op)} counts {larger} rows in {ids.type.dtype}")
+        outside = make("ge", ids, _filled(rows, ids))
+        return make("select_n", outside, ids, _filled(larger, ids))
+
+    def loop(self, op: Op) -> None:
+        body, (_, carried, scanned) = op.regions[0], scan_parts(op)
+        if any(self.longer.grown(arg)[:1] == [True] for arg in op.args[scanned]):
+            raise NotPadded(f"{_told(op)} counts it")
+        inputs = tuple(
+            new_input(self.longer.type(value)) if self.longer.grows(value) else value
+            for value in body.inputs
+        )
+        entering = [self.padding.get(arg) for arg in op.args]
+        while True:
+            inner = _Work(self.longer)
+            inner.made = dict(zip(body.inputs, inputs))
+            inner.padding = {v: x for v, x in zip(body.inputs, entering) if x is not None}
+            inner.run(body)
+            leaving = [inner.padding.get(value) for value in body.outputs]
+            worst = [_worse(*each) for each in zip(entering[carried], leaving)]
+            if worst == entering[carried]:
+                break
+            entering[carried] = worst
+        region = Graph(inputs, tuple(inner.made[value] for value in body.outputs))
+        args = tuple(self.made[arg] for arg in op.args)
+        made = with_args(op, args, (region,))
+        self.made.update(zip(op.results, made.results))
+        self.padding |= {v: x for v, x in zip(op.results, leaving) if x is not None}
+
+
+def _sizes(axis: Axis) -> list[int]:
+    return [leaf.size for leaf in leaves(axis)]
+
+
+def _worse(one: Padding | None, other: Padding | None) -> Padding | None:
+    return max((x for x in (one, other) if x is not None), default=None)
+
+
+def _shaped(value: Value, shape: Sequence[int]) -> Value:
+    return value if value.type.shape == tuple(shape) else reshaped(value, tuple(shape))
+
+
+def _filled(number: int, like: Value) -> Value:
+    """A number in the shape and dtype of another value."""
+    scalar = constant(np.asarray(number, dtype_of(like.type.dtype)), Type(like.type.dtype, ()))
+    return make("broadcast_in_dim", scalar, shape=like.type.shape, broadcast_dimensions=())
+
+
+def _told(op: Op) -> str:
+    return f"{op.name} at {op.origin.source}" if op.origin.source else op.name

@@ -1,0 +1,138 @@
+"""What kind of decoder a program is: its sizes, read off its axes and ops, for the cost model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dialect.axes import Axes, Names, leaves_of
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.staging.binding import bound_values, region_bound
+from rewrite.ir import Op, Value, bits
+from rewrite.program import Program
+
+_NORMS = ("rms_norm", "layer_norm")
+_HEADS = ("heads", "kv_heads")
+
+
+def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
+    """The sizes of the decoder that `program` steps; what was not recognised has size 0."""
+    sizes = axes.sizes()
+    counted = list(_with_trips(program))
+    attentions = sum(trips for op, trips in counted if _is_attention(axes, op))
+    layers = attentions or sizes.get("layers", 1)
+    inputs = list(zip(program.graph.inputs, program.step_inputs))
+    tables = [
+        value for value, each in inputs if each.role == "param" and _has(axes.of(value), "vocab")
+    ]
+    # A prompt as long as the cache makes one axis of both.
+    caches = [
+        value
+        for value, each in inputs
+        if each.role == "state" and any(_has(axes.of(value), x) for x in ("context", "time"))
+    ]
+    products = [(op, trips) for op, trips in counted if op.name == "contract"]
+    norms = sum(trips for op, trips in counted if op.name in _NORMS)
+    heads, kv_heads = _heads(sizes, caches, axes) if attentions else (0, 1)
+    d_model = sizes.get("d_model", 0)
+    joined = sizes.get("d_ff_per_head", 0)  # the feed-forward weights are joined with the heads'
+    d_ff = joined * _slots(axes, counted) if joined else sizes.get("d_ff", 0)
+    gated = any(op.name == "gate" for op, _ in counted)
+    ffn_weights = _ffn_weights(products, axes) / max(1, d_model * d_ff * layers)
+    return DecoderShape(
+        batch=sizes.get("batch", 1),
+        time=sizes.get("time", 1),
+        context=max(sizes.get("context", 0), sizes.get("time", 1)) if attentions else 0,
+        layers=layers,
+        d_model=d_model,
+        d_ff=d_ff,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_head=sizes.get("d_head", 1) if attentions else 0,
+        vocab=sizes.get("vocab", 0),
+        ffn_matrices=2 + gated if joined else max(2, round(ffn_weights)),
+        experts=sizes.get("experts", 0),
+        parallel=norms - 1 <= layers,
+        tied_embedding=len(tables) == 1,
+        weight_bytes_per_element=_weight_bytes(products, axes),
+        embedding_bytes_per_element=_bytes(tables[0]) if tables else 2,
+        activation_bytes_per_element=_activation_bytes(counted),
+        cache_bytes_per_element=_bytes(caches[0]) if caches else 2,
+    )
+
+
+def _is_attention(axes: Axes, op: Op) -> bool:
+    """Attention, or the weights of one that is not understood."""
+    weights = op.name == "softmax" and "context" in axes.of(op.results[0])[-1]
+    return weights or op.name == "attend"
+
+
+def _heads(sizes: dict[str, int], caches: list[Value], axes: Axes) -> tuple[int, int]:
+    """(heads, KV heads). Where layers differ in these, the most of each need not divide."""
+    heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
+    own_heads = any(_has(axes.of(value), "heads") for value in caches)
+    kv_heads = sizes.get("kv_heads", heads if own_heads else 1)
+    return heads, kv_heads if heads % kv_heads == 0 else heads
+
+
+def _ffn_weights(products: list[tuple[Op, int]], axes: Axes) -> int:
+    """Elements of all weights over d_ff: of all experts, and of fused ones each half."""
+    return sum(
+        arg.type.size * trips
+        for op, trips in products
+        for arg in op.args
+        if _weight_over(axes, arg, "d_ff")
+    )
+
+
+def _slots(axes: Axes, counted: list[tuple[Op, int]]) -> int:
+    """Heads among which the hidden values of the feed-forward layer are divided."""
+    hidden = [op.results[0] for op, _ in counted if op.name in ("gate", "activate")]
+    return max(
+        math.prod(leaf.size for leaf in leaves_of(axes.at(value)) if leaf.name in _HEADS)
+        for value in hidden
+        if _has(axes.of(value), "d_ff_per_head")
+    )
+
+
+def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
+    """Every op of the step with how often it runs; what is done once, in `prepare`, is left out."""
+    stack = [(program.graph, frozenset(program.values("param")), 1)]
+    while stack:
+        graph, inputs, trips = stack.pop()
+        bound = bound_values(graph, inputs)
+        for op in graph.ops:
+            if op.results[0] in bound:
+                continue
+            yield op, trips
+            inner = region_bound(op, bound)
+            stack += [(region, inner, trips * op.get("length", 1)) for region in op.regions]
+
+
+def _has(names: Names, name: str) -> bool:
+    return any(name in dimension for dimension in names)
+
+
+def _weight_over(axes: Axes, value: Value, name: str) -> bool:
+    names = axes.of(value)
+    return _has(names, name) and not _has(names, "batch") and _has(names, "d_model")
+
+
+def _weight_bytes(products: list[tuple[Op, int]], axes: Axes) -> float:
+    """Bytes per stored element of the weights that make up most of a layer."""
+    for op, _ in products:
+        for arg in op.args:
+            if any(_weight_over(axes, arg, name) for name in ("d_ff", *_HEADS)):
+                stored = arg.op.args[0] if arg.op.name == "dequantize" else arg
+                return _bytes(stored)
+    return 2
+
+
+def _activation_bytes(counted: list[tuple[Op, int]]) -> float:
+    """Of what attention gives, or of any product where there is none."""
+    made = [op for name in ("attend", "contract") for op, _ in counted if op.name == name]
+    return _bytes(made[0].results[0]) if made else 2
+
+
+def _bytes(value: Value) -> float:
+    return bits(value.type.dtype) / 8

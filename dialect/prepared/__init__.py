@@ -1,0 +1,1 @@
+"""Packed parameters: made in parts, kept in files, given to a step."""

@@ -1,0 +1,1 @@
+"""Products of quantised weights: their forms, who is quantised, what it costs."""

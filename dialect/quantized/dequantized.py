@@ -1,0 +1,41 @@
+"""Weights that a library has quantised already, told by what is done to them."""
+
+from __future__ import annotations
+
+from dialect import quant  # noqa: F401  (defines dequantize)
+from dialect.normal.layout_rules import cut_pieces, cuts
+from dialect.values import number
+from rewrite.ir import Op, Symbol, bits
+from rewrite.opdef import make
+from rewrite.rules import Outcome, local
+
+
+@local(
+    "mul",
+    example=lambda q, s: q.astype("float32") * s,
+    types=("i8[4,6]", "f32[1,6]"),
+    keeps="reals",
+)
+def dequantized(op: Op) -> Outcome:
+    """convert(q: integers) * scale  ->  dequantize(q, scale)"""
+    for weight, scale in (op.args, op.args[::-1]):
+        q = weight.op.args[0] if weight.op.name == "convert_element_type" else None
+        if q is None or not q.type.dtype.startswith("i") or bits(q.type.dtype) > 8:
+            continue
+        whole = q.type.shape == op.types[0].shape and scale.type.rank == q.type.rank
+        if whole and number(scale) is None and scale.type.size < q.type.size:
+            return make("dequantize", q, scale, dtype=Symbol(op.types[0].dtype))
+    return None
+
+
+@local(
+    "reshape",
+    example=lambda q, s: (q.astype("float32") * s).reshape(4, 2, 3),
+    types=("i8[4,6]", "f32[1,6]"),
+)
+def cut_of_dequantized(op: Op) -> Outcome:
+    """reshape(dequantize(q, s)) that cuts axes apart  ->  dequantize(reshape(q), reshape(s))"""
+    inner = op.args[0].op
+    if inner.name != "dequantize" or not cuts(op):
+        return None
+    return make("dequantize", *cut_pieces(op, inner.args), **dict(inner.attrs))

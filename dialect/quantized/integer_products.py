@@ -1,0 +1,118 @@
+"""Products of integers with their scales behind them, as libraries write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from dialect import quant  # noqa: F401  (defines dequantize)
+from dialect.operands import Operand, bare, laid_out, named
+from dialect.ops import rounding  # noqa: F401  (defines rounded)
+from dialect.values import number, through
+from rewrite.ir import Op, Symbol, Value
+from rewrite.opdef import make
+from rewrite.rules import Miss, Outcome, local
+from rewrite.signature import Array, Signature, letters
+
+
+def _product(x: Any, w: Any, s: Any) -> Any:
+    """How Qwix multiplies: a row of x by its own scale, a column of w by its."""
+    scale = jnp.max(jnp.abs(x), axis=1, keepdims=True) / jnp.asarray(127.5, x.dtype)
+    scale = jnp.where(scale < 1e-19, jnp.ones((), x.dtype), scale)
+    q = jnp.round(x / scale).astype(jnp.int8)
+    return jnp.dot(q, w, preferred_element_type=jnp.int32).astype(x.dtype) * s * scale
+
+
+@local("mul", example=_product, types=("f32[2,3]", "i8[3,4]", "f32[1,4]"), keeps="reals")
+def product_of_integers(op: Op) -> Outcome:
+    """convert(contract(q, r)) * s * t  ->  contract(q * s, r * t)"""
+    scales, value = [], op.results[0]
+    while value.op.name == "mul":
+        wide = [arg for arg in value.op.args if arg.type.shape == op.types[0].shape]
+        inner = next((arg for arg in wide if _scaled(arg)), None)
+        if inner is None:
+            return None
+        scales += [arg for arg in value.op.args if arg != inner]
+        value = inner
+    product = value.op.args[0].op
+    spec, dtype = Signature.parse(product["spec"]), op.types[0].dtype
+    args: list[Value | None] = [None, None]
+    for scale in scales:
+        found = bare(named(scale, spec.outputs[0]), _sizes(product, spec))
+        place = next((i for i in (0, 1) if args[i] is None and _is_of(product, spec, i, found)), -1)
+        if place < 0:
+            return Miss("a scale is of neither integers", 4)
+        args[place] = _stands_for(product.args[place], spec.inputs[place], found, dtype)
+    if len(scales) != 2 or None in args:
+        return Miss("not both of the integers that are multiplied have a scale", 4)
+    return make("contract", *args, **{**dict(product.attrs), "dtype": Symbol(dtype)})
+
+
+def _scaled(value: Value) -> bool:
+    """Whether a value is a product of integers, converted, or that times something."""
+    inner = through(value, "convert_element_type", "mul").op
+    if value.op.name == "mul":
+        return any(map(_scaled, value.op.args))
+    whole = value.op.name == "convert_element_type" and inner.name == "contract"
+    return whole and all(arg.type.dtype == "i8" for arg in inner.args)
+
+
+def _sizes(product: Op, spec: Signature) -> dict[str, int]:
+    return dict(zip(letters(spec.outputs[0]), product.types[0].shape))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Where integers come from: x, and how it was rounded to them with which scale."""
+
+    x: Value
+    scale: Value
+    axes: tuple[int, ...]
+    largest: float
+    least: float
+
+
+def _steps_of(q: Value) -> _Steps | None:
+    """x, where q is x in steps of its greatest magnitude along some axes."""
+    whole = q.op.args[0].op if q.op.name == "convert_element_type" else q.op
+    if whole.name != "round" or whole.args[0].op.name != "div":
+        return None
+    x, wide = whole.args[0].op.args
+    scale = through(wide, "reshape", "broadcast_in_dim")
+    if scale.op.name != "select_n" or number(scale.op.args[2]) != 1:
+        return None
+    small, share = scale.op.args[0].op, scale.op.args[1]
+    if small.name != "lt" or small.args[0] != share or share.op.name != "div":
+        return None
+    top, largest, least = share.op.args[0], number(share.op.args[1]), number(small.args[1])
+    top = through(top, "reshape").op
+    if top.name != "reduce_max" or top.args[0].op.name != "abs" or top.args[0].op.args[0] != x:
+        return None
+    kept = tuple(1 if d in top["axes"] else size for d, size in enumerate(x.type.shape))
+    if wide.type.shape != kept or not largest or not least:
+        return None
+    return _Steps(x, scale, top["axes"], float(largest), float(least))
+
+
+def _is_of(product: Op, spec: Signature, place: int, scale: Operand) -> bool:
+    """Whether a scale is that of an argument: of the rows it was rounded by, or of its channels."""
+    q, own = product.args[place], [x for (x,) in spec.inputs[place]]
+    used = [x for (x,) in filter(None, scale.axes)]
+    dynamic = _steps_of(q)
+    if dynamic is None:
+        return set(used) <= set(own)
+    rows = [x for d, x in enumerate(own) if d not in dynamic.axes and q.type.shape[d] > 1]
+    return used == rows and through(scale.value, "reshape") == dynamic.scale
+
+
+def _stands_for(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
+    found = _steps_of(q)
+    if found is not None:
+        options = {"axes": found.axes, "largest": found.largest, "least": found.least}
+        return make("rounded", found.x, **options)
+    known = {x for (x,) in filter(None, scale.axes)}
+    shape = [size if x in known else 1 for (x,), size in zip(axes, q.type.shape)]
+    aligned = laid_out(scale, tuple(axis for axis in axes if axis[0] in known), tuple(shape))
+    return make("dequantize", q, aligned, dtype=Symbol(dtype))

@@ -1,0 +1,326 @@
+"""Products of scaled numbers: multiplied as they are stored, and scaled behind.
+
+    contract(x, q * s)          ->  contract(x, q) * s           s: one per output channel
+    contract(x, q * s)          ->  sum_g contract(x, q)_g * s   s: one per group g of a summed axis
+    contract(r * t, q * s)      ->  contract(r, q) * t * s       r: activations, t: one per token
+
+So nothing is widened on its way from memory, and a chip that multiplies eight bits multiplies
+eight bits. Where the summed axis lies on several chips, each of them scales its own sum, and what
+travels has the result's dtype: wide sums would double the bytes on the links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from math import prod
+
+from dialect import primitives
+from dialect.dtypes import struct_of
+from dialect.jaxpr import trace_graph
+from dialect.machine.chips import Chip
+from dialect.nn import Traced
+from dialect.normal.row_products import row_layout
+from dialect.ops.rounding import steps
+from dialect.quant import FORMS, dequantize
+from dialect.quantized.ragged_products import scale_behind_ragged_product
+from dialect.tensor import contract
+from dialect.values import in_dtype, reshaped
+from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
+from rewrite.opdef import make, substitute
+from rewrite.program import Layout
+from rewrite.rules import Miss, Outcome, Rule, local
+from rewrite.signature import Signature, letters
+
+_contract = primitives.call("contract", contract)
+_dequantize = primitives.call("dequantize", dequantize)
+_rounded = Traced["rounded"]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# What a chip multiplies natively -> what its products are summed in.
+_SUMS = {"int8": "i32", "fp8": "f32"}
+_NOWHERE: Mapping[str, int] = {}
+
+
+def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE) -> list[Rule]:
+    """The rules for a chip: products of eight bits where it has them, of floats elsewhere.
+
+    `mesh` gives the sizes of its axes. An unknown chip multiplies integers.
+    """
+    native = [form for form in _SUMS if (chip.multiplies(form) if chip else form == "int8")]
+    rules = [_OF_EIGHT_BITS[form] for form in native] + [scale_behind_product]
+    meshed = [replace(rule, apply=partial(rule.apply, mesh=mesh)) for rule in rules]
+    return [*meshed, scale_behind_ragged_product]
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, q, s: _contract(
+        _rounded(x, axes=(1,), largest=127.5, least=1e-19),
+        _dequantize(q, s, dtype=Symbol("f32")),
+        spec="b d, d f -> b f",
+        dtype=Symbol("f32"),
+    ),
+    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+)
+def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
+    """contract(q * s, r * t) of integers q and r  ->  contract(q, r) * s * t"""
+    return _multiplied(op, "int8", mesh)
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, q, s: _contract(
+        _rounded(x, axes=(1,), largest=448.0, least=1e-19, form="fp8"),
+        _dequantize(q, s, dtype=Symbol("f32")),
+        spec="b d, d f -> b f",
+        dtype=Symbol("f32"),
+    ),
+    types=("f32[2,3]", "f8_e4m3fn[3,4]", "f32[1,4]"),
+)
+def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
+    """contract(q * s, r * t) of 8-bit floats q and r  ->  contract(q, r) * s * t"""
+    return _multiplied(op, "fp8", mesh)
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, q, s: _contract(
+        x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")
+    ),
+    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+)
+def scale_behind_product(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
+    """contract(x, dequantize(q, s))  ->  contract(x, q) * s, where s is one per output channel
+    or one per group of a summed axis; each group is then summed by itself, and scaled"""
+    product = _Product.of(op)
+    if not product.scales:
+        return None
+    if product.shares_no_scale:
+        return Miss("a scale varies along a summed axis", 2)
+    if product.groups and product.rows > product.group_length:
+        return Miss("it has more rows than a group is long", 2)
+    floats = [arg.type.dtype for arg in reversed(op.args)]  # each as what it is multiplied with
+    wide = "f32" if product.groups else op.types[0].dtype
+    return product.in_dtypes(floats).made(wide, mesh)
+
+
+_OF_EIGHT_BITS = {"int8": integers_multiplied, "fp8": narrow_floats_multiplied}
+SCALES = tuple(scaled_products())
+
+
+def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
+    """The product of two arrays of this form, or of narrower integers, with their scales."""
+    product = _Product.of(op)
+    if len(product.scales) < 2 or not all(map(partial(_fits, form), product.factors)):
+        return None
+    if product.shares_no_scale:
+        return Miss("a scale varies along a summed axis", 2)
+    return product.in_dtypes([FORMS[form].dtype] * 2).made(_SUMS[form], mesh)
+
+
+def _fits(form: str, factor: _Factor) -> bool:
+    """Whether the numbers of a factor are of this form, or integers that it holds."""
+    dtype, own = factor.numbers.type.dtype, FORMS[form].dtype
+    return dtype == own or (FORMS[form].integer and dtype in ("i2", "i4"))
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """An argument of a product: numbers times their scale, the letter of each axis, and its mesh
+    axes where the argument is constrained."""
+
+    numbers: Value
+    scale: Value | None
+    axes: tuple[str, ...]
+    layout: Layout
+
+    @staticmethod
+    def of(value: Value, axes: tuple[str, ...]) -> _Factor:
+        numbers, scale, layout = _taken_apart(value)
+        return _Factor(numbers, scale, axes, layout)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(self.axes, self.numbers.type.shape))
+
+    @property
+    def varies(self) -> frozenset[str]:
+        """The axes along which the scale is not the same."""
+        sizes = self.scale.type.shape if self.scale is not None else ()
+        return frozenset(x for x, size in zip(self.axes, sizes) if size > 1)
+
+    def in_dtype(self, dtype: str) -> _Factor:
+        """With numbers that have a scale in another dtype."""
+        if self.scale is None:
+            return self
+        return replace(self, numbers=in_dtype(self.numbers, dtype))
+
+    def split_over(self, letter: str) -> tuple[str, ...]:
+        return dict(zip(self.axes, self.layout)).get(letter) or ()
+
+    def cut(self, letter: str, ways: int, outer: str) -> _Factor:
+        """The same numbers, an axis cut into `ways` parts: axis `outer`, then what is left."""
+        at = self.axes.index(letter)
+
+        def cut(value: Value) -> Value:
+            *before, size = value.type.shape[: at + 1]
+            parts = (1, 1) if size == 1 else (ways, size // ways)
+            return reshaped(value, (*before, *parts, *value.type.shape[at + 1 :]))
+
+        axes = (*self.axes[:at], outer, *self.axes[at:])
+        return _Factor(cut(self.numbers), self.scale and cut(self.scale), axes, ())
+
+
+def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
+    """(numbers, scale, layout) of what is numbers times scale, constrained and in another form."""
+    op = value.op
+    if op.name == "dequantize":
+        return *op.args, ()
+    if op.name == "rounded":
+        graph = _steps(op.args[0].type, op.attrs)
+        return *substitute(graph, op.args, origin=op.origin), ()
+    if op.name == "constrain":
+        numbers, scale, _ = _taken_apart(op.args[0])
+        if scale is None:
+            return value, None, op["layout"]
+        whole = zip(op["layout"], scale.type.shape)
+        flat = tuple(axes if size > 1 else () for axes, size in whole)
+        attrs = {**dict(op.attrs), "layout": flat}
+        scale = make("constrain", scale, origin=op.origin, **attrs)
+        return make("constrain", numbers, origin=op.origin, **dict(op.attrs)), scale, op["layout"]
+    if op.name == "reshape":
+        front = _rows_merged(op)
+        numbers, scale, layout = _taken_apart(op.args[0])
+        if front and scale is not None:
+            rest = scale.type.shape[front:]
+            scale = reshaped(scale, (prod(scale.type.shape[:front]), *rest))
+            numbers = reshaped(numbers, op.types[0].shape)
+            return numbers, scale, row_layout(layout, front) if layout else ()
+    return value, None, ()
+
+
+def _rows_merged(op: Op) -> int:
+    """How many leading axes a reshape makes one, leaving the others; 0 where it does not."""
+    before, after = op.args[0].type.shape, op.types[0].shape
+    front = len(before) - len(after) + 1
+    return front if front > 0 and after and before[front:] == after[1:] else 0
+
+
+@lru_cache(maxsize=1024)
+def _steps(type_: Type, attrs: tuple) -> Graph:
+    return trace_graph(lambda x: steps(x, **dict(attrs)), struct_of(type_))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A contract, its arguments taken apart."""
+
+    op: Op
+    factors: tuple[_Factor, ...]
+    out: tuple[str, ...]
+
+    @staticmethod
+    def of(op: Op) -> _Product:
+        spec = Signature.parse(op["spec"])
+        pairs = zip(op.args, map(letters, spec.inputs))
+        return _Product(op, tuple(_Factor.of(*each) for each in pairs), letters(spec.outputs[0]))
+
+    @property
+    def scales(self) -> list[Value]:
+        return [each.scale for each in self.factors if each.scale is not None]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.factors[1].sizes | self.factors[0].sizes
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        return tuple(x for x in self.factors[0].axes if x not in self.out)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Summed axes along which a scale varies: their products are summed behind the scale."""
+        varies = frozenset().union(*(each.varies for each in self.factors))
+        return tuple(x for x in self.summed if x in varies)
+
+    @property
+    def group_length(self) -> int:
+        return prod(self.sizes[x] for x in self.summed if x not in self.groups)
+
+    @property
+    def shares_no_scale(self) -> bool:
+        """Whether every number that is summed has a scale of its own."""
+        return bool(self.groups) and self.group_length == 1
+
+    @property
+    def rows(self) -> int:
+        """How many rows of activations meet each group's scales."""
+        grouped = [each.axes for each in self.factors if each.varies & set(self.groups)]
+        return prod(self.sizes[x] for x in self.out if any(x not in axes for axes in grouped))
+
+    def in_dtypes(self, dtypes: Sequence[str]) -> _Product:
+        """With the numbers of each scaled factor in a dtype that holds them all."""
+        return replace(self, factors=tuple(map(_Factor.in_dtype, self.factors, dtypes)))
+
+    def made(self, dtype: str, mesh: Mapping[str, int]) -> Value:
+        """Summed in `dtype`; scales, and sums over groups, in f32; sums over chips as the result
+        is."""
+        result = self.op.types[0].dtype
+        wider = bits(dtype) > bits(result)
+        product, chips = self.over_chips(mesh) if wider else (self, {})
+        lead = (*chips, *self.groups)
+        axes = (*lead, *self.out)
+        attrs = {
+            **dict(self.op.attrs),
+            "spec": _spec(product.factors, axes),
+            "dtype": Symbol(dtype),
+        }
+        numbers = (each.numbers for each in product.factors)
+        value = in_dtype(make("contract", *numbers, **attrs), "f32")
+        for each in product.factors:
+            if each.scale is not None:
+                value = make("mul", value, in_dtype(_aligned(each, axes), "f32"))
+        value = in_dtype(_sum(value, range(len(chips), len(lead))), result)
+        if not chips:
+            return value
+        layout = (*chips.values(), *((None,) * len(self.out)))
+        why = "each chip scales its own sum"
+        return _sum(make("constrain", value, layout=layout, why=why), range(len(chips)))
+
+    def over_chips(self, mesh: Mapping[str, int]) -> tuple[_Product, dict[str, tuple[str, ...]]]:
+        """The product with each summed axis that lies on several chips cut apart, and the mesh
+        axes of the new ones."""
+        fresh = (x for x in _LETTERS if x not in self.sizes)
+        found, factors = {}, self.factors
+        for letter in self.summed:
+            over = next(filter(None, (each.split_over(letter) for each in self.factors)), ())
+            ways = prod(mesh.get(axis, 1) for axis in over)
+            if ways > 1 and self.sizes[letter] % ways == 0:
+                outer = next(fresh)
+                found[outer] = over
+                factors = tuple(each.cut(letter, ways, outer) for each in factors)
+        return replace(self, factors=factors), found
+
+
+def _spec(factors: Sequence[_Factor], out: tuple[str, ...]) -> str:
+    return f"{', '.join(' '.join(each.axes) for each in factors)} -> {' '.join(out)}"
+
+
+def _sum(value: Value, axes: Iterable[int]) -> Value:
+    axes = tuple(axes)
+    return make("reduce_sum", value, axes=axes, out_sharding=None) if axes else value
+
+
+def _aligned(factor: _Factor, out: tuple[str, ...]) -> Value:
+    """The scale with the axes of the product, size one where it does not vary."""
+    sizes = dict(zip(factor.axes, factor.scale.type.shape))
+    kept = [x for x in factor.axes if x in out]
+    flat = reshaped(factor.scale, tuple(sizes[x] for x in kept))
+    order = sorted(range(len(kept)), key=lambda i: out.index(kept[i]))
+    if order != list(range(len(kept))):
+        flat = make("transpose", flat, permutation=tuple(order))
+    return reshaped(flat, tuple(sizes.get(x, 1) for x in out))

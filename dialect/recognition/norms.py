@@ -1,0 +1,167 @@
+"""Norms, found by their factors.
+
+A product is flattened into its factors; where x and rsqrt(mean(x²) + epsilon) are among them, in
+whatever order the library multiplied, they are one `rms_norm`. Scales and biases stay outside.
+"""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+
+from dialect import nn  # noqa: F401  (defines the norms)
+from dialect.normal.normal_form import normal_form
+from dialect.values import in_dtype, mean_of, number, reshaped, through
+from dialect.vocabulary import Traced
+from rewrite.ir import Op, Value
+from rewrite.opdef import make
+from rewrite.rules import Miss, Outcome, local, pattern
+
+
+@local(
+    "mul",
+    example=lambda x, w: w * x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5),
+    types=("f32[2,8]", "f32[2,8]"),
+    keeps="reals",
+)
+def rms_norm(op: Op) -> Outcome:
+    """x * rsqrt(mean(x²) + epsilon) * ...  ->  rms_norm(x) * ..."""
+    if op.types[0].shape[-1:] in ((), (1,)):
+        return None
+    for root in _factors(op.results[0]):
+        found = _normalised(root)
+        if found is None:
+            continue
+        if isinstance(found, Miss):
+            return found
+        source, axis, epsilon = found
+        rest = _factors(op.results[0], source)
+        at = next((i for i, each in enumerate(rest) if _is_of(each, source, axis)), None)
+        if at is None:
+            return Miss("what is normalised is not, over its last axis, what is averaged", 6)
+        whole = in_dtype(through(rest[at], "convert_element_type"), source.type.dtype)
+        made = in_dtype(make("rms_norm", whole, epsilon=epsilon), rest[at].type.dtype)
+        for i, other in enumerate(rest):
+            if i != at and other != root:
+                made = make("mul", made, in_dtype(other, made.type.dtype))
+        return in_dtype(made, op.types[0].dtype)
+    return None
+
+
+def _factors(value: Value, whole: Value | None = None) -> list[Value]:
+    """What a product multiplies: its arguments, those of the products among them, and so on.
+
+    `whole` is taken as one factor, even if it is a product.
+    """
+    if value == whole:
+        return [value]
+    if value.op.name == "convert_element_type" and value.op.args[0].op.name == "mul":
+        return [in_dtype(x, value.type.dtype) for x in _factors(value.op.args[0], whole)]
+    if value.op.name != "mul":
+        return [value]
+    return [factor for arg in value.op.args for factor in _factors(arg, whole)]
+
+
+def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
+    """(x, axis, epsilon) where the value is rsqrt(mean(x²) + epsilon) over one axis."""
+    root = through(root, "reshape", "convert_element_type", "broadcast_in_dim")
+    if root.op.name != "rsqrt":
+        return None
+    inner, epsilon = through(root.op.args[0], "reshape"), 0.0
+    if inner.op.name in ("add", "max"):
+        left, right = inner.op.args
+        left, right = (right, left) if number(left) is not None else (left, right)
+        if number(right) is None:
+            return Miss("what is added to the mean is no constant", 4)
+        inner, epsilon = left, float(number(right))
+    total = through(inner, "reshape", "convert_element_type", "div", "mul").op
+    if total.name != "reduce_sum":
+        return None
+    square = mean_of(inner)
+    if square is None:
+        return Miss("the sum is not divided by the number of its terms", 5)
+    if square.op.name != "square":
+        return Miss(f"the mean is of {square.op.name}, not of squares", 4)
+    if len(total["axes"]) != 1:
+        return Miss(f"its statistics are over axes {total['axes']}, not over one", 5)
+    return square.op.args[0], total["axes"][0], epsilon
+
+
+def _is_of(value: Value, source: Value, axis: int) -> bool:
+    """Whether `value` is `source` with this axis last and the others as they are."""
+    value, source = (through(each, "convert_element_type") for each in (value, source))
+    if value == source:
+        return axis == source.type.rank - 1
+    moved = (*(d for d in range(source.type.rank) if d != axis), axis)
+    at = value.op
+    return at.name == "transpose" and at.args[0] == source and at["permutation"] == moved
+
+
+@local(
+    "add",
+    "sub",
+    example=lambda x, w, b: x * w + (b - jnp.mean(x, -1, keepdims=True) * w),
+    types=("f32[2,8]", "f32[8]", "f32[8]"),
+    keeps="reals",
+)
+def centred(op: Op) -> Outcome:
+    """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..."""
+    terms = _terms(op.results[0])
+    for i, (sign, less) in enumerate(terms):
+        for mean in less:
+            source = mean_of(mean)
+            if source is None or source.type.shape != op.types[0].shape:
+                continue
+            for j, (other, whole) in enumerate(terms):
+                scale = _without(whole, source)
+                if other == -sign and scale and scale == _without(less, mean):
+                    centre = make("sub", source, mean)
+                    kept = [term for n, term in enumerate(terms) if n not in (i, j)]
+                    return _summed([(other, [centre, *scale]), *kept])
+    return None
+
+
+Term = tuple[int, list[Value]]  # 1 or -1, and factors
+
+
+def _terms(value: Value, sign: int = 1) -> list[Term]:
+    """What a sum adds, each flattened into its factors."""
+    if value.op.name in ("add", "sub"):
+        left, right = value.op.args
+        return _terms(left, sign) + _terms(right, sign if value.op.name == "add" else -sign)
+    factors = []
+    for factor in _factors(value):
+        inner = through(factor, "reshape").op
+        sign = -sign if inner.name == "neg" else sign
+        plain = inner.name != "neg"
+        factors.append(factor if plain else reshaped(inner.args[0], factor.type.shape))
+    return [(sign, factors)]
+
+
+def _without(factors: list[Value], value: Value) -> list[Value] | None:
+    at = factors.index(value) if value in factors else None
+    return None if at is None else factors[:at] + factors[at + 1 :]
+
+
+def _summed(terms: list[Term]) -> Value:
+    products = [(sign, reduce(partial(make, "mul"), factors)) for sign, factors in terms]
+    (sign, made), *rest = products
+    made = made if sign > 0 else make("neg", made)
+    for sign, product in rest:
+        made = make("add" if sign > 0 else "sub", made, product)
+    return made
+
+
+layer = pattern(
+    "layer_norm",
+    "rms_norm(x - mean(x))  ->  layer_norm(x)",
+    before=lambda x, *, epsilon: Traced["rms_norm"](
+        x - jnp.mean(x, axis=-1, keepdims=True), epsilon=epsilon
+    ),
+    after=Traced["layer_norm"],
+    example=("f32[2,8]",),
+    constants={"epsilon": 1e-5},
+    normal=normal_form,
+)

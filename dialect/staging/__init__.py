@@ -1,0 +1,1 @@
+"""What depends on parameters alone, and moves from the step to `prepare`."""

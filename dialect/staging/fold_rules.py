@@ -1,0 +1,327 @@
+"""Factors and shifts that are known in advance move into the weights beside them.
+
+Each rule reads the marks of `dialect.staging.known`: `known` is what parameters alone make. All
+hold in the reals; a weight is rounded once more than it was.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from dialect.jaxpr import constant
+from dialect.nn import Traced
+from dialect.operands import Operand, bare, laid_out, named
+from dialect.staging import known as _  # noqa: F401  (defines the marks)
+from dialect.values import in_dtype, number, reshaped, through
+from rewrite.ir import Op, Symbol, Type, Value
+from rewrite.opdef import make
+from rewrite.rules import Miss, Outcome, local
+from rewrite.signature import Array, Signature, letters
+
+Known = Traced["known"]
+_FLOATS = ("bf16", "f16", "f32", "f64")
+# What a factor passes on its way to the product that a query comes from.
+_LINEAR = ("rope", "reshape", "transpose", "convert_element_type")
+
+
+@local(
+    "contract",
+    example=lambda x, s, w: (x * Known(s[None], alone=False)) @ Known(w, alone=True),
+    types=("f32[3,4]", "f32[4]", "f32[4,5]"),
+    keeps="reals",
+)
+def scale_of_input(op: Op) -> Outcome:
+    """contract(x * known(s), known(w))  ->  contract(x, known(s * w))"""
+    place = _weight(op)
+    source = through(op.args[1 - place], "shared", "convert_element_type") if place >= 0 else None
+    if source is None or source.op.name != "mul":
+        return None
+    if not op.args[place].op["alone"]:
+        return Miss("the weight is read elsewhere too: a copy of it would be kept", 2)
+    summed = Signature.parse(op["spec"]).inputs[1 - place]
+    for x, scale in (source.op.args, source.op.args[::-1]):
+        weight = _scaled(op, place, scale, summed)
+        if weight is not None and x.type.shape == source.type.shape:
+            return _product(op, place, in_dtype(x, op.args[1 - place].type.dtype), weight)
+    return Miss("its factor is not along the axes that are summed", 2)
+
+
+@local(
+    "contract",
+    example=lambda x, b, w: (x + Known(b[None], alone=False)) @ Known(w, alone=True),
+    types=("f32[3,4]", "f32[4]", "f32[4,5]"),
+    keeps="reals",
+)
+def shift_of_input(op: Op) -> Outcome:
+    """contract(x + known(b), known(w))  ->  contract(x, known(w)) + known(contract(b, w))"""
+    place = _weight(op)
+    source = through(op.args[1 - place], "shared", "convert_element_type") if place >= 0 else None
+    if source is None or source.op.name != "add":
+        return None
+    for x, shift in (source.op.args, source.op.args[::-1]):
+        found = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
+        if found is None or x.type.shape != source.type.shape or not found.axes:
+            continue
+        if _missing(found, op, place):
+            continue
+        row = in_dtype(_row(op, place, found), op.types[0].dtype)
+        dtype = op.args[1 - place].type.dtype
+        product = _product(op, place, in_dtype(x, dtype), op.args[place])
+        return make("add", product, make("known", row, alone=True))
+    return None
+
+
+@local(
+    "mul",
+    example=lambda x, w, s: (x @ Known(w, alone=True)) * Known(s[None], alone=True),
+    types=("f32[3,4]", "f32[4,5]", "f32[5]"),
+    keeps="reals",
+)
+def scale_of_product(op: Op) -> Outcome:
+    """contract(x, known(w)) * s  ->  contract(x, known(w * s))"""
+    for product, scale in (op.args, op.args[::-1]):
+        if product.op.name == "contract" and product.type == op.types[0]:
+            made = _scaled_product(product, scale)
+            if made is not None:
+                return made
+    return None
+
+
+@local(
+    "mul",
+    example=lambda x, s, c: (x * Known(s[None], alone=True)) * 0.5,
+    types=("f32[3,4]", "f32[4]", "f32[]"),
+    keeps="reals",
+)
+def scale_of_scaled(op: Op) -> Outcome:
+    """x * known(s) * c  ->  x * known(s * c)"""
+    return _into_known(op, "mul", "mul")
+
+
+@local(
+    "add",
+    example=lambda x, a, b: (x + Known(a[None], alone=True)) + Known(b[None], alone=True),
+    types=("f32[3,4]", "f32[4]", "f32[4]"),
+    keeps="reals",
+)
+def shift_of_shifted(op: Op) -> Outcome:
+    """x + known(a) + known(b)  ->  x + known(a + b)"""
+    return _into_known(op, "add", "add")
+
+
+@local(
+    "mul",
+    example=lambda x, b: (x @ Known(x.T, alone=True) + Known(b[None], alone=True)) * 0.5,
+    types=("f32[3,4]", "f32[3]"),
+    keeps="reals",
+)
+def scale_of_shifted(op: Op) -> Outcome:
+    """(contract(x, w) + known(b)) * c  ->  contract(x, w) * c + known(b * c)"""
+    for value, scale in (op.args, op.args[::-1]):
+        if number(scale) is None or value.op.name != "add":
+            continue
+        for product, shift in (value.op.args, value.op.args[::-1]):
+            if product.op.name == "contract" and shift.op.name == "known":
+                return make("add", _times(product, scale), _known_times(shift, scale))
+    return None
+
+
+@local(
+    "mul",
+    example=lambda x, s, w: ((x * Known(s[None], alone=True)) @ Known(w, alone=False)) * 0.5,
+    types=("f32[3,4]", "f32[4]", "f32[4,5]"),
+    keeps="reals",
+)
+def scale_before_product(op: Op) -> Outcome:
+    """contract(x * known(s), w) * c  ->  contract(x * known(s * c), w), w having other readers"""
+    for value, scale in (op.args, op.args[::-1]):
+        inner = value.op.args[0].op if value.op.name == "contract" else None
+        if number(scale) is None or inner is None or inner.name != "mul":
+            continue
+        moved = _into_known(inner, "mul", "mul", scale)
+        if isinstance(moved, Value):
+            return make("contract", moved, *value.op.args[1:], **dict(value.op.attrs))
+    return None
+
+
+@local(
+    "mul",
+    example=lambda table: (
+        Traced["take"](
+            Known(table, alone=True), jnp.array([1, 0]), mode=Symbol("GatherScatterMode.CLIP")
+        )
+        * 0.5
+    ),
+    types=("f32[3,4]",),
+    keeps="reals",
+)
+def scale_of_rows(op: Op) -> Outcome:
+    """take(known(table), ids) * c  ->  take(known(table * c), ids), if nobody else reads it"""
+    for rows, scale in (op.args, op.args[::-1]):
+        if rows.op.name != "take" or number(scale) is None:
+            continue
+        table, ids = rows.op.args
+        if table.op.name == "known" and table.op["alone"]:
+            return make("take", _known_times(table, scale), ids, **dict(rows.op.attrs))
+        if table.op.name == "known":
+            return Miss("the table is read elsewhere too", 2)
+    return None
+
+
+@local(
+    "attend",
+    example=lambda x, w, k, v: Traced["attend"](
+        x @ Known(w, alone=True), k, v, axes="b k, b s k, b s v -> b v", scale=0.5
+    ),
+    types=("f32[2,3]", "f32[3,4]", "f32[2,5,4]", "f32[2,5,4]"),
+    keeps="reals",
+)
+def scale_of_query(op: Op) -> Outcome:
+    """attend(contract(x, known(w)), k, v) {scale=c}  ->  attend(contract(x, known(w * c)), k, v)
+
+    Where nothing is added to the logits c takes log2(e) along, and the softmax is of base 2.
+    """
+    attrs, scale = dict(op.attrs), op.get("scale", 1.0)
+    added = {"bias", "sink"} & set(op.get("given", "").split()) or op.get("cap") is not None
+    of_two = not added and op.get("base") is None
+    if scale == 1.0 and not of_two:
+        return None
+    factor = constant(scale * math.log2(math.e) if of_two else scale, Type("f32", ()))
+    query = _pushed(op.args[0], factor)
+    if query is None:
+        return Miss("its query is not a product with a weight, or others read it too", 1)
+    attrs |= {"scale": 1.0, **({"base": 2.0} if of_two else {})}
+    return make("attend", query, *op.args[1:], **attrs)
+
+
+def _weight(op: Op) -> int:
+    """The place of the product's one known factor; -1 where there is none."""
+    places = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
+    return places[0] if len(places) == 1 and len(op.args) == 2 else -1
+
+
+def _operand(op: Op, value: Value, axes: Array) -> Operand | None:
+    """A known value or number beside an array of the product that has these axes."""
+    if value.op.name != "known" and number(value) is None:
+        return None
+    value = through(value, "known")
+    spec = Signature.parse(op["spec"])
+    arrays = zip((*op.args, op.results[0]), (*spec.inputs, *spec.outputs))
+    sizes = {x: size for v, a in arrays for (x,), size in zip(a, v.type.shape)}
+    if value.type.rank == 0:
+        return Operand(value, ())
+    return bare(named(value, axes), sizes) if value.type.rank == len(axes) else None
+
+
+def _missing(operand: Operand, op: Op, place: int) -> bool:
+    """Whether the operand has an axis that the weight lacks."""
+    own = letters(Signature.parse(op["spec"]).inputs[place])
+    return any(x not in own for x in letters(operand.axes))
+
+
+def _scaled(op: Op, place: int, scale: Value, axes: Array) -> Value | None:
+    """The weight times a factor beside an array with these axes; None where it lacks one."""
+    found = _operand(op, scale, axes)
+    if found is None or _missing(found, op, place) or not _may_scale(op.args[place]):
+        return None
+    return _times_known(op, place, found)
+
+
+def _may_scale(weight: Value) -> bool:
+    return weight.op.args[0].op.name != "dequantize" and weight.type.dtype in _FLOATS
+
+
+def _times_known(op: Op, place: int, found: Operand) -> Value:
+    weight, axes = op.args[place].op.args[0], Signature.parse(op["spec"]).inputs[place]
+    used = set(letters(found.axes))
+    shape = tuple(n if x in used else 1 for (x,), n in zip(axes, weight.type.shape))
+    factor = found.value
+    if used:
+        factor = laid_out(found, tuple(axis for axis in axes if axis[0] in used), shape)
+    alone = op.args[place].op["alone"]
+    return make("known", _times(weight, factor), alone=alone)
+
+
+def _times(value: Value, factor: Value) -> Value:
+    """value * factor, made in f32 where the two differ, in the value's dtype."""
+    dtype = value.type.dtype
+    if factor.type.dtype == dtype:
+        return make("mul", value, factor)
+    return in_dtype(make("mul", in_dtype(value, "f32"), in_dtype(factor, "f32")), dtype)
+
+
+def _known_times(value: Value, factor: Value) -> Value:
+    return make("known", _times(value.op.args[0], factor), alone=value.op["alone"])
+
+
+def _into_known(op: Op, name: str, inner: str, extra: Value | None = None) -> Outcome:
+    """(x . known(a)) . known(b)  ->  x . known(a . b), where b may be a number."""
+    pairs = [(op.results[0], extra)] if extra is not None else [op.args, op.args[::-1]]
+    for value, last in pairs:
+        fits = last.op.name == "known" or number(last) is not None
+        if not fits or value.op.name != inner or value.type != op.types[0]:
+            continue
+        for x, first in (value.op.args, value.op.args[::-1]):
+            if first.op.name != "known" or x.type != value.type:
+                continue
+            second = last.op.args[0] if last.op.name == "known" else last
+            if name == "mul":
+                both = _times(first.op.args[0], second)
+            else:
+                both = make("add", first.op.args[0], second)
+            if both.type.dtype == first.type.dtype:
+                return make(name, x, make("known", both, alone=True))
+    return None
+
+
+def _scaled_product(product: Value, scale: Value) -> Value | None:
+    """A product times a factor along the axes of its weight, as one product; None where not."""
+    op = product.op
+    place = _weight(op)
+    if place < 0 or not op.args[place].op["alone"]:
+        return None
+    weight = _scaled(op, place, scale, Signature.parse(op["spec"]).outputs[0])
+    return None if weight is None else _product(op, place, op.args[1 - place], weight)
+
+
+def _product(op: Op, place: int, x: Value, weight: Value) -> Value:
+    args = (weight, x) if place == 0 else (x, weight)
+    return make("contract", *args, **dict(op.attrs))
+
+
+def _row(op: Op, place: int, found: Operand) -> Value:
+    """What a product adds for a shift of its input: a row of the result, size one elsewhere."""
+    spec = Signature.parse(op["spec"])
+    weight, out = spec.inputs[place], spec.outputs[0]
+    shift = tuple((x,) for x in letters(found.axes))
+    own = tuple(axis for axis in out if axis in weight)
+    row = make(
+        "contract",
+        in_dtype(reshaped(found.value, [n for n in found.value.type.shape if n > 1]), "f32"),
+        in_dtype(op.args[place].op.args[0], "f32"),
+        spec=str(Signature((shift, weight), (own,))),
+        dtype=Symbol("f32"),
+    )
+    sizes = zip(out, op.types[0].shape)
+    return reshaped(row, tuple(size if axis in own else 1 for axis, size in sizes))
+
+
+def _pushed(value: Value, factor: Value) -> Value | None:
+    """value * factor, the factor being in the weight behind the value; None where there is none."""
+    op = value.op
+    if op.name == "contract":
+        return _scaled_product(value, factor)
+    if op.name in _LINEAR:
+        inner = _pushed(op.args[0], factor)
+        return None if inner is None else make(op.name, inner, *op.args[1:], **dict(op.attrs))
+    if op.name == "add":
+        parts = [_pushed(arg, factor) for arg in op.args]
+        return None if None in parts else make("add", *parts)
+    if op.name == "mul" and any(arg.op.name == "known" for arg in op.args):
+        (place, *_) = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
+        args = list(op.args)
+        args[place] = _known_times(args[place], factor)
+        return make("mul", *args)
+    return _known_times(value, factor) if op.name == "known" else None
