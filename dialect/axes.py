@@ -59,6 +59,8 @@ def _join_op(axes: Axes, op: Op) -> None:
     arrays = list(zip((*op.args, *op.results), (*signature.inputs, *signature.outputs)))
     compound = []
     for value, array in arrays:
+        if value.op.name == "iota":
+            continue  # one is counted with along axes that have but their length in common
         for axis, dimension in zip(axes.at(value), array):
             if len(dimension) > 1:
                 compound.append((axis, dimension))

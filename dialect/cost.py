@@ -2,16 +2,19 @@
 
     time = max(compute, hbm, gathering of weights) + other communication + latency
 
-since only the gathering of weights waits for no activation. Compute, HBM and communication are
+since only the gathering of weights waits for no activation; where the compiler makes the arithmetic
+wait for it (`Chip.gathers_beside`), it is communication as any other. Compute, HBM and communication are
 what a chip is asked for (workload.py) over what it delivers (chips.py, and `Constants`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dialect.machine import collectives
 from dialect.machine.chips import GIB
+from dialect.machine.interconnect import Links, Ring
 from dialect.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import Unavailable
@@ -27,22 +30,31 @@ class Constants:
     - compute, hbm: fractions of peak
     - link: what a chip receives from a closed ring, as a multiple of one link one way (an ideal
       ring, which uses both directions, would be 2)
-    - gather: the same for weights that are gathered beside the arithmetic
+    - torus: the rings of k physical axes together are worth k**torus of one
     - hop_s: one step of a ring, however few bytes it carries
+
+    Weights that are gathered beside the arithmetic come from one direction, axis after axis.
     """
 
     compute: float
     hbm: float
     link: float
-    gather: float
+    torus: float
     hop_s: float
+
+    def worth(self, under: Sequence[Links], overlaps: bool) -> float:
+        """What the links under a collective deliver, as a multiple of one link one way."""
+        if overlaps:
+            return self.link / 2
+        rings = sum(isinstance(each, Ring) and each.size > 1 for each in under)
+        return self.link * max(1, rings) ** self.torus
 
 
 # Fitted on v4, to the latencies of PaLM 62B and 540B in Tables 2, 3, D.2 and Figures 1, 6, 7, 8
-# of arXiv:2211.05102 (69 points; median error 4 %, largest 15 %), then rounded. No
+# of arXiv:2211.05102 (69 points; median error 5 %, largest 15 %), then rounded. No
 # such measurements are public for the other chips: they are assumed to deliver the same part of
 # their data sheets.
-CONSTANTS = Constants(compute=0.78, hbm=0.80, link=2.1, gather=0.92, hop_s=3.3e-6)
+CONSTANTS = Constants(compute=0.80, hbm=0.85, link=1.89, torus=0.15, hop_s=3.6e-6)
 
 
 def estimate(
@@ -62,9 +74,10 @@ def estimate(
     for collective in work.collectives():
         under = tuple(link for axis in collective.axes for link in links[axis])
         kind, size = collective.kind, collective.bytes
-        fraction = constants.gather if collective.overlaps else constants.link
+        overlaps = collective.overlaps and chip.gathers_beside
+        fraction = constants.worth(under, overlaps)
         seconds = collective.times * collectives.transfer_s(kind, size, under, fraction)
-        if collective.overlaps:
+        if overlaps:
             gather_s += seconds
         else:
             exchange_s += seconds
@@ -97,7 +110,12 @@ def ffn_communication_bytes(
 def must_fit(
     shape: DecoderShape, topology: Topology, mesh: MeshSpec, partitioning: Partitioning
 ) -> None:
-    """Raises Unavailable where a chip has not enough memory, with the largest occupants."""
+    """Raises Unavailable where a chip has not enough memory, with the largest occupants, and where
+    ragged products would find their rows on several chips."""
+    if shape.routing == "ragged" and partitioning.axes("residual", "batch"):
+        raise Unavailable(
+            "ragged products take the rows of all sequences in one order, so their batch is whole"
+        )
     parts = Workload(shape, mesh, partitioning).memory()
     needed, usable = sum(parts.values()), topology.chip.usable_hbm_bytes
     if needed <= usable:

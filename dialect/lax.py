@@ -72,6 +72,14 @@ def _dot_general(op: Op) -> Signature:
     return Signature((tuple(left), tuple(right)), (tuple(out),))
 
 
+def _ragged_dot(op: Op) -> Signature:
+    """Of `jax.lax.ragged_dot`; nothing is known of its more general forms."""
+    numbers = tuple(value for _, value in op["ragged_dot_dimension_numbers"].fields)
+    if numbers != ((((1,), (1,)), ((), ())), (0,), (0,)):
+        return _unknown(op)
+    return Signature.parse("m k, e k n, e -> m n; need m e")
+
+
 def _reduction(op: Op) -> Signature:
     axes = _axes(op.args[0].type.rank)
     out = tuple(axis for i, axis in enumerate(axes) if i not in op["axes"])
@@ -265,6 +273,16 @@ def _iota(op: Op) -> Signature:
     return Signature(((),) * len(op.args), (_axes(op.types[0].rank),))
 
 
+# Scatters that go out through the public function: their `update_jaxpr` is made there.
+SCATTERS = {
+    "scatter": jax.lax.scatter,
+    "scatter-add": jax.lax.scatter_add,
+    "scatter-sub": jax.lax.scatter_sub,
+    "scatter-mul": jax.lax.scatter_mul,
+    "scatter-min": jax.lax.scatter_min,
+    "scatter-max": jax.lax.scatter_max,
+}
+
 SIGNATURES: dict[str, Callable[[Op], Signature]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(
@@ -273,14 +291,12 @@ SIGNATURES: dict[str, Callable[[Op], Signature]] = {
         _reduction,
     ),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),
-    **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
-        _scatter,
-    ),
+    **dict.fromkeys(SCATTERS, _scatter),
     "sort": _along("dimension"),
     "rev": _along("dimensions"),
     "split": _along("axis"),
     "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
     "squeeze": _squeeze,
@@ -299,17 +315,6 @@ SIGNATURES: dict[str, Callable[[Op], Signature]] = {
 
 def _unknown(op: Op) -> Signature:
     return opaque(tuple(arg.type.rank for arg in op.args), tuple(t.rank for t in op.types))
-
-
-# Scatters that go out through the public function: their `update_jaxpr` is made there.
-SCATTERS = {
-    "scatter": jax.lax.scatter,
-    "scatter-add": jax.lax.scatter_add,
-    "scatter-sub": jax.lax.scatter_sub,
-    "scatter-mul": jax.lax.scatter_mul,
-    "scatter-min": jax.lax.scatter_min,
-    "scatter-max": jax.lax.scatter_max,
-}
 
 
 def _reference(name: str) -> Callable[..., Any]:

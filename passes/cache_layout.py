@@ -54,7 +54,8 @@ class CacheLayout(Pass):
             made, notes = with_fewer_heads(program, self.kv_heads, self.merge)
         else:
             made, notes = with_real_heads(program)
-        keeps = "approx" if self.kv_heads else "reals" if made is not program else "bits"
+        merged = "approx" if self.kv_heads else "reals"
+        keeps = "bits" if made is program else merged
         made, more = self.reordered(made)
         step = Step(str(self), keeps, (*notes, *more))
         return replace(made, history=(*program.history, step))

@@ -8,28 +8,30 @@ row of a table or the weights that compute it, whichever is fewer bytes at this 
 block with rotary positions that is q, k, v and the embedding itself, 2(d + e) values per row; for a
 parallel one the feed-forward layer's result is added to the embedding's row, whichever comes first
 in the sum of the block. That reorders a sum; all else keeps every bit.
+
+What one token looks up may lie in several tables, such as integers and their scales: f is a
+function of all their rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil, prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dialect.control import scan_parts
 from dialect.jaxpr import constant
 from dialect.layered.loops import peeled
 from dialect.normal.normal_form import normal_form, reshaped
-from dialect.staging.binding import bound_values, dependents, known_values
+from dialect.staging.binding import bound_values, dependents, known_values, stored_bytes
 from dialect.staging.first_layer_figures import Figures
+from dialect.staging.row_wise import Lookup, row_wise
 from dialect.sums import sums
-from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.mincut import Network
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program, Step
-from rewrite.signature import letters
 from rewrite.target import Target
 
 
@@ -47,8 +49,8 @@ class FirstLayer(Pass):
     def run(self, program: Program, target: Target) -> Program:
         params = program.values("param")
         graph, notes, keeps = program.graph, [], "bits"
-        for take in _embeddings(program, params):
-            found = _cheapest(graph, take, params)
+        for lookup in _embeddings(program, params):
+            found = _cheapest(graph, lookup, params)
             declined = self.declined(found, params)
             if declined:
                 notes.append(declined)
@@ -65,8 +67,8 @@ class FirstLayer(Pass):
     def declined(self, found: _Found, params: list[Value]) -> str | None:
         """Why nothing is looked up, or None."""
         if not found.cut or not found.eliminated:
-            return f"declined: {_why_not(found.graph, found.take, found.region)}"
-        vocab, rows = found.take.args[0].type.shape[0], found.rows
+            return f"declined: {_why_not(found)}"
+        vocab, rows = found.lookup.vocab, found.lookup.rows
         size = sum(value.type.bytes // rows * vocab for value in found.cut)
         total = sum(value.type.bytes for value in params)
         if size <= self.budget * total:
@@ -79,14 +81,14 @@ class FirstLayer(Pass):
 
 @dataclass(frozen=True)
 class _Found:
-    """What can be looked up: the row-wise region behind `take`, cut where that is cheapest.
+    """What can be looked up: the row-wise region behind a lookup, cut where that is cheapest.
 
     `read_bytes` is what a step reads for it, less what it reads no more of weights; `reordered`
     says that a sum was, so that all that is row-wise of it is one table.
     """
 
     graph: Graph
-    take: Op
+    lookup: Lookup
     bound: frozenset[Value]
     region: dict[Value, int]
     cut: list[Value]
@@ -94,53 +96,60 @@ class _Found:
     read_bytes: int
     reordered: bool
 
-    @property
-    def rows(self) -> int:
-        return self.take.args[1].type.size
-
     def looked_up(self) -> Graph:
         """The graph with the values of the cut read from tables."""
-        ids, mode = self.take.args[1], self.take["mode"]
-        tables = _tabulated(self.take, self.cut, self.bound)
-        rows = [make("take", each, ids, mode=mode) for each in tables]
+        rows = self.lookup.of(_tabulated(self.lookup, self.cut, self.bound))
         found = {value: reshaped(row, value.type.shape) for value, row in zip(self.cut, rows)}
         return replace_values(self.graph, found)
 
     def figures(self, looked_up: Graph, params: list[Value]) -> Figures:
-        table = self.take.args[0]
-        width = self.take.types[0].size // self.rows
-        stored = sum(value.type.size // self.rows for value in self.cut)
-        still_read = self.take in looked_up.ops
-        alone = all(user is self.take for user, _ in self.graph.users[table])
+        lookup = self.lookup
+        width = {take: lookup.width(take) for take in lookup.takes}
+        stored = sum(value.type.size // lookup.rows for value in self.cut)
+        still_read = [take for take in lookup.takes if take in looked_up.ops]
+        dropped = [
+            take
+            for take in lookup.takes
+            if take not in still_read and self.only_taken(take.args[0])
+        ]
         return Figures(
             eliminated=sum(value.type.size for value in self.eliminated),
-            width=width,
-            row=stored + (width if still_read else 0),
+            width=sum(width.values()),
+            row=stored + sum(width[take] for take in still_read),
             stored=stored,
-            vocab=table.type.shape[0],
-            tokens=self.rows,
-            drops_embedding=alone and not still_read,
+            vocab=lookup.vocab,
+            tokens=lookup.rows,
+            dropped=sum(width[take] for take in dropped),
             parameters=sum(value.type.size for value in params),
         )
 
+    def only_taken(self, table: Value) -> bool:
+        """Whether nobody reads more of a table than these rows, or of what is made of it."""
+        readers = [op for op, _ in self.graph.users.get(table, ())]
+        return table not in self.graph.outputs and all(
+            op in self.lookup.takes
+            or (op.results[0] in self.bound and all(map(self.only_taken, op.results)))
+            for op in readers
+        )
 
-def _cheapest(graph: Graph, take: Op, params: list[Value]) -> _Found:
-    """What can be looked up behind `take`, its sums as they are or the row-wise terms first."""
-    peeled_graph = _peel_loops_after(graph, take, params)
-    plain = _found(peeled_graph, take, params, reordered=False)
+
+def _cheapest(graph: Graph, lookup: Lookup, params: list[Value]) -> _Found:
+    """What can be looked up behind `lookup`, its sums as they are or the row-wise terms first."""
+    peeled_graph = _peel_loops_after(graph, lookup, params)
+    plain = _found(peeled_graph, lookup, params, reordered=False)
     moved = _row_wise_first(peeled_graph, plain.region)
     if moved is peeled_graph:
         return plain
-    return min(plain, _found(moved, take, params, reordered=True), key=lambda x: x.read_bytes)
+    return min(plain, _found(moved, lookup, params, reordered=True), key=lambda x: x.read_bytes)
 
 
-def _found(graph: Graph, take: Op, params: list[Value], reordered: bool) -> _Found:
+def _found(graph: Graph, lookup: Lookup, params: list[Value], reordered: bool) -> _Found:
     bound = bound_values(graph, params)
-    region = _row_wise(graph, take, known_values(graph, params))
-    cut, eliminated = _cheapest_cut(graph, take, region, bound)
-    read_bytes = sum(v.type.bytes for v in cut) - sum(v.type.bytes for v in eliminated)
-    cut = [value for value in cut if value.op is not take]  # its rows are a table already
-    return _Found(graph, take, bound, region, cut, eliminated, read_bytes, reordered)
+    region = row_wise(graph, lookup, known_values(graph, params))
+    cut, eliminated = _cheapest_cut(graph, lookup, region, bound)
+    read_bytes = sum(v.type.bytes for v in cut) - sum(stored_bytes(v) for v in eliminated)
+    cut = [value for value in cut if value.op not in lookup.takes]  # these are tables already
+    return _Found(graph, lookup, bound, region, cut, eliminated, read_bytes, reordered)
 
 
 def _row_wise_first(graph: Graph, region: dict[Value, int]) -> Graph:
@@ -157,24 +166,24 @@ def _row_wise_first(graph: Graph, region: dict[Value, int]) -> Graph:
     return replace_values(graph, moved) if moved else graph
 
 
-def _embeddings(program: Program, params: list[Value]) -> list[Op]:
-    """The takes of parameter rows by what the caller gives: by tokens, not by positions."""
+def _embeddings(program: Program, params: list[Value]) -> list[Lookup]:
+    """The rows of parameters that are taken by what the caller gives: by tokens, not positions."""
     graph = program.graph
     given = dependents(graph, program.values("arg"))
     bound = bound_values(graph, params)
-    return [
-        op
-        for op in graph.ops
-        if op.name == "take"
-        and op.args[0] in bound
-        and op.args[1] in given
-        and op.args[1].type.size
-    ]
+    alike: dict[tuple[Any, ...], list[Op]] = {}
+    for op in graph.ops:
+        if op.name != "take" or op.args[0] not in bound:
+            continue
+        table, ids = op.args
+        if ids in given and ids.type.size:
+            alike.setdefault((ids, op["mode"], table.type.shape[0]), []).append(op)
+    return [Lookup(tuple(takes)) for takes in alike.values()]
 
 
-def _peel_loops_after(graph: Graph, take: Op, params: list[Value]) -> Graph:
+def _peel_loops_after(graph: Graph, lookup: Lookup, params: list[Value]) -> Graph:
     """The graph with the first iteration of every loop that starts from row-wise values peeled."""
-    region = _row_wise(graph, take, known_values(graph, params))
+    region = row_wise(graph, lookup, known_values(graph, params))
     memo: dict[Value, Value] = {value: value for value in graph.inputs}
     for op in graph.ops:
         moved = with_args(op, tuple(memo[arg] for arg in op.args))
@@ -186,78 +195,35 @@ def _peel_loops_after(graph: Graph, take: Op, params: list[Value]) -> Graph:
     return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
 
-def _row_wise(graph: Graph, take: Op, known: frozenset[Value]) -> dict[Value, int]:
-    """Values that are a function of the taken row alone, with how many leading axes are rows."""
-    region = {take.results[0]: take.args[1].type.rank}
-    for op in graph.ops:
-        if op is take or not any(arg in region for arg in op.args):
-            continue
-        if all(arg in region or arg in known for arg in op.args):
-            rows = _rows_after(op, region)
-            if rows is not None:
-                region.update(zip(op.results, rows))
-    return region
-
-
-def _rows_after(op: Op, region: dict[Value, int]) -> list[int] | None:
-    """The number of leading row axes of each result, or None where rows are mixed or moved."""
-    if op.regions:
-        return None
-    signature = opdef.signature(op)
-    row_letters: tuple[str, ...] = ()
-    for arg, array in zip(op.args, signature.inputs):
-        if arg in region:
-            own = letters(array[: region[arg]])
-            row_letters = row_letters or own
-            if own != row_letters or any(x in letters(array[region[arg] :]) for x in own):
-                return None
-    for arg, array in zip(op.args, signature.inputs):
-        wide = [axes for axes, size in zip(array, arg.type.shape) if size > 1]
-        if arg not in region and any(x in row_letters for x in letters(tuple(wide))):
-            return None
-    if any(x in signature.need for x in row_letters):
-        return None
-    counts = []
-    for array in signature.outputs:
-        count = 0
-        while len(letters(array[:count])) < len(row_letters) and count < len(array):
-            count += 1
-        if letters(array[:count]) != row_letters or any(
-            x in row_letters for x in letters(array[count:])
-        ):
-            return None
-        counts.append(count)
-    return counts
-
-
 def _cheapest_cut(
-    graph: Graph, take: Op, region: dict[Value, int], bound: frozenset[Value]
+    graph: Graph, lookup: Lookup, region: dict[Value, int], bound: frozenset[Value]
 ) -> tuple[list[Value], list[Value]]:
     """Which row-wise values to look up, and the parameters that the step then never reads.
 
-    Every op is on the side of the tables, which is free, or of the step, which reads the op's
-    parameters; a value that crosses is read, all its rows. The cheapest division is a minimum cut.
+    A value that the step needs it either reads, its rows, or computes: then it reads the op's
+    parameters, and needs what the op reads. Tables are made of whatever they need, at no cost. The
+    cheapest division is a minimum cut.
     """
     ops = list(dict.fromkeys(value.op for value in region))
     network = Network()
-    network.edge("source", take)
     for op in ops:
-        if op is not take:
-            weights = sum(arg.type.bytes for arg in dict.fromkeys(op.args) if arg in bound)
+        if op in lookup.takes:
+            network.edge("source", op)
+        else:
+            weights = sum(stored_bytes(arg) for arg in dict.fromkeys(op.args) if arg in bound)
             network.edge("source", op, weights)
         for value in op.results:
             network.edge(op, value, max(1, value.type.bytes))
             for reader, _ in graph.users.get(value, ()):
                 if reader in region or reader.results[0] in region:
                     network.edge(value, reader)
-                    network.edge(reader, op)
                 else:
                     network.edge(value, "sink")
             if value in graph.outputs:
                 network.edge(value, "sink")
     tables = network.source_side()
     cut = [value for value in region if value.op in tables and value not in tables]
-    tabled = [op for op in ops if op in tables and op is not take]
+    tabled = [op for op in ops if op in tables and op not in lookup.takes]
     readers = {op for op in ops if op not in tables}
     weights = {
         arg: None
@@ -269,28 +235,30 @@ def _cheapest_cut(
     return cut, list(weights)
 
 
-def _tabulated(take: Op, cut: list[Value], bound: frozenset[Value]) -> list[Value]:
+def _tabulated(lookup: Lookup, cut: list[Value], bound: frozenset[Value]) -> list[Value]:
     """For each cut value its table [v, ...]: the step's own ops, run over all ids in batches.
 
     The very ops of the step at the very shapes of the step, so the rows keep every bit.
     """
-    table, ids = take.args
-    vocab, rows = table.type.shape[0], ids.type.size
+    vocab, rows = lookup.vocab, lookup.rows
     batches = ceil(vocab / rows)
-    used = _bound_arguments(cut, take, bound)
-    chunk = new_input(Type("i32", ids.type.shape))
+    takes, used = _read_for(cut, lookup, bound)
+    chunk = new_input(Type("i32", lookup.ids.type.shape))
     inside = {value: new_input(value.type) for value in used}
-    start = make("take", inside[table], chunk, mode=Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
-    shell = replace_values(Graph((), tuple(cut)), {**inside, take.results[0]: start})
+    mode = Symbol("GatherScatterMode.PROMISE_IN_BOUNDS")
+    starts = {
+        take.results[0]: make("take", inside[take.args[0]], chunk, mode=mode) for take in takes
+    }
+    shell = replace_values(Graph((), tuple(cut)), inside | starts)
     body = Graph((*inside.values(), chunk), shell.outputs)
     last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0)
     last = make("rem", last, constant(vocab, Type("i32", ())))
     loop = build(
         "scan",
         *used,
-        reshaped(last, (batches, *ids.type.shape)),
+        reshaped(last, (batches, *lookup.ids.type.shape)),
         regions=(body,),
-        origin=take.origin.then("first_layer"),
+        origin=takes[0].origin.then("first_layer"),
         consts=len(used),
         carry=0,
         length=batches,
@@ -322,28 +290,36 @@ def _rest_shape(value: Value, rows: int) -> tuple[int, ...]:
     return shape[count:]
 
 
-def _bound_arguments(cut: list[Value], take: Op, bound: frozenset[Value]) -> list[Value]:
-    """The parameters that computing `cut` reads, the table first."""
-    found: dict[Value, None] = {take.args[0]: None}
+def _read_for(
+    cut: list[Value], lookup: Lookup, bound: frozenset[Value]
+) -> tuple[list[Op], list[Value]]:
+    """What computing `cut` takes of the tables, and the parameters that it reads, tables first."""
+    takes: dict[Op, None] = {}
+    found: dict[Value, None] = {}
     stack, seen = [value.op for value in cut], set()
     while stack:
         op = stack.pop()
-        if op in seen or op is take:
+        if op in seen:
             continue
         seen.add(op)
+        if op in lookup.takes:
+            takes[op] = None
+            continue
         for arg in op.args:
             if arg in bound:
                 found[arg] = None
             else:
                 stack.append(arg.op)
-    return list(found)
+    tables = dict.fromkeys(take.args[0] for take in takes)
+    return list(takes), list(tables | found)
 
 
-def _why_not(graph: Graph, take: Op, region: dict[Value, int]) -> str:
+def _why_not(found: _Found) -> str:
     """The first reader that is not row-wise, or that its weights are cheaper than its rows."""
-    readers = {reader for reader, _ in graph.users.get(take.results[0], ())}
-    outside = [op for op in readers if op.results[0] not in region]
-    if len(outside) == len(readers) and outside:
-        where = f" at {outside[0].origin.source}" if outside[0].origin.source else ""
-        return f"{outside[0].name}{where} mixes the embedding with something that is not its row"
-    return f"at {take.args[1].type.size} tokens a step, reading the weights is fewer bytes"
+    region = found.region
+    if not any(value.op.name == "contract" for value in region):
+        for op in found.graph.ops:
+            if op.results[0] not in region and any(arg in region for arg in op.args):
+                where = f" at {op.origin.source}" if op.origin.source else ""
+                return f"{op.name}{where} mixes the embedding with something that is not its row"
+    return f"at {found.lookup.rows} tokens a step, reading the weights is fewer bytes"

@@ -76,7 +76,7 @@ class Plan(Pass):
         shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
         attention = self.attention if self.attention != "auto" else owner_asked(program)
         asked = [None if each == "auto" else each for each in (self.ffn, attention)]
-        notes = [f"not found, so not costed: {', '.join(shape.absent)}"] if shape.absent else []
+        notes = shape.notes()
         alone = bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix

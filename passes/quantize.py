@@ -28,6 +28,7 @@ from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_i
 from dialect.quantized.ragged_products import summed_axis
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
 from dialect.values import reshaped
+from rewrite.driver import rewrite
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make, with_args
@@ -80,7 +81,7 @@ class Quantize(Pass):
         chip = Topology.parse(target.topology).chip if target.topology else None
         made = _Quantized(self, infer_axes(program), chip)
         names = parameter_paths(program)
-        graph = made.graph(program.graph, names)
+        graph = rewrite(made.graph(program.graph, names), ())  # what is asked for twice is one
         unmatched = made.unmatched({name for paths in names.values() for name in paths})
         return self.said(program.with_graph(graph), *made.lines(), *unmatched, *notes)
 
@@ -152,12 +153,14 @@ class _Quantized:
         if parts:
             cut = split_contract(moved, parts).op
             moved = replace(cut, origin=op.origin)
-        inner = letters(Signature.parse(moved["spec"]).inputs[position])
+        spec = Signature.parse(moved["spec"])
+        inner, rows = letters(spec.inputs[position]), letters(spec.inputs[1 - position])
         axes = tuple(d for d, x in enumerate(inner) if x in shared or x not in own)
         form = self.form(choice.form)
         args = list(moved.args)
         args[position] = _stored(args[position], axes, form, weight.type.dtype)
-        args[1 - position] = self.activation(moved, 1 - position)
+        summed_rows = tuple(d for d, x in enumerate(rows) if x not in letters(spec.outputs[0]))
+        args[1 - position] = self.activation(args[1 - position], summed_rows)
         return with_args(moved, tuple(args))
 
     def groups(
@@ -175,19 +178,17 @@ class _Quantized:
             )
         return cut or ({}, tuple(summed))
 
-    def activation(self, op: Op, position: int) -> Value:
-        """The activations that a product reads, in steps of eight bits, each token by itself."""
-        value = op.args[position]
+    def activation(self, value: Value, axes: tuple[int, ...]) -> Value:
+        """The activations that a product sums along `axes`, in steps of eight bits, each token by
+        itself."""
         asked = self.asked.activations
         if asked is None or value.type.dtype not in _FLOATS or value.op.name == "rounded":
             return value
         form = self.form(asked)
-        out = letters(Signature.parse(op["spec"]).outputs[0])
-        own = letters(Signature.parse(op["spec"]).inputs[position])
-        axes = tuple(d for d, x in enumerate(own) if x not in out)
         options = {} if form == "int8" else {"form": form}
         largest = FORMS[form].largest
-        return make("rounded", value, axes=axes, largest=largest, least=_LEAST, **options)
+        options |= {"axes": axes, "largest": largest, "least": _LEAST}
+        return make("rounded", value, origin=value.op.origin, **options)
 
     def ragged(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
         """Experts' matrices, met by the rows of their own tokens: a scale per output channel."""
@@ -196,7 +197,7 @@ class _Quantized:
         name = ", ".join(sorted(found))
         if isinstance(choice, Choice):
             # The compiler's kernel takes eight bits as they are where the chip multiplies them,
-            # widens the whole weight elsewhere, and takes no int4.
+            # and rows of int8 then; it widens the whole weight elsewhere, and takes no int4.
             form = self.form("int8" if choice.form == "int4" else choice.form)
             if self.chip and not self.chip.multiplies(form):
                 choice = f"{self.chip.name} would store it widened for its ragged product"
@@ -207,7 +208,10 @@ class _Quantized:
         if choice != Choice(choice.form) or choice.form == "int4":
             self.say(f"{name} is {form}, one scale per output channel: its product is ragged")
         stored = _stored(moved.args[1], (axis,), form, weight.type.dtype)
-        return with_args(moved, (moved.args[0], stored, *moved.args[2:]))
+        rows = self.activation(moved.args[0], (1,)) if form == "int8" else moved.args[0]
+        if self.asked.activations and form != "int8":
+            self.say(f"activations that meet {name} stay as they are: its product is ragged")
+        return with_args(moved, (rows, stored, *moved.args[2:]))
 
     def rows(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
         """Rows of a table that is named: the rows of its integers, and those of its scales."""

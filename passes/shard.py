@@ -221,17 +221,39 @@ class _Constraints:
         if not (inner or kept) or hidden == left or front == 0:
             return None
         count = math.prod(known.type.shape[:front]) / self.ways(left[:front])
-        if inner and self.chip and hides_reading(count, op.args[1 - factors[0]], self.chip):
+        weight = _as_stored(op.args[1 - factors[0]])
+        stored = weight.type.bytes / weight.type.size
+        if inner and self.chip and hides_reading(count, stored, self.chip):
             why = "partial sums are scattered as they are made"
             return (self.constrained(with_args(op, args).results[0], known, hidden, why),)
-        rows = row_product(op, args, factors[0], front)
+        sizes, before, after = self.rows(known, hidden, left, front)
+        value = row_product(op, args, factors[0], front, sizes)
         why = "the product leaves it as its weights lie"
-        rows = make("constrain", rows, layout=row_layout(left, front), why=why, origin=op.origin)
+        layout = (*before, *left[front:])
+        value = make("constrain", value, layout=layout, why=why, origin=op.origin)
         why = "partial sums are scattered over the rows"
-        rows = make("constrain", rows, layout=row_layout(hidden, front), why=why, origin=op.origin)
+        layout = (*after, *hidden[front:])
+        value = make("constrain", value, layout=layout, why=why, origin=op.origin)
         self.note(why, known, hidden)
-        value = reshaped(rows, known.type.shape)
+        value = reshaped(value, known.type.shape)
         return (value if inner else self.owned(value, known),)
+
+    def rows(
+        self, known: Value, hidden: Layout, left: Layout, front: int
+    ) -> tuple[tuple[int, ...], Layout, Layout]:
+        """The rows of a product with partial sums: how many, and how they lie before and after
+        these are scattered. Of copies that attention splits each chip makes its own part alone."""
+        count = math.prod(known.type.shape[:front])
+        left_rows, hidden_rows = (row_layout(each, front)[0] for each in (left, hidden))
+        owned = row_layout(layout_of(self.plan, "attention", self.axes, known), front)[0]
+        copies = owned[len(hidden_rows) :]
+        taken = {axis for each in (*left, *hidden) for axis in each}
+        ways, of = self.ways((hidden_rows,)), self.ways((copies,))
+        begins = owned[: len(hidden_rows)] == hidden_rows
+        if left_rows or not copies or not begins or taken & set(copies):
+            return (count,), (left_rows,), (hidden_rows,)
+        sizes = (ways, of, count // (ways * of))
+        return sizes, ((), copies, ()), (hidden_rows, copies, ())
 
     def rows_are_kept(self, known: Value, hidden: Layout, left: Layout) -> bool:
         """Whether attention owns the rows of a product so that they can be scattered to it."""
@@ -322,6 +344,10 @@ class _Constraints:
         self.note(why, known, layout)
         origin = known.op.origin or value.op.origin
         return make("constrain", value, layout=layout, why=why, origin=origin)
+
+
+def _as_stored(weight: Value) -> Value:
+    return weight.op.args[0] if weight.op.name == "dequantize" else weight
 
 
 def _summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value, Value]]:

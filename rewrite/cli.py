@@ -57,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compile_(args: Arguments, screen: Screen) -> None:
     """Rewrites a function, compiles it, and shows what the compiler made of it."""
-    from dialect.compiled import executable
-    from dialect.compiled.compiling import Compilable
+    from dialect.compiled.compiling import Compilable, compiled
+    from dialect.compiled.executable import read
     from dialect.mesh import Topology
 
     done = rewritten(args, screen)
     with screen.working(f"compiling for {done.target.topology}"):
         started = time.perf_counter()
-        compiled, notes = executable.compile_quietly(Compilable(done.program, done.mesh).lower())
+        made, notes = compiled(Compilable(done.program, done.mesh))
         seconds = time.perf_counter() - started
-        report = executable.read(compiled, done.mesh)
+        report = read(made, done.mesh)
     if args.json:
         built = asdict(report)
         _print_json(done.facts() | {"compile_s": seconds, "notes": notes, "executable": built})
@@ -175,7 +175,7 @@ def eval_(args: Arguments, screen: Screen) -> None:
     if args.json:
         _print_json(found.facts())
     else:
-        screen.tables([found.table()])
+        screen.tables(found.tables())
 
 
 def opt(args: Arguments, screen: Screen) -> None:

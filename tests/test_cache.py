@@ -180,6 +180,29 @@ def test_only_what_is_named_is_approximate() -> None:
     assert laid_out(program).history[3].keeps == "bits"
     assert laid_out(program, "{kv_heads=1}").history[3].keeps == "approx"
     assert laid_out(repeating()[0]).history[3].keeps == "reals"
+    assert laid_out(program, "{kv_heads=3}").history[3].keeps == "bits"  # nothing is merged
+    found = laid_out(traced_case(Case("palm")), "{kv_heads=1}").history[3]
+    assert found.keeps == "bits"
+    assert found.notes == ("no cache has an axis of KV heads, so none are merged",)
+
+
+@pytest.mark.parametrize(
+    ("before", "keeps", "note"),
+    [
+        ("normalize, recognize", "bits", "cache/k left alone: scan at "),
+        (f"{FIRST}, quantize{{cache=int8}}", "bits", "cache/k left alone: quantize_tokens reads"),
+        (f"{FIRST}, quantize", "approx", "merged weights that were quantised are floats again"),
+        (f"{FIRST}, merge_dots", "approx", "heads merged behind unstack, in every step"),
+    ],
+)
+def test_a_pass_in_the_wrong_place_is_told_the_right_one(
+    before: str, keeps: str, note: str
+) -> None:
+    program = Pipeline.parse(f"{before}, cache_layout{{kv_heads=1}}").run(traced_case(Case("gpt")))
+    step = program.history[-1]
+    assert step.keeps == keeps
+    assert any(each.startswith(note) for each in step.notes)
+    assert any("behind carry_cache, before merge_dots, quantize" in each for each in step.notes)
 
 
 def test_heads_with_a_norm_of_their_own_are_merged_behind_it() -> None:

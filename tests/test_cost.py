@@ -13,7 +13,7 @@ from dialect.cost import estimate, ffn_communication_bytes
 from dialect.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import NAMES, Unavailable, partition
-from dialect.planning.search import choose, searched
+from dialect.planning.search import TIE, choose, searched
 from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
@@ -116,17 +116,18 @@ def test_volumes_are_the_formulas_of_the_paper(tokens: int) -> None:
 
 def test_a_gate_queries_and_a_serial_block_add_their_share() -> None:
     """Per token and layer of PaLM 540B on 64 chips: 2 B [2 E/X + (2 H Q + 3 F)/YZ]; a serial
-    block adds 2 E/X. The one KV head, left out there, is replicated over yz."""
+    block adds 2 E/X. Left out there: the one KV head, which is replicated over yz and then whole
+    over x too; and the queries, whose rows lie over x until attention splits the heads."""
 
     def per_token(shape: DecoderShape) -> float:
         work = Workload(shape, CUBE, partition("ws2d", "heads", shape, CUBE))
         parts = [each for each in work.collectives() if each.part in ("block", "ffn", "attention")]
         return sum(each.volume for each in parts) / shape.layers / shape.batch
 
-    keys_and_values = 2 * 2 * 256
-    assert per_token(PALM_540B) == 50_176 + keys_and_values
+    keys_and_values, queries = 2 * (2 * 2 * 256), 2 * 64 * 256 / 64
+    assert per_token(PALM_540B) == 50_176 + keys_and_values + queries
     serial = replace(PALM_540B, parallel=False)
-    assert per_token(serial) == 50_176 + keys_and_values + 2 * 2 * 18432 / 4
+    assert per_token(serial) == 50_176 + keys_and_values + queries + 2 * 2 * 18432 / 4
 
 
 # Memory: Table 1.
@@ -189,7 +190,7 @@ def test_what_the_paper_has_no_name_for_is_taken_where_it_is_faster() -> None:
         "q_per_kv": ("y",),
     }
     named = [each for each in plan.alternatives if each.label in NAMES and each.time_s]
-    assert all(each.time_s > 1.03 * plan.predicted.time_s for each in named)
+    assert all(each.time_s > (1 + TIE) * plan.predicted.time_s for each in named)
 
 
 def test_the_search_is_exhaustive() -> None:
@@ -206,7 +207,7 @@ def test_a_tie_goes_to_the_fewest_bytes() -> None:
     """PaLM 62B on 16 chips, where sqrt(n) = F/E: one and two dimensions are equally good."""
     best, other = searched(decode(PALM_62B, 32, **INT8), *v4(16)).named[:2]
     assert (best.label, other.label) == ("ws2d/batch", "ws1d/batch")
-    assert other.predicted.time_s == pytest.approx(best.predicted.time_s, rel=0.03)
+    assert other.predicted.time_s == pytest.approx(best.predicted.time_s, rel=TIE)
     assert other.predicted.communication_bytes > best.predicted.communication_bytes
 
 

@@ -132,6 +132,24 @@ def test_quantised_forms_cost_little_and_save_much(passes: str) -> None:
     assert 1e-6 < found.accuracy.kl_nats_per_byte < 0.05
 
 
+def test_errors_of_weights_are_told_by_parameter(tmp_path: Path, capsys: Captured) -> None:
+    """A table of twos on the diagonal: 2 becomes 127 steps of 2 / 127.5, half a step too little."""
+    argv = list(written(tmp_path))
+    argv[argv.index("normalize")] = "normalize, recognize, quantize{vocab=true}, stage, lower"
+    assert main(argv) == 0
+    (found,) = json.loads(capsys.readouterr().out)["weight_errors"]
+    named = [found.pop(each) for each in ("config", "name", "form")]
+    assert named == ["bytes", "params/table", "int8/256"]
+    error = 1 / 127.5
+    wanted = {"max": error, "rms": error / 16, "snr_db": 20 * math.log10(2 / error)}
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert main(argv[:-1]) == 0
+    *_, title, columns, row = capsys.readouterr().out.strip().split("\n")
+    assert title == "errors of quantised weights, bytes"
+    assert columns.split() == "parameter form max error rms error signal to noise".split()
+    assert row.split() == ["params/table", "int8/256", "0.00784", "0.00049", "48.1", "dB"]
+
+
 def test_more_exact_passes() -> None:
     found = after_all("fold_scales, merge_dots")
     assert abs(found.change) < 1e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 from dialect.compiled.executable import read
 from examples import llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
-from tests import pythia
+from tests import pythia, tiny
 
 PASSES = "normalize, recognize, roll, carry_cache, first_layer{budget=10.0}"
 MISTRAL_7B = replace(
@@ -43,7 +44,11 @@ def traced(model: Any, config: Any, batch: int, context: int = 128) -> Program:
 
 def figures(program: Program) -> list[float]:
     """The numbers of the pass's two notes."""
-    notes = Pipeline.parse(PASSES).run(program).history[-1].notes
+    return numbers(Pipeline.parse(PASSES).run(program))
+
+
+def numbers(program: Program) -> list[float]:
+    notes = program.history[-1].notes
     return [float(x.replace(",", "")) for x in re.findall(r"-?\d[\d,]*\.?\d*", " ".join(notes))]
 
 
@@ -87,6 +92,44 @@ def test_a_parallel_block_keeps_its_numbers():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     # Outside the loop over the other layers: scores, values, the output product, the logits.
     assert sum(op.name == "dot_general" for op in rewritten.graph.ops) == 4
+
+
+FRONT = "normalize, recognize, roll, carry_cache"
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("options, scales", [("int8", 1), ("int4, group=4", 4)])
+@pytest.mark.parametrize("model", ["llama", "palm"])
+def test_a_quantised_embedding_is_looked_up(model, options, scales, unrolled):
+    """Rows of its integers and of their scales are one row; PaLM's are kept for the head."""
+    case = tiny.Case(model, unrolled=unrolled)
+    passes = f"{FRONT}, quantize{{weights={options}, vocab=true}}"
+    before = Pipeline.parse(passes).run(tiny.traced(case))
+    made = Pipeline.parse("first_layer{budget=10.0}").run(before)
+    eliminated, row, increase = {  # Llama's residual stays a row of integers
+        "llama": (16 * (16 + 2 * 8), 16 + 2 * 8 + 16 + scales, 16 * (16 + 2 * 8)),
+        "palm": (16 * (16 + 2 * 4) + 3 * 16 * 16, 16 + 2 * 4 + 16, 16 * (16 + 2 * 4 + 16)),
+    }[model]
+    found = numbers(made)
+    assert (found[0], *found[5:8]) == (eliminated, row, 16 + scales, increase)
+    args = tiny.arguments(case)
+    found, wanted = (
+        tiny.run(Pipeline.parse("stage, lower").run(each), *args)[0] for each in (made, before)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_as_many_bytes_as_their_integers():
+    """Looked up 32 bytes a token; computed 64 and 512, or of integers 20 a token and 160."""
+    params = {"table": jnp.ones((64, 16)), "w": jnp.ones((16, 8))}
+    found = []
+    for tokens, quantize in product((13, 14), ("", "quantize{vocab=true}, ")):
+        ids = jnp.zeros(tokens, jnp.int32)
+        program = trace(lambda p, i: jnp.cumsum(p["table"][i] @ p["w"], 0), params, ids)
+        passes = f"normalize, recognize, {quantize}first_layer{{budget=10.0}}"
+        (note, *_) = Pipeline.parse(passes).run(program).history[-1].notes
+        found.append(note.partition(" ")[0])
+    assert found == ["128", "128", "128", "declined:"]
 
 
 def test_a_serial_block_keeps_its_bits():

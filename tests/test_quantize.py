@@ -229,14 +229,28 @@ def ragged(p: jax.Array, x: jax.Array, n: jax.Array) -> jax.Array:
     return lax.ragged_dot(x, p, n)
 
 
-def test_scales_of_ragged_experts_stand_behind() -> None:
+@pytest.mark.parametrize(
+    "activations, dtypes, rule",
+    [
+        ("none", ["f32", "i8", "i32", "f32"], "scale_behind_ragged_product"),
+        ("int8", ["i8", "i8", "i32", "i32"], "ragged_integers_multiplied"),
+    ],
+)
+def test_scales_of_ragged_experts_stand_behind(
+    activations: str, dtypes: list[str], rule: str
+) -> None:
     w, x, n = normal(3, 8, 5), normal(9, 8), jnp.int32([4, 0, 3])
-    program = quantised(ragged, w, x, n, passes="normalize, quantize, stage, lower")
-    wanted = ragged(np.stack([dequantised(each, (0,), "int8", None) for each in w]), x, n)
+    passes = f"normalize, quantize{{activations={activations}, vocab=true}}, stage, lower"
+    program = quantised(ragged, w, x, n, passes=passes)
+    rows = x
+    if activations == "int8":
+        q, scale = numbers(x, (1,), "int8")
+        rows = q * scale
+    wanted = ragged(np.stack([dequantised(each, (0,), "int8", None) for each in w]), rows, n)
     np.testing.assert_allclose(program(w, x, n), wanted, rtol=1e-5, atol=1e-5)
     (product,) = (op for op, _ in program.graph.walk() if op.name == "ragged_dot_general")
-    assert [arg.type.dtype for arg in product.args] == ["f32", "i8", "i32"]
-    assert "scale_behind_ragged_product: 1" in said(program, "lower")
+    assert [arg.type.dtype for arg in (*product.args, *product.results)] == dtypes
+    assert f"{rule}: 1" in said(program, "lower")
 
 
 @pytest.mark.parametrize(
@@ -246,13 +260,14 @@ def test_scales_of_ragged_experts_stand_behind() -> None:
         ("v5e:2x2", "group=4", "i8", "p is int8, one scale per output channel"),
         ("v4:2x2x1", "weights=int8", "f32", "p left alone: v4 would store it widened"),
         ("v7x:2x2x1", "weights=int8", "f8_e4m3fn", "v7x does not multiply int8: fp8 is taken"),
+        ("v7x:2x2x1", "activations=int8", "f8_e4m3fn", "activations that meet p stay as they are"),
     ],
 )
 def test_ragged_experts_are_what_the_kernel_takes(
     target: str, options: str, dtype: str, note: str
 ) -> None:
     w, x, n = normal(3, 8, 5), normal(9, 8), jnp.int32([4, 0, 3])
-    passes = f"normalize, quantize{{{options}}}, stage"
+    passes = f"normalize, quantize{{{options}, vocab=true}}, stage"
     program = quantised(ragged, w, x, n, passes=passes, target=target)
     assert program.step_inputs[0].type.dtype == dtype
     assert any(note in each for each in said(program, "quantize"))

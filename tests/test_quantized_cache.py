@@ -219,6 +219,29 @@ def test_the_text_reads_back() -> None:
     assert Program.parse(str(made)) == made
 
 
+@pytest.mark.parametrize(
+    "passes", ["quantize{cache=int8}, pad{heads=8}", "pad{heads=8}, quantize{cache=int8}"]
+)
+def test_a_padded_cache_of_integers_goes_round(passes: str) -> None:
+    """Idle heads are zeros, whose scale is one: the numbers of the others do not change."""
+    case = Case("gpt")
+    params, cache, tokens = arguments(case)
+    program = Pipeline.parse(FIRST).run(traced_case(case))
+    made, plain = (
+        Pipeline.parse(f"{each}, stage, lower").run(program)
+        for each in (passes, "quantize{cache=int8}")
+    )
+    assert states(made)["cache/k.0"] == f"i8[{LAYERS},{BATCH},{CONTEXT},8,{D_HEAD}]"
+    assert states(made)["cache/k.1"] == f"bf16[{LAYERS},{BATCH},{CONTEXT},8]"
+    mine = cache
+    for _ in range(2):
+        wanted, cache = run(plain, params, cache, tokens)
+        found, mine = run(made, params, mine, tokens)
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+    for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(cache), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
 # What is left alone.
 
 

@@ -19,7 +19,7 @@ from rewrite.errors import PlanError
 from rewrite.plan import Plan
 from rewrite.target import Target
 
-BATCH, D, F, HEADS, D_HEAD, CONTEXT, VOCAB, EXPERTS = 8, 64, 128, 8, 8, 16, 96, 8
+BATCH, D, F, HEADS, D_HEAD, CONTEXT, VOCAB = 8, 64, 128, 8, 8, 16, 96
 TARGET = Target("cpu:8", (("x", 2), ("y", 4)))
 PLANNED = "normalize, recognize, carry_cache, plan, shard, stage, lower"
 RANDOM = np.random.default_rng(3)
@@ -109,21 +109,6 @@ def state_space(params: Any, state: Any, tokens: jax.Array) -> Any:
     return rms_norm(x) @ params["embedding"].T, state
 
 
-def experts_only(params: Any, cache: Any, tokens: jax.Array) -> Any:
-    """Every feed-forward layer is a mixture, in which all experts run (as small ones do)."""
-    x = params["embedding"][tokens]
-    out, cache = attention(params, cache, rms_norm(x))
-    x = x + out
-    normed = rms_norm(x)
-    chosen, which = jax.lax.top_k(jax.nn.softmax(normed @ params["router"]), 2)
-    share = jnp.zeros((BATCH, EXPERTS)).at[jnp.arange(BATCH)[:, None], which].set(chosen)
-    hidden = jax.nn.silu(jnp.einsum("bd,edf->bef", normed, params["gate"]))
-    hidden = hidden * jnp.einsum("bd,edf->bef", normed, params["up"])
-    each = jnp.einsum("bef,efd->bed", hidden, params["down"])
-    x = x + jnp.einsum("bed,be->bd", each, share)
-    return rms_norm(x) @ params["embedding"].T, cache
-
-
 def hidden_states(params: Any, cache: Any, x: jax.Array) -> Any:
     out, cache = attention(params, cache, rms_norm(x))
     x = x + out
@@ -147,7 +132,6 @@ def unknown_weights(params: Any, x: jax.Array) -> jax.Array:
     return jnp.sin(jnp.cos(x @ params["a"]) @ params["b"]) @ params["c"]
 
 
-MIXTURE = {name: (EXPERTS, D, F) for name in ("gate", "up")} | {"down": (EXPERTS, F, D)}
 CASES = {
     "attention only": Case(
         attention_only, (weights(embedding=(VOCAB, D), **ATTENTION), kv_cache(), TOKENS), "partial"
@@ -185,15 +169,6 @@ CASES = {
             TOKENS,
         ),
         "partial",
-    ),
-    "experts only": Case(
-        experts_only,
-        (
-            weights(embedding=(VOCAB, D), router=(D, EXPERTS), **ATTENTION, **MIXTURE),
-            kv_cache(),
-            TOKENS,
-        ),
-        "ws",
     ),
     "hidden states": Case(
         hidden_states,
@@ -305,26 +280,6 @@ def test_state_of_a_unit_lies_as_the_unit_does() -> None:
     found, plan = laid_out(program), program.plan
     assert found["params/layers/w_out"].split()[1] == "".join(plan.split("weights")["d_ff"])
     assert found["state"].split()[2] == "".join(plan.split("hidden")["d_ff"])
-
-
-def test_experts_are_split_over_what_is_in_them_or_else_by_expert() -> None:
-    case = CASES["experts only"]
-    found = laid_out(planned(case.function, *case.args, state=(1,)))
-    assert {name: found[f"params/{name}"] for name in MIXTURE} == {
-        "gate": "_ _ xy",
-        "up": "_ _ xy",
-        "down": "_ xy _",
-    }
-    params, cache, tokens = case.args
-    uneven = {name: normal(EXPERTS, D, 30) for name in ("gate", "up")}
-    uneven["down"] = normal(EXPERTS, 30, D)
-    other = Case(experts_only, ({**params, **uneven}, cache, tokens), "")
-    found = laid_out(assert_serves_the_same(other))
-    assert {name: found[f"params/{name}"] for name in MIXTURE} == {
-        "gate": "y _ x",  # 30 divides by two chips, and the experts by the four others
-        "up": "y _ x",
-        "down": "y x _",
-    }
 
 
 def test_heads_that_do_not_divide_stay_whole_and_the_rest_is_split() -> None:

@@ -19,12 +19,18 @@ from math import gcd
 from dialect import lax
 from dialect.axes import Axes, infer_axes
 from dialect.caching.head_rules import RULES, merged_in_common, merging, source_of
-from dialect.caching.state_forms import Change, keep_in, kept_forms, writes
+from dialect.caching.state_forms import Change, keep_in, kept_forms, shown_op, writes
 from dialect.staging.binding import bound_values, region_bound
 from rewrite import opdef
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
+
+_MERGES = ("merge_heads", "shared_heads")
+_PLACE = (
+    "heads are merged best by a cache_layout{kv_heads=...} behind carry_cache, before merge_dots, "
+    "quantize and other layouts"
+)
 
 
 def with_real_heads(program: Program) -> tuple[Program, list[str]]:
@@ -34,11 +40,13 @@ def with_real_heads(program: Program) -> tuple[Program, list[str]]:
     group, whatever the others are.
     """
     counts: dict[int, int] = {}
-    places = dict(_places(program, infer_axes(program)))
+    axes = infer_axes(program)
+    places = dict(_places(program, axes))
     for op, number in writes(program):
         if number in places:
-            first = places[number] - (op.args[0].type.rank - op.args[1].type.rank)
-            counts[number] = gcd(counts.get(number, 0), _copies(op.args[1], first))
+            own = _heads(axes, op.args[1])  # of a layer, maybe, that has fewer axes than the state
+            copies = _copies(op.args[1], own[0]) if len(own) == 1 else 1
+            counts[number] = gcd(counts.get(number, 0), copies)
     changes = {
         number: merging(places[number], count, "first")
         for number, count in counts.items()
@@ -60,20 +68,31 @@ def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program,
     told, forms = {}, kept_forms(program)
     for number, place in _places(program, infer_axes(program)):
         found = forms[number][0].type.shape[place]
-        if found % kv_heads:
+        if found == kv_heads:
+            alone[number] = f"it has {found} KV heads as it is"
+        elif found % kv_heads:
             alone[number] = f"its {found} heads are not divided by {kv_heads}"
-        elif found > kv_heads:
+        else:
             pooled = "mean" if by == "svd" else by
             changes[number] = merging(place, found // kv_heads, pooled)
             told[number] = f"{found} heads merged to {kv_heads} by {by}"
     made, left = keep_in(program, changes, RULES, "spread_heads")
-    if by == "svd":
+    if by == "svd" and made is not program:
         made = made.with_graph(rewrite(made.graph, [merged_in_common]))
     stuck = [
-        f"heads merged behind {op.args[0].op.name} at {op.args[0].op.origin.source}, in every step"
+        f"heads merged behind {shown_op(op.args[0].op)}, in every step"
         for op in _unmoved(made.graph, made.values("param"))
     ]
-    return made, _notes(program, told, alone | left) + list(dict.fromkeys(stuck))
+    if any(op.name in _MERGES and _is_dequantised(op) for op, _ in made.graph.walk()):
+        stuck.append("merged weights that were quantised are floats again")
+    notes = _notes(program, told, alone | left) + list(dict.fromkeys(stuck))
+    if left or stuck:
+        notes.append(_PLACE)
+    return made, notes or ["no cache has an axis of KV heads, so none are merged"]
+
+
+def _is_dequantised(merge: Op) -> bool:
+    return merge.args[0].op.name == "dequantize"
 
 
 def _unmoved(graph: Graph, params: Iterable[Value]) -> Iterator[Op]:
@@ -90,10 +109,14 @@ def _unmoved(graph: Graph, params: Iterable[Value]) -> Iterator[Op]:
 def _places(program: Program, axes: Axes) -> Iterable[tuple[int, int]]:
     """The caches that have heads: the number of the input, and the dimension of its heads."""
     for number, (value, _) in kept_forms(program).items():
-        names = axes.of(value)
-        own = [d for d, name in enumerate(names) if name in (("kv_heads",), ("heads",))]
-        if ("context",) in names and len(own) == 1:
+        own = _heads(axes, value)
+        if ("context",) in axes.of(value) and len(own) == 1:
             yield number, own[0]
+
+
+def _heads(axes: Axes, value: Value) -> list[int]:
+    """The dimensions of a value that are heads."""
+    return [d for d, name in enumerate(axes.of(value)) if name in (("kv_heads",), ("heads",))]
 
 
 def _notes(program: Program, told: dict[int, str], alone: dict[int, str]) -> list[str]:

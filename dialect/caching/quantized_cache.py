@@ -192,6 +192,23 @@ def reshape_of_dequantize(op: Op) -> Outcome:
 
 
 @local(
+    "slice",
+    example=lambda q, s: _example(q, s)[:, 1:],
+    types=("i8[2,3,4]", "f32[2,3]"),
+)
+def slice_of_dequantize(op: Op) -> Outcome:
+    """slice(dequantize_tokens(q, s)), d_head whole  ->  dequantize_tokens of both sliced"""
+    inner = op.args[0].op
+    if inner.name != "dequantize_tokens":
+        return None
+    axis, (q, scale) = inner["axis"], inner.args
+    if op.types[0].shape[axis] != q.type.shape[axis]:
+        return Miss("it cuts d_head", 2)
+    places = {name: each and each[:axis] + each[axis + 1 :] for name, each in op.attrs}
+    return _again(make("slice", q, **dict(op.attrs)), make("slice", scale, **places), inner)
+
+
+@local(
     "cache_write",
     keeps="approx",
     example=lambda q, s, r: Traced["cache_write"](_example(q, s), _exact(r), 3, axes=(1,)),
@@ -352,6 +369,7 @@ RULES: tuple[Rule, ...] = (
     quantize_of_transpose,
     transpose_of_dequantize,
     reshape_of_dequantize,
+    slice_of_dequantize,
     write_of_dequantize,
     put_of_dequantize,
     read_of_dequantize,

@@ -29,6 +29,8 @@ class Chip:
       the chip's share in its host's interface (0: there is none)
     - cube: edge of the blocks that optical switches join (0: none), see `Topology.wraps`
     - cores: TensorCores per chip; slice names such as v4-128 count these
+    - gathers_beside: whether weights are gathered while the chip computes: libtpu does that for v5e
+      alone; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
     - devices: how many devices of JAX one chip is; die_bytes_per_s: between them, one way
     - platform, device_kinds: how JAX calls it ("" and none: it is planned for only)
     - libtpu: the name by which libtpu compiles for it ("": it does not)
@@ -48,6 +50,7 @@ class Chip:
     network_hop_s: float = 0.0
     cube: int = 0
     cores: int = 1
+    gathers_beside: bool = True
     devices: int = 1
     die_bytes_per_s: float = 0.0
     platform: str = ""
@@ -154,6 +157,7 @@ _TPUS = (
         network_hop_s=NETWORK_HOP_S,
         cube=4,
         cores=2,
+        gathers_beside=False,
         platform="tpu",
         device_kinds=("TPU v5", "TPU v5p"),
         libtpu="v5p",
@@ -171,6 +175,7 @@ _TPUS = (
         link_hop_s=TPU_HOP_S,
         network_bytes_per_s=12.5e9,
         network_hop_s=NETWORK_HOP_S,
+        gathers_beside=False,
         platform="tpu",
         device_kinds=("TPU v6 lite", "TPU v6e"),
         libtpu="v6e",
@@ -192,6 +197,7 @@ _TPUS = (
         cores=2,
         devices=2,
         die_bytes_per_s=6 * 90e9,
+        gathers_beside=False,
         platform="tpu",
         device_kinds=("TPU7x",),
         libtpu="tpu7x",

@@ -19,6 +19,7 @@ import numpy as np
 from dialect.evaluate import evaluate
 from dialect.measured.accuracy import Accuracy, accuracy
 from dialect.measured.held_out import Rows
+from dialect.quantized.quant_report import Error, error_table, errors
 from dialect.tables import Table
 from dialect.usercode import Trained, UsageError
 from rewrite import manager, runtime
@@ -29,14 +30,16 @@ from rewrite.program import Program
 from rewrite.target import Target
 from rewrite.units import size
 
-ORIGINAL = "original"
+ORIGINAL, QUANTIZE = "original", "quantize"
 
 
 class Prefixes(Hook):
-    """Keeps the program before the first pass, and after each, with the pass and what it keeps."""
+    """Keeps the program before the first pass, and after each, with the pass and what it keeps;
+    and the one that `quantize` left, which tells its weights from their integers."""
 
     def __init__(self) -> None:
         self.programs: list[tuple[str, str, Program]] = []
+        self.quantized: Program | None = None
 
     def before(self, step: Pass, program: Program) -> None:
         if not self.programs:
@@ -44,6 +47,8 @@ class Prefixes(Hook):
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
         self.programs.append((report.text, report.keeps, program))
+        if step.pass_name() == QUANTIZE:
+            self.quantized = program
 
 
 # Running a program over a text.
@@ -120,11 +125,15 @@ class Measured:
 
 
 class Evaluation:
-    """Measures configurations of a decoder; the first program of the first is the original."""
+    """Measures configurations of a decoder; the first program of the first is the original.
+
+    `errors` are those of the quantised weights, by configuration.
+    """
 
     def __init__(self, function: str) -> None:
         self.function, self.about = function, ""
         self.measured: list[Measured] = []
+        self.errors: dict[str, tuple[Error, ...]] = {}
         self.original: np.ndarray | None = None  # its logits
 
     def measure(self, trained: Trained, prefixes: Prefixes, target: Target) -> Iterator[Measured]:
@@ -133,6 +142,9 @@ class Evaluation:
         rows = Rows.of(trained, vocab=given.shape[-1])
         tokens, targets = rows.steps(taken, given)
         self.about = f"{targets.size} predictions in {len(rows.tokens)} rows"
+        config = trained.sizes.config or ""
+        if prefixes.quantized:
+            self.errors[config] = errors(prefixes.quantized, trained.params)
         last: tuple[Any, Accuracy] | None = None
         for text, keeps, program in prefixes.programs:
             staged = program if text == ORIGINAL else _staged(program, target)
@@ -142,7 +154,7 @@ class Evaluation:
                 last = graphs, self.beside_original(made, targets, rows.bytes_per_token)
             first = self.measured[0].accuracy if self.measured else last[1]
             found = Measured(
-                config=trained.sizes.config or "",
+                config=config,
                 text=text,
                 keeps=keeps,
                 accuracy=last[1],
@@ -166,7 +178,18 @@ class Evaluation:
     def facts(self) -> dict[str, Any]:
         """For machines."""
         rows = [each.facts() for each in self.measured]
-        return {"function": self.function, "measured_on": self.about, "rows": rows}
+        told = {"function": self.function, "measured_on": self.about, "rows": rows}
+        errors = [
+            {"config": config} | each.facts()
+            for config, several in self.errors.items()
+            for each in several
+        ]
+        return told | {"weight_errors": errors}
+
+    def tables(self) -> list[Table]:
+        """What each pass costs; and how far off quantised weights are, of each configuration."""
+        found = [error_table(rows, of=name) for name, rows in self.errors.items() if rows]
+        return [self.table(), *found]
 
     def table(self) -> Table:
         """One row for each configuration and pass."""

@@ -30,7 +30,11 @@ def name_axes(axes: Axes, program: Program) -> None:
         if op.name in ("gate", "activate"):
             beside = {x.name for x in leaves_of(axes.at(op.results[0]))} & {"heads", "kv_heads"}
             name = "d_ff_per_head" if beside else "d_ff"
-            _call(_unnamed(axes, op.results[0]), name, 45, op)
+            own = [found for each in axes.at(op.results[0]) if (found := _unnamed(each))]
+            for dimension in own[:-1]:  # which of as many units it is
+                _call(dimension, "experts", 45, op)
+            for dimension in own[-1:]:
+                _call(dimension, name, 45, op)
     _name_outputs(axes, program)
     _name_cuts(axes, [op for op, _ in known])
     _name_vectors(axes, program)
@@ -52,9 +56,9 @@ def _call(axes: Iterable[Axis], name: str, priority: int, op: Op) -> None:
             leaf.call(name, priority, where)
 
 
-def _unnamed(axes: Axes, value: Value) -> list[Axis]:
-    """The axes of a value that come from parameters and have no name."""
-    return [x for x in leaves_of(axes.at(value)) if "param" in x.roles and not x.names]
+def _unnamed(axis: Axis) -> list[Axis]:
+    """The parts of an axis that come from parameters and have no name."""
+    return [x for x in leaves(axis) if x.size > 1 and "param" in x.roles and not x.names]
 
 
 def _roles(axes: Iterable[Axis]) -> set[str]:

@@ -9,7 +9,9 @@ it (`hides_reading`).
 
 from __future__ import annotations
 
+import itertools
 from math import prod
+from string import ascii_lowercase
 
 from dialect.machine.chips import Chip
 from dialect.values import reshaped
@@ -31,22 +33,28 @@ def leading(op: Op, number: int) -> int:
     return count
 
 
-def hides_reading(rows: float, weight: Value, chip: Chip) -> bool:
-    """Whether multiplying so many rows takes as long as reading the weights twice."""
-    stored = weight.op.args[0] if weight.op.name == "dequantize" else weight
-    compute_s = 2 * rows * weight.type.size / chip.bf16_flops_per_s
-    return compute_s >= 2 * stored.type.bytes / chip.hbm_bytes_per_s
+def hides_reading(rows: float, bytes_per_weight: float, chip: Chip) -> bool:
+    """Whether multiplying so many rows takes twice as long as reading the weights."""
+    return 2 * rows / chip.bf16_flops_per_s >= 2 * bytes_per_weight / chip.hbm_bytes_per_s
 
 
-def row_product(op: Op, args: tuple[Value, ...], number: int, front: int) -> Value:
-    """The product `op` of `args` as a matrix of rows, its `front` leading axes made one."""
+def row_product(
+    op: Op, args: tuple[Value, ...], number: int, front: int, rows: tuple[int, ...] = ()
+) -> Value:
+    """The product `op` of `args` as a matrix of rows, its `front` leading axes made one.
+
+    `rows`: or an array of rows, of these sizes.
+    """
     spec = Signature.parse(op["spec"])
-    inputs = list(spec.inputs)
-    inputs[number] = (inputs[number][0], *inputs[number][front:])
-    made = Signature(tuple(inputs), ((spec.outputs[0][0], *spec.outputs[0][front:]),))
     shape = args[number].type.shape
-    rows = reshaped(args[number], (prod(shape[:front]), *shape[front:]))
-    operands = (*args[:number], rows, *args[number + 1 :])
+    rows = rows or (prod(shape[:front]),)
+    taken = {x for each in (*spec.inputs, *spec.outputs) for x in letters(each)}
+    names = tuple(itertools.islice((x for x in ascii_lowercase if x not in taken), len(rows)))
+    inputs = list(spec.inputs)
+    inputs[number] = (*names, *inputs[number][front:])
+    made = Signature(tuple(inputs), ((*names, *spec.outputs[0][front:]),))
+    laid_out = reshaped(args[number], (*rows, *shape[front:]))
+    operands = (*args[:number], laid_out, *args[number + 1 :])
     attrs = {**dict(op.attrs), "spec": str(made)}
     return make("contract", *operands, origin=op.origin, **attrs)
 

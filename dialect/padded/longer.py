@@ -165,9 +165,10 @@ class _Work:
         elif self.read_whole(op) and not harmless(op, given):
             raise NotPadded(f"{_told(op)} reads the whole axis")
         made = self.rebuilt(op, args)
-        padding = Padding.FINITE if op.name == "iota" else made_by(op, given)
         self.made.update(zip(op.results, made))
-        self.padding |= {value: padding for value in op.results if self.longer.grows(value)}
+        for value in filter(self.longer.grows, op.results):
+            counted = op.name == "iota"
+            self.padding[value] = Padding.FINITE if counted else made_by(op, given, value.index)
 
     def read_whole(self, op: Op) -> bool:
         """Whether `op` sums a longer axis, or needs it whole. Raises NotPadded where it is torn."""

@@ -30,7 +30,7 @@ class Padding(IntEnum):
 
 
 # Zero where any argument is zero and the others are finite.
-_PRODUCTS = frozenset("mul and contract dot_general dequantize quantize".split())
+_PRODUCTS = frozenset("mul and contract dot_general dequantize dequantize_tokens quantize".split())
 # What they give is no more than what they are given, moved; a rope only mixes it.
 _MOVES = frozenset(
     """reshape transpose squeeze broadcast_in_dim slice concatenate stack unstack take constrain
@@ -41,8 +41,8 @@ _MOVES = frozenset(
 _TOTAL = frozenset(
     """abs activate add add_any and ceil clamp convert_element_type copy cos eq erf erfc exp exp2
     expm1 floor gate ge gt is_finite layer_norm le logistic lt max min mul name ne neg not or
-    reduce_max reduce_min reduce_sum reduce_precision rms_norm round rounded select_n sign sin
-    softmax square stop_gradient sub tanh weight_scale xor""".split()
+    quantize_tokens reduce_max reduce_min reduce_sum reduce_precision rms_norm round rounded
+    select_n sign sin softmax square stop_gradient sub tanh weight_scale xor""".split()
 )
 _EVALUATED = MAPS | _TOTAL
 # Summed over, or otherwise read along the whole axis, zeros leave no trace in these.
@@ -58,8 +58,8 @@ def _product_or_sum(op: Op, given: Sequence[Padding | None]) -> Padding:
     return made_by(op, given) if op.name in _PRODUCTS else max(x for x in given if x is not None)
 
 
-def made_by(op: Op, given: Sequence[Padding | None]) -> Padding:
-    """The padding of what `op` gives. `given`: that of each argument, None where it has none."""
+def made_by(op: Op, given: Sequence[Padding | None], index: int = 0) -> Padding:
+    """The padding of a result of `op`. `given`: that of each argument, None where it has none."""
     if Padding.ANYTHING in given:
         return Padding.ANYTHING
     known = [
@@ -75,7 +75,7 @@ def made_by(op: Op, given: Sequence[Padding | None]) -> Padding:
         return max((x for x in given if x is not None), default=known[0])
     if op.name == "select_n":
         return max(known[1:])
-    at_zero = _at_zero(op)
+    at_zero = _at_zero(op, index)
     if max(known, default=Padding.FINITE) is Padding.ZERO:
         return at_zero
     return Padding.FINITE if op.name in _TOTAL and at_zero < 2 else Padding.ANYTHING
@@ -98,13 +98,14 @@ def _attended(op: Op, known: Sequence[Padding], given: Sequence[Padding | None])
     return known[2] if given[2] is not None else Padding.FINITE
 
 
-def _at_zero(op: Op) -> Padding:
-    """What an op makes of zeros alone."""
+def _at_zero(op: Op, index: int) -> Padding:
+    """What an op makes of zeros alone: one of its results."""
     if op.name not in _EVALUATED:
         return Padding.ANYTHING
     with jax.ensure_compile_time_eval():
         zeros = [jnp.zeros((1,) * arg.type.rank, dtype_of(arg.type.dtype)) for arg in op.args]
-        found = jnp.asarray(opdef.lookup(op.name).reference(*zeros, **dict(op.attrs)))
+        made = opdef.lookup(op.name).reference(*zeros, **dict(op.attrs))
+        found = jnp.asarray(made[index] if isinstance(made, list) else made)
         if not found.any():
             return Padding.ZERO
         return Padding.FINITE if bool(jnp.isfinite(found).all()) else Padding.ANYTHING

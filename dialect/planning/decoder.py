@@ -13,6 +13,7 @@ from rewrite.program import Program
 
 _NORMS = ("rms_norm", "layer_norm")
 _HEADS = ("heads", "kv_heads")
+_PRODUCTS = ("contract", "ragged_dot_general")
 
 
 def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
@@ -31,14 +32,16 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         for value, each in inputs
         if each.role == "state" and any(_has(axes.of(value), x) for x in ("context", "time"))
     ]
-    products = [(op, trips) for op, trips in counted if op.name == "contract"]
+    products = [(op, trips) for op, trips in counted if op.name in _PRODUCTS]
     norms = sum(trips for op, trips in counted if op.name in _NORMS)
     heads, kv_heads = _heads(sizes, caches, axes) if attentions else (0, 1)
     d_model = sizes.get("d_model", 0)
     joined = sizes.get("d_ff_per_head", 0)  # the feed-forward weights are joined with the heads'
     d_ff = joined * _slots(axes, counted) if joined else sizes.get("d_ff", 0)
     gated = any(op.name == "gate" for op, _ in counted)
-    ffn_weights = _ffn_weights(products, axes) / max(1, d_model * d_ff * layers)
+    routing = _routing(products, axes)
+    experts = sizes.get("experts", 1) if routing else 1
+    ffn_weights = _ffn_weights(products, axes) / max(1, experts * d_model * d_ff * layers)
     return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
@@ -50,14 +53,17 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         kv_heads=kv_heads,
         d_head=sizes.get("d_head", 1) if attentions else 0,
         vocab=sizes.get("vocab", 0),
-        ffn_matrices=2 + gated if joined else max(2, round(ffn_weights)),
-        experts=sizes.get("experts", 0),
-        parallel=norms - 1 <= layers,
+        ffn_matrices=2 + gated if joined else max(2 + gated, round(ffn_weights)),
+        experts=experts,
+        experts_per_token=(_chosen(axes, counted) or experts) if routing else 1,
+        routing=routing,
+        parallel=norms - 1 <= layers and not routing,
         tied_embedding=len(tables) == 1,
         weight_bytes_per_element=_weight_bytes(products, axes),
         embedding_bytes_per_element=_bytes(tables[0]) if tables else 2,
         activation_bytes_per_element=_activation_bytes(counted),
         cache_bytes_per_element=_bytes(caches[0]) if caches else 2,
+        unknown=tuple(_unknown(products, axes, sizes)),
     )
 
 
@@ -83,6 +89,37 @@ def _ffn_weights(products: list[tuple[Op, int]], axes: Axes) -> int:
         for arg in op.args
         if _weight_over(axes, arg, "d_ff")
     )
+
+
+def _routing(products: list[tuple[Op, int]], axes: Axes) -> str:
+    """How a mixture of experts is computed; "" where there is none."""
+    mixed = [op for op, _ in products if any(_weight_over(axes, x, "experts") for x in op.args)]
+    mixed = [op for op in mixed if any(_weight_over(axes, x, "d_ff") for x in op.args)]
+    if any(op.name == "ragged_dot_general" for op in mixed):
+        return "ragged"
+    if any(not _has(axes.of(op.results[0]), "experts") for op in mixed):
+        return "summed"
+    return "dense" if mixed else ""
+
+
+def _chosen(axes: Axes, counted: list[tuple[Op, int]]) -> int:
+    """How many of the experts a token is routed to; 0 where none are chosen."""
+    found = (
+        op.types[0].shape[op["axis"]]
+        for op, _ in counted
+        if op.name == "top_k" and "experts" in axes.of(op.args[0])[op["axis"]]
+    )
+    return max(found, default=0)
+
+
+def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:
+    """What there is of experts that the numbers of a `DecoderShape` do not describe."""
+    weights = {x for op, _ in products for x in op.args if _weight_over(axes, x, "d_ff")}
+    mixed = {x for x in weights if _has(axes.of(x), "experts")}
+    if mixed and mixed != weights:
+        yield "feed-forward layers without experts beside those with"
+    if "experts" in sizes and not mixed:
+        yield f"{sizes['experts']} experts whose weights were not found"
 
 
 def _slots(axes: Axes, counted: list[tuple[Op, int]]) -> int:

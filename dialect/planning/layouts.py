@@ -36,17 +36,22 @@ def layout_of(plan: Plan, group: str, axes: Axes, value: Value) -> Layout:
 
 
 def activation_group(names: Names) -> str | None:
-    """`logits`, `hidden` (heads, d_ff, experts), `residual`, or None for anything else."""
+    """`logits`, `hidden` (heads, d_ff, experts), `residual`, or None for anything else.
+
+    The scores of experts are wanted whole, to choose among them: they lie as the residual does.
+    """
     present = {name for dimension in names for name in dimension}
     if "vocab" in present:
         return "logits"
-    if present & (_HEADS | _INNER):
+    inner = present & (_HEADS | _INNER)
+    if inner and (inner != {"experts"} or "d_model" in present):
         return "hidden"
-    return "residual" if "d_model" in present else None
+    return "residual" if inner or "d_model" in present else None
 
 
 def input_group(role: str, names: Names) -> str | None:
-    """The group of an input: `weights`, `tables`, `cache`, or None for an argument (replicated).
+    """The group of an input: `weights`, `tables`, `cache`, or None for what is on every chip:
+    arguments, and routers, which give the scores of all experts.
 
     A table of rows over the vocabulary that holds heads is split over these, like the weights it
     was computed with: each chip looks up its own. State that is no cache lies as the activations
@@ -54,6 +59,8 @@ def input_group(role: str, names: Names) -> str | None:
     """
     present = {name for dimension in names for name in dimension}
     if role == "param":
+        if names[-1:] == (("experts",),) and len(names) - (("layers",) in names) <= 2:
+            return None
         return "tables" if "vocab" in present and not present & _HEADS else "weights"
     if role != "state":
         return None

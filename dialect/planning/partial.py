@@ -6,7 +6,7 @@ sensible:
 
 - a large weight none of whose axes the plan would split is split along its largest axis without a
   name; that axis is called `wide`, and lies alike wherever it occurs
-- experts are split where d_ff, inside each of them, cannot be
+- experts of which the cost is not known are split where d_ff, inside each of them, cannot be
 - large weights that a partial or fitting plan would leave whole are split over d_model
 
 Layouts never ask an axis to be split that its mesh axes do not divide (`dialect.planning.layouts`),
@@ -56,7 +56,8 @@ def completed(plan: Plan, shape: DecoderShape, axes: Axes) -> Plan:
     gathered = plan.split("residual").get("batch", ())
     rest = tuple(name for name in everywhere if name not in gathered)
     named = {leaf.name for found in axes.dimensions.values() for x in found for leaf in leaves(x)}
-    more = [name for name in ("experts", "wide") if name in named]
+    unplanned = ("wide",) if shape.routing else ("experts", "wide")
+    more = [name for name in unplanned if name in named]
     over = {"weights": everywhere, "used": rest, "hidden": rest}
     groups = [
         (group, _extended(dict(split), more, over.get(group, ()))) for group, split in plan.groups

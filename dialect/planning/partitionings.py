@@ -54,6 +54,7 @@ FFN = {
     "wg_xyz": Ffn(d_model="x", d_ff="yz", gathered="xyz", residual=""),
 }
 ATTENTION = ("heads", "batch")
+_LIE_ALIKE = {"heads": ("heads", "kv_heads", "q_per_kv"), "d_ff": ("experts", "d_ff")}
 _PREFERRED = ("ws1d", "ws2d", "wg_xyz", "wg_x", "wg_xy")  # where a mesh makes two of them the same
 NAMES = tuple(f"{ffn}/{attention}" for ffn in FFN for attention in ATTENTION)
 
@@ -117,7 +118,7 @@ def _must_divide(made: Partitioning, uses: Uses, shape: DecoderShape, mesh: Mesh
     asked.append(("attention", "batch", over_batch))
     for group, axis, axes in asked:
         size = Fit(shape, mesh).size(axis)
-        names = ("heads", "kv_heads", "q_per_kv") if axis == "heads" else (axis,)
+        names = _LIE_ALIKE.get(axis, (axis,))
         if size and set(made.axes(group, *names)) != set(axes):
             ways = mesh.ways(axes)
             over = " ".join(f"{name}={mesh.ways((name,))}" for name in axes)

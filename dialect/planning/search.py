@@ -24,14 +24,16 @@ from dialect.planning.partitionings import (
     named_uses,
     partition,
 )
+from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.uses import USES, Groups, Partitioning, Use, Uses, arranged, uses_of
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError, nearest
-from rewrite.plan import Alternative, Exchange, Plan, Prediction, Split
+from rewrite.plan import Alternative, Plan, Prediction, Split
 
-# Faster by less than this is no faster: of such the one in the fewest collectives is taken, which
-# leave the compiler the least to make of them; but none that hardly fits if another does.
-TIE = 0.03
+# Faster by less than this, about the median error of the cost model, is no faster: of such the one
+# in the fewest collectives is taken, which leave the compiler the least to make of them; but none
+# that hardly fits if another does.
+TIE = 0.05
 Storage = tuple[tuple[str, tuple[str, ...]], ...]
 _TELLING = ("weights", "used", "attention")
 _SURE = 0.9  # of the memory: what the model leaves out hardly needs the rest
@@ -222,10 +224,11 @@ def best_plans(
         raise _impossible(topology, mesh, missing)
     rejected = [Alternative(label, None, _reason(error)) for label, error in missing.items()]
     ranked = best_first(chosen)
+    by_time = sorted(chosen, key=lambda each: each.predicted.time_s)
     unlike = {each.kind: each for each in reversed(ranked)}
     plans = []
     for best in sorted(unlike.values(), key=ranked.index)[:count]:
-        others = [each for each in ranked if each is not best]
+        others = [each for each in by_time if each is not best]
         plans.append(
             Plan(
                 label=best.label,
@@ -233,18 +236,11 @@ def best_plans(
                 mesh=mesh.axes,
                 groups=best.partitioning.groups,
                 predicted=best.predicted,
-                exchanges=tuple(_exchanges(shape, mesh, best.partitioning)),
+                exchanges=tuple(planned_exchanges(shape, topology, mesh, best.partitioning)),
                 alternatives=(*_runners_up(best, others), *rejected),
             )
         )
     return plans
-
-
-def _exchanges(
-    shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning
-) -> Iterator[Exchange]:
-    for each in Workload(shape, mesh, partitioning).collectives():
-        yield Exchange(each.kind, each.axes, round(each.bytes), each.times, each.part)
 
 
 def asked_for(ffn: str | None, attention: str | None) -> set[str]:

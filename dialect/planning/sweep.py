@@ -45,7 +45,7 @@ class Decoder:
     def of(function: str, config: str, program: Program) -> Decoder:
         """Of a program that is recognised. Raises PlanError where a part of it is not."""
         shape = decoder_shape(program, infer_axes(program))
-        unknown = [*shape.absent, *(["experts"] if shape.experts else [])]
+        unknown = [*shape.absent, *shape.unknown]
         if unknown:
             message = f"{function} cannot be costed: of {', '.join(unknown)} the cost is not known"
             raise PlanError(message, hint="see what was recognised: `shardwright coverage`")
@@ -57,10 +57,18 @@ class Decoder:
 
     @property
     def parameters(self) -> int:
-        """All weights, the embedding included: the N of `Cost.mfu`."""
+        """All weights, the embedding included."""
+        return self._weights(self.shape.experts)
+
+    @property
+    def active(self) -> int:
+        """Those that a token is routed to: the N of `Cost.mfu`."""
+        return self._weights(self.shape.experts_per_token)
+
+    def _weights(self, experts: int) -> int:
         work = Workload(self.shape, _ALONE, partition("ws1d", "heads", self.shape, _ALONE))
         tables = 1 if self.shape.tied_embedding else 2
-        return round(work.layer_weights("used") * self.shape.layers + tables * work.table())
+        return round(work.met(experts) * self.shape.layers + tables * work.table())
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Po
         label=best.label,
         time_s=time_s,
         chip_s_per_token=topology.chips * time_s / shape.tokens,
-        mfu=2 * decoder.parameters * shape.tokens / possible,
+        mfu=2 * decoder.active * shape.tokens / possible,
         memory_bytes=best.predicted.memory_bytes,
     )
     return replace(point, cost=cost)

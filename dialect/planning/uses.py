@@ -3,7 +3,7 @@
 A decoder's layer is split the same way in every layer, so a plan is one `Use` per mesh axis:
 
     weights    the axis of the weights that it splits, as they are stored: d_model, d_ff (with the
-               heads, which lie as d_ff does), or neither: a copy on every chip
+               heads and the experts, which lie as d_ff does), or neither: a copy on every chip
     stream     the axis of the residual stream that it splits: batch, d_model, or neither
     attention  what of attention it splits: heads, batch, or neither
 
@@ -85,15 +85,16 @@ def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Par
     """
     over = Offered(uses)
     fit = Fit(shape, mesh)
-    d_model, d_ff = fit("d_model", over.weights("d_model")), fit("d_ff", over.weights("d_ff"))
+    d_model, ffn = fit("d_model", over.weights("d_model")), fit.ffn(over.weights("d_ff"))
     batch = fit("batch", over.stream("batch"))
-    stored = {"d_model": d_model, "d_ff": d_ff, **fit.heads(over.head_weights())}
+    stored = {"d_model": d_model, **ffn, **fit.heads(over.head_weights())}
     used = {axis: without(split, over.gathered()) for axis, split in stored.items()}
     over_batch = (*batch, *without(fit("batch", over.attention("batch", batch)), batch))
     heads = fit.heads(without(over.attention("heads"), over_batch))
     residual = {"batch": batch, "d_model": fit("d_model", over.stream("d_model"))}
-    hidden = fit.scattered(batch, used["d_model"]) | {"d_ff": used["d_ff"]}
-    tables = fit.tables(over)
+    rows = {"batch": batch} if shape.routing else fit.scattered(batch, used["d_model"])
+    hidden = rows | {axis: used[axis] for axis in ffn}
+    tables = fit.tables(over, batch)
     logits = fit.logits(tables, (*over.weights("d_ff"), *over.weights("d_model")))
     groups = {
         "weights": stored,
@@ -121,7 +122,7 @@ def uses_of(made: Partitioning, mesh: MeshSpec) -> Uses:
         return next((what for axis, what in axes if name in made.axes(group, axis)), "")
 
     heads = tuple((axis, "heads") for axis in ("heads", "kv_heads", "q_per_kv"))
-    inner = (("d_ff", "d_ff"), *((axis, "d_ff") for axis, _ in heads))
+    inner = tuple((axis, "d_ff") for axis in ("experts", "d_ff", *(axis for axis, _ in heads)))
     outer = (("batch", "batch"), ("d_model", "d_model"))
     return tuple(
         (
@@ -193,6 +194,13 @@ class Fit:
         kv_heads = self("kv_heads", axes)
         return {"kv_heads": kv_heads, "q_per_kv": self("q_per_kv", without(axes, kv_heads))}
 
+    def ffn(self, axes: MeshAxes) -> dict[str, MeshAxes]:
+        """Experts take what they can, and d_ff the rest: the sum over experts then comes last, of
+        one result for each token. Those of a ragged product are whole on every chip."""
+        split = self.shape.routing not in ("", "ragged")
+        experts = self("experts", axes) if split else ()
+        return {"experts": experts, "d_ff": self("d_ff", without(axes, experts))}
+
     def scattered(self, batch: MeshAxes, partial: MeshAxes) -> dict[str, MeshAxes]:
         """Where partial sums over these mesh axes are scattered to: the rows, which are batch, or
         time where each chip has one sequence. Along the axis that is read next the compiler only
@@ -210,22 +218,27 @@ class Fit:
             return {}
         return {axis: split for axis, split in heads.items() if axis != "q_per_kv"}
 
-    def tables(self, over: Offered) -> dict[str, MeshAxes]:
+    def tables(self, over: Offered, batch: MeshAxes) -> dict[str, MeshAxes]:
         """The embedding and the weights of the logits, which are never gathered: where all axes
-        split the batch, d_model is split, since the rows of a table are wanted everywhere."""
+        split the batch, d_model is split, since the rows of a table are wanted everywhere. Beside
+        them rows keep their batch split over what mesh axes the table leaves free."""
         d_model, vocab = over.stationary("d_model"), over.stationary("d_ff")
         if not d_model and not vocab:
-            everywhere = tuple(name for name, use in over.uses if use != Use())
-            return {"d_model": self("d_model", everywhere)}
-        return {"d_model": self("d_model", d_model), "vocab": self("vocab", vocab)}
+            d_model = tuple(name for name, use in over.uses if use != Use())
+        d_model, vocab = self("d_model", d_model), self("vocab", vocab)
+        free = without(batch, (*d_model, *vocab))
+        return {"d_model": d_model, "vocab": vocab, "batch": free}
 
     def logits(self, tables: dict[str, MeshAxes], weights: MeshAxes) -> dict[str, MeshAxes]:
         """As the tables leave them, partial sums scattered over the rows; over the vocabulary
         where there are too few."""
-        partial = tables["d_model"]
-        if partial and self("batch", partial) == partial:
-            return {"batch": partial, "vocab": tables.get("vocab", ())}
-        return {"vocab": self("vocab", weights if "vocab" in tables else partial)}
+        partial, vocab, batch = tables["d_model"], tables["vocab"], tables["batch"]
+        if partial and self("batch", (*batch, *partial)) == (*batch, *partial):
+            return {"batch": (*batch, *partial), "vocab": vocab}
+        return {
+            "batch": batch,
+            "vocab": self("vocab", without(weights if vocab else partial, batch)),
+        }
 
     def size(self, axis: str) -> int:
         if axis == "q_per_kv":

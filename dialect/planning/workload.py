@@ -23,7 +23,9 @@ class Collective:
 
     `bytes` per chip: the output of an all-gather, the input of a reduce-scatter (an all-reduce is
     one of each), the local data of an all-to-all (section 3.1 and appendix A.1 of the paper).
-    `overlaps`: it waits for no activation, so that it runs beside the arithmetic.
+    `overlaps`: it waits for no activation, so that it runs beside the arithmetic. `in_pieces`: the
+    part of the bytes that is made by products which a compiler may cut in pieces, to send one
+    while it computes the next.
     """
 
     kind: str
@@ -32,6 +34,7 @@ class Collective:
     times: int
     part: str
     overlaps: bool = False
+    in_pieces: float = 0
 
     @property
     def rounds(self) -> int:
@@ -62,12 +65,15 @@ class Workload:
         self.batch = axes("residual", "batch")
         self.residual = axes("residual", "d_model")
         self.d_model = axes("used", "d_model")
+        self.experts = axes("used", "experts")
         self.d_ff = axes("used", "d_ff")
-        self.hidden = axes("hidden", "batch", "time")
-        stored = axes("weights", "d_model", "d_ff")
-        self.gathered = without(stored, (*self.d_model, *self.d_ff))
+        rows = axes("hidden", "batch", "time")
+        self.scattered = tuple(axis for axis in self.d_model if axis in rows)
+        stored = axes("weights", "d_model", "experts", "d_ff")
+        self.gathered = without(stored, (*self.d_model, *self.experts, *self.d_ff))
         self.heads = axes("used", "heads", "kv_heads", "q_per_kv")
         self.kv_heads = axes("used", *self.kv_names)
+        self.owned_batch = axes("attention", "batch")
         self.tokens = shape.tokens / mesh.ways(self.batch)
         self.q_width = shape.heads * shape.d_head
         self.kv_width = 2 * shape.kv_heads * shape.d_head
@@ -77,11 +83,19 @@ class Workload:
         """The logical axes of the KV heads: as many heads as queries are simply heads."""
         return ("heads",) if self.shape.kv_heads == self.shape.heads else ("kv_heads",)
 
+    @property
+    def key_copies(self) -> MeshAxes:
+        """The axes over which keys and values would be made alike, and are cut instead: where
+        attention splits the rows over them, each chip makes its own."""
+        if not self.scattered or self.batch:
+            return ()
+        return without(self.owned_batch, (*self.scattered, *self.kv_heads))
+
     # Weights, in elements per chip.
 
     def ffn_weights(self, group: str) -> float:
         """One layer's feed-forward weights."""
-        ways = self.mesh.ways(self.partitioning.axes(group, "d_model", "d_ff"))
+        ways = self.mesh.ways(self.partitioning.axes(group, "d_model", "experts", "d_ff"))
         return self.shape.ffn_weights / ways
 
     def attention_weights(self, group: str) -> float:
@@ -92,7 +106,13 @@ class Workload:
         return self.shape.d_model * (2 * self.q_width / queries + self.kv_width / keys)
 
     def layer_weights(self, group: str) -> float:
-        return self.ffn_weights(group) + self.attention_weights(group)
+        ffn = self.ffn_weights(group) + self.shape.router_weights  # a router is on every chip
+        return ffn + self.attention_weights(group)
+
+    def met(self, experts: float) -> float:
+        """One layer's weights as the products read them, of so many experts."""
+        others = self.ffn_weights("used") * (1 - experts / self.shape.experts)
+        return self.layer_weights("used") - others
 
     def table(self) -> float:
         """The embedding, or the weights of the logits."""
@@ -103,10 +123,11 @@ class Workload:
 
     def flops(self) -> float:
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
-        products = 2 * self.tokens * self.layer_weights("used") * shape.layers
+        products = 2 * self.tokens * self.met(shape.experts_computed) * shape.layers
         attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
         scores = 4 * shape.tokens * self.q_width * shape.context * shape.layers / attention_ways
-        return products + scores + 2 * shape.logits_rows * self.table()
+        rows = shape.logits_rows / ways(axes("tables", "batch"))
+        return products + scores + 2 * rows * self.table()
 
     def cache_bytes(self) -> float:
         ways = self.mesh.ways(self.partitioning.axes("cache", "batch", "heads", "kv_heads"))
@@ -116,7 +137,8 @@ class Workload:
     def hbm_bytes(self) -> float:
         """The weights and the cache, read once."""
         shape = self.shape
-        weights = self.layer_weights("used") * shape.layers * shape.weight_bytes_per_element
+        read = self.met(shape.experts_read(self.tokens))
+        weights = read * shape.layers * shape.weight_bytes_per_element
         head = self.table() * shape.embedding_bytes_per_element
         return weights + head + self.cache_bytes()
 
@@ -129,28 +151,51 @@ class Workload:
                 yield each
 
     def layer(self) -> Iterator[Collective]:
-        """Around the products. A parallel block shares those of its two halves."""
+        """Around the products. A parallel block shares those of its two halves.
+
+        Where the results of several experts are added up behind the last product, its partial
+        sums over d_ff are added up first, in each result.
+        """
         per_token = self.shape.activation_bytes_per_element * self.tokens
         ways = self.mesh.ways
-        keys = self.kv_width / ways(self.kv_heads)
+        keys = self.kv_width / ways((*self.kv_heads, *self.key_copies))
         queries = self.q_width / ways(self.heads)
-        d_ff = self.shape.d_ff / ways(self.d_ff)
+        d_ff = self.shape.d_ff * self.shape.experts_computed / ways((*self.experts, *self.d_ff))
         ffn = ((self.shape.ffn_matrices - 1) * d_ff * per_token, d_ff * per_token)
         attention = ((queries + keys) * per_token, queries * per_token)
         if self.shape.parallel:
             both = (ffn[0] + attention[0], ffn[1] + attention[1])
-            yield from self.block(*both, self.d_ff, "block")
+            yield from self.block(*both, self.d_ff, "block", ffn[0])
             return
         yield from self.block(*attention, self.heads, "attention")
-        yield from self.block(*ffn, self.d_ff, "ffn")
+        scores = self.shape.experts * per_token if self.shape.routing else 0
+        yield Collective("all-reduce", self.d_model, scores, self.shape.layers, "router")
+        if self.shape.experts_apart == 1:
+            yield from self.block(*ffn, (*self.experts, *self.d_ff), "ffn", ffn[0])
+            return
+        yield from self.block(*ffn, self.experts, "ffn")
+        apart = self.shape.experts_apart / ways((*self.experts, *self.d_model))
+        yield Collective(
+            "all-reduce",
+            self.d_ff,
+            apart * self.shape.d_model * per_token,
+            self.shape.layers,
+            "ffn",
+        )
 
     def block(
-        self, inner_in: float, inner_out: float, partial: MeshAxes, part: str
+        self,
+        inner_in: float,
+        inner_out: float,
+        partial: MeshAxes,
+        part: str,
+        hidden: float = 0,
     ) -> Iterator[Collective]:
         """Two products with something between them (appendix A.2), and the norm before them.
 
         inner_in, inner_out: bytes per chip behind the first and before the second product;
-        partial: the axes over which the second product leaves partial sums.
+        partial: the axes over which the second product leaves partial sums; hidden: how many of
+        the bytes behind the first product are hidden values of the feed-forward layer.
         """
         if not inner_in:
             return
@@ -160,10 +205,10 @@ class Workload:
         whole = without(self.residual, self.d_model)
         yield Collective("all-reduce", self.d_model, 4 * self.tokens, layers, "norm")
         yield Collective("all-gather", whole, outer, layers, part)
-        scattered = tuple(axis for axis in self.d_model if axis in self.hidden)
-        yield Collective("all-reduce", without(self.d_model, scattered), inner_in, layers, part)
-        yield Collective("reduce-scatter", scattered, inner_in, layers, part)
-        yield Collective("all-gather", scattered, inner_out, layers, part)
+        summed = without(self.d_model, self.scattered)
+        yield Collective("all-reduce", summed, inner_in, layers, part)
+        yield Collective("reduce-scatter", self.scattered, inner_in, layers, part, in_pieces=hidden)
+        yield Collective("all-gather", self.scattered, inner_out, layers, part)
         yield from self.summed(partial, outer, layers, part)
 
     def summed(self, partial: MeshAxes, size: float, times: int, part: str) -> Iterator[Collective]:
@@ -174,14 +219,23 @@ class Workload:
         yield Collective("all-reduce", without(partial, scattered), left, times, part)
 
     def attention(self) -> Iterator[Collective]:
-        """From heads to batch and back, where attention splits more of the batch (section 3.3)."""
-        moved = without(self.partitioning.axes("attention", "batch"), self.batch)
+        """From heads to batch and back, where attention splits more of the batch (section 3.3);
+        from scattered rows to heads, where it splits more of these."""
+        axes, shape = self.partitioning.axes, self.shape
+        owned = axes("attention", "heads", "kv_heads", "q_per_kv")
+        moved = without(self.owned_batch, (*self.batch, *self.scattered))
+        turned = tuple(axis for axis in self.scattered if axis in owned)
         ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
-        per_token = self.shape.activation_bytes_per_element * self.tokens / ways
-        layers, queries = self.shape.layers, self.q_width * per_token
-        keys = self.kv_width * per_token
-        yield Collective("all-to-all", moved, queries + keys, layers, "attention")
-        yield Collective("all-to-all", moved, queries, layers, "attention")
+        per_token = shape.activation_bytes_per_element * self.tokens
+        queries = self.q_width * per_token / ways
+        keys = self.kv_width * per_token / ways if set(moved) & set(self.kv_heads) else 0
+        yield Collective("all-to-all", moved, queries + keys, shape.layers, "attention")
+        yield Collective("all-to-all", moved, queries, shape.layers, "attention")
+        yield Collective("all-to-all", turned, queries, shape.layers, "attention")
+        kept = (*self.owned_batch, *axes("attention", *self.kv_names))
+        whole = self.kv_width * per_token / self.mesh.ways(self.kv_heads)
+        whole_over = without(self.scattered, kept)
+        yield Collective("all-gather", whole_over, whole, shape.layers, "attention")
 
     def gathers(self) -> Iterator[Collective]:
         """The weights, gathered over axes that split the batch too (section 3.2.3)."""
@@ -194,15 +248,14 @@ class Workload:
 
     def ends(self) -> Iterator[Collective]:
         """The embedding and the logits, once per step; see the layout of the tables."""
-        shape, ways = self.shape, self.mesh.ways
-        split = self.partitioning.split("tables")
-        d_model, vocab = split.get("d_model", ()), split.get("vocab", ())
-        row = shape.d_model * shape.activation_bytes_per_element / ways(d_model)
-        whole = without(self.residual, d_model)
-        logits = 4 * shape.vocab / ways(vocab)  # in float32
+        shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
+        d_model, vocab, batch = (axes("tables", axis) for axis in ("d_model", "vocab", "batch"))
+        row = shape.d_model * shape.activation_bytes_per_element / ways(d_model) / ways(batch)
+        moved, whole = without(self.batch, batch), without(self.residual, d_model)
+        logits = 4 * shape.vocab / ways(vocab) / ways(batch)  # in float32
         yield from self.summed(vocab, row * shape.tokens, 1, "embedding")
-        yield Collective("all-to-all", self.batch, row * shape.tokens, 1, "embedding")
-        yield Collective("all-to-all", self.batch, row * shape.logits_rows, 1, "logits")
+        yield Collective("all-to-all", moved, row * shape.tokens, 1, "embedding")
+        yield Collective("all-to-all", moved, row * shape.logits_rows, 1, "logits")
         yield Collective("all-gather", whole, row * shape.logits_rows, 1, "logits")
         yield Collective("reduce-scatter", d_model, logits * shape.logits_rows, 1, "logits")
 
@@ -212,13 +265,16 @@ class Workload:
         """Bytes per chip that are alive at the step's peak, by what they are.
 
         The feed-forward layer holds its hidden values and, where weights are gathered, its own
-        matrix and the next; attention holds scores in float32; never both at once.
+        matrix and the next; attention holds scores in float32; never both at once. (Where a
+        compiler gathers beside the softmax, as for v5e and v5p, it holds the scores twice.)
         """
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         size = shape.activation_bytes_per_element
         matrix = self.ffn_weights("used") / shape.ffn_matrices * shape.weight_bytes_per_element
         gathered = 2 * matrix if self.gathered else 0
-        hidden = (shape.ffn_matrices - 1) * shape.d_ff * self.tokens * size / ways(self.d_ff)
+        inner = shape.d_ff * shape.experts_computed / ways((*self.experts, *self.d_ff))
+        apart = (shape.experts_apart - 1) * shape.d_model / ways((*self.experts, *self.d_model))
+        hidden = max((shape.ffn_matrices - 1) * inner, inner + apart) * self.tokens * size
         attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
         scores = 4 * shape.tokens * shape.heads * shape.context / attention_ways
         stream = shape.d_model * self.tokens * size

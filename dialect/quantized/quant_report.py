@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -61,6 +61,11 @@ class Error:
     max: float
     rms: float
     snr_db: float
+
+    def facts(self) -> dict[str, Any]:
+        """For machines: what has no noise has no ratio."""
+        ratio = self.snr_db if math.isfinite(self.snr_db) else None
+        return asdict(self) | {"snr_db": ratio}
 
 
 @dataclass(frozen=True)
@@ -130,13 +135,15 @@ def packed_table(rows: Sequence[Packed]) -> Table:
     return Table("quantised weights", columns, (*shown, total))
 
 
-def error_table(rows: Sequence[Error]) -> Table:
+def error_table(rows: Sequence[Error], of: str = "") -> Table:
+    """A row for each parameter; `of` names the parameters as a whole."""
     columns = ("parameter", "form", ">max error", ">rms error", ">signal to noise")
     shown = (
         (each.name, each.form, f"{each.max:.3g}", f"{each.rms:.3g}", f"{each.snr_db:.1f} dB")
         for each in rows
     )
-    return Table("errors of quantised weights", columns, tuple(shown))
+    title = "errors of quantised weights" + (f", {of}" if of else "")
+    return Table(title, columns, tuple(shown))
 
 
 def _counted(place: str, rows: Sequence[Packed]) -> str:

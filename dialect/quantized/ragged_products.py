@@ -3,7 +3,8 @@
     ragged_dot(x: [t, d], w: [e, d, f], counts: [e]) -> [t, f]
 
 The scales of quantised experts stand behind the product as those of any other weight, one per
-expert and output channel; which row is whose follows from the counts.
+expert and output channel; which row is whose follows from the counts. So do those of rows that are
+rounded to eight bits, one per row.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import jax.numpy as jnp
 from dialect import primitives
 from dialect.dtypes import struct_of
 from dialect.jaxpr import trace_graph
+from dialect.nn import Traced
+from dialect.ops.rounding import steps
 from dialect.quant import dequantize
 from dialect.values import in_dtype
-from rewrite.ir import Graph, Op, Symbol, Type
+from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, substitute
 from rewrite.rules import Miss, Outcome, local
 
@@ -42,6 +45,29 @@ def summed_axis(op: Op) -> int | None:
     "ragged_dot_general",
     keeps="reals",
     example=lambda x, q, s: jax.lax.ragged_dot(
+        Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-19),
+        _dequantize(q, s, dtype=Symbol("f32")),
+        jnp.asarray([4, 1], jnp.int32),
+    ),
+    types=("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]"),
+)
+def ragged_integers_multiplied(op: Op) -> Outcome:
+    """ragged_dot(r * t, dequantize(q, s), n)  ->  ragged_dot(r, q, n) * s of each row's expert * t
+    of integers r and q"""
+    rows, weight = op.args[0].op, op.args[1].op
+    if rows.name != "rounded" or rows.get("form", "int8") != "int8" or rows["axes"] != (1,):
+        return None
+    if weight.name != "dequantize" or weight.args[0].type.dtype != "i8":
+        return None
+    graph = _steps(rows.args[0].type, rows.attrs)
+    numbers, scale = substitute(graph, rows.args, origin=rows.origin)
+    return _scaled_behind(op, numbers, "i32", scale)
+
+
+@local(
+    "ragged_dot_general",
+    keeps="reals",
+    example=lambda x, q, s: jax.lax.ragged_dot(
         x, _dequantize(q, s, dtype=Symbol("f32")), jnp.asarray([4, 1], jnp.int32)
     ),
     types=("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]"),
@@ -50,18 +76,30 @@ def scale_behind_ragged_product(op: Op) -> Outcome:
     """ragged_dot(x, dequantize(q, s), n)  ->  ragged_dot(x, q, n) * s of each row's expert
 
     The integers go in as they are: a kernel takes whole arrays, and would find them widened."""
+    return _scaled_behind(op, op.args[0], op.types[0].dtype)
+
+
+def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = None) -> Outcome:
+    """The product of rows with a weight's numbers, summed in `dtype`, the scales behind it."""
     weight, axis = op.args[1].op, summed_axis(op)
     if weight.name != "dequantize" or axis is None:
         return None
     q, scale = weight.args
     if scale.type.shape[axis] > 1:
         return Miss("a scale varies along a summed axis", 2)
-    result = op.types[0]
-    attrs = {**dict(op.attrs), "preferred_element_type": Symbol(result.dtype)}
-    product = make("ragged_dot_general", op.args[0], q, op.args[2], **attrs)
-    graph = _scales(result.shape[0], scale.type, op.args[2].type)
-    (scales,) = substitute(graph, (scale, op.args[2]), origin=op.origin)
-    return in_dtype(make("mul", in_dtype(product, "f32"), scales), result.dtype)
+    attrs = {**dict(op.attrs), "preferred_element_type": Symbol(dtype)}
+    product = make("ragged_dot_general", rows, q, op.args[2], **attrs)
+    graph = _scales(rows.type.shape[0], scale.type, op.args[2].type)
+    scales = substitute(graph, (scale, op.args[2]), origin=op.origin)
+    result = in_dtype(product, "f32")
+    for each in (*scales, *filter(None, [row_scale])):
+        result = make("mul", result, each)
+    return in_dtype(result, op.types[0].dtype)
+
+
+@lru_cache(maxsize=256)
+def _steps(rows: Type, attrs: tuple) -> Graph:
+    return trace_graph(lambda x: steps(x, **dict(attrs)), struct_of(rows))
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,10 @@ from dialect.nn import Traced
 from dialect.normal.row_products import row_layout
 from dialect.ops.rounding import steps
 from dialect.quant import FORMS, dequantize
-from dialect.quantized.ragged_products import scale_behind_ragged_product
+from dialect.quantized.ragged_products import (
+    ragged_integers_multiplied,
+    scale_behind_ragged_product,
+)
 from dialect.tensor import contract
 from dialect.values import in_dtype, reshaped
 from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
@@ -50,7 +53,8 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
     native = [form for form in _SUMS if (chip.multiplies(form) if chip else form == "int8")]
     rules = [_OF_EIGHT_BITS[form] for form in native] + [scale_behind_product]
     meshed = [replace(rule, apply=partial(rule.apply, mesh=mesh)) for rule in rules]
-    return [*meshed, scale_behind_ragged_product]
+    ragged = [ragged_integers_multiplied] if "int8" in native else []
+    return [*meshed, *ragged, scale_behind_ragged_product]
 
 
 @local(

@@ -67,6 +67,19 @@ def bytes_read(graph: Graph, value: Value) -> int:
     return value.type.bytes
 
 
+def stored_bytes(value: Value) -> int:
+    """Bytes of what a bound value is read from: of its integers, where reading dequantises them."""
+    memo: dict[Value, int] = {}
+
+    def read(value: Value) -> int:
+        if value not in memo:
+            fused = fuses(value.op) and sum(map(read, dict.fromkeys(value.op.args)))
+            memo[value] = min(value.type.bytes, fused or value.type.bytes)
+        return memo[value]
+
+    return read(value)
+
+
 def frontier(graph: Graph, inputs: Iterable[Value]) -> tuple[Value, ...]:
     """The bound values that the step reads, chosen for the fewest bytes read per step.
 

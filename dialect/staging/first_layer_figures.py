@@ -14,7 +14,7 @@ class Figures:
     - width: of a row of the embedding (d);  row: read for each token now (2 (d + e))
     - stored: of a row of the tables that are added to the embedding, or stand in its place
     - vocab: rows of each table;  tokens: in a step, over all sequences
-    - drops_embedding: nobody reads the embedding itself any more
+    - dropped: of a row of the embedding, where nobody reads the embedding itself any more
     - parameters: of the whole model
     """
 
@@ -24,7 +24,7 @@ class Figures:
     stored: int
     vocab: int
     tokens: int
-    drops_embedding: bool
+    dropped: int
     parameters: int
 
     @property
@@ -43,8 +43,7 @@ class Figures:
 
     @property
     def embedding_increase(self) -> int:
-        dropped = self.width if self.drops_embedding else 0
-        return self.vocab * (self.stored - dropped)
+        return self.vocab * (self.stored - self.dropped)
 
     @property
     def memory_change(self) -> int:

@@ -29,6 +29,11 @@ EXACT = DEFAULT_PIPELINE
 ONCE = EXACT.replace(
     "plan", "fold_scales, merge_dots, cache_layout, first_layer{budget=10.0}, plan"
 )
+QUANTIZED = EXACT.replace(
+    "plan",
+    "fold_scales, merge_dots, quantize{weights=int8, activations=int8, cache=int8, vocab=true}, "
+    "cache_layout, first_layer{budget=10.0}, plan",
+)
 LAYER = re.compile(r"(?<=/)\d+(?=/)|(?<=layer_)\d+")  # a layer's number in a path
 RECOGNIZE = Pipeline.parse("normalize, recognize")
 
@@ -185,6 +190,18 @@ def assert_program_serves_the_same(library: str, model: str) -> None:
     """import -> normalize -> recognize -> export is the library's own function."""
     decode, prefill = (recognized(library, model, phase, batch=SERVED) for phase in PHASES)
     assert_serves_the_same(library, model, jax.jit(prefill.__call__), jax.jit(decode.__call__))
+
+
+def assert_quantised_serves_nearly_the_same(library: str, model: str, mesh: Any) -> None:
+    """Weights, activations and cache in eight bits, on eight devices, over the same tokens."""
+    wanted = expected(library, model)
+    decode, prefill = (
+        auto_shard(built(library, model, phase, batch=SERVED).function, mesh, pipeline=QUANTIZED)
+        for phase in PHASES
+    )
+    found = served(prefill, decode, library, model, prefill.restore, wanted.tokens)
+    off = np.std(found.logits - wanted.logits) / np.std(wanted.logits)
+    assert 1e-4 < off < 0.1
 
 
 def assert_sharded_serves_the_same(library: str, model: str, mesh: Any, pipeline: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from harness import RECOGNIZE, recognition
 
 from dialect.evaluate import evaluate
-from rewrite import Program
+from rewrite import Pipeline, Program
 from rewrite.program import Input
 
 FOLDER = Path(__file__).parent / "ir"
@@ -61,22 +61,54 @@ def test_recognition(name: str) -> None:
     assert {each: found.get(each, 0) for each in FOUND[name]} == FOUND[name]
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_rewritten_program_is_equal(name: str) -> None:
+def drawn(program: Program) -> list[jax.Array]:
+    """Weights and caches at random; tokens and positions are three."""
     random = np.random.default_rng(0)
 
     def draw(declared: Input) -> jax.Array:
-        """Weights and caches at random; tokens and positions are three."""
         kind, sizes = declared.type.dtype, declared.type.shape
         if kind != "f32":
             return jnp.full(sizes, 3, jnp.int32)
         scale = 1.0 if declared.role == "state" else 0.1
         return jnp.asarray(scale * random.standard_normal(sizes), jnp.float32)
 
-    leaves = [draw(each) for each in read(name).inputs]
+    return [draw(each) for each in program.inputs]
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_rewritten_program_is_equal(name: str) -> None:
+    leaves = drawn(read(name))
     wanted, found = (
         jax.jit(lambda leaves, graph=program.graph: evaluate(graph, leaves))(leaves)
         for program in (read(name), recognized(name))
     )
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["keras_hub_gpt_oss", "penzai_llama_scanned"])
+def test_quantised_program_is_the_one_of_dequantised_weights(name: str) -> None:
+    """Lowered, with integers in every product and in the cache, and as it is before that."""
+    passes = "carry_cache, quantize{weights=int4, group=8, cache=int8, vocab=true}, cache_layout"
+    before = Pipeline.parse(f"{passes}, first_layer{{budget=10.0}}").run(recognized(name))
+    notes = [note for step in before.history for note in step.notes]
+    assert any("kept in int8" in note for note in notes)
+    lowered = Pipeline.parse("stage, lower").run(before)
+    params, state, given = (
+        [leaf for leaf, each in zip(drawn(before), before.inputs) if each.role == role]
+        for role in ("param", "state", "arg")
+    )
+    stages = lowered.stages
+    packed = jax.jit(lambda leaves: evaluate(stages.prepare, leaves))(params)
+    assert sum(leaf.nbytes for leaf in packed) < 0.55 * sum(leaf.nbytes for leaf in params)
+    kept = jax.jit(lambda leaves: evaluate(stages.adapt, leaves))(state)
+    by_role = {"param": iter(packed), "state": iter(kept), "arg": iter(given)}
+    found = jax.jit(lambda leaves: evaluate(lowered.graph, leaves))(
+        [next(by_role[each.role]) for each in lowered.step_inputs]
+    )
+    wanted = jax.jit(lambda leaves: evaluate(before.graph, leaves))(drawn(before))
+    (one,), (other,) = (
+        [leaf for leaf, out in zip(leaves, outputs) if out.updates is None]
+        for leaves, outputs in ((found, lowered.step_outputs), (wanted, before.outputs))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,333 @@
+"""Mixtures of experts: found in the forms that libraries give them, costed, planned and served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_unrecognised import (
+    ATTENTION,
+    CONTEXT,
+    PLANNED,
+    TOKENS,
+    Case,
+    assert_serves_the_same,
+    attention,
+    kv_cache,
+    laid_out,
+    plan_notes,
+    planned,
+    rms_norm,
+    weights,
+)
+
+from dialect.axes import infer_axes
+from dialect.cost import must_fit
+from dialect.mesh import MeshSpec, Topology
+from dialect.planning.audit import audit
+from dialect.planning.decoder import decoder_shape
+from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.partitionings import Unavailable, partition
+from dialect.planning.search import choose, searched
+from dialect.planning.workload import Workload
+from rewrite import Pipeline, Program, trace
+from rewrite.target import Target
+
+BATCH, D, F, VOCAB, EXPERTS, CHOSEN = 8, 64, 128, 96, 8, 2
+
+
+def routed(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The best experts of each token, and their shares: [..., CHOSEN]."""
+    share, which = jax.lax.top_k(jax.nn.softmax(scores), CHOSEN)
+    return share / jnp.sum(share, axis=-1, keepdims=True), which
+
+
+def shares(w: Any, x: jax.Array) -> jax.Array:
+    """The share of every expert in each token."""
+    share, which = routed(x @ w["router"])
+    return jnp.einsum("bk,bke->be", share, jax.nn.one_hot(which, w["router"].shape[-1]))
+
+
+def hidden(w: Any, x: jax.Array) -> jax.Array:
+    gate = jax.nn.silu(jnp.einsum("bd,edf->bef", x, w["gate"]))
+    return gate * jnp.einsum("bd,edf->bef", x, w["up"])
+
+
+def dense(w: Any, x: jax.Array) -> jax.Array:
+    each = jnp.einsum("bef,efd->bed", hidden(w, x), w["down"])
+    return jnp.einsum("bed,be->bd", each, shares(w, x))
+
+
+def experts_first(w: Any, x: jax.Array) -> jax.Array:
+    """As Keras has it."""
+    each = jnp.einsum("bef,efd->ebd", hidden(w, x), w["down"])
+    return jnp.sum(each * shares(w, x).T[..., None], axis=0)
+
+
+def summed(w: Any, x: jax.Array) -> jax.Array:
+    return jnp.einsum("bef,efd->bd", hidden(w, x) * shares(w, x)[..., None], w["down"])
+
+
+def ragged(w: Any, x: jax.Array) -> jax.Array:
+    share, which = routed(x @ w["router"])
+    order = jnp.argsort(which.reshape(-1))
+    counts = jnp.bincount(which.reshape(-1), length=w["router"].shape[-1])
+    rows = x[order // CHOSEN]
+    gate, up = (jax.lax.ragged_dot(rows, w[name], counts) for name in ("gate", "up"))
+    each = jax.lax.ragged_dot(jax.nn.silu(gate) * up, w["down"], counts)
+    return jnp.einsum("bkd,bk->bd", each[jnp.argsort(order)].reshape(*which.shape, -1), share)
+
+
+def shared_too(w: Any, x: jax.Array) -> jax.Array:
+    """With a network that every token passes besides."""
+    return dense(w, x) + jax.nn.silu(x @ w["shared_up"]) @ w["shared_down"]
+
+
+Mixture = Callable[[Any, jax.Array], jax.Array]
+
+
+def decode(mixture: Mixture, params: Any, cache: Any, tokens: jax.Array) -> Any:
+    x = params["embedding"][tokens]
+    out, cache = attention(params, cache, rms_norm(x))
+    x = x + out
+    x = x + mixture(params, rms_norm(x))
+    return rms_norm(x) @ params["embedding"].T, cache
+
+
+def case(mixture: Mixture, experts: int = EXPERTS, width: int = F) -> Case:
+    shapes = {name: (experts, D, width) for name in ("gate", "up")}
+    shapes |= {"down": (experts, width, D), "router": (D, experts)}
+    if mixture is shared_too:
+        shapes |= {"shared_up": (D, F), "shared_down": (F, D)}
+    params = weights(embedding=(VOCAB, D), **ATTENTION, **shapes)
+    return Case(partial(decode, mixture), (params, kv_cache(), TOKENS), "")
+
+
+def shape_of(made: Case) -> DecoderShape:
+    program = trace(made.function, *made.args, params=0, state=1)
+    program = Pipeline.parse("normalize, recognize").run(program)
+    return decoder_shape(program, infer_axes(program))
+
+
+# What is found.
+
+
+@pytest.mark.parametrize(
+    ("mixture", "routing"),
+    [(dense, "dense"), (experts_first, "dense"), (summed, "summed"), (ragged, "ragged")],
+)
+def test_the_shape_of_a_mixture(mixture: Mixture, routing: str) -> None:
+    shape = shape_of(case(mixture))
+    assert (shape.routing, shape.experts, shape.experts_per_token) == (routing, EXPERTS, CHOSEN)
+    assert (shape.d_model, shape.d_ff, shape.ffn_matrices) == (D, F, 3)
+    assert shape.is_costed and shape.ffn_weights == EXPERTS * 3 * D * F
+    assert shape.experts_computed == (CHOSEN if routing == "ragged" else EXPERTS)
+
+
+def test_what_is_not_described_is_told_and_not_costed() -> None:
+    made = case(shared_too)
+    shape = shape_of(made)
+    assert not shape.is_costed
+    told = "not costed: feed-forward layers without experts beside those with"
+    assert told in shape.notes()
+    assert told in plan_notes(planned(made.function, *made.args, state=(1,)))
+
+
+# What it costs, by hand: 8 experts of 512, 2 of them for each token, on 8 chips.
+
+MOE = DecoderShape(
+    batch=64,
+    time=1,
+    context=2048,
+    layers=10,
+    d_model=1024,
+    d_ff=512,
+    heads=16,
+    kv_heads=8,
+    d_head=64,
+    vocab=4096,
+    experts=8,
+    experts_per_token=2,
+    routing="dense",
+)
+MESH, V5E = MeshSpec.parse("x=2 y=4"), Topology.parse("v5e:2x4")
+MATRIX = 1024 * 512
+PROJECTIONS = 1024 * (2 * 16 + 2 * 8) * 64
+ROUTER = 1024 * 8
+
+
+def work(shape: DecoderShape, name: str = "ws1d", attention: str = "heads") -> Workload:
+    return Workload(shape, MESH, partition(name, attention, shape, MESH))
+
+
+@pytest.mark.parametrize(("routing", "computed"), [("dense", 8), ("summed", 8), ("ragged", 2)])
+def test_flops_are_those_of_the_experts_that_compute(routing: str, computed: int) -> None:
+    weights = (computed * 3 * MATRIX + PROJECTIONS) / 8 + ROUTER
+    scores = 4 * 64 * 1024 * 2048 * 10 / 8
+    logits = 2 * 64 * 4096 * 1024 / 8
+    found = work(replace(MOE, routing=routing)).flops()
+    assert found == 2 * 64 * weights * 10 + scores + logits
+
+
+@pytest.mark.parametrize(("routing", "batch"), [("dense", 1), ("ragged", 1), ("ragged", 64)])
+def test_the_weights_that_are_read_are_those_of_the_experts_that_are_met(
+    routing: str, batch: int
+) -> None:
+    met = 8 * (1 - 0.75**batch) if routing == "ragged" else 8
+    weights = 10 * ((met * 3 * MATRIX + PROJECTIONS) / 8 + ROUTER)
+    cache = 10 * batch * 2048 * 2 * 8 * 64 / 8
+    found = work(replace(MOE, routing=routing, batch=batch))
+    assert found.hbm_bytes() == pytest.approx(2 * (weights + 4096 * 1024 / 8 + cache))
+    assert found.memory()["weights"] == 2 * 10 * ((24 * MATRIX + PROJECTIONS) / 8 + ROUTER)
+
+
+def collectives(shape: DecoderShape, name: str = "ws1d") -> list[tuple[str, str, float, str]]:
+    found = work(shape, name).collectives()
+    return [
+        (each.kind, "".join(each.axes), each.bytes, each.part)
+        for each in found
+        if each.part in ("ffn", "router")
+    ]
+
+
+STREAM = 64 * 1024 * 2
+
+
+def test_what_a_mixture_exchanges() -> None:
+    over_both = [("all-reduce", "xy", STREAM, "ffn")]
+    assert collectives(MOE) == collectives(replace(MOE, routing="summed")) == over_both
+    assert collectives(replace(MOE, routing="ragged")) == [("all-reduce", "xy", 2 * STREAM, "ffn")]
+    # Two chips divide two experts, four the width of each: a sum in every result comes first.
+    two = replace(MOE, experts=2)
+    assert collectives(two) == [
+        ("all-reduce", "x", STREAM, "ffn"),
+        ("all-reduce", "y", STREAM, "ffn"),
+    ]
+    assert collectives(replace(two, routing="summed")) == over_both
+    over_d_model = collectives(MOE, "ws2d")
+    inner = 2 * 8 / 4 * 512 * 64 * 2  # two of them, of two of the experts; never scattered
+    assert ("all-reduce", "x", inner, "ffn") in over_d_model
+    assert ("all-reduce", "x", 64 * 8 * 2, "router") in over_d_model
+
+
+def test_the_results_of_every_expert_are_held() -> None:
+    """Beside their hidden values, where these are fewer than the gate's and the other's."""
+    many = replace(MOE, batch=1, time=4096, context=64)
+    assert work(many).memory()["working set"] == 4096 * 2 * (512 + 7 * 1024 / 8)
+    assert work(replace(many, d_ff=4096)).memory()["working set"] == 4096 * 2 * 2 * 4096
+    assert work(replace(many, routing="summed")).memory()["working set"] == 4096 * 2 * 2 * 512
+
+
+# What is chosen.
+
+MIXTRAL = replace(MOE, layers=32, d_model=4096, d_ff=14336, heads=32, d_head=128, vocab=32000)
+
+
+def test_of_few_tokens_the_experts_are_split_and_of_many_the_batch() -> None:
+    topology = Topology.parse("v5p:2x2x2")
+    mesh = topology.mesh_axes()
+    few = choose(MIXTRAL, topology, mesh)
+    assert few.split("weights")["experts"] == few.split("used")["experts"] == ("x", "y", "z")
+    assert few.split("residual") == {}
+    many = choose(replace(MIXTRAL, batch=16, time=2048), topology, mesh)
+    assert len(many.split("residual")["batch"]) >= 2
+    assert len(many.split("used").get("experts", ())) <= 1
+
+
+def test_ragged_rows_are_not_split() -> None:
+    shape = replace(MIXTRAL, routing="ragged", batch=16, time=2048)
+    topology = Topology.parse("v5p:2x2x2")
+    mesh = topology.mesh_axes()
+    found = searched(shape, topology, mesh)
+    assert all(each.partitioning.axes("residual", "batch") == () for each in found.candidates)
+    assert all("experts" not in each.partitioning.split("weights") for each in found.candidates)
+    with pytest.raises(Unavailable, match="the rows of all sequences in one order"):
+        must_fit(shape, topology, mesh, partition("wg_xyz", "batch", shape, mesh))
+
+
+# How it lies, and what it gives.
+
+
+def test_experts_take_what_they_can_and_their_width_the_rest() -> None:
+    plan = "plan{ffn=ws1d, attention=heads}"
+    for experts, layouts in ((8, ("xy _ _", "xy _ _")), (2, ("x _ y", "x y _"))):
+        made = case(dense, experts)
+        found = laid_out(planned(made.function, *made.args, state=(1,), plan=plan))
+        assert (found["params/gate"], found["params/down"]) == layouts
+        assert found["params/up"] == found["params/gate"] and found["params/router"] == "_ _"
+    made = case(ragged)
+    found = laid_out(planned(made.function, *made.args, state=(1,), plan=plan))
+    assert (found["params/gate"], found["params/down"]) == ("_ _ xy", "_ xy _")
+
+
+@pytest.mark.parametrize(
+    ("mixture", "plan"),
+    [
+        (dense, "plan"),
+        (dense, "plan{ffn=ws2d, attention=batch}"),
+        (dense, "plan{ffn=wg_x, attention=heads}"),
+        (experts_first, "plan{ffn=ws1d, attention=heads}"),
+        (summed, "plan{ffn=ws2d, attention=heads}"),
+        (summed, "plan{ffn=wg_xyz, attention=batch}"),
+        (ragged, "plan"),
+        (ragged, "plan{ffn=ws2d, attention=batch}"),
+    ],
+)
+def test_eight_devices_give_the_same(mixture: Mixture, plan: str) -> None:
+    program = assert_serves_the_same(case(mixture), PLANNED.replace("plan", plan))
+    told = [note for note in plan_notes(program) if note.startswith("8 experts, 2 of them")]
+    assert len(told) == 1
+
+
+def test_what_does_not_divide_stays_whole_and_gives_the_same() -> None:
+    program = assert_serves_the_same(case(dense, experts=6, width=30))
+    assert len(program.plan.split("weights").get("experts", ())) <= 1
+
+
+# What the TPU compiler makes of it.
+
+
+def scanned(params: Any, cache: Any, tokens: jax.Array) -> Any:
+    """Layers of grouped queries and 64 experts."""
+
+    def layer(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+        w, k, v = each
+        out, kept = attention(w, {"k": k, "v": v, "position": cache["position"]}, rms_norm(x))
+        x = x + out
+        return x + dense(w, rms_norm(x)), (kept["k"], kept["v"])
+
+    x, (k, v) = jax.lax.scan(
+        layer, params["embedding"][tokens], (params["layers"], cache["k"], cache["v"])
+    )
+    cache = {"k": k, "v": v, "position": cache["position"] + 1}
+    return rms_norm(x) @ params["embedding"].T, cache
+
+
+def large() -> Program:
+    def array(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    d, heads, d_head, f, experts, layers = 1024, 16, 128, 512, 64, 4
+    layer = {name: array(layers, d, heads, d_head) for name in ("wq", "wk", "wv")}
+    layer |= {"wo": array(layers, heads, d_head, d), "router": array(layers, d, experts)}
+    layer |= {name: array(layers, experts, d, f) for name in ("gate", "up")}
+    layer |= {"down": array(layers, experts, f, d)}
+    params = {"embedding": array(16384, d), "layers": layer}
+    cache = {name: array(layers, 64, CONTEXT, heads, d_head) for name in "kv"}
+    cache |= {"position": array(dtype="int32")}
+    return trace(scanned, params, cache, array(64, dtype="int32"), params=0, state=1)
+
+
+def test_the_compiler_exchanges_what_is_planned() -> None:
+    target = Target("v5p:2x2x2", Topology.parse("v5p:2x2x2").mesh_axes().axes)
+    pipeline = "normalize, recognize, carry_cache, plan, shard, stage, lower"
+    program = Pipeline.parse(pipeline).run(large(), target)
+    assert program.plan.split("weights")["experts"] == ("x", "y", "z")
+    found = audit(program, target)
+    assert found.larger(0.01) == ()
+    assert found.compiled_bytes == pytest.approx(found.planned_bytes, rel=0.02)
