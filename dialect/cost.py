@@ -2,9 +2,10 @@
 
     time = max(compute, hbm, gathering of weights) + other communication + latency
 
-since only the gathering of weights waits for no activation; where the compiler makes the arithmetic
-wait for it (`Chip.gathers_beside`), it is communication as any other. Compute, HBM and communication are
-what a chip is asked for (workload.py) over what it delivers (chips.py, and `Constants`).
+since only the gathering of weights waits for no activation; where the compiler makes the
+arithmetic wait for it (`Chip.gathers_beside`), it is communication as any other. Compute, HBM and
+communication are what a chip is asked for (workload.py) over what it delivers (chips.py, and
+`Constants`).
 """
 
 from __future__ import annotations
