@@ -23,7 +23,7 @@ from dialect.operands import transposed
 from dialect.staging.binding import known_values
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside, shown
 from dialect.sums import sums
-from dialect.values import reshaped
+from dialect.values import reshaped, through
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
@@ -33,6 +33,7 @@ from rewrite.target import Target
 
 SPLIT = {"heads", "kv_heads", "d_ff"}  # what a mesh splits of a weight beside d_model
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_QUANTISED = "its weights are integers, which joining would make floats: merge before quantizing"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Product:
             tuple(own.index(x[i]) for i in summed) + tuple(map(own.index, added)),
             tuple(plain.index(letter) for letter in out),
         )
+
+    @property
+    def is_quantised(self) -> bool:
+        return through(self.weight, "reshape", "transpose").op.name == "dequantize"
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -202,7 +207,9 @@ class _Merger:
         siblings: dict[Any, list[Product]] = defaultdict(list)
         for op in graph.ops:
             product = Product.of(op, self.paths)
-            if product is not None:
+            if product is not None and product.is_quantised:
+                self.left(product, _QUANTISED)
+            elif product is not None:
                 siblings[product.same_input].append(product)
         found = [f for group in siblings.values() if len(group) > 1 for f in self.divided(group)]
         return {product.op: family for family in found for product in family.products}
@@ -247,7 +254,7 @@ class _Merger:
     def summed(self, op: Op, terms: list[Value], memo: dict[Value, Value]) -> Value:
         """The sum of `terms` with its products merged, if they can be."""
         found = (Product.of(term.op, self.paths) for term in terms)
-        products = [each for each in found if each is not None]
+        products = [each for each in found if each is not None and not each.is_quantised]
         groups: dict[Any, list[Product]] = defaultdict(list)
         for each in products:
             groups[each.same_output].append(each)

@@ -21,6 +21,7 @@ from dialect import sharding  # noqa: F401  (defines constrain)
 from dialect.axes import Axes
 from dialect.machine.topology import Topology
 from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
+from dialect.planning.heads_apart import heads_apart
 from dialect.planning.layouts import (
     activation_group,
     hidden_layout,
@@ -57,6 +58,7 @@ class Shard(Pass):
     def run(self, program: Program, target: Target) -> Program:
         if program.plan is None:
             return self.said(program, "no plan, so nothing is constrained: run `plan` first")
+        program = program.with_graph(heads_apart(program.graph, program.plan))
         params = frozenset(program.values("param"))
         axes = planned_axes(program, program.plan.mesh)
         emitted = _Constraints(program.plan, axes, _decided(program))

@@ -164,3 +164,13 @@ def test_fewer_collectives_on_a_tpu():
         return sum(each.count * (each.trip_count or 1) for each in found.collectives)
 
     assert collectives("merge_dots, ") < collectives("")
+
+
+def test_quantised_weights_stay_integers() -> None:
+    """Joined, they would be floats again, of four times the bytes."""
+    program = Pipeline.parse(f"{BEFORE}, quantize, merge_dots").run(traced(llama))
+    apart = [note for note in program.history[-1].notes if "left apart" in note]
+    assert len(apart) == 7
+    assert all("merge before quantizing" in note for note in apart)
+    before = Pipeline.parse(f"{BEFORE}, quantize").run(traced(llama))
+    assert str(program.graph) == str(before.graph)

@@ -22,6 +22,7 @@ from dialect.nn import Traced
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.normal.normal_form import normal_form
 from dialect.ops import rotary
+from dialect.planning.heads_apart import cut_of_rope, cut_towards_rope
 from passes.lower import EXPAND, SCALES, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
 from passes.roll import RULES as ROLL
@@ -36,7 +37,7 @@ from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
 
 LOWER = (*SCALES, EXPAND)
-ALONE = (*LOWER, *ROLL)
+ALONE = (*LOWER, *ROLL, cut_of_rope, cut_towards_rope)
 EVERY = (*NORMAL, *RECOGNIZE, *ALONE)
 RANDOM = np.random.default_rng(3)
 

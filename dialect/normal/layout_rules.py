@@ -93,12 +93,7 @@ def _splat(value: Value, shape: tuple[int, ...]) -> Value:
 @local("reshape", example=lambda x, w: (x @ w + 1).reshape(3, 2, 2), types=("f32[3,5]", "f32[5,4]"))
 def cut_inward(op: Op) -> Outcome:
     """reshape(f(x, y)) that cuts axes apart  ->  f(reshape(x), reshape(y)), towards a product"""
-    inner = op.args[0].op
-    if inner.name not in lax.MAPS or not cuts(op) or not made_by(("contract",), op.args[0]):
-        return None
-    if any(arg.type.shape and arg.type.rank != op.args[0].type.rank for arg in inner.args):
-        return None
-    return make(inner.name, *cut_pieces(op, inner.args), **dict(inner.attrs))
+    return cut_towards(op, "contract")
 
 
 @local(
@@ -117,6 +112,16 @@ def cut_through_unstack(op: Op) -> Outcome:
     whole = reshaped(source, tuple(size for part in parts for size in part))
     place = sum(len(part) for part in parts[:axis])
     return Value(build("unstack", whole, axis=place), index)
+
+
+def cut_towards(op: Op, name: str) -> Outcome:
+    """reshape(f(x, y))  ->  f(reshape(x), reshape(y)), where ops of this name made x or y."""
+    inner = op.args[0].op
+    if inner.name not in lax.MAPS or not cuts(op) or not made_by((name,), op.args[0]):
+        return None
+    if any(arg.type.shape and arg.type.rank != op.args[0].type.rank for arg in inner.args):
+        return None
+    return make(inner.name, *cut_pieces(op, inner.args), **dict(inner.attrs))
 
 
 def cuts(op: Op) -> bool:
@@ -139,6 +144,13 @@ def cut_pieces(op: Op, values: Iterable[Value]) -> list[Value]:
     """Values that broadcast to the argument of a reshape, cut as it cuts that."""
     whole, parts = op.args[0].type.shape, _parts(op)
     return [_cut(value, whole, parts) for value in values]
+
+
+def cut_alike(op: Op, value: Value) -> Value:
+    """A value whose axes but the last broadcast to the argument of a reshape, which keeps that."""
+    last = value.type.shape[-1]
+    whole, parts = op.args[0].type.shape, _parts(op)
+    return _cut(value, (*whole[:-1], last), [*parts[:-1], (last,)])
 
 
 def _parts(op: Op) -> list[tuple[int, ...]]:

@@ -1,0 +1,58 @@
+"""Heads in two axes, KV heads and their queries, from the product that makes them.
+
+A mesh axis that splits the KV heads and another that splits the queries of each cut heads written
+as one axis into parts that are no neighbours: then the compiler exchanges them behind the product.
+Written as two axes each is split where it is made; the weights are reshaped in `prepare`.
+"""
+
+from __future__ import annotations
+
+from dialect.normal.contract_rules import split_of_contract
+from dialect.normal.layout_rules import (
+    cut_alike,
+    cut_inward,
+    cut_towards,
+    cuts,
+    reshape_of_reshape,
+)
+from dialect.vocabulary import Traced
+from rewrite.driver import rewrite
+from rewrite.ir import Graph, Op
+from rewrite.opdef import make
+from rewrite.plan import Plan
+from rewrite.rules import Outcome, local
+
+
+@local(
+    "reshape",
+    example=lambda x, cos, sin: Traced["rope"](x, cos, sin).reshape(2, 2, 3, 8),
+    types=("f32[2,6,8]", "f32[2,1,4]", "f32[2,1,4]"),
+)
+def cut_of_rope(op: Op) -> Outcome:
+    """reshape(rope(x, cos, sin)) that cuts heads apart  ->  rope(reshape(x), cos, sin cut alike)"""
+    inner, size = op.args[0].op, op.types[0].shape[-1:]
+    if inner.name != "rope" or not cuts(op) or op.args[0].type.shape[-1:] != size:
+        return None
+    if any(arg.type.rank != inner.types[0].rank for arg in inner.args):
+        return None
+    return make("rope", *(cut_alike(op, arg) for arg in inner.args), **dict(inner.attrs))
+
+
+@local(
+    "reshape",
+    example=lambda x, cos, sin: (1 + Traced["rope"](x, cos, sin)).reshape(2, 2, 3, 8),
+    types=("f32[2,6,8]", "f32[2,1,4]", "f32[2,1,4]"),
+)
+def cut_towards_rope(op: Op) -> Outcome:
+    """reshape(f(rope(x))) that cuts heads apart  ->  f(reshape(rope(x)))"""
+    return cut_towards(op, "rope")
+
+
+RULES = (cut_of_rope, cut_towards_rope, cut_inward, reshape_of_reshape, split_of_contract)
+
+
+def heads_apart(graph: Graph, plan: Plan) -> Graph:
+    """`graph` with heads in two axes, where a plan splits both."""
+    split = plan.split("attention")
+    both = split.get("kv_heads") and split.get("q_per_kv")
+    return rewrite(graph, RULES) if both else graph
