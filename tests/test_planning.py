@@ -16,7 +16,7 @@ from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.joint import Serving, joint
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.refine import Compiled, fastest
-from dialect.planning.search import best_plans, searched, storage_of
+from dialect.planning.search import TIE, best_plans, searched, storage_of
 from examples import llama
 from rewrite import Pipeline, Plan, trace
 from rewrite.errors import PlanError
@@ -59,14 +59,19 @@ def planned(program: Program, options: str) -> tuple[Plan, tuple[str, ...]]:
     return done.plan, done.history[-1].notes
 
 
-def test_the_best_plans_differ_in_how_weights_or_heads_lie() -> None:
+def splits_stream(plan: Plan) -> bool:
+    return "d_model" in plan.split("residual")
+
+
+def test_the_best_plans_differ_in_how_weights_heads_or_the_stream_lie() -> None:
     plans = best_plans(LLAMA_8B, V5E, MESH, count=4)
     told = [
-        tuple(plan.split(group) for group in ("weights", "used", "attention")) for plan in plans
+        [*(plan.split(group) for group in ("weights", "used", "attention")), splits_stream(plan)]
+        for plan in plans
     ]
     assert all(one != other for i, one in enumerate(told) for other in told[:i])
-    times = [plan.predicted.time_s for plan in plans]
-    assert plans[0].label == "ws1d/heads" and times == sorted(times)
+    best_s = min(plan.predicted.time_s for plan in plans)
+    assert plans[0].label == "ws1d/heads" and plans[0].predicted.time_s <= (1 + TIE) * best_s
     assert all(Plan.parse(str(plan)) == plan for plan in plans)
 
 

@@ -58,10 +58,11 @@ class Candidate:
         return self.label in NAMES
 
     @property
-    def kind(self) -> tuple[Split, ...]:
-        """What tells it from those that differ only in the order of their axes, or in how the
-        residual stream lies."""
-        return tuple(dict(self.partitioning.groups)[each] for each in _TELLING)
+    def kind(self) -> tuple[Any, ...]:
+        """What tells it from those that differ only in the order of their axes, or in how many of
+        them the residual stream is split over."""
+        groups = dict(self.partitioning.groups)
+        return tuple(groups[each] for each in _TELLING), "d_model" in dict(groups["residual"])
 
     @property
     def storage(self) -> Storage:
