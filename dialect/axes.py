@@ -9,7 +9,8 @@ provenance, never from a path; what cannot be inferred, a user's hint says.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dialect.control import scan_parts
 from dialect.naming.axis import (  # noqa: F401
@@ -50,17 +51,17 @@ def _join_graph(axes: Axes, graph: Graph) -> None:
         elif op.name in ("padded", "unpadded"):
             _join_padded(axes, op)
         else:
-            _join_op(axes, op)
+            _join_op(axes, op, graph.users)
 
 
-def _join_op(axes: Axes, op: Op) -> None:
+def _join_op(axes: Axes, op: Op, users: Mapping[Value, Sequence[Any]]) -> None:
     signature = opdef.signature(op)
     known: dict[str, list[Axis]] = {}
     arrays = list(zip((*op.args, *op.results), (*signature.inputs, *signature.outputs)))
     compound = []
     for value, array in arrays:
-        if value.op.name == "iota":
-            continue  # one is counted with along axes that have but their length in common
+        if value.op.name == "iota" and len(users.get(value, ())) > 1:
+            continue  # counts along axes that may have but their length in common
         for axis, dimension in zip(axes.at(value), array):
             if len(dimension) > 1:
                 compound.append((axis, dimension))
