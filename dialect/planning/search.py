@@ -28,7 +28,7 @@ from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.uses import USES, Groups, Partitioning, Use, Uses, arranged, uses_of
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError, nearest
-from rewrite.plan import Alternative, Plan, Prediction, Split
+from rewrite.plan import Alternative, Plan, Prediction
 
 # Faster by less than this, about the median error of the cost model, is no faster: of such the one
 # in the fewest collectives is taken, which leave the compiler the least to make of them; but none
