@@ -15,6 +15,7 @@ from dialect.normal.layout_rules import (
     cuts,
     reshape_of_reshape,
 )
+from dialect.quantized.dequantized import cut_of_dequantized
 from dialect.vocabulary import Traced
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op
@@ -48,11 +49,23 @@ def cut_towards_rope(op: Op) -> Outcome:
     return cut_towards(op, "rope")
 
 
-RULES = (cut_of_rope, cut_towards_rope, cut_inward, reshape_of_reshape, split_of_contract)
+RULES = (
+    *(cut_of_rope, cut_towards_rope, cut_inward),
+    *(reshape_of_reshape, split_of_contract, cut_of_dequantized),
+)
 
 
 def heads_apart(graph: Graph, plan: Plan) -> Graph:
-    """`graph` with heads in two axes, where a plan splits both."""
+    """`graph` with heads in two axes, where a plan splits both.
+
+    Weights that are quantised in groups are cut already, in another way, and stay as they are.
+    """
     split = plan.split("attention")
     both = split.get("kv_heads") and split.get("q_per_kv")
-    return rewrite(graph, RULES) if both else graph
+    if not both or any(_joins_groups(op) for op, _ in graph.walk()):
+        return graph
+    return rewrite(graph, RULES)
+
+
+def _joins_groups(op: Op) -> bool:
+    return op.name == "reshape" and op.args[0].op.name == "dequantize"
