@@ -16,8 +16,10 @@ sharding and cost. (Shardy calls the same thing a factor rule.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from string import ascii_lowercase
 
 from rewrite.errors import TextError
 
@@ -43,6 +45,11 @@ class Signature:
         if letter in self.need:
             return "need"
         return "map" if any(letter in letters(array) for array in self.outputs) else "reduce"
+
+    def free_letters(self) -> Iterator[str]:
+        """Letters that no array of it uses, in the order of the alphabet."""
+        taken = set(self.letters)
+        return (x for x in ascii_lowercase if x not in taken)
 
     @property
     def letters(self) -> tuple[str, ...]:

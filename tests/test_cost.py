@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from palm_shapes import PALM_62B, PALM_540B
 
 from dialect.cost import estimate, ffn_communication_bytes
 from dialect.mesh import MeshSpec, Topology
@@ -19,21 +20,6 @@ from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
 from rewrite.plan import Plan, Prediction
 
-PALM_540B = DecoderShape(
-    batch=64,
-    time=1,
-    context=2048,
-    layers=118,
-    d_model=18432,
-    d_ff=73728,
-    heads=64,
-    kv_heads=1,
-    d_head=256,
-    vocab=256128,
-    parallel=True,
-    tied_embedding=True,
-)
-PALM_62B = replace(PALM_540B, layers=64, d_model=8192, d_ff=32768, heads=32)
 LLAMA_8B = DecoderShape(
     batch=64,
     time=1,

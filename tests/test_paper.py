@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from palm_shapes import PALM_62B, PALM_540B
 
 from dialect.cost import estimate, ffn_communication_bytes
 from dialect.mesh import MeshSpec, Topology
@@ -30,25 +31,11 @@ ROWS: list[Row] = json.loads(Path(__file__).with_name("data").joinpath("esti.jso
     "rows"
 ]
 
-PALM_540B = DecoderShape(
-    batch=64,
-    time=1,
-    context=2048,
-    layers=118,
-    d_model=18432,
-    d_ff=73728,
-    heads=64,
-    kv_heads=1,
-    d_head=256,
-    vocab=256128,
-    parallel=True,
-    tied_embedding=True,
-)
 MODELS = {
     "PaLM 540B": PALM_540B,
     "PaLM 540B (8 layers)": replace(PALM_540B, layers=8),
     "PaLM 540B (multihead variant)": replace(PALM_540B, kv_heads=64, d_head=128),
-    "PaLM 62B": replace(PALM_540B, layers=64, d_model=8192, d_ff=32768, heads=32),
+    "PaLM 62B": PALM_62B,
 }
 # Figure 6: the code pads to 128 heads beyond 64 chips, and for 1D on 256 chips to 256.
 FIGURE_6_HEADS = {(128, "ws2d"): 128, (256, "ws2d"): 128, (128, "ws1d"): 128, (256, "ws1d"): 256}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from palm_shapes import PALM_540B
 
 from dialect.cost import CONSTANTS, estimate
 from dialect.machine.interconnect import Ring, Switch
@@ -16,20 +17,6 @@ from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 from rewrite.plan import Exchange, Plan
 
-PALM_540B = DecoderShape(
-    batch=64,
-    time=1,
-    context=2048,
-    layers=118,
-    d_model=18432,
-    d_ff=73728,
-    heads=64,
-    kv_heads=1,
-    d_head=256,
-    vocab=256000,
-    parallel=True,
-    tied_embedding=True,
-)
 LLAMA_70B = DecoderShape(
     batch=16,
     time=2048,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.evaluate import evaluate
+from dialect.explained import Explained
 from dialect.measured.accuracy import Accuracy, accuracy
 from dialect.measured.held_out import Rows
 from dialect.quantized.quant_report import Error, error_table, errors
@@ -24,31 +25,28 @@ from dialect.tables import Table
 from dialect.usercode import Trained, UsageError
 from rewrite import manager, runtime
 from rewrite.ir import Graph, Type
-from rewrite.manager import Hook, PassReport
+from rewrite.manager import PassReport
 from rewrite.passbase import Pass, find_pass
 from rewrite.program import Program
 from rewrite.target import Target
 from rewrite.units import size
 
-ORIGINAL, QUANTIZE = "original", "quantize"
+ORIGINAL = "original"
 
 
-class Prefixes(Hook):
-    """Keeps the program before the first pass, and after each, with the pass and what it keeps;
-    and the one that `quantize` left, which tells its weights from their integers."""
+class Prefixes(Explained):
+    """Keeps the program before the first pass, and after each, with the pass and what it keeps."""
 
     def __init__(self) -> None:
         self.programs: list[tuple[str, str, Program]] = []
-        self.quantized: Program | None = None
 
     def before(self, step: Pass, program: Program) -> None:
         if not self.programs:
             self.programs.append((ORIGINAL, "", program))
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
+        super().after(step, program, report)
         self.programs.append((report.text, report.keeps, program))
-        if step.pass_name() == QUANTIZE:
-            self.quantized = program
 
 
 # Running a program over a text.

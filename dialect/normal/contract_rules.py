@@ -114,7 +114,7 @@ def split_of_contract(op: Op) -> Outcome:
 def split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
     """A contract with some letters cut into parts of these sizes, its arguments reshaped to fit."""
     spec = Signature.parse(op["spec"])
-    fresh = iter(x for x in _LETTERS if x not in spec.letters)
+    fresh = spec.free_letters()
     names = {letter: (letter, *(next(fresh) for _ in sizes[1:])) for letter, sizes in parts.items()}
 
     def axes(array: Array) -> Array:

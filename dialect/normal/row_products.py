@@ -9,9 +9,7 @@ it (`hides_reading`).
 
 from __future__ import annotations
 
-import itertools
-from math import prod
-from string import ascii_lowercase
+from itertools import islice
 
 from dialect.machine.chips import Chip
 from dialect.values import reshaped
@@ -39,21 +37,16 @@ def hides_reading(rows: float, bytes_per_weight: float, chip: Chip) -> bool:
 
 
 def row_product(
-    op: Op, args: tuple[Value, ...], number: int, front: int, rows: tuple[int, ...] = ()
+    op: Op, args: tuple[Value, ...], number: int, front: int, rows: tuple[int, ...]
 ) -> Value:
-    """The product `op` of `args` as a matrix of rows, its `front` leading axes made one.
-
-    `rows`: or an array of rows, of these sizes.
-    """
+    """The product `op` of `args` with its `front` leading axes made rows, of these sizes: of one
+    size it is a matrix."""
     spec = Signature.parse(op["spec"])
-    shape = args[number].type.shape
-    rows = rows or (prod(shape[:front]),)
-    taken = {x for each in (*spec.inputs, *spec.outputs) for x in letters(each)}
-    names = tuple(itertools.islice((x for x in ascii_lowercase if x not in taken), len(rows)))
+    names = tuple(islice(spec.free_letters(), len(rows)))
     inputs = list(spec.inputs)
     inputs[number] = (*names, *inputs[number][front:])
     made = Signature(tuple(inputs), ((*names, *spec.outputs[0][front:]),))
-    laid_out = reshaped(args[number], (*rows, *shape[front:]))
+    laid_out = reshaped(args[number], (*rows, *args[number].type.shape[front:]))
     operands = (*args[:number], laid_out, *args[number + 1 :])
     attrs = {**dict(op.attrs), "spec": str(made)}
     return make("contract", *operands, origin=op.origin, **attrs)

@@ -58,14 +58,15 @@ RULES = (
 def heads_apart(graph: Graph, plan: Plan) -> Graph:
     """`graph` with heads in two axes, where a plan splits both.
 
-    Weights that are quantised in groups are cut already, in another way, and stay as they are.
+    Where a weight is reshaped behind its integers already, one more cut might leave floats in their
+    place: such a program stays as it is.
     """
     split = plan.split("attention")
     both = split.get("kv_heads") and split.get("q_per_kv")
-    if not both or any(_joins_groups(op) for op, _ in graph.walk()):
+    if not both or any(_hides_integers(op) for op, _ in graph.walk()):
         return graph
     return rewrite(graph, RULES)
 
 
-def _joins_groups(op: Op) -> bool:
+def _hides_integers(op: Op) -> bool:
     return op.name == "reshape" and op.args[0].op.name == "dequantize"
