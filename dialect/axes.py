@@ -14,6 +14,7 @@ from typing import Any
 
 from dialect.control import scan_parts
 from dialect.naming.axis import (  # noqa: F401
+    HEADS,
     NAMES,
     Axes,
     Axis,

@@ -320,6 +320,5 @@ def _why_not(found: _Found) -> str:
     if not any(value.op.name == "contract" for value in region):
         for op in found.graph.ops:
             if op.results[0] not in region and any(arg in region for arg in op.args):
-                where = f" at {op.origin.source}" if op.origin.source else ""
-                return f"{op.name}{where} mixes the embedding with something that is not its row"
+                return f"{op.told} mixes the embedding with something that is not its row"
     return f"at {found.lookup.rows} tokens a step, reading the weights is fewer bytes"

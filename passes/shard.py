@@ -23,6 +23,7 @@ from dialect.machine.topology import Topology
 from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
 from dialect.planning.heads_apart import heads_apart
 from dialect.planning.layouts import (
+    OF_HEADS,
     activation_group,
     hidden_layout,
     layout_of,
@@ -44,7 +45,6 @@ from rewrite.target import Target
 _FORMS = frozenset({"reshape", "transpose", "convert_element_type"})
 _WRITES = frozenset({"cache_write", "cache_put"})
 _CUTS = ("slice", "unstack")
-_OF_HEADS = {"heads", "kv_heads", "q_per_kv", "d_head"}
 _HIDDEN = {"d_ff", "d_ff_per_head"}
 _CACHES = _WRITES | {"cache_read"}
 
@@ -183,7 +183,7 @@ class _Constraints:
             value = self.as_weights(value, op.results[0], "the table leaves it so")
             return self.constrain(value, op.results[0], "logits", "the logits stay split")
         value = self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
-        if not any(set(dimension) & _OF_HEADS for dimension in names) or op.results[0] in fused:
+        if not any(set(dimension) & OF_HEADS for dimension in names) or op.results[0] in fused:
             return value
         return self.owned(value, op.results[0])
 
@@ -195,7 +195,7 @@ class _Constraints:
         if present & _HIDDEN:
             layout = hidden_layout(self.plan, self.axes, known)
             return self.constrained(value, known, layout, "a part lies as its product does")
-        return self.owned(value, known) if present & _OF_HEADS else value
+        return self.owned(value, known) if present & OF_HEADS else value
 
     def owned(self, value: Value, known: Value) -> Value:
         value = self.halfway(value, known, "heads go where attention owns them")
@@ -260,7 +260,7 @@ class _Constraints:
     def rows_are_kept(self, known: Value, hidden: Layout, left: Layout) -> bool:
         """Whether attention owns the rows of a product so that they can be scattered to it."""
         names = self.axes.of(known)
-        if not any(set(dimension) & _OF_HEADS for dimension in names):
+        if not any(set(dimension) & OF_HEADS for dimension in names):
             return False
         owned = layout_of(self.plan, "attention", self.axes, known)
         return all(
@@ -274,7 +274,7 @@ class _Constraints:
         over = activation_group(self.axes.of(op.results[0]))
         if group not in ("residual", "hidden") or over is None:
             return value
-        heads = any(set(dimension) & _OF_HEADS for dimension in self.axes.of(known))
+        heads = any(set(dimension) & OF_HEADS for dimension in self.axes.of(known))
         if known.op.name == "rounded" and not heads:  # so that its integers travel
             value = self.constrain(value, known, group, "activations are rounded where they lie")
         if over == "logits":

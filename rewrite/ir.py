@@ -151,6 +151,11 @@ class Op:
             return (Value(self, 0),)
         return tuple(Value(self, i) for i in range(len(self.types)))
 
+    @property
+    def told(self) -> str:
+        """Its name, and the user's line where it is known: `slice at FILE:LINE`."""
+        return f"{self.name} at {self.origin.source}" if self.origin.source else self.name
+
     def __repr__(self) -> str:
         return f"Op({self.name}: {', '.join(map(str, self.types))})"
 

@@ -192,7 +192,6 @@ def test_only_what_is_named_is_approximate() -> None:
         ("normalize, recognize", "bits", "cache/k left alone: scan at "),
         (f"{FIRST}, quantize{{cache=int8}}", "bits", "cache/k left alone: quantize_tokens reads"),
         (f"{FIRST}, quantize", "approx", "merged weights that were quantised are floats again"),
-        (f"{FIRST}, merge_dots", "approx", "heads merged behind unstack, in every step"),
     ],
 )
 def test_a_pass_in_the_wrong_place_is_told_the_right_one(
@@ -203,6 +202,28 @@ def test_a_pass_in_the_wrong_place_is_told_the_right_one(
     assert step.keeps == keeps
     assert any(each.startswith(note) for each in step.notes)
     assert any("behind carry_cache, before merge_dots, quantize" in each for each in step.notes)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_products_of_queries_keys_and_values_are_taken_apart(heads: int, unrolled: bool) -> None:
+    """What `merge_dots` has joined, or the model itself: only keys and values are merged."""
+    case = Case("gpt", unrolled=unrolled)
+    passes = f"{FIRST}, merge_dots, cache_layout{{kv_heads={heads}}}, stage, lower"
+    joined = Pipeline.parse(passes).run(traced_case(case))
+    assert not any("in every step" in note for note in told(joined))
+    assert "unstack" not in [op.name for op, _ in joined.graph.walk()]
+    apart = laid_out(traced_case(case), f"{{kv_heads={heads}}}")
+    for one, other in zip(*(jax.tree.leaves(run(x, *arguments(case))) for x in (joined, apart))):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_products_joined_in_slots_stay_so_and_say_it() -> None:
+    program = Pipeline.parse(f"{FIRST}, merge_dots, cache_layout{{kv_heads=1}}").run(
+        traced_case(Case("llama"))
+    )
+    assert "heads merged behind slice, in every step" in program.history[-1].notes
+    assert any("behind carry_cache, before merge_dots" in x for x in program.history[-1].notes)
 
 
 def test_heads_with_a_norm_of_their_own_are_merged_behind_it() -> None:

@@ -18,14 +18,16 @@ from math import gcd
 
 from dialect import lax
 from dialect.axes import Axes, infer_axes
+from dialect.caching.fused_heads import merge_of_part, without_unread_parts
 from dialect.caching.head_rules import RULES, merged_in_common, merging, source_of
-from dialect.caching.state_forms import Change, keep_in, kept_forms, shown_op, writes
+from dialect.caching.state_forms import Change, keep_in, kept_forms, writes
 from dialect.staging.binding import bound_values, region_bound
 from rewrite import opdef
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 
+_RULES = (*RULES, merge_of_part)
 _MERGES = ("merge_heads", "shared_heads")
 _PLACE = (
     "heads are merged best by a cache_layout{kv_heads=...} behind carry_cache, before merge_dots, "
@@ -52,7 +54,7 @@ def with_real_heads(program: Program) -> tuple[Program, list[str]]:
         for number, count in counts.items()
         if count > 1
     }
-    made, alone = keep_in(program, changes, RULES, "spread_heads")
+    made, alone = keep_in(program, changes, _RULES, "spread_heads")
     told = {i: f"stores each head {counts[i]} times; kept once" for i in changes}
     return made, _notes(program, told, alone)
 
@@ -76,11 +78,13 @@ def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program,
             pooled = "mean" if by == "svd" else by
             changes[number] = merging(place, found // kv_heads, pooled)
             told[number] = f"{found} heads merged to {kv_heads} by {by}"
-    made, left = keep_in(program, changes, RULES, "spread_heads")
+    made, left = keep_in(program, changes, _RULES, "spread_heads")
+    if made is not program:
+        made = made.with_graph(without_unread_parts(made.graph))
     if by == "svd" and made is not program:
         made = made.with_graph(rewrite(made.graph, [merged_in_common]))
     stuck = [
-        f"heads merged behind {shown_op(op.args[0].op)}, in every step"
+        f"heads merged behind {op.args[0].op.told}, in every step"
         for op in _unmoved(made.graph, made.values("param"))
     ]
     if any(op.name in _MERGES and _is_dequantised(op) for op, _ in made.graph.walk()):

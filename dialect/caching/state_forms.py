@@ -154,11 +154,6 @@ def undoes(other: Op, op: Op) -> bool:
     return named and [arg.type for arg in op.args] == list(other.types)
 
 
-def shown_op(op: Op) -> str:
-    """`slice at FILE:LINE`, where the line is known."""
-    return f"{op.name} at {op.origin.source}" if op.origin.source else op.name
-
-
 def writes(program: Program) -> Iterator[tuple[Op, int]]:
     """Every `cache_write` and `cache_put`, with the number of the input that it writes into."""
     number = {value: i for i, value in enumerate(program.graph.inputs)}
@@ -176,7 +171,7 @@ def _still_read(graph: Graph, word: str, number: Mapping[Value, int]) -> dict[in
         for op in inner.ops:
             readers = [reader for reader, _ in inner.users.get(op.results[0], ())]
             if op.name == word and readers:
-                reason = f"{shown_op(readers[0])} reads it as it was"
+                reason = f"{readers[0].told} reads it as it was"
                 sources = _sources(op.args[0], given)
                 found |= {number[value]: reason for value in sources if value in number}
     return found

@@ -95,8 +95,7 @@ class Layers:
         for leaf, theirs in zip(one.leaves, other.leaves):
             common = self.spread[leaf] or self.spread[theirs]
             if leaf != theirs and leaf.op.name != "const" and common:
-                where = f" at {leaf.op.origin.source}" if leaf.op.origin.source else ""
-                return f"it reads {leaf.op.name}{where} where the other reads another"
+                return f"it reads {leaf.op.told} where the other reads another"
         return ""
 
 

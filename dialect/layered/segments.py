@@ -213,22 +213,22 @@ def _described(leaf: Value) -> tuple:
 def difference(one: Segment, other: Segment) -> str:
     """The first thing in which `one` is not of the other's kind, in words; empty where it is."""
     for op, row, theirs, their_row in zip(one.ops, one.refs, other.ops, other.refs):
-        where = f"{op.name} at {op.origin.source}" if op.origin.source else op.name
         if op.name != theirs.name:
-            return f"{where} stands where the other has {theirs.name}"
+            return f"{op.told} stands where the other has {theirs.name}"
         if op.types != theirs.types:
             types = (" ".join(map(str, each.types)) for each in (op, theirs))
-            return f"{where} gives {next(types)} where the other gives {next(types)}"
+            return f"{op.told} gives {next(types)} where the other gives {next(types)}"
         for (name, value), (_, their_value) in zip(op.attrs, theirs.attrs):
             if value != their_value:
-                return f"{where} has another {name} than the other"
+                return f"{op.told} has another {name} than the other"
         for ref, their_ref in zip(row, their_row):
             if ref != their_ref:
-                return f"{where} reads its arguments from elsewhere"
+                return f"{op.told} reads its arguments from elsewhere"
             leaves = (one.leaves[ref[1]], other.leaves[ref[1]]) if ref[0] == LEAF else ()
             if leaves and _described(leaves[0]) != _described(leaves[1]):
-                return f"{where} reads {leaves[0].type} where the other reads {leaves[1].type}" + (
-                    ", another constant" if leaves[0].type == leaves[1].type else ""
+                return (
+                    f"{op.told} reads {leaves[0].type} where the other reads {leaves[1].type}"
+                    + (", another constant" if leaves[0].type == leaves[1].type else "")
                 )
     if len(one.ops) != len(other.ops):
         return f"it has {len(one.ops)} ops where the other has {len(other.ops)}"

@@ -50,10 +50,9 @@ def _with_bound(graph: Graph, params: frozenset[Value]) -> Iterator[tuple[Op, fr
 
 
 def _call(axes: Iterable[Axis], name: str, priority: int, op: Op) -> None:
-    where = f"{op.name} at {op.origin.source}" if op.origin.source else op.name
     for leaf in leaves_of(axes):
         if leaf.size > 1:
-            leaf.call(name, priority, where)
+            leaf.call(name, priority, op.told)
 
 
 def _unnamed(axis: Axis) -> list[Axis]:

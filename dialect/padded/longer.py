@@ -157,13 +157,13 @@ class _Work:
     def larger(self, op: Op) -> None:
         """An op on larger arrays, or with larger results."""
         if op.regions:
-            raise NotPadded(f"it passes through {_told(op)}")
+            raise NotPadded(f"it passes through {op.told}")
         given = [self.padding.get(arg) for arg in op.args]
         args = [self.made[arg] for arg in op.args]
         if op.name == "take" and self.longer.grown(op.args[0])[0]:
             args[1] = self.rows_inside(op, args[1])
         elif self.read_whole(op) and not harmless(op, given):
-            raise NotPadded(f"{_told(op)} reads the whole axis")
+            raise NotPadded(f"{op.told} reads the whole axis")
         made = self.rebuilt(op, args)
         self.made.update(zip(op.results, made))
         for value in filter(self.longer.grows, op.results):
@@ -182,7 +182,7 @@ class _Work:
             if len(dimension) == 1 and size > 1
         }
         if len(single) > len({letter for letter, _ in single}):
-            raise NotPadded(f"{_told(op)} tears it")
+            raise NotPadded(f"{op.told} tears it")
         kept = {letter for array in signature.outputs for letter in letters(array)}
         return any(
             letter in signature.need or letter not in kept for letter, longer in single if longer
@@ -198,9 +198,9 @@ class _Work:
         try:
             made = build(op.name, *args, origin=op.origin, **attrs)
         except (TypeError, ValueError) as error:
-            raise NotPadded(f"{_told(op)} does not take more of it: {error}") from error
+            raise NotPadded(f"{op.told} does not take more of it: {error}") from error
         if [type_.shape for type_ in made.types] != wanted:
-            raise NotPadded(f"{_told(op)} does not give more of it")
+            raise NotPadded(f"{op.told} does not give more of it")
         return made.results
 
     def slice_places(self, op: Op) -> dict[str, tuple[int, ...]]:
@@ -213,7 +213,7 @@ class _Work:
             if (size, own) == (larger, length):
                 continue
             if starts[d] % own or size % own or larger * own != size * length:
-                raise NotPadded(f"{_told(op)} cuts it")
+                raise NotPadded(f"{op.told} cuts it")
             starts[d] = starts[d] // own * length
             limits[d] = starts[d] + length
         return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
@@ -227,14 +227,14 @@ class _Work:
         if op["mode"] in _CLIPS:
             return make("min", ids, _filled(rows - 1, ids))
         if larger > largest:
-            raise NotPadded(f"{_told(op)} counts {larger} rows in {ids.type.dtype}")
+            raise NotPadded(f"{op.told} counts {larger} rows in {ids.type.dtype}")
         outside = make("ge", ids, _filled(rows, ids))
         return make("select_n", outside, ids, _filled(larger, ids))
 
     def loop(self, op: Op) -> None:
         body, (_, carried, scanned) = op.regions[0], scan_parts(op)
         if any(self.longer.grown(arg)[:1] == [True] for arg in op.args[scanned]):
-            raise NotPadded(f"{_told(op)} counts it")
+            raise NotPadded(f"{op.told} counts it")
         inputs = tuple(
             new_input(self.longer.type(value)) if self.longer.grows(value) else value
             for value in body.inputs
@@ -273,7 +273,3 @@ def _filled(number: int, like: Value) -> Value:
     """A number in the shape and dtype of another value."""
     scalar = constant(np.asarray(number, dtype_of(like.type.dtype)), Type(like.type.dtype, ()))
     return make("broadcast_in_dim", scalar, shape=like.type.shape, broadcast_dimensions=())
-
-
-def _told(op: Op) -> str:
-    return f"{op.name} at {op.origin.source}" if op.origin.source else op.name

@@ -11,13 +11,13 @@ import itertools
 import math
 from dataclasses import replace
 
-from dialect.axes import Axes, Names, leaves
+from dialect.axes import HEADS, Axes, Names, leaves
 from dialect.planning.partial import planned_axes, worth_splitting
 from rewrite.ir import Value
 from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Program
 
-_HEADS = {"heads", "kv_heads", "q_per_kv", "d_head"}
+OF_HEADS = {*HEADS, "d_head"}
 _INNER = {"d_ff", "d_ff_per_head", "experts", "wide"}
 
 
@@ -43,7 +43,7 @@ def activation_group(names: Names) -> str | None:
     present = {name for dimension in names for name in dimension}
     if "vocab" in present:
         return "logits"
-    inner = present & (_HEADS | _INNER)
+    inner = present & (OF_HEADS | _INNER)
     if inner and (inner != {"experts"} or "d_model" in present):
         return "hidden"
     return "residual" if inner or "d_model" in present else None
@@ -61,10 +61,10 @@ def input_group(role: str, names: Names) -> str | None:
     if role == "param":
         if names[-1:] == (("experts",),) and len(names) - (("layers",) in names) <= 2:
             return None
-        return "tables" if "vocab" in present and not present & _HEADS else "weights"
+        return "tables" if "vocab" in present and not present & OF_HEADS else "weights"
     if role != "state":
         return None
-    if "context" not in present and present & _HEADS:
+    if "context" not in present and present & OF_HEADS:
         return "attention"
     return "hidden" if "context" not in present and present & _INNER else "cache"
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from dialect.axes import HEADS
 from dialect.mesh import MeshSpec
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.uses import Fit, MeshAxes, Partitioning, Use, Uses, arranged
@@ -54,7 +55,7 @@ FFN = {
     "wg_xyz": Ffn(d_model="x", d_ff="yz", gathered="xyz", residual=""),
 }
 ATTENTION = ("heads", "batch")
-_LIE_ALIKE = {"heads": ("heads", "kv_heads", "q_per_kv"), "d_ff": ("experts", "d_ff")}
+_LIE_ALIKE = {"heads": HEADS, "d_ff": ("experts", "d_ff")}
 _PREFERRED = ("ws1d", "ws2d", "wg_xyz", "wg_x", "wg_xy")  # where a mesh makes two of them the same
 NAMES = tuple(f"{ffn}/{attention}" for ffn in FFN for attention in ATTENTION)
 

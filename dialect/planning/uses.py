@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from dialect.axes import HEADS
 from dialect.mesh import MeshSpec
 from dialect.planning.decoder_shape import DecoderShape
 from rewrite.plan import Split
@@ -121,8 +122,8 @@ def uses_of(made: Partitioning, mesh: MeshSpec) -> Uses:
     def split(group: str, name: str, *axes: tuple[str, str]) -> str:
         return next((what for axis, what in axes if name in made.axes(group, axis)), "")
 
-    heads = tuple((axis, "heads") for axis in ("heads", "kv_heads", "q_per_kv"))
-    inner = tuple((axis, "d_ff") for axis in ("experts", "d_ff", *(axis for axis, _ in heads)))
+    heads = tuple((axis, "heads") for axis in HEADS)
+    inner = tuple((axis, "d_ff") for axis in ("experts", "d_ff", *HEADS))
     outer = (("batch", "batch"), ("d_model", "d_model"))
     return tuple(
         (

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dialect.axes import HEADS
 from dialect.mesh import MeshSpec, Ring
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.uses import MeshAxes, Partitioning, without
@@ -71,7 +72,7 @@ class Workload:
         self.scattered = tuple(axis for axis in self.d_model if axis in rows)
         stored = axes("weights", "d_model", "experts", "d_ff")
         self.gathered = without(stored, (*self.d_model, *self.experts, *self.d_ff))
-        self.heads = axes("used", "heads", "kv_heads", "q_per_kv")
+        self.heads = axes("used", *HEADS)
         self.kv_heads = axes("used", *self.kv_names)
         self.owned_batch = axes("attention", "batch")
         self.tokens = shape.tokens / mesh.ways(self.batch)
@@ -101,7 +102,7 @@ class Workload:
     def attention_weights(self, group: str) -> float:
         """One layer's projections to queries, keys and values, and back."""
         axes, ways = self.partitioning.axes, self.mesh.ways
-        queries = ways(axes(group, "d_model", "heads", "kv_heads", "q_per_kv"))
+        queries = ways(axes(group, "d_model", *HEADS))
         keys = ways(axes(group, "d_model", *self.kv_names))
         return self.shape.d_model * (2 * self.q_width / queries + self.kv_width / keys)
 
@@ -124,7 +125,7 @@ class Workload:
     def flops(self) -> float:
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         products = 2 * self.tokens * self.met(shape.experts_computed) * shape.layers
-        attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
+        attention_ways = ways(axes("attention", "batch", *HEADS))
         scores = 4 * shape.tokens * self.q_width * shape.context * shape.layers / attention_ways
         rows = shape.logits_rows / ways(axes("tables", "batch"))
         return products + scores + 2 * rows * self.table()
@@ -222,7 +223,7 @@ class Workload:
         """From heads to batch and back, where attention splits more of the batch (section 3.3);
         from scattered rows to heads, where it splits more of these."""
         axes, shape = self.partitioning.axes, self.shape
-        owned = axes("attention", "heads", "kv_heads", "q_per_kv")
+        owned = axes("attention", *HEADS)
         moved = without(self.owned_batch, (*self.batch, *self.scattered))
         turned = tuple(axis for axis in self.scattered if axis in owned)
         ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
@@ -275,7 +276,7 @@ class Workload:
         inner = shape.d_ff * shape.experts_computed / ways((*self.experts, *self.d_ff))
         apart = (shape.experts_apart - 1) * shape.d_model / ways((*self.experts, *self.d_model))
         hidden = max((shape.ffn_matrices - 1) * inner, inner + apart) * self.tokens * size
-        attention_ways = ways(axes("attention", "batch", "heads", "kv_heads", "q_per_kv"))
+        attention_ways = ways(axes("attention", "batch", *HEADS))
         scores = 4 * shape.tokens * shape.heads * shape.context / attention_ways
         stream = shape.d_model * self.tokens * size
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from dialect.naming.axis import Axes
+from dialect.naming.axis import HEADS, Axes
 from dialect.recognition.masks import describe_attend
 from dialect.recognition.pieces import (
     ATTENTION,
@@ -23,7 +23,6 @@ from rewrite.ir import Op, Value
 from rewrite.program import Input
 from rewrite.signature import Signature, letters
 
-_HEADS = frozenset({"heads", "kv_heads", "q_per_kv"})
 _FORMS = {"gate": "gated", "activate": "plain", "rms_norm": "RMS", "layer_norm": "layer"}
 _ON_THE_WAY = (LAYOUT - {"const", "iota"}) | {"dequantize", "cache_write", "cache_put"}
 
@@ -79,7 +78,7 @@ class Describer:
             if axes and size > 1
         }
         named = zip(found.inputs[0], self.axes.of(op.args[0]))
-        heads = {axes[0] for axes, names in named if axes and _HEADS & set(names)}
+        heads = {axes[0] for axes, names in named if axes and set(HEADS) & set(names)}
         queries = math.prod(sizes[axis] for axis in heads)
         # Libraries repeat KV heads for the queries that share them.
         key = op.args[1]

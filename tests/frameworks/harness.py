@@ -20,7 +20,7 @@ from dialect.axes import infer_axes
 from rewrite import Pipeline, auto_shard
 from rewrite.api import DEFAULT_PIPELINE
 from rewrite.ir import Op
-from rewrite.program import Program
+from rewrite.program import Input, Program
 
 PHASES = ("decode", "prefill")
 SERVED = 8  # sequences at once, so that eight devices may split them
@@ -130,19 +130,33 @@ def served(
     length = case.tokens.shape[1]
     params, prompt = weights(library, model), random_tokens(case)
     rows = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), prompt.shape)
-    out, cache = prefill(params, empty_cache(case), prompt, *_positions(case, rows))
+    out, cache = prefill(params, empty_cache(case), prompt, *positions(case, rows))
     logits, taken, cache = [out[:, -1]], [], restore(cache)
     for step in range(STEPS):
         greedy = jnp.argmax(logits[-1], axis=-1).astype(jnp.int32)
         taken.append(greedy if tokens is None else tokens[:, step])
         at = jnp.full((SERVED, 1), length + step, jnp.int32)
-        out, cache = decode(params, cache, taken[-1][:, None], *_positions(case, at))
+        out, cache = decode(params, cache, taken[-1][:, None], *positions(case, at))
         logits.append(out[:, -1])
     return Served(np.stack(taken, axis=1), np.stack(logits), cache)
 
 
-def _positions(case: Case, positions: jax.Array) -> tuple[jax.Array, ...]:
+def positions(case: Case, positions: jax.Array) -> tuple[jax.Array, ...]:
     return () if case.positions is None else (positions,)
+
+
+def drawn(program: Program) -> list[jax.Array]:
+    """Weights and caches at random; tokens and positions are three."""
+    random = np.random.default_rng(0)
+
+    def draw(declared: Input) -> jax.Array:
+        kind, sizes = declared.type.dtype, declared.type.shape
+        if kind != "f32":
+            return jnp.full(sizes, 3, jnp.int32)
+        scale = 1.0 if declared.role == "state" else 0.1
+        return jnp.asarray(scale * random.standard_normal(sizes), jnp.float32)
+
+    return [draw(each) for each in program.inputs]
 
 
 @cache

@@ -6,14 +6,12 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import RECOGNIZE, recognition
+from harness import RECOGNIZE, drawn, recognition
 
 from dialect.evaluate import evaluate
 from rewrite import Pipeline, Program
-from rewrite.program import Input
 
 FOLDER = Path(__file__).parent / "ir"
 LAYERS = 2
@@ -59,20 +57,6 @@ def test_every_text_is_tested_and_small() -> None:
 def test_recognition(name: str) -> None:
     found = recognition(recognized(name))
     assert {each: found.get(each, 0) for each in FOUND[name]} == FOUND[name]
-
-
-def drawn(program: Program) -> list[jax.Array]:
-    """Weights and caches at random; tokens and positions are three."""
-    random = np.random.default_rng(0)
-
-    def draw(declared: Input) -> jax.Array:
-        kind, sizes = declared.type.dtype, declared.type.shape
-        if kind != "f32":
-            return jnp.full(sizes, 3, jnp.int32)
-        scale = 1.0 if declared.role == "state" else 0.1
-        return jnp.asarray(scale * random.standard_normal(sizes), jnp.float32)
-
-    return [draw(each) for each in program.inputs]
 
 
 @pytest.mark.parametrize("name", FOUND)

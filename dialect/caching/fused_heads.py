@@ -1,0 +1,80 @@
+"""Products that hold queries, keys and values at once, taken apart where some of these are merged.
+
+    merge_heads(unstack(contract(x, w))[i])  ->  merge_heads(contract(x, unstack(w)[i]))
+
+The weights of keys and values are then merged by themselves, in `prepare`; what is left of the
+product computes only what is still read of it.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from dialect import primitives
+from dialect.caching.head_rules import merged
+from dialect.nn import Traced
+from dialect.tensor import contract
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Symbol, Value
+from rewrite.opdef import build, make, with_args
+from rewrite.rules import Outcome, local
+from rewrite.signature import Signature
+
+_BY_PART = frozenset({"contract", "add", "sub"})  # of all their arguments that have the parts
+_contract = primitives.call("contract", contract)
+
+
+def one_part(value: Value, axis: int, index: int) -> Value:
+    """`value` at one index of an axis, made of the parts of what it is made of."""
+    op = value.op
+    found = opdef.signature(op) if op.name in _BY_PART else None
+    own = found.outputs[0][axis] if found else ()
+    if len(own) != 1 or found.kind(own[0]) != "map":
+        return build("unstack", value, axis=axis).results[index]
+    args = (
+        one_part(arg, array.index(own), index) if own in array else arg
+        for arg, array in zip(op.args, found.inputs)
+    )
+    attrs = dict(op.attrs)
+    if op.name == "contract":
+        arrays = (*found.inputs, found.outputs[0])
+        *inputs, output = (tuple(each for each in array if each != own) for array in arrays)
+        attrs["spec"] = str(Signature(tuple(inputs), (output,)))
+    return make(op.name, *args, **attrs)
+
+
+@local(
+    "merge_heads",
+    example=lambda x, w: Traced["merge_heads"](
+        jnp.unstack(
+            _contract(x, w, spec="b d, d p h k -> b p h k", dtype=Symbol("f32")) + 1.0, axis=1
+        )[2],
+        axis=1,
+        count=2,
+        by="mean",
+    ),
+    types=("f32[3,5]", "f32[5,3,4,2]"),
+)
+def merge_of_part(op: Op) -> Outcome:
+    """merge_heads(unstack(f(x, w))[i])  ->  merge_heads(f(x, unstack(w)[i]))"""
+    cut, index = op.args[0]
+    if cut.name != "unstack":
+        return None
+    made = one_part(cut.args[0], cut["axis"], index)
+    return None if made.op.name == "unstack" else merged(made, **dict(op.attrs))[0]
+
+
+def without_unread_parts(graph: Graph) -> Graph:
+    """Products of which only some parts are read, cut to these; in loops too."""
+    read = {value for op in graph.ops for value in op.args} | set(graph.outputs)
+    memo: dict[Value, Value] = {value: value for value in graph.inputs}
+    for op in graph.ops:
+        args = tuple(memo[arg] for arg in op.args)
+        regions = tuple(map(without_unread_parts, op.regions))
+        memo |= zip(op.results, with_args(op, args, regions).results)
+        left = [each for each in op.results if each in read]
+        if op.name == "unstack" and len(left) < len(op.results):
+            parts = {each: one_part(args[0], op["axis"], each.index) for each in left}
+            memo |= {each: part for each, part in parts.items() if part.op.name != "unstack"}
+    outputs = tuple(memo[value] for value in graph.outputs)
+    return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
