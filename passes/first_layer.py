@@ -25,10 +25,10 @@ from dialect.layered.loops import peeled
 from dialect.normal.normal_form import normal_form, reshaped
 from dialect.staging.binding import bound_values, dependents, known_values, stored_bytes
 from dialect.staging.first_layer_figures import Figures
-from dialect.staging.row_wise import Lookup, row_wise
+from dialect.staging.row_wise import Lookup, Places, row_wise, rows_lead
 from dialect.sums import sums
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
-from rewrite.mincut import Network
+from rewrite.mincut import WHOLE, Network
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program, Step
@@ -90,7 +90,7 @@ class _Found:
     graph: Graph
     lookup: Lookup
     bound: frozenset[Value]
-    region: dict[Value, int]
+    region: dict[Value, Places]
     cut: list[Value]
     eliminated: list[Value]
     read_bytes: int
@@ -152,7 +152,7 @@ def _found(graph: Graph, lookup: Lookup, params: list[Value], reordered: bool) -
     return _Found(graph, lookup, bound, region, cut, eliminated, read_bytes, reordered)
 
 
-def _row_wise_first(graph: Graph, region: dict[Value, int]) -> Graph:
+def _row_wise_first(graph: Graph, region: dict[Value, Places]) -> Graph:
     """x + a + f(x)  ->  (x + f(x)) + a, where a is not row-wise: in a parallel block, attention."""
     moved = {}
     for op, terms in sums(graph, whole=region).items():
@@ -196,7 +196,7 @@ def _peel_loops_after(graph: Graph, lookup: Lookup, params: list[Value]) -> Grap
 
 
 def _cheapest_cut(
-    graph: Graph, lookup: Lookup, region: dict[Value, int], bound: frozenset[Value]
+    graph: Graph, lookup: Lookup, region: dict[Value, Places], bound: frozenset[Value]
 ) -> tuple[list[Value], list[Value]]:
     """Which row-wise values to look up, and the parameters that the step then never reads.
 
@@ -213,7 +213,8 @@ def _cheapest_cut(
             weights = sum(stored_bytes(arg) for arg in dict.fromkeys(op.args) if arg in bound)
             network.edge("source", op, weights)
         for value in op.results:
-            network.edge(op, value, max(1, value.type.bytes))
+            readable = rows_lead(region[value])  # a table gives its rows first
+            network.edge(op, value, max(1, value.type.bytes) if readable else WHOLE)
             for reader, _ in graph.users.get(value, ()):
                 if reader in region or reader.results[0] in region:
                     network.edge(value, reader)

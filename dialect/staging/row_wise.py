@@ -7,13 +7,15 @@ scales.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make
-from rewrite.signature import letters
+from rewrite.signature import Array, letters
+
+Places = tuple[int, ...]  # the axes of a value that are rows, in the order of the rows
 
 
 @dataclass(frozen=True)
@@ -44,45 +46,52 @@ class Lookup:
         return [make("take", each, self.ids, mode=mode) for each in tables]
 
 
-def row_wise(graph: Graph, lookup: Lookup, known: frozenset[Value]) -> dict[Value, int]:
-    """Values that are a function of the taken rows alone, with how many leading axes are rows."""
-    region = {take.results[0]: lookup.ids.type.rank for take in lookup.takes}
+def row_wise(graph: Graph, lookup: Lookup, known: frozenset[Value]) -> dict[Value, Places]:
+    """Values that are a function of the taken rows alone, with the axes that are rows of each."""
+    region = {take.results[0]: tuple(range(lookup.ids.type.rank)) for take in lookup.takes}
     for op in graph.ops:
         if op in lookup.takes or not any(arg in region for arg in op.args):
             continue
         if all(arg in region or arg in known for arg in op.args):
-            rows = _rows_after(op, region)
-            if rows is not None:
-                region.update(zip(op.results, rows))
+            places = _rows_after(op, region)
+            if places is not None:
+                region.update(zip(op.results, places))
     return region
 
 
-def _rows_after(op: Op, region: dict[Value, int]) -> list[int] | None:
-    """The number of leading row axes of each result, or None where rows are mixed or moved."""
+def rows_lead(places: Places) -> bool:
+    """Whether the rows come first, in their order, as they come out of a table."""
+    return places == tuple(range(len(places)))
+
+
+def _rows_after(op: Op, region: dict[Value, Places]) -> list[Places] | None:
+    """Where each result has its rows, or None where they are mixed, torn or gone."""
     if op.regions:
         return None
     signature = opdef.signature(op)
-    row_letters: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     for arg, array in zip(op.args, signature.inputs):
         if arg in region:
-            own = letters(array[: region[arg]])
-            row_letters = row_letters or own
-            if own != row_letters or any(x in letters(array[region[arg] :]) for x in own):
+            own = _letters_at(array, region[arg])
+            others = [d for d in range(len(array)) if d not in region[arg]]
+            rows = rows or own
+            if own != rows or set(own) & set(_letters_at(array, others)):
                 return None
     for arg, array in zip(op.args, signature.inputs):
-        wide = [axes for axes, size in zip(array, arg.type.shape) if size > 1]
-        if arg not in region and any(x in row_letters for x in letters(tuple(wide))):
+        wide = tuple(axes for axes, size in zip(array, arg.type.shape) if size > 1)
+        if arg not in region and set(rows) & set(letters(wide)):
             return None
-    if any(x in signature.need for x in row_letters):
+    if set(rows) & set(signature.need):
         return None
-    counts = []
+    found = []
     for array in signature.outputs:
-        count = 0
-        while len(letters(array[:count])) < len(row_letters) and count < len(array):
-            count += 1
-        if letters(array[:count]) != row_letters or any(
-            x in row_letters for x in letters(array[count:])
-        ):
+        holding = [d for d, axes in enumerate(array) if set(rows) & set(axes)]
+        places = sorted(holding, key=lambda d: min(map(rows.index, set(rows) & set(array[d]))))
+        if _letters_at(array, places) != rows:
             return None
-        counts.append(count)
-    return counts
+        found.append(tuple(places))
+    return found
+
+
+def _letters_at(array: Array, places: Iterable[int]) -> tuple[str, ...]:
+    return letters(tuple(array[d] for d in places))
