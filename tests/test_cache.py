@@ -218,6 +218,19 @@ def test_products_of_queries_keys_and_values_are_taken_apart(heads: int, unrolle
         np.testing.assert_array_equal(one, other)
 
 
+def test_queries_of_such_a_product_stay_integers() -> None:
+    passes = f"{FIRST}, merge_dots, quantize, cache_layout{{kv_heads=1}}, stage, lower"
+    made = Pipeline.parse(passes).run(traced_case(Case("gpt")))
+    assert "merged weights that were quantised are floats again" in told(made)
+    packed = {each.name: str(each.type) for each in made.step_inputs if each.role == "param"}
+    queries = [x for x in packed.values() if x == f"i8[{LAYERS},16,4,{D_HEAD}]"]
+    merged = [x for x in packed.values() if x == f"f32[{LAYERS},16,1,{D_HEAD}]"]
+    assert (len(queries), len(merged)) == (1, 2)
+    wanted = run(laid_out(traced_case(Case("gpt")), "{kv_heads=1}"), *arguments(Case("gpt")))
+    found = run(made, *arguments(Case("gpt")))
+    np.testing.assert_allclose(found[0], wanted[0], atol=0.03)
+
+
 def test_products_joined_in_slots_stay_so_and_say_it() -> None:
     program = Pipeline.parse(f"{FIRST}, merge_dots, cache_layout{{kv_heads=1}}").run(
         traced_case(Case("llama"))

@@ -3,7 +3,7 @@
     merge_heads(unstack(contract(x, w))[i])  ->  merge_heads(contract(x, unstack(w)[i]))
 
 The weights of keys and values are then merged by themselves, in `prepare`; what is left of the
-product computes only what is still read of it.
+product computes only what is still read of it, and its weights stay integers where they are.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dialect import primitives
 from dialect.caching.head_rules import merged
 from dialect.nn import Traced
 from dialect.tensor import contract
+from dialect.values import reshaped
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import build, make, with_args
 from rewrite.rules import Outcome, local
 from rewrite.signature import Signature
 
-_BY_PART = frozenset({"contract", "add", "sub"})  # of all their arguments that have the parts
+_BY_PART = frozenset({"contract", "add", "sub", "dequantize"})
 _contract = primitives.call("contract", contract)
 
 
@@ -31,10 +32,13 @@ def one_part(value: Value, axis: int, index: int) -> Value:
     own = found.outputs[0][axis] if found else ()
     if len(own) != 1 or found.kind(own[0]) != "map":
         return build("unstack", value, axis=axis).results[index]
-    args = (
-        one_part(arg, array.index(own), index) if own in array else arg
-        for arg, array in zip(op.args, found.inputs)
-    )
+    args = list(op.args)
+    for i, (arg, array) in enumerate(zip(op.args, found.inputs)):
+        if own in array:
+            args[i] = one_part(arg, array.index(own), index)
+        elif op.name == "dequantize":  # one scale for all parts
+            sizes = arg.type.shape
+            args[i] = reshaped(arg, (*sizes[:axis], *sizes[axis + 1 :]))
     attrs = dict(op.attrs)
     if op.name == "contract":
         arrays = (*found.inputs, found.outputs[0])
