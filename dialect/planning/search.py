@@ -113,7 +113,8 @@ def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searche
                 unavailable[made.label] = error
             continue
         predicted = estimate(shape, topology, mesh, made)
-        count = sum(each.times for each in Workload(shape, mesh, made).collectives())
+        work = Workload(shape, mesh, made)
+        count = sum(each.times * each.along for each in work.collectives())
         tight = predicted.memory_bytes > _SURE * topology.chip.usable_hbm_bytes
         found[made.groups] = Candidate(made, predicted, count, tight)
     return Searched(tuple(best_first(found.values())), unavailable, tried)

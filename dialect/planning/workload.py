@@ -26,7 +26,8 @@ class Collective:
     one of each), the local data of an all-to-all (section 3.1 and appendix A.1 of the paper).
     `overlaps`: it waits for no activation, so that it runs beside the arithmetic. `in_pieces`: the
     part of the bytes that is made by products which a compiler may cut in pieces, to send one
-    while it computes the next.
+    while it computes the next. `along`: how many axes of the array it changes; a compiler changes
+    one after the other, and moves all of it in HBM in between.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Collective:
     part: str
     overlaps: bool = False
     in_pieces: float = 0
+    along: int = 1
 
     @property
     def rounds(self) -> int:
@@ -70,8 +72,10 @@ class Workload:
         self.d_ff = axes("used", "d_ff")
         rows = axes("hidden", "batch", "time")
         self.scattered = tuple(axis for axis in self.d_model if axis in rows)
-        stored = axes("weights", "d_model", "experts", "d_ff")
-        self.gathered = without(stored, (*self.d_model, *self.experts, *self.d_ff))
+        used = (*self.d_model, *self.experts, *self.d_ff)
+        outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
+        self.gathered = without((*outer, *inner), used)
+        self.gathered_along = bool(without(outer, used)) + bool(without(inner, used))
         self.heads = axes("used", *HEADS)
         self.kv_heads = axes("used", *self.kv_names)
         self.owned_batch = axes("attention", "batch")
@@ -245,7 +249,15 @@ class Workload:
             ("ffn", self.ffn_weights("used")),
             ("attention", self.attention_weights("used")),
         ):
-            yield Collective("all-gather", self.gathered, weights * size, layers, part, True)
+            yield Collective(
+                "all-gather",
+                self.gathered,
+                weights * size,
+                layers,
+                part,
+                overlaps=True,
+                along=self.gathered_along,
+            )
 
     def ends(self) -> Iterator[Collective]:
         """The embedding and the logits, once per step; see the layout of the tables."""
