@@ -17,6 +17,7 @@ from case import Case, empty_cache, random_params, random_tokens
 
 import rewrite
 from dialect.axes import infer_axes
+from dialect.dtypes import dtype_of
 from rewrite import Pipeline, auto_shard
 from rewrite.api import DEFAULT_PIPELINE
 from rewrite.ir import Op
@@ -152,7 +153,7 @@ def drawn(program: Program) -> list[jax.Array]:
     def draw(declared: Input) -> jax.Array:
         kind, sizes = declared.type.dtype, declared.type.shape
         if kind != "f32":
-            return jnp.full(sizes, 3, jnp.int32)
+            return jnp.full(sizes, 3, dtype_of(kind))
         scale = 1.0 if declared.role == "state" else 0.1
         return jnp.asarray(scale * random.standard_normal(sizes), jnp.float32)
 
