@@ -31,8 +31,8 @@ from rewrite.errors import PlanError, nearest
 from rewrite.plan import Alternative, Plan, Prediction
 
 # Faster by less than this, about the median error of the cost model, is no faster: of such the one
-# in the fewest collectives is taken, which leave the compiler the least to make of them; but none
-# that hardly fits if another does.
+# in the fewest collectives a layer is taken, which leave the compiler the least to make of them;
+# but none that hardly fits if another does.
 TIE = 0.05
 Storage = tuple[tuple[str, tuple[str, ...]], ...]
 _TELLING = ("weights", "used", "attention")
@@ -46,7 +46,7 @@ class Candidate:
 
     partitioning: Partitioning
     predicted: Prediction
-    collectives: int  # in a step
+    collectives: int  # in a layer
     is_tight: bool  # hardly fits into memory, if what the model does not know is small
 
     @property
@@ -116,7 +116,7 @@ def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searche
         work = Workload(shape, mesh, made)
         count = sum(each.times * each.along for each in work.collectives())
         tight = predicted.memory_bytes > _SURE * topology.chip.usable_hbm_bytes
-        found[made.groups] = Candidate(made, predicted, count, tight)
+        found[made.groups] = Candidate(made, predicted, count // max(1, shape.layers), tight)
     return Searched(tuple(best_first(found.values())), unavailable, tried)
 
 
@@ -290,6 +290,7 @@ def _runner_up(each: Candidate, first: Candidate) -> Alternative:
     worst = max(parts, key=lambda part: getattr(predicted, part) - getattr(best, part))
     before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
     reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
-    if predicted.time_s <= (1 + TIE) * best.time_s:
-        reason = f"as fast, but in {each.collectives:,} collectives, not {first.collectives:,}"
+    tied = predicted.time_s <= (1 + TIE) * best.time_s
+    if tied and each.collectives > first.collectives:
+        reason = f"as fast, but in {each.collectives} collectives a layer, not {first.collectives}"
     return Alternative(each.label, predicted.time_s, reason)
