@@ -107,7 +107,10 @@ class _Constraints:
         self.plan, self.axes, self.decided = plan, axes, decided
         self.chip = Topology.parse(plan.target).chip if plan.target else None
         self.said: dict[str, int] = {}
-        self.gathers = plan.split("used") != plan.split("weights")
+        stored, used = (set(sum(plan.split(x).values(), ())) for x in ("weights", "used"))
+        self.gathers = stored != used
+        in_pieces = self.chip is not None and self.chip.gathers_in_pieces
+        self.in_pieces = in_pieces and len(stored - used) == 1 and "d_ff" in plan.split("used")
 
     def ways(self, layout: Layout) -> int:
         """Over how many chips an array that lies so is split."""
@@ -282,8 +285,12 @@ class _Constraints:
         return self.as_weights(value, known, "the product reads it as its weights lie")
 
     def weight(self, known: Value, value: Value) -> Value:
-        is_table = any("vocab" in dimension for dimension in self.axes.of(known))
-        return self.gathered(known, value) if self.gathers and not is_table else value
+        """A weight as its product reads it. Large ones may be gathered in pieces beside that, which
+        a constraint would forbid; but not integers, which would travel as floats."""
+        present = {name for dimension in self.axes.of(known) for name in dimension}
+        in_pieces = self.in_pieces and known.op.name != "dequantize"
+        left = "vocab" in present or (in_pieces and "d_ff" in present)
+        return self.gathered(known, value) if self.gathers and not left else value
 
     def gathered(self, known: Value, value: Value) -> Value:
         """A weight, gathered to the layout in which the product reads it; integers as integers."""

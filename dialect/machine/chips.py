@@ -31,6 +31,8 @@ class Chip:
     - cores: TensorCores per chip; slice names such as v4-128 count these
     - gathers_beside: whether weights are gathered while the chip computes: libtpu does that for v5e
       alone; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
+    - gathers_in_pieces: whether libtpu gathers weights piece by piece, beside the products of them,
+      where it is left to choose
     - devices: how many devices of JAX one chip is; die_bytes_per_s: between them, one way
     - platform, device_kinds: how JAX calls it ("" and none: it is planned for only)
     - libtpu: the name by which libtpu compiles for it ("": it does not)
@@ -51,6 +53,7 @@ class Chip:
     cube: int = 0
     cores: int = 1
     gathers_beside: bool = True
+    gathers_in_pieces: bool = False
     devices: int = 1
     die_bytes_per_s: float = 0.0
     platform: str = ""
@@ -121,6 +124,7 @@ _TPUS = (
         network_hop_s=NETWORK_HOP_S,
         cube=4,
         cores=2,
+        gathers_in_pieces=True,
         platform="tpu",
         device_kinds=("TPU v4",),
         libtpu="v4",
@@ -176,6 +180,7 @@ _TPUS = (
         network_bytes_per_s=12.5e9,
         network_hop_s=NETWORK_HOP_S,
         gathers_beside=False,
+        gathers_in_pieces=True,
         platform="tpu",
         device_kinds=("TPU v6 lite", "TPU v6e"),
         libtpu="v6e",
