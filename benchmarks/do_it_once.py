@@ -40,8 +40,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from axes_tables import HF_FLAX, TUNIX  # noqa: E402
-from case import empty_cache, random_tokens  # noqa: E402
-from harness import PHASES, SERVED, built, drawn, positions, weights  # noqa: E402
+from harness import PHASES, SERVED, built, drawn, positions, prompted  # noqa: E402
 
 from dialect.caching.state import is_state  # noqa: E402
 from dialect.compiled.compiling import Compilable  # noqa: E402
@@ -68,20 +67,20 @@ PASSES = {
     "w8a8": "quantize{weights=int8, activations=int8}",
     "int4": "quantize{weights=int4, group=8}",
     "cache8": "quantize{weights=none, cache=int8}",
-    "all int8": "fold_scales, merge_dots, "
-    "quantize{weights=int8, activations=int8, cache=int8, vocab=true}, "
-    "cache_layout, first_layer{budget=10.0}",
-    "all int4": "fold_scales, merge_dots, quantize{weights=int4, group=8, cache=int8}, "
-    "cache_layout, first_layer{budget=10.0}",
+    "all int8": EVERYTHING.replace(
+        "cache_layout",
+        "quantize{weights=int8, activations=int8, cache=int8, vocab=true}, cache_layout",
+    ),
+    "all int4": EVERYTHING.replace(
+        "cache_layout", "quantize{weights=int4, group=8, cache=int8}, cache_layout"
+    ),
 }
 TOGETHER = ("exact", "all int8", "all int4")
 ROUNDS_WEIGHTS = ("int8", "int4")
 ROUNDS_IN_THE_STEP = ("w8a8", "cache8", "all int8", "all int4")
 WIDTH = 52  # of a row's name
-EXACTLY, NEARLY = (
-    2e-5,
-    5e-2,
-)  # of the largest logit: floats added up in another order, and roundings
+EXACTLY = 2e-5  # of the largest number: floats are added up in another order
+NEARLY = 5e-2  # RMS: what lies between two steps of a rounding may go to either
 HF, TUNIX_MODELS, TEXTS, EXAMPLES = "hf_flax", "tunix_models", "texts", "examples"
 
 
@@ -122,15 +121,12 @@ def decoders(name: str, phase: str) -> Iterator[tuple[str, Decoder]]:
 def of_library(library: str, model: str, phase: str) -> Decoder:
     """A prompt, or the token behind it with the cache that the library's own prefill leaves."""
     case = built(library, model, "prefill", batch=SERVED)
-    prompt = random_tokens(case)
-    length = prompt.shape[1]
-    rows = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), prompt.shape)
-    args = (weights(library, model), empty_cache(case), prompt, *positions(case, rows))
+    args = prompted(library, model)
     if phase == "prefill":
         return of_function(case.function, args)
     logits, cache = jax.jit(case.function)(*args)
     token = jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32)
-    at = jnp.full(token.shape, length, jnp.int32)
+    at = jnp.full(token.shape, case.tokens.shape[1], jnp.int32)
     step = built(library, model, "decode", batch=SERVED)
     return of_function(step.function, (args[0], cache, token, *positions(step, at)))
 

@@ -108,7 +108,7 @@ class _Constraints:
         self.chip = Topology.parse(plan.target).chip if plan.target else None
         self.said: dict[str, int] = {}
         stored, used = (set(sum(plan.split(x).values(), ())) for x in ("weights", "used"))
-        self.gathers = stored != used
+        self.gathers = plan.split("used") != plan.split("weights")
         in_pieces = self.chip is not None and self.chip.gathers_in_pieces
         self.in_pieces = in_pieces and len(stored - used) == 1 and "d_ff" in plan.split("used")
 

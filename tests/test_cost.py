@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import decoder_shapes
 import pytest
-from palm_shapes import PALM_62B, PALM_540B
+from decoder_shapes import PALM_62B, PALM_540B
 
 from dialect.cost import estimate, ffn_communication_bytes
 from dialect.mesh import MeshSpec, Topology
@@ -20,19 +21,7 @@ from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
 from rewrite.plan import Plan, Prediction
 
-LLAMA_8B = DecoderShape(
-    batch=64,
-    time=1,
-    context=2048,
-    layers=32,
-    d_model=4096,
-    d_ff=14336,
-    heads=32,
-    kv_heads=8,
-    d_head=128,
-    vocab=128256,
-    weight_bytes_per_element=1,
-)
+LLAMA_8B = replace(decoder_shapes.LLAMA_8B, weight_bytes_per_element=1)
 # The meshes of the paper's public code, by the number of chips.
 MESHES = {
     8: "x=2 y=2 z=2",

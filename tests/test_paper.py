@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from palm_shapes import PALM_62B, PALM_540B
+from decoder_shapes import PALM_62B, PALM_540B
 
 from dialect.cost import estimate, ffn_communication_bytes
 from dialect.mesh import MeshSpec, Topology

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from palm_shapes import PALM_540B
+from decoder_shapes import LLAMA_70B, PALM_540B
 
 from dialect.cost import CONSTANTS, estimate
 from dialect.machine.interconnect import Ring, Switch
@@ -23,18 +23,7 @@ from rewrite import Pipeline, trace
 from rewrite.plan import Exchange, Plan
 from rewrite.target import Target
 
-LLAMA_70B = DecoderShape(
-    batch=16,
-    time=2048,
-    context=2048,
-    layers=80,
-    d_model=8192,
-    d_ff=28672,
-    heads=64,
-    kv_heads=8,
-    d_head=128,
-    vocab=128256,
-)
+PREFILL_70B = replace(LLAMA_70B, batch=16, time=2048)
 CUBE = Topology.parse("v4:4x4x4")
 MESH = CUBE.mesh_axes()
 CHOSEN = "E_xF_yz>BE_x/heads+batch"
@@ -86,17 +75,17 @@ def test_rows_beside_a_table_keep_their_batch_on_axes_that_it_leaves_free() -> N
 def test_where_the_compiler_waits_for_gathered_weights_two_copies_are_faster() -> None:
     """Llama-70B's prefill on v5p: 1,881 ms by its schedule, and 2,465 gathered."""
     v5p = Topology.parse("v5p:2x2x2")
-    plan = choose(LLAMA_70B, v5p, v5p.mesh_axes())
+    plan = choose(PREFILL_70B, v5p, v5p.mesh_axes())
     assert plan.label == "EF_z>B_xyE/heads+batch"
     assert plan.split("weights") == plan.split("used")
     gathers = next(
         each
-        for each in searched(LLAMA_70B, v5p, v5p.mesh_axes()).candidates
+        for each in searched(PREFILL_70B, v5p, v5p.mesh_axes()).candidates
         if each.label == "E_zF>B_xyzE/batch"
     )
     chip = replace(v5p.chip, gathers_beside=True)
     mesh = v5p.mesh_axes()
-    beside = estimate(LLAMA_70B, replace(v5p, chip=chip), mesh, gathers.partitioning)
+    beside = estimate(PREFILL_70B, replace(v5p, chip=chip), mesh, gathers.partitioning)
     assert beside.time_s < plan.predicted.time_s < gathers.predicted.time_s
 
 

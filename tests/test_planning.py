@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from decoder_shapes import LLAMA_8B
 
 from dialect.mesh import MeshSpec, Topology
-from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.joint import Serving, joint
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.refine import Compiled, fastest
@@ -23,18 +23,6 @@ from rewrite.errors import PlanError
 from rewrite.program import Program
 from rewrite.target import Target
 
-LLAMA_8B = DecoderShape(
-    batch=64,
-    time=1,
-    context=2048,
-    layers=32,
-    d_model=4096,
-    d_ff=14336,
-    heads=32,
-    kv_heads=8,
-    d_head=128,
-    vocab=128256,
-)
 V5E = Topology.parse("v5e:2x4")
 MESH = MeshSpec.parse("x=2 y=4")
 SLICE = Target("v5e:2x4", MESH.axes)

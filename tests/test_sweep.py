@@ -9,12 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import decoder_shapes
 import jax
 import pytest
 
 from dialect.files import FileError, written_whole
 from dialect.mesh import TargetError, Topology
-from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import searched
 from dialect.planning.sweep import (
     Cost,
@@ -38,20 +38,7 @@ from rewrite.program import Program
 PALM = os.path.relpath(palm.__file__)
 TOY = ("sweep", f"{PALM}:decode_step", "--config", "toy", "--context", "16", "--chip", "v5e")
 SMALL = (*TOY, "--chips", "1..4", "--batch", "8,16", "--dtype", "bf16")
-PALM_62B = DecoderShape(
-    batch=64,
-    time=1,
-    context=2048,
-    layers=64,
-    d_model=8192,
-    d_ff=32768,
-    heads=32,
-    kv_heads=1,
-    d_head=256,
-    vocab=256000,
-    parallel=True,
-    tied_embedding=True,
-)
+PALM_62B = replace(decoder_shapes.PALM_62B, vocab=256000)
 DECODER = Decoder("decode_step", "62b", PALM_62B)
 
 Captured = pytest.CaptureFixture[str]

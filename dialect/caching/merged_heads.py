@@ -27,7 +27,6 @@ from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 
-_RULES = (*RULES, merge_of_part)
 _MERGES = ("merge_heads", "shared_heads")
 _PLACE = (
     "heads are merged best by a cache_layout{kv_heads=...} behind carry_cache, before merge_dots, "
@@ -54,7 +53,7 @@ def with_real_heads(program: Program) -> tuple[Program, list[str]]:
         for number, count in counts.items()
         if count > 1
     }
-    made, alone = keep_in(program, changes, _RULES, "spread_heads")
+    made, alone = keep_in(program, changes, RULES, "spread_heads")
     told = {i: f"stores each head {counts[i]} times; kept once" for i in changes}
     return made, _notes(program, told, alone)
 
@@ -78,11 +77,10 @@ def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program,
             pooled = "mean" if by == "svd" else by
             changes[number] = merging(place, found // kv_heads, pooled)
             told[number] = f"{found} heads merged to {kv_heads} by {by}"
-    made, left = keep_in(program, changes, _RULES, "spread_heads")
+    made, left = keep_in(program, changes, (*RULES, merge_of_part), "spread_heads")
     if made is not program:
-        made = made.with_graph(without_unread_parts(made.graph))
-    if by == "svd" and made is not program:
-        made = made.with_graph(rewrite(made.graph, [merged_in_common]))
+        graph = without_unread_parts(made.graph)
+        made = made.with_graph(rewrite(graph, [merged_in_common]) if by == "svd" else graph)
     stuck = [
         f"heads merged behind {op.args[0].op.told}, in every step"
         for op in _unmoved(made.graph, made.values("param"))

@@ -129,9 +129,8 @@ def served(
     """
     case = built(library, model, "prefill", batch=SERVED)
     length = case.tokens.shape[1]
-    params, prompt = weights(library, model), random_tokens(case)
-    rows = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), prompt.shape)
-    out, cache = prefill(params, empty_cache(case), prompt, *positions(case, rows))
+    params, *rest = prompted(library, model)
+    out, cache = prefill(params, *rest)
     logits, taken, cache = [out[:, -1]], [], restore(cache)
     for step in range(STEPS):
         greedy = jnp.argmax(logits[-1], axis=-1).astype(jnp.int32)
@@ -142,8 +141,17 @@ def served(
     return Served(np.stack(taken, axis=1), np.stack(logits), cache)
 
 
-def positions(case: Case, positions: jax.Array) -> tuple[jax.Array, ...]:
-    return () if case.positions is None else (positions,)
+def prompted(library: str, model: str) -> tuple[Any, ...]:
+    """A prefill's arguments: weights, an empty cache, a prompt and its positions."""
+    case = built(library, model, "prefill", batch=SERVED)
+    prompt = random_tokens(case)
+    rows = jnp.broadcast_to(jnp.arange(prompt.shape[1], dtype=jnp.int32), prompt.shape)
+    return weights(library, model), empty_cache(case), prompt, *positions(case, rows)
+
+
+def positions(case: Case, rows: jax.Array) -> tuple[jax.Array, ...]:
+    """`rows` where the library wants to be given positions."""
+    return () if case.positions is None else (rows,)
 
 
 def drawn(program: Program) -> list[jax.Array]:

@@ -1,4 +1,4 @@
-"""PaLM as it is served in "Efficiently Scaling Transformer Inference" (arXiv:2211.05102)."""
+"""PaLM as "Efficiently Scaling Transformer Inference" (arXiv:2211.05102) serves it, and Llama 3."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ PALM_540B = DecoderShape(
     tied_embedding=True,
 )
 PALM_62B = replace(PALM_540B, layers=64, d_model=8192, d_ff=32768, heads=32)
+LLAMA_8B = DecoderShape(
+    batch=64,
+    time=1,
+    context=2048,
+    layers=32,
+    d_model=4096,
+    d_ff=14336,
+    heads=32,
+    kv_heads=8,
+    d_head=128,
+    vocab=128256,
+)
+LLAMA_70B = replace(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
