@@ -3,9 +3,9 @@
     time = max(compute, hbm, gathering of weights) + other communication + latency
 
 since only the gathering of weights waits for no activation; where the compiler makes the
-arithmetic wait for it (`Chip.gathers_beside`), it is communication as any other. Compute, HBM and
-communication are what a chip is asked for (workload.py) over what it delivers (chips.py, and
-`Constants`).
+arithmetic wait for it (`Chip.gathers_beside`, `Chip.gathers_in_pieces`), it is communication as any
+other. Compute, HBM and communication are what a chip is asked for (workload.py) over what it
+delivers (chips.py, and `Constants`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def estimate(
     for collective in work.collectives():
         under = tuple(link for axis in collective.axes for link in links[axis])
         kind, size = collective.kind, collective.bytes
-        overlaps = collective.overlaps and chip.gathers_beside
+        beside = chip.gathers_beside or (chip.gathers_in_pieces and collective.in_pieces)
+        overlaps = collective.overlaps and bool(beside)
         fraction = constants.worth(under, overlaps)
         seconds = collective.times * collectives.transfer_s(kind, size, under, fraction)
         if overlaps:

@@ -1,7 +1,8 @@
 """The tensor dialect: `contract`, the one product of two arrays.
 
 Every matrix product, in whatever order its library wrote it, becomes one op whose einsum
-subscript is its signature. Weights meet activations nowhere else.
+subscript is its signature. Weights meet activations nowhere else, but where `shard` says how the
+sums of a product are split over chips: `partial_contract`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dialect.lax import infer_by_reference
 from rewrite import opdef
 from rewrite.ir import Op
 from rewrite.opdef import OpDef
-from rewrite.signature import Signature, letters
+from rewrite.signature import Array, Signature, letters
 
 
 def contract(x: Any, y: Any, *, spec: str, dtype: Any = None, precision: Any = None) -> Any:
@@ -44,6 +45,27 @@ def contract(x: Any, y: Any, *, spec: str, dtype: Any = None, precision: Any = N
     return jnp.transpose(product, [order.index(letter) for letter in out])
 
 
+def partial_contract(x: Any, y: Any, *, spec: str, parts: int, **more: Any) -> Any:
+    """`contract` with what it sums cut into parts, each summed apart.
+
+    `"b t f, f d -> p b t d"`: the first letter that is summed is cut, its parts are the first axis
+    of the result. Added up over it they are the whole product. What else: as in `contract`.
+    """
+    signature = Signature.parse(spec)
+    cut = next(letter for letter in signature.letters if signature.kind(letter) == "reduce")
+    part, *_ = letters(signature.outputs[0])
+    pairs = zip((x, y), signature.inputs)
+    arrays, named = zip(*(_cut(array, axes, cut, parts, part) for array, axes in pairs))
+    return contract(*arrays, spec=str(Signature(named, signature.outputs)), **more)
+
+
+def _cut(value: Any, axes: Array, letter: str, parts: int, part: str) -> tuple[Any, Array]:
+    """`value` with one axis made two, the parts in front, and the axes that it then has."""
+    at = axes.index((letter,))
+    shape = (*value.shape[:at], parts, value.shape[at] // parts, *value.shape[at + 1 :])
+    return value.reshape(shape), (*axes[:at], (part,), *axes[at:])
+
+
 def _signature(op: Op) -> Signature:
     return Signature.parse(op["spec"])
 
@@ -57,5 +79,16 @@ CONTRACT = opdef.define(
         attrs=("spec", "dtype", "precision"),
         lead="spec",
         doc="The product of two arrays as an einsum over named axes.",
+    )
+)
+PARTIAL_CONTRACT = opdef.define(
+    OpDef(
+        name="partial_contract",
+        signature=_signature,
+        infer=infer_by_reference("partial_contract"),
+        reference=partial_contract,
+        attrs=("spec", "parts", "dtype", "precision"),
+        lead="spec",
+        doc="A product whose sum is cut into parts, which are the first axis of its result.",
     )
 )

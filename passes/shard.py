@@ -12,8 +12,7 @@ What the program constrains itself is left alone, and so are products with weigh
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +20,7 @@ from dialect import sharding  # noqa: F401  (defines constrain)
 from dialect.axes import Axes
 from dialect.machine.topology import Topology
 from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
+from dialect.planning.decided import CACHE_WRITES, decided_by
 from dialect.planning.heads_apart import heads_apart
 from dialect.planning.layouts import (
     OF_HEADS,
@@ -31,6 +31,15 @@ from dialect.planning.layouts import (
     with_input_layouts,
 )
 from dialect.planning.partial import planned_axes
+from dialect.planning.partial_sums import (
+    added,
+    added_up,
+    is_residual_add,
+    partial_product,
+    summed_axes,
+    summed_together,
+)
+from dialect.planning.uses import gathered_in_pieces
 from dialect.sharding import show_layout
 from dialect.staging.binding import bound_values, region_bound
 from dialect.values import reshaped
@@ -41,12 +50,8 @@ from rewrite.plan import Plan
 from rewrite.program import Layout, Program
 from rewrite.target import Target
 
-# What lies as its first argument does: the same in another form, or a cache before and after.
-_FORMS = frozenset({"reshape", "transpose", "convert_element_type"})
-_WRITES = frozenset({"cache_write", "cache_put"})
 _CUTS = ("slice", "unstack")
 _HIDDEN = {"d_ff", "d_ff_per_head"}
-_CACHES = _WRITES | {"cache_read"}
 
 
 @dataclass(frozen=True)
@@ -61,45 +66,11 @@ class Shard(Pass):
         program = program.with_graph(heads_apart(program.graph, program.plan))
         params = frozenset(program.values("param"))
         axes = planned_axes(program, program.plan.mesh)
-        emitted = _Constraints(program.plan, axes, _decided(program))
+        emitted = _Constraints(program.plan, axes, decided_by(program))
         graph = emitted.graph(program.graph, params)
         outputs = tuple(map(emitted.output, program.graph.outputs, graph.outputs))
         placed = with_input_layouts(program.with_graph(Graph(graph.inputs, outputs)))
         return self.said(placed, *emitted.lines())
-
-
-def _decided(program: Program) -> frozenset[Value]:
-    """The values that the program says itself how to lay out, and what is made of such inputs."""
-    declared = zip(program.graph.inputs, program.step_inputs)
-    laid_out = frozenset(value for value, each in declared if each.layout)
-    return frozenset(_decided_in(program.graph, laid_out))
-
-
-def _decided_in(graph: Graph, inputs: frozenset[Value]) -> Iterator[Value]:
-    """`inputs` are those of the graph that the program lays out; `held` lies as they do."""
-    found, held = set(inputs), set(inputs)
-    for op in graph.ops:
-        if op.name == "constrain":
-            found.update(op.results, _forms_of(op.args[0]))
-        elif op.name in _FORMS and op.args[0] in found:
-            found.update(op.results)
-        elif op.name in ("contract", "attend") and held & set(op.args):
-            found.update(op.results, op.args[:1] if op.name == "attend" else ())
-        if op.name in _FORMS | _CACHES and op.args[0] in held:
-            held.update(op.results)
-            found.update(op.args[1:2])
-        for region in op.regions:
-            pairs = zip(op.args, region.inputs) if op.name == "scan" else ()
-            yield from _decided_in(region, frozenset(x for arg, x in pairs if arg in held))
-    yield from found
-
-
-def _forms_of(value: Value) -> Iterator[Value]:
-    """A value, and what it is another form of."""
-    yield value
-    while value.op.name in _FORMS:
-        value = value.op.args[0]
-        yield value
 
 
 class _Constraints:
@@ -107,10 +78,9 @@ class _Constraints:
         self.plan, self.axes, self.decided = plan, axes, decided
         self.chip = Topology.parse(plan.target).chip if plan.target else None
         self.said: dict[str, int] = {}
-        stored, used = (set(sum(plan.split(x).values(), ())) for x in ("weights", "used"))
         self.gathers = plan.split("used") != plan.split("weights")
-        in_pieces = self.chip is not None and self.chip.gathers_in_pieces
-        self.in_pieces = in_pieces and len(stored - used) == 1 and "d_ff" in plan.split("used")
+        pieces = self.chip is not None and self.chip.gathers_in_pieces
+        self.in_pieces = pieces and bool(gathered_in_pieces(plan))
 
     def ways(self, layout: Layout) -> int:
         """Over how many chips an array that lies so is split."""
@@ -124,18 +94,26 @@ class _Constraints:
     def graph(self, graph: Graph, params: frozenset[Value]) -> Graph:
         """`params` are the inputs of the graph that depend on parameters alone."""
         bound = bound_values(graph, params)
-        together = _summed_together(graph, self.axes)
+        together = summed_together(graph, self.axes)
         apart = {value for sum_ in together.values() for value in sum_[1:]}
         parts, fused = _parts(graph)
-        apart |= {value.op.args[0] for value in together} | {v.op.args[1] for v in together}
+        inner = {arg.op for value in together for arg in value.op.args if arg not in apart}
         memo: dict[Value, Value] = {value: value for value in graph.inputs}
         for op in graph.ops:
+            if op in inner:  # what it adds is added in the next
+                continue
+            if op.results[0] in together:
+                before, one, other = (memo[value] for value in together[op.results[0]])
+                sum_ = self.summed(added(one, other, op), op.results[0])
+                sum_ = make("add", before, sum_, origin=op.origin)
+                memo[op.results[0]] = self.product(op, sum_, fused)
+                continue
             args = tuple(memo[arg] for arg in op.args)
             if op.results[0] in bound:  # done once, in `prepare`
                 memo.update(zip(op.results, with_args(op, args).results))
                 continue
-            inner = region_bound(op, bound)
-            regions = tuple(self.graph(region, inner) for region in op.regions)
+            known = region_bound(op, bound)
+            regions = tuple(self.graph(region, known) for region in op.regions)
             if op.name == "contract":
                 args = tuple(
                     self.weight(known, arg) if known in bound else self.factor(op, known, arg)
@@ -143,22 +121,21 @@ class _Constraints:
                 )
             elif op.name == "attend":
                 args = self.attention_inputs(op, args)
-            elif op.name in _WRITES:
+            elif op.name in CACHE_WRITES:
                 args = self.cache_update(op, args)
+            results = with_args(op, args, regions).results
+            partial = self.partial_sums(op, args, bound)
             scattered = self.scattered(op, args, bound, fused)
-            results = scattered or with_args(op, args, regions).results
-            if op.results[0] in together:
-                before, one, other = (memo[value] for value in together[op.results[0]])
-                sum_ = make("add", one, other, origin=op.origin)
-                sum_ = self.constrain(sum_, op.results[0], "residual", "partial sums are added up")
-                results = (make("add", before, sum_, origin=op.origin),)
-            if op.name == "attend":
+            if partial is not None:
+                sum_ = partial if op.results[0] in apart else self.summed(partial, op.results[0])
+                results = (sum_,)
+            elif scattered is not None:
+                results = (scattered,)
+            elif op.name == "attend":
                 results = (self.attention_output(op, results[0]),)
-            elif (
-                not scattered
-                and op.results[0] not in apart
-                and (op.name in ("contract", "take") or _is_residual_add(op, self.axes))
-            ):
+            elif op.results[0] in apart:
+                pass
+            elif op.name in ("contract", "take") or is_residual_add(op, self.axes):
                 results = (self.product(op, results[0], fused),)
             elif op in parts:
                 results = tuple(map(self.part, op.results, results))
@@ -210,7 +187,7 @@ class _Constraints:
         args: tuple[Value, ...],
         bound: frozenset[Value],
         fused: dict[Value, list[Value]],
-    ) -> tuple[Value, ...] | None:
+    ) -> Value | None:
         """What a product leaves as partial sums: pinned where it leaves them, and scattered over
         the rows, where the rows stay so split. None for any other op."""
         known = op.results[0]
@@ -230,7 +207,7 @@ class _Constraints:
         stored = weight.type.bytes / weight.type.size
         if inner and self.chip and hides_reading(count, stored, self.chip):
             why = "partial sums are scattered as they are made"
-            return (self.constrained(with_args(op, args).results[0], known, hidden, why),)
+            return self.constrained(with_args(op, args).results[0], known, hidden, why)
         sizes, before, after = self.rows(known, hidden, left, front)
         value = row_product(op, args, factors[0], front, sizes)
         why = "the product leaves it as its weights lie"
@@ -241,7 +218,34 @@ class _Constraints:
         value = make("constrain", value, layout=layout, why=why, origin=op.origin)
         self.note(why, known, hidden)
         value = reshaped(value, known.type.shape)
-        return (value if inner else self.owned(value, known),)
+        return value if inner else self.owned(value, known)
+
+    def partial_sums(
+        self, op: Op, args: tuple[Value, ...], bound: frozenset[Value]
+    ) -> Value | None:
+        """What a product gives the residual as partial sums, each where it is made; a matrix of
+        them is scattered as it is. None for any other op."""
+        known = op.results[0]
+        factors = [i for i, arg in enumerate(op.args) if arg not in bound]
+        if op.name != "contract" or len(factors) != 1 or known in self.decided:
+            return None
+        rows = known.type.shape[: leading(op, factors[0])]
+        is_matrix = sum(size > 1 for size in rows) < 2
+        if is_matrix or activation_group(self.axes.of(known)) != "residual":
+            return None
+        factor = product_layout(self.plan, self.axes, op.args[factors[0]])
+        over = summed_axes(op, factors[0], factor)
+        if not over:
+            return None
+        value = partial_product(op, args, self.ways((over,)))
+        whole = layout_of(self.plan, "residual", self.axes, known)
+        rest = (tuple(axis for axis in each if axis not in over) for each in whole)
+        why = "partial sums stay where they are made"
+        return make("constrain", value, layout=(over, *rest), why=why, origin=op.origin)
+
+    def summed(self, value: Value, known: Value) -> Value:
+        value = added_up(value, known.type.rank)
+        return self.constrain(value, known, "residual", "partial sums are added up")
 
     def rows(
         self, known: Value, hidden: Layout, left: Layout, front: int
@@ -359,27 +363,6 @@ def _as_stored(weight: Value) -> Value:
     return weight.op.args[0] if weight.op.name == "dequantize" else weight
 
 
-def _summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value, Value]]:
-    """(x + a) + b with products a and b, as in parallel blocks: result -> (x, a + b), (a, b).
-
-    Their partial sums are added up once, if they are added before they meet what is whole.
-    """
-    users = Counter(arg for op in graph.ops for arg in op.args)
-    users.update(graph.outputs)
-    found = {}
-    for op in graph.ops:
-        if not _is_residual_add(op, axes):
-            continue
-        for sum_, other in (op.args, op.args[::-1]):
-            inner = sum_.op
-            if users[sum_] > 1 or other.op.name != "contract" or not _is_residual_add(inner, axes):
-                continue
-            for before, one in (inner.args, inner.args[::-1]):
-                if one.op.name == "contract" and before.op.name != "contract":
-                    found[op.results[0]] = (before, one, other)
-    return found
-
-
 def _parts(graph: Graph) -> tuple[set[Op], dict[Value, list[Value]]]:
     """The ops that cut a product in parts, and the parts of each product that is only cut."""
     parts: set[Op] = set()
@@ -390,10 +373,3 @@ def _parts(graph: Graph) -> tuple[set[Op], dict[Value, list[Value]]]:
             parts.update(cuts)
             fused[op.results[0]] = [value for cut in cuts for value in cut.results]
     return parts, fused
-
-
-def _is_residual_add(op: Op, axes: Axes) -> bool:
-    """x + f(x) over d_model, both of full shape."""
-    if op.name != "add" or any(arg.type.shape != op.types[0].shape for arg in op.args):
-        return False
-    return activation_group(axes.of(op.results[0])) == "residual"

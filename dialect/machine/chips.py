@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -31,8 +31,8 @@ class Chip:
     - cores: TensorCores per chip; slice names such as v4-128 count these
     - gathers_beside: whether weights are gathered while the chip computes: libtpu does that for v5e
       alone; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
-    - gathers_in_pieces: whether libtpu gathers weights piece by piece, beside the products of them,
-      where it is left to choose
+    - gathers_in_pieces: whether libtpu gathers large weights piece by piece, each beside the
+      product of the one before, where it may (`dialect.planning.uses.gathered_in_pieces`)
     - devices: how many devices of JAX one chip is; die_bytes_per_s: between them, one way
     - platform, device_kinds: how JAX calls it ("" and none: it is planned for only)
     - libtpu: the name by which libtpu compiles for it ("": it does not)
@@ -74,6 +74,11 @@ class Chip:
     def multiplies(self, dtype: str) -> bool:
         """Whether the matrix unit takes two operands of this dtype as they are."""
         return _native(dtype) in dict(self.peaks)
+
+    @property
+    def as_compiled(self) -> Chip:
+        """As today's libtpu uses it: where it gathers in pieces it gathers nothing else beside."""
+        return replace(self, gathers_beside=self.gathers_beside and not self.gathers_in_pieces)
 
     @property
     def bf16_flops_per_s(self) -> float:

@@ -3,7 +3,9 @@
 Where partial sums are scattered around a closed ring, and computing hides that weights are read
 again, the TPU compiler cuts the product in as many pieces as the ring has chips, and passes each
 sum on while it computes the next (`dialect.normal.row_products`). Each of n pieces is passed on,
-where a reduce-scatter receives n - 1.
+where a reduce-scatter receives n - 1. Weights that it gathers in pieces go around in both
+directions; over a long ring that is a loop, which turns one piece before it begins, and passes the
+last on though nobody waits for it: n + 1 pieces, where an all-gather receives n - 1.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dialect.planning.workload import Workload
 from rewrite.plan import Exchange
 
 _FEW = 2  # a ring of so many chips is not worth the cutting
+_SHORT = 4  # a ring of so many chips is no loop: each step is written out
 
 
 def planned_exchanges(
@@ -28,10 +31,15 @@ def planned_exchanges(
     work = Workload(shape, mesh, partitioning)
     hides = hides_reading(work.tokens, shape.weight_bytes_per_element, topology.chip)
     for each in work.collectives():
-        cut = each.in_pieces if hides and _is_closed(topology, mesh, each.axes) else 0
+        ways = mesh.ways(each.axes)
+        if each.overlaps:  # weights
+            matrices, pieces = shape.ffn_matrices, ways + 1
+            cut = each.in_pieces if topology.chip.gathers_in_pieces and ways > _SHORT else 0
+        else:
+            matrices, pieces = shape.ffn_matrices - 1, ways
+            cut = each.in_pieces if hides and _is_closed(topology, mesh, each.axes) else 0
         if cut:
-            count = mesh.ways(each.axes) * (shape.ffn_matrices - 1)
-            size, times = round(cut / count), each.times * count
+            size, times = round(cut / matrices / ways), each.times * matrices * pieces
             yield Exchange("collective-permute", each.axes, size, times, each.part)
         if each.bytes > cut:
             yield Exchange(each.kind, each.axes, round(each.bytes - cut), each.times, each.part)

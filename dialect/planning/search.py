@@ -30,9 +30,10 @@ from dialect.planning.workload import Workload
 from rewrite.errors import PlanError, nearest
 from rewrite.plan import Alternative, Plan, Prediction
 
-# Faster by less than this, about the median error of the cost model, is no faster: of such the one
-# in the fewest collectives a layer is taken, which leave the compiler the least to make of them;
-# but none that hardly fits if another does.
+# Faster by less than this, about the median error of the cost model, is no faster. Of such those
+# are taken that are as fast in what is compiled today, where the model is of other programs
+# (`Chip.as_compiled`); of these the one in the fewest collectives a layer, which leave the compiler
+# the least to make of them; but none that hardly fits if another does.
 TIE = 0.05
 Storage = tuple[tuple[str, tuple[str, ...]], ...]
 _TELLING = ("weights", "used", "attention")
@@ -46,6 +47,7 @@ class Candidate:
 
     partitioning: Partitioning
     predicted: Prediction
+    compiled_s: float  # of a step, as it is compiled today
     collectives: int  # in a layer
     is_tight: bool  # hardly fits into memory, if what the model does not know is small
 
@@ -91,7 +93,8 @@ class Searched:
         """Those of the paper, the best first; of as good ones that with the least volume, as the
         paper argues."""
         named = [each for each in self.candidates if each.is_named]
-        return best_first(named, lambda each: each.predicted.communication_bytes)
+        tied, others = _tied(named, lambda each: each.predicted.time_s)
+        return sorted(tied, key=lambda each: each.predicted.communication_bytes) + others
 
 
 def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searched:
@@ -99,6 +102,7 @@ def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searche
     found: dict[Groups, Candidate] = {}
     unavailable: dict[str, Unavailable] = {}
     seen: set[Groups] = set()
+    compiled = replace(topology, chip=topology.chip.as_compiled)
     tried = 0
     every = _all(shape, topology, mesh) if shape.is_costed else _plain(shape, mesh)
     for made in itertools.chain(_named(shape, mesh, unavailable), every):
@@ -113,24 +117,29 @@ def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searche
                 unavailable[made.label] = error
             continue
         predicted = estimate(shape, topology, mesh, made)
+        compiled_s = estimate(shape, compiled, mesh, made).time_s
         work = Workload(shape, mesh, made)
-        count = sum(each.times * each.along for each in work.collectives())
+        count = sum(each.times * each.along for each in work.collectives()) // max(1, shape.layers)
         tight = predicted.memory_bytes > _SURE * topology.chip.usable_hbm_bytes
-        found[made.groups] = Candidate(made, predicted, count // max(1, shape.layers), tight)
+        found[made.groups] = Candidate(made, predicted, compiled_s, count, tight)
     return Searched(tuple(best_first(found.values())), unavailable, tried)
 
 
-def best_first(
-    candidates: Iterable[Candidate],
-    rank: Callable[[Candidate], Any] = lambda each: each.rank,
-) -> list[Candidate]:
-    """By time; those as fast as the fastest (within TIE) by their rank."""
-    by_time = sorted(candidates, key=lambda each: each.predicted.time_s)
-    if not by_time:
-        return []
-    limit = (1 + TIE) * by_time[0].predicted.time_s
-    tied = [each for each in by_time if each.predicted.time_s <= limit]
-    return sorted(tied, key=rank) + by_time[len(tied) :]
+def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """By time; of those as fast as the fastest first what is as fast as it is compiled today."""
+    tied, others = _tied(candidates, lambda each: each.predicted.time_s)
+    roomy = [each for each in tied if not each.is_tight] or tied
+    fast, _ = _tied(roomy, lambda each: each.compiled_s)
+    return sorted(tied, key=lambda each: (each not in fast, each.rank)) + others
+
+
+def _tied(
+    candidates: Iterable[Candidate], time_s: Callable[[Candidate], float]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """(those as fast as the fastest, within TIE; the others), the fastest first."""
+    by_time = sorted(candidates, key=time_s)
+    count = sum(time_s(each) <= (1 + TIE) * time_s(by_time[0]) for each in by_time)
+    return by_time[:count], by_time[count:]
 
 
 def _named(

@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 from dialect.axes import HEADS
 from dialect.mesh import MeshSpec
 from dialect.planning.decoder_shape import DecoderShape
-from rewrite.plan import Split
+from rewrite.plan import Plan, Split
 
 MeshAxes = tuple[str, ...]
 Groups = tuple[tuple[str, Split], ...]
@@ -76,6 +76,19 @@ class Partitioning:
         """The mesh axes of some logical axes of a group, one after the other."""
         split = self._splits[group]
         return tuple(each for axis in axes for each in split.get(axis, ()))
+
+
+def gathered_in_pieces(plan: Plan | Partitioning) -> MeshAxes:
+    """The mesh axes over which a compiler can gather large weights piece by piece, each beside the
+    product of the one before: those of d_model, where they split the batch alike, and d_ff is split
+    otherwise. Pieces of weights that are split along d_ff would come in another order, and of those
+    read whole or over but a part of the batch none are made.
+    """
+    weights, used = plan.split("weights"), plan.split("used")
+    over = without(weights.get("d_model", ()), used.get("d_model", ()))
+    stays = all(used.get(name) == axes for name, axes in weights.items() if name != "d_model")
+    alike = set(over) == set(plan.split("residual").get("batch", ()))
+    return over if stays and alike and "d_ff" in used else ()
 
 
 def arranged(label: str, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:

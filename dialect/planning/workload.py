@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dialect.axes import HEADS
 from dialect.mesh import MeshSpec, Ring
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.planning.uses import MeshAxes, Partitioning, without
+from dialect.planning.uses import MeshAxes, Partitioning, gathered_in_pieces, without
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Collective:
     `bytes` per chip: the output of an all-gather, the input of a reduce-scatter (an all-reduce is
     one of each), the local data of an all-to-all (section 3.1 and appendix A.1 of the paper).
     `overlaps`: it waits for no activation, so that it runs beside the arithmetic. `in_pieces`: the
-    part of the bytes that is made by products which a compiler may cut in pieces, to send one
+    part of the bytes that products make or read which a compiler may cut in pieces, to send one
     while it computes the next. `along`: how many axes of the array it changes; a compiler changes
     one after the other, and moves all of it in HBM in between.
     """
@@ -75,6 +75,7 @@ class Workload:
         used = (*self.d_model, *self.experts, *self.d_ff)
         outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
         self.gathered = without((*outer, *inner), used)
+        self.gathers_in_pieces = bool(gathered_in_pieces(partitioning))
         self.gathered_along = bool(without(outer, used)) + bool(without(inner, used))
         self.heads = axes("used", *HEADS)
         self.kv_heads = axes("used", *self.kv_names)
@@ -245,17 +246,17 @@ class Workload:
     def gathers(self) -> Iterator[Collective]:
         """The weights, gathered over axes that split the batch too (section 3.2.3)."""
         size, layers = self.shape.weight_bytes_per_element, self.shape.layers
-        for part, weights in (
-            ("ffn", self.ffn_weights("used")),
-            ("attention", self.attention_weights("used")),
-        ):
+        ffn, attention = self.ffn_weights("used") * size, self.attention_weights("used") * size
+        in_pieces = ffn if self.gathers_in_pieces else 0
+        for part, weights, pieces in (("ffn", ffn, in_pieces), ("attention", attention, 0)):
             yield Collective(
                 "all-gather",
                 self.gathered,
-                weights * size,
+                weights,
                 layers,
                 part,
                 overlaps=True,
+                in_pieces=pieces,
                 along=self.gathered_along,
             )
 
