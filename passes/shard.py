@@ -137,6 +137,9 @@ class _Constraints:
                 pass
             elif op.name in ("contract", "take") or is_residual_add(op, self.axes):
                 results = (self.product(op, results[0], fused),)
+            elif op.name == "slice" and self.is_stream(op):
+                why = "a part of the stream lies as all of it"
+                results = (self.constrain(results[0], op.results[0], "residual", why),)
             elif op in parts:
                 results = tuple(map(self.part, op.results, results))
             memo.update(zip(op.results, results))
@@ -147,6 +150,10 @@ class _Constraints:
         if activation_group(self.axes.of(known)) != "logits":
             return value
         return self.constrain(value, known, "logits", "the step gives its logits split")
+
+    def is_stream(self, op: Op) -> bool:
+        values = (*op.args, *op.results)
+        return all(activation_group(self.axes.of(value)) == "residual" for value in values)
 
     def product(self, op: Op, value: Value, fused: Container[Value]) -> Value:
         """A product where its weights leave it, its partial sums scattered along an inner axis;

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples import gpt, llama, palm
-from rewrite import Pipeline, ShardwrightError, auto_shard
+from rewrite import Pipeline, ShardwrightError, Target, auto_shard, trace
 
 DECODERS = {"llama": llama, "palm": palm, "gpt": gpt}
 EXACT = "normalize, recognize, carry_cache, {more} plan{{{plan}}}, shard, stage, lower"
@@ -264,3 +264,19 @@ def test_prefill_equals_the_original(name, plan, unrolled):
     found, found_cache = step(params, cache, tokens)
     np.testing.assert_allclose(found, expected, atol=2e-4)
     assert largest_difference(step.restore(found_cache), expected_cache) < 1e-4
+
+
+def test_the_last_token_is_cut_off_before_the_stream_moves():
+    """Not all tokens are exchanged for the sake of one."""
+    config = llama.CONFIGS["toy"]
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(partial(llama.init_cache, config, BATCH, CONTEXT))
+    tokens = jax.ShapeDtypeStruct((BATCH, 4), jnp.int32)
+    target = Target("cpu:8", (("x", 2), ("y", 4)))
+    passes = "normalize, recognize, carry_cache, plan{ffn=wg_xyz, attention=batch}, shard"
+    program = Pipeline.parse(passes).run(
+        trace(partial(llama.prefill, config), params, cache, tokens), target
+    )
+    (cut,) = [op for op in program.graph.ops if op.name == "slice" and op.types[0].rank == 3]
+    (reader,) = [op for op, _ in program.graph.users[cut.results[0]]]
+    assert reader.name == "constrain" and reader["layout"] == (("x", "y"), (), ())

@@ -96,7 +96,7 @@ def test_where_the_compiler_waits_for_gathered_weights_two_copies_are_faster() -
 def test_weights_that_are_gathered_in_pieces_are_not_pinned(
     chips: str, passes: str, pinned: int
 ) -> None:
-    """Llama-70B's prefill of 16 on v6e:4x4: 1,182 ms by its schedule, and 1,211 pinned."""
+    """Beside their products, which pinned ones would wait for."""
     config = llama.CONFIGS["toy"]
     params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
     cache = jax.eval_shape(partial(llama.init_cache, config, 16, 32))

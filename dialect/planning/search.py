@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dialect.caching.tiles import LANES
 from dialect.cost import estimate, must_fit
+from dialect.machine.chips import Chip
 from dialect.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import (
@@ -119,10 +121,21 @@ def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searche
         predicted = estimate(shape, topology, mesh, made)
         compiled_s = estimate(shape, compiled, mesh, made).time_s
         work = Workload(shape, mesh, made)
-        count = sum(each.times * each.along for each in work.collectives()) // max(1, shape.layers)
+        count = _collectives(work, topology.chip)
         tight = predicted.memory_bytes > _SURE * topology.chip.usable_hbm_bytes
         found[made.groups] = Candidate(made, predicted, compiled_s, count, tight)
     return Searched(tuple(best_first(found.values())), unavailable, tried)
+
+
+def _collectives(work: Workload, chip: Chip) -> int:
+    """In a layer. Beside weights in pieces an all-reduce is its two halves, and a reduce-scatter to
+    shards that are no two tiles, one for each way around a ring, is an all-reduce."""
+    twice = set()
+    if work.gathers_in_pieces and chip.gathers_in_pieces:
+        shard = work.shape.d_model // work.mesh.ways(work.residual)
+        twice = {"all-reduce", "reduce-scatter"} if shard % (2 * LANES) else {"all-reduce"}
+    counts = (each.times * each.along * (1 + (each.kind in twice)) for each in work.collectives())
+    return sum(counts) // max(1, work.shape.layers)
 
 
 def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
