@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument("--pipeline", default=PIPELINE)
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; the cases are {', '.join(CASES)}")
     warnings.simplefilter("ignore", DeprecationWarning)  # the libraries' own
     for name in options.cases:
         try:

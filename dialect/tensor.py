@@ -52,8 +52,7 @@ def partial_contract(x: Any, y: Any, *, spec: str, parts: int, **more: Any) -> A
     of the result. Added up over it they are the whole product. What else: as in `contract`.
     """
     signature = Signature.parse(spec)
-    cut = next(letter for letter in signature.letters if signature.kind(letter) == "reduce")
-    part, *_ = letters(signature.outputs[0])
+    (cut, *_), (part, *_) = signature.summed, letters(signature.outputs[0])
     pairs = zip((x, y), signature.inputs)
     arrays, named = zip(*(_cut(array, axes, cut, parts, part) for array, axes in pairs))
     return contract(*arrays, spec=str(Signature(named, signature.outputs)), **more)

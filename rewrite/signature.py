@@ -58,6 +58,11 @@ class Signature:
         return tuple(dict.fromkeys(seen))
 
     @property
+    def summed(self) -> tuple[str, ...]:
+        """The `reduce` letters, in order of appearance."""
+        return tuple(letter for letter in self.letters if self.kind(letter) == "reduce")
+
+    @property
     def row_wise(self) -> frozenset[str]:
         """Letters that index independent rows: `map` axes that every output has."""
         common = [set(letters(array)) for array in self.outputs]

@@ -21,15 +21,12 @@ def summed_axes(op: Op, number: int, layout: Layout) -> tuple[str, ...]:
     """The mesh axes of the first letter that a product sums, where argument `number` lies so; none
     where it sums another split axis too, or that letter shares its dimension."""
     spec = Signature.parse(op["spec"])
-    summed = [
-        (dimension, mesh_axes)
+    split = {
+        dimension: mesh_axes
         for dimension, mesh_axes in zip(spec.inputs[number], layout)
-        if mesh_axes and any(spec.kind(letter) == "reduce" for letter in dimension)
-    ]
-    first = next(letter for letter in spec.letters if spec.kind(letter) == "reduce")
-    if [dimension for dimension, _ in summed] != [(first,)]:
-        return ()
-    return summed[0][1]
+        if mesh_axes and set(dimension) & set(spec.summed)
+    }
+    return split.get(spec.summed[:1], ()) if len(split) == 1 else ()
 
 
 def partial_product(op: Op, args: tuple[Value, ...], parts: int) -> Value:
@@ -56,7 +53,7 @@ def added(one: Value, other: Value, like: Op) -> Value:
 
 
 def summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value, Value]]:
-    """(x + a) + b with products a and b, as in parallel blocks: result -> (x, a + b), (a, b).
+    """(x + a) + b with products a and b, as in parallel blocks: result -> (x, a, b).
 
     Their partial sums are added up once, if they are added before they meet what is whole.
     """
@@ -71,7 +68,8 @@ def summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value,
             if users[sum_] > 1 or other.op.name != "contract" or not is_residual_add(inner, axes):
                 continue
             for before, one in (inner.args, inner.args[::-1]):
-                if one.op.name == "contract" and before.op.name != "contract":
+                alone = users[one] == users[other] == 1
+                if alone and one.op.name == "contract" and before.op.name != "contract":
                     found[op.results[0]] = (before, one, other)
     return found
 

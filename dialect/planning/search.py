@@ -313,6 +313,9 @@ def _runner_up(each: Candidate, first: Candidate) -> Alternative:
     before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
     reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
     tied = predicted.time_s <= (1 + TIE) * best.time_s
-    if tied and each.collectives > first.collectives:
+    if tied and each.compiled_s > (1 + TIE) * first.compiled_s:
+        before, after = first.compiled_s * 1e3, each.compiled_s * 1e3
+        reason = f"as fast, but as it is compiled today {after:.4g} ms instead of {before:.4g} ms"
+    elif tied and each.collectives > first.collectives:
         reason = f"as fast, but in {each.collectives} collectives a layer, not {first.collectives}"
     return Alternative(each.label, predicted.time_s, reason)

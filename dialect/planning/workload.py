@@ -279,8 +279,8 @@ class Workload:
         """Bytes per chip that are alive at the step's peak, by what they are.
 
         The feed-forward layer holds its hidden values and, where weights are gathered, its own
-        matrix and the next; attention holds scores in float32; never both at once. (Where a
-        compiler gathers beside the softmax, as for v5e and v5p, it holds the scores twice.)
+        matrix and the next; attention holds scores in float32; never both at once. (Where there
+        is room the compilers for v5e and v5p hold the scores twice, to gather beside the softmax.)
         """
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         size = shape.activation_bytes_per_element
