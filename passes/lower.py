@@ -25,7 +25,8 @@ from rewrite.program import Program
 from rewrite.rules import Outcome, Rule
 from rewrite.target import Target
 
-_COMPOSITES = (*Traced, "contract", "weight_scale", "quantize", "dequantize")
+_PRODUCTS = ("contract", "partial_contract")
+_COMPOSITES = (*Traced, *_PRODUCTS, "weight_scale", "quantize", "dequantize")
 
 
 def _expand(op: Op) -> Outcome:
@@ -80,5 +81,5 @@ def _widened(graph: Graph) -> Iterator[str]:
     """Products whose weights are dequantised before they multiply."""
     for op, _ in graph.walk():
         weights = [arg.op for arg in op.args if arg.op.name == "dequantize"]
-        if op.name == "contract" and weights:
+        if op.name in _PRODUCTS and weights:
             yield f"dequantised before its product, which may store it wide: {op.origin.source}"

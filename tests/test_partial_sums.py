@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
+from tiny import run
 
 from dialect.mesh import Topology
 from dialect.planning.audit import audit
+from dialect.planning.partitionings import partition
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import choose, searched
 from dialect.planning.uses import Partitioning, gathered_in_pieces
+from dialect.planning.workload import Workload
 from dialect.tensor import contract, partial_contract
 from examples import gpt, llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
@@ -44,8 +47,8 @@ def prefill(model: ModuleType) -> tuple[Any, tuple[Any, ...]]:
     return partial(model.prefill, config), (params, model.init_cache(config, 8, 16), tokens)
 
 
-def sharded(function: Any, arguments: tuple[Any, ...], plan: str) -> Program:
-    passes = PASSES.format(plan=plan).removesuffix(", stage, lower")
+def sharded(function: Any, arguments: tuple[Any, ...], plan: str, before: str = "") -> Program:
+    passes = before + PASSES.format(plan=plan).removesuffix(", stage, lower")
     return Pipeline.parse(passes).run(trace(function, *arguments), CPU)
 
 
@@ -95,6 +98,35 @@ def test_a_parallel_block_adds_up_once() -> None:
     one, other = sum_.args[0].op.args
     assert {one.op["layout"], other.op["layout"]} == {(("y",), ("x",), (), ())}
     assert {each.op.args[0].op for each in (one, other)} == set(sums(program))
+
+
+@pytest.mark.parametrize("activations", ["", "{activations=int8}"])
+def test_integers_are_multiplied_as_they_are_and_scaled_behind(activations: str) -> None:
+    """What each chip scales is its own part, and an axis of parts is added up once."""
+    function, arguments = prefill(palm)
+    before = f"normalize, recognize, quantize{activations}, "
+    program = sharded(function, arguments, "ffn=wg_x, attention=heads", before)
+    assert len(sums(program)) == 2
+    lowered = Pipeline.parse("stage, lower").run(program, CPU)
+    (body,) = [op.regions[0] for op in lowered.graph.ops if op.name == "scan"]
+    parts = [op for op in body.ops if op.name == "dot_general" and op.types[0].rank == 4]
+    read = {arg.op.args[0].type.dtype for op in parts[-2:] for arg in op.args if arg.op.args}
+    assert "i8" in read and not [op for op, _ in lowered.graph.walk() if op.name == "dequantize"]
+    rounded = Pipeline.parse(before.removesuffix(", ")).run(trace(function, *arguments), CPU)
+    expected = run(rounded, *arguments)[0]
+    pipeline = before + PASSES.format(plan="ffn=wg_x, attention=heads")
+    found, _ = auto_shard(function, "cpu:8", pipeline=pipeline)(*arguments)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_integers_travel_whole() -> None:
+    """Llama-70B on v6e: in pieces they would travel as floats."""
+    v6e = Topology.parse("v6e:4x4")
+    mesh, shape = v6e.mesh_axes(), replace(LLAMA_70B, batch=16, time=2048)
+    found = partition("wg_x", "heads", shape, mesh)
+    assert Workload(shape, mesh, found).gathers_in_pieces
+    int8 = replace(shape, weight_bytes_per_element=1)
+    assert not Workload(int8, mesh, found).gathers_in_pieces
 
 
 def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:

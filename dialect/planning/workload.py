@@ -75,7 +75,8 @@ class Workload:
         used = (*self.d_model, *self.experts, *self.d_ff)
         outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
         self.gathered = without((*outer, *inner), used)
-        self.gathers_in_pieces = bool(gathered_in_pieces(partitioning))
+        is_wide = shape.weight_bytes_per_element >= shape.activation_bytes_per_element
+        self.gathers_in_pieces = is_wide and bool(gathered_in_pieces(partitioning))
         self.gathered_along = bool(without(outer, used)) + bool(without(inner, used))
         self.heads = axes("used", *HEADS)
         self.kv_heads = axes("used", *self.kv_names)

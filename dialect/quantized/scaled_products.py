@@ -4,6 +4,8 @@
     contract(x, q * s)          ->  sum_g contract(x, q)_g * s   s: one per group g of a summed axis
     contract(r * t, q * s)      ->  contract(r, q) * t * s       r: activations, t: one per token
 
+and as well the parts of a `partial_contract`.
+
 So nothing is widened on its way from memory, and a chip that multiplies eight bits multiplies
 eight bits. Where the summed axis lies on several chips, each of them scales its own sum, and what
 travels has the result's dtype: wide sums would double the bytes on the links.
@@ -39,6 +41,7 @@ from rewrite.signature import Signature, letters
 _contract = primitives.call("contract", contract)
 _dequantize = primitives.call("dequantize", dequantize)
 _rounded = Traced["rounded"]
+_PRODUCTS = ("contract", "partial_contract")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What a chip multiplies natively -> what its products are summed in.
 _SUMS = {"int8": "i32", "fp8": "f32"}
@@ -58,7 +61,7 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
 
 
 @local(
-    "contract",
+    *_PRODUCTS,
     keeps="reals",
     example=lambda x, q, s: _contract(
         _rounded(x, axes=(1,), largest=127.5, least=1e-19),
@@ -74,7 +77,7 @@ def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
 
 
 @local(
-    "contract",
+    *_PRODUCTS,
     keeps="reals",
     example=lambda x, q, s: _contract(
         _rounded(x, axes=(1,), largest=448.0, least=1e-19, form="fp8"),
@@ -90,7 +93,7 @@ def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outc
 
 
 @local(
-    "contract",
+    *_PRODUCTS,
     keeps="reals",
     example=lambda x, q, s: _contract(
         x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")
@@ -221,7 +224,7 @@ def _steps(type_: Type, attrs: tuple) -> Graph:
 
 @dataclass(frozen=True)
 class _Product:
-    """A contract, its arguments taken apart."""
+    """A contract, its arguments taken apart; of a partial one the parts are an axis as others."""
 
     op: Op
     factors: tuple[_Factor, ...]
@@ -230,8 +233,11 @@ class _Product:
     @staticmethod
     def of(op: Op) -> _Product:
         spec = Signature.parse(op["spec"])
-        pairs = zip(op.args, map(letters, spec.inputs))
-        return _Product(op, tuple(_Factor.of(*each) for each in pairs), letters(spec.outputs[0]))
+        out = letters(spec.outputs[0])
+        factors = tuple(map(_Factor.of, op.args, map(letters, spec.inputs)))
+        if op.name == "partial_contract":
+            factors = tuple(each.cut(spec.summed[0], op["parts"], out[0]) for each in factors)
+        return _Product(op, factors, out)
 
     @property
     def scales(self) -> list[Value]:
@@ -278,11 +284,11 @@ class _Product:
         product, chips = self.over_chips(mesh) if wider else (self, {})
         lead = (*chips, *self.groups)
         axes = (*lead, *self.out)
-        attrs = {
-            **dict(self.op.attrs),
+        attrs = dict(self.op.attrs) | {
             "spec": _spec(product.factors, axes),
             "dtype": Symbol(dtype),
         }
+        attrs.pop("parts", None)
         numbers = (each.numbers for each in product.factors)
         value = in_dtype(make("contract", *numbers, **attrs), "f32")
         for each in product.factors:
