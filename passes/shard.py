@@ -3,8 +3,9 @@
 product(x, w)  ->  constrain{layout}(product(x, w))
 
 Products are pinned where they are made, in the layout of their weights; what attention owns
-otherwise is resharded in a second constraint behind the first. A pair of constraints tells the
-compiler the collective; a single one leaves it to guess, and it guesses badly.
+otherwise is resharded in a second constraint behind the first, and what is added to the residual
+stream is pinned as partial sums, each on its chip, before it is added up. A pair of constraints
+tells the compiler the collective; a single one leaves it to guess, and it guesses badly.
 
 What the program constrains itself is left alone, and so are products with weights that it lays out.
 """
