@@ -43,8 +43,7 @@ def ops(program: Program, *names: str) -> list[Any]:
     return [op for op, _ in program.graph.walk() if op.name in names]
 
 
-@pytest.mark.parametrize("prompt", (None, PROMPT))
-@pytest.mark.parametrize("unrolled", (False, True))
+@pytest.mark.parametrize(("unrolled", "prompt"), [(False, PROMPT), (True, None)])
 @pytest.mark.parametrize("model", MODELS)
 def test_the_numbers_stay(model, unrolled, prompt):
     args = arguments(model, unrolled, prompt)

@@ -46,8 +46,7 @@ def products(program: Program) -> list[str]:
     return [op["spec"] for op, _ in program.graph.walk() if op.name == "contract"]
 
 
-@pytest.mark.parametrize("prompt", (None, PROMPT))
-@pytest.mark.parametrize("unrolled", (False, True))
+@pytest.mark.parametrize(("unrolled", "prompt"), [(False, PROMPT), (True, None)])
 @pytest.mark.parametrize("model", MODELS)
 def test_the_numbers_stay(model, unrolled, prompt):
     program = traced(model, unrolled, prompt)

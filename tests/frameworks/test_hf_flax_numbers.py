@@ -23,7 +23,7 @@ def test_rewritten_program_serves_the_same(model: str) -> None:
     assert_program_serves_the_same("hf_flax", model)
 
 
-@pytest.mark.parametrize("model", [*list(HF_FLAX)[::3], *list(HF_FLAX)[2::3]])
+@pytest.mark.parametrize("model", list(HF_FLAX)[2::3])  # these on eight devices
 def test_eight_devices_serve_the_same(model: str) -> None:
     assert_sharded_serves_the_same("hf_flax", model, "cpu:8", EXACT)
 

@@ -18,7 +18,7 @@ def test_rewritten_program_serves_the_same(model: str) -> None:
     assert_program_serves_the_same("tunix_models", model)
 
 
-@pytest.mark.parametrize("model", [*list(TUNIX)[::3], *list(TUNIX)[2::3]])
+@pytest.mark.parametrize("model", list(TUNIX)[2::3])  # these on eight devices
 def test_eight_devices_serve_the_same(model: str) -> None:
     assert_sharded_serves_the_same("tunix_models", model, "cpu:8", EXACT)
 
