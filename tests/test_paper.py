@@ -266,7 +266,7 @@ def test_layouts_of_tables_2_and_3_are_the_best_of_their_family(row: Row) -> Non
 def test_on_eight_chips_one_dimension_exchanges_less_than_two() -> None:
     """The one row of Table 3 where the model disagrees: decode of PaLM 62B on 8 chips, ws2d/batch
     in the paper. By its own formula two dimensions exchange less only from 16 chips on (section
-    3.2.2: sqrt(n) > F/E); 1D was not timed there."""
+    3.2.2: sqrt(n) > F/E); 1D was not timed there. As compiled it takes 60.6 ms, 2D 77.3."""
     (row,) = EIGHT_CHIPS
     shape, (_, mesh) = shape_of(row), v4(8)
     assert chosen(shape, 8) == "ws1d/batch"
