@@ -243,9 +243,10 @@ class _Constraints:
             return None
         factor = product_layout(self.plan, self.axes, op.args[factors[0]])
         over = summed_axes(op, factors[0], factor)
-        if not over:
+        parts = self.ways((over,))
+        if parts == 1:
             return None
-        value = partial_product(op, args, self.ways((over,)))
+        value = partial_product(op, args, parts)
         whole = layout_of(self.plan, "residual", self.axes, known)
         rest = (tuple(axis for axis in each if axis not in over) for each in whole)
         why = "partial sums stay where they are made"
