@@ -19,6 +19,8 @@ from rewrite.ir import Op
 from rewrite.opdef import OpDef
 from rewrite.signature import Array, Signature, letters
 
+PRODUCTS = ("contract", "partial_contract")
+
 
 def contract(x: Any, y: Any, *, spec: str, dtype: Any = None, precision: Any = None) -> Any:
     """Einstein's sum of two arrays: `"b t d, d h k -> b t h k"`.
@@ -31,10 +33,9 @@ def contract(x: Any, y: Any, *, spec: str, dtype: Any = None, precision: Any = N
     out = letters(signature.outputs[0])
     both = [letter for letter in inputs[0] if letter in inputs[1]]
     batch = [letter for letter in both if letter in out]
-    summed = [letter for letter in both if letter not in out]
     numbers = tuple(
         tuple(tuple(axes.index(letter) for letter in group) for axes in inputs)
-        for group in (summed, batch)
+        for group in (signature.summed, batch)
     )
     product = jax.lax.dot_general(
         x, y, numbers, precision=decode(precision), preferred_element_type=decode(dtype)

@@ -16,6 +16,7 @@ from dialect.jaxpr import trace_graph
 from dialect.mesh import Topology
 from dialect.nn import Traced
 from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
+from dialect.tensor import PRODUCTS
 from rewrite import opdef
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Type
@@ -25,8 +26,7 @@ from rewrite.program import Program
 from rewrite.rules import Outcome, Rule
 from rewrite.target import Target
 
-_PRODUCTS = ("contract", "partial_contract")
-_COMPOSITES = (*Traced, *_PRODUCTS, "weight_scale", "quantize", "dequantize")
+_COMPOSITES = (*Traced, *PRODUCTS, "weight_scale", "quantize", "dequantize")
 
 
 def _expand(op: Op) -> Outcome:
@@ -81,5 +81,5 @@ def _widened(graph: Graph) -> Iterator[str]:
     """Products whose weights are dequantised before they multiply."""
     for op, _ in graph.walk():
         weights = [arg.op for arg in op.args if arg.op.name == "dequantize"]
-        if op.name in _PRODUCTS and weights:
+        if op.name in PRODUCTS and weights:
             yield f"dequantised before its product, which may store it wide: {op.origin.source}"

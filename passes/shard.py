@@ -199,25 +199,25 @@ class _Constraints:
         """What a product leaves as partial sums: pinned where it leaves them, and scattered over
         the rows, where the rows stay so split. None for any other op."""
         known = op.results[0]
-        factors = [i for i, arg in enumerate(op.args) if arg not in bound]
-        if op.name != "contract" or len(factors) != 1 or known in self.decided:
+        number = _activation(op, bound)
+        if number is None or known in self.decided:
             return None
         hidden = hidden_layout(self.plan, self.axes, known)
         left = product_layout(self.plan, self.axes, known)
-        front = leading(op, factors[0])
+        front = leading(op, number)
         names = [self.axes.of(value) for value in (known, *fused.get(known, ()))]
         inner = any(_HIDDEN & set(dimension) for each in names for dimension in each)
         kept = self.rows_are_kept(known, hidden, left)
         if not (inner or kept) or hidden == left or front == 0:
             return None
         count = math.prod(known.type.shape[:front]) / self.ways(left[:front])
-        weight = _as_stored(op.args[1 - factors[0]])
+        weight = _as_stored(op.args[1 - number])
         stored = weight.type.bytes / weight.type.size
         if inner and self.chip and hides_reading(count, stored, self.chip):
             why = "partial sums are scattered as they are made"
             return self.constrained(with_args(op, args).results[0], known, hidden, why)
         sizes, before, after = self.rows(known, hidden, left, front)
-        value = row_product(op, args, factors[0], front, sizes)
+        value = row_product(op, args, number, front, sizes)
         why = "the product leaves it as its weights lie"
         layout = (*before, *left[front:])
         value = make("constrain", value, layout=layout, why=why, origin=op.origin)
@@ -234,15 +234,15 @@ class _Constraints:
         """What a product gives the residual as partial sums, each where it is made; a matrix of
         them is scattered as it is. None for any other op."""
         known = op.results[0]
-        factors = [i for i, arg in enumerate(op.args) if arg not in bound]
-        if op.name != "contract" or len(factors) != 1 or known in self.decided:
+        number = _activation(op, bound)
+        if number is None or known in self.decided:
             return None
-        rows = known.type.shape[: leading(op, factors[0])]
+        rows = known.type.shape[: leading(op, number)]
         is_matrix = sum(size > 1 for size in rows) < 2
         if is_matrix or activation_group(self.axes.of(known)) != "residual":
             return None
-        factor = product_layout(self.plan, self.axes, op.args[factors[0]])
-        over = summed_axes(op, factors[0], factor)
+        factor = product_layout(self.plan, self.axes, op.args[number])
+        over = summed_axes(op, number, factor)
         parts = self.ways((over,))
         if parts == 1:
             return None
@@ -366,6 +366,12 @@ class _Constraints:
         self.note(why, known, layout)
         origin = known.op.origin or value.op.origin
         return make("constrain", value, layout=layout, why=why, origin=origin)
+
+
+def _activation(op: Op, bound: Container[Value]) -> int | None:
+    """Which argument of a product with weights is none; None for any other op."""
+    found = [i for i, arg in enumerate(op.args) if arg not in bound]
+    return found[0] if op.name == "contract" and len(found) == 1 else None
 
 
 def _as_stored(weight: Value) -> Value:

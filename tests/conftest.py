@@ -23,6 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
 
 
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """A test draws the same numbers from its file's RANDOM whichever tests ran before it."""
+    if random := getattr(request.module, "RANDOM", None):
+        bits = random.bit_generator
+        bits.state = type(bits)(bits.seed_seq).state
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`golden(text, "name.ir")`: `text` equals tests/golden/name.ir."""

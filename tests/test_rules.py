@@ -147,6 +147,20 @@ def test_normal_form_is_idempotent(rule: Rule) -> None:
     assert normal_form(once) == once
 
 
+@pytest.mark.parametrize("place", (-9, -1, 3, 99))
+def test_a_place_out_of_bounds_is_the_nearest(place: int) -> None:
+    def update(cache: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
+        start = (0, place, 0)
+        return lax.dynamic_update_slice(cache, new, start, allow_negative_indices=False)
+
+    args = normal(2, 8, 4), normal(2, 3, 4), jnp.int32(place)
+    graph, report = recognized(update, *args)
+    assert report.fired["cache_write_of_update"] == 1
+    (written,) = evaluate(graph, args)
+    first = min(max(place, 0), 5)
+    np.testing.assert_array_equal(written[:, first : first + 3], args[1])
+
+
 PATTERNS = [each for each in RECOGNIZE if type(each.roots) is not frozenset]
 VARIANTS = [
     pytest.param(each, old, new, id=f"{each.name} {new}")

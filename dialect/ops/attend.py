@@ -56,7 +56,7 @@ def attend(
     - `mask` is boolean and keeps where true. Elsewhere the logits are `fill`, or, where there is
       none, the lowest number there is. Any constant from -1e9 down says the same, added or put in
       place: exp(fill - logit) is exactly zero beside one key that is kept. (Rows that keep no key
-      mean nothing: they are the mean of the values here, and that or NaN in the library.)
+      mean nothing: they are the mean of the values here, and that, zero or NaN in the library.)
     - `bias` is added to the logits, as ALiBi is (Press et al. 2022).
     - `sink` are logits that take their share of the softmax and lead to no value (Xiao et al.
       2024): one for each place on its axes, or `n` for each.

@@ -32,12 +32,12 @@ def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) ->
     """Writes `new` into `cache` at `positions` along `axes`, whole along every other axis.
 
     `new` has the cache's rank. Lowers to one dynamic_update_slice, done in place on a donated or
-    carried cache.
+    carried cache. A place out of bounds is the nearest one within; none is counted from the end.
     """
     start = [jnp.zeros((), jnp.int32)] * cache.ndim
     for axis, position in zip(axes, positions):
         start[axis] = jnp.asarray(position, jnp.int32)
-    return jax.lax.dynamic_update_slice(cache, new, start)
+    return jax.lax.dynamic_update_slice(cache, new, start, allow_negative_indices=False)
 
 
 def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode: Any) -> Any:
@@ -64,7 +64,9 @@ def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode
 
 def cache_read(cache: Any, layer: Any) -> Any:
     """One layer of a stacked cache. cache: [layers, ...], layer: a scalar."""
-    return jax.lax.dynamic_index_in_dim(cache, layer, axis=0, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(
+        cache, layer, axis=0, keepdims=False, allow_negative_indices=False
+    )
 
 
 def _write_axes(op: Op) -> Signature:

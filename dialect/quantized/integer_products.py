@@ -19,6 +19,7 @@ from rewrite.signature import Array, Signature, letters
 
 def _product(x: Any, w: Any, s: Any) -> Any:
     """How Qwix multiplies: a row of x by its own scale, a column of w by its."""
+    x = jnp.abs(x)  # -127.5 is a tie: -128 or -127 here, as it is computed, and -127 in `rounded`
     scale = jnp.max(jnp.abs(x), axis=1, keepdims=True) / jnp.asarray(127.5, x.dtype)
     scale = jnp.where(scale < 1e-19, jnp.ones((), x.dtype), scale)
     q = jnp.round(x / scale).astype(jnp.int8)

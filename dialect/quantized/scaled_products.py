@@ -30,7 +30,7 @@ from dialect.quantized.ragged_products import (
     ragged_integers_multiplied,
     scale_behind_ragged_product,
 )
-from dialect.tensor import contract
+from dialect.tensor import PRODUCTS, contract
 from dialect.values import in_dtype, reshaped
 from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
 from rewrite.opdef import make, substitute
@@ -41,7 +41,6 @@ from rewrite.signature import Signature, letters
 _contract = primitives.call("contract", contract)
 _dequantize = primitives.call("dequantize", dequantize)
 _rounded = Traced["rounded"]
-_PRODUCTS = ("contract", "partial_contract")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What a chip multiplies natively -> what its products are summed in.
 _SUMS = {"int8": "i32", "fp8": "f32"}
@@ -61,7 +60,7 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
 
 
 @local(
-    *_PRODUCTS,
+    *PRODUCTS,
     keeps="reals",
     example=lambda x, q, s: _contract(
         _rounded(x, axes=(1,), largest=127.5, least=1e-19),
@@ -77,7 +76,7 @@ def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
 
 
 @local(
-    *_PRODUCTS,
+    *PRODUCTS,
     keeps="reals",
     example=lambda x, q, s: _contract(
         _rounded(x, axes=(1,), largest=448.0, least=1e-19, form="fp8"),
@@ -93,7 +92,7 @@ def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outc
 
 
 @local(
-    *_PRODUCTS,
+    *PRODUCTS,
     keeps="reals",
     example=lambda x, q, s: _contract(
         x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")

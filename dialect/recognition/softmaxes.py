@@ -211,14 +211,17 @@ def _column(value: Value, shape: tuple[int, ...], axis: int) -> Value:
     return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
 
 
-@local(
-    "select_n",
-    keeps="reals",
-    example=lambda x: jnp.where(x > 0, jax.nn.softmax(jnp.where(x > 0, x, -1e9)), 0.0),
-    types=("f32[2,8]",),
-)
+def _but_the_lowest(x: jax.Array) -> jax.Array:
+    kept = x > jnp.min(x, axis=-1, keepdims=True)
+    return jnp.where(kept, jax.nn.softmax(jnp.where(kept, x, -1e9)), 0.0)
+
+
+@local("select_n", keeps="reals", example=_but_the_lowest, types=("f32[2,8]",))
 def zero_already(op: Op) -> Outcome:
-    """select(m, softmax(select(m, x, -inf)), 0)  ->  softmax(select(m, x, -inf)), and exp alike"""
+    """select(m, softmax(select(m, x, -inf)), 0)  ->  softmax(select(m, x, -inf)), and exp alike
+
+    Rows of which the mask keeps nothing mean nothing (see `attend`).
+    """
     if len(op.args) != 3 or number(op.args[1]) != 0:
         return None
     inner = through(op.args[2], _CONVERT).op
