@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from dialect import framework  # noqa: F401  (registers JAX)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
+from dialect.ops.attend import attend
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op
@@ -169,3 +171,13 @@ def test_bfloat16(spelling: Callable[..., Any]) -> None:
     op = the_attend(made)
     assert op.args[3] == made.inputs[3]
     assert (op["axes"], op["scale"]) == (the_attend(recognized(by_einsum, *args))["axes"], 0.25)
+
+
+def test_logits_of_rounded_weights_are_not_merged_with_what_rounds_them() -> None:
+    options = {"axes": "b t h k, b s h k, b s h k -> b t h k", "rounds": (127.5, 1e-19)}
+    made = jax.make_jaxpr(partial(attend, **options))(*ARGS[:3]).jaxpr
+    (logits, _) = (each for each in made.eqns if each.primitive.name == "dot_general")
+    (barrier,) = (each for each in made.eqns if each.primitive.name == "optimization_barrier")
+    readers = [each for each in made.eqns if logits.outvars[0] in each.invars]
+    assert [each.primitive.name for each in readers] == ["transpose"]
+    assert readers[0].outvars == barrier.invars

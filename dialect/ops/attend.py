@@ -76,6 +76,8 @@ def attend(
     pair = [_squeezed(query, named.inputs[0])]
     pair += [_squeezed(key if factor is None else key.astype(query.dtype), named.inputs[1])]
     made, _ = _product(*pair, over, logits if factor is None else jnp.float32, key_precision)
+    if rounds is not None:  # libtpu 0.0.42 overflows its stack if it merges long ones with these
+        made = jax.lax.optimization_barrier(made)
     if factor is not None:
         made = made * _aligned(*factor, over).astype(made.dtype)
     made = made.astype(logits).astype(decode(inner) or logits)

@@ -37,8 +37,9 @@ def rounded(
 ) -> Any:
     """x in 2 * `largest` steps of its greatest magnitude along `axes`, symmetric about zero.
 
-    The greatest itself lies between two steps, of which it takes the smaller whatever its sign: a
-    library that leaves this to the rounding of x / scale takes either. A scale below `least` is one. Dynamic quantisation per token where `axes` is the last axis.
+    Dynamic quantisation per token where `axes` is the last axis. A scale below `least` is one. The
+    greatest itself lies between two steps, of which it takes the smaller whatever its sign: a
+    library that leaves this to the rounding of x / scale takes either.
     """
     q, scale = steps(x, axes=axes, largest=largest, least=least, form=form)
     return (q.astype(jnp.float32) * scale).astype(x.dtype)
