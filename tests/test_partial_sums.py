@@ -17,7 +17,7 @@ from dialect.mesh import Topology
 from dialect.planning.audit import audit
 from dialect.planning.partitionings import partition
 from dialect.planning.planned_exchanges import planned_exchanges
-from dialect.planning.search import choose, searched
+from dialect.planning.search import TIE, choose, searched
 from dialect.planning.uses import Partitioning, gathered_in_pieces
 from dialect.planning.workload import Workload
 from dialect.tensor import contract, partial_contract
@@ -174,7 +174,7 @@ def test_plans_as_fast_by_the_model_are_compared_as_they_are_compiled() -> None:
     found = searched(shape, v4, v4.mesh_axes()).candidates
     assert found[0].label == "E_xzF_y>B_xzE_y/heads+batch"
     whole = next(each for each in found if each.label == "E_yzF>B_xyzE/batch")
-    assert whole.predicted.time_s < found[0].predicted.time_s
+    assert whole.predicted.time_s < (1 + TIE) * found[0].predicted.time_s
     assert whole.compiled_s > 1.05 * found[0].compiled_s
     told = {each.label: each.reason for each in choose(shape, v4, v4.mesh_axes()).alternatives}
     assert told[whole.label].startswith("as fast, but as it is compiled today ")

@@ -131,10 +131,15 @@ class Workload:
     def flops(self) -> float:
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         products = 2 * self.tokens * self.met(shape.experts_computed) * shape.layers
-        attention_ways = ways(axes("attention", "batch", *HEADS))
-        scores = 4 * shape.tokens * self.q_width * shape.context * shape.layers / attention_ways
+        attention = 4 * self.scores() * shape.d_head * shape.layers
         rows = shape.logits_rows / ways(axes("tables", "batch"))
-        return products + scores + 2 * rows * self.table()
+        return products + attention + 2 * rows * self.table()
+
+    def scores(self) -> float:
+        """One layer's attention scores, in elements per chip: a query's beside each position."""
+        shape = self.shape
+        ways = self.mesh.ways(self.partitioning.axes("attention", "batch", *HEADS))
+        return shape.tokens * shape.heads * shape.context / ways
 
     def cache_bytes(self) -> float:
         ways = self.mesh.ways(self.partitioning.axes("cache", "batch", "heads", "kv_heads"))
@@ -142,12 +147,17 @@ class Workload:
         return self.kv_width * positions * self.shape.cache_bytes_per_element / ways
 
     def hbm_bytes(self) -> float:
-        """The weights and the cache, read once."""
+        """The weights and the cache, read once, beside the arithmetic."""
         shape = self.shape
         read = self.met(shape.experts_read(self.tokens))
         weights = read * shape.layers * shape.weight_bytes_per_element
         head = self.table() * shape.embedding_bytes_per_element
         return weights + head + self.cache_bytes()
+
+    def scores_bytes(self, on_chip_bytes: int) -> float:
+        """The scores in f32, written and read, where those of a layer do not stay on the chip."""
+        layer = 4 * self.scores()
+        return 2 * layer * self.shape.layers if layer > on_chip_bytes else 0.0
 
     # Collectives.
 
