@@ -300,8 +300,7 @@ class Workload:
         inner = shape.d_ff * shape.experts_computed / ways((*self.experts, *self.d_ff))
         apart = (shape.experts_apart - 1) * shape.d_model / ways((*self.experts, *self.d_model))
         hidden = max((shape.ffn_matrices - 1) * inner, inner + apart) * self.tokens * size
-        attention_ways = ways(axes("attention", "batch", *HEADS))
-        scores = 4 * shape.tokens * shape.heads * shape.context / attention_ways
+        scores = 4 * self.scores()
         stream = shape.d_model * self.tokens * size
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
         stored = self.layer_weights("weights") * shape.weight_bytes_per_element
