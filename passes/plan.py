@@ -24,7 +24,7 @@ from dialect.planning.layouts import planned_layout
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.partial import completed, planned_axes, worth_splitting
 from dialect.planning.refine import fastest, refined
-from dialect.planning.search import best_plans
+from dialect.planning.search import TIE, best_plans, optimality_gap
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline
@@ -99,7 +99,15 @@ class Plan(Pass):
             tried = list(refined(program, plans, topology, mesh, partial(_lowered, target)))
             plans = [fastest(tried)]
             notes += map(str, tried)
+        if shape.is_costed and not any(asked) and stored is None:
+            notes.append(_behind_the_optimum(plans[0]))
         return plans[0], (*notes, *_unplanned(program, axes, plans[0]))
+
+
+def _behind_the_optimum(plan: Chosen) -> str:
+    gap = optimality_gap(plan)
+    tie = f", which is within the model's error of {TIE:.0%}" if 0 < gap <= TIE else ""
+    return f"optimality gap {gap:.1%}, every partitioning being costed{tie}"
 
 
 def _lowered(target: Target, program: Program) -> Program:

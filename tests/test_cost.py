@@ -15,7 +15,7 @@ from dialect.cost import estimate, ffn_communication_bytes
 from dialect.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import NAMES, Unavailable, partition
-from dialect.planning.search import TIE, choose, searched
+from dialect.planning.search import TIE, choose, optimality_gap, searched
 from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
@@ -202,6 +202,16 @@ def test_the_search_is_exhaustive() -> None:
     assert found.candidates[0].predicted.time_s <= min(
         each.predicted.time_s for each in found.named
     )
+
+
+def test_the_gap_to_the_optimum_is_that_of_a_tie() -> None:
+    gaps = []
+    for shape in (decode(PALM_540B, 64), decode(PALM_62B, 512), prefill(PALM_540B, 64)):
+        found, plan = searched(shape, *v4(64)), choose(shape, *v4(64))
+        fastest_s = min(each.predicted.time_s for each in found.candidates)
+        gaps.append(optimality_gap(plan))
+        assert gaps[-1] == pytest.approx(plan.predicted.time_s / fastest_s - 1)
+    assert 0 == min(gaps) < max(gaps) <= TIE
 
 
 def test_a_tie_goes_to_the_fewest_bytes() -> None:

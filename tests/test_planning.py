@@ -63,6 +63,12 @@ def test_the_best_plans_differ_in_how_weights_heads_or_the_stream_lie() -> None:
     assert all(Plan.parse(str(plan)) == plan for plan in plans)
 
 
+def test_the_gap_to_the_optimum_is_told_where_nothing_is_asked_for(program: Program) -> None:
+    _, notes = planned(program, "objective=latency")
+    assert notes[1:] == ("optimality gap 0.0%, every partitioning being costed",)
+    assert planned(program, "ffn=ws1d")[1][1:] == ()
+
+
 def test_throughput_is_planned_for_the_batch_that_fills_the_memory() -> None:
     full = shape_to_plan("throughput", LLAMA_8B, V5E, MESH)
     assert full.batch == shape_to_plan("cost", LLAMA_8B, V5E, MESH).batch == 256

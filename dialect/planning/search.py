@@ -267,6 +267,15 @@ def best_plans(
     return plans
 
 
+def optimality_gap(plan: Plan) -> float:
+    """How far behind the fastest that was costed a plan is, as a fraction: of ties not the first.
+
+    All partitionings are costed, so where none is asked for it is the gap to the model's optimum.
+    """
+    times = [each.time_s for each in plan.alternatives if each.time_s is not None]
+    return plan.predicted.time_s / min((plan.predicted.time_s, *times)) - 1
+
+
 def asked_for(ffn: str | None, attention: str | None) -> set[str]:
     """The labels that are asked for; none where neither name is given."""
     for name, known in ((ffn, FFN), (attention, ATTENTION)):
