@@ -69,8 +69,8 @@ def estimate(
 ) -> Prediction:
     """What a step costs on each chip, in seconds and bytes; four digits are kept of each time."""
     work, chip, links = Workload(shape, mesh, partitioning), topology.chip, topology.rings(mesh)
-    flops_per_s = constants.compute * chip.bf16_flops_per_s  # int8 weights are widened first
-    compute_s = work.flops() / flops_per_s
+    products_s = work.flops() / chip.flops_per_s(shape.multiplies)
+    compute_s = (products_s + work.other_flops() / chip.bf16_flops_per_s) / constants.compute
     hbm_bytes, scores_bytes = work.hbm_bytes(), work.scores_bytes(chip.on_chip_bytes)
     hbm_s, scores_s = (
         size / (constants.hbm * chip.hbm_bytes_per_s) for size in (hbm_bytes, scores_bytes)

@@ -38,6 +38,10 @@ class Form:
         whole = jnp.round(steps) if self.integer else steps
         return jnp.clip(whole, -last, last).astype(dtype_of(self.dtype))
 
+    def holds(self, dtype: str) -> bool:
+        """Whether numbers of a dtype are of this form, or integers that it holds too."""
+        return dtype == self.dtype or (self.integer and dtype in ("i2", "i4"))
+
 
 FORMS = {
     "int8": Form("i8", 127.5),

@@ -119,6 +119,20 @@ def test_memory_per_chip() -> None:
     assert predict(PALM_540B, 64, "ws2d", "batch").memory_bytes == round(sum(memory.values()))
 
 
+# What is multiplied.
+
+
+def test_integers_are_multiplied_as_fast_as_the_chip_does() -> None:
+    def compute_s(slice_: str, multiplies: str) -> float:
+        topology = Topology.parse(slice_)
+        shape, mesh = replace(LLAMA_8B, multiplies=multiplies), topology.mesh_axes()
+        return estimate(shape, topology, mesh, partition("ws1d", "batch", shape, mesh)).compute_s
+
+    assert compute_s("v5e:2x4", "int8") < 0.6 * compute_s("v5e:2x4", "bf16")
+    assert compute_s("v4:2x2x2", "int8") == compute_s("v4:2x2x2", "bf16")  # it widens them
+    assert compute_s("7x:2x2x2", "fp8") < 0.6 * compute_s("7x:2x2x2", "bf16")
+
+
 # Scores of attention.
 
 

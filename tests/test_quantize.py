@@ -18,10 +18,12 @@ from jax import lax
 from tiny import CASES, MODELS, Case, arguments, expected, run, traced
 
 import rewrite
+from dialect.axes import infer_axes
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
 from dialect.compiled.hlo import Instruction, Module, arrays, callees, loop_of
 from dialect.machine.chips import CHIPS
+from dialect.planning.decoder import decoder_shape
 from dialect.quantized.quant_choice import Choice, Rule, cut_into_groups, form_on
 from dialect.quantized.quant_report import error_table, errors, packed, packed_table
 from dialect.tables import as_text
@@ -446,6 +448,25 @@ def test_scales_lie_as_the_output_axes_of_their_weights(model: str) -> None:
         logits, _ = step(*arguments(case))
         plain, _ = run(after(traced(case), f"{FIRST}, quantize{{{options}}}"), *arguments(case))
         np.testing.assert_allclose(logits, plain, rtol=0.02, atol=0.02 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(
+    ("options", "slice_", "multiplies"),
+    [
+        ("weights=int8", "v5e:2x4", "bf16"),
+        ("weights=none, activations=int8", "v5e:2x4", "bf16"),
+        ("weights=int8, activations=int8", "v5e:2x4", "int8"),
+        ("weights=int4, activations=int8", "v5e:2x4", "int8"),
+        ("weights=fp8, activations=int8", "v5e:2x4", "bf16"),
+        ("weights=fp8, activations=int8", "v7x:2x2x1", "fp8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["llama", "palm"])
+def test_the_planner_knows_what_is_multiplied(
+    name: str, options: str, slice_: str, multiplies: str
+) -> None:
+    program = after(traced(Case(name)), f"{FIRST}, quantize{{{options}}}", Target(slice_))
+    assert decoder_shape(program, infer_axes(program)).multiplies == multiplies
 
 
 def test_activations_travel_as_integers() -> None:

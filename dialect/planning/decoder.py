@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from dialect.axes import Axes, Names, leaves_of
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.quant import FORMS
 from dialect.staging.binding import bound_values, region_bound
+from dialect.values import through
 from rewrite.ir import Op, Value, bits
 from rewrite.program import Program
 
@@ -33,6 +35,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         if each.role == "state" and any(_has(axes.of(value), x) for x in ("context", "time"))
     ]
     products = [(op, trips) for op, trips in counted if op.name in _PRODUCTS]
+    factors = next(_factors(products, axes), None)
     norms = sum(trips for op, trips in counted if op.name in _NORMS)
     heads, kv_heads = _heads(sizes, caches, axes) if attentions else (0, 1)
     d_model = sizes.get("d_model", 0)
@@ -59,7 +62,8 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         routing=routing,
         parallel=norms - 1 <= layers and not routing,
         tied_embedding=len(tables) == 1,
-        weight_bytes_per_element=_weight_bytes(products, axes),
+        multiplies=_common_form(*factors) if factors else "bf16",
+        weight_bytes_per_element=_bytes(factors[1]) if factors else 2,
         embedding_bytes_per_element=_bytes(tables[0]) if tables else 2,
         activation_bytes_per_element=_activation_bytes(counted),
         cache_bytes_per_element=_bytes(caches[0]) if caches else 2,
@@ -155,14 +159,21 @@ def _weight_over(axes: Axes, value: Value, name: str) -> bool:
     return _has(names, name) and not _has(names, "batch") and _has(names, "d_model")
 
 
-def _weight_bytes(products: list[tuple[Op, int]], axes: Axes) -> float:
-    """Bytes per stored element of the weights that make up most of a layer."""
+def _factors(products: list[tuple[Op, int]], axes: Axes) -> Iterator[tuple[Value, Value]]:
+    """(values, weights) of the products that make up most of a layer, the weights as stored."""
     for op, _ in products:
-        for arg in op.args:
-            if any(_weight_over(axes, arg, name) for name in ("d_ff", *_HEADS)):
-                stored = arg.op.args[0] if arg.op.name == "dequantize" else arg
-                return _bytes(stored)
-    return 2
+        x, y = op.args[:2]
+        for values, weights in ((y, x), (x, y)):
+            if any(_weight_over(axes, weights, name) for name in ("d_ff", *_HEADS)):
+                is_stored = weights.op.name != "dequantize"
+                yield values, weights if is_stored else weights.op.args[0]
+
+
+def _common_form(values: Value, weights: Value) -> str:
+    """The form that values are rounded to, if it holds their weights; else they are floats."""
+    rounded = through(values, "reshape").op
+    form = rounded.get("form", "int8") if rounded.name == "rounded" else ""
+    return form if form and FORMS[form].holds(weights.type.dtype) else "bf16"
 
 
 def _activation_bytes(counted: list[tuple[Op, int]]) -> float:

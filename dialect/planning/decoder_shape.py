@@ -26,6 +26,8 @@ class DecoderShape:
     - parallel: attention and feed-forward layer read the same norm and share one addition
     - logits_time: positions of each sequence whose logits are computed
     - tied_embedding: one table for the embedding and the logits
+    - multiplies: the dtype that the layers' products multiply ("int8" only where values are rounded
+      to it as weights are); all others multiply bf16
     - *_bytes_per_element: of weights, embedding tables, activations and the KV cache
     - unknown: what was found and is not described by these numbers
 
@@ -50,6 +52,7 @@ class DecoderShape:
     parallel: bool = False
     tied_embedding: bool = False
     logits_time: int = 1
+    multiplies: str = "bf16"
     weight_bytes_per_element: float = 2
     embedding_bytes_per_element: float = 2
     activation_bytes_per_element: float = 2

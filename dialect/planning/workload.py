@@ -129,11 +129,14 @@ class Workload:
     # Arithmetic and HBM, per chip and step.
 
     def flops(self) -> float:
-        shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
-        products = 2 * self.tokens * self.met(shape.experts_computed) * shape.layers
-        attention = 4 * self.scores() * shape.d_head * shape.layers
-        rows = shape.logits_rows / ways(axes("tables", "batch"))
-        return products + attention + 2 * rows * self.table()
+        """Of the layers' products with their weights."""
+        return 2 * self.tokens * self.met(self.shape.experts_computed) * self.shape.layers
+
+    def other_flops(self) -> float:
+        """Of attention, and of the logits."""
+        attention = 4 * self.scores() * self.shape.d_head * self.shape.layers
+        rows = self.shape.logits_rows / self.mesh.ways(self.partitioning.axes("tables", "batch"))
+        return attention + 2 * rows * self.table()
 
     def scores(self) -> float:
         """One layer's attention scores, in elements per chip: a query's beside each position."""

@@ -121,17 +121,12 @@ SCALES = tuple(scaled_products())
 def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
     """The product of two arrays of this form, or of narrower integers, with their scales."""
     product = _Product.of(op)
-    if len(product.scales) < 2 or not all(map(partial(_fits, form), product.factors)):
+    dtypes = [factor.numbers.type.dtype for factor in product.factors]
+    if len(product.scales) < 2 or not all(map(FORMS[form].holds, dtypes)):
         return None
     if product.shares_no_scale:
         return Miss("a scale varies along a summed axis", 2)
     return product.in_dtypes([FORMS[form].dtype] * 2).made(_SUMS[form], mesh)
-
-
-def _fits(form: str, factor: _Factor) -> bool:
-    """Whether the numbers of a factor are of this form, or integers that it holds."""
-    dtype, own = factor.numbers.type.dtype, FORMS[form].dtype
-    return dtype == own or (FORMS[form].integer and dtype in ("i2", "i4"))
 
 
 @dataclass(frozen=True)
