@@ -61,6 +61,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         experts_per_token=(_chosen(axes, counted) or experts) if routing else 1,
         routing=routing,
         parallel=norms - 1 <= layers and not routing,
+        logits_time=_logits_time(products, axes, sizes),
         tied_embedding=len(tables) == 1,
         multiplies=_common_form(*factors) if factors else "bf16",
         weight_bytes_per_element=_bytes(factors[1]) if factors else 2,
@@ -157,6 +158,16 @@ def _has(names: Names, name: str) -> bool:
 def _weight_over(axes: Axes, value: Value, name: str) -> bool:
     names = axes.of(value)
     return _has(names, name) and not _has(names, "batch") and _has(names, "d_model")
+
+
+def _logits_time(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> int:
+    """Positions of each sequence of which the products with the vocabulary give logits."""
+    rows = (
+        op.results[0].type.size // sizes["vocab"]
+        for op, _ in products
+        if _has(axes.of(op.results[0]), "vocab")
+    )
+    return max(1, max(rows, default=1) // sizes.get("batch", 1))
 
 
 def _factors(products: list[tuple[Op, int]], axes: Axes) -> Iterator[tuple[Value, Value]]:

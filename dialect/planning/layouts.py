@@ -80,10 +80,11 @@ def product_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
     if over_vocab and "vocab" not in plan.split("tables"):
         return layout_of(plan, "logits", axes, value)
     weights = layout_of(plan, "tables" if over_vocab else "used", axes, value)
-    taken = {axis for each in weights for axis in each}
+    rows = ["batch" in dimension for dimension in names]
+    taken = {axis for each, is_batch in zip(weights, rows) if not is_batch for axis in each}
     batch = plan.split("residual").get("batch", ())
     free = tuple(axis for axis in batch if axis not in taken)
-    return tuple(free if "batch" in dimension else each for dimension, each in zip(names, weights))
+    return tuple(free if is_batch else each for each, is_batch in zip(weights, rows))
 
 
 def hidden_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
