@@ -43,7 +43,7 @@ from dialect.planning.partial_sums import (
 from dialect.planning.uses import gathered_in_pieces
 from dialect.sharding import show_layout
 from dialect.staging.binding import bound_values, region_bound
-from dialect.values import reshaped
+from dialect.values import reshaped, through
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
@@ -211,7 +211,7 @@ class _Constraints:
         if not (inner or kept) or hidden == left or front == 0:
             return None
         count = math.prod(known.type.shape[:front]) / self.ways(left[:front])
-        weight = _as_stored(op.args[1 - number])
+        weight = through(op.args[1 - number], "dequantize")
         stored = weight.type.bytes / weight.type.size
         if inner and self.chip and hides_reading(count, stored, self.chip):
             why = "partial sums are scattered as they are made"
@@ -372,10 +372,6 @@ def _activation(op: Op, bound: Container[Value]) -> int | None:
     """Which argument of a product with weights is none; None for any other op."""
     found = [i for i, arg in enumerate(op.args) if arg not in bound]
     return found[0] if op.name == "contract" and len(found) == 1 else None
-
-
-def _as_stored(weight: Value) -> Value:
-    return weight.op.args[0] if weight.op.name == "dequantize" else weight
 
 
 def _parts(graph: Graph) -> tuple[set[Op], dict[Value, list[Value]]]:

@@ -176,8 +176,7 @@ def _factors(products: list[tuple[Op, int]], axes: Axes) -> Iterator[tuple[Value
         x, y = op.args[:2]
         for values, weights in ((y, x), (x, y)):
             if any(_weight_over(axes, weights, name) for name in ("d_ff", *_HEADS)):
-                is_stored = weights.op.name != "dequantize"
-                yield values, weights if is_stored else weights.op.args[0]
+                yield values, through(weights, "dequantize")
 
 
 def _common_form(values: Value, weights: Value) -> str:
