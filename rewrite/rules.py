@@ -43,7 +43,11 @@ Outcome = Value | Sequence[Value] | Miss | None
 
 @dataclass(frozen=True)
 class Rule:
-    """One rewrite. `apply(op)` gives the new results of `op`, a Miss, or None."""
+    """One rewrite. `apply(op)` gives the new results of `op`, a Miss, or None.
+
+    `needs` names what the rule asks of its operands beyond their types (`"finite"`: no NaN and no
+    infinity; `"in range"`: no index out of bounds). `apply` proves it at the op, or does not fire.
+    """
 
     name: str
     doc: str
@@ -52,16 +56,22 @@ class Rule:
     keeps: str = "bits"
     example: Callable[..., Any] | None = field(default=None, compare=False)
     types: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 def local(
-    *roots: str, keeps: str = "bits", example: Callable[..., Any], types: tuple[str, ...]
+    *roots: str,
+    keeps: str = "bits",
+    needs: tuple[str, ...] = (),
+    example: Callable[..., Any],
+    types: tuple[str, ...],
 ) -> Callable[[Callable[[Op], Outcome]], Rule]:
     """Makes a rule of a function of one op whose name is among `roots`."""
 
     def wrap(function: Callable[[Op], Outcome]) -> Rule:
         doc = inspect.getdoc(function) or ""
-        return Rule(function.__name__, doc, frozenset(roots), function, keeps, example, types)
+        name = function.__name__
+        return Rule(name, doc, frozenset(roots), function, keeps, example, types, needs)
 
     return wrap
 
@@ -86,6 +96,7 @@ def pattern(
     guard: Callable[..., str | None] = lambda *args, **constants: None,
     keeps: str = "reals",
     constants: dict[str, float] | None = None,
+    needs: tuple[str, ...] = (),
 ) -> Rule:
     """A rule from two functions of arrays.
 
@@ -98,7 +109,8 @@ def pattern(
     def shown(*arrays: Any) -> Any:
         return before(*arrays, **(constants or {}))
 
-    return Rule(name, doc, _Lazy(made), made.apply, keeps, shown, example)  # type: ignore[arg-type]
+    roots = _Lazy(made)
+    return Rule(name, doc, roots, made.apply, keeps, shown, example, needs)  # type: ignore[arg-type]
 
 
 class _Lazy(frozenset):
