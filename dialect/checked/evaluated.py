@@ -1,0 +1,42 @@
+"""A graph evaluated op by op, with the size of what it computed on the way.
+
+Sums may cancel: 1e8 - 1e8 + 1 is 1 in the reals, and anything near 1 once its parts are rounded. The
+largest number on the way to an output says how far off a correct result may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Value
+
+
+def evaluated(graph: Graph, arrays: Sequence[Any]) -> tuple[list[Any], float]:
+    """The outputs, and the largest finite magnitude of any float that a top-level op gave."""
+    results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    largest = max((magnitude(array) for array in arrays), default=0.0)
+    for op in graph.ops:
+        made = _applied(op, [results[arg] for arg in op.args])
+        results.update(zip(op.results, made))
+        largest = max(largest, *(magnitude(array) for array in made), 0.0)
+    return [results[value] for value in graph.outputs], largest
+
+
+def _applied(op: Op, args: list[Any]) -> list[Any]:
+    options = {"regions": op.regions} if op.regions else {}
+    made = opdef.lookup(op.name).reference(*args, **dict(op.attrs), **options)
+    return made if isinstance(made, list) else [made]
+
+
+def magnitude(array: Any) -> float:
+    """The largest finite magnitude among the elements of a float array, else 0."""
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+        return 0.0
+    numbers = np.abs(np.asarray(array).astype(np.float64))
+    numbers = numbers[np.isfinite(numbers)]
+    return float(numbers.max()) if numbers.size else 0.0

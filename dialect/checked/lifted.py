@@ -1,0 +1,85 @@
+"""A graph over the reals: every float widened to f64, so that what rounding hides is seen.
+
+    convert_element_type{bf16} (x: f32)  ->  the identity of x: f64
+
+Two graphs that are equal in the reals agree to f64 precision once both are lifted. Formats of eight
+bits and fewer stay: a conversion to them is quantisation, which computes something.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dialect import attributes
+from dialect.jaxpr import constant
+from rewrite import opdef
+from rewrite.errors import ShardwrightError
+from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value, new_input
+
+_WIDER = {"f16": "f64", "bf16": "f64", "f32": "f64", "c64": "c128"}
+# What these compute is the bits of a float, or is told by its format: in the reals they are nothing.
+_BITWISE = frozenset({"bitcast_convert_type", "nextafter", "reduce_precision"})
+
+
+class NotLiftable(ShardwrightError):
+    """The graph reads the bits of a float, or holds an op that insists on its own dtype."""
+
+
+def lifted_type(type_: Type) -> Type:
+    """The type with its floats widened."""
+    return Type(_WIDER.get(type_.dtype, type_.dtype), type_.shape, type_.weak)
+
+
+def lifted(graph: Graph) -> Graph:
+    """`graph` computed in f64. Wants `jax.enable_x64`. Raises NotLiftable."""
+    memo = {value: new_input(lifted_type(value.type)) for value in graph.inputs}
+    inputs = tuple(memo.values())
+    for op in graph.ops:
+        memo.update(zip(op.results, _lifted_op(op, memo).results))
+    return Graph(inputs, tuple(memo[value] for value in graph.outputs))
+
+
+def _lifted_op(op: Op, memo: dict[Value, Value]) -> Op:
+    if op.name in _BITWISE:
+        raise NotLiftable(f"{op.told} computes with the format of its floats")
+    if op.name == "const":
+        return _lifted_constant(op).op
+    attrs = {name: _lifted_attribute(value) for name, value in op.attrs}
+    regions = tuple(lifted(region) for region in op.regions)
+    try:
+        made = opdef.build(
+            op.name, *(memo[arg] for arg in op.args), regions=regions, origin=op.origin, **attrs
+        )
+    except (TypeError, ValueError) as error:
+        raise NotLiftable(f"{op.told} does not take f64: {error}") from error
+    wanted = [(lifted_type(type_).dtype, type_.shape) for type_ in op.types]
+    if [(type_.dtype, type_.shape) for type_ in made.types] != wanted:
+        raise NotLiftable(f"{op.told} gives {made.types[0]} in f64, where {op.types[0]} was")
+    return made
+
+
+def _lifted_constant(op: Op) -> Value:
+    type_ = lifted_type(op.types[0])
+    if type_ == op.types[0]:
+        return Value(op, 0)
+    content = op["value"]
+    array = np.asarray(attributes.decode(content))
+    kind = np.complex128 if type_.dtype == "c128" else np.float64
+    return constant(array.astype(kind).reshape(type_.shape), type_)
+
+
+def _lifted_attribute(value: Any) -> Any:
+    if isinstance(value, Symbol):
+        return Symbol(_WIDER.get(value.text, value.text))
+    if isinstance(value, Type):
+        return lifted_type(value)
+    if isinstance(value, tuple):
+        return tuple(_lifted_attribute(item) for item in value)
+    if isinstance(value, Record):
+        fields = tuple((name, _lifted_attribute(item)) for name, item in value.fields)
+        return Record(value.name, fields)
+    if isinstance(value, Opaque) and type(value.payload).__name__ in ("Jaxpr", "ClosedJaxpr"):
+        raise NotLiftable(f"an attribute holds a {value.kind}, whose dtypes are its own")
+    return value

@@ -1,0 +1,75 @@
+"""What counts as a difference, and what graphs are in the reals."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dialect.checked.compared import difference
+from dialect.checked.evaluated import evaluated
+from dialect.checked.lifted import NotLiftable, lifted
+from dialect.jaxpr import trace_graph
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "one, two, keeps",
+    [
+        ([1.0, NAN], [1.0, -NAN], "bits"),
+        ([1.0, INF], [1.0 + 1e-12, INF], "reals"),
+        ([0.0], [-0.0], "reals"),
+        ([], [], "bits"),
+    ],
+)
+def test_equal_in_its_class(one, two, keeps) -> None:
+    assert difference([np.array(one)], [np.array(two)], keeps, 1e-9) is None
+
+
+@pytest.mark.parametrize(
+    "one, two, keeps",
+    [
+        ([0.0], [-0.0], "bits"),
+        ([1.0], [1.0 + 1e-12], "bits"),
+        ([INF], [-INF], "reals"),
+        ([INF], [1e308], "reals"),
+        ([NAN], [0.0], "reals"),
+        ([1.0], [1.001], "reals"),
+    ],
+)
+def test_different_in_its_class(one, two, keeps) -> None:
+    found = difference([np.array(one)], [np.array(two)], keeps, 1e-9)
+    assert found is not None and found.output == 0 and found.place == (0,)
+
+
+def test_integers_and_types_are_exact() -> None:
+    assert difference([np.int32(7)], [np.int32(8)], "reals", 1.0) is not None
+    assert difference([np.int32(7)], [np.int64(7)], "reals", 1.0).what == "type"
+    assert difference([np.float32(7)], [np.float32([7])], "reals", 1.0).what == "type"
+
+
+def test_a_narrow_float_is_a_real_number_once_lifted() -> None:
+    x = jnp.array([1.0, 3.0])
+    graph = trace_graph(lambda x: [(x / 3).astype(jnp.bfloat16).astype(jnp.float32) * 3], x)
+    with jax.enable_x64(True):
+        (result,), largest = evaluated(lifted(graph), [np.array([1.0, 3.0])])
+    np.testing.assert_allclose(np.asarray(result), [1.0, 3.0], rtol=1e-15)
+    assert largest == 3.0
+
+
+def test_a_loop_is_lifted_with_its_body() -> None:
+    def total(x):
+        return jax.lax.scan(lambda c, y: (c + y.astype(jnp.bfloat16), c), jnp.bfloat16(0), x)
+
+    graph = trace_graph(lambda x: jax.tree.leaves(total(x)), jnp.ones(3))
+    with jax.enable_x64(True):
+        (last, before), _ = evaluated(lifted(graph), [np.full(3, 0.1)])
+    assert float(last) == pytest.approx(0.3, rel=1e-15) and before.dtype == np.float64
+
+
+def test_bits_of_a_float_are_not_lifted() -> None:
+    graph = trace_graph(lambda x: [jax.lax.bitcast_convert_type(x, jnp.int32)], jnp.ones(3))
+    with pytest.raises(NotLiftable, match="bitcast_convert_type"):
+        lifted(graph)
