@@ -329,7 +329,7 @@ def _reference(name: str) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=65536)
-def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple) -> tuple[Type, ...]:
+def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple, wide: bool) -> tuple[Type, ...]:
     structs = [dtypes.struct_of(type_) for type_ in types]
     reference = opdef.lookup(name).reference
     out = jax.eval_shape(lambda *arrays: reference(*arrays, **dict(attrs)), *structs)
@@ -339,12 +339,13 @@ def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple) -> tuple[Type, 
 
 
 def infer_by_reference(name: str) -> opdef.Infer:
-    """Type inference by tracing the op's reference, remembered per types and attributes."""
+    """Type inference by tracing the op's reference, remembered per types, attributes and x64."""
 
     def infer(
         types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
     ) -> tuple[Type, ...]:
-        return _evaluated(name, types, tuple(sorted(attrs.items())))
+        wide = jax.config.jax_enable_x64
+        return _evaluated(name, types, tuple(sorted(attrs.items())), wide)
 
     return infer
 

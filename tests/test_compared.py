@@ -69,6 +69,13 @@ def test_a_loop_is_lifted_with_its_body() -> None:
     assert float(last) == pytest.approx(0.3, rel=1e-15) and before.dtype == np.float64
 
 
+def test_an_integer_beside_lifted_floats_stays_as_wide_as_it_was() -> None:
+    graph = trace_graph(lambda x: [jnp.where(x > 1, x, 7)], jnp.arange(3))
+    with jax.enable_x64(True):
+        (result,), _ = evaluated(lifted(graph), [np.arange(3, dtype=np.int32)])
+    assert result.dtype == np.int32 and result.tolist() == [7, 7, 2]
+
+
 def test_bits_of_a_float_are_not_lifted() -> None:
     graph = trace_graph(lambda x: [jax.lax.bitcast_convert_type(x, jnp.int32)], jnp.ones(3))
     with pytest.raises(NotLiftable, match="bitcast_convert_type"):

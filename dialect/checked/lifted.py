@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dialect import attributes
+from dialect import attributes, dtypes
 from dialect.jaxpr import constant
 from rewrite import opdef
 from rewrite.errors import ShardwrightError
@@ -28,8 +28,8 @@ class NotLiftable(ShardwrightError):
 
 
 def lifted_type(type_: Type) -> Type:
-    """The type with its floats widened."""
-    return Type(_WIDER.get(type_.dtype, type_.dtype), type_.shape, type_.weak)
+    """The type with its floats widened. None is weak: a weak integer would be an i64 where f64 is."""
+    return Type(_WIDER.get(type_.dtype, type_.dtype), type_.shape)
 
 
 def lifted(graph: Graph) -> Graph:
@@ -64,10 +64,8 @@ def _lifted_constant(op: Op) -> Value:
     type_ = lifted_type(op.types[0])
     if type_ == op.types[0]:
         return Value(op, 0)
-    content = op["value"]
-    array = np.asarray(attributes.decode(content))
-    kind = np.complex128 if type_.dtype == "c128" else np.float64
-    return constant(array.astype(kind).reshape(type_.shape), type_)
+    array = np.asarray(attributes.decode(op["value"])).astype(dtypes.dtype_of(type_.dtype))
+    return constant(array.reshape(type_.shape), type_)
 
 
 def _lifted_attribute(value: Any) -> Any:

@@ -1,0 +1,434 @@
+"""JAX's own tests as a source of programs: every function that they jit goes through Shardwright.
+
+    python -m tests.fuzz.jax_tests PATH [--files lax_test.py nn_test.py] [--through "normalize"]
+
+PATH is the `tests` folder of a checkout of JAX at the version that is installed; nothing of it is
+kept here. Three things of a test are replaced while it runs, and nothing else is patched:
+
+- `jax.jit`, by one that first compares and then does what it always does;
+- `self._CompileAndCheck(function, args_maker)` and `self._CheckAgainstNumpy(reference, function,
+  args_maker)`, by the comparison alone.
+
+A comparison traces the function on the test's own arguments and imports the jaxpr. Exported, it must
+give the bits that the jaxpr gives when it is applied op by op (a compiled one is fused, which rounds
+otherwise), and its text must read back. With `--through` it then runs through those passes, and what
+comes out must be the same real numbers: both are lifted to f64 and evaluated (`dialect.checked`).
+
+What JAX's own assertions say has no say in this. Tests draw several cases from each of their tables:
+JAX_NUM_GENERATED_CASES says how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import json
+import os
+import re
+import signal
+import sys
+import time
+import unittest
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_NUM_GENERATED_CASES", "3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "jax" not in sys.modules:  # every function runs once or twice: good machine code is not worth it
+    QUICK = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + QUICK
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dialect import control, framework, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
+from dialect import primitives
+from dialect.checked.compared import difference
+from dialect.checked.evaluated import evaluated
+from dialect.checked.lifted import NotLiftable, lifted
+from dialect.evaluate import evaluate
+from dialect.framework import describe
+from dialect.jaxpr import CALLS, import_jaxpr
+from rewrite import Pipeline, Program, Target
+from rewrite.errors import ShardwrightError, TextError, TraceError
+from rewrite.ir import Graph
+from rewrite.program import Input, Output
+
+FILES = (
+    "lax_test.py lax_numpy_test.py lax_numpy_indexing_test.py lax_numpy_reducers_test.py "
+    "lax_numpy_einsum_test.py lax_numpy_operators_test.py lax_numpy_ufuncs_test.py "
+    "lax_numpy_setops_test.py lax_numpy_vectorize_test.py lax_control_flow_test.py nn_test.py "
+    "api_test.py lax_vmap_test.py lax_vmap_op_test.py lax_autodiff_test.py"
+).split()
+KINDS = ("passed", "refused", "untraceable", "different", "crashed", "out of time")
+CALLS_COMPARED = 2  # of one jitted function: later calls have other numbers, seldom other ops
+SECONDS = 60  # a test
+F64_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one function: the test that it comes from, one of KINDS, and why."""
+
+    test: str
+    kind: str
+    why: str = ""
+
+
+class OutOfTime(BaseException):
+    """Raised in a test that takes too long; no `except Exception` of the test's stops it."""
+
+
+class Different(Exception):
+    """A result that is not what it should be."""
+
+
+# Comparing one function.
+
+
+def compare(jaxpr: Any, leaves: Sequence[Any], passes: Pipeline | None = None) -> None:
+    """Raises Different, or TraceError where the program is refused, or whatever went wrong."""
+    graph = import_jaxpr(jaxpr)
+    expected = op_by_op(*primitives.opened(jaxpr), leaves)
+    _same(difference(expected, evaluate(graph, leaves), "bits"), "exported")
+    program = as_program(graph)
+    _reads_back(program)
+    if passes is not None:
+        after = passes.run(program, Target())
+        _reads_back(after)
+        _same_reals(graph, after, leaves)
+
+
+def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
+    """The outputs of a jaxpr whose calls are opened, and whose other equations are applied alone."""
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *leaves), strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, primitives.Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        name, args = eqn.primitive.name, [read(atom) for atom in eqn.invars]
+        if name in CALLS:
+            results = op_by_op(*primitives.opened(eqn.params[CALLS[name]]), args)
+        else:
+            results = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+            results = results if eqn.primitive.multiple_results else [results]
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def as_program(graph: Graph) -> Program:
+    """A program whose first input is a parameter and whose others are arguments."""
+    roles = ["param", *["arg"] * len(graph.inputs)]
+    trees = [jax.tree.structure([0] * len(values)) for values in (graph.inputs, graph.outputs)]
+    return Program(
+        name="function",
+        graph=graph,
+        inputs=tuple(Input(f"x{i}", v.type, roles[i]) for i, v in enumerate(graph.inputs)),
+        outputs=tuple(Output(f"y{i}") for i in range(len(graph.outputs))),
+        tree=(describe(trees[0]), describe(trees[1])),
+    )
+
+
+def _reads_back(program: Program) -> None:
+    text = str(program)
+    try:
+        if Program.parse(text) != program:
+            raise Different("its text reads back as another program")
+    except TextError as error:
+        if "which text cannot carry" not in str(error):
+            raise
+
+
+def _same_reals(before: Graph, after: Program, leaves: Sequence[Any]) -> None:
+    """Both graphs over the reals; in their own precision where an op reads the bits of a float."""
+    types = [[(v.type.dtype, v.type.shape) for v in g.outputs] for g in (before, after.graph)]
+    if types[0] != types[1]:
+        raise Different(f"after {_passes(after)}: results are {types[1]}, not {types[0]}")
+    try:
+        with jax.enable_x64(True):
+            graphs, wide = (lifted(before), lifted(after.graph)), True
+    except NotLiftable:
+        graphs, wide = (before, after.graph), False
+    with jax.enable_x64(wide or jax.config.jax_enable_x64):
+        arrays = [_widened(leaf) if wide else leaf for leaf in leaves]
+        expected, magnitude = evaluated(graphs[0], arrays)
+        got = evaluate(graphs[1], arrays)
+        tolerance = F64_TOLERANCE if wide else _tolerance([*expected, *leaves])
+        wrong = difference(expected, got, "reals", tolerance, magnitude)
+    _same(wrong, f"after {_passes(after)}")
+
+
+def _passes(program: Program) -> str:
+    return ", ".join(step.text for step in program.history) or "the passes"
+
+
+def _widened(leaf: Any) -> Any:
+    wider = {"float16": "float64", "bfloat16": "float64", "float32": "float64"}
+    wider["complex64"] = "complex128"
+    dtype = str(getattr(leaf, "dtype", ""))
+    return jnp.asarray(np.asarray(leaf).astype(wider[dtype])) if dtype in wider else leaf
+
+
+def _tolerance(arrays: Sequence[Any]) -> float:
+    """64 units in the last place of the narrowest float."""
+    dtypes = [jnp.dtype(a.dtype) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return max((64 * float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
+
+
+def _same(wrong: Any, what: str) -> None:
+    if wrong is not None:
+        raise Different(f"{what}: {wrong}")
+
+
+# Watching a test.
+
+
+@dataclass
+class Watch:
+    """Compares what the running test jits, and keeps what became of it."""
+
+    passes: Pipeline | None = None
+    test: str = ""
+    outcomes: list[Outcome] = field(default_factory=list)
+    busy: bool = False
+    seen: list[Any] = field(default_factory=list)
+
+    def compare(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], static: Any):
+        """Notes what becomes of a jitted function on these arguments. Nothing inside a trace."""
+        dynamic = _without_static(args, kwargs, *static)
+        leaves = jax.tree.leaves(dynamic)
+        if self.busy or not self.test or any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return
+        self.busy = True
+        try:
+            with jax.ensure_compile_time_eval():
+                self.note(*self.judged(jitted, args, kwargs, leaves))
+        finally:
+            self.busy = False
+
+    def judged(self, jitted: Any, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[str, str]:
+        try:
+            jaxpr = jitted.trace(*args, **kwargs).jaxpr
+            leaves = [leaf if hasattr(leaf, "aval") else jnp.asarray(leaf) for leaf in leaves]
+        except Exception as error:
+            return "untraceable", type(error).__name__
+        try:
+            compare(jaxpr, leaves, self.passes)
+        except OutOfTime:
+            return "out of time", ""
+        except TraceError as error:
+            return "refused", error.message
+        except Different as error:
+            return "different", str(error)
+        except Exception as error:
+            if not isinstance(error, ShardwrightError) and self.fails_alone(jaxpr, leaves):
+                return "untraceable", f"JAX itself: {type(error).__name__}"
+            return "crashed", f"{type(error).__name__}: {error}"
+        return "passed", ""
+
+    def fails_alone(self, jaxpr: Any, leaves: list[Any]) -> bool:
+        """Whether JAX cannot run the program either."""
+        try:
+            op_by_op(*primitives.opened(jaxpr), leaves)
+        except Exception:
+            return True
+        return False
+
+    def note(self, kind: str, why: str) -> None:
+        self.outcomes.append(Outcome(self.test, kind, why))
+
+    def checked(self, function: Callable[..., Any], args_maker: Callable[[], Any]) -> None:
+        """Stands in for both of JAX's own checks; a test often gives one function to both."""
+        if not any(function is other for other in self.seen):
+            self.seen.append(function)
+            self.compare(REAL_JIT(lambda *args: function(*args)), tuple(args_maker()), {}, ((), ()))
+
+
+REAL_JIT = jax.jit
+
+
+class WatchedJit:
+    """What `jax.jit` returns while tests run: compares its first calls, else the jitted function."""
+
+    def __init__(self, watch: Watch, function: Any, options: dict[str, Any]) -> None:
+        self.real, self.watch, self.calls = REAL_JIT(function, **options), watch, 0
+        self.static = _static(function, options)
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.calls < CALLS_COMPARED:
+            self.calls += 1
+            self.watch.compare(self.real, args, kwargs, self.static)
+        return self.real(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else lambda *a, **k: self(instance, *a, **k)
+
+
+def _static(function: Any, options: dict[str, Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The static arguments of a jitted function, by number and by name."""
+    numbers, names = options.get("static_argnums"), options.get("static_argnames")
+    numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers or ())
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    try:
+        known = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return numbers, names
+    named = {known[i] for i in numbers if -len(known) <= i < len(known)} | set(names)
+    return (*numbers, *(i for i, name in enumerate(known) if name in names)), tuple(named)
+
+
+def _without_static(args: Any, kwargs: Any, numbers: Any, names: Any) -> Any:
+    gone = {number % max(len(args), 1) for number in numbers}
+    return (
+        [arg for i, arg in enumerate(args) if i not in gone],
+        {name: value for name, value in sorted(kwargs.items()) if name not in names},
+    )
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """`jax.jit` replaced. Test files must be imported inside: they may say `from jax import jit`."""
+
+    def jit(function: Any = None, /, **options: Any) -> Any:
+        if function is None:
+            return lambda function: WatchedJit(watch, function, options)
+        return WatchedJit(watch, function, options)
+
+    jax.jit = jit
+    try:
+        yield
+    finally:
+        jax.jit = REAL_JIT
+
+
+# Running tests.
+
+
+def tests_of(path: Path) -> list[unittest.TestCase]:
+    """The tests of a file, which is imported under its own name."""
+    sys.path[:0] = [] if str(path.parent) in sys.path else [str(path.parent)]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(_flat(unittest.defaultTestLoader.loadTestsFromModule(module)))
+
+
+def _flat(suite: Any) -> Iterator[unittest.TestCase]:
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def run_test(test: unittest.TestCase, watch: Watch, seconds: float = SECONDS) -> str:
+    """Runs one test; returns what it says by itself: `ok`, `skipped`, `failed`."""
+    watch.test, watch.seen = ".".join(test.id().split(".")[-3:]), []
+    test._CompileAndCheck = lambda function, maker, **_: watch.checked(function, maker)
+    test._CheckAgainstNumpy = lambda _, function, maker, **__: watch.checked(function, maker)
+    result = unittest.TestResult()
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        test.run(result)
+    except OutOfTime:
+        watch.note("out of time", "")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        watch.test, watch.busy = "", False
+    if result.skipped:
+        return "skipped"
+    return "ok" if result.wasSuccessful() else "failed"
+
+
+def _out_of_time(*_: Any) -> None:
+    raise OutOfTime
+
+
+def run_files(
+    folder: Path,
+    files: Sequence[str],
+    watch: Watch,
+    select: tuple[int, int] = (0, 1),
+    only: str = "",
+    seconds: float = SECONDS,
+) -> dict[str, int]:
+    """Runs the tests of these files; returns how many are ok, skipped, and failed by themselves.
+
+    `select` (k, n) takes every n-th test from the k-th on, `only` those whose name it is found in.
+    """
+    said: Counter[str] = Counter()
+    with watched(watch):
+        for file in files:
+            chosen = tests_of(folder / file)[select[0] :: select[1]]
+            chosen = [test for test in chosen if re.search(only, test.id())]
+            started = time.monotonic()
+            for number, test in enumerate(chosen):
+                said[run_test(test, watch, seconds)] += 1
+                if number % 200 == 199:
+                    jax.clear_caches()
+            spent = f"{time.monotonic() - started:.0f} s"
+            print(f"{file}: {len(chosen)} tests, {spent}", file=sys.stderr, flush=True)
+    return dict(said)
+
+
+# Telling.
+
+
+def report(watch: Watch, said: dict[str, int]) -> str:
+    """The counts, why functions were refused, and each difference and crash by its test."""
+    counts = Counter(outcome.kind for outcome in watch.outcomes)
+    lines = [f"{len(watch.outcomes)} functions: " + _listed(counts, KINDS)]
+    for kind in ("refused", "untraceable"):
+        reasons = Counter(_reason(o.why) for o in watch.outcomes if o.kind == kind)
+        lines += [f"  {kind} {count}: {reason}" for reason, count in reasons.most_common()]
+    for kind in ("different", "crashed", "out of time"):
+        of_kind = [o for o in watch.outcomes if o.kind == kind]
+        lines += [f"{kind}: {o.test}: {_first_lines(o.why)}" for o in of_kind]
+    return "\n".join([*lines, "tests by themselves: " + _listed(said, sorted(said))])
+
+
+def _listed(counts: dict[str, int], names: Sequence[str]) -> str:
+    return ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
+
+
+def _reason(why: str) -> str:
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", why.splitlines()[0] if why else "")[:120]
+
+
+def _first_lines(why: str) -> str:
+    return " | ".join(why.splitlines()[:3])[:300]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path, help="the `tests` folder of a checkout of JAX")
+    parser.add_argument("--files", nargs="*", default=FILES)
+    parser.add_argument("--through", default="", help="passes, as in a pipeline")
+    parser.add_argument("--select", default="0/1", help="K/N: every N-th test, from the K-th on")
+    parser.add_argument("--only", default="", help="a regular expression that names must match")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="at most, for one test")
+    parser.add_argument("--json", action="store_true", help="every outcome, instead of the counts")
+    asked = parser.parse_args()
+    sys.argv[1:] = []  # JAX's tests read flags of their own
+    watch = Watch(Pipeline.of(asked.through) if asked.through else None)
+    first, every = map(int, asked.select.split("/"))
+    said = run_files(asked.path, asked.files, watch, (first, every), asked.only, asked.seconds)
+    outcomes = [asdict(outcome) for outcome in watch.outcomes]
+    print(json.dumps({"tests": said, "functions": outcomes}) if asked.json else report(watch, said))
+    return int(any(outcome.kind in ("different", "crashed") for outcome in watch.outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

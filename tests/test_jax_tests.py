@@ -1,0 +1,82 @@
+"""The harness that takes JAX's own tests through Shardwright, on a small file of tests like theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from rewrite import opdef
+from rewrite.ir import Graph
+from rewrite.pipeline import Pipeline
+from rewrite.program import Program
+from tests.fuzz.jax_tests import Watch, report, run_files
+
+TESTS = """
+import unittest
+import jax, jax.numpy as jnp
+from jax import jit
+
+class Some(unittest.TestCase):
+    def test_jitted(self):
+        self.assertEqual(jit(lambda x, n: x * n, static_argnums=1)(jnp.ones(2), 3)[0], 3)
+
+    def test_checked(self):
+        self._CompileAndCheck(lambda x: jnp.exp(x) + 1, lambda: [jnp.ones(3)])
+
+    def test_effect(self):
+        jax.jit(lambda x: jax.debug.print("{}", x))(1.0)
+
+    def test_subtracts(self):
+        self._CheckAgainstNumpy(None, lambda x, y: x - y, lambda: [jnp.ones(2), jnp.zeros(2)])
+
+    def test_not_traceable(self):
+        self._CompileAndCheck(lambda x: x if x > 0 else -x, lambda: [1.0])
+
+    def test_fails_by_itself(self):
+        self.assertTrue(jax.jit(lambda x: x == 2)(1))
+"""
+
+
+@dataclass(frozen=True)
+class TurnsSubtraction:
+    """Stands in for a pipeline: a - b  ->  b - a."""
+
+    def run(self, program: Program, target: object) -> Program:
+        (value,) = program.graph.outputs
+        if value.op.name != "sub":
+            return program
+        turned = opdef.make("sub", *reversed(value.op.args))
+        return replace(program, graph=Graph(program.graph.inputs, (turned,)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "some_test.py").write_text(TESTS)
+    return tmp_path
+
+
+def kinds(watch: Watch) -> dict[str, str]:
+    return {outcome.test.rpartition("test_")[2]: outcome.kind for outcome in watch.outcomes}
+
+
+def test_functions_are_told_by_what_became_of_them(folder) -> None:
+    watch = Watch(TurnsSubtraction())
+    said = run_files(folder, ["some_test.py"], watch)
+    assert kinds(watch) == {
+        "jitted": "passed",
+        "checked": "passed",
+        "effect": "refused",
+        "subtracts": "different",
+        "not_traceable": "untraceable",
+        "fails_by_itself": "passed",
+    }
+    assert said == {"ok": 5, "failed": 1}
+    assert "refused 1: debug_print has side effects" in report(watch, said)
+    assert "test_subtracts: after the passes: output 0[0]: 2 of 2 elements differ" in report(watch, said)
+
+
+def test_the_true_passes_keep_what_the_planted_one_does_not(folder) -> None:
+    watch = Watch(Pipeline.parse("normalize, recognize"))
+    run_files(folder, ["some_test.py"], watch, only="subtracts")
+    assert kinds(watch) == {"subtracts": "passed"}
