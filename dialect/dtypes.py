@@ -45,12 +45,13 @@ def type_of(value: Any) -> Type:
 def struct_of(type_: Type) -> jax.ShapeDtypeStruct:
     """The ShapeDtypeStruct of a Type. A PRNG key's dtype is made again from its name."""
     if type_.dtype.startswith("key<"):
-        return jax.eval_shape(lambda: jax.random.key(0, impl=_key_impl(type_.dtype))).update(
+        return jax.eval_shape(lambda: jax.random.key(0, impl=key_impl(type_.dtype))).update(
             shape=type_.shape
         )
     return jax.ShapeDtypeStruct(type_.shape, dtype_of(type_.dtype), weak_type=type_.weak)
 
 
-def _key_impl(name: str) -> str:
+def key_impl(name: str) -> str:
+    """What `jax.random.key` calls the generator of a key dtype: `key<fry>` is `threefry2x32`."""
     tags = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
     return tags[name]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from rewrite import hooks, manager
 from rewrite.console import Progress, Screen
 from rewrite.manager import Hook, PassReport
-from rewrite.passbase import find_pass
+from rewrite.passbase import Pass, find_pass
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
@@ -22,13 +23,30 @@ Arguments = argparse.Namespace
 
 
 @dataclass(frozen=True)
+class Traced:
+    """A user's function as it was traced, and the passes and the machine that were asked for."""
+
+    program: Program
+    passes: tuple[Pass, ...]
+    target: Target
+    mesh: Any
+
+
+@dataclass(frozen=True)
 class Rewritten:
-    """A function after its passes, and what it was rewritten for."""
+    """A function after its passes, and what it was rewritten from and for."""
 
     program: Program
     reports: tuple[PassReport, ...]
-    target: Target
-    mesh: Any
+    asked: Traced
+
+    @property
+    def target(self) -> Target:
+        return self.asked.target
+
+    @property
+    def mesh(self) -> Any:
+        return self.asked.mesh
 
     def facts(self) -> dict[str, Any]:
         """What every command tells a machine."""
@@ -41,10 +59,8 @@ class Rewritten:
         }
 
 
-def rewritten(
-    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
-) -> Rewritten:
-    """The user's function after the passes that were asked for, or else `passes`."""
+def traced(args: Arguments, screen: Screen, passes: str = "") -> Traced:
+    """The user's function, with the passes that were asked for, or else `passes`."""
     from dialect import usercode
     from rewrite import api
 
@@ -52,15 +68,39 @@ def rewritten(
     steps = asked.passes(args.phase)
     start(args.target or asked.topology)
     mesh, target = api.resolve(None, args.target, asked)
-    with screen.working("tracing") as spinner:
+    with screen.working("tracing"):
         if args.args:
             function, arguments = usercode.function(args.function, args.args)
         else:
             function, arguments = usercode.decoder(args.function, sizes(args))
-        traced = api.trace(function, *arguments, params=args.params, state=args.state)
-        listening = [*listening_to(args), *listeners, Progress(spinner)]
-        program, reports = manager.run(traced, steps, target, listening)
-    return Rewritten(program, reports, target, mesh)
+        program = api.trace(function, *arguments, params=args.params, state=args.state)
+    return Traced(program, steps, target, mesh)
+
+
+def rewritten(
+    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
+) -> Rewritten:
+    """The user's function after the passes that were asked for, or else `passes`."""
+    asked = traced(args, screen, passes)
+    with screen.working("rewriting") as spinner:
+        listening = [*listening_to(args, asked.target), *listeners, Progress(spinner)]
+        program, reports = manager.run(asked.program, asked.passes, asked.target, listening)
+    return Rewritten(program, reports, asked)
+
+
+@contextmanager
+def kept(args: Arguments, done: Rewritten) -> Iterator[None]:
+    """Keeps what a compilation in the block fails on, where that was asked for."""
+    from dialect.checked.reproducer import Failure, Reproducer
+
+    try:
+        yield
+    except Exception as error:
+        if args.crash_reproducer:
+            told = done.asked
+            failure = Failure.of("compilation", told.program, told.passes, told.target, error)
+            Reproducer(Path(args.crash_reproducer)).keep(failure, "compilation")
+        raise
 
 
 def sizes(args: Arguments) -> Any:
@@ -86,10 +126,17 @@ def pipeline(args: Arguments) -> Pipeline | None:
     return Pipeline.parse(args.passes, source="--passes") if args.passes else None
 
 
-def listening_to(args: Arguments) -> list[Hook]:
+def listening_to(args: Arguments, target: Target) -> list[Hook]:
     """What was asked to be shown or kept while the passes run."""
     found: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
     found += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
     found += [hooks.TimePasses()] if args.time_passes else []
-    found += [hooks.Reproducer(Path(args.crash_reproducer))] if args.crash_reproducer else []
+    if args.crash_reproducer:
+        from dialect.checked.reproducer import Reproducer
+
+        found.append(Reproducer(Path(args.crash_reproducer)))
+    if args.verify_numerics:
+        from dialect.checked.bisect import VerifyNumbers
+
+        found.append(VerifyNumbers(target))
     return found

@@ -6,6 +6,8 @@
     shardwright eval    examples/tiny/model.py:decode_step --config mha -p "quantize{weights=int8}"
     shardwright sweep   examples/palm.py:decode_step --config 540b --chip v4 --plot pareto.png
     shardwright opt     program.ir -p "normalize"
+    shardwright bisect  examples/llama.py:decode_step --config toy --pipeline serve.pipeline
+    shardwright reproduce crash.ir --reduce
     shardwright passes
 
 It traces on the CPU and compiles ahead of time; only `eval` runs the program.
@@ -24,10 +26,10 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rewrite import asked, hooks, manager, options, versions
+from rewrite import asked, faults, manager, options, versions
 from rewrite.asked import Arguments, rewritten, start
 from rewrite.console import Screen
-from rewrite.errors import PipelineError, ShardwrightError, TextError
+from rewrite.errors import PipelineError, ShardwrightError
 from rewrite.passbase import Pass, find_pass, pass_names
 from rewrite.program import Program
 
@@ -62,7 +64,7 @@ def compile_(args: Arguments, screen: Screen) -> None:
     from dialect.mesh import Topology
 
     done = rewritten(args, screen)
-    with screen.working(f"compiling for {done.target.topology}"):
+    with screen.working(f"compiling for {done.target.topology}"), asked.kept(args, done):
         started = time.perf_counter()
         made, notes = compiled(Compilable(done.program, done.mesh))
         seconds = time.perf_counter() - started
@@ -180,21 +182,24 @@ def eval_(args: Arguments, screen: Screen) -> None:
 
 def opt(args: Arguments, screen: Screen) -> None:
     """Reads a program, or the file of a crash, runs passes, and prints the result."""
+    from dialect.checked.reproducer import Failure
     from rewrite import api
 
     if args.list_passes:
         passes(args, screen)
         return
-    text = _read(args.file)
+    text = faults.read(args.file)
     if args.passes or args.pipeline:
         program, pipeline = Program.parse(text), asked.pipeline(args)
     else:
-        program, pipeline = hooks.reproduced(text)
+        failure = Failure.parse(text)
+        program, pipeline = failure.program, failure.pipeline
     target = pipeline.target()
     if args.target or target.topology:
         start(args.target or target.topology)
         target = api.resolve(None, args.target, pipeline)[1]
-    print(manager.run(program, pipeline.passes(args.phase), target, asked.listening_to(args))[0])
+    listening = asked.listening_to(args, target)
+    print(manager.run(program, pipeline.passes(args.phase), target, listening)[0])
 
 
 def passes(args: Arguments, screen: Screen) -> None:
@@ -226,15 +231,6 @@ def _argument(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _read(file: str) -> str:
-    if file == "-":
-        return sys.stdin.read()
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"cannot read {file}: {error}") from error
-
-
 def _print_json(facts: Any) -> None:
     print(_json(facts))
 
@@ -258,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
         ("eval", eval_, (_add_eval, _add_passes, _add_json)),
         ("sweep", sweep, (_add_sweep, _add_passes, _add_json)),
         ("opt", opt, (_add_file, _add_passes)),
+        ("bisect", faults.bisect, (_add_function, _add_passes, faults.add_bisect)),
+        ("reproduce", faults.reproduce, (faults.add_reproduce,)),
         ("passes", passes, (_add_json,)),
     ):
         about = inspect.getdoc(command)
@@ -331,7 +329,8 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
     add("--print-ir-after-all", action="store_true", help="the program after every pass")
     add("--print-ir-before", action="append", default=[], metavar="PASS")
     add("--time-passes", action="store_true", help="one line per pass at the end")
-    add("--crash-reproducer", metavar="FILE", help="written when a pass fails, read by `opt`")
+    add("--crash-reproducer", metavar="FILE", help="written on a failure, read by `reproduce`")
+    add("--verify-numerics", action="store_true", help="compare numbers after every pass")
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:

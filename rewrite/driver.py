@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from rewrite.errors import InvalidProgram
+from rewrite.firings import allowed
 from rewrite.ir import Graph, Op, Origin, Value
 from rewrite.opdef import with_args
 from rewrite.rules import Miss, Rule
@@ -126,7 +127,7 @@ class _Driver:
                 misses.append((rule, outcome))
             elif outcome is not None:
                 made = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
-                if made == op.results:
+                if made == op.results or not allowed(rule, op, made):
                     continue
                 self.report.count(rule)
                 return _signed(made, op, rule)

@@ -39,10 +39,12 @@ class Hook:
         """Called with the program that `step` is about to get."""
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
-        """Called with the verified program that `step` made."""
+        """Called with the verified program that `step` made. What it raises, `step` failed with."""
 
-    def failed(self, rest: Sequence[Pass], program: Program, target: Target) -> None:
-        """Called when `rest[0]` failed on `program`, before the error is raised."""
+    def failed(
+        self, rest: Sequence[Pass], program: Program, target: Target, error: Exception
+    ) -> None:
+        """Called when `rest[0]` failed on `program` with `error`, before that is raised."""
 
     def finished(self, reports: Sequence[PassReport]) -> None:
         """Called once, after the last pass."""
@@ -63,14 +65,12 @@ def run(
             hook.before(step, program)
         try:
             made, report = _apply(step, program, target)
-        except Exception as error:
             for hook in hooks:
-                hook.failed(passes[number:], program, target)
-            if isinstance(error, ShardwrightError):
-                raise
-            raise _broken(step, error) from error
-        for hook in hooks:
-            hook.after(step, made, report)
+                hook.after(step, made, report)
+        except ShardwrightError as error:
+            for hook in hooks:
+                hook.failed(passes[number:], program, target, error)
+            raise
         program = made
         reports.append(report)
     for hook in hooks:
@@ -80,7 +80,12 @@ def run(
 
 def _apply(step: Pass, program: Program, target: Target) -> tuple[Program, PassReport]:
     started = time.perf_counter()
-    made = step.run(program, target)
+    try:
+        made = step.run(program, target)
+    except ShardwrightError:
+        raise
+    except Exception as error:
+        raise _broken(step, error) from error
     seconds = time.perf_counter() - started
     if not isinstance(made, Program):
         raise PassError(f"pass {step} returned a {type(made).__name__}, not a Program")
@@ -112,5 +117,6 @@ def _broken(step: Pass, error: Exception) -> PassError:
     return PassError(
         f"pass {step} failed with {type(error).__name__}: {error}",
         where=f"{frame.filename}:{frame.lineno}",
-        hint="the program it got was valid, so this is a mistake in the pass: report it",
+        hint="the program it got was valid, so this is a mistake in the pass: report it with the "
+        "file that --crash-reproducer writes",
     )

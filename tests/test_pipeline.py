@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import passes
+from dialect.checked.reproducer import Failure, Reproducer
 from rewrite import hooks, manager, opdef
 from rewrite.errors import InvalidProgram, PipelineError, PlanError, ShardwrightError, TextError
 from rewrite.ir import Graph, Type, new_input
@@ -312,7 +313,7 @@ class Listener(manager.Hook):
     def after(self, step, program, report) -> None:  # noqa: ANN001
         self.heard.append(f"after {step}: {program.graph.op_count}")
 
-    def failed(self, rest, program, target) -> None:  # noqa: ANN001
+    def failed(self, rest, program, target, error) -> None:  # noqa: ANN001
         self.heard.append(f"failed {', '.join(map(str, rest))}")
 
     def finished(self, reports) -> None:  # noqa: ANN001
@@ -420,12 +421,14 @@ def test_times_are_a_table() -> None:
 
 def test_a_crash_leaves_a_file_that_reproduces_it(tmp_path: Path) -> None:
     path, printed = tmp_path / "crash.ir", []
-    hook = hooks.Reproducer(path, printed.append)
+    hook = Reproducer(path, write=printed.append)
     with pytest.raises(manager.PassError):
         run("rewire, rewire{way=crash}, rewire", hook)
     assert printed == [f"pass rewire{{way=crash}} failed; {path} reproduces it"]
     assert list(tmp_path.iterdir()) == [path]
-    again, pipeline = hooks.reproduced(path.read_text(encoding="utf-8"))
+    failure = Failure.parse(path.read_text(encoding="utf-8"))
+    again, pipeline = failure.program, failure.pipeline
+    assert failure.kind == "pass" and "one by none" in failure.error
     assert str(pipeline) == "target v5e:2x2\nrewire{way=crash}, rewire"
     assert again.graph == Pipeline.parse("rewire").run(program()).graph
     with pytest.raises(manager.PassError, match="one by none"):
@@ -434,7 +437,7 @@ def test_a_crash_leaves_a_file_that_reproduces_it(tmp_path: Path) -> None:
 
 def test_a_reproducer_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
     printed: list[str] = []
-    hook = hooks.Reproducer(tmp_path / "no such folder" / "crash.ir", printed.append)
+    hook = Reproducer(tmp_path / "no such folder" / "crash.ir", write=printed.append)
     with pytest.raises(manager.PassError, match="one by none"):
         run("rewire{way=crash}", hook)
     assert printed[0].startswith("no reproducer could be written to ")

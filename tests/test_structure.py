@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "passes": {"passes", "dialect", "rewrite", "jax", "numpy"},
 }
 # Reach upward, lazily.
-FRONT_DOOR = {"rewrite", "rewrite.api", "rewrite.asked", "rewrite.cli", "rewrite.console"}
+FRONT_DOOR = {f"rewrite{name}" for name in ("", ".api", ".asked", ".cli", ".console", ".faults")}
 # What needs an extra, and is imported where it is asked for.
 EXTRAS = {"dialect.planning.sweep_plot": {"matplotlib"}, "dialect.prepared.orbax_files": {"orbax"}}
 PRIMITIVES = "dialect.primitives"  # the only module that touches jax.extend
