@@ -152,7 +152,7 @@ def _named(text: str) -> tuple[ModuleType, Function]:
     if not place or not name:
         hint = "write FILE.py:FUNCTION or package.module:FUNCTION"
         raise UsageError(f"{text!r} names no function", hint=hint)
-    module = _module(place)
+    module = module_of(place)
     if not callable(getattr(module, name, None)):
         functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
         raise UsageError(f"{place} has no function {name!r}", hint=nearest(name, functions))
@@ -160,7 +160,7 @@ def _named(text: str) -> tuple[ModuleType, Function]:
 
 
 @functools.cache
-def _module(place: str) -> ModuleType:
+def module_of(place: str) -> ModuleType:
     """A module or a file, imported once, with its neighbours in reach as with `python FILE.py`."""
     path = Path(place)
     is_file = path.suffix == ".py"

@@ -6,20 +6,17 @@ replaced by its reference; the state is donated, and the compiler chooses its me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dialect.dtypes import struct_of
-from dialect.jaxpr import trace_graph
+from dialect.expanded import reference_graph
 from dialect.mesh import Topology
 from dialect.nn import Traced
 from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
 from dialect.tensor import PRODUCTS
-from rewrite import opdef
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Graph, Op, Type
+from rewrite.ir import Graph, Op
 from rewrite.opdef import substitute
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -31,18 +28,7 @@ _COMPOSITES = (*Traced, *PRODUCTS, "weight_scale", "quantize", "dequantize")
 
 def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
-    types = tuple(arg.type for arg in op.args)
-    graph = _traced(opdef.lookup(op.name).reference, types, op.attrs)
-    return substitute(graph, op.args, origin=op.origin)
-
-
-@lru_cache(maxsize=4096)
-def _traced(reference: Callable[..., Any], types: tuple[Type, ...], attrs: tuple) -> Graph:
-    def traced(*arrays: object) -> list[object]:
-        out = reference(*arrays, **dict(attrs))
-        return out if isinstance(out, list) else [out]
-
-    return trace_graph(traced, *map(struct_of, types))
+    return substitute(reference_graph(op), op.args, origin=op.origin)
 
 
 EXPAND = Rule(

@@ -8,6 +8,7 @@
     shardwright opt     program.ir -p "normalize"
     shardwright bisect  examples/llama.py:decode_step --config toy --pipeline serve.pipeline
     shardwright reproduce crash.ir --reduce
+    shardwright check-rules examples/own.rules
     shardwright passes
 
 It traces on the CPU and compiles ahead of time; only `eval` runs the program.
@@ -202,6 +203,23 @@ def opt(args: Arguments, screen: Screen) -> None:
     print(manager.run(program, pipeline.passes(args.phase), target, listening)[0])
 
 
+def check_rules(args: Arguments, screen: Screen) -> None:
+    """Tries rules on programs around their examples: do they keep what they claim?"""
+    from dialect.checked import rule_tables
+    from dialect.checked.rule_check import checked_rules
+
+    with screen.working("checking rules") as spinner:
+        reports = []
+        for report in checked_rules(args.places, args.rule, args.seed, args.instances):
+            reports.append(report)
+            spinner.update(text=f"checking rules, {len(reports)} done, {report.name} the last")
+    if args.json:
+        _print_json(rule_tables.facts(reports))
+    else:
+        screen.tables(rule_tables.tables(reports, refused=bool(args.rule)))
+    rule_tables.must_be_clean(reports)
+
+
 def passes(args: Arguments, screen: Screen) -> None:
     """Lists every pass, those of other packages included."""
     found = [_described(find_pass(name)) for name in pass_names()]
@@ -256,6 +274,7 @@ def _parser() -> argparse.ArgumentParser:
         ("opt", opt, (_add_file, _add_passes)),
         ("bisect", faults.bisect, (_add_function, _add_passes, faults.add_bisect)),
         ("reproduce", faults.reproduce, (faults.add_reproduce,)),
+        ("check-rules", check_rules, (_add_rules, _add_json)),
         ("passes", passes, (_add_json,)),
     ):
         about = inspect.getdoc(command)
@@ -316,6 +335,15 @@ def _add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default="-", help="a program's text (standard input)")
     parser.add_argument("--list-passes", action="store_true", help="the same as `passes`")
+
+
+def _add_rules(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    told = "a module, package, Python file or file of rules (all rules there are)"
+    add("places", nargs="*", default=("dialect", "passes"), metavar="MODULE", help=told)
+    add("--rule", metavar="NAME", help="one alone")
+    add("--seed", type=int, default=0, metavar="N", help="of the programs and numbers (0)")
+    add("--instances", type=int, default=20, metavar="N", help="programs each fires on (20)")
 
 
 def _add_passes(parser: argparse.ArgumentParser) -> None:

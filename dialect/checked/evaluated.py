@@ -40,3 +40,32 @@ def magnitude(array: Any) -> float:
     numbers = np.abs(np.asarray(array).astype(np.float64))
     numbers = numbers[np.isfinite(numbers)]
     return float(numbers.max()) if numbers.size else 0.0
+
+
+# Ops that reach infinity from finite numbers only where f64 has no larger number.
+_GROWS = frozenset(
+    """add sub mul square integer_pow pow exp exp2 expm1 cosh sinh contract dot_general reduce_sum
+    reduce_prod cumsum cumprod sqrt softmax""".split()
+)
+
+
+def overflows(graph: Graph, arrays: Sequence[Any]) -> bool:
+    """Whether some op that only grows makes infinity of finite numbers."""
+    results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    for op in graph.ops:
+        args = [results[arg] for arg in op.args]
+        results.update(zip(op.results, _applied(op, args)))
+        if op.name in _GROWS and not all(map(_is_finite, _applied(op, [*map(_finite, args)]))):
+            return True
+    return False
+
+
+def _finite(array: Any) -> Any:
+    """The array with ones where it is not finite."""
+    return array if _is_finite(array) else jnp.where(jnp.isfinite(array), array, 1)
+
+
+def _is_finite(array: Any) -> bool:
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return True
+    return bool(jnp.isfinite(jnp.asarray(array)).all())

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from dialect import attributes, dtypes
+from dialect.expanded import reference_graph
 from dialect.jaxpr import constant
 from rewrite import opdef
 from rewrite.errors import ShardwrightError
@@ -36,9 +38,32 @@ def lifted(graph: Graph) -> Graph:
     """`graph` computed in f64. Wants `jax.enable_x64`. Raises NotLiftable."""
     memo = {value: new_input(lifted_type(value.type)) for value in graph.inputs}
     inputs = tuple(memo.values())
+    return Graph(inputs, tuple(_outputs(graph, memo)))
+
+
+def _outputs(graph: Graph, memo: dict[Value, Value]) -> list[Value]:
+    """The outputs of `graph` lifted, of inputs that `memo` gives."""
     for op in graph.ops:
-        memo.update(zip(op.results, _lifted_op(op, memo).results))
-    return Graph(inputs, tuple(memo[value] for value in graph.outputs))
+        if _is_composite(op):
+            # Its reference may ask for f32 by name: lifted op by op, that is f64 too.
+            inner = _reference(op)
+            args = {value: memo[arg] for value, arg in zip(inner.inputs, op.args)}
+            memo.update(zip(op.results, _outputs(inner, args)))
+        else:
+            memo.update(zip(op.results, _lifted_op(op, memo).results))
+    return [memo[value] for value in graph.outputs]
+
+
+def _is_composite(op: Op) -> bool:
+    """Whether it is an op of ours: those say which attributes they take, JAX's take any."""
+    ours = opdef.lookup(op.name).attrs is not None
+    return ours and op.name != "const" and not op.regions
+
+
+def _reference(op: Op) -> Graph:
+    wide = any(value.type.dtype in ("i64", "u64", "f64", "c128") for value in op.args)
+    with jax.enable_x64(wide):
+        return reference_graph(op)
 
 
 def _lifted_op(op: Op, memo: dict[Value, Value]) -> Op:

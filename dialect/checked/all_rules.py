@@ -1,0 +1,89 @@
+"""Every rule of some packages, found by walking them: what checks all rules can forget none."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from dialect import usercode
+from dialect.normal.normal_form import normal_form
+from rewrite.rulefile import read_rules
+from rewrite.rules import Rule
+
+Family = tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class FoundRule:
+    """A rule, the module that defines it, and the sets of rules that it is used in."""
+
+    rule: Rule
+    module: str
+    families: tuple[Family, ...]
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+
+def all_rules(*places: str) -> list[FoundRule]:
+    """Every rule of these packages, modules, Python files and files of rules, each once.
+
+    Raises UsageError where there is none of that name, and what a file of rules is refused with.
+    """
+    texts = [place for place in places if place.endswith(".rules")]
+    modules = [m for place in places if place not in texts for m in _modules(place)]
+    return [*rules_of_modules(modules), *(each for place in texts for each in _of_text(place))]
+
+
+def rules_of_modules(modules: Sequence[ModuleType]) -> list[FoundRule]:
+    """Every rule that the modules hold, by itself or in a tuple, once."""
+    families = [family for module in modules for family in _families(module)]
+    homes: dict[Rule, str] = {}
+    for module in modules:  # those defined there, before those that are only used there
+        for rule in _members(module):
+            if _definer(rule) in (module.__name__, ""):
+                homes.setdefault(rule, module.__name__)
+    for family in families:
+        for rule in family:
+            homes.setdefault(rule, _definer(rule))
+    return [
+        FoundRule(rule, home, tuple(dict.fromkeys(f for f in families if rule in f)))
+        for rule, home in homes.items()
+    ]
+
+
+def _modules(place: str) -> Iterator[ModuleType]:
+    module = usercode.module_of(place)
+    yield module
+    for each in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+        yield importlib.import_module(each.name)
+
+
+def _of_text(place: str) -> list[FoundRule]:
+    rules = read_rules(Path(place).read_text(encoding="utf-8"), place, normal_form)
+    return [FoundRule(rule, place, (rules,)) for rule in rules]
+
+
+def _definer(rule: Rule) -> str:
+    """The module that wrote the rule; nothing where it was made by a function of the engine."""
+    name = getattr(rule.example, "__module__", "") or ""
+    return "" if name.startswith("rewrite.") else name
+
+
+def _members(module: ModuleType) -> Iterator[Rule]:
+    return (value for value in vars(module).values() if isinstance(value, Rule))
+
+
+def _families(module: ModuleType) -> Iterator[Family]:
+    """The rules that a module defines, and those that its tuples, lists and tables hold."""
+    own = [rule for rule in _members(module) if _definer(rule) in (module.__name__, "")]
+    yield tuple(own)
+    for value in vars(module).values():
+        held = list(value.values()) if isinstance(value, dict) else value
+        if isinstance(held, (tuple, list)) and any(isinstance(each, Rule) for each in held):
+            yield tuple(each for each in held if isinstance(each, Rule))

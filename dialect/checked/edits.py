@@ -1,0 +1,351 @@
+"""Small changes of a graph that leave it well typed: programs beside the one a rule is made for.
+
+An edit gets a graph and a source of chance, and gives another graph, or None where it has no place
+there. Types behind the change are inferred again; what they do not fit raises, and is no program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from dialect.checked.attribute_edits import other_attribute
+from dialect.dtypes import dtype_of
+from dialect.jaxpr import constant
+from dialect.lax import MAPS
+from dialect.values import in_dtype
+from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
+from rewrite.opdef import build, make, with_args
+
+Edit = Callable[[Graph, Random], Graph | None]
+Edge = tuple[Op | None, int]  # an op's argument by its number; an output of the graph where None
+
+NARROW = ("f32", "bf16", "f16", "f8_e4m3fn", "i8", "i16", "i32", "u8", "u32", "bool")
+WIDE = ("f64", "i64", "u64")
+_KIN = (
+    ("add", "sub", "mul", "max", "min", "div"),
+    ("eq", "ne", "lt", "le", "gt", "ge"),
+    ("and", "or", "xor"),
+    ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"),
+    ("exp", "exp2", "log", "tanh", "logistic", "sin", "cos", "abs", "neg", "square", "sign"),
+    ("sqrt", "rsqrt", "cbrt"),
+    ("floor", "ceil"),
+)
+_UNARY = ("neg", "abs", "square", "sqrt", "exp", "log", "floor", "sign", "not", "tanh", "logistic")
+_NUMBERS = (0, 1, -1, 2, 0.5, 1e-8, 1e-3, 255, 256, 300, 1e4, 1e9, -1e9, 1e30)
+_ENDLESS = (float("inf"), -float("inf"), float("nan"), -0.0)
+
+
+def edges(graph: Graph) -> list[Edge]:
+    """Every place where a value is read."""
+    inner = [(op, i) for op in graph.ops for i in range(len(op.args))]
+    return [*inner, *((None, i) for i in range(len(graph.outputs)))]
+
+
+def read_at(graph: Graph, edge: Edge) -> Value:
+    """The value that is read at an edge."""
+    op, place = edge
+    return graph.outputs[place] if op is None else op.args[place]
+
+
+def with_read(graph: Graph, edge: Edge, value: Value, inputs: Sequence[Value] = ()) -> Graph:
+    """The graph reading `value` at one edge; `inputs` are new inputs that the value is made of."""
+    at, place = edge
+
+    def changed(args: tuple[Value, ...]) -> tuple[Value, ...]:
+        return (*args[:place], value, *args[place + 1 :])
+
+    if at is None:
+        return Graph((*graph.inputs, *inputs), changed(graph.outputs))
+    made = with_args(at, changed(at.args))
+    return _replaced(graph, at, made, inputs)
+
+
+def _replaced(graph: Graph, old: Op, new: Op, inputs: Sequence[Value] = ()) -> Graph:
+    """The graph with an op replaced, everything behind it inferred again."""
+    memo = dict(zip(old.results, new.results, strict=True))
+    for op in graph.ops:
+        if op is not old and any(arg in memo for arg in op.args):
+            moved = with_args(op, tuple(memo.get(arg, arg) for arg in op.args))
+            memo.update(zip(op.results, moved.results, strict=True))
+    outputs = tuple(memo.get(value, value) for value in graph.outputs)
+    return Graph((*graph.inputs, *inputs), outputs)
+
+
+def _chosen(graph: Graph, random: Random) -> Edge:
+    return random.choice(edges(graph))
+
+
+def _op(graph: Graph, random: Random, fits: Callable[[Op], bool]) -> Op | None:
+    ops = [op for op in graph.ops if fits(op)]
+    return random.choice(ops) if ops else None
+
+
+# What is read.
+
+
+def swapped(graph: Graph, random: Random) -> Graph | None:
+    """Two arguments of an op change places, whether it commutes or not."""
+    op = _op(graph, random, lambda op: len(op.args) > 1)
+    if op is None:
+        return None
+    one, two = random.sample(range(len(op.args)), 2)
+    args = list(op.args)
+    args[one], args[two] = args[two], args[one]
+    return _replaced(graph, op, with_args(op, tuple(args)))
+
+
+def shared(graph: Graph, random: Random) -> Graph | None:
+    """Another value of the graph is read, one of the same type where there is one."""
+    edge = _chosen(graph, random)
+    known, at = read_at(graph, edge), edge[0]
+    before = graph.ops[: graph.ops.index(at)] if at is not None else graph.ops
+    values = [*graph.inputs, *(value for op in before for value in op.results)]
+    alike = [value for value in values if value.type == known.type and value != known]
+    if random.random() < 0.2:
+        alike = [value for value in values if value.type.dtype == known.type.dtype]
+    return with_read(graph, edge, random.choice(alike)) if alike else None
+
+
+def unshared(graph: Graph, random: Random) -> Graph:
+    """A fresh input is read in place of what was computed, or read before."""
+    edge = _chosen(graph, random)
+    fresh = new_input(read_at(graph, edge).type)
+    return with_read(graph, edge, fresh, [fresh])
+
+
+def thinner(graph: Graph, random: Random) -> Graph | None:
+    """A fresh input that is broadcast, by an op or by its reader."""
+    edge = _chosen(graph, random)
+    type_ = read_at(graph, edge).type
+    kept = tuple(size if random.random() < 0.5 else 1 for size in type_.shape)
+    fresh = new_input(Type(type_.dtype, random.choice([kept, kept, ()])))
+    value = fresh if random.random() < 0.4 else _broadcast(fresh, type_.shape)
+    return with_read(graph, edge, value, [fresh])
+
+
+def one_thin(graph: Graph, random: Random) -> Graph | None:
+    """Of the arguments of an elementwise op one is thin alone: the others give the shape."""
+    op = _op(
+        graph, random, lambda op: op.name in MAPS and len(op.args) > 1 and op.types[0].rank > 0
+    )
+    if op is None:
+        return None
+    thin, shape = random.randrange(len(op.args)), op.types[0].shape
+    kept = random.choice(((), tuple(random.choice((1, size)) for size in shape)))
+    fresh = new_input(Type(op.args[thin].type.dtype, kept))
+    args = [_broadcast(arg, shape) if arg.type.shape != shape else arg for arg in op.args]
+    args[thin] = fresh
+    return _replaced(graph, op, with_args(op, tuple(args)), [fresh])
+
+
+def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
+    places = tuple(range(len(shape) - value.type.rank, len(shape)))
+    return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
+
+
+def constant_read(graph: Graph, random: Random) -> Graph | None:
+    """A constant is read: a scalar, a scalar broadcast, an array, a counter, a mask as a number."""
+    edge = _chosen(graph, random)
+    type_ = read_at(graph, edge).type
+    if type_.dtype.startswith(("key", "c")):
+        return None
+    scalar = constant(number_for(type_.dtype, random), Type(type_.dtype, ()))
+    form = random.choice(("scalar", "splat", "array", "iota"))
+    if form == "scalar":
+        return with_read(graph, edge, scalar)
+    if form == "splat":
+        return with_read(graph, edge, _broadcast(scalar, type_.shape))
+    if form == "iota" and type_.shape and type_.dtype != "bool":
+        axis = random.randrange(type_.rank)
+        attrs = {"dtype": Symbol(type_.dtype), "shape": type_.shape, "dimension": axis}
+        return with_read(graph, edge, make("iota", **attrs, sharding=None))
+    numbers = [number_for(type_.dtype, random) for _ in range(type_.size)]
+    array = np.asarray(numbers).astype(dtype_of(type_.dtype)).reshape(type_.shape)
+    return with_read(graph, edge, constant(array, Type(type_.dtype, type_.shape)))
+
+
+def number_for(dtype: str, random: Random) -> Any:
+    """A number that the dtype holds, one of those that guards are about."""
+    kind = dtype_of(dtype)
+    if dtype == "bool":
+        return np.asarray(random.random() < 0.5)
+    pool = _NUMBERS if dtype[0] in "iu" else (*_NUMBERS, *_ENDLESS)
+    with np.errstate(all="ignore"):
+        picked = random.choice(pool)
+        if dtype[0] in "iu":
+            limits = np.iinfo(kind)
+            return np.asarray(int(min(max(picked, limits.min), limits.max)), kind)
+        return np.asarray(picked).astype(kind)
+
+
+def through(graph: Graph, random: Random) -> Graph | None:
+    """One more op stands on the way to a reader."""
+    edge = _chosen(graph, random)
+    value = _after_one_more(read_at(graph, edge), random)
+    return None if value is None else with_read(graph, edge, value)
+
+
+def _after_one_more(value: Value, random: Random) -> Value | None:
+    type_ = value.type
+    scalar = (
+        constant(number_for(type_.dtype, random), Type(type_.dtype, ())) if _plain(type_) else None
+    )
+    form = random.choice(
+        ("unary", "unary", "binary", "clip", "barrier", "reshape", "order", "rows")
+    )
+    if form == "unary":
+        return make(random.choice(_UNARY), value)
+    if form == "binary" and scalar is not None:
+        pair = (value, scalar) if random.random() < 0.7 else (scalar, value)
+        return make(random.choice(("mul", "add", "sub", "max", "min", "div")), *pair)
+    if form == "clip" and scalar is not None:
+        low = constant(np.asarray(0).astype(dtype_of(type_.dtype)), Type(type_.dtype, ()))
+        return make("clamp", low, value, scalar)
+    if form == "barrier":
+        return make(random.choice(("optimization_barrier", "stop_gradient", "copy")), value)
+    if form == "reshape":
+        at = random.randint(0, type_.rank)
+        sizes = (*type_.shape[:at], 1, *type_.shape[at:])
+        wider = make("reshape", value, new_sizes=sizes, dimensions=None, sharding=None)
+        if random.random() < 0.3:
+            return wider
+        return make("reshape", wider, new_sizes=type_.shape, dimensions=None, sharding=None)
+    if form == "order" and type_.rank > 1:
+        order = list(range(type_.rank))
+        random.shuffle(order)
+        return make("transpose", value, permutation=tuple(order))
+    if form == "rows" and type_.rank:
+        if random.random() < 0.5:
+            return make("rev", value, dimensions=(random.randrange(type_.rank),))
+        axis = random.randrange(type_.rank)
+        row = make("slice", value, **_cut(type_.shape, axis))
+        return _broadcast(row, type_.shape) if random.random() < 0.7 else row
+    return None
+
+
+def _cut(shape: tuple[int, ...], axis: int) -> dict[str, Any]:
+    limits = tuple(min(1, size) if d == axis else size for d, size in enumerate(shape))
+    return {"start_indices": (0,) * len(shape), "limit_indices": limits, "strides": None}
+
+
+def _plain(type_: Type) -> bool:
+    return not type_.dtype.startswith(("key", "c"))
+
+
+def converted(wide: bool) -> Edit:
+    """A conversion on the way to a reader, mostly there and back: what it loses is computed."""
+
+    def edit(graph: Graph, random: Random) -> Graph | None:
+        edge = _chosen(graph, random)
+        value = read_at(graph, edge)
+        other = random.choice(NARROW + WIDE if wide else NARROW)
+        if not _plain(value.type) or other == value.type.dtype:
+            return None
+        there = in_dtype(value, other)
+        back = there if random.random() < 0.25 else in_dtype(there, value.type.dtype)
+        return with_read(graph, edge, back)
+
+    return edit
+
+
+# What is computed.
+
+
+def another_constant(graph: Graph, random: Random) -> Graph | None:
+    """A constant, a little off or another altogether."""
+    op = _op(graph, random, lambda op: op.name == "const" and not op.types[0].shape)
+    if op is None or not _plain(op.types[0]):
+        return None
+    type_, known = op.types[0], op["value"]
+    if type_.dtype == "bool" or not isinstance(known, (int, float)):
+        return _replaced(graph, op, constant(number_for(type_.dtype, random), type_).op)
+    near = (known + 1, known - 1, known * 2, -known, known * 1.01, known * 0.99, known * 1.00001)
+    kind = dtype_of(type_.dtype)
+    with np.errstate(all="ignore"):
+        number = random.choice(near) if random.random() < 0.6 else number_for(type_.dtype, random)
+        if type_.dtype[0] in "iu":
+            limits = np.iinfo(kind)
+            number = int(min(max(int(number), limits.min), limits.max))
+        return _replaced(graph, op, constant(np.asarray(number).astype(kind), type_).op)
+
+
+def renamed(graph: Graph, random: Random) -> Graph | None:
+    """An op becomes another of its kind."""
+    op = _op(graph, random, lambda op: _kin(op.name) != ())
+    if op is None:
+        return None
+    name = random.choice([name for name in _kin(op.name) if name != op.name])
+    made = build(name, *op.args, **_attributes_of(name, op))
+    return _replaced(graph, op, made)
+
+
+def _kin(name: str) -> tuple[str, ...]:
+    return next((group for group in _KIN if name in group), ())
+
+
+def _attributes_of(name: str, op: Op) -> dict[str, Any]:
+    """The attributes of `op` that another op of its kind takes."""
+    reduces = name.startswith("reduce_")
+    return {key: value for key, value in op.attrs if reduces}
+
+
+def other_attributes(graph: Graph, random: Random) -> Graph | None:
+    """An axis, an order, a dtype, a mode or a number among an op's attributes becomes another."""
+    op = _op(graph, random, lambda op: bool(op.attrs) and op.name != "const")
+    if op is None:
+        return None
+    name, value = random.choice(op.attrs)
+    attrs = {**dict(op.attrs), name: other_attribute(name, value, random)}
+    made = build(op.name, *op.args, regions=op.regions, **attrs)
+    return _replaced(graph, op, made)
+
+
+# Who else reads it.
+
+
+def read_elsewhere(graph: Graph, random: Random) -> Graph | None:
+    """What was computed on the way is a result as well."""
+    op = _op(graph, random, lambda op: op.name != "const")
+    return None if op is None else Graph(graph.inputs, (*graph.outputs, random.choice(op.results)))
+
+
+def inside(edit: Edit) -> Edit:
+    """The edit in the body of a loop or a branch."""
+
+    def edited(graph: Graph, random: Random) -> Graph | None:
+        op = _op(graph, random, lambda op: bool(op.regions))
+        if op is None:
+            return None
+        place = random.randrange(len(op.regions))
+        body = edit(op.regions[place], random)
+        if body is None or len(body.inputs) != len(op.regions[place].inputs):
+            return None
+        regions = (*op.regions[:place], body, *op.regions[place + 1 :])
+        made = build(op.name, *op.args, regions=regions, **dict(op.attrs))
+        return _replaced(graph, op, made) if made.types == op.types else None
+
+    return edited
+
+
+def edits(graph: Graph, wide: bool) -> list[tuple[Edit, float]]:
+    """Every edit of such a graph and how often it is drawn; `wide` where 64 bits are on."""
+    flat = [
+        (swapped, 1.0),
+        (shared, 1.5),
+        (unshared, 1.0),
+        (thinner, 1.0),
+        (one_thin, 1.0),
+        (constant_read, 1.5),
+        (through, 2.0),
+        (converted(wide), 1.5),
+        (another_constant, 1.5),
+        (renamed, 1.0),
+        (other_attributes, 1.5),
+        (read_elsewhere, 0.3),
+    ]
+    loops = any(op.regions for op in graph.ops)
+    return flat + [(inside(edit), weight) for edit, weight in flat if loops]

@@ -1,0 +1,68 @@
+"""The form on which a rule fires: its example as it is traced, or after the rules that run before.
+
+Most rules fire on what a function traces to. Others read what the normal form leaves, or what the
+rules of their own set have made: then those go first, without the rule itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from dialect.checked.all_rules import Family, FoundRule
+from dialect.dtypes import struct_of
+from dialect.jaxpr import trace_graph
+from dialect.normal.normal_form import RULES as NORMAL_FORM
+from rewrite.driver import Report, rewrite
+from rewrite.errors import ShardwrightError
+from rewrite.ir import Graph, Type
+from rewrite.rules import Rule
+
+
+class NeverFires(ShardwrightError):
+    """A rule's example is in no form that it fires on."""
+
+
+def example_graph(rule: Rule) -> Graph:
+    """What the rule's example traces to."""
+    return traced(rule, [Type.parse(text) for text in rule.types])
+
+
+def traced(rule: Rule, types: Iterable[Type]) -> Graph:
+    """The example of a rule at other types; whatever its function raises there is raised."""
+    return trace_graph(
+        lambda *arrays: jax.tree.leaves(rule.example(*arrays)), *map(struct_of, types)
+    )
+
+
+def fires(rule: Rule, graph: Graph) -> bool:
+    """Whether the rule, alone, fires on a graph: also where it fails, or does not end."""
+    report = Report()
+    try:
+        rewrite(graph, [rule], report)
+    except Exception:
+        return True
+    return rule.name in report.fired
+
+
+def first_rules(found: FoundRule) -> Family:
+    """The rules that bring the example to the form on which the rule fires. Raises NeverFires."""
+    graph = example_graph(found.rule)
+    for first in _orders(found):
+        if fires(found.rule, brought(graph, first)):
+            return first
+    raise NeverFires(f"the example of {found.name} is in no form on which it fires")
+
+
+def brought(graph: Graph, first: Family) -> Graph:
+    """The graph after these rules."""
+    return rewrite(graph, first) if first else graph
+
+
+def _orders(found: FoundRule) -> Iterator[Family]:
+    """What may go first: nothing, the normal form, the normal form with each of its own sets."""
+    yield ()
+    for family in ((), *sorted(found.families, key=len)):
+        both = dict.fromkeys((*NORMAL_FORM, *family))
+        yield tuple(each for each in both if each != found.rule)

@@ -1,0 +1,78 @@
+"""Programs in the neighbourhood of a rule: its example at other types, edited here and there.
+
+Guards matter beside the pattern, not in it, so that is where programs are drawn: a variant of the
+example, brought to the form on which the rule fires, with no edit, one or a few. A program is drawn
+from the rule's name, a seed and a number alone, so that each can be drawn again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+import jax
+
+from dialect.checked.all_rules import Family, FoundRule
+from dialect.checked.edits import edits
+from dialect.checked.forms import brought
+from dialect.checked.variants import is_wide, variant
+from rewrite.errors import ShardwrightError
+from rewrite.ir import Graph
+from rewrite.rules import Rule
+from rewrite.verify import verify
+
+_VARIANTS = 40  # of an example, itself included: as many as its arrays are compiled for
+_MOST_OPS = 120
+_MOST_ELEMENTS = 4096
+# What an edit's types may not fit, told by JAX or by the IR.
+_UNFIT = (ShardwrightError, TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError)
+_UNFIT = (*_UNFIT, NotImplementedError, OverflowError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A program to try a rule on; `wide` where it wants JAX with 64 bits."""
+
+    graph: Graph
+    wide: bool
+
+
+def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighbour | None:
+    """The program of this number; None where its edits fit no types. Number 0 is the example."""
+    random = Random(f"{found.name} {seed} {number}")
+    chosen = 0 if number == 0 or random.random() < 0.4 else random.randrange(1, _VARIANTS)
+    traced = variant(found.rule, chosen)
+    if traced is None:
+        return None
+    wide = is_wide([value.type for value in traced.inputs])
+    many = 0 if number == 0 else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
+    early = bool(first) and random.random() < 0.3
+    with jax.enable_x64(wide):
+        try:
+            graph = _edited(traced, many if early else 0, wide, random)
+            graph = brought(graph, first) if early else _brought(found.rule, chosen, first)
+            graph = _edited(graph, 0 if early else many, wide, random)
+            verify(graph)
+        except _UNFIT:
+            return None
+    small = graph.op_count <= _MOST_OPS and all(
+        type_.size <= _MOST_ELEMENTS for op in graph.ops for type_ in op.types
+    )
+    return Neighbour(graph, wide) if small else None
+
+
+@lru_cache(maxsize=1024)
+def _brought(rule: Rule, chosen: int, first: Family) -> Graph:
+    return brought(variant(rule, chosen), first)
+
+
+def _edited(graph: Graph, many: int, wide: bool, random: Random) -> Graph:
+    pool, weights = zip(*edits(graph, wide))
+    for _ in range(many):
+        for _ in range(4):  # not every edit has a place in every program
+            made = random.choices(pool, weights)[0](graph, random)
+            if made is not None:
+                graph = made
+                break
+    return graph

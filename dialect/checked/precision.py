@@ -1,0 +1,66 @@
+"""How exactly two sides of a rule can be compared, told from their graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dialect import attributes, dtypes
+from rewrite.ir import Graph, Opaque
+
+# Where the least rounding of an argument may turn a result altogether.
+_TURNS = frozenset(
+    """floor ceil round sign eq ne lt le gt ge argmax argmin sort rem is_finite quantize
+    quantize_tokens rounded top_k weight_scale""".split()
+)
+
+
+def turns(graph: Graph) -> bool:
+    """Whether some op takes steps: its result is no continuous function of its floats."""
+    return any(op.name in _TURNS or _to_integers(op) for op, _ in graph.walk())
+
+
+def _to_integers(op: Any) -> bool:
+    converts = op.name == "convert_element_type"
+    return converts and _is_float(op.args[0].type.dtype) and not _is_float(op.types[0].dtype)
+
+
+def narrowest_step(graph: Graph) -> float:
+    """The relative step of the narrowest float of a graph; 0 where it has none."""
+    kinds = {type_.dtype for op, _ in graph.walk() for type_ in op.types}
+    kinds |= {value.type.dtype for value in graph.inputs}
+    return max((_step(dtype) for dtype in kinds), default=0.0)
+
+
+def _step(dtype: str) -> float:
+    if dtype == "c64":
+        return _step("f32")
+    return float(jnp.finfo(dtypes.dtype_of(dtype)).eps) if _is_float(dtype) else 0.0
+
+
+def _is_float(dtype: str) -> bool:
+    return dtypes.is_dtype(dtype) and jnp.issubdtype(dtypes.dtype_of(dtype), jnp.floating)
+
+
+def new_constants(before: Graph, after: Graph) -> float:
+    """How inexact the constants are that a rewrite computed: in the reals they are not rounded."""
+    known, steps = _constants(before), [0.0]
+    for number, dtype in _constants(after).items():
+        if number not in known:
+            steps.append(_step(dtype) * 32)
+    return max(steps)
+
+
+def _constants(graph: Graph) -> dict[float, str]:
+    """Every number that a float constant holds, and its dtype."""
+    numbers: dict[float, str] = {}
+    for op, _ in graph.walk():
+        if op.name != "const" or not _is_float(op.types[0].dtype):
+            continue
+        value = op["value"]
+        array = np.asarray(value.payload if isinstance(value, Opaque) else attributes.decode(value))
+        for number in array.astype(np.float64).ravel().tolist():
+            numbers.setdefault(number, op.types[0].dtype)
+    return numbers
