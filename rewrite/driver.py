@@ -21,13 +21,19 @@ _DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs t
 
 @dataclass
 class Report:
-    """What happened: how often each rule fired, and where each only nearly did."""
+    """What happened: how often each rule fired, and where each only nearly did.
+
+    `needs` has what rules that fired ask of their operands, and proved.
+    """
 
     fired: dict[str, int] = field(default_factory=dict)
+    needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     near: dict[str, dict[Op, Miss]] = field(default_factory=dict)
 
     def count(self, rule: Rule) -> None:
         self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
+        if rule.needs:
+            self.needs[rule.name] = rule.needs
 
     def missed(self, rule: Rule, miss: Miss, op: Op) -> None:
         self.near.setdefault(rule.name, {})[op] = miss
@@ -50,7 +56,10 @@ class Report:
 
     def notes(self) -> tuple[str, ...]:
         """One line per rule that fired, one per rule that only nearly did."""
-        lines = [f"{name}: {count}" for name, count in sorted(self.fired.items())]
+        lines = []
+        for name, count in sorted(self.fired.items()):
+            proven = f", proven: {', '.join(self.needs[name])}" if name in self.needs else ""
+            lines.append(f"{name}: {count}{proven}")
         for name, (miss, origin) in sorted(self.misses.items()):
             if name not in self.fired:
                 where = f" at {origin.source}" if origin.source else ""

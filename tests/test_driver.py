@@ -14,6 +14,7 @@ from jax import lax
 from dialect import control, framework  # noqa: F401  (define the ops)
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
+from dialect.normal.arithmetic_rules import max_of_more
 from rewrite.driver import Report, rewrite
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Origin, Type, Value, new_input
@@ -264,3 +265,10 @@ def test_substitute_inlines() -> None:
     assert total.op.origin == Origin("here")
     with pytest.raises(ValueError):
         substitute(inner, [a])
+
+
+def test_what_a_rule_needs_and_proved_is_noted() -> None:
+    report = Report()
+    graph = trace_graph(lambda x: [jnp.maximum(jnp.abs(x), 0.0)], jnp.ones(4))
+    rewrite(graph, [max_of_more], report)
+    assert report.notes() == ("max_of_more: 1, proven: no less",)
