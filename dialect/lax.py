@@ -12,12 +12,11 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import numpy as np
 
-from dialect import dtypes, primitives
+from dialect import constants, dtypes, primitives  # noqa: F401  (defines const)
 from dialect.attributes import decode
 from rewrite import opdef
-from rewrite.ir import Graph, Op, Opaque, Type
+from rewrite.ir import Graph, Op, Type
 from rewrite.opdef import OpDef
 from rewrite.signature import Array, Signature, opaque
 
@@ -32,8 +31,8 @@ ELEMENTWISE = frozenset(
 )
 # Each result element depends on the argument elements at its place, and on nothing else.
 MAPS = ELEMENTWISE - {"sharding_constraint", "optimization_barrier"}
-# Broadcasts an axis of size one against a longer one; select_n and clamp insist on equal shapes.
-BROADCASTING = ELEMENTWISE - {"select_n", "clamp"}
+# Broadcasts a scalar, or an axis of size one, against a longer one; the others want equal shapes.
+BROADCASTING = MAPS - {"select_n", "clamp", "add_any"}
 # All read and write the same value; they differ in what autodiff or a scheduler thinks of them.
 IDENTITIES = frozenset({"copy", "name", "stop_gradient"})
 
@@ -106,6 +105,8 @@ def _squeeze(op: Op) -> Signature:
 
 
 def _reshape(op: Op) -> Signature:
+    if op.get("dimensions") is not None:  # it is transposed first
+        return _unknown(op)
     return reshape_signature(op.args[0].type.shape, op.types[0].shape)
 
 
@@ -114,8 +115,11 @@ def reshape_signature(old: tuple[int, ...], new: tuple[int, ...]) -> Signature:
     """How a reshape splits and merges axes: `(8, 32) -> (8, 4, 8)` is `a (b c) -> a b c`.
 
     Both shapes are read from the left; whatever divides evenly is one axis. Where neither side
-    divides the other (6, 4 -> 4, 6), the axes are torn and needed whole.
+    divides the other (6, 4 -> 4, 6), the axes are torn and needed whole; so are those of an array
+    without elements, which may become any others.
     """
+    if 0 in old:
+        return opaque((len(old),), (len(new),))
     left: list[list[str]] = [[] for _ in old]
     right: list[list[str]] = [[] for _ in new]
     fresh = (f"x{number}" for number in range(len(old) + len(new)))
@@ -129,7 +133,7 @@ def reshape_signature(old: tuple[int, ...], new: tuple[int, ...]) -> Signature:
             rest_left, i = old[i], i + 1
         while rest_right == 1 and j < len(new):
             rest_right, j = new[j], j + 1
-        if rest_left == rest_right == 1 or 0 in (rest_left, rest_right):
+        if rest_left == rest_right == 1:
             return Signature((tuple(map(tuple, left)),), (tuple(map(tuple, right)),))
         small, large = sorted((rest_left, rest_right))
         if large % small:
@@ -376,23 +380,4 @@ def _resolve(name: str) -> OpDef | None:
     )
 
 
-def _constant(value: Any, type: Type) -> Any:
-    if isinstance(value, Opaque):
-        return value.payload
-    value = decode(value)
-    if type.weak and not type.shape:
-        return value
-    return np.asarray(value, dtypes.dtype_of(type.dtype)).reshape(type.shape)
-
-
 opdef.resolve_with(_resolve)
-CONST = opdef.define(
-    OpDef(
-        name="const",
-        signature=lambda op: Signature((), (tuple(() for _ in op.types[0].shape),)),
-        infer=lambda types, attrs, regions: (attrs["type"],),
-        reference=_constant,
-        attrs=("value", "type"),
-        doc="A constant. Small ones print their content, large ones are handles.",
-    )
-)

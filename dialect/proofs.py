@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import attributes, dtypes
+from dialect import dtypes
+from dialect.constants import CONST
 from dialect.values import number
 from rewrite.ir import Op, Value
 
@@ -44,6 +45,44 @@ def is_within(value: Value, low: float, high: float) -> bool:
     return not found.nan and low <= found.low and found.high <= high
 
 
+def has_no_sign(value: Value) -> bool:
+    """Whether every element is NaN or a number without a minus: 0.0 or more, and not -0.0."""
+    return range_of(value).low >= 0 and is_never_minus_zero(value)
+
+
+def is_never_minus_zero(value: Value, deepest: int = _DEEPEST) -> bool:
+    """Whether no element can be -0.0, which roots and reciprocals tell from 0.0."""
+    op, dtype = value.op, value.type.dtype
+    if not _is_float(dtype):
+        return _is_real(dtype)
+    low, high, _ = range_of(value)
+    if low > 0 or high < 0 or op.name in _NEVER_MINUS_ZERO:
+        return True
+    if deepest == 0 or len(op.types) > 1:
+        return False
+    if op.name == "const":
+        array = _content(op)
+        return not (np.signbit(array) & (array == 0)).any()
+    below = [is_never_minus_zero(arg, deepest - 1) for arg in op.args]
+    if op.name == "add":  # -0.0 + -0.0
+        return any(below)
+    if op.name == "sub":  # -0.0 - 0.0
+        return below[0]
+    if op.name in ("mul", "div", "convert_element_type"):  # what is too small keeps its sign
+        return all(below) and all(range_of(arg).low >= 0 for arg in op.args)
+    return op.name in _CHOOSING and all(below)
+
+
+_NEVER_MINUS_ZERO = frozenset({"abs", "square", "exp", "exp2", "logistic", "iota"})
+_LAYOUT = frozenset(
+    """broadcast_in_dim reshape transpose squeeze expand_dims slice rev tile stop_gradient
+    optimization_barrier known shared""".split()
+)
+# Each element of the result is an element of an argument, or a sum of them.
+_CHOOSING = _LAYOUT | {"max", "min", "clamp", "select_n", "concatenate", "stack", "pad"}
+_CHOOSING |= {"reduce_sum", "reduce_max", "reduce_min"}
+
+
 def range_of(value: Value) -> Range:
     """The proven range of the elements of an array; anything for one that holds no numbers."""
     return _range_of(value, _DEEPEST, {})
@@ -54,10 +93,10 @@ def _range_of(value: Value, deepest: int, proven: dict[Op, Range]) -> Range:
         return proven[value.op]
     widest = anything(value.type.dtype)
     derive = _RULES.get(value.op.name)
-    if derive is None or deepest == 0 or len(value.op.types) > 1:
+    if derive is None or deepest == 0 or len(value.op.types) > 1 or not _is_real(value.type.dtype):
         return widest
     arguments = [_range_of(arg, deepest - 1, proven) for arg in value.op.args]
-    proven[value.op] = _held(derive(value.op, arguments), widest)
+    proven[value.op] = _held(derive(value.op, arguments), value.type.dtype)
     return proven[value.op]
 
 
@@ -74,41 +113,66 @@ def anything(dtype: str) -> Range:
     return Range(-math.inf, math.inf, True)
 
 
-def _largest(dtype: str) -> float:
-    """The largest finite number of a float dtype."""
-    kind = dtypes.dtype_of(dtype)
-    return float(jnp.finfo(kind).max) if jnp.issubdtype(kind, jnp.floating) else math.inf
-
-
-def _held(derived: Range, widest: Range) -> Range:
-    """`derived`, where the dtype holds it: integers that could wrap may be anything."""
-    if widest.nan:
+def _held(derived: Range, dtype: str) -> Range:
+    """`derived`, where the dtype holds it: integers that could wrap may be anything, and so may
+    floats of a format without infinity."""
+    widest = anything(dtype)
+    if _has_infinity(dtype):
         return derived
-    fits = widest.low <= derived.low and derived.high <= widest.high and not derived.nan
+    least, most = (widest.low, widest.high) if not widest.nan else (-_largest(dtype), _largest(dtype))
+    fits = least <= derived.low and derived.high <= most and derived.nan <= widest.nan
     return derived if fits else widest
 
 
+def _has_infinity(dtype: str) -> bool:
+    """Whether what is too large for the dtype is infinite: not where it wraps, or becomes NaN."""
+    return _is_float(dtype) and bool(np.isinf(np.asarray(np.inf, dtypes.dtype_of(dtype))))
+
+
+def _largest(dtype: str) -> float:
+    """The largest finite number of a float dtype."""
+    return float(jnp.finfo(dtypes.dtype_of(dtype)).max)
+
+
 def _rounded(op: Op, low: float, high: float, nan: bool = False) -> Range:
-    """The range as floats of the result's dtype: beyond its largest number lies infinity."""
-    if nan or math.isnan(low) or math.isnan(high):
-        return anything(op.types[0].dtype)
-    largest = _largest(op.types[0].dtype)
-    low = -math.inf if low < -largest else min(low, largest)
-    high = math.inf if high > largest else max(high, -largest)
-    return Range(low, high)
+    """The range as numbers of the result's dtype: beyond its largest float lies infinity.
+
+    An end may be rounded outward, and where XLA computes with more digits it is not rounded.
+    """
+    dtype = op.types[0].dtype
+    if not _is_float(dtype):
+        return Range(low, high, nan)
+    return Range(min(low, _nearest(low, dtype)), max(high, _nearest(high, dtype)), nan)
+
+
+def _nearest(number: float, dtype: str) -> float:
+    """The number of a float dtype that is nearest: infinity beyond its largest."""
+    largest = _largest(dtype)
+    if abs(number) > largest:
+        return math.copysign(math.inf, number)
+    return float(np.asarray(number, np.float64).astype(dtypes.dtype_of(dtype)))
+
+
+def _content(op: Op) -> np.ndarray:
+    """The elements of a constant."""
+    return np.asarray(CONST.reference(**dict(op.attrs)))
 
 
 def _const(op: Op, _: list[Range]) -> Range:
-    array = np.asarray(attributes.decode(op["value"]))
-    if array.size == 0 or not _is_real(op.types[0].dtype):
-        return anything(op.types[0].dtype)
+    array = _content(op)
     numbers = array if array.dtype.kind in "biu" else array.astype(np.float64)
-    nan = bool(np.isnan(numbers).any())
-    return anything(op.types[0].dtype) if nan else Range(numbers.min().item(), numbers.max().item())
+    real = numbers[~np.isnan(numbers)]
+    if real.size == 0:
+        return anything(op.types[0].dtype)
+    return Range(real.min().item(), real.max().item(), real.size < numbers.size)
 
 
 def _is_real(dtype: str) -> bool:
     return dtypes.is_dtype(dtype) and not dtype.startswith("c")
+
+
+def _is_float(dtype: str) -> bool:
+    return _is_real(dtype) and jnp.issubdtype(dtypes.dtype_of(dtype), jnp.floating)
 
 
 def _union(op: Op, args: list[Range]) -> Range:
@@ -122,8 +186,9 @@ def _ends(op: Op, args: list[Range], of: Callable[[float, float], float]) -> Ran
     """A function that is monotone in either argument: its range lies between its corners."""
     (a, b, one_nan), (c, d, two_nan) = args
     corners = [of(x, y) for x in (a, b) for y in (c, d)]
-    nan = one_nan or two_nan or any(math.isnan(x) for x in corners)
-    return _rounded(op, min(corners), max(corners), nan)
+    if any(math.isnan(x) for x in corners):
+        return anything(op.types[0].dtype)
+    return _rounded(op, min(corners), max(corners), one_nan or two_nan)
 
 
 def _times(x: float, y: float) -> float:
@@ -138,21 +203,25 @@ def _mul(op: Op, args: list[Range]) -> Range:
     return _ends(op, args, _times)
 
 
+def _div(op: Op, args: list[Range]) -> Range:
+    low, high, _ = args[1]
+    if low <= 0 <= high or not anything(op.types[0].dtype).nan:
+        return anything(op.types[0].dtype)  # by zero, or of integers
+    return _ends(op, args, lambda x, y: x / y)
+
+
 def _convert(op: Op, args: list[Range]) -> Range:
-    source, widest = args[0], anything(op.types[0].dtype)
+    (low, high, nan), widest = args[0], anything(op.types[0].dtype)
     if widest.nan:
-        return _rounded(op, *source)
-    if source.nan or math.inf in (-source.low, source.high):
+        return _rounded(op, low, high, nan)
+    if nan or math.inf in (-low, high) or op.types[0].dtype == "bool":
         return widest
-    return Range(math.trunc(source.low), math.trunc(source.high))
+    return Range(math.trunc(low), math.trunc(high))
 
 
 def _clamp(op: Op, args: list[Range]) -> Range:
-    least, source, most = args
-    if least.nan or most.nan:
-        return anything(op.types[0].dtype)
-    low, high = max(least.low, min(source.low, most.low)), min(most.high, source.high)
-    return Range(min(low, most.low), max(high, least.low, most.low), source.nan)
+    (a, b, _), (low, high, _), (c, d, _) = args
+    return Range(min(max(a, low), c), min(max(b, high), d), any(each.nan for each in args))
 
 
 def _abs(op: Op, args: list[Range]) -> Range:
@@ -170,6 +239,33 @@ def _between(low: float, high: float) -> Callable[[Op, list[Range]], Range]:
     return lambda op, args: Range(low, high, args[0].nan)
 
 
+def _sqrt(op: Op, args: list[Range]) -> Range:
+    low, high, nan = args[0]
+    low, high = (math.sqrt(max(0, end)) for end in (low, high))
+    return _rounded(op, low, high, nan or args[0].low < 0)
+
+
+def _rsqrt(op: Op, args: list[Range]) -> Range:
+    low, _, nan = args[0]
+    return Range(0, math.inf, nan) if low > 0 else anything(op.types[0].dtype)  # -0.0 gives -inf
+
+
+def _sum(op: Op, args: list[Range]) -> Range:
+    """Of n terms: each is added with an error of at most its own size."""
+    low, high, nan = args[0]
+    terms = op.args[0].type.size // max(1, op.types[0].size)
+    if low < 0 < high and math.inf in (-low, high):
+        return anything(op.types[0].dtype)
+    ends = (0, low, high, 2 * terms * low, 2 * terms * high)
+    found = _rounded(op, min(ends), max(ends), nan)
+    mixed = low < 0 < high and not -math.inf < found.low <= found.high < math.inf
+    return anything(op.types[0].dtype) if mixed else found
+
+
+def _extreme(op: Op, args: list[Range]) -> Range:
+    return args[0] if op.args[0].type.size else anything(op.types[0].dtype)
+
+
 def _wave(op: Op, args: list[Range]) -> Range:
     return Range(-1, 1, args[0].nan or math.inf in (-args[0].low, args[0].high))
 
@@ -184,17 +280,23 @@ def _rem(op: Op, args: list[Range]) -> Range:
 
 _RULES: dict[str, Callable[[Op, list[Range]], Range]] = {
     "const": _const,
-    "iota": lambda op, _: Range(0, max(0, op.types[0].shape[op["dimension"]] - 1)),
+    "iota": lambda op, _: _rounded(op, 0, max(0, op.types[0].shape[op["dimension"]] - 1)),
     "convert_element_type": _convert,
     "neg": lambda op, args: Range(-args[0].high, -args[0].low, args[0].nan),
     "add": lambda op, args: _ends(op, args, lambda x, y: x + y),
     "sub": lambda op, args: _ends(op, args, lambda x, y: x - y),
     "mul": _mul,
+    "div": _div,
     "max": lambda op, args: Range(*map(max, *args)),
     "min": lambda op, args: Range(*map(min, *(ends[:2] for ends in args)), any(r.nan for r in args)),
     "clamp": _clamp,
     "abs": _abs,
     "square": _square,
+    "sqrt": _sqrt,
+    "rsqrt": _rsqrt,
+    "reduce_sum": _sum,
+    "reduce_max": _extreme,
+    "reduce_min": _extreme,
     "rem": _rem,
     "select_n": lambda op, args: _union(op, args[1:]),
     "exp": _between(0, math.inf),
@@ -205,22 +307,5 @@ _RULES: dict[str, Callable[[Op, list[Range]], Range]] = {
     "stack": _union,
     "concatenate": _union,
     "pad": _union,
-    **dict.fromkeys(
-        (
-            "broadcast_in_dim",
-            "reshape",
-            "transpose",
-            "squeeze",
-            "expand_dims",
-            "slice",
-            "rev",
-            "tile",
-            "stop_gradient",
-            "optimization_barrier",
-            "reduce_precision",
-            "known",
-            "shared",
-        ),
-        lambda op, args: args[0],
-    ),
+    **dict.fromkeys(_LAYOUT, lambda op, args: args[0]),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewrite.ir import Symbol, Value
+from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 
 
@@ -16,6 +16,14 @@ def in_dtype(value: Value, dtype: str) -> Value:
     if value.type.dtype == dtype:
         return value
     return make("convert_element_type", value, new_dtype=Symbol(dtype), weak_type=False)
+
+
+def in_shape(value: Value, shape: tuple[int, ...]) -> Value:
+    """A scalar, or a value of the same rank, broadcast to a shape along its axes of size one."""
+    if value.type.shape == shape:
+        return value
+    places = tuple(range(value.type.rank))
+    return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
 
 
 def is_splat(value: Value) -> bool:
@@ -38,18 +46,40 @@ def through(value: Value, *names: str) -> Value:
     return value
 
 
-def mean_of(value: Value) -> Value | None:
-    """x where the value is mean(x) over some axes, kept or not: a sum over them, divided."""
-    value = through(value, "reshape", "convert_element_type")
-    if value.op.name not in ("div", "mul"):
-        return None
-    count, total = number(value.op.args[1]), through(value.op.args[0], "reshape")
-    if count is None or total.op.name != "reduce_sum":
-        return None
-    source = through(total.op.args[0], "convert_element_type")
-    size = source.type.size // max(1, total.type.size)
-    expected = size if value.op.name == "div" else 1 / size
-    return source if abs(count - expected) <= 1e-2 * expected else None
+# What these hold are real numbers: a conversion from one to another computes nothing but rounds.
+# Formats of eight bits and fewer are quantisation.
+REALS = ("f64", "f32", "bf16", "f16")
+
+
+def unrounded(value: Value, *names: str) -> Value:
+    """What lies behind conversions between floats, the identity on the reals, and these ops."""
+    while value.op.name in names or _only_rounds(value.op):
+        value = value.op.args[0]
+    return value
+
+
+def _only_rounds(op: Op) -> bool:
+    if op.name != "convert_element_type":
+        return False
+    return op.types[0].dtype in REALS and op.args[0].type.dtype in REALS
+
+
+# What these hold are real numbers: a conversion from one to another computes nothing but rounds.
+# Formats of eight bits and fewer are quantisation.
+REALS = ("f64", "f32", "bf16", "f16")
+
+
+def unrounded(value: Value, *names: str) -> Value:
+    """What lies behind conversions between floats, the identity on the reals, and these ops."""
+    while value.op.name in names or _only_rounds(value.op):
+        value = value.op.args[0]
+    return value
+
+
+def _only_rounds(op: Op) -> bool:
+    if op.name != "convert_element_type":
+        return False
+    return op.types[0].dtype in REALS and op.args[0].type.dtype in REALS
 
 
 def one_hot_of(value: Value) -> tuple[Value, int, int] | None:

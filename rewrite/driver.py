@@ -138,11 +138,22 @@ class _Driver:
                 made = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
                 if made == op.results or not allowed(rule, op, made):
                     continue
+                _check_types(made, op, rule)
                 self.report.count(rule)
                 return _signed(made, op, rule)
         for rule, miss in misses:  # where another rule fired, nothing was missed
             self.report.missed(rule, miss, op)
         return None
+
+
+def _check_types(made: tuple[Value, ...], op: Op, rule: Rule) -> None:
+    """Raises InvalidProgram where a rule gives arrays of other shapes or dtypes."""
+    types = tuple(value.type for value in made)
+    if [(t.dtype, t.shape) for t in types] == [(t.dtype, t.shape) for t in op.types]:
+        return
+    was, would = (", ".join(map(str, each)) for each in (op.types, types))
+    told = f"the rule {rule.name} would turn {op.name} of type {was} into {would}"
+    raise InvalidProgram(told, where=op.origin.source)
 
 
 def _fresh_ops(made: tuple[Value, ...], done: dict[Value, Value]) -> list[Op]:

@@ -6,44 +6,58 @@ squared distance from the mean. What reorders a sum or a product says that it ke
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dialect import lax
+from dialect.averages import average_of
 from dialect.jaxpr import constant
-from dialect.values import mean_of, number, reshaped, through
+from dialect.proofs import has_no_sign, is_never_minus_zero, range_of
+from dialect.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make
-from rewrite.rules import Outcome, local
+from rewrite.rules import Miss, Outcome, local
 
 _LARGEST_FOLDED = 64  # elements; larger constants would not be printed
+
+
+def _has_sign(op: Op) -> bool:
+    """Whether a sign means the same inside and outside: not in a complex product, whose zeros get
+    theirs from a difference, nor in a format of powers of two."""
+    return op.types[0].dtype not in ("c64", "c128", "f8_e8m0fnu")
 
 
 def _same_type(value: Value, op: Op) -> bool:
     return value.type.shape == op.types[0].shape and value.type.dtype == op.types[0].dtype
 
 
-@local("max", example=lambda x: jnp.maximum(x, -jnp.inf), types=("f32[4]",))
-def max_with_minus_infinity(op: Op) -> Outcome:
-    """max(x, -inf)  ->  x"""
+@local(
+    "max",
+    example=lambda x: jnp.maximum(jnp.mean(x * x), 0.0),
+    types=("f32[4]",),
+    needs=("no less",),
+)
+def max_of_more(op: Op) -> Outcome:
+    """max(x, y)  ->  x, where no x is less than a y:  max(x, -inf), max(mean(x²), 0)"""
     for one, other in (op.args, op.args[::-1]):
-        if number(one) == -math.inf and _same_type(other, op):
+        least, most = range_of(other).low, range_of(one).high
+        if range_of(one).nan or least < most or not _same_type(other, op):
+            continue
+        if most != 0 or is_never_minus_zero(other):
             return other
     return None
 
 
-@local("max", example=lambda x: jnp.maximum(jnp.mean(x * x), 0.0), types=("f32[4]",))
-def max_of_squares(op: Op) -> Outcome:
-    """max(mean(x²), 0)  ->  mean(x²)"""
-    for one, other in (op.args, op.args[::-1]):
-        mean = mean_of(other)
-        if number(one) == 0 and mean is not None and mean.op.name == "square":
-            return other if _same_type(other, op) else None
-    return None
+@local(
+    "add_any",
+    example=lambda x: jax.grad(lambda x: jnp.sum(x * jnp.sin(x)))(x),
+    types=("f32[4]",),
+)
+def sum_of_gradients(op: Op) -> Outcome:
+    """add_any(x, y)  ->  x + y"""
+    return make("add", *op.args)
 
 
 @local("mul", example=lambda x: x * x, types=("f32[4]",))
@@ -52,18 +66,37 @@ def mul_by_itself(op: Op) -> Outcome:
     return make("square", op.args[0]) if op.args[0] == op.args[1] else None
 
 
-@local("integer_pow", "pow", example=lambda x: x**2, types=("f32[4]",))
+@local("integer_pow", example=lambda x: x**2, types=("f32[4]",))
 def second_power(op: Op) -> Outcome:
-    """x ** 2  ->  square(x)"""
-    exponent = op["y"] if op.name == "integer_pow" else number(op.args[1])
-    return make("square", op.args[0]) if exponent == 2 else None
+    """x ** 2  ->  square(x), the exponent a number"""
+    return make("square", op.args[0]) if op["y"] == 2 else None
 
 
-@local("pow", example=lambda x: jnp.square(x) ** -0.5, types=("f32[4]",), keeps="reals")
+@local("pow", example=lambda x: x**jnp.float32(2), types=("f32[4]",), keeps="reals")
+def power_of_two(op: Op) -> Outcome:
+    """x ** 2  ->  square(x), the exponent an array"""
+    base, exponent = op.args
+    if number(exponent) != 2 or base.type.dtype not in REALS:
+        return None
+    return in_shape(make("square", base), op.types[0].shape)
+
+
+@local(
+    "pow",
+    example=lambda x: jnp.square(x) ** -0.5,
+    types=("f32[4]",),
+    keeps="reals",
+    needs=("no sign",),
+)
 def power_to_root(op: Op) -> Outcome:
     """x ** -0.5  ->  rsqrt(x),  x ** 0.5  ->  sqrt(x)"""
-    name = {-0.5: "rsqrt", 0.5: "sqrt"}.get(number(op.args[1]))
-    return make(name, op.args[0]) if name else None
+    base, exponent = op.args
+    name = {-0.5: "rsqrt", 0.5: "sqrt"}.get(number(exponent))
+    if name is None or base.type.dtype not in REALS:
+        return None
+    if not has_no_sign(base):
+        return Miss("its base may be -infinity or -0.0, whose powers are no roots", 2)
+    return in_shape(make(name, base), op.types[0].shape)
 
 
 @local(
@@ -75,7 +108,9 @@ def power_to_root(op: Op) -> Outcome:
 def reciprocal_of_root(op: Op) -> Outcome:
     """sqrt(x) ** -1  ->  rsqrt(x)"""
     root = op.args[0].op
-    return make("rsqrt", *root.args) if op["y"] == -1 and root.name == "sqrt" else None
+    if op["y"] != -1 or root.name != "sqrt" or op.types[0].dtype not in REALS:
+        return None
+    return make("rsqrt", *root.args)
 
 
 @local(
@@ -88,26 +123,39 @@ def div_by_root(op: Op) -> Outcome:
     """x / sqrt(y)  ->  x * rsqrt(y)"""
     dividend, divisor = op.args
     inner = through(divisor, "reshape")
-    if inner.op.name != "sqrt":
+    if inner.op.name != "sqrt" or op.types[0].dtype not in REALS:
         return None
     root = reshaped(make("rsqrt", inner.op.args[0]), divisor.type.shape)
     return root if number(dividend) == 1 and _same_type(root, op) else make("mul", dividend, root)
 
 
-@local("mul", "div", "add", "sub", example=lambda x: x * 1.0 + 0.0, types=("f32[4]",))
+@local("mul", "div", "sub", example=lambda x: x * 1.0 - 0.0, types=("f32[4]",))
 def neutral(op: Op) -> Outcome:
-    """x * 1, x / 1, x + 0, x - 0  ->  x"""
-    nothing = 1 if op.name in ("mul", "div") else 0
-    left, right = op.args
-    if number(right) == nothing and _same_type(left, op):
-        return left
-    commutes = op.name in ("mul", "add")
-    return right if commutes and number(left) == nothing and _same_type(right, op) else None
+    """x * 1, x / 1, x - 0  ->  x"""
+    nothing = 0 if op.name == "sub" else 1
+    pairs = (op.args, op.args[::-1]) if op.name == "mul" else (op.args,)
+    for left, right in pairs:
+        if number(right) == nothing and _same_type(left, op):
+            return left
+    return None
+
+
+@local(
+    "add", example=lambda x: jnp.square(x) + 0.0, types=("f32[4]",), needs=("never -0.0",)
+)
+def neutral_sum(op: Op) -> Outcome:
+    """x + 0  ->  x, where no x is -0.0: the sum would be 0.0"""
+    for left, right in (op.args, op.args[::-1]):
+        if number(right) == 0 and _same_type(left, op):
+            return left if is_never_minus_zero(left) else Miss("an element may be -0.0")
+    return None
 
 
 @local("mul", "div", example=lambda x, y: -x * y, types=("f32[4]", "f32[4]"))
 def sign_outward(op: Op) -> Outcome:
-    """(-x) * y  ->  -(x * y)"""
+    """(-x) * y  ->  -(x * y),  and so for the quotient of floats"""
+    if not _has_sign(op) or (op.name == "div" and op.types[0].dtype[0] in "iu"):
+        return None
     for i, arg in enumerate(op.args):
         if arg.op.name == "neg":
             args = [*op.args[:i], arg.op.args[0], *op.args[i + 1 :]]
@@ -127,6 +175,8 @@ def mul_by_minus_one(op: Op) -> Outcome:
 @local("neg", example=lambda x: -(-x), types=("f32[4]",))
 def sign_of_sign(op: Op) -> Outcome:
     """-(-x)  ->  x"""
+    if not _has_sign(op):
+        return None
     return op.args[0].op.args[0] if op.args[0].op.name == "neg" else None
 
 
@@ -134,6 +184,8 @@ def sign_of_sign(op: Op) -> Outcome:
 def add_of_sign(op: Op) -> Outcome:
     """x + (-y)  ->  x - y,  x - (-y)  ->  x + y"""
     left, right = op.args
+    if not _has_sign(op):
+        return None
     if right.op.name == "neg":
         return make("sub" if op.name == "add" else "add", left, right.op.args[0])
     if op.name == "add" and left.op.name == "neg":
@@ -152,7 +204,7 @@ def part_of_complex(op: Op) -> Outcome:
     """real((a + ib) * (c + id))  ->  a * c - b * d,  imag(..)  ->  a * d + b * c"""
     whole, first = op.args[0].op, op.name == "real"
     if whole.name == "complex":
-        return whole.args[0 if first else 1]
+        return in_shape(whole.args[0 if first else 1], op.types[0].shape)
     factors = [_parts_of_complex(arg) for arg in whole.args]
     if whole.name != "mul" or None in factors:
         return None
@@ -166,14 +218,17 @@ def _parts_of_complex(value: Value) -> tuple[Value, ...] | None:
     whole = through(value, "reshape")
     if whole.op.name != "complex":
         return None
-    return tuple(reshaped(part, value.type.shape) for part in whole.op.args)
+    parts = (in_shape(part, whole.type.shape) for part in whole.op.args)
+    return tuple(reshaped(part, value.type.shape) for part in parts)
 
 
 @local("select_n", example=lambda x, y: jax.lax.select_n(True, x, y), types=("f32[4]", "f32[4]"))
 def known_choice(op: Op) -> Outcome:
-    """select(constant, x, y)  ->  the one that it chooses"""
+    """select(constant, x, y, ..)  ->  the one that it chooses: the nearest, where there is none"""
     chosen = number(op.args[0])
-    return op.args[1 + int(chosen)] if chosen is not None else None
+    if chosen is None:
+        return None
+    return op.args[1 + min(max(0, int(chosen)), len(op.args) - 2)]
 
 
 @local(
@@ -184,26 +239,24 @@ def known_choice(op: Op) -> Outcome:
 )
 def variance(op: Op) -> Outcome:
     """mean(x²) - mean(x)²  ->  mean((x - mean(x))²)"""
-    squares, square = mean_of(op.args[0]), op.args[1]
-    if squares is None or squares.op.name != "square" or square.op.name != "square":
+    squares, square = average_of(op.args[0]), op.args[1]
+    if squares is None or {squares.total.args[0].op.name, square.op.name} != {"square"}:
         return None
-    source, mean = squares.op.args[0], square.op.args[0]
-    averaged = mean_of(mean)
-    if averaged is None or averaged != through(source, "convert_element_type"):
+    source, mean = squares.total.args[0].op.args[0], square.op.args[0]
+    averaged = average_of(mean)
+    if averaged is None or averaged.source != unrounded(source) or averaged.axes != squares.axes:
         return None
-    sum_op = through(op.args[0], "reshape", "div", "mul").op
-    if sum_op.name != "reduce_sum" or sum_op.args[0] != squares:
-        return None  # a conversion stands between
-    if mean.type.dtype != source.type.dtype:
+    shapes = {arg.type.shape for arg in op.args} | {op.types[0].shape}
+    if len(shapes) > 1 or mean.type.dtype != source.type.dtype:
         return None
-    axes = sum_op["axes"]
-    kept = tuple(1 if i in axes else size for i, size in enumerate(source.type.shape))
-    centre = make("reshape", mean, new_sizes=kept)
-    distance = make("square", make("sub", source, centre))
-    quotient = through(op.args[0], "reshape").op
-    total = make("reduce_sum", distance, **dict(sum_op.attrs))
-    found = make(quotient.name, total, quotient.args[1])
-    return found if _same_type(found, op) else make("reshape", found, new_sizes=op.types[0].shape)
+    for each in (squares, averaged):
+        if not each.is_mean:
+            return Miss(each.miss, 5)
+    kept = (1 if i in squares.axes else size for i, size in enumerate(source.type.shape))
+    distance = make("square", make("sub", source, reshaped(mean, tuple(kept))))
+    total = make("reduce_sum", distance, **dict(squares.total.attrs))
+    average = make(squares.quotient, total, squares.scalar)
+    return reshaped(in_dtype(average, op.types[0].dtype), op.types[0].shape)
 
 
 @local(

@@ -1,4 +1,7 @@
-"""Products: every one a `contract`, its layout in the subscript and nowhere else."""
+"""Products: every one a `contract`, its layout in the subscript and nowhere else.
+
+All of them keep `reals`, for products in another layout are summed in another order.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from rewrite.rules import Outcome, local
 from rewrite.signature import Array, Signature, letters
 
 
-@local("dot_general", example=lambda x, w: x @ w, types=("f32[3,4]", "f32[4,5]"))
+@local(
+    "dot_general",
+    keeps="reals",
+    example=lambda x, w: x @ w,
+    types=("f32[3,4]", "f32[4,5]"),
+)
 def dot_to_contract(op: Op) -> Outcome:
     """dot_general(x, y)  ->  contract "..., ... -> ..." (x, y)"""
     if op.get("out_sharding") is not None:
@@ -41,7 +49,12 @@ def _renamed(found: Signature, name: dict[str, str]) -> Signature:
     return Signature(tuple(map(array, found.inputs)), tuple(map(array, found.outputs)))
 
 
-@local("contract", example=lambda x, w: x.T @ w, types=("f32[4,3]", "f32[4,5]"))
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, w: x.T @ w,
+    types=("f32[4,3]", "f32[4,5]"),
+)
 def contract_of_transpose(op: Op) -> Outcome:
     """contract(transpose(x), y)  ->  contract(x, y) with the subscript reordered"""
     spec = Signature.parse(op["spec"])
@@ -57,7 +70,12 @@ def contract_of_transpose(op: Op) -> Outcome:
     return make("contract", *args, **{**dict(op.attrs), "spec": str(moved)})
 
 
-@local("transpose", example=lambda x, w: (x @ w).T, types=("f32[3,4]", "f32[4,5]"))
+@local(
+    "transpose",
+    keeps="reals",
+    example=lambda x, w: (x @ w).T,
+    types=("f32[3,4]", "f32[4,5]"),
+)
 def transpose_of_contract(op: Op) -> Outcome:
     """transpose(contract(x, y))  ->  contract(x, y) that gives its axes in that order"""
     inner = op.args[0].op
@@ -69,7 +87,12 @@ def transpose_of_contract(op: Op) -> Outcome:
     return make("contract", *inner.args, **attrs)
 
 
-@local("contract", example=lambda x, w: x.reshape(3, 8) @ w, types=("f32[3,2,4]", "f32[8,5]"))
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, w: x.reshape(3, 8) @ w,
+    types=("f32[3,2,4]", "f32[8,5]"),
+)
 def contract_of_merge(op: Op) -> Outcome:
     """contract(reshape(x: h k -> (h k)), w)  ->  contract(x, reshape(w))"""
     spec = Signature.parse(op["spec"])
@@ -91,7 +114,12 @@ def contract_of_merge(op: Op) -> Outcome:
     return None
 
 
-@local("reshape", example=lambda x, w: (x @ w).reshape(3, 2, 4), types=("f32[3,5]", "f32[5,8]"))
+@local(
+    "reshape",
+    keeps="reals",
+    example=lambda x, w: (x @ w).reshape(3, 2, 4),
+    types=("f32[3,5]", "f32[5,8]"),
+)
 def split_of_contract(op: Op) -> Outcome:
     """reshape(contract(x, w): (h k) -> h k)  ->  contract(x, reshape(w)) that gives h and k"""
     inner = op.args[0].op

@@ -49,15 +49,26 @@ def expand_to_reshape(op: Op) -> Outcome:
     return reshaped(op.args[0], op.types[0].shape) if same and rising else None
 
 
+@local(
+    "reshape",
+    example=lambda x: jax.lax.reshape(x, (8,), dimensions=(1, 0)),
+    types=("f32[4,2]",),
+)
+def reshape_in_order(op: Op) -> Outcome:
+    """reshape(x) that reads the dimensions in another order  ->  reshape(transpose(x))"""
+    order = op.get("dimensions")
+    if order is None:
+        return None
+    return reshaped(make("transpose", op.args[0], permutation=order), op.types[0].shape)
+
+
 @local("reshape", example=lambda x: x.reshape(4, 2).reshape(8, 1), types=("f32[8]",))
 def reshape_of_reshape(op: Op) -> Outcome:
     """reshape(reshape(x))  ->  reshape(x), and reshape(x) to x's own shape  ->  x"""
     source = op.args[0]
     if source.type.shape == op.types[0].shape:
         return source
-    if op.get("dimensions") is None and source.op.name == "reshape":
-        return reshaped(source.op.args[0], op.types[0].shape)
-    return None
+    return reshaped(source.op.args[0], op.types[0].shape) if source.op.name == "reshape" else None
 
 
 @local(

@@ -27,7 +27,7 @@ def tile_to_broadcast(op: Op) -> Outcome:
     shape: tuple[int, ...] = ()
     places = []
     for repeat, size in zip(repeats, source.type.shape):
-        shape += (repeat, size) if repeat > 1 else (size,)
+        shape += (size,) if repeat == 1 else (repeat, size)
         places.append(len(shape) - 1)
     grown = make("broadcast_in_dim", source, shape=shape, broadcast_dimensions=tuple(places))
     return reshaped(grown, op.types[0].shape)
@@ -50,6 +50,7 @@ def map_of_repeat(op: Op) -> Outcome:
 
 @local(
     "contract",
+    keeps="reals",
     example=lambda q, k: jnp.einsum("thk,shk->hts", q, jnp.repeat(k, 3, axis=1)),
     types=("f32[5,6,4]", "f32[7,2,4]"),
 )

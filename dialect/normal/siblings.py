@@ -21,6 +21,7 @@ from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
 
 _OVER_LAST = ("softmax", "rms_norm", "layer_norm", "activate", "gate")
+_LARGEST = 100  # ops of an expression that is folded: an expert has some twenty
 _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
 
 
@@ -81,7 +82,10 @@ class _Batched:
 
     def of(self, values: Sequence[Value]) -> Value | None:
         values = tuple(values)
+        if len(self.known) > _LARGEST:
+            return None
         if values not in self.known:
+            self.known[values] = None
             self.known[values] = self.made(values)
         return self.known[values]
 
@@ -94,7 +98,8 @@ class _Batched:
             return indexed
         if all(value.op.name == "input" for value in values):
             return make("stack", *values, axis=0)
-        if any((each.op.name, each.op.attrs) != (first.name, first.attrs) for each in values):
+        alike = (first.name, first.attrs, len(first.args))
+        if any((op.name, op.attrs, len(op.args)) != alike for op, _ in values):
             return None
         if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
             return None
@@ -117,7 +122,7 @@ class _Batched:
         if any(op.name != ops[0].name or op.args[:1] != (source,) for op in ops):
             return None
         if ops[0].name == "unstack":
-            whole = [value.index for value in values] == list(range(len(ops[0].types)))
+            whole = list(values) == list(ops[0].results)
             return self.first(source, ops[0]["axis"]) if whole else None
         if ops[0].name != "slice" or any(op.get("strides") for op in ops):
             return None
@@ -142,7 +147,9 @@ class _Batched:
         attrs = dict(op.attrs)
         if op.name == "contract":
             spec = Signature.parse(op["spec"])
-            fresh = next(letter for letter in _LETTERS if letter not in spec.letters)
+            fresh = next((x for x in _LETTERS if x not in spec.letters), None)
+            if fresh is None:
+                return None
             inputs = tuple(
                 ((fresh,), *array) if batched else array
                 for array, (_, batched) in zip(spec.inputs, args)
@@ -157,9 +164,13 @@ class _Batched:
         return make(op.name, *(self.widened(*arg, op) for arg in args), **attrs)
 
     def widened(self, arg: Value, batched: bool, op: Op) -> Value:
-        """An argument of an elementwise op that all siblings share, broadcast to the new axis."""
+        """An argument of an elementwise op with the rank of the result of all siblings: one that
+        they share has no new axis yet, one number for each of them has no other."""
+        shape = op.types[0].shape
+        if batched and arg.type.rank == 1 < 1 + len(shape):
+            return make("broadcast_in_dim", arg, shape=(self.count, *shape), broadcast_dimensions=(0,))
         if batched or not arg.type.shape:
             return arg
-        shape = (self.count, *arg.type.shape)
-        places = tuple(range(1, len(shape)))
-        return make("broadcast_in_dim", arg, shape=shape, broadcast_dimensions=places)
+        places = tuple(range(1, arg.type.rank + 1))
+        grown = (self.count, *arg.type.shape)
+        return make("broadcast_in_dim", arg, shape=grown, broadcast_dimensions=places)

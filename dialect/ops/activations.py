@@ -1,9 +1,10 @@
 """Activations, found by what they compute.
 
 A chain of elementwise ops that ends in one value and reads one value is a function of a single
-number. It is evaluated at a few dozen numbers and compared with the activations that have a name:
-every spelling of GELU is then the same. One that uses other transcendental functions than the
-activation's own definition is never taken for it, so that tanh's and erf's GELU stay apart.
+number. At a few dozen numbers it is compared with the activations that have a name, which gives
+the one that it may be; that it is this one is proven by their formulas (`dialect.ops.formulas`), on
+both sides of zero, and at zero, infinity and NaN by what both give. Every spelling of GELU is then
+the same, and a clipped one is none.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect import lax
-from dialect.values import in_dtype, number
+from dialect.ops.formulas import NoFormula, formula_of
+from dialect.values import REALS, in_dtype, number
 from dialect.vocabulary import Traced, elementwise, word
-from rewrite import opdef
-from rewrite.ir import Op, Value
+from rewrite import opdef, runtime
+from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 
@@ -35,23 +37,12 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "softplus": jax.nn.softplus,
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
 }
-# Which functions a spelling of each may use, of those that tell activations apart.
-_TELLING = {"tanh": "tanh", "erf": "erf", "erfc": "erf", "logistic": "exp", "exp": "exp"}
-_USES = {
-    "silu": ({"exp"}, {"tanh"}),
-    "gelu": ({"tanh"}, {"exp"}),
-    "gelu_exact": ({"erf"},),
-    "gelu_quick": ({"exp"},),
-    "relu": (set(),),
-    "relu_squared": (set(),),
-    "softplus": ({"exp"},),
-    "mish": ({"exp", "tanh"}, {"exp"}),
-}
-_SIGNS = {*_TELLING, "max", "select_n"}  # no activation is without one
-_NARROW = ("bf16", "f16")
+_SIGNS = {"tanh", "erf", "erfc", "logistic", "exp", "max", "select_n"}  # each has one of them
 _NEARLY = 0.05  # relative distance up to which a function is called a near miss
 _LONGEST = 24  # ops in the longest spelling of an activation, with room to spare
-_SAMPLES = np.concatenate([np.linspace(-6, 6, 49), [-0.01, 0.01, 0.3, 1.7]]).astype(np.float32)
+_ENDS = [0.0, 1e-30, -1e-30, 1e30, -1e30, np.inf, -np.inf, np.nan]
+_SAMPLES = np.array([*np.linspace(-6, 6, 49), -0.01, 0.01, 0.3, 1.7, *_ENDS], np.float32)
+_MIDDLE = slice(-len(_ENDS))
 
 
 def activate(x: Any, *, kind: str) -> Any:
@@ -80,16 +71,16 @@ word(gate, elementwise, ("kind",))
 )
 def activation(op: Op) -> Outcome:
     """f(x), elementwise, that equals an activation  ->  activate(x)"""
-    if op.types[0].shape[-1:] in ((), (1,)) or op.types[0].dtype not in ("f32", "bf16", "f16"):
+    if op.types[0].shape[-1:] in ((), (1,)) or op.types[0].dtype not in REALS:
         return None
     chain = _chain(op)
     if not any(each.name in _SIGNS for each in chain):
         return None
-    narrow = any(each.types[0].dtype in _NARROW for each in chain)
     nearest: Outcome = None
     for source in _narrow_places(op, chain):
-        kind, distance = _nearest(tuple(_rows(chain, source)))
-        if distance <= (5e-3 if narrow else 2e-6):
+        rows = tuple(_rows(chain, source))
+        kind, distance = _nearest(rows)
+        if distance < _NEARLY and _is(rows, kind):
             return in_dtype(make("activate", source, kind=kind), op.types[0].dtype)
         if distance < _NEARLY:
             nearest = Miss(f"it is {kind} but for {distance:.1g} of its values", 5)
@@ -126,7 +117,7 @@ def _narrow_places(op: Op, chain: list[Op]) -> list[Value]:
     return [
         value
         for value in dict.fromkeys(found)
-        if value.type.shape == op.types[0].shape and value.type.dtype != "bool"
+        if value.type.shape == op.types[0].shape and value.type.dtype in REALS
     ]
 
 
@@ -134,8 +125,13 @@ def _read_by(op: Op) -> set[Value]:
     return {arg for arg in op.args if number(arg) is None}
 
 
-def _rows(chain: list[Op], source: Value) -> Iterator[tuple]:
-    """The part of the chain between `source` and its end, arguments by number: a key."""
+# An op of a chain: its name, its arguments, its attributes and the dtype of its result. An argument
+# is the number of an earlier row (-1: what the chain reads) or a constant, with its dtype.
+Row = tuple[str, tuple[tuple[str, Any, str], ...], tuple, str]
+
+
+def _rows(chain: list[Op], source: Value) -> Iterator[Row]:
+    """The part of the chain between `source` and its end: a key."""
     place: dict[Value, int] = {source: -1}
     needed = {chain[0]}
     for each in chain:
@@ -145,22 +141,20 @@ def _rows(chain: list[Op], source: Value) -> Iterator[tuple]:
         if each not in needed or each is source.op:
             continue
         args = tuple(
-            ("arg", place[arg]) if arg in place else ("number", number(arg)) for arg in each.args
+            ("row", place[arg], arg.type.dtype)
+            if arg in place
+            else ("number", number(arg), arg.type.dtype)
+            for arg in each.args
         )
-        yield each.name, args, each.attrs
+        yield each.name, args, each.attrs, each.types[0].dtype
         place[each.results[0]] = len(place) - 1
 
 
 @lru_cache(maxsize=4096)
-def _nearest(rows: tuple[tuple, ...]) -> tuple[str, float]:
+def _nearest(rows: tuple[Row, ...]) -> tuple[str, float]:
     """The activation nearest to what these rows compute at the samples, and how far it is."""
-    uses = {_TELLING[name] for name, _, _ in rows if name in _TELLING}
-    candidates = [kind for kind, allowed in _USES.items() if uses in allowed]
-    if not candidates:
-        return "", math.inf
-    with jax.ensure_compile_time_eval():
-        found = np.asarray(jax.jit(lambda x: _at(x, rows))(_SAMPLES), np.float32)
-    expected = {kind: _known()[kind] for kind in candidates}
+    found = _computed(rows)[_MIDDLE]
+    expected = {kind: _computed(_defined(kind))[_MIDDLE] for kind in KINDS}
     distances = {
         kind: float(np.max(np.abs(found - values) / (1 + np.abs(values))))
         for kind, values in expected.items()
@@ -169,21 +163,39 @@ def _nearest(rows: tuple[tuple, ...]) -> tuple[str, float]:
     return kind, distances[kind]
 
 
-@lru_cache(maxsize=1)
-def _known() -> dict[str, np.ndarray]:
-    """Every activation at the samples."""
-    with jax.ensure_compile_time_eval():
-        found = jax.jit(lambda x: {kind: function(x) for kind, function in KINDS.items()})(_SAMPLES)
-    return {kind: np.asarray(values) for kind, values in found.items()}
+@lru_cache(maxsize=4096)
+def _is(rows: tuple[Row, ...], kind: str) -> bool:
+    """Whether the rows compute this activation of every number, NaN and infinity included."""
+    definition = _defined(kind)
+    try:
+        same = all(formula_of(rows, side) == formula_of(definition, side) for side in (1, -1))
+    except NoFormula:
+        return False
+    both = (_computed(each) for each in (rows, definition))
+    return same and np.allclose(*both, rtol=_NEARLY, atol=_NEARLY, equal_nan=True)
 
 
-def _at(samples: Any, rows: tuple[tuple, ...]) -> Any:
+@lru_cache(maxsize=16)
+def _defined(kind: str) -> tuple[Row, ...]:
+    """The rows of an activation's definition."""
+    graph = runtime.framework().trace(lambda x: [KINDS[kind](x)], (Type("f32", (2,)),))
+    (result,) = graph.outputs
+    return tuple(_rows(_chain(result.op), graph.inputs[0]))
+
+
+@lru_cache(maxsize=4096)
+def _computed(rows: tuple[Row, ...]) -> np.ndarray:
     """What the rows compute at the samples, in f32 whatever floats they name."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.jit(lambda x: _at(x, rows))(_SAMPLES), np.float32)
+
+
+def _at(samples: Any, rows: tuple[Row, ...]) -> Any:
     results: dict[int, Any] = {-1: samples}
-    for i, (name, args, attrs) in enumerate(rows):
+    for i, (name, args, attrs, _) in enumerate(rows):
         arrays = [
-            results[value] if what == "arg" else jnp.full_like(samples, value)
-            for what, value in args
+            results[value] if what == "row" else jnp.full_like(samples, value)
+            for what, value, _ in args
         ]
         if name == "convert_element_type":
             results[i] = arrays[0]

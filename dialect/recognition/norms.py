@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from dialect import nn  # noqa: F401  (defines the norms)
+from dialect.averages import mean_of
 from dialect.normal.normal_form import normal_form
-from dialect.values import in_dtype, mean_of, number, reshaped, through
+from dialect.values import in_dtype, number, reshaped, through
 from dialect.vocabulary import Traced
 from rewrite.ir import Op, Value
 from rewrite.opdef import make

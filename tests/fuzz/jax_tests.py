@@ -45,20 +45,11 @@ if "jax" not in sys.modules:  # every function runs once or twice: good machine 
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dialect import control, framework, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
 from dialect import primitives
-from dialect.checked.compared import difference
-from dialect.checked.evaluated import evaluated
-from dialect.checked.lifted import NotLiftable, lifted
-from dialect.evaluate import evaluate
-from dialect.framework import describe
-from dialect.jaxpr import CALLS, import_jaxpr
-from rewrite import Pipeline, Program, Target
-from rewrite.errors import ShardwrightError, TextError, TraceError
-from rewrite.ir import Graph
-from rewrite.program import Input, Output
+from rewrite import Pipeline
+from rewrite.errors import ShardwrightError, TraceError
+from tests.fuzz.kept import Different, compare, op_by_op
 
 FILES = (
     "lax_test.py lax_numpy_test.py lax_numpy_indexing_test.py lax_numpy_reducers_test.py "
@@ -67,9 +58,9 @@ FILES = (
     "api_test.py lax_vmap_test.py lax_vmap_op_test.py lax_autodiff_test.py"
 ).split()
 KINDS = ("passed", "refused", "untraceable", "different", "crashed", "out of time")
+FAULTS = ("different", "crashed", "out of time")
 CALLS_COMPARED = 2  # of one jitted function: later calls have other numbers, seldom other ops
 SECONDS = 60  # a test
-F64_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -83,108 +74,6 @@ class Outcome:
 
 class OutOfTime(BaseException):
     """Raised in a test that takes too long; no `except Exception` of the test's stops it."""
-
-
-class Different(Exception):
-    """A result that is not what it should be."""
-
-
-# Comparing one function.
-
-
-def compare(jaxpr: Any, leaves: Sequence[Any], passes: Pipeline | None = None) -> None:
-    """Raises Different, or TraceError where the program is refused, or whatever went wrong."""
-    graph = import_jaxpr(jaxpr)
-    expected = op_by_op(*primitives.opened(jaxpr), leaves)
-    _same(difference(expected, evaluate(graph, leaves), "bits"), "exported")
-    program = as_program(graph)
-    _reads_back(program)
-    if passes is not None:
-        after = passes.run(program, Target())
-        _reads_back(after)
-        _same_reals(graph, after, leaves)
-
-
-def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr whose calls are opened, and whose other equations are applied alone."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *leaves), strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, primitives.Literal) else known[atom]
-
-    for eqn in jaxpr.eqns:
-        name, args = eqn.primitive.name, [read(atom) for atom in eqn.invars]
-        if name in CALLS:
-            results = op_by_op(*primitives.opened(eqn.params[CALLS[name]]), args)
-        else:
-            results = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
-            results = results if eqn.primitive.multiple_results else [results]
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def as_program(graph: Graph) -> Program:
-    """A program whose first input is a parameter and whose others are arguments."""
-    roles = ["param", *["arg"] * len(graph.inputs)]
-    trees = [jax.tree.structure([0] * len(values)) for values in (graph.inputs, graph.outputs)]
-    return Program(
-        name="function",
-        graph=graph,
-        inputs=tuple(Input(f"x{i}", v.type, roles[i]) for i, v in enumerate(graph.inputs)),
-        outputs=tuple(Output(f"y{i}") for i in range(len(graph.outputs))),
-        tree=(describe(trees[0]), describe(trees[1])),
-    )
-
-
-def _reads_back(program: Program) -> None:
-    text = str(program)
-    try:
-        if Program.parse(text) != program:
-            raise Different("its text reads back as another program")
-    except TextError as error:
-        if "which text cannot carry" not in str(error):
-            raise
-
-
-def _same_reals(before: Graph, after: Program, leaves: Sequence[Any]) -> None:
-    """Both graphs over the reals; in their own precision where an op reads the bits of a float."""
-    types = [[(v.type.dtype, v.type.shape) for v in g.outputs] for g in (before, after.graph)]
-    if types[0] != types[1]:
-        raise Different(f"after {_passes(after)}: results are {types[1]}, not {types[0]}")
-    try:
-        with jax.enable_x64(True):
-            graphs, wide = (lifted(before), lifted(after.graph)), True
-    except NotLiftable:
-        graphs, wide = (before, after.graph), False
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
-        arrays = [_widened(leaf) if wide else leaf for leaf in leaves]
-        expected, magnitude = evaluated(graphs[0], arrays)
-        got = evaluate(graphs[1], arrays)
-        tolerance = F64_TOLERANCE if wide else _tolerance([*expected, *leaves])
-        wrong = difference(expected, got, "reals", tolerance, magnitude)
-    _same(wrong, f"after {_passes(after)}")
-
-
-def _passes(program: Program) -> str:
-    return ", ".join(step.text for step in program.history) or "the passes"
-
-
-def _widened(leaf: Any) -> Any:
-    wider = {"float16": "float64", "bfloat16": "float64", "float32": "float64"}
-    wider["complex64"] = "complex128"
-    dtype = str(getattr(leaf, "dtype", ""))
-    return jnp.asarray(np.asarray(leaf).astype(wider[dtype])) if dtype in wider else leaf
-
-
-def _tolerance(arrays: Sequence[Any]) -> float:
-    """64 units in the last place of the narrowest float."""
-    dtypes = [jnp.dtype(a.dtype) for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return max((64 * float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
-
-
-def _same(wrong: Any, what: str) -> None:
-    if wrong is not None:
-        raise Different(f"{what}: {wrong}")
 
 
 # Watching a test.
@@ -243,6 +132,8 @@ class Watch:
 
     def note(self, kind: str, why: str) -> None:
         self.outcomes.append(Outcome(self.test, kind, why))
+        if kind in FAULTS:
+            print(_told(self.outcomes[-1]), file=sys.stderr, flush=True)
 
     def checked(self, function: Callable[..., Any], args_maker: Callable[[], Any]) -> None:
         """Stands in for both of JAX's own checks; a test often gives one function to both."""
@@ -376,7 +267,7 @@ def run_files(
             started = time.monotonic()
             for number, test in enumerate(chosen):
                 said[run_test(test, watch, seconds)] += 1
-                if number % 200 == 199:
+                if number % 50 == 49:
                     jax.clear_caches()
             spent = f"{time.monotonic() - started:.0f} s"
             print(f"{file}: {len(chosen)} tests, {spent}", file=sys.stderr, flush=True)
@@ -393,9 +284,8 @@ def report(watch: Watch, said: dict[str, int]) -> str:
     for kind in ("refused", "untraceable"):
         reasons = Counter(_reason(o.why) for o in watch.outcomes if o.kind == kind)
         lines += [f"  {kind} {count}: {reason}" for reason, count in reasons.most_common()]
-    for kind in ("different", "crashed", "out of time"):
-        of_kind = [o for o in watch.outcomes if o.kind == kind]
-        lines += [f"{kind}: {o.test}: {_first_lines(o.why)}" for o in of_kind]
+    for kind in FAULTS:
+        lines += [_told(outcome) for outcome in watch.outcomes if outcome.kind == kind]
     return "\n".join([*lines, "tests by themselves: " + _listed(said, sorted(said))])
 
 
@@ -407,8 +297,8 @@ def _reason(why: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\d+", "N", why.splitlines()[0] if why else "")[:120]
 
 
-def _first_lines(why: str) -> str:
-    return " | ".join(why.splitlines()[:3])[:300]
+def _told(outcome: Outcome) -> str:
+    return f"{outcome.kind}: {outcome.test}: {' | '.join(outcome.why.splitlines()[:3])[:400]}"
 
 
 def main() -> int:
@@ -427,7 +317,7 @@ def main() -> int:
     said = run_files(asked.path, asked.files, watch, (first, every), asked.only, asked.seconds)
     outcomes = [asdict(outcome) for outcome in watch.outcomes]
     print(json.dumps({"tests": said, "functions": outcomes}) if asked.json else report(watch, said))
-    return int(any(outcome.kind in ("different", "crashed") for outcome in watch.outcomes))
+    return int(any(outcome.kind in FAULTS[:2] for outcome in watch.outcomes))
 
 
 if __name__ == "__main__":
