@@ -100,13 +100,27 @@ def _while(*args: Any, regions: tuple[Graph, ...], cond_consts: int, body_consts
     for_cond, for_body = args[:cond_consts], args[cond_consts : cond_consts + body_consts]
     init = args[cond_consts + body_consts :]
     init = tuple(_like(v, t) for v, t in zip(init, _carry_types(body, len(init))))
-    return list(
-        jax.lax.while_loop(
-            lambda state: evaluate(cond, (*for_cond, *state))[0],
-            lambda state: tuple(evaluate(body, (*for_body, *state))),
-            init,
-        )
-    )
+
+    def goes_on(state: tuple) -> Any:
+        return evaluate(cond, (*for_cond, *state))[0]
+
+    def step(state: tuple) -> tuple:
+        return tuple(evaluate(body, (*for_body, *state)))
+
+    def step_of_some(state: tuple) -> tuple:
+        """What `jax.vmap` makes of a loop: each row stops where its own condition says so."""
+        rows = goes_on(state)
+        return tuple(_rows_of(rows, new, old) for new, old in zip(step(state), state))
+
+    if cond.outputs[0].type.rank:
+        return list(jax.lax.while_loop(lambda s: jnp.any(goes_on(s)), step_of_some, init))
+    return list(jax.lax.while_loop(goes_on, step, init))
+
+
+def _rows_of(rows: Any, new: Any, old: Any) -> Any:
+    """`new` in the rows that are true, `old` in the others. Any dtype, PRNG keys too."""
+    places = range(rows.ndim)
+    return jax.lax.select(jax.lax.broadcast_in_dim(rows, jnp.shape(new), places), new, old)
 
 
 def _cond(index: Any, *operands: Any, regions: tuple[Graph, ...]) -> Any:

@@ -16,6 +16,7 @@ _LONG |= {f"u{n}": f"uint{n}" for n in (2, 4, 8, 16, 32, 64)}
 _LONG |= {"c64": "complex64", "c128": "complex128", "f4_e2m1fn": "float4_e2m1fn"}
 _EIGHT_BIT = ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 _LONG |= {f"f8_{form}": f"float8_{form}" for form in _EIGHT_BIT}
+_KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 _SHORT = {long: short for short, long in _LONG.items()}
 
 
@@ -32,6 +33,11 @@ def dtype_of(name: str) -> np.dtype:
 def is_dtype(name: str) -> bool:
     """Whether `name` is the short name of a plain dtype."""
     return name in _LONG
+
+
+def is_carried(dtype: Any) -> bool:
+    """Whether arrays of a JAX dtype can be values of a program: numbers, booleans and PRNG keys."""
+    return is_dtype(short(dtype)) or short(dtype) in _KEYS
 
 
 def type_of(value: Any) -> Type:
@@ -53,5 +59,4 @@ def struct_of(type_: Type) -> jax.ShapeDtypeStruct:
 
 def key_impl(name: str) -> str:
     """What `jax.random.key` calls the generator of a key dtype: `key<fry>` is `threefry2x32`."""
-    tags = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
-    return tags[name]
+    return _KEYS[name]

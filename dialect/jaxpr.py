@@ -33,6 +33,8 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
 }
+_DRAWS = {"random_bits", "random_split"}  # the bits depend on a setting of JAX
+_HIDDEN_STATE = {"rng_uniform"}
 _LARGEST_PRINTED_CONSTANT = 64  # elements
 _LARGE = 1 << 20  # bytes
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -69,8 +71,8 @@ def _content(value: Any, type_: Type) -> Any:
         digest.update(np.ascontiguousarray(array).view(np.uint8).tobytes())
         return Opaque("array", value, digest.hexdigest())
     if array.dtype.kind == "c":
-        flat = tuple((float(x.real), float(x.imag)) for x in array.ravel())
-        return Opaque("array", value, flat)
+        parts = np.stack([array.real, array.imag], -1).reshape(-1, 2).tolist()
+        return Opaque("array", value, attributes.encode(parts))
     flat = tuple(attributes.encode(_number(x)) for x in array.ravel())
     return flat if array.ndim else flat[0]
 
@@ -93,6 +95,8 @@ class _Importer:
 
     def graph(self, jaxpr: Any) -> Graph:
         jaxpr, consts = primitives.opened(jaxpr)
+        for var in (*jaxpr.constvars, *jaxpr.invars, *jaxpr.outvars):
+            _refuse_type(var.aval)
         inputs = tuple(new_input(type_of(var.aval)) for var in jaxpr.invars)
         outputs = self.inline(jaxpr, consts, inputs, {})
         return Graph(inputs, tuple(outputs))
@@ -117,8 +121,8 @@ class _Importer:
         return [read(atom) for atom in jaxpr.outvars]
 
     def constant(self, array: Any, type_: Type, shared: dict) -> Value:
-        value = self.large_constant(array, type_) if type_.bytes > _LARGE else None
-        value = value or constant(array, type_)
+        large = type_.bytes > _LARGE and dtypes.is_dtype(type_.dtype)
+        value = self.large_constant(array, type_) if large else constant(array, type_)
         return shared.setdefault((value.op.attrs, type_), value)
 
     def large_constant(self, array: Any, type_: Type) -> Value:
@@ -133,15 +137,8 @@ class _Importer:
         return known[-1][1]
 
     def equation(self, eqn: Any, args: list[Value], shared: dict) -> Sequence[Value]:
-        name, params = eqn.primitive.name, eqn.params
-        effects = _side_effects(eqn)
-        if effects:
-            raise TraceError(
-                f"{name} has side effects ({', '.join(map(str, effects))}), which a rewrite "
-                "could reorder or drop",
-                where=self.origin(_effectful(eqn)).source,
-                hint="remove the callback, debug print or reference before tracing",
-            )
+        name, params = primitives.op_name(eqn), eqn.params
+        self.refuse(eqn)
         if name in CALLS:
             inner, consts = primitives.opened(params[CALLS[name]])
             results = self.inline(inner, consts, self.placed(eqn, args, "in_shardings"), shared)
@@ -152,6 +149,33 @@ class _Importer:
             primitives.remember(eqn.primitive)
         op = Op(name, tuple(args), attrs, types, regions, self.origin(eqn))
         return op.results
+
+    def refuse(self, eqn: Any) -> None:
+        """Raises TraceError for an equation that no rewrite may move, or that holds no numbers."""
+        effects, name = _side_effects(eqn), eqn.primitive.name
+        if effects:
+            raise TraceError(
+                f"{name} has side effects ({', '.join(map(str, effects))}), which a rewrite "
+                "could reorder or drop",
+                where=self.origin(_effectful(eqn)).source,
+                hint="remove the callback, debug print or reference before tracing",
+            )
+        if name in _HIDDEN_STATE:
+            raise TraceError(
+                f"{name} draws from a state that the device hides: the same program gives "
+                "other numbers each time",
+                where=self.origin(eqn).source,
+                hint="draw from a key, with jax.random",
+            )
+        if name in _DRAWS and _partitionable(eqn) != jax.config.jax_threefry_partitionable:
+            raise TraceError(
+                f"{name} is drawn under jax.threefry_partitionable({_partitionable(eqn)}), which "
+                "a program does not carry",
+                where=self.origin(eqn).source,
+                hint="set it around the whole program, or not at all",
+            )
+        for var in eqn.outvars:
+            _refuse_type(var.aval, self.origin(eqn).source)
 
     def placed(self, eqn: Any, values: list[Value], parameter: str) -> list[Value]:
         """The arguments or results of a call, constrained where the call says how they lie."""
@@ -188,7 +212,7 @@ class _Importer:
             return bodies, attrs_of(counts)
         if name == "cond":
             return tuple(self.graph(branch) for branch in params["branches"]), ()
-        if name in lax.SCATTERS and (name != "scatter" or params["update_jaxpr"] is None):
+        if name in lax.SCATTERS:
             # Its jaxpr says what its name says already.
             params = {k: v for k, v in params.items() if not k.startswith("update_")}
         unsaid = primitives.unsaid(name)
@@ -203,6 +227,23 @@ class _Importer:
         if traceback not in self.origins:
             self.origins[traceback] = _users_line(traceback.frames)
         return self.origins[traceback]
+
+
+def _partitionable(eqn: Any) -> bool:
+    """How the equation's random bits are drawn, where it says so."""
+    default = jax.config.jax_threefry_partitionable
+    return getattr(getattr(eqn, "ctx", None), "threefry_partitionable", default)
+
+
+def _refuse_type(aval: Any, where: str = "") -> None:
+    """Raises TraceError for what is no array of numbers or PRNG keys."""
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None or not hasattr(aval, "shape") or not dtypes.is_carried(dtype):
+        raise TraceError(
+            f"a value of type {aval} is no array of numbers, nor of PRNG keys",
+            where=where,
+            hint="leave it out of what is traced",
+        )
 
 
 def _side_effects(eqn: Any) -> list[Any]:

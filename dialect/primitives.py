@@ -19,6 +19,7 @@ from jax.extend.core import primitives as public
 Literal = jex_core.Literal
 Primitive = jex_core.Primitive
 
+APPLIES = "scatter-apply"  # a scatter that computes: what it writes is a function of what was there
 _MET: dict[str, Primitive] = {}
 
 
@@ -40,7 +41,7 @@ def _known() -> dict[str, Primitive]:
     for probe in probes:
         for eqn in _equations(jax.make_jaxpr(probe)(jnp.zeros(2))):
             table.setdefault(eqn.primitive.name, eqn.primitive)
-    return table
+    return table | {APPLIES: table["scatter"]}
 
 
 def _equations(jaxpr: Any) -> list[Any]:
@@ -52,6 +53,12 @@ def _equations(jaxpr: Any) -> list[Any]:
 def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     """A jaxpr, closed or open, in any supported JAX: (with eqns and variables, its constants)."""
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ()))
+
+
+def op_name(eqn: Any) -> str:
+    """The op that an equation becomes: its primitive's name, but for a scatter with a function."""
+    name = eqn.primitive.name
+    return APPLIES if name == "scatter" and eqn.params["update_jaxpr"] is not None else name
 
 
 # Parameters that only the later of the supported versions have: what nobody asked for stands for

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
 
+from dialect import control, framework  # noqa: F401  (define the ops)
+from dialect.checked.compared import difference
+from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
+from dialect.normal.normal_form import normal_form
 from rewrite import opdef
+from rewrite.errors import TraceError
 
 
 def test_a_type_inferred_without_64_bits_is_another_one_with_them() -> None:
@@ -15,3 +23,51 @@ def test_a_type_inferred_without_64_bits_is_another_one_with_them() -> None:
     assert opdef.infer(graph.outputs[0].op)[0].dtype == "f32"  # there is no f64 here
     with jax.enable_x64(True):
         assert opdef.infer(graph.outputs[0].op)[0].dtype == "f64"
+
+
+def exported(function, *args):
+    """What the function gives once it is imported and exported."""
+    return evaluate(trace_graph(lambda *a: jax.tree.leaves(function(*a)), *args), list(args))
+
+
+def test_complex_constants_keep_the_signs_of_their_zeros() -> None:
+    def function(x):
+        return x * np.complex64(complex(0.0, 0.0)), x * np.complex64(complex(-0.0, 0.0))
+
+    x = jnp.array([1 + 1j, -1 - 1j])
+    assert difference(function(x), exported(function, x), "bits") is None
+
+
+def test_a_loop_under_vmap_stops_row_by_row() -> None:
+    def doubled(times):
+        return lax.while_loop(lambda s: s[1] < times, lambda s: (s[0] * 2, s[1] + 1), (1.0, 0))
+
+    values, counts = exported(jax.vmap(doubled), jnp.array([3, 0, 1]))
+    assert values.tolist() == [8.0, 1.0, 2.0] and counts.tolist() == [3, 0, 1]
+
+
+def test_a_scatter_that_applies_a_function_is_no_write() -> None:
+    x, at = jnp.arange(4.0), jnp.array([1, 2])
+    graph = trace_graph(lambda x, at: [x.at[at].apply(lambda y: y * 10)], x, at)
+    assert [op.name for op in graph.ops if "scatter" in op.name] == ["scatter-apply"]
+    assert evaluate(normal_form(graph), [x, at])[0].tolist() == [0.0, 10.0, 20.0, 3.0]
+
+
+def test_a_large_constant_of_keys_is_carried() -> None:
+    keys = jax.random.split(jax.random.key(0), 140_000)
+    (words,) = exported(lambda i: jax.random.key_data(keys[i]), jnp.int32(7))
+    assert words.tolist() == jax.random.key_data(keys[7]).tolist()
+
+
+def test_what_a_program_cannot_carry_is_refused_at_the_door() -> None:
+    def drawn(key):
+        with jax.threefry_partitionable(False):
+            return jax.random.bits(key, (3,))
+
+    for function, argument, why in (
+        (lambda x: lax.rng_uniform(0.0, x, (3,)), 1.0, "hides"),
+        (jax.grad(lambda i: i * 2.0, allow_int=True), 2, "no array of numbers"),
+        (drawn, jax.random.key(0), "threefry_partitionable"),
+    ):
+        with pytest.raises(TraceError, match=why):
+            exported(function, argument)

@@ -103,6 +103,6 @@ def _lifted_attribute(value: Any) -> Any:
     if isinstance(value, Record):
         fields = tuple((name, _lifted_attribute(item)) for name, item in value.fields)
         return Record(value.name, fields)
-    if isinstance(value, Opaque) and type(value.payload).__name__ in ("Jaxpr", "ClosedJaxpr"):
+    if isinstance(value, Opaque) and any(hasattr(x, "eqns") for x in jax.tree.leaves(value.payload)):
         raise NotLiftable(f"an attribute holds a {value.kind}, whose dtypes are its own")
     return value

@@ -54,7 +54,8 @@ def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[A
         if name in CALLS:
             results = op_by_op(*primitives.opened(eqn.params[CALLS[name]]), args)
         else:
-            results = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+            with eqn.ctx.manager:  # how bits are drawn may be set where the function is written
+                results = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
             results = results if eqn.primitive.multiple_results else [results]
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
