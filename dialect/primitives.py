@@ -21,6 +21,7 @@ Primitive = jex_core.Primitive
 
 APPLIES = "scatter-apply"  # a scatter that computes: what it writes is a function of what was there
 _MET: dict[str, Primitive] = {}
+_OURS: set[str] = set()
 
 
 @lru_cache(maxsize=1)
@@ -107,6 +108,11 @@ def find(name: str) -> Primitive | None:
     return _MET.get(name) or _known().get(name)
 
 
+def is_ours(name: str) -> bool:
+    """Whether an op of that name is a word of the toolkit, and no primitive of JAX or a library."""
+    return name in _OURS or find(name) is None
+
+
 def bind(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
     """Applies a primitive; traceable. Returns its results as a list."""
     primitive = find(name)
@@ -122,6 +128,7 @@ def call(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
 
     A reference that is said to give a list has several results.
     """
+    _OURS.add(name)
     primitive = Primitive(name)
     primitive.multiple_results = get_type_hints(reference).get("return") == list[Any]
 
