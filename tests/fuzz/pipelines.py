@@ -16,7 +16,6 @@ _FRONT = (
     "fold_scales",
     "first_layer{budget=10.0}",
     "pad",
-    'rules{file="examples/own.rules"}',
 )
 _ROUNDING = (
     "quantize{weights=int8}",
@@ -27,6 +26,7 @@ _ROUNDING = (
     "cache_layout{kv_heads=1}",
 )
 _SERVE = ("plan", "shard", "stage", "lower")
+_OWN_RULES = 'rules{file="examples/own.rules"}'
 ORDERS = ("usual", "shuffled", "any")
 
 
@@ -36,6 +36,8 @@ def pipeline(source: random.Random) -> tuple[str, ...]:
     front = list(_FRONT)
     if source.random() < 0.25:
         front.insert(source.randint(2, len(front)), source.choice(_ROUNDING))
+    if source.random() < 0.25:
+        front.insert(source.randint(2, len(front)), _OWN_RULES)
     if order == "usual":
         return (*front, *_SERVE)
     if order == "shuffled":

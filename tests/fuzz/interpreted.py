@@ -1,6 +1,6 @@
 """Graphs and jaxprs run in numpy, op by op: nothing is compiled, so a new program costs milliseconds.
 
-Both go through the same numbers (`dialect.checked.in_numpy`); what is not there is left to JAX.
+Both go through the same numbers (`tests.fuzz.in_numpy`); what is not there is left to JAX.
 Composites of our own are run as what their reference traces to.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect import attributes, primitives
-from dialect.checked.in_numpy import computed
+from tests.fuzz.in_numpy import computed
 from dialect.control import scan_parts
 from dialect.dtypes import dtype_of, is_dtype, struct_of, type_of
 from dialect.jaxpr import CALLS
@@ -100,7 +100,7 @@ class _Run:
                 return self.graph(op.regions[_branch(args[0], len(op.regions))], args[1:])
             case "constrain":
                 return args
-        if primitives.is_ours(op.name):
+        if primitives.is_ours(op.name) or primitives.find(op.name) is None:
             return self.ours(op.name, op.attrs, tuple(arg.type for arg in op.args), args)
         params = {name: attributes.decode(value) for name, value in op.attrs}
         if op.name == "shard_map":
