@@ -10,7 +10,8 @@ import pytest
 from jax import lax
 
 from dialect.checked.all_rules import FoundRule, all_rules
-from dialect.checked.rule_check import RuleReport, check
+from dialect.checked.rule_check import check
+from dialect.checked.trial import RuleReport
 from dialect.jaxpr import constant
 from dialect.values import in_dtype, number, reshaped
 from rewrite.ir import Op, Type

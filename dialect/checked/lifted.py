@@ -61,7 +61,8 @@ def _is_composite(op: Op) -> bool:
 
 
 def _reference(op: Op) -> Graph:
-    wide = any(value.type.dtype in ("i64", "u64", "f64", "c128") for value in op.args)
+    types = (*op.types, *(arg.type for arg in op.args))
+    wide = any(type_.dtype in ("i64", "u64", "f64", "c128") for type_ in types)
     with jax.enable_x64(wide):
         return reference_graph(op)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dialect.checked.rule_check import RuleReport
+from dialect.checked.trial import RuleReport
 from dialect.tables import Table
 from rewrite.errors import ShardwrightError
 

@@ -1,0 +1,232 @@
+"""A rule on one program: what it leaves, compared with what was there.
+
+    bits      both sides evaluated op by op give the same bits
+    reals     both sides, lifted to f64, agree to its precision; as they are, within their own
+    approx    the types are kept, and nothing fails
+
+Whatever it keeps, a rule fails with no exception, leaves a valid graph of the same types, and comes
+to an end. A violation carries the text of both programs and the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from dialect.checked.arrays import array_of
+from dialect.checked.compared import Difference, difference
+from dialect.checked.evaluated import evaluated, overflows
+from dialect.checked.lifted import NotLiftable, lifted
+from dialect.checked.neighbours import Neighbour
+from dialect.checked.precision import narrowest_step, new_constants, turns
+from dialect.evaluate import evaluate
+from rewrite.driver import Report, rewrite
+from rewrite.ir import Graph
+from rewrite.printer import show_graph
+from rewrite.rules import Miss, Outcome, Rule
+from rewrite.verify import verify
+
+_REALS = 1e-9  # of f64 evaluations of the same real number, relative to what cancelled
+_ROUNDED = 64  # steps of the narrowest dtype that a sound rewrite may be off by
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What a rule did that it may not: the programs before and after, and the numbers."""
+
+    rule: str
+    seed: int
+    number: int
+    what: str
+    before: str
+    after: str = ""
+    arrays: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = f"{self.rule}, seed {self.seed}, program {self.number}: {self.what}"
+        parts = [head, "before " + self.before]
+        parts += ["after " + self.after] if self.after else []
+        parts += [f"%{i} = {text}" for i, text in enumerate(self.arrays)]
+        return "\n".join(parts)
+
+
+@dataclass
+class RuleReport:
+    """What was tried of a rule. `ways` counts comparisons, `refused` the reasons of near misses."""
+
+    name: str
+    module: str
+    keeps: str
+    needs: tuple[str, ...]
+    tried: int = 0
+    fired: int = 0
+    ways: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class Trial:
+    """A rule on one program. `known` is what it is known to leave, rightly."""
+
+    rule: Rule
+    seed: int
+    number: int
+    program: Neighbour
+    report: RuleReport
+    known: Graph | None = None
+
+    @property
+    def before(self) -> Graph:
+        return self.program.graph
+
+    def violation(self) -> Violation | None:
+        with jax.enable_x64(self.program.wide):
+            return self._violation()
+
+    def _violation(self) -> Violation | None:
+        fired = Report()
+        try:
+            after = rewrite(self.before, [self.counted()], fired)
+        except Exception as error:  # a rule may raise nothing at all
+            raised = f"it raises {type(error).__name__}: {_line(error)}"
+            return self.told(raised) if self.runs() else None
+        if not fired.fired or after == self.known or not self.runs():
+            return None
+        self.report.fired += 1
+        try:
+            verify(after)
+        except Exception as error:
+            return self.told(f"it leaves an invalid graph: {_line(error)}", after)
+        types = [[(v.type.dtype, v.type.shape) for v in g.outputs] for g in (self.before, after)]
+        if types[0] != types[1]:
+            return self.told(f"it turns {types[0]} into {types[1]}", after)
+        try:
+            return self.different(after)
+        except Exception as error:
+            return self.told(f"what it leaves does not run: {_line(error)}", after)
+
+    def runs(self) -> bool:
+        """Whether the program runs at all: some have types, and no results."""
+        try:
+            evaluate(self.before, self.sets[0])
+        except Exception:
+            return False
+        return True
+
+    @cached_property
+    def sets(self) -> list[list[Any]]:
+        """The arrays that the program is tried on."""
+        random = np.random.default_rng([self.seed, self.number])
+        kinds = (
+            "plain",
+            "special",
+            "normal",
+            random.choice(("equal", "zero", "scaled", "special")),
+        )
+        return [self.arrays(kind, random) for kind in kinds]
+
+    def counted(self) -> Rule:
+        """The rule, its reasons for not firing counted."""
+
+        def apply(op: Any) -> Outcome:
+            outcome = self.rule.apply(op)
+            if isinstance(outcome, Miss):
+                self.report.refused[outcome.reason] += 1
+            return outcome
+
+        return replace(self.rule, apply=apply)
+
+    def arrays(self, kind: str, random: np.random.Generator) -> list[Any]:
+        return [array_of(value.type, kind, random) for value in self.before.inputs]
+
+    def different(self, after: Graph) -> Violation | None:
+        """The first difference between both sides, on any of the sets of arrays."""
+        for way, arrays, wrong in self.compared(after):
+            self.report.ways[way] += 1
+            if wrong is not None:
+                return self.told(f"{way}: {wrong}", after, arrays)
+        return None
+
+    def compared(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
+        if self.rule.keeps == "bits":
+            for arrays in self.sets:
+                yield "bits", arrays, self.in_bits(after, arrays)
+        elif self.rule.keeps == "reals":
+            yield from self.in_reals(after)
+        else:
+            evaluate(after, self.sets[0])
+            yield "types", self.sets[0], None
+
+    def in_bits(self, after: Graph, arrays: list[Any]) -> Difference | None:
+        return difference(evaluate(self.before, arrays), evaluate(after, arrays), "bits")
+
+    def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
+        try:
+            with jax.enable_x64(True):
+                pair = lifted(self.before), lifted(after)
+        except NotLiftable:
+            pair = None
+        if pair is not None:
+            loose = new_constants(self.before, after)
+            for arrays in self.sets:
+                with jax.enable_x64(True):
+                    yield "reals", arrays, _in_f64(*pair, arrays, max(_REALS, loose))
+        if pair is None or not turns(self.before):
+            for arrays in self.sets[::2]:
+                yield "rounded", arrays, self.rounded(after, arrays)
+
+    def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
+        """Both as they are, within what the narrowest of their floats cannot tell apart."""
+        expected, largest = evaluated(self.before, arrays)
+        got = evaluate(after, arrays)
+        if not np.isfinite(largest) or any(_endless(each) for each in (*expected, *arrays)):
+            return None
+        step = narrowest_step(self.before)
+        return difference(expected, got, "reals", _ROUNDED * step, largest)
+
+    def told(self, what: str, after: Graph | None = None, arrays: Sequence[Any] = ()) -> Violation:
+        shown = show_graph(after) if after is not None else ""
+        texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
+        before = show_graph(self.before)
+        return Violation(self.rule.name, self.seed, self.number, what, before, shown, texts)
+
+
+def _in_f64(before: Graph, after: Graph, arrays: list[Any], tolerance: float) -> Difference | None:
+    wide = [_widened(each, value.type.dtype) for each, value in zip(arrays, before.inputs)]
+    expected, one = evaluated(before, wide)
+    got, two = evaluated(after, wide)
+    wrong = difference(expected, got, "reals", tolerance, max(one, two))
+    if wrong is not None and (overflows(before, wide) or overflows(after, wide)):
+        return None  # the reals have no largest number
+    return wrong
+
+
+def _widened(array: Any, dtype: str) -> Any:
+    kind = {"f64": np.float64, "c128": np.complex128}.get(dtype)
+    return array if kind is None else np.asarray(array).astype(kind)
+
+
+def _endless(array: Any) -> bool:
+    numbers = np.asarray(array)
+    if numbers.dtype.kind in "biuO":
+        return False
+    return not np.isfinite(
+        numbers.astype(np.complex128 if numbers.dtype.kind == "c" else float)
+    ).all()
+
+
+def _shown(array: Any) -> str:
+    return " ".join(np.array2string(np.asarray(array), threshold=64).split())
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else ""
