@@ -6,7 +6,7 @@ there. Types behind the change are inferred again; what they do not fit raises, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -283,6 +283,21 @@ def renamed(graph: Graph, random: Random) -> Graph | None:
     return _replaced(graph, op, made)
 
 
+def another_root(roots: Collection[str]) -> Edit:
+    """An op at which a rule is tried becomes another one at which it is tried."""
+
+    def edit(graph: Graph, random: Random) -> Graph | None:
+        op = _op(graph, random, lambda op: op.name in roots and len(op.types) == 1)
+        others = [] if op is None else [name for name in sorted(roots) if name != op.name]
+        if not others:
+            return None
+        name = random.choice(others)
+        attrs = dict(op.attrs) if random.random() < 0.5 else {}
+        return _replaced(graph, op, build(name, *op.args, **attrs))
+
+    return edit
+
+
 def _kin(name: str) -> tuple[str, ...]:
     return next((group for group in _KIN if name in group), ())
 
@@ -331,8 +346,11 @@ def inside(edit: Edit) -> Edit:
     return edited
 
 
-def edits(graph: Graph, wide: bool) -> list[tuple[Edit, float]]:
-    """Every edit of such a graph and how often it is drawn; `wide` where 64 bits are on."""
+def edits(graph: Graph, wide: bool, roots: Collection[str]) -> list[tuple[Edit, float]]:
+    """Every edit of such a graph and how often it is drawn.
+
+    `wide` where 64 bits are on; `roots` are the ops at which the rule is tried.
+    """
     flat = [
         (swapped, 1.0),
         (shared, 1.5),
@@ -344,6 +362,7 @@ def edits(graph: Graph, wide: bool) -> list[tuple[Edit, float]]:
         (converted(wide), 1.5),
         (another_constant, 1.5),
         (renamed, 1.0),
+        (another_root(roots), 1.5 if len(roots) > 1 else 0.0),
         (other_attributes, 1.5),
         (read_elsewhere, 0.3),
     ]

@@ -7,6 +7,7 @@ from the rule's name, a seed and a number alone, so that each can be drawn again
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -16,7 +17,7 @@ import jax
 from dialect.checked.all_rules import Family, FoundRule
 from dialect.checked.edits import edits
 from dialect.checked.forms import brought
-from dialect.checked.variants import is_wide, variant
+from dialect.checked.variants import PLAIN, is_wide, variant
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph
 from rewrite.rules import Rule
@@ -41,18 +42,19 @@ class Neighbour:
 def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighbour | None:
     """The program of this number; None where its edits fit no types. Number 0 is the example."""
     random = Random(f"{found.name} {seed} {number}")
-    chosen = 0 if number == 0 or random.random() < 0.4 else random.randrange(1, _VARIANTS)
+    chosen = 0 if number == 0 else _chosen(random)
     traced = variant(found.rule, chosen)
     if traced is None:
         return None
     wide = is_wide([value.type for value in traced.inputs])
     many = 0 if number == 0 else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
+    roots = set(found.rule.roots)
     early = bool(first) and random.random() < 0.3
     with jax.enable_x64(wide):
         try:
-            graph = _edited(traced, many if early else 0, wide, random)
+            graph = _edited(traced, many if early else 0, wide, roots, random)
             graph = brought(graph, first) if early else _brought(found.rule, chosen, first)
-            graph = _edited(graph, 0 if early else many, wide, random)
+            graph = _edited(graph, 0 if early else many, wide, roots, random)
             verify(graph)
         except _UNFIT:
             return None
@@ -67,8 +69,16 @@ def _brought(rule: Rule, chosen: int, first: Family) -> Graph:
     return brought(variant(rule, chosen), first)
 
 
-def _edited(graph: Graph, many: int, wide: bool, random: Random) -> Graph:
-    pool, weights = zip(*edits(graph, wide))
+def _chosen(random: Random) -> int:
+    """The example as it is, at another dtype, or at other types and sizes."""
+    form = random.random()
+    if form < 0.35:
+        return 0
+    return random.randint(1, len(PLAIN)) if form < 0.6 else random.randrange(1, _VARIANTS)
+
+
+def _edited(graph: Graph, many: int, wide: bool, roots: Collection[str], random: Random) -> Graph:
+    pool, weights = zip(*edits(graph, wide, roots))
     for _ in range(many):
         for _ in range(4):  # not every edit has a place in every program
             made = random.choices(pool, weights)[0](graph, random)

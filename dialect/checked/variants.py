@@ -17,6 +17,8 @@ from rewrite.rules import Rule
 
 _SIZES = (0, 1, 2, 3)
 _COMPLEX = ("c64",)
+# The first variants are the example's ops at these.
+PLAIN = ("bf16", "f16", "f64", "i32", "i8", "u8", "u32", "i64", "bool", "c64")
 
 
 def is_wide(types: Sequence[Type]) -> bool:
@@ -35,7 +37,9 @@ def _variant(rule: Rule, name: str, number: int) -> Graph | None:
     random = Random(f"{name} {number}")
     types = [Type.parse(text) for text in rule.types]
     mapped, kinds = None, {}
-    if number:
+    if 0 < number <= len(PLAIN):
+        kinds = {_commonest(types): PLAIN[number - 1]}
+    elif number:
         types = _resized(types, random) if random.random() < 0.5 else types
         form = random.choice(("as it is", "its types", "its ops", "its ops"))
         types = _retyped(types, random) if form == "its types" else types
@@ -47,6 +51,10 @@ def _variant(rule: Rule, name: str, number: int) -> Graph | None:
             return retyped(graph, kinds) if kinds else graph
     except Exception:  # whatever the example's function raises at types that it is not for
         return None
+
+
+def _commonest(types: Sequence[Type]) -> str:
+    return max((type_.dtype for type_ in types), key=[t.dtype for t in types].count, default="f32")
 
 
 def _traced(rule: Rule, types: Sequence[Type], mapped: int | None) -> Graph:

@@ -1,0 +1,152 @@
+"""Does the checker notice when a rule is broken? Every rule's mutants, and how many survive.
+
+    python -m tests.fuzz.mutants [--rule NAME] [--rules A..B] [--seed N] [--fired N]
+
+A mutant is killed where the checker complains of it (a difference, an exception, an invalid graph),
+where the rule's example fires it no more, or where it does not come to an end; it is `lost` where a
+variant of the example, at other types and sizes, fires it no more. What survives is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+
+from dialect import framework  # noqa: F401  (registers JAX)
+from dialect.checked.all_rules import FoundRule, all_rules
+from dialect.checked.forms import first_rules
+from dialect.checked.neighbours import Neighbour, neighbour
+from dialect.checked.trial import RuleReport, Trial
+from rewrite.driver import Report, rewrite
+from rewrite.ir import Graph
+from rewrite.rules import Rule
+from tests.fuzz.mutations import Mutant, compiled, mutants
+
+_MOST_TRIED = 8  # programs for each on which the rule fires
+_LONGEST_S = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program, and what the rule as it is leaves of it; None where it does not fire."""
+
+    number: int
+    program: Neighbour
+    known: Graph | None
+
+
+def cases(found: FoundRule, seed: int, fired: int) -> list[Case]:
+    """Programs until the rule fired on so many of them; those on which it does not are kept too."""
+    first, made, left = first_rules(found), [], fired
+    for number in range(fired * _MOST_TRIED):
+        program = neighbour(found, first, seed, number) if left else None
+        if program is None:
+            continue
+        with contextlib.suppress(
+            Exception
+        ):  # where the rule itself fails, its mutants tell nothing
+            known = _left(found.rule, program)
+            made.append(Case(number, program, known))
+            left -= known is not None
+    return made
+
+
+def _left(rule: Rule, program: Neighbour) -> Graph | None:
+    report = Report()
+    with jax.enable_x64(program.wide):
+        graph = rewrite(program.graph, [rule], report)
+    return graph if report.fired else None
+
+
+def fate(found: FoundRule, mutant: Mutant, programs: list[Case], seed: int) -> str:
+    """How the checker notices a mutant, or `survives`."""
+    try:
+        with _alarm(_LONGEST_S):
+            rule = compiled(found, mutant)
+            return "gone" if rule is None else _fate(found, rule, programs, seed)
+    except TimeoutError:
+        return "endless"
+    except Exception:
+        return "gone"  # it is no rule any more
+
+
+def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
+    report = RuleReport(rule.name, found.module, rule.keeps, rule.needs)
+    fewer = False
+    for case in programs:
+        trial = Trial(rule, seed, case.number, case.program, report, case.known)
+        violation = trial.violation()
+        if violation is not None:
+            return "raises" if "it raises" in violation.what else "differs"
+        if case.known is not None and not _fires(rule, case.program):
+            if case.number == 0:
+                return "example"
+            fewer = True
+    return "fires less" if fewer else "survives"
+
+
+def _fires(rule: Rule, program: Neighbour) -> bool:
+    try:
+        return _left(rule, program) is not None
+    except Exception:
+        return True
+
+
+@contextlib.contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main() -> None:
+    args = _arguments()
+    rules = [each for each in all_rules("dialect", "passes") if args.rule in (None, each.name)]
+    first, _, last = (args.rules or "..").partition("..")
+    total: Counter[str] = Counter()
+    for found in rules[int(first or 0) : int(last or len(rules))]:
+        started = time.process_time()
+        programs = cases(found, args.seed, args.fired)
+        fates = {mutant: fate(found, mutant, programs, args.seed) for mutant in mutants(found)}
+        counts = Counter(fates.values())
+        total += counts
+        spent = time.process_time() - started
+        print(f"{found.module}.{found.name}: {_shown(counts)} ({spent:.0f} s)", flush=True)
+        for mutant, what in fates.items():
+            if what in ("survives", "fires less"):
+                print(f"    {what}: {mutant}", flush=True)
+    print(f"in all: {_shown(total)}")
+
+
+def _shown(counts: Counter[str]) -> str:
+    alive = counts["survives"]
+    killed = counts.total() - alive
+    parts = ", ".join(f"{what} {count}" for what, count in counts.most_common())
+    return f"{killed} of {counts.total()} noticed ({parts})"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rule", help="one alone, by its name")
+    parser.add_argument("--rules", help="from which to which, by number: 10..20")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fired", type=int, default=60, help="programs that each rule fires on")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
