@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from dialect.source_lines import under_line
 from rewrite import opdef
 from rewrite.ir import Graph, Value
@@ -27,4 +29,9 @@ def evaluate(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
         if len(op.types) == 1 and not isinstance(out, list):
             out = [out]
         found.update(zip(op.results, out))
-    return [found[value] for value in graph.outputs]
+    return [_array(found[value]) for value in graph.outputs]
+
+
+def _array(result: Any) -> Any:
+    """A weakly typed constant is a Python number to ops, but a result is an array."""
+    return result if hasattr(result, "dtype") else jnp.asarray(result)

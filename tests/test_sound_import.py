@@ -71,3 +71,8 @@ def test_what_a_program_cannot_carry_is_refused_at_the_door() -> None:
     ):
         with pytest.raises(TraceError, match=why):
             exported(function, argument)
+
+
+def test_a_result_that_is_a_constant_is_an_array() -> None:
+    (result,) = exported(lambda x: 0.5, 1.0)
+    assert result.dtype == np.float32 and result.weak_type

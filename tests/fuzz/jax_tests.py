@@ -1,11 +1,12 @@
-"""JAX's own tests as a source of programs: every function that they jit goes through Shardwright.
+"""JAX's own tests as programs: every function that they transform goes through Shardwright.
 
     python -m tests.fuzz.jax_tests PATH [--files lax_test.py nn_test.py] [--through "normalize"]
 
 PATH is the `tests` folder of a checkout of JAX at the version that is installed; nothing of it is
 kept here. Three things of a test are replaced while it runs, and nothing else is patched:
 
-- `jax.jit`, by one that first compares and then does what it always does;
+- `jax.jit`, `jax.grad`, `jax.vmap` and their like, whose functions are first compared and then do
+  what they always do;
 - `self._CompileAndCheck(function, args_maker)` and `self._CheckAgainstNumpy(reference, function,
   args_maker)`, by the comparison alone.
 
@@ -143,20 +144,20 @@ class Watch:
 
 
 REAL_JIT = jax.jit
+TRANSFORMATIONS = "grad value_and_grad vmap jacfwd jacrev hessian".split()
 
 
-class WatchedJit:
-    """What `jax.jit` returns while tests run: compares its first calls, else the jitted function."""
+class Watched:
+    """A transformed function while tests run: its first calls are compared, else it is itself."""
 
-    def __init__(self, watch: Watch, function: Any, options: dict[str, Any]) -> None:
-        self.real, self.watch, self.calls = REAL_JIT(function, **options), watch, 0
-        self.static = _static(function, options)
-        self.__wrapped__ = function
+    def __init__(self, watch: Watch, function: Any, real: Any, jitted: Any, static: Any) -> None:
+        self.watch, self.real, self.jitted, self.static = watch, real, jitted, static
+        self.calls, self.__wrapped__ = 0, function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.calls < CALLS_COMPARED:
             self.calls += 1
-            self.watch.compare(self.real, args, kwargs, self.static)
+            self.watch.compare(self.jitted, args, kwargs, self.static)
         return self.real(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -189,18 +190,28 @@ def _without_static(args: Any, kwargs: Any, numbers: Any, names: Any) -> Any:
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """`jax.jit` replaced. Test files must be imported inside: they may say `from jax import jit`."""
+    """Transformations replaced. Test files are imported inside: they may say `from jax import jit`."""
+    real = {name: getattr(jax, name) for name in ("jit", *TRANSFORMATIONS)}
 
     def jit(function: Any = None, /, **options: Any) -> Any:
         if function is None:
-            return lambda function: WatchedJit(watch, function, options)
-        return WatchedJit(watch, function, options)
+            return lambda function: jit(function, **options)
+        jitted = REAL_JIT(function, **options)
+        return Watched(watch, function, jitted, jitted, _static(function, options))
 
-    jax.jit = jit
+    def transformation(name: str) -> Callable[..., Any]:
+        def transform(function: Any, *args: Any, **options: Any) -> Any:
+            made = real[name](function, *args, **options)
+            return Watched(watch, function, made, REAL_JIT(made), ((), ()))
+
+        return transform
+
+    replaced = {name: transformation(name) for name in TRANSFORMATIONS} | {"jit": jit}
     try:
+        vars(jax).update(replaced)
         yield
     finally:
-        jax.jit = REAL_JIT
+        vars(jax).update(real)
 
 
 # Running tests.
@@ -225,7 +236,7 @@ def _flat(suite: Any) -> Iterator[unittest.TestCase]:
 
 def run_test(test: unittest.TestCase, watch: Watch, seconds: float = SECONDS) -> str:
     """Runs one test; returns what it says by itself: `ok`, `skipped`, `failed`."""
-    watch.test, watch.seen = ".".join(test.id().split(".")[-3:]), []
+    watch.test, watch.seen = test.id(), []
     test._CompileAndCheck = lambda function, maker, **_: watch.checked(function, maker)
     test._CheckAgainstNumpy = lambda _, function, maker, **__: watch.checked(function, maker)
     result = unittest.TestResult()
