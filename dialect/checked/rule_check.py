@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 from dialect.checked.all_rules import Family, FoundRule, all_rules
+from dialect.checked.evaluated import evaluated
 from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import neighbour
-from dialect.checked.trial import RuleReport, Trial
+from dialect.checked.trial import Evaluator, RuleReport, Trial
 from dialect.usercode import UsageError
 
 _TRIED_PER_FIRED = 40  # how many programs are drawn at most for each on which the rule shall fire
@@ -21,8 +22,12 @@ def check(
     seconds: float = 60.0,
     first: Family | None = None,
     most_violations: int = 3,
+    evaluators: Sequence[Evaluator] = (evaluated,),
 ) -> RuleReport:
-    """Tries a rule until it fired on `instances` programs, or the time is up."""
+    """Tries a rule until it fired on `instances` programs, or the time is up: seconds of CPU.
+
+    Programs are run by the evaluators in turn.
+    """
     rule, started = found.rule, time.process_time()
     report = RuleReport(rule.name, found.module, rule.keeps, rule.needs)
     first = first_rules(found) if first is None else first
@@ -34,7 +39,8 @@ def check(
         if tried is None:
             continue
         report.tried += 1
-        violation = Trial(rule, seed, number, tried, report).violation()
+        evaluate = evaluators[number % len(evaluators)]
+        violation = Trial(rule, seed, number, tried, report, evaluate=evaluate).violation()
         if violation is not None:
             report.violations.append(violation)
     report.seconds = time.process_time() - started

@@ -11,7 +11,7 @@ to an end. A violation carries the text of both programs and the numbers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,12 +25,13 @@ from dialect.checked.evaluated import evaluated, overflows
 from dialect.checked.lifted import NotLiftable, lifted
 from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import narrowest_step, new_constants, turns
-from dialect.evaluate import evaluate
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph
 from rewrite.printer import show_graph
 from rewrite.rules import Miss, Outcome, Rule
 from rewrite.verify import verify
+
+Evaluator = Callable[[Graph, Sequence[Any]], tuple[list[Any], float]]
 
 _REALS = 1e-9  # of f64 evaluations of the same real number, relative to what cancelled
 _ROUNDED = 64  # steps of the narrowest dtype that a sound rewrite may be off by
@@ -74,7 +75,11 @@ class RuleReport:
 
 @dataclass
 class Trial:
-    """A rule on one program. `known` is what it is known to leave, rightly."""
+    """A rule on one program.
+
+    `known` is what it is known to leave, rightly; `evaluate` gives a graph's results, and the size
+    of what it computed on the way.
+    """
 
     rule: Rule
     seed: int
@@ -82,6 +87,7 @@ class Trial:
     program: Neighbour
     report: RuleReport
     known: Graph | None = None
+    evaluate: Evaluator = evaluated
 
     @property
     def before(self) -> Graph:
@@ -116,7 +122,7 @@ class Trial:
     def runs(self) -> bool:
         """Whether the program runs at all: some have types, and no results."""
         try:
-            evaluate(self.before, self.sets[0])
+            self.evaluate(self.before, self.sets[0])
         except Exception:
             return False
         return True
@@ -162,11 +168,12 @@ class Trial:
         elif self.rule.keeps == "reals":
             yield from self.in_reals(after)
         else:
-            evaluate(after, self.sets[0])
+            self.evaluate(after, self.sets[0])
             yield "types", self.sets[0], None
 
     def in_bits(self, after: Graph, arrays: list[Any]) -> Difference | None:
-        return difference(evaluate(self.before, arrays), evaluate(after, arrays), "bits")
+        expected, _ = self.evaluate(self.before, arrays)
+        return difference(expected, self.evaluate(after, arrays)[0], "bits")
 
     def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
         try:
@@ -178,15 +185,26 @@ class Trial:
             loose = new_constants(self.before, after)
             for arrays in self.sets:
                 with jax.enable_x64(True):
-                    yield "reals", arrays, _in_f64(*pair, arrays, max(_REALS, loose))
+                    yield "reals", arrays, self.in_f64(*pair, arrays, max(_REALS, loose))
         if pair is None or not turns(self.before):
             for arrays in self.sets[::2]:
                 yield "rounded", arrays, self.rounded(after, arrays)
 
+    def in_f64(
+        self, before: Graph, after: Graph, arrays: list[Any], tolerance: float
+    ) -> Difference | None:
+        wide = [_widened(each, value.type.dtype) for each, value in zip(arrays, before.inputs)]
+        expected, one = self.evaluate(before, wide)
+        got, two = self.evaluate(after, wide)
+        wrong = difference(expected, got, "reals", tolerance, max(one, two))
+        if wrong is not None and (overflows(before, wide) or overflows(after, wide)):
+            return None  # the reals have no largest number
+        return wrong
+
     def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
         """Both as they are, within what the narrowest of their floats cannot tell apart."""
-        expected, largest = evaluated(self.before, arrays)
-        got = evaluate(after, arrays)
+        expected, largest = self.evaluate(self.before, arrays)
+        got, _ = self.evaluate(after, arrays)
         if not np.isfinite(largest) or any(_endless(each) for each in (*expected, *arrays)):
             return None
         step = narrowest_step(self.before)
@@ -197,16 +215,6 @@ class Trial:
         texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
         before = show_graph(self.before)
         return Violation(self.rule.name, self.seed, self.number, what, before, shown, texts)
-
-
-def _in_f64(before: Graph, after: Graph, arrays: list[Any], tolerance: float) -> Difference | None:
-    wide = [_widened(each, value.type.dtype) for each, value in zip(arrays, before.inputs)]
-    expected, one = evaluated(before, wide)
-    got, two = evaluated(after, wide)
-    wrong = difference(expected, got, "reals", tolerance, max(one, two))
-    if wrong is not None and (overflows(before, wide) or overflows(after, wide)):
-        return None  # the reals have no largest number
-    return wrong
 
 
 def _widened(array: Any, dtype: str) -> Any:

@@ -9,7 +9,6 @@ variant of the example, at other types and sizes, fires it no more. What survive
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 import time
@@ -19,8 +18,7 @@ from dataclasses import dataclass
 
 import jax
 
-from dialect import framework  # noqa: F401  (registers JAX)
-from dialect.checked.all_rules import FoundRule, all_rules
+from dialect.checked.all_rules import FoundRule
 from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import Neighbour, neighbour
 from dialect.checked.trial import RuleReport, Trial
@@ -28,6 +26,7 @@ from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph
 from rewrite.rules import Rule
 from tests.fuzz.mutations import Mutant, compiled, mutants
+from tests.fuzz.rules import arguments, chosen, in_numpy
 
 _MOST_TRIED = 8  # programs for each on which the rule fires
 _LONGEST_S = 60
@@ -81,7 +80,7 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
     report = RuleReport(rule.name, found.module, rule.keeps, rule.needs)
     fewer = False
     for case in programs:
-        trial = Trial(rule, seed, case.number, case.program, report, case.known)
+        trial = Trial(rule, seed, case.number, case.program, report, case.known, in_numpy)
         violation = trial.violation()
         if violation is not None:
             return "raises" if "it raises" in violation.what else "differs"
@@ -114,11 +113,9 @@ def _alarm(seconds: int) -> Iterator[None]:
 
 
 def main() -> None:
-    args = _arguments()
-    rules = [each for each in all_rules("dialect", "passes") if args.rule in (None, each.name)]
-    first, _, last = (args.rules or "..").partition("..")
+    args = arguments(__doc__)
     total: Counter[str] = Counter()
-    for found in rules[int(first or 0) : int(last or len(rules))]:
+    for found in chosen(args):
         started = time.process_time()
         programs = cases(found, args.seed, args.fired)
         fates = {mutant: fate(found, mutant, programs, args.seed) for mutant in mutants(found)}
@@ -137,15 +134,6 @@ def _shown(counts: Counter[str]) -> str:
     killed = counts.total() - alive
     parts = ", ".join(f"{what} {count}" for what, count in counts.most_common())
     return f"{killed} of {counts.total()} noticed ({parts})"
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rule", help="one alone, by its name")
-    parser.add_argument("--rules", help="from which to which, by number: 10..20")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fired", type=int, default=60, help="programs that each rule fires on")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
