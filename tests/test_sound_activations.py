@@ -90,3 +90,17 @@ def test_in_sixteen_bits_a_constant_is_another_one_step_away() -> None:
 
     assert kinds(recognized(gelu(0.7979), "bfloat16")) == ["gelu"]
     assert kinds(recognized(gelu(0.8), "bfloat16")) == []
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.logaddexp2(lax.complex(x, x), lax.complex(-x, x)).real,
+        lambda x: jnp.unwrap(x),
+        lambda x: jnp.spacing(x) * x,
+        lambda x: jnp.maximum(x.astype(jnp.int32) >> 1, 1).astype(x.dtype) * x,
+    ],
+    ids=["complex numbers", "remainders", "bits", "integers"],
+)
+def test_a_chain_of_other_than_reals_is_no_activation(function) -> None:
+    assert kinds(recognized(function)) == []

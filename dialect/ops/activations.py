@@ -79,6 +79,8 @@ def activation(op: Op) -> Outcome:
     nearest: Outcome = None
     for source in _narrow_places(op, chain):
         rows = tuple(_rows(chain, source))
+        if not all(map(_of_reals, rows)):
+            continue
         kind, distance = _nearest(rows)
         if distance < _NEARLY and _is(rows, kind):
             return in_dtype(make("activate", source, kind=kind), op.types[0].dtype)
@@ -148,6 +150,14 @@ def _rows(chain: list[Op], source: Value) -> Iterator[Row]:
         )
         yield each.name, args, each.attrs, each.types[0].dtype
         place[each.results[0]] = len(place) - 1
+
+
+def _of_reals(row: Row) -> bool:
+    """Whether an op takes real numbers and gives them, or tells which to select."""
+    name, args, _, dtype = row
+    choices, numbers = (args[:1], args[1:]) if name == "select_n" else ((), args)
+    reads = all(kind in REALS for _, _, kind in numbers) and all(k == "bool" for _, _, k in choices)
+    return reads and dtype in (*REALS, "bool")
 
 
 @lru_cache(maxsize=4096)
