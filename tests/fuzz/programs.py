@@ -22,6 +22,7 @@ from tests.fuzz.drawing import EMPTY, SHAPES, Drawer, Scope, draw_line
 from tests.fuzz.nested import nested
 from tests.fuzz.pipelines import pipeline
 from tests.fuzz.runs import run
+from tests.fuzz.shrunk import shrunk
 from tests.fuzz.source import Given, Source
 
 _PALETTES = (
@@ -184,19 +185,23 @@ def _outputs(drawer: Drawer) -> tuple[str, ...]:
     return tuple([*outputs, drawer.random.choice(names)] if more else outputs)
 
 
-def checked(seed: int, tally: Tally) -> tuple[str, Failure | None]:
+def checked(seed: int, tally: Tally) -> tuple[Source, Failure | None]:
     """One program through one pipeline, both of a seed."""
     source = of_seed(seed)
-    return str(source), failure_of(source, pipeline(random.Random(seed)), tally)
+    return source, failure_of(source, pipeline(random.Random(seed)), tally)
 
 
 def failure_of(source: Source, passes: Sequence[str], tally: Tally) -> Failure | None:
     """What does not hold of a program on its way through the passes."""
-    with jax.enable_x64(source.x64):
-        args = source.arrays
     roles = {"state": 1 if source.state else None}
-    return check(source.function.compiled(), args, passes, tally, source.x64, **roles)
+    return check(source.function.compiled(), source.arrays, passes, tally, source.x64, **roles)
+
+
+def made_smaller(source: Source, failure: Failure) -> tuple[Source, Failure]:
+    """The program cut down to what still fails alike."""
+    small, _, found = shrunk(source, failure, lambda one, some: failure_of(one, some, Tally()))
+    return small, found
 
 
 if __name__ == "__main__":
-    sys.exit(bool(run("python -m tests.fuzz.programs", checked)))
+    sys.exit(bool(run("python -m tests.fuzz.programs", checked, made_smaller)))

@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from tests.fuzz.checks import Failure, Tally
 
-Case = tuple[str, Failure | None]  # the text of a program with its inputs, and what does not hold
+Case = tuple[Any, Failure | None]  # a program with its inputs as `str` shows it; what fails
 _CLEARED_EVERY = 400  # programs: what is compiled is kept, and memory is not endless
 
 
@@ -33,21 +34,25 @@ def options(about: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(about: str, check: Callable[[int, Tally], Case]) -> int:
-    """Checks one seed after the other. The number of failures."""
+def run(
+    about: str,
+    check: Callable[[int, Tally], Case],
+    smaller: Callable[[Any, Failure], Case] = lambda program, failure: (program, failure),
+) -> int:
+    """Checks one seed after the other, and makes what fails smaller. The number of failures."""
     asked, tally, failures = options(about), Tally(), Counter[str]()
     started, seed = time.monotonic(), asked.seed
     gc.disable()  # of the many small objects few are garbage in circles
     for seed in range(asked.seed, asked.seed + asked.count):
         if time.monotonic() - started > asked.seconds:
             break
-        text, failure = check(seed, tally)
+        program, failure = check(seed, tally)
         tally.add("cases")
         if failure is not None:
             failures[failure.key] += 1
             if failures[failure.key] == 1:
                 print(f"seed {seed}: {failure.key}\n    {failure.text[:300]}", flush=True)
-                written(asked.out, seed, text, failure, about)
+                written(asked.out, seed, *smaller(program, failure), about)
         if tally.counts["cases"] % _CLEARED_EVERY == 0:
             jax.clear_caches()
             gc.collect()
@@ -55,7 +60,7 @@ def run(about: str, check: Callable[[int, Tally], Case]) -> int:
     return sum(failures.values())
 
 
-def written(folder: Path, seed: int, text: str, failure: Failure, about: str) -> None:
+def written(folder: Path, seed: int, program: Any, failure: Failure, about: str) -> None:
     """One file with all that it takes to see a failure again."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -63,7 +68,7 @@ def written(folder: Path, seed: int, text: str, failure: Failure, about: str) ->
         f"# {failure.key}",
         f"# pipeline: {', '.join(failure.passes)}",
         *(f"# {line}" for line in failure.text.split("\n")[:12]),
-        text,
+        str(program),
     ]
     name = f"{about.split()[-1]}-{seed}.txt"
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
