@@ -191,3 +191,13 @@ def test_reshapes_split_and_merge_axes() -> None:
     assert found["params/wq"] == "_ (heads d_head)"
     assert found["params/wo"] == "(heads d_head) vocab"
     assert found["cache"] == "batch context heads d_head"
+
+
+@pytest.mark.parametrize("passes", ["cache_layout", "plan", "pad"])
+def test_an_axis_of_no_elements_is_nothing_to_plan_for(passes: str) -> None:
+    def step(params: Any, state: Any, x: Any) -> Any:
+        return jax.lax.optimization_barrier((x, params)), (state[0] + 1,)
+
+    program = rewrite.trace(step, jnp.ones(3), (jnp.ones((0, 2)),), jnp.ones((0,)), state=1)
+    target = rewrite.Target("cpu:8", (("x", 2), ("y", 4)))
+    assert Pipeline.parse(passes).run(program, target).graph == program.graph

@@ -65,7 +65,7 @@ def unify(left: Iterable[Axis], right: Iterable[Axis]) -> None:
             _join(a, b)
         else:
             big, small, rest = (a, b, one) if a.size > b.size else (b, a, other)
-            if big.size % small.size:
+            if not small.size or big.size % small.size:
                 return
             tail = Axis(big.size // small.size)
             tail.roles |= big.roles
@@ -115,13 +115,16 @@ class Axes:
         return found
 
     def sizes(self) -> dict[str, int]:
-        """The size of each named axis that the program has, the largest where several differ."""
+        """The size of each named axis that the program has, the largest where several differ.
+
+        An axis of no elements is nothing to plan for, and left out.
+        """
         found: dict[str, int] = {}
         for axis in {axis for axes in self.dimensions.values() for axis in axes}:
             for name, group in itertools.groupby(leaves(axis), key=lambda leaf: leaf.name):
                 size = math.prod(leaf.size for leaf in group)
                 found[name] = max(found.get(name, 0), size)
-        return {name: found[name] for name in NAMES if name in found}
+        return {name: found[name] for name in NAMES if found.get(name)}
 
     def show(self, value: Value) -> str:
         """`batch time (heads d_head)`."""

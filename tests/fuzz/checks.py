@@ -31,6 +31,7 @@ from tests.fuzz.sensitivity import forgiven
 from dialect.framework import Jax
 from rewrite import Pipeline, Program, Target, manager, runtime, trace
 from rewrite.errors import InvalidProgram, ShardwrightError
+from rewrite.firings import counted
 from rewrite.ir import Graph
 from rewrite.manager import PassError
 
@@ -187,11 +188,9 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
             results = interpreted_program(made, state.leaves)
         except Exception as error:
             return _crashed(f"export{kind}", done, error)
-        failure = _types_stay(program, made, done, kind)
-        if failure is None and report.keeps != "approx":
-            failure = _kept(state, made, results, report.keeps, done, kind)
+        failure = _compared(state, made, results, report.keeps, done, kind)
         if failure is not None:
-            return failure
+            return replace(failure, where=_rule(failure, state, done, kind))
         tally.add(f"compared {report.keeps}{kind}")
         state = State(made, state.leaves, results)
         if text in ("normalize", "recognize") and "lower" not in done:
@@ -199,6 +198,41 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
         if failure is not None:
             return failure
     return None if kind or len(done) % 2 else _text_reads_back(state, done, tally)
+
+
+def _compared(
+    state: State, made: Program, results: list[Any], keeps: str, done: Sequence[str], kind: str
+) -> Failure | None:
+    failure = _types_stay(state.program, made, done, kind)
+    if failure is None and keeps != "approx":
+        failure = _kept(state, made, results, keeps, done, kind)
+    return failure
+
+
+def _rule(failure: Failure, state: State, done: Sequence[str], kind: str) -> str:
+    """The rule that fired wrongly: with the first so many firings of the pass it still fails so."""
+
+    def fails(limit: int) -> bool:
+        try:
+            with counted(limit):
+                made, (report,) = manager.run(state.program, [step_of(done[-1])], TARGET)
+            results = interpreted_program(made, state.leaves)
+            again = _compared(state, made, results, report.keeps, done, kind)
+        except Exception:  # a pass whose rules are cut short may not come to its end
+            return False
+        return again is not None and again.what == failure.what
+
+    with counted() as firings:
+        step_of(done[-1]).run(state.program, TARGET)
+    right, wrong = 0, firings.count
+    if not wrong or fails(0):
+        return "no rule"
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        right, wrong = (right, middle) if fails(middle) else (middle, wrong)
+    with counted(wrong) as limited:
+        step_of(done[-1]).run(state.program, TARGET)
+    return f"rule {limited.last.rule.name}"
 
 
 @lru_cache

@@ -118,7 +118,7 @@ class Given:
             words = f'np.array([{numbers}], "uint32").reshape{(*self.shape, 2)}'
             return f"{self.name} = jax.random.wrap_key_data({words})"
         kind = "bool" if self.dtype == "bool" else f"jnp.{self.dtype}"
-        return f"{self.name} = np.array([{numbers}], {kind}).reshape{self.shape}"
+        return f"{self.name} = np.array([{numbers}], {kind}).reshape({self.shape})"
 
 
 def _shown(number: Any) -> str:
