@@ -14,6 +14,7 @@ from dialect import primitives
 from dialect.checked.compared import difference
 from dialect.checked.evaluated import evaluated
 from dialect.checked.lifted import NotLiftable, lifted
+from dialect.checked.precision import new_constants
 from dialect.evaluate import evaluate
 from dialect.framework import describe
 from dialect.jaxpr import CALLS, import_jaxpr
@@ -40,6 +41,8 @@ def compare(jaxpr: Any, leaves: Sequence[Any], passes: Pipeline | None = None) -
         after = passes.run(program, Target())
         _reads_back(after)
         _same_reals(graph, after, leaves)
+        if new_constants(graph, after.graph):
+            _same_in_f64(graph, passes, leaves)
 
 
 def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
@@ -99,8 +102,19 @@ def _same_reals(before: Graph, after: Program, leaves: Sequence[Any]) -> None:
         expected, magnitude = evaluated(graphs[0], arrays)
         got = evaluate(graphs[1], arrays)
         tolerance = F64_TOLERANCE if wide else _tolerance([*expected, *leaves])
+        tolerance = max(tolerance, new_constants(before, after.graph))
         wrong = difference(expected, got, "reals", tolerance, magnitude)
     _same(wrong, f"after {_passes(after)}")
+
+
+def _same_in_f64(before: Graph, passes: Pipeline, leaves: Sequence[Any]) -> None:
+    """Constants that passes compute are rounded: in a program of f64 they hardly are."""
+    with jax.enable_x64(True):
+        try:
+            wide = lifted(before)
+        except NotLiftable:
+            return
+        _same_reals(wide, passes.run(as_program(wide), Target()), list(map(_widened, leaves)))
 
 
 def _passes(program: Program) -> str:
