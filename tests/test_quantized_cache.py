@@ -17,21 +17,15 @@ from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, argument
 from tiny import traced as traced_case
 
 import rewrite
-from dialect.caching import head_rules, quantized_cache, transposed_cache
+from dialect.caching import quantized_cache
 from dialect.caching.quantized_cache import attend_in_integers, with_quantized_cache
 from dialect.caching.state_forms import keep_in
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
-from dialect.dtypes import dtype_of
 from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
 from dialect.ops.token_scales import dequantize_tokens, quantize_tokens
 from examples import llama
 from rewrite import Pipeline, Program, auto_shard
-from rewrite.driver import Report
-from rewrite.driver import rewrite as apply_rules
-from rewrite.ir import Type
-from rewrite.rules import Rule
 
 FIRST = "normalize, recognize, carry_cache"
 RANDOM = np.random.default_rng(7)
@@ -82,40 +76,6 @@ def test_what_is_read_and_rounded_again_is_what_it_was() -> None:
 def test_a_head_of_zeros_stays_zero() -> None:
     q, scale = quantize_tokens(jnp.zeros((2, 4)), axis=1, form="int8")
     assert not q.any() and (scale == 1).all()
-
-
-# Rules.
-
-
-def array(text: str) -> jax.Array:
-    type_ = Type.parse(text)
-    if type_.dtype[0] == "i":
-        return jnp.asarray(RANDOM.integers(-3, 4, type_.shape), dtype_of(type_.dtype))
-    return jnp.asarray(RANDOM.standard_normal(type_.shape), dtype_of(type_.dtype))
-
-
-GROUPS = (
-    quantized_cache.RULES,
-    transposed_cache.RULES,
-    head_rules.RULES,
-    (head_rules.merged_in_common,),
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "group"), [(rule.name, group) for group in GROUPS for rule in group]
-)
-def test_examples_fire_and_keep_what_they_compute(name: str, group: tuple[Rule, ...]) -> None:
-    (rule,) = (each for each in group if each.name == name)
-    args = [array(text) for text in rule.types]
-    graph = trace_graph(lambda *arrays: jax.tree.leaves(rule.example(*arrays)), *args)
-    report = Report()
-    made = apply_rules(graph, group, report)
-    assert report.fired[name]
-    for one, other in zip(evaluate(made, args), evaluate(graph, args), strict=True):
-        np.testing.assert_allclose(
-            np.asarray(one, "float32"), np.asarray(other, "float32"), rtol=1e-5, atol=1e-5
-        )
 
 
 # Decoders.

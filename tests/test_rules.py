@@ -16,17 +16,16 @@ from tiny import run
 
 import rewrite
 from dialect import dtypes, framework, nn, primitives, quant  # noqa: F401  (framework registers)
+from dialect.checked.all_rules import FoundRule, all_rules
+from dialect.checked.forms import example_graph, first_rules
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.normal.normal_form import normal_form
 from dialect.ops import rotary
-from dialect.planning.heads_apart import cut_of_rope, cut_towards_rope
 from passes.lower import EXPAND, SCALES, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
-from passes.roll import RULES as ROLL
-from passes.roll import stack_of_rows
 from rewrite import opdef
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
@@ -37,8 +36,7 @@ from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
 
 LOWER = (*SCALES, EXPAND)
-ALONE = (*LOWER, *ROLL, cut_of_rope, cut_towards_rope)
-EVERY = (*NORMAL, *RECOGNIZE, *ALONE)
+EVERY = all_rules("dialect", "passes")
 RANDOM = np.random.default_rng(3)
 
 
@@ -96,54 +94,29 @@ def assert_close(left: Any, right: Any) -> None:
         np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance)
 
 
-def groups_for(rule: Rule) -> tuple[Sequence[Rule], ...]:
-    """The rules that run before and with this one."""
-    if rule in RECOGNIZE:
-        return NORMAL, RECOGNIZE
-    if rule == stack_of_rows:
-        return NORMAL, [rule]
-    return ([rule],) if rule in ALONE else (NORMAL,)
-
-
-def example_graph(rule: Rule) -> Graph:
-    return traced(rule.example, *(dtypes.struct_of(Type.parse(text)) for text in rule.types))
-
-
-@pytest.fixture(params=EVERY, ids=lambda rule: rule.name)
-def rule(request: pytest.FixtureRequest) -> Rule:
+@pytest.fixture(params=EVERY, ids=lambda found: found.name)
+def found(request: pytest.FixtureRequest) -> FoundRule:
     return request.param
 
 
-def test_example_fires(rule: Rule) -> None:
-    _, report = applied(example_graph(rule), *groups_for(rule))
-    assert report.fired.get(rule.name, 0) >= 1
+def test_example_fires(found: FoundRule) -> None:
+    """Whether both sides are equal then is a test of tests/test_rule_check.py."""
+    _, report = applied(example_graph(found.rule), first_rules(found), [found.rule])
+    assert report.fired[found.name] >= 1
 
 
-def test_both_sides_are_equal(rule: Rule) -> None:
-    before = example_graph(rule)
-    after, report = applied(before, [rule])
-    if rule.name not in report.fired:
-        # It builds on what others make: let them go first.
-        others = [[each for each in group if each != rule] for group in groups_for(rule)]
-        before, _ = applied(before, *others)
-        after, report = applied(before, [rule])
-    assert report.fired.get(rule.name, 0) >= 1
-    args = [array(Type.parse(text)) for text in rule.types]
-    assert_equal_on(before, after, args, exact=rule.keeps == "bits")
-
-
-def test_doc_is_a_formula(rule: Rule) -> None:
-    before, arrow, after = rule.doc.partition("  ->  ")
+def test_doc_is_a_formula(found: FoundRule) -> None:
+    before, arrow, after = found.rule.doc.partition("  ->  ")
     assert arrow and before and after
-    assert rule.keeps in KEEPS
+    assert found.rule.keeps in KEEPS
 
 
 def test_names_are_unique() -> None:
-    assert len({rule.name for rule in EVERY}) == len(EVERY)
+    assert len({found.name for found in EVERY}) == len(EVERY)
 
 
-def test_normal_form_is_idempotent(rule: Rule) -> None:
-    once = normal_form(example_graph(rule))
+def test_normal_form_is_idempotent(found: FoundRule) -> None:
+    once = normal_form(example_graph(found.rule))
     assert normal_form(once) == once
 
 
