@@ -5,6 +5,8 @@ half a step beyond the last one (127.5, 7.5), as in AQT and Qwix, so that all st
 no error exceeds half a step. A scale per output channel commutes with the product, and so does
 one per group of its summed axis with the group's own product
 (`dialect/quantized/scaled_products.py`).
+
+Integers hold no NaN and no infinity, so the scale does: what shares one with such a number is NaN.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ class Form:
     largest: float
     integer: bool = True
 
-    def rounded(self, steps: Any) -> Any:
-        """The nearest numbers of this form, none beyond the last below `largest`."""
+    def rounded(self, steps: Any, lowest: float | None = None) -> Any:
+        """The nearest numbers of this form, none beyond the last below `largest`, none below
+        `lowest`."""
         # Symmetric: what is scaled to 127.5 could go either way, and goes the same on every chip.
         last = float(int(self.largest))
         whole = jnp.round(steps) if self.integer else steps
-        return jnp.clip(whole, -last, last).astype(dtype_of(self.dtype))
+        within = jnp.clip(whole, -last if lowest is None else lowest, last)
+        return within.astype(dtype_of(self.dtype))
 
     def holds(self, dtype: str) -> bool:
         """Whether numbers of a dtype are of this form, or integers that it holds too."""
@@ -48,23 +52,38 @@ FORMS = {
     "int4": Form("i4", 7.5),
     "fp8": Form("f8_e4m3fn", 448.0, integer=False),
 }
+LONGEST_SUM = (2**31 - 1) // 128**2  # of products of two int8 that 32 bits hold, whatever they are
+
+
+def widened(x: Any) -> Any:
+    """x as floats of 32 bits at least: in fewer, steps and scales would be rounded."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def greatest(x: Any, axes: tuple[int, ...]) -> Any:
+    """max|x| along `axes`, of size one there, and NaN where one of the numbers is."""
+    missing = jnp.any(jnp.isnan(x), axis=axes, keepdims=True)  # XLA's maximum drops NaN on a CPU
+    return jnp.where(missing, jnp.nan, jnp.max(jnp.abs(x), axis=axes, keepdims=True))
 
 
 def weight_scale(weights: Any, *, axes: tuple[int, ...], form: str) -> Any:
-    """f32 scales of the weights, size one along `axes`. A channel of zeros has scale one."""
-    largest = jnp.max(jnp.abs(weights.astype(jnp.float32)), axis=axes, keepdims=True)
-    scale = largest / FORMS[form].largest
+    """Scales of the weights, in f32 at least, of size one along `axes`.
+
+    A channel of zeros has scale one; one that holds NaN or infinity has that.
+    """
+    scale = greatest(widened(weights), axes) / FORMS[form].largest
     return jnp.where(scale == 0, 1.0, scale)
 
 
 def quantize(weights: Any, scale: Any, *, form: str) -> Any:
     """weights / scale, rounded to numbers of `form`. Same shape."""
-    return FORMS[form].rounded(weights.astype(jnp.float32) / scale)
+    return FORMS[form].rounded(widened(weights) / scale)
 
 
 def dequantize(q: Any, scale: Any, *, dtype: Any) -> Any:
     """q * scale in `dtype`: the weights that the integers stand for."""
-    return (q.astype(jnp.float32) * scale).astype(decode(dtype))
+    wide = widened(scale)
+    return (q.astype(wide.dtype) * wide).astype(decode(dtype))
 
 
 def _weight_scale_axes(op: Op) -> Signature:

@@ -64,24 +64,6 @@ def _only_rounds(op: Op) -> bool:
     return op.types[0].dtype in REALS and op.args[0].type.dtype in REALS
 
 
-# What these hold are real numbers: a conversion from one to another computes nothing but rounds.
-# Formats of eight bits and fewer are quantisation.
-REALS = ("f64", "f32", "bf16", "f16")
-
-
-def unrounded(value: Value, *names: str) -> Value:
-    """What lies behind conversions between floats, the identity on the reals, and these ops."""
-    while value.op.name in names or _only_rounds(value.op):
-        value = value.op.args[0]
-    return value
-
-
-def _only_rounds(op: Op) -> bool:
-    if op.name != "convert_element_type":
-        return False
-    return op.types[0].dtype in REALS and op.args[0].type.dtype in REALS
-
-
 def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
     """(ids, the axis that counts, its length) where the value is ids == arange(n)."""
     if value.op.name != "eq":

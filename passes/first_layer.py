@@ -98,7 +98,7 @@ class _Found:
 
     def looked_up(self) -> Graph:
         """The graph with the values of the cut read from tables."""
-        rows = self.lookup.of(_tabulated(self.lookup, self.cut, self.bound))
+        rows = self.lookup.of(*_tabulated(self.lookup, self.cut, self.bound))
         found = {value: reshaped(row, value.type.shape) for value, row in zip(self.cut, rows)}
         return replace_values(self.graph, found)
 
@@ -176,7 +176,7 @@ def _embeddings(program: Program, params: list[Value]) -> list[Lookup]:
         if op.name != "take" or op.args[0] not in bound:
             continue
         table, ids = op.args
-        if ids in given and ids.type.size:
+        if ids in given and ids.type.size and op.types[0].size:
             alike.setdefault((ids, op["mode"], table.type.shape[0]), []).append(op)
     return [Lookup(tuple(takes)) for takes in alike.values()]
 
@@ -236,24 +236,27 @@ def _cheapest_cut(
     return cut, list(weights)
 
 
-def _tabulated(lookup: Lookup, cut: list[Value], bound: frozenset[Value]) -> list[Value]:
+def _tabulated(
+    lookup: Lookup, cut: list[Value], bound: frozenset[Value]
+) -> tuple[list[Value], list[Value] | None]:
     """For each cut value its table [v, ...]: the step's own ops, run over all ids in batches.
 
-    The very ops of the step at the very shapes of the step, so the rows keep every bit.
+    The very ops of the step at the very shapes of the step, so the rows keep every bit. Where ids
+    out of bounds are filled, so is one more, and its row [...] is the second result.
     """
-    vocab, rows = lookup.vocab, lookup.rows
-    batches = ceil(vocab / rows)
+    rows, count = lookup.rows, lookup.vocab + lookup.fills
+    batches = ceil(count / rows)
     takes, used = _read_for(cut, lookup, bound)
     chunk = new_input(Type("i32", lookup.ids.type.shape))
     inside = {value: new_input(value.type) for value in used}
-    mode = Symbol("GatherScatterMode.PROMISE_IN_BOUNDS")
     starts = {
-        take.results[0]: make("take", inside[take.args[0]], chunk, mode=mode) for take in takes
+        take.results[0]: make("take", inside[take.args[0]], chunk, **dict(take.attrs))
+        for take in takes
     }
     shell = replace_values(Graph((), tuple(cut)), inside | starts)
     body = Graph((*inside.values(), chunk), shell.outputs)
     last = make("iota", dtype=Symbol("i32"), shape=(batches * rows,), dimension=0)
-    last = make("rem", last, constant(vocab, Type("i32", ())))
+    last = make("rem", last, constant(count, Type("i32", ())))
     loop = build(
         "scan",
         *used,
@@ -266,19 +269,25 @@ def _tabulated(lookup: Lookup, cut: list[Value], bound: frozenset[Value]) -> lis
         reverse=False,
         unroll=1,
     )
-    return [_table(result, value, vocab, rows) for result, value in zip(loop.results, cut)]
+    found = [_by_id(result, value, rows) for result, value in zip(loop.results, cut)]
+    tables = [_rows(each, 0, lookup.vocab) for each in found]
+    if not lookup.fills:
+        return tables, None
+    beyond = (_rows(each, lookup.vocab, count) for each in found)
+    return tables, [reshaped(row, row.type.shape[1:]) for row in beyond]
 
 
-def _table(result: Value, value: Value, vocab: int, rows: int) -> Value:
-    """[batches, rows..., rest...] -> [vocab, rest...]"""
+def _by_id(result: Value, value: Value, rows: int) -> Value:
+    """[batches, rows..., rest...] -> [ids, rest...]"""
     rest = _rest_shape(value, rows)
-    flat = reshaped(result, (result.type.size // max(1, prod(rest)), *rest))
-    return make(
-        "slice",
-        flat,
-        start_indices=(0,) * flat.type.rank,
-        limit_indices=(vocab, *rest),
-    )
+    return reshaped(result, (result.type.size // max(1, prod(rest)), *rest))
+
+
+def _rows(value: Value, start: int, stop: int) -> Value:
+    """Some rows of an array."""
+    rest = value.type.shape[1:]
+    starts, limits = (start, *(0 for _ in rest)), (stop, *rest)
+    return make("slice", value, start_indices=starts, limit_indices=limits)
 
 
 def _rest_shape(value: Value, rows: int) -> tuple[int, ...]:

@@ -69,12 +69,11 @@ class Product:
 
     @staticmethod
     def of(op: Op, bound: Container[Value]) -> Product | None:
-        """The product that `op` is, or None: two weights, an axis that both share and keep."""
-        if (
-            op.name != "contract"
-            or len(op.args) != 2
-            or (op.args[0] in bound) == (op.args[1] in bound)
-        ):
+        """The product that `op` is, or None: two weights, an axis that both share and keep, or
+        nothing to multiply."""
+        if op.name != "contract" or (op.args[0] in bound) == (op.args[1] in bound):
+            return None
+        if not all(arg.type.size for arg in op.args):
             return None
         side = 0 if op.args[0] in bound else 1
         spec = Signature.parse(op["spec"])
@@ -117,15 +116,20 @@ class Product:
         return tuple(self.weight.type.shape[i] for i in self.weight_order[len(self.summed) :])
 
     @property
+    def alike(self) -> Any:
+        """How numbers are multiplied: the dtypes and the precision."""
+        dtypes = (self.x.type.dtype, self.weight.type.dtype, self.op.types[0].dtype)
+        return dtypes, tuple(each for each in self.op.attrs if each[0] != "spec")
+
+    @property
     def same_input(self) -> Any:
         """What products must have in common to be merged over their input."""
-        return self.x, self.summed, tuple(each for each in self.op.attrs if each[0] != "spec")
+        return self.x, self.summed, self.alike
 
     @property
     def same_output(self) -> Any:
         """What products must have in common to be merged over their sum."""
-        attrs = tuple(each for each in self.op.attrs if each[0] != "spec")
-        return self.rows, self.own, self.result_order, attrs
+        return self.rows, self.own, self.result_order, self.alike
 
     def plain_weight(self) -> Value:
         """The weight with the axes that are summed in front."""
@@ -180,7 +184,7 @@ class _Merger:
     def of(self, graph: Graph) -> Graph:
         known = known_values(graph, (value for value in graph.inputs if value in self.paths))
         families = self.families(graph)
-        sums = _sums(graph, self.paths)
+        summed = _sums(graph, self.paths)
         memo = {value: value for value in graph.inputs}
         # Weights first: a family is built where its first product stands.
         for op in sorted(graph.ops, key=lambda each: each.results[0] not in known):
@@ -189,8 +193,8 @@ class _Merger:
                 paths = paths_in(op.regions[0], paths_inside(op, self.paths))
                 regions = (replace(self, paths=paths).of(op.regions[0]),)
             family = families.get(op)
-            if op in sums:
-                memo[op.results[0]] = self.summed(op, sums[op], memo)
+            if op in summed:
+                memo[op.results[0]] = self.summed(op, *summed[op], memo)
             elif family is None:
                 moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
                 memo.update(zip(op.results, moved.results))
@@ -251,10 +255,10 @@ class _Merger:
 
     # Products that are summed.
 
-    def summed(self, op: Op, terms: list[Value], memo: dict[Value, Value]) -> Value:
+    def summed(
+        self, op: Op, terms: list[Value], products: list[Product], memo: dict[Value, Value]
+    ) -> Value:
         """The sum of `terms` with its products merged, if they can be."""
-        found = (Product.of(term.op, self.paths) for term in terms)
-        products = [each for each in found if each is not None and not each.is_quantised]
         groups: dict[Any, list[Product]] = defaultdict(list)
         for each in products:
             groups[each.same_output].append(each)
@@ -277,13 +281,17 @@ class _Merger:
         return total
 
 
-def _sums(graph: Graph, bound: Container[Value]) -> dict[Op, list[Value]]:
-    """The sums that hold more than one product with a weight, each with all its terms in order."""
+def _sums(
+    graph: Graph, bound: Container[Value]
+) -> dict[Op, tuple[list[Value], list[Product]]]:
+    """The sums that hold several products which nobody else reads: their terms in order, and
+    these products."""
     found = {}
     for op, terms in sums(graph).items():
-        alone = [term for term in terms if len(graph.users[term]) == 1]
-        if sum(Product.of(term.op, bound) is not None for term in alone) > 1:
-            found[op] = terms
+        alone = (Product.of(term.op, bound) for term in terms if len(graph.users[term]) == 1)
+        products = [each for each in alone if each is not None and not each.is_quantised]
+        if len(products) > 1:
+            found[op] = terms, products
     return found
 
 

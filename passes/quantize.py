@@ -26,8 +26,14 @@ from dialect.ops import rounding  # noqa: F401  (defines rounded)
 from dialect.quant import FORMS
 from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
 from dialect.quantized.ragged_products import summed_axis
-from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
-from dialect.values import reshaped
+from dialect.staging.parameter_paths import (
+    Paths,
+    parameter_paths,
+    paths_in,
+    paths_inside,
+    shown,
+)
+from dialect.values import reshaped, through
 from rewrite.driver import rewrite
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
@@ -103,7 +109,9 @@ class _Quantized:
 
     def lines(self) -> Iterator[str]:
         yield f"{len(self.quantised)} weights quantised: {', '.join(self.quantised)}"
-        yield from (f"{name} left alone: {reason}" for name, reason in self.skipped.items())
+        for name, reason in self.skipped.items():
+            if name not in self.quantised:
+                yield f"{name} left alone: {reason}"
         yield from self.said
 
     def unmatched(self, paths: set[str]) -> Iterator[str]:
@@ -121,6 +129,8 @@ class _Quantized:
             regions = op.regions
             if op.name == "scan":
                 regions = (self.graph(op.regions[0], paths_inside(op, paths)),)
+            elif op.regions:
+                self.left_inside(op, paths)
             moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
             if op.name == "contract":
                 moved = self.product(op, moved, paths)
@@ -135,6 +145,7 @@ class _Quantized:
         """The product with its weight, if it has one, quantised."""
         weights = [i for i, arg in enumerate(op.args) if arg in paths]
         if len(weights) != 1:
+            self.left_constants(op)
             return moved
         (position,) = weights
         weight = op.args[position]
@@ -144,7 +155,7 @@ class _Quantized:
         sizes = dict(zip(own, weight.type.shape))
         summed = {x: n for x, n in sizes.items() if x not in out}
         choice = _kept(weight, len(summed), len(own)) or self.choice(found, weight)
-        name = ", ".join(sorted(found))
+        name = shown(found)
         if isinstance(choice, str):
             self.skipped[name] = choice
             return moved
@@ -162,6 +173,19 @@ class _Quantized:
         summed_rows = tuple(d for d, x in enumerate(rows) if x not in letters(spec.outputs[0]))
         args[1 - position] = self.activation(args[1 - position], summed_rows)
         return with_args(moved, tuple(args))
+
+    def left_constants(self, op: Op) -> None:
+        """Notes the constants that a product multiplies with."""
+        for arg in op.args:
+            source = through(arg, "reshape", "transpose", "broadcast_in_dim").op
+            if source.name == "const" and arg.type.size > 1:
+                self.skipped[f"constant {arg.type} of {op.told}"] = "it is no parameter"
+
+    def left_inside(self, op: Op, paths: Paths) -> None:
+        """Notes the parameters that a branch or a loop reads whose length is not known."""
+        for arg in op.args:
+            if arg in paths:
+                self.skipped.setdefault(shown(paths[arg]), f"it is read inside a {op.name}")
 
     def groups(
         self, name: str, summed: dict[Any, int], group: int | None
@@ -194,7 +218,7 @@ class _Quantized:
         """Experts' matrices, met by the rows of their own tokens: a scale per output channel."""
         weight, axis = op.args[1], summed_axis(op)
         choice = _kept(weight, axis is not None, weight.type.rank) or self.choice(found, weight)
-        name = ", ".join(sorted(found))
+        name = shown(found)
         if isinstance(choice, Choice):
             # The compiler's kernel takes eight bits as they are where the chip multiplies them,
             # and rows of int8 then; it widens the whole weight elsewhere, and takes no int4.
@@ -215,11 +239,10 @@ class _Quantized:
 
     def rows(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
         """Rows of a table that is named: the rows of its integers, and those of its scales."""
-        table = op.args[0]
-        choice, name = self.choice(found, table), ", ".join(sorted(found))
-        named = self.asked.vocab and self.over_vocab(table) or self.rule(found) is not None
-        plain = table.type.dtype in _FLOATS and table.op.name != "dequantize"
-        if isinstance(choice, str) or not named or not plain or table.type.rank < 2:
+        table, name = op.args[0], shown(found)
+        choice = self.of_rows(op, table, found)
+        if isinstance(choice, str):
+            self.skipped.setdefault(name, choice)
             return moved
         self.quantised[name] = None
         row = dict(enumerate(table.type.shape[1:], 1))
@@ -235,6 +258,15 @@ class _Quantized:
         taken = [make("take", each, ids, **dict(op.attrs)) for each in stored.args]
         value = make("dequantize", *taken, origin=op.origin, **dict(stored.attrs))
         return (reshaped(value, op.types[0].shape) if parts else value).op
+
+    def of_rows(self, op: Op, table: Value, found: frozenset[str]) -> Choice | str:
+        """What a table becomes of which rows are taken, or why it is left alone."""
+        named = self.asked.vocab and self.over_vocab(table) or self.rule(found) is not None
+        if op.get("fill") is not None:
+            return "its rows are filled with a number where there are none"
+        if not named and not self.over_vocab(table):
+            return "rows are taken of it (a rule that names it takes it too)"
+        return _kept(table, 1, table.type.rank) or self.choice(found, table)
 
     # What is asked.
 
@@ -268,6 +300,8 @@ class _Quantized:
 
 def _kept(weight: Value, summed: int, rank: int) -> str | None:
     """Why a product's weight cannot be quantised, or None."""
+    if not weight.type.size:
+        return "it has no elements"
     if weight.type.dtype not in _FLOATS:
         return f"it is {weight.type.dtype} already"
     if weight.op.name == "dequantize":

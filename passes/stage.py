@@ -12,7 +12,6 @@ in the new form: `adapt` changes it once, `restore` changes it back.
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +50,7 @@ class Stage(Pass):
             prepare=Graph(tuple(params), front),
             adapt=Graph(tuple(state), tuple(part.entering for part in parts)),
             restore=_restore(program, graph, parts),
-            inputs=_step_inputs(program, front, parts),
+            inputs=_step_inputs(program, graph, front, parts),
             outputs=declared,
         )
         staged = replace(program, graph=step, stages=stages)
@@ -208,16 +207,17 @@ def _step_outputs(
         for i, (value, out) in enumerate(zip(graph.outputs, program.outputs))
         if out.updates is None
     ]
-    _, values, declared = zip(*sorted((*leaving, *plain), key=lambda each: each[0]))
-    return tuple(values), tuple(declared)
+    in_order = sorted((*leaving, *plain), key=lambda each: each[0])
+    return tuple(value for _, value, _ in in_order), tuple(out for *_, out in in_order)
 
 
 def _step_inputs(
-    program: Program, front: Sequence[Value], parts: Sequence[_Part]
+    program: Program, graph: Graph, front: Sequence[Value], parts: Sequence[_Part]
 ) -> tuple[Input, ...]:
-    names = {v: each.name for v, each in zip(program.graph.inputs, program.inputs)}
-    taken: set[str] = set()
-    inputs = [Input(_packed_name(value, names, taken), value.type, "param") for value in front]
+    declared = zip(program.graph.inputs, program.inputs)
+    names = {value: each.name for value, each in declared if each.role == "param"}
+    behind, taken = _Behind.of(graph, names), set[str]()
+    inputs = [Input(_packed_name(v, names, behind, taken), v.type, "param") for v in front]
     inputs += [Input(part.name, part.entering.type, "state") for part in parts]
     return (*inputs, *(each for each in program.inputs if each.role == "arg"))
 
@@ -225,10 +225,12 @@ def _step_inputs(
 _LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_type", "unstack"}
 
 
-def _packed_name(value: Value, names: dict[Value, str], taken: set[str]) -> str:
+def _packed_name(
+    value: Value, names: dict[Value, str], behind: _Behind, taken: set[str]
+) -> str:
     """The path of the parameter it comes from, and the last thing that was done to it."""
     made: list[str] = []
-    path = _path(value, names, made)
+    path = _path(value, names, behind, made)
     told = next((each for each in made if each not in _LAYOUT_NOISE), None)
     name = f"{path}.{told}" if told else path
     tries = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(2)))
@@ -237,35 +239,51 @@ def _packed_name(value: Value, names: dict[Value, str], taken: set[str]) -> str:
     return name
 
 
-def _path(value: Value, names: dict[Value, str], made: list[str]) -> str:
+def _path(value: Value, names: dict[Value, str], behind: _Behind, made: list[str]) -> str:
     """The path of the parameter behind a packed value; notes the ops on the way."""
     at = value
     while at not in names:
         if at.op.name == "stack":
-            return _spanning([_path(arg, names, made) for arg in at.op.args])
-        at = _towards_parameter(at, names, made)
+            parts = [arg for arg in at.op.args if arg in behind.steps]
+            return _spanning([_path(arg, names, behind, made) for arg in parts])
+        at = behind.towards(at, made)
     return names[at]
 
 
-def _towards_parameter(value: Value, names: dict[Value, str], made: list[str]) -> Value:
-    """The argument to follow from a packed value to its parameter; notes the ops on the way."""
-    op = value.op
-    if op.name == "scan":
+@dataclass(frozen=True)
+class _Behind:
+    """What some inputs of a graph lie behind, and how many ops lie between, at least."""
+
+    steps: dict[Value, int]
+
+    @staticmethod
+    def of(graph: Graph, inputs: Iterable[Value]) -> _Behind:
+        steps = dict.fromkeys(inputs, 0)
+        for op in graph.ops:
+            before = [steps[arg] for arg in op.args if arg in steps]
+            if before:
+                steps.update(dict.fromkeys(op.results, 1 + min(before)))
+        return _Behind(steps)
+
+    def towards(self, value: Value, made: list[str]) -> Value:
+        """The argument to follow from a value to the nearest input; notes the ops on the way."""
+        op = value.op
+        bound = [arg for arg in op.args if arg in self.steps]
+        if op.name == "scan":
+            return self.into_loop(value, made) or bound[0]
+        made.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
+        return min(bound, key=self.steps.__getitem__)
+
+    def into_loop(self, value: Value, made: list[str]) -> Value | None:
+        """The argument that a loop's result comes from; None where its body makes it of nothing."""
+        op = value.op
         body = op.regions[0]
+        outer = dict(zip(body.inputs, op.args))
+        inside = _Behind.of(body, (v for v, arg in outer.items() if arg in self.steps))
         at = body.outputs[value.index]
-        while at not in body.inputs:
-            at = _towards_parameter(at, names, made)
-        return op.args[body.inputs.index(at)]
-    made.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
-    return min(op.args, key=_steps_to_input)
-
-
-def _steps_to_input(value: Value) -> float:
-    """How many ops lie between a value and the nearest input along first arguments."""
-    steps = 0
-    while value.op.args:
-        value, steps = value.op.args[0], steps + 1
-    return steps if value.op.name == "input" else math.inf
+        while at not in outer and at in inside.steps:
+            at = inside.towards(at, made)
+        return outer[at] if at in inside.steps else None
 
 
 def _notes(program: Program, stages: Stages) -> list[str]:

@@ -13,36 +13,41 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.quant import FORMS
+from dialect.quant import FORMS, greatest, widened
 from dialect.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Signature
 
 
 def steps(
-    x: Any, *, axes: tuple[int, ...], largest: float, least: float, form: str = "int8"
+    x: Any,
+    *,
+    axes: tuple[int, ...],
+    largest: float,
+    least: float,
+    form: str = "int8",
+    lowest: float | None = None,
 ) -> list[Any]:
-    """[q of `form`, f32 scale], x being about q * scale. The scale has size one along `axes`.
+    """[q of `form`, scale], x being about q * scale. The scale has size one along `axes`.
 
-    In f32 whatever x is: in bf16 a quotient beyond 64 would be rounded to halves first.
+    Both are made in f32 at least: in bf16 a quotient beyond 64 would be rounded to halves first.
+    Where x holds NaN or infinity the scale does.
     """
-    wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / largest
+    wide = widened(x)
+    scale = greatest(wide, axes) / largest
     scale = jnp.where(scale < least, 1.0, scale)
-    return [FORMS[form].rounded(wide / scale), scale]
+    return [FORMS[form].rounded(wide / scale, lowest), scale]
 
 
-def rounded(
-    x: Any, *, axes: tuple[int, ...], largest: float, least: float, form: str = "int8"
-) -> Any:
+def rounded(x: Any, *, axes: tuple[int, ...], largest: float, least: float, **options: Any) -> Any:
     """x in 2 * `largest` steps of its greatest magnitude along `axes`, symmetric about zero.
 
     Dynamic quantisation per token where `axes` is the last axis. A scale below `least` is one. The
-    greatest itself lies between two steps, of which it takes the smaller whatever its sign: a
-    library that leaves this to the rounding of x / scale takes either.
+    greatest itself lies between two steps, of which it takes the smaller, but where `lowest` says
+    that there is one more below zero: -128, which a library that only converts to int8 reaches.
     """
-    q, scale = steps(x, axes=axes, largest=largest, least=least, form=form)
-    return (q.astype(jnp.float32) * scale).astype(x.dtype)
+    q, scale = steps(x, axes=axes, largest=largest, least=least, **options)
+    return (q.astype(scale.dtype) * scale).astype(x.dtype)
 
 
 def _axes(op: Op) -> Signature:
@@ -50,4 +55,4 @@ def _axes(op: Op) -> Signature:
     return Signature((axes,), (axes,), frozenset(f"x{i}" for i in op["axes"]))
 
 
-word(rounded, _axes, ("axes", "largest", "least", "form"))
+word(rounded, _axes, ("axes", "largest", "least", "form", "lowest"))

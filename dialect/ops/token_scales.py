@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dialect.attributes import decode
+from dialect.quant import greatest, widened
 from dialect.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
@@ -27,13 +28,14 @@ def quantize_tokens(x: Any, *, axis: int, form: str) -> list[Any]:
 
     x: [..., k, ...] with k, the numbers of a head, at `axis`; the scale lacks that axis. It is
     rounded to bf16 before it divides, so that only the integers are inexact. A head of zeros has
-    scale one.
+    scale one; one that holds NaN or infinity has that.
     """
-    wide = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(wide), axis=axis) / LARGEST[form]
-    scale = jnp.where(largest == 0, 1, largest).astype(jnp.bfloat16)
-    steps = jnp.round(wide / jnp.expand_dims(scale, axis).astype(jnp.float32))
-    return [jnp.clip(steps, -LARGEST[form], LARGEST[form]).astype(form), scale]
+    wide = widened(x)
+    scale = (greatest(wide, (axis,)) / LARGEST[form]).astype(jnp.bfloat16)
+    scale = jnp.where(scale == 0, jnp.ones_like(scale), scale)
+    steps = jnp.round(wide / scale.astype(wide.dtype))
+    numbers = jnp.clip(steps, -LARGEST[form], LARGEST[form]).astype(form)
+    return [numbers, jnp.squeeze(scale, axis)]
 
 
 def dequantize_tokens(q: Any, scale: Any, *, axis: int, dtype: Any) -> Any:

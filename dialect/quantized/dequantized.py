@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dialect import quant  # noqa: F401  (defines dequantize)
 from dialect.normal.layout_rules import cut_pieces, cuts
-from dialect.values import number
+from dialect.values import REALS, number
 from rewrite.ir import Op, Symbol, bits
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local
@@ -18,6 +18,8 @@ from rewrite.rules import Outcome, local
 )
 def dequantized(op: Op) -> Outcome:
     """convert(q: integers) * scale  ->  dequantize(q, scale)"""
+    if op.types[0].dtype not in REALS:
+        return None
     for weight, scale in (op.args, op.args[::-1]):
         q = weight.op.args[0] if weight.op.name == "convert_element_type" else None
         if q is None or not q.type.dtype.startswith("i") or bits(q.type.dtype) > 8:

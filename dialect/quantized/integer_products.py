@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
 
-from dialect import quant  # noqa: F401  (defines dequantize)
 from dialect.operands import Operand, bare, laid_out, named
 from dialect.ops import rounding  # noqa: F401  (defines rounded)
-from dialect.values import number, through
+from dialect.quant import LONGEST_SUM
+from dialect.values import REALS, number, through
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
+_TO_EVEN = Symbol("RoundingMethod.TO_NEAREST_EVEN")
+
 
 def _product(x: Any, w: Any, s: Any) -> Any:
     """How Qwix multiplies: a row of x by its own scale, a column of w by its."""
-    x = jnp.abs(x)  # -127.5 is a tie: -128 or -127 here, as it is computed, and -127 in `rounded`
     scale = jnp.max(jnp.abs(x), axis=1, keepdims=True) / jnp.asarray(127.5, x.dtype)
     scale = jnp.where(scale < 1e-19, jnp.ones((), x.dtype), scale)
     q = jnp.round(x / scale).astype(jnp.int8)
@@ -39,6 +41,9 @@ def product_of_integers(op: Op) -> Outcome:
         value = inner
     product = value.op.args[0].op
     spec, dtype = Signature.parse(product["spec"]), op.types[0].dtype
+    lengths = dict(zip(letters(spec.inputs[0]), product.args[0].type.shape))
+    if prod(lengths[x] for x in spec.summed) > LONGEST_SUM:
+        return Miss("its sum may exceed 32 bits, where it wraps", 4)
     args: list[Value | None] = [None, None]
     for scale in scales:
         found = bare(named(scale, spec.outputs[0]), _sizes(product, spec))
@@ -52,12 +57,14 @@ def product_of_integers(op: Op) -> Outcome:
 
 
 def _scaled(value: Value) -> bool:
-    """Whether a value is a product of integers, converted, or that times something."""
-    inner = through(value, "convert_element_type", "mul").op
+    """Whether a value is a product of integers as floats, or that times something."""
     if value.op.name == "mul":
         return any(map(_scaled, value.op.args))
-    whole = value.op.name == "convert_element_type" and inner.name == "contract"
-    return whole and all(arg.type.dtype == "i8" for arg in inner.args)
+    if value.op.name != "convert_element_type" or value.type.dtype not in REALS:
+        return False
+    product = value.op.args[0]
+    integers = product.op.name == "contract" and product.type.dtype == "i32"
+    return integers and all(arg.type.dtype == "i8" for arg in product.op.args)
 
 
 def _sizes(product: Op, spec: Signature) -> dict[str, int]:
@@ -78,7 +85,9 @@ class _Steps:
 def _steps_of(q: Value) -> _Steps | None:
     """x, where q is x in steps of its greatest magnitude along some axes."""
     whole = q.op.args[0].op if q.op.name == "convert_element_type" else q.op
-    if whole.name != "round" or whole.args[0].op.name != "div":
+    if whole.name != "round" or whole["rounding_method"] != _TO_EVEN:
+        return None
+    if whole.args[0].op.name != "div":
         return None
     x, wide = whole.args[0].op.args
     scale = through(wide, "reshape", "broadcast_in_dim")
@@ -112,7 +121,7 @@ def _stands_for(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
     found = _steps_of(q)
     if found is not None:
         options = {"axes": found.axes, "largest": found.largest, "least": found.least}
-        return make("rounded", found.x, **options)
+        return make("rounded", found.x, **options, lowest=-128)  # as far as a conversion goes
     known = {x for (x,) in filter(None, scale.axes)}
     shape = [size if x in known else 1 for (x,), size in zip(axes, q.type.shape)]
     aligned = laid_out(scale, tuple(axis for axis in axes if axis[0] in known), tuple(shape))

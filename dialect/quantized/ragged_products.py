@@ -9,7 +9,7 @@ rounded to eight bits, one per row.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from dialect.dtypes import struct_of
 from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
 from dialect.ops.rounding import steps
-from dialect.quant import dequantize
+from dialect.quant import LONGEST_SUM, dequantize, widened
 from dialect.values import in_dtype
 from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, substitute
@@ -76,7 +76,8 @@ def scale_behind_ragged_product(op: Op) -> Outcome:
     """ragged_dot(x, dequantize(q, s), n)  ->  ragged_dot(x, q, n) * s of each row's expert
 
     The integers go in as they are: a kernel takes whole arrays, and would find them widened."""
-    return _scaled_behind(op, op.args[0], op.types[0].dtype)
+    dtype = op.types[0].dtype
+    return _scaled_behind(op, op.args[0], "f32" if dtype == "f16" else dtype)
 
 
 def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = None) -> Outcome:
@@ -87,13 +88,15 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
     q, scale = weight.args
     if scale.type.shape[axis] > 1:
         return Miss("a scale varies along a summed axis", 2)
+    if 0 in q.type.shape:
+        return Miss("there are no weights", 2)
+    if dtype == "i32" and q.type.shape[axis] > LONGEST_SUM:
+        return Miss("its sum may exceed 32 bits, where it wraps", 2)
     attrs = {**dict(op.attrs), "preferred_element_type": Symbol(dtype)}
     product = make("ragged_dot_general", rows, q, op.args[2], **attrs)
-    graph = _scales(rows.type.shape[0], scale.type, op.args[2].type)
-    scales = substitute(graph, (scale, op.args[2]), origin=op.origin)
-    result = in_dtype(product, "f32")
-    for each in (*scales, *filter(None, [row_scale])):
-        result = make("mul", result, each)
+    args = (product, scale, op.args[2], *filter(None, [row_scale]))
+    graph = _scaled(tuple(arg.type for arg in args))
+    (result,) = substitute(graph, args, origin=op.origin)
     return in_dtype(result, op.types[0].dtype)
 
 
@@ -103,13 +106,18 @@ def _steps(rows: Type, attrs: tuple) -> Graph:
 
 
 @lru_cache(maxsize=256)
-def _scales(rows: int, scale: Type, counts: Type) -> Graph:
-    return trace_graph(partial(_scale_of_rows, rows), struct_of(scale), struct_of(counts))
+def _scaled(types: tuple[Type, ...]) -> Graph:
+    return trace_graph(_times_scales, *map(struct_of, types))
 
 
-def _scale_of_rows(rows: int, scale: Any, counts: Any) -> list[Any]:
-    """[t, f]: for each row the scales of the expert whose it is."""
-    ends = jnp.cumsum(counts)
-    expert = jnp.sum(jnp.arange(rows)[:, None] >= ends, axis=1)
-    own = jnp.minimum(expert, counts.shape[0] - 1)  # rows behind the last expert's are zero
-    return [scale.reshape(scale.shape[0], -1)[own]]
+def _times_scales(product: Any, scale: Any, counts: Any, row_scale: Any = None) -> list[Any]:
+    """[t, f]: each row times the scales of the expert whose it is, and times its own.
+
+    Rows behind the last expert's are zero, and stay it.
+    """
+    ends = jnp.cumsum(counts, dtype=jnp.int32)
+    expert = jnp.sum(jnp.arange(len(product))[:, None] >= ends, axis=1)
+    own = scale.reshape(len(counts), -1)[jnp.minimum(expert, len(counts) - 1)]
+    scaled = widened(product) * own
+    scaled = scaled if row_scale is None else scaled * row_scale
+    return [jnp.where((expert < len(counts))[:, None], scaled, 0)]

@@ -25,13 +25,13 @@ from dialect.machine.chips import Chip
 from dialect.nn import Traced
 from dialect.normal.row_products import row_layout
 from dialect.ops.rounding import steps
-from dialect.quant import FORMS, dequantize
+from dialect.quant import FORMS, LONGEST_SUM, dequantize
 from dialect.quantized.ragged_products import (
     ragged_integers_multiplied,
     scale_behind_ragged_product,
 )
 from dialect.tensor import PRODUCTS, contract
-from dialect.values import in_dtype, reshaped
+from dialect.values import REALS, in_dtype, reshaped
 from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
 from rewrite.opdef import make, substitute
 from rewrite.program import Layout
@@ -110,8 +110,12 @@ def scale_behind_product(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
     if product.groups and product.rows > product.group_length:
         return Miss("it has more rows than a group is long", 2)
     floats = [arg.type.dtype for arg in reversed(op.args)]  # each as what it is multiplied with
-    wide = "f32" if product.groups else op.types[0].dtype
-    return product.in_dtypes(floats).made(wide, mesh)
+    if not set(floats) <= set(REALS):
+        return Miss("its activations are no floats that hold all integers of eight bits", 2)
+    dtype = op.types[0].dtype
+    # Integers may sum up to more than f16 holds, where their scales kept it small.
+    sums = _wide(dtype) if product.groups or dtype == "f16" else dtype
+    return product.in_dtypes(floats).made(sums, mesh)
 
 
 _OF_EIGHT_BITS = {"int8": integers_multiplied, "fp8": narrow_floats_multiplied}
@@ -126,6 +130,8 @@ def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
         return None
     if product.shares_no_scale:
         return Miss("a scale varies along a summed axis", 2)
+    if form == "int8" and product.group_length > LONGEST_SUM:
+        return Miss("its sum may exceed 32 bits, where it wraps", 2)
     return product.in_dtypes([FORMS[form].dtype] * 2).made(_SUMS[form], mesh)
 
 
@@ -196,7 +202,7 @@ def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
     if op.name == "reshape":
         front = _rows_merged(op)
         numbers, scale, layout = _taken_apart(op.args[0])
-        if front and scale is not None:
+        if front and scale is not None and _are_alike(numbers, scale, front):
             rest = scale.type.shape[front:]
             scale = reshaped(scale, (prod(scale.type.shape[:front]), *rest))
             numbers = reshaped(numbers, op.types[0].shape)
@@ -209,6 +215,12 @@ def _rows_merged(op: Op) -> int:
     before, after = op.args[0].type.shape, op.types[0].shape
     front = len(before) - len(after) + 1
     return front if front > 0 and after and before[front:] == after[1:] else 0
+
+
+def _are_alike(numbers: Value, scale: Value, front: int) -> bool:
+    """Whether the scale varies along all of the leading axes, or along none."""
+    lead = scale.type.shape[:front]
+    return lead == numbers.type.shape[:front] or set(lead) == {1}
 
 
 @lru_cache(maxsize=1024)
@@ -271,9 +283,10 @@ class _Product:
         return replace(self, factors=tuple(map(_Factor.in_dtype, self.factors, dtypes)))
 
     def made(self, dtype: str, mesh: Mapping[str, int]) -> Value:
-        """Summed in `dtype`; scales, and sums over groups, in f32; sums over chips as the result
-        is."""
+        """Summed in `dtype`; scales, and sums over groups, in f32 at least; sums over chips as the
+        result is."""
         result = self.op.types[0].dtype
+        wide = _wide(result)
         wider = bits(dtype) > bits(result)
         product, chips = self.over_chips(mesh) if wider else (self, {})
         lead = (*chips, *self.groups)
@@ -284,10 +297,10 @@ class _Product:
         }
         attrs.pop("parts", None)
         numbers = (each.numbers for each in product.factors)
-        value = in_dtype(make("contract", *numbers, **attrs), "f32")
+        value = in_dtype(make("contract", *numbers, **attrs), wide)
         for each in product.factors:
             if each.scale is not None:
-                value = make("mul", value, in_dtype(_aligned(each, axes), "f32"))
+                value = make("mul", value, in_dtype(_aligned(each, axes), wide))
         value = in_dtype(_sum(value, range(len(chips), len(lead))), result)
         if not chips:
             return value
@@ -308,6 +321,11 @@ class _Product:
                 found[outer] = over
                 factors = tuple(each.cut(letter, ways, outer) for each in factors)
         return replace(self, factors=factors), found
+
+
+def _wide(dtype: str) -> str:
+    """What scales multiply in, where the result is of this dtype."""
+    return "f64" if dtype == "f64" else "f32"
 
 
 def _spec(factors: Sequence[_Factor], out: tuple[str, ...]) -> str:

@@ -1,7 +1,11 @@
 """Factors and shifts that are known in advance move into the weights beside them.
 
 Each rule reads the marks of `dialect.staging.known`: `known` is what parameters alone make. All
-hold in the reals; a weight is rounded once more than it was.
+hold in the reals; a weight is rounded once more than it was. None moves a factor across a
+conversion to integers, nor into f16, out of whose small range it could take a weight.
+
+Parameters are taken to be finite. Beside one that is not a result is NaN or infinite before and
+after, but perhaps the one where it was the other.
 """
 
 from __future__ import annotations
@@ -10,20 +14,23 @@ import math
 
 import jax.numpy as jnp
 
+from dialect.attributes import decode
+from dialect.dtypes import dtype_of
 from dialect.jaxpr import constant
 from dialect.nn import Traced
 from dialect.operands import Operand, bare, laid_out, named
 from dialect.staging import known as _  # noqa: F401  (defines the marks)
-from dialect.values import in_dtype, number, reshaped, through
+from dialect.values import REALS, in_dtype, number, reshaped, through, unrounded
 from rewrite.ir import Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
 Known = Traced["known"]
-_FLOATS = ("bf16", "f16", "f32", "f64")
+_WIDE = ("bf16", "f32", "f64")  # a product of moderate numbers is in their range
+_NARROW = "f16 has too small a range for weights with a factor in them"
 # What a factor passes on its way to the product that a query comes from.
-_LINEAR = ("rope", "reshape", "transpose", "convert_element_type")
+_LINEAR = ("rope", "reshape", "transpose")
 
 
 @local(
@@ -35,11 +42,13 @@ _LINEAR = ("rope", "reshape", "transpose", "convert_element_type")
 def scale_of_input(op: Op) -> Outcome:
     """contract(x * known(s), known(w))  ->  contract(x, known(s * w))"""
     place = _weight(op)
-    source = through(op.args[1 - place], "shared", "convert_element_type") if place >= 0 else None
-    if source is None or source.op.name != "mul":
+    source = unrounded(op.args[1 - place], "shared") if place >= 0 else None
+    if source is None or source.op.name != "mul" or not _are_floats(source, op.args[1 - place]):
         return None
     if not op.args[place].op["alone"]:
         return Miss("the weight is read elsewhere too: a copy of it would be kept", 2)
+    if op.args[place].type.dtype not in _WIDE:
+        return Miss(_NARROW, 2)
     summed = Signature.parse(op["spec"]).inputs[1 - place]
     for x, scale in (source.op.args, source.op.args[::-1]):
         weight = _scaled(op, place, scale, summed)
@@ -53,18 +62,19 @@ def scale_of_input(op: Op) -> Outcome:
     example=lambda x, b, w: (x + Known(b[None], alone=False)) @ Known(w, alone=True),
     types=("f32[3,4]", "f32[4]", "f32[4,5]"),
     keeps="reals",
+    needs=("finite",),
 )
 def shift_of_input(op: Op) -> Outcome:
     """contract(x + known(b), known(w))  ->  contract(x, known(w)) + known(contract(b, w))"""
     place = _weight(op)
-    source = through(op.args[1 - place], "shared", "convert_element_type") if place >= 0 else None
-    if source is None or source.op.name != "add":
+    source = unrounded(op.args[1 - place], "shared") if place >= 0 else None
+    if source is None or source.op.name != "add" or not _are_wide(source, op.results[0]):
         return None
     for x, shift in (source.op.args, source.op.args[::-1]):
         found = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
-        if found is None or x.type.shape != source.type.shape or not found.axes:
+        if found is None or x.type.shape != source.type.shape:
             continue
-        if _missing(found, op, place):
+        if _missing(found, op, place) or not _is_summed(op, found):
             continue
         row = in_dtype(_row(op, place, found), op.types[0].dtype)
         dtype = op.args[1 - place].type.dtype
@@ -78,6 +88,7 @@ def shift_of_input(op: Op) -> Outcome:
     example=lambda x, w, s: (x @ Known(w, alone=True)) * Known(s[None], alone=True),
     types=("f32[3,4]", "f32[4,5]", "f32[5]"),
     keeps="reals",
+    needs=("finite",),
 )
 def scale_of_product(op: Op) -> Outcome:
     """contract(x, known(w)) * s  ->  contract(x, known(w * s))"""
@@ -120,10 +131,11 @@ def shift_of_shifted(op: Op) -> Outcome:
 def scale_of_shifted(op: Op) -> Outcome:
     """(contract(x, w) + known(b)) * c  ->  contract(x, w) * c + known(b * c)"""
     for value, scale in (op.args, op.args[::-1]):
-        if number(scale) is None or value.op.name != "add":
+        if not _is_moderate(scale) or value.op.name != "add" or value.type != op.types[0]:
             continue
         for product, shift in (value.op.args, value.op.args[::-1]):
-            if product.op.name == "contract" and shift.op.name == "known":
+            fits = product.op.name == "contract" and product.type == value.type
+            if fits and shift.op.name == "known" and _are_wide(shift):
                 return make("add", _times(product, scale), _known_times(shift, scale))
     return None
 
@@ -138,7 +150,9 @@ def scale_before_product(op: Op) -> Outcome:
     """contract(x * known(s), w) * c  ->  contract(x * known(s * c), w), w having other readers"""
     for value, scale in (op.args, op.args[::-1]):
         inner = value.op.args[0].op if value.op.name == "contract" else None
-        if number(scale) is None or inner is None or inner.name != "mul":
+        if inner is None or inner.name != "mul" or value.type != op.types[0]:
+            continue
+        if not _is_moderate(scale) or not _are_wide(value):
             continue
         moved = _into_known(inner, "mul", "mul", scale)
         if isinstance(moved, Value):
@@ -160,9 +174,11 @@ def scale_before_product(op: Op) -> Outcome:
 def scale_of_rows(op: Op) -> Outcome:
     """take(known(table), ids) * c  ->  take(known(table * c), ids), if nobody else reads it"""
     for rows, scale in (op.args, op.args[::-1]):
-        if rows.op.name != "take" or number(scale) is None:
+        if rows.op.name != "take" or rows.type != op.types[0] or not _is_moderate(scale):
             continue
         table, ids = rows.op.args
+        if not _are_wide(table) or rows.op.get("fill") is not None:
+            return Miss(_NARROW if table.type.dtype == "f16" else "it fills with a number", 2)
         if table.op.name == "known" and table.op["alone"]:
             return make("take", _known_times(table, scale), ids, **dict(rows.op.attrs))
         if table.op.name == "known":
@@ -184,16 +200,26 @@ def scale_of_query(op: Op) -> Outcome:
     Where nothing is added to the logits c takes log2(e) along, and the softmax is of base 2.
     """
     attrs, scale = dict(op.attrs), op.get("scale", 1.0)
+    fill = op.get("fill")
     added = {"bias", "sink"} & set(op.get("given", "").split()) or op.get("cap") is not None
-    of_two = not added and op.get("base") is None
+    of_two = not added and op.get("base") is None and not isinstance(fill, Symbol)
     if scale == 1.0 and not of_two:
         return None
     factor = constant(scale * math.log2(math.e) if of_two else scale, Type("f32", ()))
-    query = _pushed(op.args[0], factor)
+    query = _pushed(op.args[0], factor) if _is_moderate(factor) else None
     if query is None:
         return Miss("its query is not a product with a weight, or others read it too", 1)
     attrs |= {"scale": 1.0, **({"base": 2.0} if of_two else {})}
+    if of_two and fill is not None:
+        attrs["fill"] = _of_two(fill, op)
     return make("attend", query, *op.args[1:], **attrs)
+
+
+def _of_two(fill: float, op: Op) -> float:
+    """What stands for masked logits where the softmax is of base 2, in the range of their dtype."""
+    dtype = decode(op.get("inner") or op.get("logits")) or dtype_of(op.args[0].type.dtype)
+    most = float(jnp.finfo(dtype).max)
+    return fill if abs(fill) > most else max(-most, min(most, fill * math.log2(math.e)))
 
 
 def _weight(op: Op) -> int:
@@ -221,16 +247,38 @@ def _missing(operand: Operand, op: Op, place: int) -> bool:
     return any(x not in own for x in letters(operand.axes))
 
 
+def _is_summed(op: Op, operand: Operand) -> bool:
+    """Whether the operand has every axis that a product sums."""
+    return set(Signature.parse(op["spec"]).summed) <= set(letters(operand.axes))
+
+
 def _scaled(op: Op, place: int, scale: Value, axes: Array) -> Value | None:
     """The weight times a factor beside an array with these axes; None where it lacks one."""
     found = _operand(op, scale, axes)
-    if found is None or _missing(found, op, place) or not _may_scale(op.args[place]):
+    if found is None or _missing(found, op, place) or not _may_scale(op.args[place], scale):
         return None
     return _times_known(op, place, found)
 
 
-def _may_scale(weight: Value) -> bool:
-    return weight.op.args[0].op.name != "dequantize" and weight.type.dtype in _FLOATS
+def _may_scale(weight: Value, scale: Value) -> bool:
+    stored = weight.op.args[0].op.name != "dequantize"
+    return stored and _are_wide(weight) and (scale.op.name == "known" or _is_moderate(scale))
+
+
+def _are_floats(*values: Value) -> bool:
+    """Whether these hold real numbers, and some."""
+    return all(each.type.dtype in REALS and each.type.size for each in values)
+
+
+def _are_wide(*values: Value) -> bool:
+    """Whether these hold real numbers, in a range that a moderate factor does not leave."""
+    return all(each.type.dtype in _WIDE and each.type.size for each in values)
+
+
+def _is_moderate(value: Value) -> bool:
+    """Whether a value is one number, and a factor that leaves weights of any size in f32's range."""
+    factor = number(value)
+    return factor is not None and (factor == 0 or 2.0**-64 <= abs(factor) <= 2.0**64)
 
 
 def _times_known(op: Op, place: int, found: Operand) -> Value:
@@ -238,18 +286,19 @@ def _times_known(op: Op, place: int, found: Operand) -> Value:
     used = set(letters(found.axes))
     shape = tuple(n if x in used else 1 for (x,), n in zip(axes, weight.type.shape))
     factor = found.value
-    if used:
+    if factor.type.shape:
         factor = laid_out(found, tuple(axis for axis in axes if axis[0] in used), shape)
     alone = op.args[place].op["alone"]
     return make("known", _times(weight, factor), alone=alone)
 
 
 def _times(value: Value, factor: Value) -> Value:
-    """value * factor, made in f32 where the two differ, in the value's dtype."""
+    """value * factor, made in f32 at least where the two differ, in the value's dtype."""
     dtype = value.type.dtype
     if factor.type.dtype == dtype:
         return make("mul", value, factor)
-    return in_dtype(make("mul", in_dtype(value, "f32"), in_dtype(factor, "f32")), dtype)
+    wide = "f64" if "f64" in (dtype, factor.type.dtype) else "f32"
+    return in_dtype(make("mul", in_dtype(value, wide), in_dtype(factor, wide)), dtype)
 
 
 def _known_times(value: Value, factor: Value) -> Value:
@@ -260,11 +309,11 @@ def _into_known(op: Op, name: str, inner: str, extra: Value | None = None) -> Ou
     """(x . known(a)) . known(b)  ->  x . known(a . b), where b may be a number."""
     pairs = [(op.results[0], extra)] if extra is not None else [op.args, op.args[::-1]]
     for value, last in pairs:
-        fits = last.op.name == "known" or number(last) is not None
+        fits = last.op.name == "known" or _is_moderate(last)
         if not fits or value.op.name != inner or value.type != op.types[0]:
             continue
         for x, first in (value.op.args, value.op.args[::-1]):
-            if first.op.name != "known" or x.type != value.type:
+            if first.op.name != "known" or x.type != value.type or not _are_wide(first, value):
                 continue
             second = last.op.args[0] if last.op.name == "known" else last
             if name == "mul":
@@ -297,12 +346,13 @@ def _row(op: Op, place: int, found: Operand) -> Value:
     weight, out = spec.inputs[place], spec.outputs[0]
     shift = tuple((x,) for x in letters(found.axes))
     own = tuple(axis for axis in out if axis in weight)
+    wide = "f64" if op.types[0].dtype == "f64" else "f32"
     row = make(
         "contract",
-        in_dtype(reshaped(found.value, [n for n in found.value.type.shape if n > 1]), "f32"),
-        in_dtype(op.args[place].op.args[0], "f32"),
+        in_dtype(reshaped(found.value, [n for n in found.value.type.shape if n > 1]), wide),
+        in_dtype(op.args[place].op.args[0], wide),
         spec=str(Signature((shift, weight), (own,))),
-        dtype=Symbol("f32"),
+        dtype=Symbol(wide),
     )
     sizes = zip(out, op.types[0].shape)
     return reshaped(row, tuple(size if axis in own else 1 for axis, size in sizes))
@@ -311,9 +361,11 @@ def _row(op: Op, place: int, found: Operand) -> Value:
 def _pushed(value: Value, factor: Value) -> Value | None:
     """value * factor, the factor being in the weight behind the value; None where there is none."""
     op = value.op
+    if not _are_wide(value):
+        return None
     if op.name == "contract":
         return _scaled_product(value, factor)
-    if op.name in _LINEAR:
+    if op.name in _LINEAR or unrounded(value) != value:
         inner = _pushed(op.args[0], factor)
         return None if inner is None else make(op.name, inner, *op.args[1:], **dict(op.attrs))
     if op.name == "add":

@@ -241,7 +241,8 @@ def _is_rows(op: Op) -> bool:
     """Whether an op takes some neighbouring rows of an array, and all of each row."""
     if op.name != "slice" or not all(stride == 1 for stride in op.get("strides") or ()):
         return False
-    return op.types[0].shape[1:] == op.args[0].type.shape[1:]
+    some = op.types[0].shape[:1] not in ((), (0,))
+    return some and op.types[0].shape[1:] == op.args[0].type.shape[1:]
 
 
 def _in_layers(part: Part) -> Part:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dialect.jaxpr import constant
+from dialect.values import in_dtype
 from rewrite import opdef
-from rewrite.ir import Graph, Op, Value
+from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
 from rewrite.opdef import make
 from rewrite.signature import Array, letters
 
+CLIP, PROMISED = (Symbol(f"GatherScatterMode.{x}") for x in ("CLIP", "PROMISE_IN_BOUNDS"))
 Places = tuple[int, ...]  # the axes of a value that are rows, in the order of the rows
 
 
@@ -36,14 +39,42 @@ class Lookup:
     def rows(self) -> int:
         return self.ids.type.size
 
+    @property
+    def fills(self) -> bool:
+        """Whether an id out of bounds gives what is no row of the table."""
+        return self.takes[0]["mode"] not in (CLIP, PROMISED)
+
     def width(self, take: Op) -> int:
         """The values of a row."""
         return take.types[0].size // self.rows
 
-    def of(self, tables: Sequence[Value]) -> list[Value]:
-        """The same rows of other tables."""
-        mode = self.takes[0]["mode"]
-        return [make("take", each, self.ids, mode=mode) for each in tables]
+    def of(self, tables: Sequence[Value], beyond: Sequence[Value] | None) -> list[Value]:
+        """The same rows of other tables, and of `beyond` where an id is out of bounds."""
+        if beyond is None:
+            mode = self.takes[0]["mode"]
+            return [make("take", each, self.ids, mode=mode) for each in tables]
+        inside = self.inside()
+        return [
+            _selected(inside, make("take", each, self.ids, mode=CLIP), other)
+            for each, other in zip(tables, beyond)
+        ]
+
+    def inside(self) -> Value:
+        """Which ids are in bounds."""
+        ids = self.ids
+        if bits(ids.type.dtype) < 32:  # they may not hold the number of rows
+            ids = in_dtype(ids, "i32")
+        least, most = (constant(each, Type(ids.type.dtype, ())) for each in (0, self.vocab))
+        return make("and", make("ge", ids, least), make("lt", ids, most))
+
+
+def _selected(inside: Value, row: Value, other: Value) -> Value:
+    """`row` where an id is in bounds, else `other`, which is the same for all ids."""
+    shape, rank = row.type.shape, inside.type.rank
+    chosen = make("broadcast_in_dim", inside, shape=shape, broadcast_dimensions=tuple(range(rank)))
+    rest = tuple(range(rank, len(shape)))
+    other = make("broadcast_in_dim", other, shape=shape, broadcast_dimensions=rest)
+    return make("select_n", chosen, other, row)
 
 
 def row_wise(graph: Graph, lookup: Lookup, known: frozenset[Value]) -> dict[Value, Places]:
