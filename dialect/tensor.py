@@ -30,6 +30,8 @@ def contract(x: Any, y: Any, *, spec: str, dtype: Any = None, precision: Any = N
     """
     signature = Signature.parse(spec)
     inputs = [letters(array) for array in signature.inputs]
+    if [x.ndim, y.ndim] != [len(axes) for axes in inputs]:
+        raise ValueError(f"{spec!r} does not name the axes of {x.shape} and {y.shape}")
     out = letters(signature.outputs[0])
     both = [letter for letter in inputs[0] if letter in inputs[1]]
     batch = [letter for letter in both if letter in out]

@@ -281,9 +281,7 @@ class _Merger:
         return total
 
 
-def _sums(
-    graph: Graph, bound: Container[Value]
-) -> dict[Op, tuple[list[Value], list[Product]]]:
+def _sums(graph: Graph, bound: Container[Value]) -> dict[Op, tuple[list[Value], list[Product]]]:
     """The sums that hold several products which nobody else reads: their terms in order, and
     these products."""
     found = {}

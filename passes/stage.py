@@ -225,9 +225,7 @@ def _step_inputs(
 _LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_type", "unstack"}
 
 
-def _packed_name(
-    value: Value, names: dict[Value, str], behind: _Behind, taken: set[str]
-) -> str:
+def _packed_name(value: Value, names: dict[Value, str], behind: _Behind, taken: set[str]) -> str:
     """The path of the parameter it comes from, and the last thing that was done to it."""
     made: list[str] = []
     path = _path(value, names, behind, made)

@@ -14,7 +14,7 @@ from rewrite.errors import InvalidProgram
 from rewrite.firings import allowed
 from rewrite.ir import Graph, Op, Origin, Value
 from rewrite.opdef import with_args
-from rewrite.rules import Miss, Rule
+from rewrite.rules import KNOWN, Miss, Rule
 
 _DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs ten
 
@@ -23,7 +23,7 @@ _DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs t
 class Report:
     """What happened: how often each rule fired, and where each only nearly did.
 
-    `needs` has what rules that fired ask of their operands, and proved.
+    `needs` has what rules that fired ask of their operands, proven or known.
     """
 
     fired: dict[str, int] = field(default_factory=dict)
@@ -58,8 +58,8 @@ class Report:
         """One line per rule that fired, one per rule that only nearly did."""
         lines = []
         for name, count in sorted(self.fired.items()):
-            proven = f", proven: {', '.join(self.needs[name])}" if name in self.needs else ""
-            lines.append(f"{name}: {count}{proven}")
+            proven = ", ".join(need for need in self.needs.get(name, ()) if need not in KNOWN)
+            lines.append(f"{name}: {count}" + (f", proven: {proven}" if proven else ""))
         for name, (miss, origin) in sorted(self.misses.items()):
             if name not in self.fired:
                 where = f" at {origin.source}" if origin.source else ""

@@ -38,6 +38,8 @@ class Miss:
     depth: int = 1
 
 
+# Asked without a proof: what a parameter that is no number takes part in is NaN or infinite anyhow.
+KNOWN = frozenset({"finite parameters"})
 Outcome = Value | Sequence[Value] | Miss | None
 
 
@@ -46,7 +48,8 @@ class Rule:
     """One rewrite. `apply(op)` gives the new results of `op`, a Miss, or None.
 
     `needs` names what the rule asks of its operands beyond their types (`"finite"`: no NaN and no
-    infinity; `"in range"`: no index out of bounds). `apply` proves it at the op, or does not fire.
+    infinity; `"in range"`: no index out of bounds). `apply` proves it at the op, or does not fire;
+    what is `KNOWN` needs no proof.
     """
 
     name: str
@@ -136,13 +139,8 @@ class _Pattern:
         guard: Callable[..., str | None],
         constants: dict[str, float],
     ) -> None:
-        self.name, self.before, self.after, self.normal, self.guard = (
-            name,
-            before,
-            after,
-            normal,
-            guard,
-        )
+        self.name, self.before, self.after = name, before, after
+        self.normal, self.guard = normal, guard
         self.example = tuple(Type.parse(text) for text in example)
         self.constants = [Constant(key, i) for i, key in enumerate(constants)]
         self._graphs: dict[str, Graph] = {}
@@ -250,11 +248,8 @@ class _Search:
             yield from self.match_all(pairs[1:], found, depth)
 
     def same_op(self, want: Value, have: Value, depth: int) -> bool:
-        if (want.op.name, want.index, len(want.op.args)) != (
-            have.op.name,
-            have.index,
-            len(have.op.args),
-        ):
+        one, two = ((value.op.name, value.index, len(value.op.args)) for value in (want, have))
+        if one != two:
             self.missed(depth, f"expected {want.op.name}", have)
             return False
         if self.strict and (want.op.attrs, want.op.regions) != (have.op.attrs, have.op.regions):

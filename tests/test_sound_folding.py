@@ -231,9 +231,7 @@ def test_a_product_that_is_added_twice_is_added_twice() -> None:
 
 def test_weights_of_different_dtypes_are_not_joined() -> None:
     def product(x: Any, w: Any) -> Any:
-        return lax.dot_general(
-            x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        return lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
     def function(p: Any, x: Any) -> Any:
         return product(x, p["a"]), product(x, p["b"]), product(x, p["c"])

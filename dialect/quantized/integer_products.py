@@ -28,7 +28,13 @@ def _product(x: Any, w: Any, s: Any) -> Any:
     return jnp.dot(q, w, preferred_element_type=jnp.int32).astype(x.dtype) * s * scale
 
 
-@local("mul", example=_product, types=("f32[2,3]", "i8[3,4]", "f32[1,4]"), keeps="reals")
+@local(
+    "mul",
+    keeps="reals",
+    needs=("finite parameters",),
+    example=_product,
+    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+)
 def product_of_integers(op: Op) -> Outcome:
     """convert(contract(q, r)) * s * t  ->  contract(q * s, r * t)"""
     scales, value = [], op.results[0]

@@ -44,6 +44,7 @@ def summed_axis(op: Op) -> int | None:
 @local(
     "ragged_dot_general",
     keeps="reals",
+    needs=("finite parameters",),
     example=lambda x, q, s: jax.lax.ragged_dot(
         Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-19),
         _dequantize(q, s, dtype=Symbol("f32")),
@@ -67,6 +68,7 @@ def ragged_integers_multiplied(op: Op) -> Outcome:
 @local(
     "ragged_dot_general",
     keeps="reals",
+    needs=("finite parameters",),
     example=lambda x, q, s: jax.lax.ragged_dot(
         x, _dequantize(q, s, dtype=Symbol("f32")), jnp.asarray([4, 1], jnp.int32)
     ),
@@ -86,8 +88,8 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
     if weight.name != "dequantize" or axis is None:
         return None
     q, scale = weight.args
-    if scale.type.shape[axis] > 1:
-        return Miss("a scale varies along a summed axis", 2)
+    if scale.type.rank != q.type.rank or scale.type.shape[axis] > 1:
+        return Miss("a scale varies along a summed axis, or is one for all", 2)
     if 0 in q.type.shape:
         return Miss("there are no weights", 2)
     if dtype == "i32" and q.type.shape[axis] > LONGEST_SUM:

@@ -62,6 +62,7 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
 @local(
     *PRODUCTS,
     keeps="reals",
+    needs=("finite parameters",),
     example=lambda x, q, s: _contract(
         _rounded(x, axes=(1,), largest=127.5, least=1e-19),
         _dequantize(q, s, dtype=Symbol("f32")),
@@ -78,6 +79,7 @@ def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
 @local(
     *PRODUCTS,
     keeps="reals",
+    needs=("finite parameters",),
     example=lambda x, q, s: _contract(
         _rounded(x, axes=(1,), largest=448.0, least=1e-19, form="fp8"),
         _dequantize(q, s, dtype=Symbol("f32")),
@@ -94,6 +96,7 @@ def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outc
 @local(
     *PRODUCTS,
     keeps="reals",
+    needs=("finite parameters",),
     example=lambda x, q, s: _contract(
         x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")
     ),
@@ -148,6 +151,8 @@ class _Factor:
     @staticmethod
     def of(value: Value, axes: tuple[str, ...]) -> _Factor:
         numbers, scale, layout = _taken_apart(value)
+        if scale is not None and not scale.type.shape:
+            scale = reshaped(scale, (1,) * len(axes))
         return _Factor(numbers, scale, axes, layout)
 
     @property

@@ -3,9 +3,6 @@
 Each rule reads the marks of `dialect.staging.known`: `known` is what parameters alone make. All
 hold in the reals; a weight is rounded once more than it was. None moves a factor across a
 conversion to integers, nor into f16, out of whose small range it could take a weight.
-
-Parameters are taken to be finite. Beside one that is not a result is NaN or infinite before and
-after, but perhaps the one where it was the other.
 """
 
 from __future__ import annotations
@@ -62,7 +59,7 @@ def scale_of_input(op: Op) -> Outcome:
     example=lambda x, b, w: (x + Known(b[None], alone=False)) @ Known(w, alone=True),
     types=("f32[3,4]", "f32[4]", "f32[4,5]"),
     keeps="reals",
-    needs=("finite",),
+    needs=("finite parameters",),
 )
 def shift_of_input(op: Op) -> Outcome:
     """contract(x + known(b), known(w))  ->  contract(x, known(w)) + known(contract(b, w))"""
@@ -88,7 +85,7 @@ def shift_of_input(op: Op) -> Outcome:
     example=lambda x, w, s: (x @ Known(w, alone=True)) * Known(s[None], alone=True),
     types=("f32[3,4]", "f32[4,5]", "f32[5]"),
     keeps="reals",
-    needs=("finite",),
+    needs=("finite parameters",),
 )
 def scale_of_product(op: Op) -> Outcome:
     """contract(x, known(w)) * s  ->  contract(x, known(w * s))"""
@@ -205,7 +202,8 @@ def scale_of_query(op: Op) -> Outcome:
     of_two = not added and op.get("base") is None and not isinstance(fill, Symbol)
     if scale == 1.0 and not of_two:
         return None
-    factor = constant(scale * math.log2(math.e) if of_two else scale, Type("f32", ()))
+    dtype = "f64" if op.args[0].type.dtype == "f64" else "f32"
+    factor = constant(scale * math.log2(math.e) if of_two else scale, Type(dtype, ()))
     query = _pushed(op.args[0], factor) if _is_moderate(factor) else None
     if query is None:
         return Miss("its query is not a product with a weight, or others read it too", 1)
