@@ -1,5 +1,6 @@
 # make demo    set up and run the main job
 # make test    set up and run all tests
+# make fuzz    what takes hours: make fuzz-rules SEED=7 COUNT_rules=1000 runs one part of it
 #
 # Another Python gets an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12
 
@@ -13,13 +14,24 @@ probe := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in $(candidates); do \
 	"$$each" -c '$(probe)' 2> /dev/null && echo "$$each" && break; done)
 
-.PHONY: demo test clean
+.PHONY: demo test fuzz clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/frameworks
 	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)
+
+# The modules of tests/fuzz, and how many programs each tries: for rules and mutants, of each rule.
+SEED ?= 0
+COUNT_rules ?= 200
+COUNT_mutants ?= 60
+COUNT_programs ?= 20000
+
+fuzz: fuzz-rules fuzz-mutants fuzz-programs
+
+fuzz-%: $(VENV)/installed
+	@$(VENV)/bin/python -m tests.fuzz.$* --seed $(SEED) --count $(COUNT_$*)
 
 clean:
 	rm -rf $(VENV)

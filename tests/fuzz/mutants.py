@@ -1,6 +1,6 @@
 """Does the checker notice when a rule is broken? Every rule's mutants, and how many survive.
 
-    python -m tests.fuzz.mutants [--rule NAME] [--rules A..B] [--seed N] [--fired N]
+    python -m tests.fuzz.mutants [--rule NAME] [--rules A..B] [--seed N] [--count N]
 
 A mutant is killed where the checker complains of it (a difference, an exception, an invalid graph),
 where the rule's example fires it no more, or where it does not come to an end; it is `lost` where a
@@ -117,7 +117,7 @@ def main() -> None:
     total: Counter[str] = Counter()
     for found in chosen(args):
         started = time.process_time()
-        programs = cases(found, args.seed, args.fired)
+        programs = cases(found, args.seed, args.count)
         fates = {mutant: fate(found, mutant, programs, args.seed) for mutant in mutants(found)}
         counts = Counter(fates.values())
         total += counts

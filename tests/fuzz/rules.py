@@ -1,6 +1,6 @@
 """Every rule on programs around its example, in numpy mostly: many more than JAX would compile for.
 
-python -m tests.fuzz.rules [--rule NAME] [--rules A..B] [--seed N] [--fired N] [--seconds N]
+python -m tests.fuzz.rules [--rule NAME] [--rules A..B] [--seed N] [--count N] [--seconds N]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     args = arguments(__doc__)
     reports = []
     for found in chosen(args):
-        report = checked(found, args.seed, args.fired, args.seconds)
+        report = checked(found, args.seed, args.count, args.seconds)
         reports.append(report)
         for violation in report.violations:
             print(f"{violation}\n", flush=True)
@@ -67,7 +67,7 @@ def arguments(what: str) -> argparse.Namespace:
     parser.add_argument("--rule", help="one alone, by its name")
     parser.add_argument("--rules", help="from which to which, by number: 10..20")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fired", type=int, default=200, help="programs that each rule fires on")
+    parser.add_argument("--count", type=int, default=200, help="programs that each rule fires on")
     parser.add_argument("--seconds", type=float, default=120, help="of CPU for each rule")
     return parser.parse_args()
 
