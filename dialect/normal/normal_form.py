@@ -19,7 +19,8 @@ from dialect.normal import (
 )
 from dialect.values import is_splat, reshaped  # noqa: F401
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Graph
+from rewrite.ir import Graph, Symbol, Type, Value
+from rewrite.opdef import make
 from rewrite.rules import Rule
 
 
@@ -34,5 +35,17 @@ RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, sib
 
 
 def normal_form(graph: Graph, report: Report | None = None) -> Graph:
-    """`graph` in normal form. Idempotent."""
-    return rewrite(graph, RULES, report)
+    """`graph` in normal form, its outputs as weakly typed as they were. Idempotent."""
+    made = rewrite(graph, RULES, report)
+    pairs = zip(made.outputs, graph.outputs, strict=True)
+    return Graph(made.inputs, tuple(_typed(new, old.type) for new, old in pairs))
+
+
+def _typed(value: Value, type_: Type) -> Value:
+    """`value` as weakly typed as the type: what users compute with an output depends on it."""
+    if value.type.weak == type_.weak:
+        return value
+    if value.op.name == "const":
+        return make("const", value=value.op["value"], type=type_)
+    dtype = Symbol(type_.dtype)
+    return make("convert_element_type", value, new_dtype=dtype, weak_type=type_.weak)
