@@ -19,9 +19,16 @@ from rewrite.ir import Op
 from rewrite.signature import Signature
 
 
-def softmax(x: Any) -> Any:
-    """Softmax over the last axis, shifted by its maximum. x: [..., s]."""
-    weights = jnp.exp(x - jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True)))
+def softmax(x: Any, *, guarded: bool = False) -> Any:
+    """Softmax over the last axis, shifted by its maximum. x: [..., s].
+
+    A row that holds +infinity is NaN. Where `guarded`, as where nothing is shifted, only that
+    element is, and the others are 0: a maximum that is not finite is not subtracted.
+    """
+    top = jax.lax.stop_gradient(jnp.expand_dims(jax.lax.reduce_max(x, (x.ndim - 1,)), -1))
+    if guarded:
+        top = jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))
+    weights = jnp.exp(x - top)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
@@ -69,7 +76,7 @@ def _take_axes(op: Op) -> Signature:
 
 
 for _reference, *_rest in (
-    (softmax, over_last),
+    (softmax, over_last, ("guarded",)),
     (rms_norm, over_last, ("epsilon",)),
     (layer_norm, over_last, ("epsilon",)),
     (take, _take_axes, ("mode", "fill")),

@@ -31,7 +31,7 @@ class Operand:
 def named(value: Value, axes: Array) -> Operand:
     """A value whose dimensions are these axes, save where its size is one."""
     sizes = zip(value.type.shape, axes)
-    return Operand(value, tuple(axis if size > 1 else () for size, axis in sizes))
+    return Operand(value, tuple(axis if size != 1 else () for size, axis in sizes))
 
 
 def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
@@ -67,10 +67,10 @@ def _before(value: Value, axes: Array) -> Operand | None:
 def moved_ones(operand: Operand, value: Value) -> Operand | None:
     """Another value with the operand's axes, where they differ in axes of size one alone."""
     old, new = operand.value.type.shape, value.type.shape
-    if [size for size in old if size > 1] != [size for size in new if size > 1]:
+    if [size for size in old if size != 1] != [size for size in new if size != 1]:
         return None
-    rest = (axis for axis, size in zip(operand.axes, old) if size > 1)
-    return Operand(value, tuple(next(rest) if size > 1 else () for size in new))
+    rest = (axis for axis, size in zip(operand.axes, old) if size != 1)
+    return Operand(value, tuple(next(rest) if size != 1 else () for size in new))
 
 
 def combined(name: str, operands: Sequence[Operand], order: Sequence[str]) -> Operand:

@@ -7,7 +7,9 @@ conservative: what is not understood may be anything that its dtype holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ import numpy as np
 from dialect import dtypes
 from dialect.constants import CONST
 from dialect.values import number
-from rewrite.ir import Op, Value
+from rewrite.ir import Graph, Op, Value
 
 _DEEPEST = 40  # ops that a proof looks through; beyond them a value may be anything
 
@@ -37,6 +39,23 @@ def is_finite(value: Value) -> bool:
     """Whether no element can be NaN or infinite."""
     found = range_of(value)
     return not found.nan and -math.inf < found.low and found.high < math.inf
+
+
+def is_bounded(value: Value) -> bool:
+    """Whether no element can be infinite; it may be NaN. See `taken_as_finite`."""
+    if _is_bounded(range_of(value)):
+        return True
+    taken, relied = _TAKEN.get()
+    ends = {each.op: _largest(each.type.dtype) for each in taken if _is_float(each.type.dtype)}
+    known = {op: Range(-largest, largest) for op, largest in ends.items()}
+    if not _is_bounded(_range_of(value, _DEEPEST, known)):
+        return False
+    relied |= taken & {each for op in Graph((), (value,)).ops for each in op.results}
+    return True
+
+
+def _is_bounded(found: Range) -> bool:
+    return -math.inf < found.low and found.high < math.inf
 
 
 def is_within(value: Value, low: float, high: float) -> bool:
@@ -81,6 +100,21 @@ _LAYOUT = frozenset(
 # Each element of the result is an element of an argument, or a sum of them.
 _CHOOSING = _LAYOUT | {"max", "min", "clamp", "select_n", "concatenate", "stack", "pad"}
 _CHOOSING |= {"reduce_sum", "reduce_max", "reduce_min"}
+
+
+_TAKEN: ContextVar[tuple[frozenset[Value], set[Value]]]
+_TAKEN = ContextVar("taken", default=(frozenset(), set()))
+
+
+@contextmanager
+def taken_as_finite(inputs: Iterable[Value]) -> Iterator[set[Value]]:
+    """Within it `is_bounded` takes these inputs to be finite. Gives those on which it relied."""
+    relied: set[Value] = set()
+    token = _TAKEN.set((frozenset(inputs), relied))
+    try:
+        yield relied
+    finally:
+        _TAKEN.reset(token)
 
 
 def range_of(value: Value) -> Range:
@@ -247,7 +281,11 @@ def _sqrt(op: Op, args: list[Range]) -> Range:
 
 def _rsqrt(op: Op, args: list[Range]) -> Range:
     low, _, nan = args[0]
-    return Range(0, math.inf, nan) if low > 0 else anything(op.types[0].dtype)  # -0.0 gives -inf
+    if low <= 0:  # -0.0 gives -infinity
+        return anything(op.types[0].dtype)
+    return _rounded(op, 0, 2 / math.sqrt(low), nan)  # with room for an approximate root
+
+
 
 
 def _sum(op: Op, args: list[Range]) -> Range:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops.attend import attend
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
-from rewrite.ir import Graph, Op
+from rewrite.ir import Graph, Op, replace_values
 
 RANDOM = np.random.default_rng(5)
 D_HEAD = 16
@@ -118,6 +119,13 @@ def recognized(function: Callable[..., Any], *args: Any) -> Graph:
     return rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
 
 
+def alike(graph: Graph) -> Graph:
+    """The graph but for what its rows would be that keep no key, where the libraries differ."""
+    (op,) = (op for op in graph.ops if op.name == "attend")
+    kept = tuple(each for each in op.attrs if each[0] not in ("fill", "added"))
+    return replace_values(graph, {op.results[0]: replace(op, attrs=kept).results[0]})
+
+
 def the_attend(graph: Graph) -> Op:
     (found,) = (op for op in graph.ops if op.name == "attend")
     return found
@@ -135,11 +143,11 @@ def assert_same_numbers(graph: Graph, function: Callable[..., Any], *args: Any) 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_one_normal_form(spelling: Callable[..., Any]) -> None:
     made = recognized(spelling, *ARGS, MASK)
-    assert made == recognized(by_einsum, *ARGS, MASK)
+    assert alike(made) == alike(recognized(by_einsum, *ARGS, MASK))
     assert_same_numbers(made, spelling, *ARGS, MASK)
     op = the_attend(made)
     assert op["axes"] == "b t g k, b s g k, b s g v, b 1 t s -> b t g v"
-    assert dict(op.attrs).keys() == {"axes", "given", "scale"}
+    assert dict(op.attrs).keys() - {"fill", "added"} == {"axes", "given", "scale"}
     assert (op["given"], op["scale"]) == ("mask", 0.25)
     assert op.args == made.inputs and len(made.ops) == 1
 
@@ -149,7 +157,7 @@ def test_one_token(spelling: Callable[..., Any]) -> None:
     """A decode step: the time axis has size one."""
     args = (normal(2, 1, 4, D_HEAD), *ARGS[1:], mask_of(2, 1, 1, 5))
     made = recognized(spelling, *args)
-    assert made == recognized(by_einsum, *args)
+    assert alike(made) == alike(recognized(by_einsum, *args))
     assert_same_numbers(made, spelling, *args)
 
 
@@ -158,8 +166,16 @@ def test_one_sequence_of_one_head(spelling: Callable[..., Any]) -> None:
     args = (normal(1, 3, 1, D_HEAD), normal(1, 5, 1, D_HEAD), normal(1, 5, 1, D_HEAD))
     args = (*args, mask_of(1, 1, 3, 5))
     made = recognized(spelling, *args)
-    assert made == recognized(by_einsum, *args)
+    assert alike(made) == alike(recognized(by_einsum, *args))
     assert_same_numbers(made, spelling, *args)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_row_that_keeps_no_key_is_what_the_library_makes_of_it(spelling) -> None:
+    mask = MASK.at[0, 0, 1].set(False)
+    made = recognized(spelling, *ARGS, mask)
+    assert the_attend(made)
+    assert_same_numbers(made, spelling, *ARGS, mask)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -6,7 +6,7 @@ broadcast each on the way. All of that is `and`, `or`, `not` and comparisons, at
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,13 @@ import numpy as np
 from dialect import lax
 from dialect.jaxpr import constant
 from dialect.normal.layout_rules import unbroadcast
-from dialect.values import number, reshaped, through
-from rewrite.ir import Op, Symbol, Type, Value
+from dialect.values import in_dtype, in_shape, number, reshaped, through
+from rewrite import runtime
+from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, local
 
-_COMPARISONS = {
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-}
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
 def splat(value: Any, type_: Type) -> Value:
@@ -36,18 +30,10 @@ def splat(value: Any, type_: Type) -> Value:
     return make("broadcast_in_dim", scalar, shape=type_.shape, broadcast_dimensions=())
 
 
-def _in_shape(value: Value, shape: tuple[int, ...]) -> Value:
-    """The value broadcast along its axes of size one."""
-    if value.type.shape == shape:
-        return value
-    places = tuple(range(value.type.rank))
-    return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
-
-
 def _as_bool(value: Value) -> Value | None:
-    """The boolean of which the value is the number, seen through its layout."""
+    """The boolean of which the value is the number, 0 or 1, seen through its layout."""
     op = value.op
-    if op.name == "convert_element_type":
+    if op.name == "convert_element_type" and op.types[0].dtype != _WITHOUT_ZERO:
         return op.args[0] if op.args[0].type.dtype == "bool" else _as_bool(op.args[0])
     if op.name in ("reshape", "broadcast_in_dim", "transpose") and len(op.args) == 1:
         inner = _as_bool(op.args[0])
@@ -55,35 +41,64 @@ def _as_bool(value: Value) -> Value | None:
     return None
 
 
-def _of_mask(value: Value) -> tuple[Value, float, float] | None:
-    """(m, a, b) where the value is a where the boolean m is false, and b where it is true."""
-    mask, op = _as_bool(value), through(value, "convert_element_type").op
+_WITHOUT_ZERO = "f8_e8m0fnu"  # a format of powers of two
+
+
+class _OfMask(NamedTuple):
+    """A value that has one number where a mask is false, and one where it is true: two scalars."""
+
+    mask: Value
+    no: Value
+    yes: Value
+
+    def given(self, op: Op, place: int) -> _OfMask:
+        """What an op makes of it that reads it at this place, and numbers elsewhere."""
+        scalars = [_scalar(arg) for arg in op.args]
+        args = [(*scalars[:place], each, *scalars[place + 1 :]) for each in (self.no, self.yes)]
+        return _OfMask(self.mask, *(make(op.name, *each, **dict(op.attrs)) for each in args))
+
+
+def _of_mask(value: Value) -> _OfMask | None:
+    """The mask, and the numbers, that make up a value."""
+    mask, op = _as_bool(value), value.op
     if mask is not None:
-        return mask, 0, 1
-    numbers = [number(arg) for arg in op.args]
-    if op.name == "select_n" and all(isinstance(each, (int, float)) for each in numbers[1:]):
-        return (op.args[0], *numbers[1:]) if len(numbers) == 3 else None
-    if op.name == "sub" and numbers[0] == 1:
-        found = _of_mask(op.args[1])
-        return found and (found[0], 1 - found[1], 1 - found[2])
+        numbers = (constant(each, Type("bool", ())) for each in (False, True))
+        return _OfMask(mask, *(in_dtype(each, value.type.dtype) for each in numbers))
+    if op.name == "select_n" and len(op.args) == 3 and op.args[0].type.dtype == "bool":
+        numbers = [_scalar(arg) for arg in op.args[1:]]
+        return None if None in map(number, numbers) else _OfMask(op.args[0], *numbers)
+    if op.name == "convert_element_type":
+        inner = _of_mask(op.args[0])
+        return inner and inner.given(op, 0)
+    if op.name == "sub" and number(op.args[0]) is not None:
+        inner = _of_mask(op.args[1])
+        return inner and inner.given(op, 1)
     return None
+
+
+def _scalar(value: Value) -> Value:
+    """A value that is one number everywhere as this number; any other as it is."""
+    return through(value, "broadcast_in_dim", "reshape") if number(value) is not None else value
+
+
+def _evaluated(value: Value) -> np.ndarray:
+    """The number that a scalar of constants is, in its own dtype."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(runtime.framework().evaluate(Graph((), (value,)), [])[0])
 
 
 @local(*_COMPARISONS, example=lambda x: (x > 0).astype("float32") != 0, types=("f32[4]",))
 def test_of_mask(op: Op) -> Outcome:
     """convert(m) != 0, convert(m) > 0, convert(m) == 1  ->  m,  1 - convert(m) > 0  ->  not m"""
     for i, arg in enumerate(op.args):
-        bound, found = number(op.args[1 - i]), _of_mask(arg)
-        if not isinstance(bound, (int, float)) or found is None:
+        found = _of_mask(arg) if number(op.args[1 - i]) is not None else None
+        if found is None or found.mask.type.shape != op.types[0].shape:
             continue
-        mask, *values = found
-        if mask.type.shape != op.types[0].shape:
-            continue
-        pairs = [(each, bound) if i == 0 else (bound, each) for each in values]
-        no, yes = (bool(_COMPARISONS[op.name](*pair)) for pair in pairs)
+        made = found.given(op, i)
+        no, yes = (bool(_evaluated(each)) for each in (made.no, made.yes))
         if no == yes:
             return splat(yes, op.types[0])
-        return mask if yes else make("not", mask)
+        return made.mask if yes else make("not", made.mask)
     return None
 
 
@@ -96,6 +111,8 @@ def convert_of_mask(op: Op) -> Outcome:
     """convert(convert(m))  ->  convert(m), and to bool  ->  m"""
     source = op.args[0]
     if source.op.name != "convert_element_type" or source.op.args[0].type.dtype != "bool":
+        return None
+    if source.type.dtype == _WITHOUT_ZERO:
         return None
     mask = source.op.args[0]
     return mask if op.types[0].dtype == "bool" else with_args(op, (mask,)).results[0]
@@ -118,14 +135,13 @@ def _to(op: Op) -> dict[str, Any]:
 @local("mul", example=lambda x: (1 - (x > 0)) * -1e9, types=("f32[4]",))
 def mask_times_number(op: Op) -> Outcome:
     """convert(m) * c  ->  select(m, c, 0),  (1 - convert(m)) * c  ->  select(m, 0, c)"""
-    for one, other in (op.args, op.args[::-1]):
-        found, factor = _of_mask(one), number(other)
-        if found is None or not isinstance(factor, (int, float)):
+    for i, arg in enumerate(op.args):
+        found = _of_mask(arg) if number(op.args[1 - i]) is not None else None
+        if found is None or found.mask.type.shape != op.types[0].shape:
             continue
-        mask, no, yes = found
-        if mask.type.shape == op.types[0].shape:
-            values = (splat(each * factor, op.types[0]) for each in (no, yes))
-            return make("select_n", mask, *values)
+        made = found.given(op, i)
+        numbers = (splat(_evaluated(each), op.types[0]) for each in (made.no, made.yes))
+        return make("select_n", made.mask, *numbers)
     return None
 
 
@@ -139,10 +155,10 @@ def mask_with_splat(op: Op) -> Outcome:
         if known is None:
             continue
         if op.name == "xor" and known:
-            return _in_shape(make("not", one), op.types[0].shape)
+            return in_shape(make("not", one), op.types[0].shape)
         if op.name != "xor" and known == (op.name == "or"):
             return splat(known, op.types[0])
-        return _in_shape(one, op.types[0].shape)
+        return in_shape(one, op.types[0].shape)
     return None
 
 
@@ -194,7 +210,7 @@ def choice_of_masks(op: Op) -> Outcome:
     if len(op.args) != 3 or op.types[0].dtype != "bool":
         return None
     which, no, yes = op.args
-    which = _in_shape(which, op.types[0].shape) if which.type.shape else None
+    which = in_shape(which, op.types[0].shape) if which.type.shape else None
     if which is None or which.type.dtype != "bool":
         return None
     if number(no) is not None:
@@ -233,8 +249,8 @@ def broadcast_outward(op: Op) -> Outcome:
     if shape == op.types[0].shape:
         return None
     if op.name == "select_n":
-        args = [_in_shape(arg, shape) for arg in args]
-    return _in_shape(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
+        args = [in_shape(arg, shape) for arg in args]
+    return in_shape(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
 
 
 @local(
@@ -264,7 +280,9 @@ def reshape_of_broadcast(op: Op) -> Outcome:
     if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
         return None
     if not inner.args[0].type.shape:
-        return _in_shape(inner.args[0], shape)
+        return in_shape(inner.args[0], shape)
+    if 0 in shape:
+        return None
     places = [d for d, size in enumerate(shape) if size > 1]
     old = [d for d, size in enumerate(op.args[0].type.shape) if size > 1]
     if [shape[d] for d in places] != [op.args[0].type.shape[d] for d in old]:
@@ -292,6 +310,6 @@ def slice_of_broadcast(op: Op) -> Outcome:
     shape = [1 if size == 1 else full for size, full in zip(source.type.shape, op["slice_sizes"])]
     starts = zip(op.args[1:], source.type.shape)
     at = [constant(0, start.type) if size == 1 else start for start, size in starts]
-    return _in_shape(
+    return in_shape(
         make("dynamic_slice", source, *at, slice_sizes=tuple(shape)), op.types[0].shape
     )

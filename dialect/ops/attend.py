@@ -7,6 +7,7 @@ attribute that is absent where it is not used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ def attend(
     scale: float = 1.0,
     cap: float | None = None,
     fill: Any = None,
+    added: bool = False,
+    dropped: bool = False,
     logits: Any = None,
     inner: Any = None,
     weights: Any = None,
@@ -53,10 +56,11 @@ def attend(
     - `key_scale` and `value_scale` are those of integer keys and values, one for each head of
       d_head numbers: they multiply the logits and the weights, so that both products read
       integers and nothing else (a product of integers is made in f32).
-    - `mask` is boolean and keeps where true. Elsewhere the logits are `fill`, or, where there is
-      none, the lowest number there is. Any constant from -1e9 down says the same, added or put in
-      place: exp(fill - logit) is exactly zero beside one key that is kept. (Rows that keep no key
-      mean nothing: they are the mean of the values here, and that, zero or NaN in the library.)
+    - `mask` is boolean and keeps where true. Elsewhere the logits are `fill`, -infinity unless
+      said; where `added`, it is added to them instead. A row that keeps no key is then what it is in
+      the library: NaN of -infinity, the mean of the values of another `fill`, and their mean by
+      the logits where it is added. Where `dropped`, it is zero: the weights are 0 where the mask is
+      false.
     - `bias` is added to the logits, as ALiBi is (Press et al. 2022).
     - `sink` are logits that take their share of the softmax and lead to no value (Xiao et al.
       2024): one for each place on its axes, or `n` for each.
@@ -66,7 +70,8 @@ def attend(
     unless said); the weights meet the values in `weights` (value's unless said), and the result is
     in `dtype` (query's unless said). The precisions are those of the two products. With `rounds`
     the weights are `rounded` over the context, in steps of int8 of that `largest` and `least`.
-    With `base` 2 the logits carry log2(e) already, and the softmax is that of 2 ** logits.
+    With `base` 2 the logits carry log2(e) already, and the softmax is that of 2 ** logits; `fill`
+    does not carry it.
     """
     named = Signature.parse(axes)
     over = (*(axis for axis in named.inputs[0] if axis and axis != ("k",)), ("s",))
@@ -87,13 +92,16 @@ def attend(
         made = jnp.tanh(made / jnp.asarray(cap, made.dtype)) * jnp.asarray(cap, made.dtype)
     if "bias" in extra:
         made = made + _aligned(*extra["bias"], over).astype(made.dtype)
-    if "mask" in extra:
-        lowest = jnp.finfo(made.dtype).min if fill is None else decode(fill)
-        made = jnp.where(_aligned(*extra["mask"], over), made, lowest)
+    mask = _aligned(*extra["mask"], over) if "mask" in extra else None
+    if mask is not None:
+        nothing = _fill(fill, base, made.dtype)
+        made = made + jnp.where(mask, 0, nothing) if added else jnp.where(mask, made, nothing)
     sink = None
     if "sink" in extra:
         sink = _aligned(*extra["sink"], (*over[:-1], ("n",))).astype(made.dtype)
     shares = _softmax(made, sink, jnp.exp if base is None else jnp.exp2)
+    if dropped:
+        shares = jnp.where(mask, shares, jnp.zeros((), shares.dtype))
     if "value_scale" in extra:
         shares = shares * _aligned(*extra["value_scale"], over).astype(shares.dtype)
     shares = shares.astype(decode(weights) or value.dtype)
@@ -110,14 +118,28 @@ def attend(
 
 def _softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:
     """exp(logits) over its sum and that of exp(sink), shifted by the largest of them."""
-    top = jnp.max(logits, axis=-1, keepdims=True)
+    top = _largest(logits)
     if sink is not None:
-        top = jnp.maximum(top, jnp.max(sink, axis=-1, keepdims=True))
+        top = jnp.maximum(top, _largest(sink))
     weights = exp(logits - jax.lax.stop_gradient(top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if sink is not None:
         total = total + jnp.sum(exp(sink - top), axis=-1, keepdims=True)
     return weights / total
+
+
+def _largest(array: Any) -> Any:
+    """The maximum over the last axis, which stays with size one; -infinity of nothing."""
+    return jnp.expand_dims(jax.lax.reduce_max(array, (array.ndim - 1,)), -1)
+
+
+def _fill(fill: float | None, base: float | None, dtype: Any) -> Any:
+    """What the logits are where the mask is false, with log2(e) where they carry it."""
+    if fill is None or math.isinf(fill):
+        return jnp.asarray(-math.inf if fill is None else fill, dtype)
+    limit = float(jnp.finfo(dtype).max)
+    factor = 1.0 if base is None else math.log2(math.e)
+    return jnp.asarray(min(max(fill * factor, -limit), limit), dtype)
 
 
 def _squeezed(array: Any, axes: Array) -> tuple[Any, Array]:
@@ -150,7 +172,8 @@ word(
     attend,
     _attend_axes,
     (
-        *("axes", "given", "scale", "cap", "fill", "logits", "inner", "weights", "dtype"),
+        *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner"),
+        *("weights", "dtype"),
         *("key_precision", "value_precision", "rounds", "base"),
     ),
     "axes",

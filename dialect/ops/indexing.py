@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dialect import nn  # noqa: F401  (defines take, wrap and modulo)
-from dialect.values import columns, number, one_hot_of, reshaped, through
+from dialect.proofs import is_finite
+from dialect.values import REALS, columns, number, one_hot_of, reshaped, through
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
@@ -38,23 +39,29 @@ def remainder(op: Op) -> Outcome:
     if len(op.args) != 3 or op.args[1].op.name != "rem" or op.args[2].op.name != "add":
         return None
     test, rest, moved = op.args
-    size = number(rest.op.args[1])
+    index, size = rest.op.args[0], number(rest.op.args[1])
+    if not isinstance(size, int) or size < 1 or index.type != rest.type or moved.op.args[0] != rest:
+        return None
     tests = test.op.args if test.op.name == "and" else (test,)
-    negative = any(
-        each.op.name == "lt" and each.op.args[0] == rest and number(each.op.args[1]) == 0
-        for each in (through(one, "ne") for one in tests)
-    )
-    if not isinstance(size, int) or not negative:
+    told = {_compared_with_zero(each, rest) for each in tests}
+    if "lt" not in told or not told <= {"lt", "ne"} or number(moved.op.args[1]) != size:
         return None
-    if moved.op.args[0] != rest or number(moved.op.args[1]) != size:
-        return None
-    return make("modulo", rest.op.args[0], size=size)
+    return make("modulo", index, size=size)
+
+
+def _compared_with_zero(test: Value, value: Value) -> str:
+    """The comparison, where the test compares a value with 0; a test that is not false is itself."""
+    left, right = test.op.args[:2] if len(test.op.args) == 2 else (test, test)
+    if test.op.name == "ne" and left.type.dtype == "bool" and number(right) is False:
+        return _compared_with_zero(left, value)
+    return test.op.name if left == value and number(right) == 0 else ""
 
 
 @local("wrap", example=lambda i: jnp.where((j := jnp.mod(i, 8)) < 0, j + 8, j), types=("i32[3]",))
 def wrap_of_modulo(op: Op) -> Outcome:
     """wrap(modulo(i))  ->  modulo(i)"""
-    return op.args[0] if op.args[0].op.name == "modulo" else None
+    inner = op.args[0].op
+    return op.args[0] if inner.name == "modulo" and inner["size"] > 0 else None
 
 
 @local(
@@ -73,7 +80,7 @@ def take_of_gather(op: Op) -> Outcome:
         return Miss("it gathers parts of rows", 2)
     if indices.type.shape[-1:] != (1,):
         return Miss("its indices are no scalars", 2)
-    if op.get("fill_value") not in (None, Symbol("nan")):
+    if _fills(op):
         return Miss("it fills with a value of its own", 2)
     ids = reshaped(indices, indices.type.shape[:-1])
     taken = make("take", _first(table, axis), ids, mode=op["mode"])
@@ -98,12 +105,21 @@ def take_of_mapped_slice(op: Op) -> Outcome:
     if len(cut) != 1 or op["slice_sizes"][cut[0]] != 1 or cut[0] not in places:
         return None
     (axis,) = cut
+    if _fills(op):
+        return Miss("it fills with a value of its own", 2)
     if any(number(each) != 0 for d, each in places.items() if d != axis):
         return Miss("it gathers at an offset along an axis that it takes whole", 2)
     ids = reshaped(places[axis], places[axis].type.shape[:-1])
     rows = _first(table, axis)
     taken = make("take", rows, ids, mode=op["mode"])
     return _laid_out(reshaped(taken, (*ids.type.shape, *op["slice_sizes"])), numbers["offset_dims"])
+
+
+def _fills(op: Op) -> bool:
+    """Whether a gather fills what is out of bounds otherwise than `take` does."""
+    fill = op.get("fill_value")
+    nan = fill == Symbol("nan") and op.types[0].dtype in REALS
+    return fill is not None and not nan
 
 
 def _first(value: Value, axis: int) -> Value:
@@ -123,9 +139,10 @@ def _laid_out(taken: Value, places: Sequence[int]) -> Value:
 
 @local(
     "contract",
-    example=lambda ids, table: jax.nn.one_hot(ids.astype("int32"), 5) @ table,
-    types=("f32[3]", "f32[5,4]"),
+    example=lambda ids, table: jax.nn.one_hot(ids, 5) @ (table > 0).astype("float32"),
+    types=("i32[3]", "f32[5,4]"),
     keeps="reals",
+    needs=("finite",),
 )
 def take_of_one_hot(op: Op) -> Outcome:
     """one_hot(ids) . table, summed over the rows  ->  take(table, ids), zero out of bounds"""
@@ -138,21 +155,18 @@ def take_of_one_hot(op: Op) -> Outcome:
         table, rows = op.args[1 - i], spec.inputs[1 - i]
         summed = spec.inputs[i][axis]
         own = [axes for d, axes in enumerate(spec.inputs[i]) if d != axis]
-        if (
-            rows.count(summed) != 1
-            or any(axes in rows for axes in own)
-            or summed in spec.outputs[0]
-        ):
+        rest = [axes for axes in rows if axes != summed]
+        if rows.count(summed) != 1 or sorted(spec.outputs[0]) != sorted((*own, *rest)):
             return Miss("the one-hot axis is not the table's rows alone", 4)
+        if not is_finite(table):  # what is not taken is multiplied with zero
+            return Miss("a row that is not taken may be infinite or NaN", 4)
         at = rows.index(summed)
-        rest = [d for d in range(len(rows)) if d != at]
-        ordered = make("transpose", table, permutation=(at, *rest)) if at else table
-        taken = make("take", ordered, ids, mode=Symbol("GatherScatterMode.FILL_OR_DROP"), fill=0)
-        made = [*own, *(rows[d] for d in rest)]
-        order = tuple(made.index(axes) for axes in spec.outputs[0])
-        taken = (
-            taken if order == tuple(sorted(order)) else make("transpose", taken, permutation=order)
-        )
-        dtype = op.types[0].dtype
-        return taken if taken.type.dtype == dtype else None
+        taken = make("take", _first(table, at), ids, mode=_FILL, fill=0)
+        order = tuple((*own, *rest).index(axes) for axes in spec.outputs[0])
+        if order != tuple(sorted(order)):
+            taken = make("transpose", taken, permutation=order)
+        return taken if taken.type.dtype == op.types[0].dtype else None
     return None
+
+
+_FILL = Symbol("GatherScatterMode.FILL_OR_DROP")

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.dtypes import dtype_of
 from dialect.normal.normal_form import normal_form
-from dialect.values import in_dtype, through
+from dialect.values import in_dtype, through, unrounded
 from dialect.vocabulary import Traced, word
-from rewrite.ir import Op, Value
+from rewrite.ir import Op, Type, Value, bits
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local, pattern
 from rewrite.signature import Array, Signature
@@ -70,9 +69,24 @@ def _axes(op: Op) -> Signature:
 word(rope, _axes, ("pairs", "turned"))
 
 
+def _not_beside(x: Type, cos: Type, sin: Type) -> str | None:
+    """Why tables are none of x: each broadcasts to it, and holds every angle once, or twice."""
+    wide = (*x.shape[:-1], x.shape[-1] // 2)
+    for table in (cos, sin):
+        if table.rank != x.rank or not any(_grows_to(table.shape, s) for s in (x.shape, wide)):
+            return f"a table of {table} does not lie beside {x}"
+    return None
+
+
+def _grows_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return all(size in (1, full) for size, full in zip(shape, whole, strict=True))
+
+
 def _rope(name: str, doc: str, before: Any, after: Any, *angles: str) -> Rule:
-    types = ("f32[2,8]", *angles)
-    return pattern(name, doc, before=before, after=after, example=types, normal=normal_form)
+    types, guard = ("f32[2,8]", *angles), _not_beside
+    return pattern(
+        name, doc, before=before, after=after, example=types, normal=normal_form, guard=guard
+    )
 
 
 def _by_hand(x: Any, cos: Any, sin: Any) -> Any:
@@ -150,6 +164,7 @@ halves_converted = pattern(
     after=lambda x, cos, sin: Traced["rope"](x.astype(cos.dtype), cos, sin),
     example=("bf16[2,8]", "f32[2,4]", "f32[2,4]"),
     normal=normal_form,
+    guard=_not_beside,
 )
 
 
@@ -168,7 +183,7 @@ def turn_of_converted(op: Op) -> Outcome:
     if any(cut.name != "slice" or cut.args != cuts[0].args for cut in cuts):
         return None
     (source,) = cuts[0].args
-    if dtype_of(op.types[0].dtype).itemsize < dtype_of(source.type.dtype).itemsize:
+    if unrounded(op.results[0]) == op.results[0] or bits(op.types[0].dtype) < bits(source.type.dtype):
         return None
     return _made_of(turned, source, with_args(op, (source,)).results[0])
 
@@ -191,8 +206,10 @@ def leading_part(op: Op) -> Outcome:
     if len(op.args) != 2 or op.args[0].op.name != "rope":
         return None
     turned, dtype = op.args[0].op, op.types[0].dtype
-    head, rest = (through(x, "convert_element_type").op for x in (turned.args[0], op.args[1]))
+    head, rest = (unrounded(x).op for x in (turned.args[0], op.args[1]))
     if not (head.name == rest.name == "slice" and head.args == rest.args):
+        return None
+    if head.get("strides") is not None or rest.get("strides") is not None:
         return None
     whole, last = in_dtype(head.args[0], dtype), op.types[0].rank - 1
     if op["dimension"] != last or whole.type != op.types[0]:
@@ -200,4 +217,4 @@ def leading_part(op: Op) -> Outcome:
     count = turned.types[0].shape[last]
     if rest["start_indices"] != (*[0] * last, count) or any(head["start_indices"]):
         return None
-    return make("rope", whole, *turned.args[1:], **{**dict(turned.attrs), "turned": count})
+    return make("rope", whole, *turned.args[1:], **{"turned": count, **dict(turned.attrs)})

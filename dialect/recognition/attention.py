@@ -10,18 +10,25 @@ that every spelling is the same op of the same arrays.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dialect.dtypes import dtype_of
 from dialect.operands import Operand, bare, combined, laid_out, named
-from dialect.recognition.logits import Logits, read_logits
-from dialect.values import in_dtype, number, through
+from dialect.recognition.logits import (
+    Logits,
+    added_mask,
+    factor_of,
+    number_where_false,
+    read_logits,
+)
+from dialect.values import REALS, in_dtype, through, unrounded
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make, with_args
-from rewrite.rules import FLOATS, Miss, Outcome, local
+from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
 _CONVERT = "convert_element_type"
@@ -40,7 +47,7 @@ def attend(op: Op) -> Outcome:
     """softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)"""
     for position, arg in enumerate(op.args):
         weights = arg.op.args[0] if arg.op.name == "rounded" else arg
-        if through(weights, *_LAYOUT).op.name != "softmax":
+        if not _made_of_softmax(weights):
             continue
         found = read_logits(weights)
         if isinstance(found, Miss):
@@ -49,6 +56,13 @@ def attend(op: Op) -> Outcome:
             return Miss("the weights are rounded, but not over the context", 4)
         return _attend(op, position, found)
     return None
+
+
+def _made_of_softmax(value: Value) -> bool:
+    """Whether a softmax lies behind layout, conversions and zeros where a mask is false."""
+    inner = through(value, *_LAYOUT)
+    kept = [x for zero, x, _ in number_where_false(inner.op) if zero == 0]
+    return inner.op.name == "softmax" or any(map(_made_of_softmax, kept))
 
 
 def _attend(op: Op, position: int, found: Logits) -> Outcome:
@@ -74,11 +88,15 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
         or found.context in letters(out)
     ):
         return Miss("the weights and the value are not summed over the context alone", 4)
-    d_head = query.value.type.shape[query.along(summed[0])]
+    if value.value.type.dtype not in REALS:
+        return Miss("the values are no floats", 4)
     (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
     query, key = narrowed(query, key, found.product.types[0].dtype)
-    scale = snapped(found.scale * query_scale * key_scale, d_head, query.value)
+    scale = found.scale * query_scale * key_scale
     name = _letters(query, key, summed[0], found.context)
+    if name is None:
+        return Miss("it has more axes than there are letters for", 4)
+    found, added = _with_added_mask(found)
     beside = _beside(found, [*order, found.context])
     arrays = [query, key, value, *beside.values()]
     own = ("value",) if "value" in letters(value.axes) else ()
@@ -91,6 +109,7 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
         *(each.value for each in arrays),
         axes=str(axes),
         **_attributes(op, position, found, query, arrays[2]),
+        **({"added": True} if added else {}),
         **({"scale": scale} if scale != 1.0 else {}),
         **({"given": " ".join(beside)} if beside else {}),
     )
@@ -116,6 +135,17 @@ def _values(op: Op, position: int, found: Logits) -> tuple[Operand | None, Array
     return bare(Operand(value, axes), found.sizes | {"value": size}), out
 
 
+def _with_added_mask(found: Logits) -> tuple[Logits, bool]:
+    """The first bias that is a mask in numbers taken as the mask, and whether there is one."""
+    for i, each in enumerate(found.biases if not found.masks else ()):
+        if (read := added_mask(each)) is not None:
+            mask, fill = read
+            rest = found.biases[:i] + found.biases[i + 1 :]
+            masks = (bare(mask, found.sizes),)
+            return replace(found, masks=masks, fill=fill, biases=rest), True
+    return found, False
+
+
 def _beside(found: Logits, order: list[str]) -> dict[str, Operand]:
     """Mask, bias and sink, each one operand."""
     beside = {}
@@ -136,7 +166,8 @@ def _attributes(
     logits = found.product.types[0].dtype
     said = {
         "cap": (found.cap, None),
-        "fill": (found.fill, None),
+        "fill": (found.fill if found.fill != -math.inf else None, None),
+        "dropped": (found.dropped, False),
         "logits": (Symbol(logits), Symbol(query.value.type.dtype)),
         "inner": (Symbol(found.inner), Symbol(logits)),
         "weights": (Symbol(op.args[position].type.dtype), Symbol(value.value.type.dtype)),
@@ -165,13 +196,13 @@ def _same_axes(operand: Operand) -> Operand:
     return before if set(letters(before.axes)) == set(letters(operand.axes)) else operand
 
 
-_LINEAR = (*_LAYOUT, "rope", "broadcast_in_dim")
+_LINEAR = ("reshape", "transpose", "slice", "rope", "broadcast_in_dim")
 
 
 def _without_factor(value: Value) -> tuple[Value, float]:
     """x and c where the value is c * x, seen through what is linear in x."""
     op = value.op
-    if op.name in _LINEAR:
+    if op.name in _LINEAR or unrounded(value) != value:
         inner, factor = _without_factor(op.args[0])
         if factor == 1.0:
             return value, 1.0
@@ -179,10 +210,10 @@ def _without_factor(value: Value) -> tuple[Value, float]:
     if op.name not in ("mul", "div"):
         return value, 1.0
     for one, other in (op.args, op.args[::-1]):
-        factor = number(other)
+        factor = factor_of(op.name, other) if value.type.dtype in REALS else None
         if factor and one.type.shape == value.type.shape and one.type.dtype == value.type.dtype:
             inner, rest = _without_factor(one)
-            return inner, rest * (factor if op.name == "mul" else 1 / factor)
+            return inner, rest * factor
         if op.name == "div":
             break
     return value, 1.0
@@ -202,7 +233,7 @@ def _before_widening(value: Value, dtype: str) -> Value | None:
     op = value.op
     if op.name == _CONVERT:
         narrow = op.args[0].type.dtype
-        wider = op.types[0].dtype == dtype and narrow in FLOATS and bits(narrow) < bits(dtype)
+        wider = op.types[0].dtype == dtype and narrow in REALS and bits(narrow) < bits(dtype)
         return op.args[0] if wider else None
     if op.name not in _LAYOUT:
         return None
@@ -210,14 +241,10 @@ def _before_widening(value: Value, dtype: str) -> Value | None:
     return None if inner is None else with_args(op, (inner,)).results[0]
 
 
-def snapped(scale: float, d_head: int, query: Value) -> float:
-    """1 / sqrt(d_head), where that is what the scale is but for the rounding of its dtype."""
-    usual = d_head**-0.5
-    return usual if abs(scale / usual - 1) <= jnp.finfo(dtype_of(query.type.dtype)).eps else scale
-
-
-def _letters(query: Operand, key: Operand, summed: str, context: str) -> dict[str, str]:
+def _letters(query: Operand, key: Operand, summed: str, context: str) -> dict[str, str] | None:
     """b, g, ... for what query and key share; t, j, ... for what only the query has."""
+    if len(query.axes) > len(_SHARED):
+        return None
     shared, alone = iter(_SHARED), iter(_ALONE)
     found = {summed: "k", context: "s", "value": "v", "sink": "n"}
     for place, axis in enumerate(query.axes):

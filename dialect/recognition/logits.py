@@ -8,7 +8,7 @@ The axes keep the letters of the product, however heads are merged and split on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ from dialect.dtypes import dtype_of
 from dialect.jaxpr import constant
 from dialect.lax import reshape_signature
 from dialect.operands import Operand, bare, named
-from dialect.values import number, through
+from dialect.proofs import is_finite
+from dialect.values import REALS, number, unrounded
 from rewrite.ir import Op, Value, bits
 from rewrite.opdef import make
-from rewrite.rules import FLOATS, Miss
+from rewrite.rules import Miss
 from rewrite.signature import Array, Signature, letters
 
 
@@ -34,8 +35,9 @@ class Logits:
     inner: str  # the widest dtype up to the softmax
     scale: float = 1.0
     cap: float | None = None
-    fill: float | None = None
     masks: tuple[Operand, ...] = ()
+    fill: float | None = None  # what the logits are where one of the masks is false
+    dropped: bool = False  # whether the weights are zero there, in rows that keep no key too
     biases: tuple[Operand, ...] = ()
     sink: Operand | None = None
     columns: tuple[str, int, int] | None = None  # where the keys lie beside the sink: axis, a, b
@@ -49,13 +51,31 @@ class Logits:
 
 
 Read = Callable[[Value], Logits | Miss]
-NOTHING = -1e9
+NOTHING = -1e9  # a logit from here down is meant to have no weight
 
 
-def says_nothing(fill: float | None, dtype: str) -> bool:
-    """Whether a logit of this constant has no weight beside any other (see `attend`)."""
-    lowest = jnp.finfo(dtype_of(dtype)).min if dtype in FLOATS else -math.inf
-    return fill is not None and fill <= max(NOTHING, lowest)
+def number_where_false(op: Op) -> Iterator[tuple[float, Value, bool]]:
+    """(number, x, keep) for each way to read select(mask, number, x), or select(mask, x, number).
+
+    `keep` tells whether x stands where the mask is true.
+    """
+    if op.name != "select_n" or len(op.args) != 3 or op.args[0].type.dtype != "bool":
+        return
+    for dropped, kept, keep in ((1, 2, True), (2, 1, False)):
+        fill = number(op.args[dropped])
+        if fill is not None:
+            yield fill, op.args[kept], keep
+
+
+def added_mask(bias: Operand) -> tuple[Operand, float] | None:
+    """The mask and the number where a bias is 0 where the mask is true, elsewhere the number."""
+    inner = unrounded(bias.value).op
+    for fill, kept, keep in number_where_false(inner):
+        lowest = float(jnp.finfo(dtype_of(kept.type.dtype)).min)
+        if number(kept) == 0 and fill <= max(NOTHING, lowest):
+            mask = inner.args[0] if keep else make("not", inner.args[0])
+            return replace(bias, value=mask), fill
+    return None
 
 
 def read_logits(value: Value) -> Logits | Miss:
@@ -80,13 +100,19 @@ def _started(op: Op, read: Read) -> Logits | Miss:
     spec = Signature.parse(op["spec"])
     if set(spec.letters) == set(letters(spec.outputs[0])):
         return Miss("the softmax is over a product that sums nothing", 2)
+    if any(each.dtype not in REALS for each in (*(arg.type for arg in op.args), *op.types)):
+        return Miss("the softmax is over a product of what are no floats", 2)
     axes = named(op.results[0], spec.outputs[0]).axes
     return Logits(op, axes, op.types[0].dtype)
 
 
 def _converted(op: Op, read: Read) -> Logits | Miss:
     found = read(op.args[0])
-    if isinstance(found, Miss) or found.context:
+    if isinstance(found, Miss):
+        return found
+    if unrounded(op.results[0]) == op.results[0]:
+        return Miss(f"the logits or weights are converted to {op.types[0].dtype}", 4)
+    if found.context:
         return found
     return replace(found, inner=_wider(found.inner, op.types[0].dtype))
 
@@ -95,19 +121,27 @@ def _wider(one: str, other: str) -> str:
     return one if bits(one) >= bits(other) else other
 
 
+def factor_of(name: str, value: Value) -> float | None:
+    """The number by which a mul or div with this value multiplies, if it is one and no sum minds."""
+    factor = number(value)
+    if not factor:
+        return None
+    factor = factor if name == "mul" else 1 / factor
+    return factor if math.isfinite(factor) and factor else None
+
+
 def _scaled(op: Op, read: Read) -> Logits | Miss:
     """By a number; a mask stays a mask."""
     left, right = op.args
     if op.name == "mul" and number(right) is None:
         left, right = right, left
-    factor = number(right)
-    if not factor:
+    factor = factor_of(op.name, right)
+    if factor is None:
         return Miss(f"the softmax is over {op.name} with an array", 2)
-    factor = factor if op.name == "mul" else 1 / factor
     found = read(left)
     if isinstance(found, Miss):
         return found
-    if found.context or found.sink or found.fill is not None or factor < 0:
+    if found.context or found.sink or found.masks or factor < 0:
         return Miss("the logits are scaled behind their sink, their mask or the softmax", 4)
     cap = found.cap if found.cap is None else found.cap * factor
     biases = tuple(replace(each, value=_times(each.value, factor)) for each in found.biases)
@@ -146,51 +180,58 @@ def _biased(op: Op, read: Read) -> Logits | Miss:
 
 
 def _with_bias(found: Logits, bias: Operand) -> Logits | Miss:
+    """Parts of a sum are biases of their own."""
     bias = bare(bias, found.sizes)
-    inner = through(bias.value, "convert_element_type").op
     if bias.value.op.name == "add":
         for part in bias.value.op.args:
             found = _with_bias(found, named(part, bias.axes))
             if isinstance(found, Miss):
                 return found
         return found
-    if inner.name == "select_n":
-        for dropped, kept, keep in ((1, 2, True), (2, 1, False)):
-            fill = number(inner.args[dropped])
-            if number(inner.args[kept]) == 0 and says_nothing(fill, inner.types[0].dtype):
-                return _with_mask(found, inner.args[0], bias.axes, keep)
-    if found.fill is not None:
-        return Miss("the logits are biased behind a mask that leaves them some weight", 4)
+    if found.masks:
+        return Miss("the logits are biased behind their mask", 4)
     return replace(found, biases=(*found.biases, bias))
 
 
 def _masked(op: Op, read: Read) -> Logits | Miss:
-    """By a constant where a mask is false, or true."""
-    for dropped, kept, keep in ((1, 2, True), (2, 1, False)):
-        if len(op.args) != 3 or number(op.args[dropped]) is None:
-            continue
-        found, fill = read(op.args[kept]), number(op.args[dropped])
+    """By a number where a mask is false, or true."""
+    for fill, kept, keep in number_where_false(op):
+        found = read(kept)
         if isinstance(found, Miss):
             return found
-        if found.context or found.columns or op.args[0].type.dtype != "bool":
-            return Miss("the weights are masked behind the softmax", 4)
-        nothing = says_nothing(fill, op.types[0].dtype)
-        if found.fill is not None or (found.masks and not nothing):
-            return Miss("the logits are masked twice, with constants that leave them weight", 4)
-        found = found if nothing else replace(found, fill=fill)
-        return _with_mask(found, op.args[0], found.axes, keep)
+        masks = _masks(op.args[0], found.axes, keep, found.sizes)
+        if found.context:
+            return _dropped(found, masks, fill)
+        if found.columns:
+            return Miss("the weights are masked beside their sink", 4)
+        if found.masks and found.fill != fill:
+            return Miss("the logits are masked twice, with different constants", 4)
+        return replace(found, masks=(*found.masks, *masks), fill=fill)
     return Miss("the softmax is over select_n of two arrays", 2)
 
 
-def _with_mask(found: Logits, mask: Value, axes: Array, keep: bool) -> Logits:
-    operand = bare(named(mask, axes), found.sizes)
+def _dropped(found: Logits, masks: tuple[Operand, ...], fill: float) -> Logits | Miss:
+    """Weights that are zero, behind the softmax, where its own masks are false."""
+    if fill != 0 or {*map(_told, masks)} != {*map(_told, found.masks)} or found.columns:
+        return Miss("the weights are masked behind the softmax", 4)
+    return replace(found, dropped=True)
+
+
+def _told(mask: Operand) -> tuple[Value, Array, bool]:
+    """What a mask, or its negation, is made of: the same for masks that are."""
+    negated = mask.value.op.name == "not"
+    return mask.value.op.args[0] if negated else mask.value, mask.axes, negated
+
+
+def _masks(mask: Value, axes: Array, keep: bool, sizes: dict[str, int]) -> tuple[Operand, ...]:
+    """The masks of which one is the conjunction, each without its layout."""
+    operand = bare(named(mask, axes), sizes)
     if not keep:
-        operand = replace(operand, value=make("not", operand.value))
+        return (replace(operand, value=make("not", operand.value)),)
     if operand.value.op.name != "and":
-        return replace(found, masks=(*found.masks, operand))
-    for part in operand.value.op.args:
-        found = _with_mask(found, part, operand.axes, True)
-    return found
+        return (operand,)
+    parts = operand.value.op.args
+    return tuple(each for part in parts for each in _masks(part, operand.axes, True, sizes))
 
 
 def _with_sink(op: Op, read: Read) -> Logits | Miss:
@@ -217,6 +258,8 @@ def _normalised(op: Op, read: Read) -> Logits | Miss:
     last = found.axes[-1]
     if found.context or len(last) != 1 or (found.columns and found.columns[0] != last[0]):
         return Miss("the softmax is not over one axis of the product", 3)
+    if found.sink and op.get("guarded") and not is_finite(found.sink.value):
+        return Miss("an infinite sink is not subtracted", 4)
     return replace(found, context=last[0], inner=_wider(found.inner, op.types[0].dtype))
 
 

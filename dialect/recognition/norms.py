@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from dialect import nn  # noqa: F401  (defines the norms)
-from dialect.averages import mean_of
+from dialect.averages import average_of, mean_of
 from dialect.normal.normal_form import normal_form
-from dialect.values import in_dtype, number, reshaped, through
+from dialect.values import REALS, in_dtype, number, reshaped, through, unrounded
+from dialect.proofs import is_bounded
 from dialect.vocabulary import Traced
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
@@ -29,9 +30,9 @@ from rewrite.rules import Miss, Outcome, local, pattern
 )
 def rms_norm(op: Op) -> Outcome:
     """x * rsqrt(mean(x²) + epsilon) * ...  ->  rms_norm(x) * ..."""
-    if op.types[0].shape[-1:] in ((), (1,)):
+    if op.types[0].shape[-1:] in ((), (1,)) or op.types[0].dtype not in REALS:
         return None
-    for root in _factors(op.results[0]):
+    for root, _ in _factors(op.results[0]):
         found = _normalised(root)
         if found is None:
             continue
@@ -39,76 +40,86 @@ def rms_norm(op: Op) -> Outcome:
             return found
         source, axis, epsilon = found
         rest = _factors(op.results[0], source)
-        at = next((i for i, each in enumerate(rest) if _is_of(each, source, axis)), None)
-        if at is None:
+        at = next((i for i, (each, _) in enumerate(rest) if _is_of(each, source, axis)), None)
+        if at is None or root.type.shape != (*rest[at][0].type.shape[:-1], 1):
             return Miss("what is normalised is not, over its last axis, what is averaged", 6)
-        whole = in_dtype(through(rest[at], "convert_element_type"), source.type.dtype)
-        made = in_dtype(make("rms_norm", whole, epsilon=epsilon), rest[at].type.dtype)
-        for i, other in enumerate(rest):
-            if i != at and other != root:
-                made = make("mul", made, in_dtype(other, made.type.dtype))
+        whole, dtype = rest.pop(at)
+        rest.pop(next(i for i, (each, _) in enumerate(rest) if each == root))
+        made = make("rms_norm", in_dtype(unrounded(whole), source.type.dtype), epsilon=epsilon)
+        made = in_dtype(made, dtype)
+        for other, _ in rest:
+            made = make("mul", made, in_dtype(other, dtype))
         return in_dtype(made, op.types[0].dtype)
     return None
 
 
-def _factors(value: Value, whole: Value | None = None) -> list[Value]:
+Factor = tuple[Value, str]  # a value, and the dtype in which it is multiplied
+
+
+def _factors(value: Value, whole: Value | None = None, dtype: str = "") -> list[Factor]:
     """What a product multiplies: its arguments, those of the products among them, and so on.
 
     `whole` is taken as one factor, even if it is a product.
     """
-    if value == whole:
-        return [value]
-    if value.op.name == "convert_element_type" and value.op.args[0].op.name == "mul":
-        return [in_dtype(x, value.type.dtype) for x in _factors(value.op.args[0], whole)]
-    if value.op.name != "mul":
-        return [value]
-    return [factor for arg in value.op.args for factor in _factors(arg, whole)]
+    inner, dtype = unrounded(value), dtype or value.type.dtype
+    if whole not in (value, inner) and inner.op.name == "mul" and inner.type.dtype in REALS:
+        return [each for arg in inner.op.args for each in _factors(arg, whole, dtype)]
+    return [(value, dtype)]
 
 
 def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
     """(x, axis, epsilon) where the value is rsqrt(mean(x²) + epsilon) over one axis."""
-    root = through(root, "reshape", "convert_element_type", "broadcast_in_dim")
-    if root.op.name != "rsqrt":
+    inner = unrounded(root, "reshape")
+    if inner.op.name != "rsqrt":
         return None
-    inner, epsilon = through(root.op.args[0], "reshape"), 0.0
-    if inner.op.name in ("add", "max"):
-        left, right = inner.op.args
+    mean, epsilon = unrounded(inner.op.args[0], "reshape"), 0.0
+    if mean.op.name == "add":
+        left, right = mean.op.args
         left, right = (right, left) if number(left) is not None else (left, right)
         if number(right) is None:
             return Miss("what is added to the mean is no constant", 4)
-        inner, epsilon = left, float(number(right))
-    total = through(inner, "reshape", "convert_element_type", "div", "mul").op
-    if total.name != "reduce_sum":
+        mean, epsilon = left, float(number(right))
+    average = average_of(mean)
+    if average is None:
         return None
-    square = mean_of(inner)
-    if square is None:
+    square = average.source.op
+    if not average.is_mean or average.total.types[0].size != root.type.size:
         return Miss("the sum is not divided by the number of its terms", 5)
-    if square.op.name != "square":
-        return Miss(f"the mean is of {square.op.name}, not of squares", 4)
-    if len(total["axes"]) != 1:
-        return Miss(f"its statistics are over axes {total['axes']}, not over one", 5)
-    return square.op.args[0], total["axes"][0], epsilon
+    if square.name != "square":
+        return Miss(f"the mean is of {square.name}, not of squares", 4)
+    if len(average.axes) != 1:
+        return Miss(f"its statistics are over axes {average.axes}, not over one", 5)
+    return square.args[0], average.axes[0], epsilon
 
 
 def _is_of(value: Value, source: Value, axis: int) -> bool:
     """Whether `value` is `source` with this axis last and the others as they are."""
-    value, source = (through(each, "convert_element_type") for each in (value, source))
+    value, source = unrounded(value), unrounded(source)
     if value == source:
         return axis == source.type.rank - 1
     moved = (*(d for d in range(source.type.rank) if d != axis), axis)
     at = value.op
-    return at.name == "transpose" and at.args[0] == source and at["permutation"] == moved
+    return (
+        at.name == "transpose"
+        and unrounded(at.args[0]) == source
+        and at["permutation"] == moved
+    )
 
 
 @local(
     "add",
     "sub",
-    example=lambda x, w, b: x * w + (b - jnp.mean(x, -1, keepdims=True) * w),
+    example=lambda x, w, b: (
+        x * (w := jnp.tanh(w)) + (b - jnp.mean(x, -1, keepdims=True) * w)
+    ),
     types=("f32[2,8]", "f32[8]", "f32[8]"),
     keeps="reals",
+    needs=("bounded",),
 )
 def centred(op: Op) -> Outcome:
-    """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..."""
+    """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..., where no w is infinite"""
+    if op.types[0].dtype not in REALS:
+        return None
     terms = _terms(op.results[0])
     for i, (sign, less) in enumerate(terms):
         for mean in less:
@@ -117,10 +128,13 @@ def centred(op: Op) -> Outcome:
                 continue
             for j, (other, whole) in enumerate(terms):
                 scale = _without(whole, source)
-                if other == -sign and scale and scale == _without(less, mean):
-                    centre = make("sub", source, mean)
-                    kept = [term for n, term in enumerate(terms) if n not in (i, j)]
-                    return _summed([(other, [centre, *scale]), *kept])
+                if other != -sign or not scale or scale != _without(less, mean):
+                    continue
+                if not all(map(is_bounded, scale)):
+                    return Miss("the scale may be infinite", 4)
+                centre = make("sub", source, mean)
+                kept = [term for n, term in enumerate(terms) if n not in (i, j)]
+                return _summed([(other, [centre, *scale]), *kept])
     return None
 
 
@@ -133,7 +147,8 @@ def _terms(value: Value, sign: int = 1) -> list[Term]:
         left, right = value.op.args
         return _terms(left, sign) + _terms(right, sign if value.op.name == "add" else -sign)
     factors = []
-    for factor in _factors(value):
+    for each, _ in _factors(value):
+        factor = in_dtype(each, value.type.dtype)
         inner = through(factor, "reshape").op
         sign = -sign if inner.name == "neg" else sign
         plain = inner.name != "neg"
