@@ -18,7 +18,7 @@ import numpy as np
 from dialect import dtypes
 from dialect.constants import CONST
 from dialect.values import number
-from rewrite.ir import Graph, Op, Value
+from rewrite.ir import Op, Value
 
 _DEEPEST = 40  # ops that a proof looks through; beyond them a value may be anything
 
@@ -35,27 +35,16 @@ class Range(NamedTuple):
         return Range(min(self.low, other.low), max(self.high, other.high), nan)
 
 
-def is_finite(value: Value) -> bool:
-    """Whether no element can be NaN or infinite."""
-    found = range_of(value)
+def is_finite(value: Value, finite_parameters: bool = False) -> bool:
+    """Whether no element can be NaN or infinite, perhaps if no parameter is."""
+    found = _range_of(value, _DEEPEST, _parameters() if finite_parameters else {})
     return not found.nan and -math.inf < found.low and found.high < math.inf
 
 
-def is_bounded(value: Value) -> bool:
-    """Whether no element can be infinite; it may be NaN. See `taken_as_finite`."""
-    if _is_bounded(range_of(value)):
-        return True
-    taken, relied = _TAKEN.get()
-    ends = {each.op: _largest(each.type.dtype) for each in taken if _is_float(each.type.dtype)}
-    known = {op: Range(-largest, largest) for op, largest in ends.items()}
-    if not _is_bounded(_range_of(value, _DEEPEST, known)):
-        return False
-    relied |= taken & {each for op in Graph((), (value,)).ops for each in op.results}
-    return True
-
-
-def _is_bounded(found: Range) -> bool:
-    return -math.inf < found.low and found.high < math.inf
+def is_bounded(value: Value, finite_parameters: bool = False) -> bool:
+    """Whether no element can be infinite, perhaps if no parameter is; it may be NaN."""
+    low, high, _ = _range_of(value, _DEEPEST, _parameters() if finite_parameters else {})
+    return -math.inf < low and high < math.inf
 
 
 def is_within(value: Value, low: float, high: float) -> bool:
@@ -102,19 +91,24 @@ _CHOOSING = _LAYOUT | {"max", "min", "clamp", "select_n", "concatenate", "stack"
 _CHOOSING |= {"reduce_sum", "reduce_max", "reduce_min"}
 
 
-_TAKEN: ContextVar[tuple[frozenset[Value], set[Value]]]
-_TAKEN = ContextVar("taken", default=(frozenset(), set()))
+_PARAMETERS: ContextVar[tuple[Value, ...]] = ContextVar("parameters", default=())
 
 
 @contextmanager
-def taken_as_finite(inputs: Iterable[Value]) -> Iterator[set[Value]]:
-    """Within it `is_bounded` takes these inputs to be finite. Gives those on which it relied."""
-    relied: set[Value] = set()
-    token = _TAKEN.set((frozenset(inputs), relied))
+def beside_parameters(inputs: Iterable[Value]) -> Iterator[None]:
+    """Within it proofs know these inputs as parameters, which a rule may need to be finite."""
+    token = _PARAMETERS.set(tuple(inputs))
     try:
-        yield relied
+        yield
     finally:
-        _TAKEN.reset(token)
+        _PARAMETERS.reset(token)
+
+
+def _parameters() -> dict[Op, Range]:
+    """The finite numbers that the parameters hold."""
+    floats = [each for each in _PARAMETERS.get() if _is_float(each.type.dtype)]
+    ends = {each.op: _largest(each.type.dtype) for each in floats}
+    return {op: Range(-largest, largest) for op, largest in ends.items()}
 
 
 def range_of(value: Value) -> Range:

@@ -6,7 +6,6 @@ What is not recognised stays as it is and still compiles, shards and quantises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,12 +13,11 @@ from dialect.normal import repeats
 from dialect.normal.normal_form import RULES as NORMAL_FORM
 from dialect.normal.normal_form import rules_of
 from dialect.ops import activations, caches, indexing, rotary
-from dialect.proofs import taken_as_finite
+from dialect.proofs import beside_parameters
 from dialect.quantized import dequantized, integer_products
 from dialect.recognition import attention, norms, softmaxes
 from dialect.recognition.projections import cut_projections
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Value
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.rules import Rule
@@ -48,17 +46,8 @@ class Recognize(Pass):
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
         rules = (*NORMAL_FORM, *RULES)
-        with taken_as_finite(program.values("param")) as relied:
+        with beside_parameters(program.values("param")):
             graph = rewrite(program.graph, rules, report)
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
-        notes = [*report.notes(), *_taken(program, relied)]
-        return self.said(program.with_graph(graph), *notes)
-
-
-def _taken(program: Program, relied: set[Value]) -> Iterator[str]:
-    """A line about the parameters that were taken to be finite."""
-    pairs = zip(program.graph.inputs, program.inputs)
-    names = [declared.name for value, declared in pairs if value in relied]
-    if names:
-        yield f"taken to be finite: {', '.join(names)}"
+        return self.said(program.with_graph(graph), *report.notes())

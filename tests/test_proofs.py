@@ -11,7 +11,8 @@ import pytest
 
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
-from dialect.proofs import Range, is_finite, is_within, range_of
+from dialect.proofs import Range, beside_parameters, is_bounded, is_finite, is_within, range_of
+from dialect.values import reshaped
 
 EXTREMES = [0.0, -0.0, 1.0, -2.5, 3e38, -3e38, math.inf, -math.inf, math.nan, 1e-45]
 FORMULAS = {
@@ -47,3 +48,14 @@ def test_proofs_are_as_narrow_as_expected() -> None:
     assert range_of(mask) == Range(0, 1) and is_finite(mask)
     assert not is_finite(free)
     assert range_of(negated) == Range(-(2**31), 2**31 - 1)  # the smallest integer wraps
+
+
+def test_parameters_may_be_taken_to_be_finite() -> None:
+    graph = trace_graph(lambda w, x: [w * 2 + 1, w * x], jnp.ones(3), jnp.ones(3))
+    scaled, mixed = graph.outputs
+    with beside_parameters(graph.inputs[:1]):
+        assert not is_bounded(scaled, finite_parameters=True)  # the largest number times two
+        assert is_bounded(graph.inputs[0], finite_parameters=True)
+        assert is_finite(reshaped(graph.inputs[0], (3, 1)), finite_parameters=True)
+        assert not is_finite(graph.inputs[0]) and not is_bounded(mixed, finite_parameters=True)
+    assert not is_finite(graph.inputs[0], finite_parameters=True)

@@ -7,7 +7,6 @@ attribute that is absent where it is not used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +69,8 @@ def attend(
     unless said); the weights meet the values in `weights` (value's unless said), and the result is
     in `dtype` (query's unless said). The precisions are those of the two products. With `rounds`
     the weights are `rounded` over the context, in steps of int8 of that `largest` and `least`.
-    With `base` 2 the logits carry log2(e) already, and the softmax is that of 2 ** logits; `fill`
-    does not carry it.
+    With `base` 2 the logits carry log2(e) already, `fill` too, and the softmax is that of
+    2 ** logits.
     """
     named = Signature.parse(axes)
     over = (*(axis for axis in named.inputs[0] if axis and axis != ("k",)), ("s",))
@@ -94,7 +93,7 @@ def attend(
         made = made + _aligned(*extra["bias"], over).astype(made.dtype)
     mask = _aligned(*extra["mask"], over) if "mask" in extra else None
     if mask is not None:
-        nothing = _fill(fill, base, made.dtype)
+        nothing = jnp.asarray(-jnp.inf if fill is None else fill, made.dtype)
         made = made + jnp.where(mask, 0, nothing) if added else jnp.where(mask, made, nothing)
     sink = None
     if "sink" in extra:
@@ -131,15 +130,6 @@ def _softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:
 def _largest(array: Any) -> Any:
     """The maximum over the last axis, which stays with size one; -infinity of nothing."""
     return jnp.expand_dims(jax.lax.reduce_max(array, (array.ndim - 1,)), -1)
-
-
-def _fill(fill: float | None, base: float | None, dtype: Any) -> Any:
-    """What the logits are where the mask is false, with log2(e) where they carry it."""
-    if fill is None or math.isinf(fill):
-        return jnp.asarray(-math.inf if fill is None else fill, dtype)
-    limit = float(jnp.finfo(dtype).max)
-    factor = 1.0 if base is None else math.log2(math.e)
-    return jnp.asarray(min(max(fill * factor, -limit), limit), dtype)
 
 
 def _squeezed(array: Any, axes: Array) -> tuple[Any, Array]:

@@ -142,7 +142,7 @@ def _laid_out(taken: Value, places: Sequence[int]) -> Value:
     example=lambda ids, table: jax.nn.one_hot(ids, 5) @ (table > 0).astype("float32"),
     types=("i32[3]", "f32[5,4]"),
     keeps="reals",
-    needs=("finite",),
+    needs=("finite", "finite parameters"),
 )
 def take_of_one_hot(op: Op) -> Outcome:
     """one_hot(ids) . table, summed over the rows  ->  take(table, ids), zero out of bounds"""
@@ -158,7 +158,7 @@ def take_of_one_hot(op: Op) -> Outcome:
         rest = [axes for axes in rows if axes != summed]
         if rows.count(summed) != 1 or sorted(spec.outputs[0]) != sorted((*own, *rest)):
             return Miss("the one-hot axis is not the table's rows alone", 4)
-        if not is_finite(table):  # what is not taken is multiplied with zero
+        if not is_finite(table, finite_parameters=True):  # what is not taken is multiplied with zero
             return Miss("a row that is not taken may be infinite or NaN", 4)
         at = rows.index(summed)
         taken = make("take", _first(table, at), ids, mode=_FILL, fill=0)

@@ -114,7 +114,7 @@ def _is_of(value: Value, source: Value, axis: int) -> bool:
     ),
     types=("f32[2,8]", "f32[8]", "f32[8]"),
     keeps="reals",
-    needs=("bounded",),
+    needs=("bounded", "finite parameters"),
 )
 def centred(op: Op) -> Outcome:
     """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..., where no w is infinite"""
@@ -130,7 +130,7 @@ def centred(op: Op) -> Outcome:
                 scale = _without(whole, source)
                 if other != -sign or not scale or scale != _without(less, mean):
                     continue
-                if not all(map(is_bounded, scale)):
+                if not all(is_bounded(each, finite_parameters=True) for each in scale):
                     return Miss("the scale may be infinite", 4)
                 centre = make("sub", source, mean)
                 kept = [term for n, term in enumerate(terms) if n not in (i, j)]
