@@ -12,7 +12,7 @@ import numpy as np
 from dialect import control, framework, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
 from dialect import primitives
 from dialect.checked.compared import difference
-from dialect.checked.evaluated import evaluated
+from dialect.checked.evaluated import magnitude
 from dialect.checked.lifted import NotLiftable, lifted
 from dialect.checked.precision import new_constants
 from dialect.evaluate import evaluate
@@ -22,6 +22,7 @@ from rewrite import Pipeline, Program, Target
 from rewrite.errors import TextError
 from rewrite.ir import Graph
 from rewrite.program import Input, Output
+from tests.fuzz.interpreted import interpreted
 
 F64_TOLERANCE = 1e-9
 
@@ -61,7 +62,8 @@ def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[A
                 results = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
             results = results if eqn.primitive.multiple_results else [results]
         known.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    results = [read(atom) for atom in jaxpr.outvars]
+    return [result if hasattr(result, "dtype") else jnp.asarray(result) for result in results]
 
 
 def as_program(graph: Graph) -> Program:
@@ -99,12 +101,25 @@ def _same_reals(before: Graph, after: Program, leaves: Sequence[Any]) -> None:
         graphs, wide = (before, after.graph), False
     with jax.enable_x64(wide or jax.config.jax_enable_x64):
         arrays = [_widened(leaf) if wide else leaf for leaf in leaves]
-        expected, magnitude = evaluated(graphs[0], arrays)
-        got = evaluate(graphs[1], arrays)
+        expected, largest = _evaluated(graphs[0], arrays)
+        got, _ = _evaluated(graphs[1], arrays)
         tolerance = F64_TOLERANCE if wide else _tolerance([*expected, *leaves])
         tolerance = max(tolerance, new_constants(before, after.graph))
-        wrong = difference(expected, got, "reals", tolerance, magnitude)
+        wrong = difference(expected, got, "reals", tolerance, largest)
     _same(wrong, f"after {_passes(after)}")
+
+
+def _evaluated(graph: Graph, arrays: Sequence[Any]) -> tuple[list[Any], float]:
+    """The outputs, in numpy, and the largest finite magnitude of a number on the way to them."""
+    largest = [0.0, *map(magnitude, arrays)]
+
+    def noted(_: str, __: list[Any], results: list[Any]) -> list[Any]:
+        largest.extend(map(magnitude, results))
+        return results
+
+    with np.errstate(all="ignore"):
+        results = interpreted(graph, arrays, noted)
+    return results, max(largest)
 
 
 def _same_in_f64(before: Graph, passes: Pipeline, leaves: Sequence[Any]) -> None:
