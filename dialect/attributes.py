@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from dialect import dtypes
+from rewrite.errors import brief, nearest
 from rewrite.ir import Attrs, Opaque, Record, Symbol, attrs_of
 
 _ENUMS = {
@@ -60,17 +61,33 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """An attribute value as the primitive's parameter. The inverse of `encode`."""
+    """An attribute value as the primitive's parameter. The inverse of `encode`.
+
+    Raises ValueError for a name that JAX does not have, or not with these fields.
+    """
     if isinstance(value, Symbol):
         return _decode_symbol(value.text)
     if isinstance(value, Record):
-        cls = _RECORDS[value.name]
-        return cls(**{name: decode(item) for name, item in value.fields})
+        return _decode_record(value)
     if isinstance(value, Opaque):
         return value.payload
     if isinstance(value, tuple):
         return tuple(decode(item) for item in value)
     return value
+
+
+def _decode_record(record: Record) -> Any:
+    if record.name not in _RECORDS:
+        raise ValueError(f"there is no {brief(record.name)}: {nearest(record.name, _RECORDS)}")
+    fields = {name: decode(item) for name, item in record.fields}
+    if record.name == "ConvDimensionNumbers":  # JAX leaves these to the compiler
+        for name, spec in fields.items():
+            if sorted(spec) != list(range(len(spec))):
+                raise ValueError(f"{name} is a permutation of axes, not {spec}")
+    try:
+        return _RECORDS[record.name](**fields)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def encode_params(params: dict[str, Any]) -> Attrs:
@@ -93,4 +110,7 @@ def _decode_symbol(text: str) -> Any:
     if dtypes.is_dtype(text):
         return dtypes.dtype_of(text)
     name, _, member = text.partition(".")
+    if name not in _ENUMS or member not in _ENUMS[name].__members__:
+        known = [f"{each}.{one}" for each, enum in _ENUMS.items() for one in enum.__members__]
+        raise ValueError(f"there is no {brief(text)}: {nearest(text, known)}")
     return _ENUMS[name][member]

@@ -81,18 +81,38 @@ def _carry_types(body: Graph, carry: int) -> tuple[Type, ...]:
 def _infer_scan(
     types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
 ) -> tuple[Type, ...]:
-    body, carry, length = regions[0], attrs["carry"], attrs["length"]
-    expected = [t.shape for t in types[: attrs["consts"] + carry]]
-    expected += [t.shape[1:] for t in types[attrs["consts"] + carry :]]
-    found = [value.type.shape for value in body.inputs]
-    if expected != found:
-        raise ValueError(f"its arguments have shapes {expected}, its body takes {found}")
-    for type_ in types[attrs["consts"] + carry :]:
+    body = regions[0]
+    consts, carry, length = (_count(attrs, name) for name in ("consts", "carry", "length"))
+    if type(attrs["reverse"]) is not bool or type(attrs["unroll"]) not in (bool, int):
+        raise ValueError("`reverse` is true or false, `unroll` that or a whole number")
+    scanned = types[consts + carry :]
+    for type_ in scanned:
         if type_.shape[:1] != (length,):
             raise ValueError(f"a scanned argument is {type_}, but the length is {length}")
+    rows = [Type(t.dtype, t.shape[1:]) for t in scanned]
+    must_take("its body", body, (*types[: consts + carry], *rows))
     out = [value.type for value in body.outputs]
+    _must_be("what its body carries", out[:carry], types[consts : consts + carry])
     stacked = [Type(t.dtype, (length, *t.shape)) for t in out[carry:]]
     return (*out[:carry], *stacked)
+
+
+def _count(attrs: dict[str, Any], name: str) -> int:
+    if type(attrs[name]) is not int or attrs[name] < 0:
+        raise ValueError(f"`{name}` is a number from 0, not {attrs[name]}")
+    return attrs[name]
+
+
+def must_take(what: str, region: Graph, types: Sequence[Type]) -> None:
+    """Raises ValueError unless a region takes arguments of these types, weak or not."""
+    _must_be(f"what {what} takes", [value.type for value in region.inputs], types)
+
+
+def _must_be(what: str, found: Sequence[Type], expected: Sequence[Type]) -> None:
+    pairs = [[f"{t.dtype}{list(t.shape)}" for t in group] for group in (found, expected)]
+    if pairs[0] != pairs[1]:
+        one, other = (", ".join(group) or "nothing" for group in pairs)
+        raise ValueError(f"{what} is {one}, and should be {other}")
 
 
 def _while(*args: Any, regions: tuple[Graph, ...], cond_consts: int, body_consts: int) -> Any:
@@ -130,8 +150,33 @@ def _cond(index: Any, *operands: Any, regions: tuple[Graph, ...]) -> Any:
     return list(jax.lax.switch(index, branches, *operands))
 
 
-def _from_region(position: int) -> opdef.Infer:
-    return lambda types, attrs, regions: tuple(v.type for v in regions[position].outputs)
+def _infer_while(
+    types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
+) -> tuple[Type, ...]:
+    cond, body = regions
+    tested, fixed = (_count(attrs, name) for name in ("cond_consts", "body_consts"))
+    carry = types[tested + fixed :]
+    must_take("its condition", cond, (*types[:tested], *carry))
+    must_take("its body", body, types[tested:])
+    _must_be("its condition", [value.type for value in cond.outputs], [Type("bool", ())])
+    out = tuple(value.type for value in body.outputs)
+    _must_be("what its body gives", out, carry)
+    return out
+
+
+def _infer_cond(
+    types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
+) -> tuple[Type, ...]:
+    index, *operands = types
+    if index.shape or index.dtype not in ("bool", "i32"):
+        raise ValueError(f"its index is {index}, and should be bool[] or i32[]")
+    if index.dtype == "bool" and len(regions) != 2:
+        raise ValueError(f"a condition chooses among 2 regions, not {len(regions)}")
+    out = [tuple(value.type for value in region.outputs) for region in regions]
+    for region, types in zip(regions, out):
+        must_take("a branch", region, operands)
+        _must_be("what a branch gives", types, out[0])
+    return out[0]
 
 
 def _scan_signature(op: Op) -> Signature:
@@ -144,6 +189,7 @@ opdef.define(
         signature=_scan_signature,
         infer=_infer_scan,
         reference=_scan,
+        regions=1,
         attrs=("consts", "carry", "length", "reverse", "unroll"),
         doc="jax.lax.scan; its body is the region.",
     )
@@ -152,8 +198,9 @@ opdef.define(
     OpDef(
         name="while",
         signature=_scan_signature,
-        infer=_from_region(1),
+        infer=_infer_while,
         reference=_while,
+        regions=2,
         attrs=("cond_consts", "body_consts"),
         doc="jax.lax.while_loop; the regions are the condition and the body.",
     )
@@ -162,8 +209,9 @@ opdef.define(
     OpDef(
         name="cond",
         signature=_scan_signature,
-        infer=_from_region(0),
+        infer=_infer_cond,
         reference=_cond,
+        regions=None,
         attrs=(),
         doc="jax.lax.cond and switch; one region per branch.",
     )

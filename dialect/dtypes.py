@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rewrite.errors import brief, nearest
 from rewrite.ir import Type
 
 _LONG = {"bool": "bool", "bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
@@ -17,6 +19,8 @@ _LONG |= {"c64": "complex64", "c128": "complex128", "f4_e2m1fn": "float4_e2m1fn"
 _EIGHT_BIT = ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
 _LONG |= {f"f8_{form}": f"float8_{form}" for form in _EIGHT_BIT}
 _KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+_MOST_AXES = 64  # numpy's limit
+_MOST_ELEMENTS = 1 << 59  # so that their bytes are a number of 63 bits
 _SHORT = {long: short for short, long in _LONG.items()}
 
 
@@ -40,6 +44,17 @@ def is_carried(dtype: Any) -> bool:
     return is_dtype(short(dtype)) or short(dtype) in _KEYS
 
 
+def check(type_: Type) -> None:
+    """Raises ValueError for a type that no array has."""
+    if not is_carried(type_.dtype):
+        hint = nearest(type_.dtype, [*_LONG, *_KEYS])
+        raise ValueError(f"there is no dtype {brief(type_.dtype)}: {hint}")
+    if type_.rank > _MOST_AXES:
+        raise ValueError(f"an array has at most {_MOST_AXES} axes, not {type_.rank}")
+    if max((math.prod(size for size in type_.shape if size), *type_.shape)) > _MOST_ELEMENTS:
+        raise ValueError(f"{brief(str(type_))} has more elements than can be counted")
+
+
 def type_of(value: Any) -> Type:
     """The Type of an array, a ShapeDtypeStruct, an abstract value or a Python scalar."""
     if not hasattr(value, "dtype"):
@@ -51,9 +66,8 @@ def type_of(value: Any) -> Type:
 def struct_of(type_: Type) -> jax.ShapeDtypeStruct:
     """The ShapeDtypeStruct of a Type. A PRNG key's dtype is made again from its name."""
     if type_.dtype.startswith("key<"):
-        return jax.eval_shape(lambda: jax.random.key(0, impl=key_impl(type_.dtype))).update(
-            shape=type_.shape
-        )
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=key_impl(type_.dtype)))
+        return key.update(shape=type_.shape)
     return jax.ShapeDtypeStruct(type_.shape, dtype_of(type_.dtype), weak_type=type_.weak)
 
 

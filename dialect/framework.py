@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dialect import dtypes, jaxpr
 from dialect.evaluate import evaluate
-from dialect.nn import Traced
 from rewrite import runtime
-from rewrite.errors import TextError, TraceError, nearest
+from rewrite.errors import TraceError
 from rewrite.ir import Graph, Opaque, Type, Value
 
 
@@ -35,16 +33,8 @@ class Jax:
     def trace(self, function: Callable[..., Any], types: Sequence[Type]) -> Graph:
         return jaxpr.trace_graph(function, *(dtypes.struct_of(type_) for type_ in types))
 
-    def apply(self, name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
-        if name in Traced:
-            return Traced[name](*arrays, **attrs)
-        function = getattr(jax.lax, name, None)
-        if function is None or name.startswith("_") or not callable(function):
-            raise TextError(
-                f"there is no op {name!r}", hint=nearest(name, [*Traced, *dir(jax.lax)])
-            )
-        dtype = next((each.dtype for each in arrays if hasattr(each, "dtype")), None)
-        return function(*(jnp.asarray(each, dtype) for each in arrays), **attrs)
+    def check(self, type: Type) -> None:
+        dtypes.check(type)
 
     def constant(self, value: Any, type: Type) -> Value:
         return jaxpr.constant(value, type)

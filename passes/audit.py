@@ -17,12 +17,12 @@ from typing import ClassVar
 from dialect.planning.audit import Audit as Audited
 from dialect.planning.audit import Ran, audit
 from dialect.source_lines import tag
+from dialect.units import percent, size
 from rewrite.errors import PlanError
 from rewrite.ir import Graph
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.target import Target
-from rewrite.units import percent, size
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from dialect.padded.longer import Longer, NotPadded, lengthened
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import TIE, choose
+from dialect.units import size as shown_bytes
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.target import Target
-from rewrite.units import size as shown_bytes
 
 AXES = ("heads", "d_ff", "vocab")
 LOGIT_BYTES = 4

@@ -1,4 +1,4 @@
-"""rules: applies the rules of a file (see `rewrite.rulefile`)."""
+"""rules: applies the rules of a file (see `dialect.rule_file`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rewrite.driver import Report, rewrite
 from rewrite.errors import PipelineError
 from rewrite.passbase import Pass
 from rewrite.program import KEEPS, Program, Step
-from rewrite.rulefile import read_rules
+from dialect.rule_file import read_rules
+from rewrite.source import read_file
 from rewrite.target import Target
 
 
@@ -29,7 +30,7 @@ class Rules(Pass):
             raise PipelineError(
                 f"there is no rule file {self.file!r}", hint='rules{file="my.rules"}'
             )
-        rules = read_rules(path.read_text(encoding="utf-8"), str(path), normal_form)
+        rules = read_rules(read_file(path, "rule file"), str(path), normal_form)
         report = Report()
         graph = rewrite(program.graph, rules, report)
         fired = [rule.keeps for rule in rules if rule.name in report.fired]

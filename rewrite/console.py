@@ -22,12 +22,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from dialect.units import size
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass
 from rewrite.plan import Plan
 from rewrite.program import Program
 from rewrite.target import Target
-from rewrite.units import size
 
 _ENDLESS = 100_000  # columns of a pipe
 _NOTES_WIDTH, _INDENT = 96, 4

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_WORD, _KNOWN = 120, 2000  # characters of a word that is compared, and with how many others
+_LINES = 6  # of a message that is cut short
+
 
 class ShardwrightError(Exception):
     """Every error that Shardwright raises on purpose.
@@ -46,13 +49,21 @@ class PlanError(ShardwrightError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint with the known words closest to `word`, or the first of them where none is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    # Comparing long words takes quadratic time, and nobody mistypes them.
+    known = sorted(each for each in known if len(each) <= _WORD)[:_KNOWN]
+    close = difflib.get_close_matches(word[:_WORD], known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "known: " + ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
 
 
-def caret(line: str, column: int, width: int = 1) -> str:
-    """`line` with a caret under `column` (counted from 1)."""
-    return f"    {line}\n    {' ' * (column - 1)}{'^' * max(1, width)}"
+def cause(error: Exception) -> str:
+    """What an error says, whoever raised it, in short."""
+    said = error.message if isinstance(error, ShardwrightError) else str(error)
+    return brief(said or type(error).__name__)
+
+
+def brief(text: str, most: int = 400) -> str:
+    """`text` where it is short, else the beginning of it: nobody reads a screenful."""
+    cut = "\n".join(text[: most + 1].split("\n")[:_LINES])
+    return text if cut == text else f"{cut[: most - 4].rstrip()} ..."

@@ -12,6 +12,7 @@ from rewrite.asked import Arguments, start
 from rewrite.console import Screen
 from rewrite.errors import ShardwrightError, TextError
 from rewrite.program import Program
+from rewrite.source import MOST_OF_A_PROGRAM, read_file
 
 
 class Found(ShardwrightError):
@@ -79,12 +80,12 @@ def _save(path: Path, failure: Any) -> None:
 
 def read(file: str) -> str:
     """The text of a file, or of standard input for "-"."""
-    if file == "-":
-        return sys.stdin.read()
+    if file != "-":
+        return read_file(file, "program")
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"cannot read {file}: {error}") from error
+        return sys.stdin.read(MOST_OF_A_PROGRAM + 1)
+    except UnicodeDecodeError as error:
+        raise TextError(f"cannot read the program on standard input: {error}") from error
 
 
 def add_bisect(parser: argparse.ArgumentParser) -> None:

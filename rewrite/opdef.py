@@ -28,7 +28,8 @@ class OpDef:
     - `attrs` are the attribute names it takes, or None where any may stand;
     - `inverse(op)` names the op, and its attributes, that gives the arguments of a mere change of
       form back from its results;
-    - `lead` is the attribute that prints right behind the name.
+    - `lead` is the attribute that prints right behind the name;
+    - `regions` is how many regions it has, None where that is one or more.
     """
 
     name: str
@@ -39,6 +40,7 @@ class OpDef:
     lead: str | None = None
     doc: str = ""
     inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None
+    regions: int | None = 0
 
 
 _DEFINED: dict[str, OpDef] = {}

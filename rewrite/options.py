@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+from rewrite.source import quoted, whole_number
 
 _WORDS = {"true": True, "false": False, "none": None}
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_:.-]*")  # what the grammar reads without quotes, at least
@@ -34,7 +35,7 @@ def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(show, value))})"
     if isinstance(value, str) and (value in (*_WORDS, "inf") or not _PLAIN.fullmatch(value)):
-        return json.dumps(value, ensure_ascii=False)
+        return quoted(value)
     return str(value)
 
 
@@ -58,7 +59,7 @@ def fit(written: Any, wanted: Any) -> Any:
     if wanted in (bool, NoneType) and isinstance(_WORDS.get(written, ""), wanted):
         return _WORDS[written]
     if wanted is int and _WHOLE.fullmatch(written):
-        return int(written)
+        return whole_number(written)
     if wanted is float and _NUMBER.fullmatch(written):
         # Divided as text, so that 33.3% is 0.333 and not the float next to it.
         return float(written.replace("%", "e-2"))

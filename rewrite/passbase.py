@@ -10,7 +10,9 @@ import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
 
@@ -78,10 +80,16 @@ def _own_names() -> list[str]:
 
 
 def _entry_points(*names: str) -> list[EntryPoint]:
+    found = _installed(tuple(sys.path))
+    return [entry for entry in found if not names or entry.name in names]
+
+
+@lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What packages on this path offer, which takes milliseconds to find."""
     found = importlib.metadata.entry_points(group=ENTRY_POINTS)
     # One package may be found twice, installed and in the current folder.
-    by_place = {(entry.name, entry.value): entry for entry in found}
-    return [entry for entry in by_place.values() if not names or entry.name in names]
+    return tuple({(entry.name, entry.value): entry for entry in found}.values())
 
 
 def _pass_of_module(name: str) -> type[Pass]:

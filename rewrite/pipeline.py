@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from lark import Lark, Token, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from lark.lexer import PatternStr
 
 from rewrite import manager, options
-from rewrite.errors import PipelineError, ShardwrightError, TextError, caret, nearest
+from rewrite.errors import PipelineError, ShardwrightError, nearest
 from rewrite.manager import Hook
 from rewrite.passbase import Pass, find_pass, pass_names
 from rewrite.program import Program
+from rewrite.source import Source, grammar, quoted, read_file
 from rewrite.target import Target
 
+_IN_WORDS = {"NAME": "a name", "AXIS": "an axis such as x=4"}
+_BARE = re.compile(r"[A-Za-z0-9_.*|+-][^\s,(){}=\"/#]*")  # what needs no quotes
 SUFFIX = ".pipeline"
 
 
@@ -49,10 +50,7 @@ class Pipeline:
     @staticmethod
     def load(path: str | Path) -> Pipeline:
         """Reads a pipeline file. Raises PipelineError where there is none, else as `parse`."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PipelineError(f"cannot read the pipeline file {str(path)!r}: {error}") from error
+        text = read_file(path, "pipeline file", PipelineError)
         return Pipeline.parse(text, source=str(path))
 
     @staticmethod
@@ -66,7 +64,7 @@ class Pipeline:
 
     def __str__(self) -> str:
         """The canonical text: `Pipeline.parse(str(p)) == p`."""
-        named = json.dumps(self.topology) if "/" in self.topology else self.topology
+        named = self.topology if _BARE.fullmatch(self.topology) else quoted(self.topology)
         lines = [f"target {named}"] if self.topology else []
         if self.mesh:
             lines.append("mesh " + " ".join(f"{axis}={size}" for axis, size in self.mesh))
@@ -108,25 +106,17 @@ class Pipeline:
 
 @lru_cache(maxsize=1)
 def _grammar() -> Lark:
-    return Lark.open(
-        "pipeline.lark",
-        rel_to=__file__,
-        parser="lalr",
-        propagate_positions=True,
-        maybe_placeholders=False,
-    )
+    return grammar(Path(__file__).with_name("pipeline.lark"), maybe_placeholders=False)
 
 
 class _Reader:
     """Turns one text into a `Pipeline`; every error points into the text."""
 
     def __init__(self, text: str, source: str) -> None:
-        text = text.replace("\r\n", "\n")
-        self.lines, self.source = text.split("\n"), source
-        try:
-            self.tree = _grammar().parse(text)
-        except UnexpectedInput as error:
-            self.unexpected(error)
+        self.source = Source(text, source)
+        self.tree = self.source.tree(_grammar(), _IN_WORDS)
+        self.find = lru_cache(maxsize=None)(find_pass)
+        self.taken = set(pass_names())
 
     def pipeline(self) -> Pipeline:
         topology, where = "", ""
@@ -135,20 +125,19 @@ class _Reader:
         for part in self.tree.children:
             match part.data:
                 case "target" if topology:
-                    self.fail(part.meta, "the target is given twice")
+                    self.fail(part, "the target is given twice")
                 case "target":
-                    named = str(part.children[0])
-                    topology = json.loads(named) if named.startswith('"') else named
-                    where = f"{self.source}:{part.meta.line}"
+                    topology = str(self.value(part.children[0]))
+                    where = f"{self.source.name}:{part.meta.line}"
                 case "mesh" if mesh:
-                    self.fail(part.meta, "the mesh is given twice")
+                    self.fail(part, "the mesh is given twice")
                 case "mesh":
                     mesh = self.mesh(part.children)
                 case "phase":
                     name, passes = part.children
                     if name in phases:
                         self.fail(name, f"phase {str(name)!r} is given twice")
-                    if name in pass_names():
+                    if name in self.taken:
                         self.fail(name, f"{str(name)!r} is a pass, so no phase", "{option=value}")
                     phases[str(name)] = self.passes(passes)
                 case "passes":
@@ -159,7 +148,7 @@ class _Reader:
         mesh: dict[str, int] = {}
         for axis in axes:
             name, size = (part.strip() for part in axis.split("="))
-            if not (size.isascii() and size.isdigit() and int(size) > 0):
+            if not re.fullmatch("0*[1-9][0-9]{0,9}", size):
                 self.fail(axis, f"mesh axis {name} needs a whole number of chips, not {size!r}")
             if name in mesh:
                 self.fail(axis, f"mesh axis {name} is given twice")
@@ -172,7 +161,7 @@ class _Reader:
     def made(self, name: Token, *written: Tree) -> Pass:
         """The pass that `name{option=value, ...}` stands for."""
         try:
-            kind = find_pass(str(name))
+            kind = self.find(str(name))
         except PipelineError as error:
             self.fail(name, error.message, error.hint)
         given = self.given(name, kind, written)
@@ -209,53 +198,12 @@ class _Reader:
             return tuple(map(self.value, value.children))
         if value.type == "ATOM":
             return options.Atom(value)
-        try:
-            return json.loads(value, strict=False)
-        except json.JSONDecodeError:
-            self.fail(value, "unknown escape in a string", "write a backslash as \\\\")
+        return self.source.string(value)
 
-    def unexpected(self, error: UnexpectedInput) -> NoReturn:
-        """Says what stands where something else was expected."""
-        if isinstance(error, UnexpectedCharacters):
-            place = Token("", error.char, None, error.line, error.column)
-            found, expected = repr(error.char), error.allowed or set()
-        elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
-            place, found, expected = error.token, repr(str(error.token)), error.accepts
-        else:
-            place, found, expected = self.end(), "the end", error.accepts
-        wanted = " or ".join(sorted({*map(_shown, expected - {"$END"})}) or ["the end"])
-        hint = "end the string on its own line" if found == repr('"') else ""
-        self.fail(place, f"expected {wanted}, found {found}", hint, TextError)
-
-    def end(self) -> Token:
-        """The place behind the last thing in the text."""
-        line = max((n for n, each in enumerate(self.lines, 1) if each.strip()), default=1)
-        return Token("", "", None, line, len(self.lines[line - 1].rstrip()) + 1)
-
-    def fail(
-        self,
-        place: Any,
-        message: str,
-        hint: str = "",
-        error: type[ShardwrightError] = PipelineError,
-    ) -> NoReturn:
-        """Raises `error` at a token, or at the position of a tree."""
-        place = place.meta if isinstance(place, Tree) else place
-        line = self.lines[place.line - 1].replace("\t", " ")
-        one_line = getattr(place, "end_line", None) == place.line
-        width = place.end_column - place.column if one_line else 1
-        shown = caret(line, place.column, width)
-        raise error(f"{message}\n{shown}", where=f"{self.source}:{place.line}", hint=hint)
+    def fail(self, place: Token | Tree, message: str, hint: str = "") -> NoReturn:
+        self.source.fail(place, message, hint, error=PipelineError)
 
 
 def _is_needed(option: dataclasses.Field) -> bool:
     defaults = (option.default, option.default_factory)
     return option.init and all(each is dataclasses.MISSING for each in defaults)
-
-
-def _shown(terminal: str) -> str:
-    """A terminal of the grammar as a person would write it."""
-    pattern = _grammar().get_terminal(terminal).pattern
-    if isinstance(pattern, PatternStr):
-        return repr(pattern.value)
-    return {"NAME": "a name", "AXIS": "an axis such as x=4"}.get(terminal, "a value")

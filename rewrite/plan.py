@@ -18,17 +18,17 @@ text gives the same program on every host of a job:
 from __future__ import annotations
 
 import difflib
-import json
+import math
 import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lark import Lark, Token, Tree
-from lark.exceptions import UnexpectedInput, UnexpectedToken
 
-from rewrite.errors import PlanError, ShardwrightError, TextError, caret, nearest
+from rewrite.errors import PlanError, nearest
+from rewrite.source import Source, grammar, quoted, read_file, whole_number
 
 # The kinds of tensor that a plan decides about.
 GROUPS = {
@@ -102,7 +102,7 @@ class Alternative:
     reason: str
 
     def __str__(self) -> str:
-        reason = json.dumps(self.reason, ensure_ascii=False)
+        reason = quoted(self.reason)
         if self.time_s is None:
             return f"unavailable {self.label} {reason}"
         return f"runner-up {self.label} time_s={self.time_s!r} {reason}"
@@ -125,6 +125,10 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
+        mesh = dict(self.mesh)
+        for axis, size in self.mesh:
+            if size < 1:
+                raise PlanError(f"the mesh axis {axis} has {size} devices")
         for group, split in self.groups:
             _known(group, GROUPS, "group of tensors")
             for axis, mesh_axes in split:
@@ -132,10 +136,13 @@ class Plan:
                 if not mesh_axes:
                     raise PlanError(f"{group}: {axis} is whole, so leave it out")
                 for mesh_axis in mesh_axes:
-                    _known(mesh_axis, dict(self.mesh), "mesh axis")
+                    _known(mesh_axis, mesh, "mesh axis")
                 if len(set(mesh_axes)) < len(mesh_axes):
                     raise PlanError(f"{group}: {axis} is split twice over one mesh axis")
-        listed = [("groups", [group for group, _ in self.groups])]
+        listed = [
+            ("groups", [group for group, _ in self.groups]),
+            ("mesh", [axis for axis, _ in self.mesh]),
+        ]
         listed += [(group, [axis for axis, _ in split]) for group, split in self.groups]
         for what, names in listed:
             if len(set(names)) < len(names):
@@ -191,11 +198,7 @@ class Plan:
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Reads a saved plan. Raises PlanError where there is none, TextError as `parse`."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {str(path)!r}: {error}") from error
-        return Plan.parse(text, source=str(path))
+        return Plan.parse(read_file(path, "plan", PlanError), source=str(path))
 
     def explain(self) -> str:
         """What was chosen, what would have been slower, and what was impossible, and why."""
@@ -236,41 +239,27 @@ def _known(name: str, known: Any, what: str) -> None:
         raise PlanError(f"unknown {what} {name!r}", hint=nearest(name, known))
 
 
-_GRAMMAR = r"""
-start: "plan" WORD target? mesh group* predicted? exchange* alternative*
-target: "target" WORD
-mesh: "mesh" FIELD+
-group: NAME (SPLIT+ | "whole")
-predicted: "predicted" FIELD+
-exchange: "exchange" NAME WORD FIELD FIELD NAME
-alternative: "runner-up" WORD FIELD STRING -> runner_up
-           | "unavailable" WORD STRING
-
-SPLIT.2: /\w+@\w+(,\w+)*/
-FIELD.2: /\w+=[^\s"#]+/
-NAME: /\w[\w-]*/
-WORD: /[^\s"#=@]+/
-STRING: /"(?:[^"\\\n]|\\.)*"/
-%ignore /\s+/
-%ignore /#[^\n]*/
-"""
+_MOST = 1 << 63  # bytes, devices, times
+_IN_WORDS = {
+    "FIELD": "a figure such as x=4",
+    "NAME": "a name",
+    "SPLIT": "an axis such as d_ff@x",
+    "STRING": "a quoted text",
+    "WORD": "a word",
+}
 
 
 @lru_cache(maxsize=1)
 def _grammar() -> Lark:
-    return Lark(_GRAMMAR, parser="lalr", maybe_placeholders=False)
+    return grammar(Path(__file__).with_name("plan.lark"), maybe_placeholders=False)
 
 
 class _Reader:
     """Turns one text into a `Plan`; every error points into the text."""
 
     def __init__(self, text: str, source: str) -> None:
-        text = text.replace("\r\n", "\n")
-        self.lines, self.source = text.split("\n"), source
-        try:
-            self.tree = _grammar().parse(text)
-        except UnexpectedInput as error:
-            self.unexpected(error)
+        self.source = Source(text, source)
+        self.tree = self.source.tree(_grammar(), _IN_WORDS)
 
     def plan(self) -> Plan:
         label, *parts = self.tree.children
@@ -292,7 +281,7 @@ class _Reader:
                 alternatives=tuple(map(self.alternative, by_kind.get("alternative", ()))),
             )
         except PlanError as error:
-            self.fail(label, error.message, error.hint)
+            self.source.fail(label, error.message, error.hint)
 
     def group(self, tree: Tree, mesh: dict[str, int]) -> tuple[str, Split]:
         name, *entries = tree.children
@@ -315,7 +304,7 @@ class _Reader:
             found[name] = self.number(field, value, types[name])
         missing = [name for name in types if name not in found]
         if missing:
-            self.fail(tree.children[-1], f"the prediction lacks {', '.join(missing)}")
+            self.source.fail(tree.children[-1], f"the prediction lacks {', '.join(missing)}")
         return Prediction(**found)
 
     def exchange(self, tree: Tree, mesh: dict[str, int]) -> Exchange:
@@ -337,43 +326,24 @@ class _Reader:
             name, value = time[0].split("=", 1)
             self.check(time[0], name, ("time_s",), "quantity")
             time_s = self.number(time[0], value, float)
-        return Alternative(str(label), time_s, self.string(reason))
+        return Alternative(str(label), time_s, self.source.string(reason))
 
     def pairs(self, tree: Tree) -> list[tuple[Token, str, str]]:
         return [(field, *field.split("=", 1)) for field in tree.children]
 
     def number(self, field: Token, text: str, kind: type) -> Any:
         try:
-            return kind(text)
+            value = whole_number(text) if kind is int else float(text)
         except ValueError:
+            value = -1
+        most = _MOST if kind is int else math.inf
+        if not 0 <= value <= most or not text.isascii() or "_" in text:
             wanted = "a whole number" if kind is int else "a number"
-            self.fail(field, f"{text!r} is not {wanted}")
-
-    def string(self, token: Token) -> str:
-        try:
-            return json.loads(token, strict=False)
-        except json.JSONDecodeError:
-            self.fail(token, "unknown escape in a string", "write a backslash as \\\\")
+            self.source.fail(field, f"{text!r} is not {wanted}")
+        return value
 
     def check(self, place: Token, name: str, known: Any, what: str) -> None:
         try:
             _known(name, known, what)
         except PlanError as error:
-            self.fail(place, error.message, error.hint)
-
-    def unexpected(self, error: UnexpectedInput) -> NoReturn:
-        if isinstance(error, UnexpectedToken) and error.token.type != "$END":
-            self.fail(error.token, f"did not expect {str(error.token)!r} here")
-        if isinstance(error, UnexpectedToken):
-            last = max((n for n, line in enumerate(self.lines, 1) if line.strip()), default=1)
-            end = Token("$END", "", None, last, len(self.lines[last - 1].rstrip()) + 1)
-            self.fail(end, "the plan ends too early", "a plan begins: plan LABEL, mesh AXIS=SIZE")
-        place = Token("", " ", None, error.line, error.column)
-        self.fail(place, "cannot read this as part of a plan")
-
-    def fail(self, place: Token, message: str, hint: str = "") -> NoReturn:
-        shown = caret(self.lines[place.line - 1].replace("\t", " "), place.column, len(place))
-        error: ShardwrightError = TextError(
-            f"{message}\n{shown}", where=f"{self.source}:{place.line}", hint=hint
-        )
-        raise error from None
+            self.source.fail(place, error.message, error.hint)

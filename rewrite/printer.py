@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -13,6 +12,7 @@ from rewrite import opdef
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value
 from rewrite.program import Input, Layout, Output, Program, Step
+from rewrite.source import quoted
 
 Notes = Callable[[Value], str]
 Named = tuple[str, Input]  # an input, and the name that the text has for it
@@ -85,11 +85,11 @@ class _Printer:
     def inputs(self, declared: Sequence[Named], values: Sequence[Value]) -> list[str]:
         lines = []
         for number, (name, each) in enumerate(declared):
-            quoted = "" if name == f"%{each.name}" else f" {_quoted(each.name)}"
+            path = "" if name == f"%{each.name}" else f" {quoted(each.name)}"
             layout = "" if each.layout is None else f" @ {_layout(each.layout)}"
-            axes = f" axes {_quoted(each.axes)}" if each.axes else ""
+            axes = f" axes {quoted(each.axes)}" if each.axes else ""
             remark = self.remark(values[number : number + 1])
-            lines.append(f"{name}{quoted} : {each.type} {each.role}{axes}{layout}{remark}")
+            lines.append(f"{name}{path} : {each.type} {each.role}{axes}{layout}{remark}")
         return lines
 
     def section(self, head: str, graph: Graph, declared: Sequence[Named]) -> None:
@@ -137,7 +137,7 @@ class _Printer:
         args = ", ".join([names[arg] for arg in op.args])
         types = ", ".join(map(str, op.types))
         remark = self.remark(op.results, op.origin)
-        called = op.name if _OP_NAME.fullmatch(op.name) else _quoted(op.name)
+        called = op.name if _OP_NAME.fullmatch(op.name) else quoted(op.name)
         self.lines.append(f"{indent}{head} = {called}{lead}({args}){attrs} : {types}{remark}")
         for region in op.regions:
             self.region(region, indent=f"{indent}  ")
@@ -161,7 +161,7 @@ def show_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return _quoted(value)
+        return quoted(value)
     if isinstance(value, tuple):
         return f"({', '.join(map(show_value, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, int):
@@ -176,7 +176,7 @@ def show_value(value: Any) -> str:
     if isinstance(value, Symbol):
         if value.text == "-0.0" or _WORD.fullmatch(value.text):
             return value.text
-        return "'{}'".format(_quoted(value.text)[1:-1].replace("'", "\\u0027"))
+        return "'{}'".format(quoted(value.text)[1:-1].replace("'", "\\u0027"))
     if isinstance(value, Record):
         fields = ", ".join(f"{_word(name)}={show_value(item)}" for name, item in value.fields)
         return f"{_word(value.name)}({fields})"
@@ -239,13 +239,13 @@ def _display_names(declared: Sequence[Input]) -> list[str]:
 
 def _outputs(declared: Sequence[Output], inputs: Sequence[Named]) -> list[str]:
     return [
-        _quoted(out.name) + ("" if out.updates is None else f" updates {inputs[out.updates][0]}")
+        quoted(out.name) + ("" if out.updates is None else f" updates {inputs[out.updates][0]}")
         for out in declared
     ]
 
 
 def _step(step: Step) -> list[str]:
-    return [f"{_quoted(step.text)} {step.keeps}", *(f"  - {_quoted(note)}" for note in step.notes)]
+    return [f"{quoted(step.text)} {step.keeps}", *(f"  - {quoted(note)}" for note in step.notes)]
 
 
 def _layout(layout: Layout) -> str:
@@ -256,7 +256,7 @@ def _layout(layout: Layout) -> str:
 
 def _tree(tree: Any) -> str:
     if isinstance(tree, dict):
-        keys = {key: _quoted(key) if isinstance(key, str) else str(key) for key in tree}
+        keys = {key: quoted(key) if isinstance(key, str) else str(key) for key in tree}
         return f"{{{', '.join(f'{keys[key]}: {_tree(item)}' for key, item in tree.items())}}}"
     if isinstance(tree, list):
         return f"[{', '.join(map(_tree, tree))}]"
@@ -271,11 +271,7 @@ def _short_origin(origin: Origin) -> str:
 
 
 def _word(text: str) -> str:
-    return text if _WORD.fullmatch(text) else _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(str(text), ensure_ascii=not text.isprintable())
+    return text if _WORD.fullmatch(text) else quoted(text)
 
 
 def _filled(text: str, indent: str = "") -> list[str]:

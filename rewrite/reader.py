@@ -5,45 +5,41 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NoReturn
 
-from lark import Lark, Token, Transformer, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput
-from lark.lexer import PatternStr
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedInput
 
 from rewrite import opdef
-from rewrite.errors import InvalidProgram, TextError, caret, nearest
-from rewrite.ir import Attrs, Graph, Op, Opaque, Origin, Record, Symbol, Type, Value, attrs_of
-from rewrite.ir import new_input
+from rewrite.errors import InvalidProgram, TextError, nearest
+from rewrite.ir import (
+    Attrs,
+    Graph,
+    Op,
+    Opaque,
+    Origin,
+    Record,
+    Type,
+    Value,
+    attrs_of,
+    new_input,
+)
 from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Output, Program, Stages, Step
-from rewrite.verify import verify
+from rewrite.signature import parse_array
+from rewrite.source import MOST_OF_A_PROGRAM, Source, TooDeep, grammar, whole_number
+from rewrite.values import IN_WORDS, parsed, types_of, values_parser
+from rewrite.verify import InvalidOp, verify
 
-_GRAMMAR = {"rel_to": __file__, "parser": "lalr", "maybe_placeholders": True}
 _ARG = re.compile(
     r"\s*(?P<name>%[A-Za-z0-9_./-]+|(?P<content>\([^()]*\)|<[^<>]*>|[A-Za-z0-9_.+-]+)"
     r":(?P<type>[A-Za-z][A-Za-z0-9_]*(?:<[a-z0-9_]+>)?(?:\[[0-9]+(?:,[0-9]+)*\])?~?))\s*(?:,|$)"
 )
-_TYPE = re.compile(r"[^\s:,\[]+\[[^\]]*\]~?")
 _COMMENT = re.compile(r"//[^\n]*")
-_SHOWN = 100  # columns of a line that an error shows
-_IN_WORDS = {
-    "ARGS": "arguments such as (%x, 0.5:f32)",
-    "ATTRS": "attributes such as {axis=0}",
-    "INT": "a number",
-    "KEEPS": "bits, reals or approx",
-    "NAME": "a name",
-    "OPAQUE": "a value",
-    "PLAN": "a plan, its lines indented by two spaces",
-    "RESULT": "an op such as `%1 = add(%0, %0) : f32[2]`",
-    "RETURN": "return",
-    "ROLE": "param, state or arg",
-    "STRING": "a quoted text",
-    "TYPES": "a type such as `: f32[8,64]`",
-    "VALUE": "a value such as %x",
-}
 
 
 def parse_program(text: str) -> Program:
@@ -54,7 +50,8 @@ def parse_program(text: str) -> Program:
     """
     reader = _Reader(text)
     program = reader.program(reader.tree("program"))
-    program.verify()
+    with reader.pointing():
+        program.verify()
     return program
 
 
@@ -62,74 +59,47 @@ def parse_graph(text: str) -> Graph:
     """The graph that `show_graph` printed. Raises as `parse_program` does."""
     reader = _Reader(text)
     graph = reader.region(reader.tree("graph").children[0])
-    verify(graph)
+    with reader.pointing():
+        verify(graph)
     return graph
-
-
-class _Values(Transformer):
-    """Attribute values, made while they are read."""
-
-    NONE = staticmethod(lambda token: None)
-    TRUE = staticmethod(lambda token: True)
-    FALSE = staticmethod(lambda token: False)
-    INT, COMPLEX, TYPE, NAME = int, complex, staticmethod(Type.parse), str
-    STRING = staticmethod(json.loads)
-    sequence = attribute = attributes = tuple
-
-    def FLOAT(self, token: Token) -> float | Symbol:
-        value = float(token)
-        return Symbol("-0.0") if value == 0 and token.startswith("-") else value
-
-    def QUOTED(self, token: Token) -> str:
-        return json.loads(f'"{token[1:-1]}"')
-
-    def OPAQUE(self, token: Token) -> Opaque:
-        return Opaque(token[1:-1].rpartition(" ")[0], None, str(token))
-
-    def symbol(self, children: list[str]) -> Symbol:
-        return Symbol(children[0])
-
-    def record(self, children: list[Any]) -> Record:
-        return Record(children[0], tuple(children[1:]))
-
-    def value(self, children: list[Any]) -> Any:
-        return children[0]
 
 
 @lru_cache(maxsize=1)
 def _lines_parser() -> Lark:
-    return Lark.open("program.lark", start=["program", "graph"], **_GRAMMAR)
-
-
-@lru_cache(maxsize=1)
-def _values_parser() -> Lark:
-    start = ["attributes", "value"]
-    return Lark.open("program.lark", start=start, transformer=_Values(), **_GRAMMAR)
-
-
-@lru_cache(maxsize=1 << 16)
-def _parsed(text: str, start: str) -> Any:
-    """Attributes or a value by their text, which a program repeats over and over."""
-    return _values_parser().parse(text, start=start)
-
-
-@lru_cache(maxsize=1 << 16)
-def _types(text: str) -> tuple[Type, ...]:
-    return tuple(map(Type.parse, _TYPE.findall(text)))
+    return grammar(
+        Path(__file__).with_name("program.lark"),
+        start=["program", "graph"],
+        propagate_positions=False,
+    )
 
 
 class _Reader:
     """Reads one text. `scopes` holds what is defined, by name, in each region that is open."""
 
     def __init__(self, text: str) -> None:
-        self.text = text.replace("\r\n", "\n")
+        self.source = Source(text, most=MOST_OF_A_PROGRAM)
         self.scopes: list[dict[str, Value]] = []
+        self.heads: dict[Op, Token] = {}
 
     def tree(self, start: str) -> Tree:
+        return self.source.tree(_lines_parser(), IN_WORDS, start)
+
+    @contextmanager
+    def pointing(self) -> Iterator[None]:
+        """Whatever the verifier finds is shown in the text."""
         try:
-            return _lines_parser().parse(self.text, start=start)
-        except UnexpectedInput as error:
-            self.unexpected(error)
+            yield
+        except InvalidOp as error:
+            head = self.heads.get(error.op, self.line_of("step|graph"))
+            self.source.fail(head, error.reason, error.hint, error=InvalidProgram)
+        except InvalidProgram as error:
+            place = self.line_of("step|graph")
+            self.source.fail(place, error.message, error.hint, error=InvalidProgram)
+
+    def line_of(self, word: str) -> int:
+        """Where the section of this name begins."""
+        found = re.search(rf"^({word})\b", self.source.text, re.MULTILINE)
+        return found.start() if found else 0
 
     # Programs.
 
@@ -141,7 +111,7 @@ class _Reader:
             graph=Graph((), ()),
             inputs=inputs,
             outputs=self.outputs(results, names),
-            tree=tuple(map(self.skeleton, skeletons.children)),
+            tree=self.trees(skeletons, (len(inputs), len(results.children))),
             plan=None if plan is None else self.plan(plan),
             history=tuple(map(_step, history.children if history else ())),
         )
@@ -171,8 +141,19 @@ class _Reader:
             names[str(value)] = len(names)
             path = _text(name) if name else str(value[1:])
             said = _text(axes) if axes else ""
-            inputs.append(Input(path, self.one_type(types), str(role), _layout(layout), said))
+            type_ = self.one_type(types)
+            self.check_axes(axes, said, type_)
+            inputs.append(Input(path, type_, str(role), _layout(layout), said))
         return tuple(inputs), names
+
+    def check_axes(self, token: Token, said: str, type_: Type) -> None:
+        """What is said of an input's axes is said of all of them."""
+        try:
+            axes = parse_array(said)
+        except TextError as error:
+            self.fail(token, error.message)
+        if said and len(axes) != type_.rank:
+            self.fail(token, f"{len(axes)} axes are named, {type_} has {type_.rank}")
 
     def outputs(self, tree: Tree, names: dict[str, int]) -> tuple[Output, ...]:
         outputs = []
@@ -182,21 +163,43 @@ class _Reader:
             outputs.append(Output(_text(name), None if value is None else names[value]))
         return tuple(outputs)
 
+    def word(self, token: Token) -> Any:
+        """A word, a text in quotes or a number."""
+        try:
+            return _text(token)
+        except ValueError as error:
+            self.fail(token, str(error))
+
     def plan(self, token: Token) -> Plan:
         lines = token.split("\n")[1:-1]
         # Blank lines above it, so that its errors name the lines of this text.
         above = "\n" * token.line
         return Plan.parse(above + "\n".join(line[2:] for line in lines), source="line")
 
+    def trees(self, tree: Tree, counts: tuple[int, int]) -> tuple[Any, Any]:
+        """The structures of arguments and results, whose leaves are numbered in their order."""
+        made = (self.skeleton(tree.children[0]), self.skeleton(tree.children[1]))
+        for one, count in zip(made, counts):
+            if list(_leaves(one)) != list(range(count)):
+                said = f"the leaves of a tree of {count} arrays are numbered in order, from 0"
+                self.source.fail(self.line_of("tree"), said)
+        return made
+
     def skeleton(self, node: Tree | Token) -> Any:
         """A pytree's structure; depth is that of the user's tree."""
         if isinstance(node, Token):
             if node.type == "OPAQUE":
                 self.fail(node, f"the pytree is an opaque {node}, which text cannot carry")
-            return None if node.type == "NONE" else _text(node)
+            return None if node.type == "NONE" else self.word(node)
         if node.data == "dict":
-            pairs = (each.children for each in node.children)
-            return {_text(key): self.skeleton(item) for key, item in pairs}
+            entries: dict[Any, Any] = {}
+            for key, item in (each.children for each in node.children):
+                if self.word(key) in entries:
+                    self.fail(key, f"{key} is given twice")
+                entries[self.word(key)] = self.skeleton(item)
+                if len(set(map(type, entries))) > 1:
+                    self.fail(key, "the keys of a dict are texts or numbers, not both")
+            return entries
         items = [self.skeleton(each) for each in node.children]
         return items if node.data == "list" else tuple(items)
 
@@ -230,7 +233,7 @@ class _Reader:
 
     def op(self, parts: list[Any], scope: dict[str, Value]) -> None:
         head, name, lead, args, braces, typed, *regions = parts
-        types = _types(typed)
+        types = self.types(typed)
         op = Op(
             _text(name),
             tuple(self.values(args, args[:-1], 1, scope)),
@@ -240,9 +243,10 @@ class _Reader:
             Origin(f"line {head.line}"),
         )
         shown, _, count = head[:-1].rstrip().partition(":")
-        if len(types) != int(count or 1):
+        if str(len(types)) != (count or "1"):
             hint = f"write {shown}:{len(types)} =" if len(types) > 1 else ""
             self.fail(head, f"{len(types)} types for {count or 1} results", hint)
+        self.heads[op] = head
         for value in op.results:
             self.define(scope, f"{shown}.{value.index}" if count else shown, value, head)
 
@@ -251,11 +255,11 @@ class _Reader:
             definition = opdef.lookup(_text(name))
         except InvalidProgram as error:
             self.fail(name, error.message, error.hint)
-        pairs = self.parsed(braces, braces, "attributes") if braces else ()
+        pairs = self.read(braces, braces, "attributes") if braces else ()
         if lead and definition.lead is None:
             self.fail(lead, f"{name} takes nothing between its name and its arguments")
         if lead:
-            pairs = (*pairs, (definition.lead, self.parsed(lead, lead, "value")))
+            pairs = (*pairs, (definition.lead, self.read(lead, lead, "value")))
         attrs = dict(pairs)
         if len(attrs) < len(pairs):
             self.fail(braces or lead, f"an attribute of {name} is given twice")
@@ -288,14 +292,15 @@ class _Reader:
             if any(name in scope for scope in self.scopes[:-1]):
                 hint = "a region sees only its own inputs: hand it over as an argument"
             self.fail(token, f"there is no value {name} here", hint, at, len(name))
-        type_ = Type.parse(found["type"])
-        value = self.parsed(token, content, "value", at)
+        (type_,) = self.types(token, _listed(found["type"]), at, len(name))
+        value = self.read(token, content, "value", at)
         self.refuse_handles(f"a constant of type {type_}", value, token)
-        count = len(value) if isinstance(value, tuple) else None
-        if count != (type_.size if type_.shape else None):
-            said = "a single value" if count is None else f"{count} values"
-            self.fail(token, f"{said} cannot be {type_}", at=at, width=len(name))
-        return Value(Op("const", (), attrs_of({"type": type_, "value": value}), (type_,)), 0)
+        op = Op("const", (), attrs_of({"type": type_, "value": value}), (type_,))
+        try:
+            opdef.infer(op)
+        except ValueError as error:
+            self.fail(token, str(error), at=at, width=len(name))
+        return Value(op, 0)
 
     def define(self, scope: dict[str, Value], name: str, value: Value, token: Token) -> None:
         if name in scope:
@@ -303,19 +308,28 @@ class _Reader:
         scope[name] = value
 
     def one_type(self, token: Token) -> Type:
-        types = _types(token)
+        types = self.types(token)
         if len(types) != 1:
             self.fail(token, f"an input has one type, not {len(types)}")
         return types[0]
 
+    def types(self, token: Token, text: str = "", at: int = 0, width: int = 0) -> tuple[Type, ...]:
+        try:
+            return types_of(text or token)
+        except ValueError as error:
+            self.fail(token, str(error), at=at, width=width)
+
     # Errors.
 
-    def parsed(self, token: Token, text: str, start: str, at: int = 0) -> Any:
+    def read(self, token: Token, text: str, start: str, at: int = 0) -> Any:
         """Attributes or a value; `text` stands in `token` from character `at` on."""
+        place = token.start_pos + at
         try:
-            return _parsed(str(text), start)
-        except UnexpectedInput as error:
-            self.unexpected(error, token, at)
+            return parsed(str(text), start)
+        except (TooDeep, UnexpectedInput) as error:
+            self.source.unexpected(error, values_parser(), IN_WORDS, text, place)
+        except ValueError as error:
+            self.source.fail(place, str(error), width=len(text))
 
     def refuse_handles(self, what: str, value: Any, token: Token) -> None:
         for handle in _handles(value):
@@ -326,43 +340,31 @@ class _Reader:
                 width=len(handle.key),
             )
 
-    def unexpected(
-        self, error: UnexpectedInput, token: Token | None = None, at: int = 0
-    ) -> NoReturn:
-        """Says what stands where something else was expected, in the text or inside of a token."""
-        if isinstance(error, UnexpectedCharacters):
-            wanted = error.allowed or set()
-        else:
-            wanted = error.accepts or set()
-        ended = getattr(getattr(error, "token", None), "type", "") == "$END"
-        inner = token if token is not None else self.text.rstrip()
-        place = token if token is not None else Token("", self.text, 0, 1, 1)
-        at = len(inner) if ended else at + error.pos_in_stream
-        found = re.compile(r"[\w.%-]+|.|$", re.DOTALL).match(inner, at)[0]
-        expected = " or ".join(sorted({*map(_shown, wanted - {"$END"})}) or ["the end"])
-        said = f"expected {expected}, found {repr(found) if found else 'the end'}"
-        self.fail(place, said, at=at, width=len(found))
-
     def fail(
-        self, token: Token, message: str, hint: str = "", at: int = 0, width: int | None = None
+        self, token: Token, message: str, hint: str = "", at: int = 0, width: int = 0
     ) -> NoReturn:
         """Raises TextError at character `at` of a token."""
-        before = token[:at].split("\n")
-        line = token.line + len(before) - 1
-        column = len(before[-1]) + (token.column if len(before) == 1 else 1)
-        width = len(token) if width is None and not at else width or 1
-        shown = self.text.split("\n")[line - 1].replace("\t", " ")
-        if len(shown) > _SHOWN:  # a window of it, the column near its middle
-            first = max(0, min(column - 1 - _SHOWN // 2, len(shown) - _SHOWN))
-            shown, column = shown[first : first + _SHOWN], column - first
-        width = min(width, len(shown) - column + 1)
-        said = f"line {line}: {message}\n{caret(shown, column, width)}"
-        raise TextError(said, hint=hint) from None
+        self.source.fail(token.start_pos + at, message, hint, width or (1 if at else len(token)))
 
 
 def _text(token: Token) -> Any:
     """A word, a text in quotes or a number."""
-    return {"STRING": json.loads, "INT": int}.get(token.type, str)(token)
+    return {"STRING": json.loads, "INT": whole_number}.get(token.type, str)(token)
+
+
+def _listed(text: str) -> str:
+    """The type of a constant as types are written elsewhere: a scalar has no brackets there."""
+    return text if "[" in text else text.replace("~", "") + "[]" + "~" * text.endswith("~")
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """The leaves of a pytree in order, which for a dict is that of its keys."""
+    if isinstance(tree, (dict, list, tuple)):
+        items = [tree[key] for key in sorted(tree)] if isinstance(tree, dict) else tree
+        for item in items:
+            yield from _leaves(item)
+    elif tree is not None:
+        yield tree
 
 
 def _step(tree: Tree) -> Step:
@@ -383,12 +385,3 @@ def _handles(value: Any) -> Iterator[Opaque]:
         items = value if isinstance(value, tuple) else (item for _, item in value.fields)
         for item in items:
             yield from _handles(item)
-
-
-def _shown(terminal: str) -> str:
-    """A terminal of the grammar as a person would say it."""
-    if terminal in _IN_WORDS:
-        return _IN_WORDS[terminal]
-    known = (*_lines_parser().terminals, *_values_parser().terminals)
-    pattern = next(each.pattern for each in known if each.name == terminal)
-    return repr(pattern.value) if isinstance(pattern, PatternStr) else "a value"

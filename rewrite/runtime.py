@@ -23,11 +23,11 @@ class Framework(Protocol):
     def trace(self, function: Any, types: Sequence[Type]) -> Graph:
         """The graph of a function of arrays of these types."""
 
-    def apply(self, name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
-        """Applies the op `name` to arrays and numbers while a rule is traced."""
-
     def constant(self, value: Any, type: Type) -> Value:
         """A constant of the program."""
+
+    def check(self, type: Type) -> None:
+        """Raises ValueError for a type that no array has."""
 
 
 _framework: list[Framework] = []
@@ -36,6 +36,12 @@ _framework: list[Framework] = []
 def register(framework: Framework) -> None:
     """Called once by the dialect."""
     _framework[:] = [framework]
+
+
+def check(type: Type) -> None:
+    """Raises ValueError for a type that no array has, where a framework is there to tell."""
+    for each in _framework:
+        each.check(type)
 
 
 def framework() -> Framework:

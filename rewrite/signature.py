@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_lowercase
 
-from rewrite.errors import TextError
+from rewrite.errors import TextError, brief
 
+_MOST_CHARACTERS = 4096
 Dimension = tuple[str, ...]  # letters, major first; () is a dimension of size one
 Array = tuple[Dimension, ...]
 
@@ -101,9 +102,10 @@ def show_array(array: Array) -> str:
     return " ".join(shown.get(len(d), lambda d: f"({' '.join(d)})")(d) for d in array)
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=1 << 14)
 def parse_array(text: str) -> Array:
     """Reads one array's axes, the inverse of `show_array`."""
+    _must_be_short(text)
     dimensions: list[Dimension] = []
     group: list[str] | None = None
     for word in text.replace("(", " ( ").replace(")", " ) ").split():
@@ -112,25 +114,31 @@ def parse_array(text: str) -> Array:
         elif word == ")" and group is not None:
             dimensions.append(tuple(group))
             group = None
-        elif not word.replace("_", "x").isalnum():
-            raise TextError(f"bad axis {word!r} in signature {text!r}")
+        elif not (word.isascii() and word.replace("_", "x").isalnum()):
+            raise TextError(f"bad axis {brief(word)!r} in signature {brief(text)!r}")
         elif group is not None:
             group.append(word)
         else:
             dimensions.append(() if word == "1" else (word,))
     if group is not None:
-        raise TextError(f"unclosed parenthesis in signature {text!r}")
+        raise TextError(f"unclosed parenthesis in signature {brief(text)!r}")
     return tuple(dimensions)
 
 
-@lru_cache(maxsize=None)
+def _must_be_short(text: str) -> None:
+    if len(text) > _MOST_CHARACTERS:
+        raise TextError(f"a signature has at most {_MOST_CHARACTERS} characters, not {len(text)}")
+
+
+@lru_cache(maxsize=1 << 14)
 def _parse(text: str) -> Signature:
+    _must_be_short(text)
     arrays, _, need = text.partition(";")
     left, arrow, right = arrays.partition("->")
     if not arrow:
-        raise TextError(f"no '->' in signature {text!r}")
+        raise TextError(f"no '->' in signature {brief(text)!r}")
     if need and need.split()[:1] != ["need"]:
-        raise TextError(f"expected 'need' after ';' in signature {text!r}")
+        raise TextError(f"expected 'need' after ';' in signature {brief(text)!r}")
     inputs = tuple(parse_array(part) for part in left.split(",")) if left.strip() else ()
     outputs = tuple(parse_array(part) for part in right.split(","))
     return Signature(inputs, outputs, frozenset(need.split()[1:]))

@@ -5,10 +5,19 @@ from __future__ import annotations
 from weakref import WeakSet
 
 from rewrite import opdef
-from rewrite.errors import InvalidProgram
+from rewrite.errors import InvalidProgram, brief, cause
 from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value
 
+_WIDTH = 200  # characters of an op in an error
 _CHECKED: WeakSet[Op] = WeakSet()  # ops never change, so each is checked once in its life
+
+
+class InvalidOp(InvalidProgram):
+    """An op of the program is wrong: `op`, and the reason alone."""
+
+    def __init__(self, op: Op, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(message, where=op.origin.source, hint=hint)
+        self.op, self.reason = op, reason
 
 
 def verify(graph: Graph, blame: str = "") -> None:
@@ -24,7 +33,7 @@ def verify(graph: Graph, blame: str = "") -> None:
         if op.name == "input":
             continue
         if any(arg.op.name == "input" and arg not in inputs for arg in op.args):
-            _fail(graph, op, blame, "reads an input that belongs to another graph")
+            raise _wrong(graph, op, blame, "reads an input that belongs to another graph")
         if op in _CHECKED:
             continue
         _check_op(graph, op, blame)
@@ -37,19 +46,27 @@ def verify(graph: Graph, blame: str = "") -> None:
 
 
 def _check_op(graph: Graph, op: Op, blame: str) -> None:
-    definition = opdef.lookup(op.name)
+    try:
+        definition = opdef.lookup(op.name)
+    except InvalidProgram as error:
+        raise InvalidOp(op, error.message, _told(blame, error.message), error.hint) from None
     for name, value in op.attrs:
         if definition.attrs is not None and name not in definition.attrs:
-            _fail(graph, op, blame, f"takes no attribute {name!r}")
+            raise _wrong(graph, op, blame, f"takes no attribute {name!r}")
         if not _printable(value):
-            _fail(graph, op, blame, f"attribute {name!r} is a bare {type(value).__name__}; wrap it")
+            bare = f"attribute {name!r} is a bare {type(value).__name__}; wrap it"
+            raise _wrong(graph, op, blame, bare)
+    wanted = definition.regions
+    if len(op.regions) != wanted and (wanted is not None or not op.regions):
+        said = "one or more" if wanted is None else wanted
+        raise _wrong(graph, op, blame, f"has {len(op.regions)} regions, and takes {said}")
     try:
         types = opdef.infer(op)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        _fail(graph, op, blame, f"does not accept its arguments: {error}")
+    except Exception as error:  # whatever it asks of attributes and shapes that it did not expect
+        raise _wrong(graph, op, blame, f"does not accept its arguments: {cause(error)}") from error
     if _strong(types) != _strong(op.types):
         said, found = (", ".join(map(str, group)) for group in (op.types, types))
-        _fail(graph, op, blame, f"says its results are {said}, but they are {found}")
+        raise _wrong(graph, op, blame, f"says its results are {said}, but they are {found}")
 
 
 def _strong(types: tuple[Type, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -70,10 +87,11 @@ def _told(blame: str, text: str) -> str:
     return f"{blame}: {text}" if blame else text
 
 
-def _fail(graph: Graph, op: Op, blame: str, text: str) -> None:
-    lines = [_told(blame, f"op {op.name} {text}")]
+def _wrong(graph: Graph, op: Op, blame: str, text: str) -> InvalidOp:
+    reason = f"op {op.name} {text}"
+    lines = [_told(blame, reason)]
     lines += [f"  made by rule: {op.origin.rules[-1]}"] if op.origin.rules else []
-    raise InvalidProgram("\n".join([*lines, window(graph, op)]), where=op.origin.source)
+    return InvalidOp(op, reason, "\n".join([*lines, window(graph, op)]))
 
 
 def window(graph: Graph, op: Op, lines_around: int = 5) -> str:
@@ -87,5 +105,6 @@ def window(graph: Graph, op: Op, lines_around: int = 5) -> str:
         args = ", ".join(names.get(arg, "%?") for arg in each.args)
         types = ", ".join(map(str, each.types))
         mark = ">>" if each is op else "  "
-        shown.append(f"  {mark} {names[each.results[0]]} = {each.name}({args}) : {types}")
+        head = names[each.results[0]] if each.types else "()"
+        shown.append(brief(f"  {mark} {head} = {each.name}({args}) : {types}", _WIDTH))
     return "\n".join(shown)

@@ -301,7 +301,7 @@ def test_a_line_that_cannot_be_read(line: str, shown: str, hint: str) -> None:
         (TEXT + "switch 8", "torus or grid or switch is said twice", "my.machine:5"),
         ("bf16 1 TFLOP/s\n", "the machine does not say its hbm, links, torus", "my.machine:2"),
         ("", "the machine does not say its bf16, hbm, links, torus", "my.machine:1"),
-        (TEXT + "usable 65 GiB", "more memory is usable than there is", "my.machine"),
+        (TEXT + "usable 65 GiB", "more memory is usable than there is", "my.machine:5"),
     ],
 )
 def test_a_machine_that_makes_no_sense(text: str, message: str, where: str) -> None:

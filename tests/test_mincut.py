@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrite.mincut import WHOLE, Network
+from dialect.staging.mincut import WHOLE, Network
 
 NODES = ["source", "sink", "a", "b", "c", "d"]
 EDGES = st.lists(

@@ -262,20 +262,25 @@ names = st.text(max_size=8) | st.sampled_from(["0", "0/1", "a//b", "/a", "_0", "
 notes = st.lists(st.text(), max_size=3).map(tuple)
 layouts = st.none() | st.lists(st.text(max_size=3), max_size=2).map(lambda axes: (tuple(axes),))
 trees = st.recursive(
-    st.none() | st.integers(0, 99),
+    st.none() | st.just(0),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+        | st.dictionaries(st.text(), inner, max_size=3)
+        | st.dictionaries(st.integers(), inner, max_size=3)
     ),
 )
 
 
-@given(st.text(), st.lists(st.tuples(names, layouts), max_size=6), notes, st.tuples(trees, trees))
+@given(st.text(), st.lists(st.tuples(names, layouts), max_size=6), notes, trees)
 def test_any_name_note_and_tree_reads_back(
-    name: str, declared: list[Any], said: tuple[str, ...], tree: tuple[Any, Any]
+    name: str, declared: list[Any], said: tuple[str, ...], shape: Any
 ) -> None:
+    structure = jax.tree.structure(shape)
+    counted = structure.num_leaves  # and so many inputs and outputs
+    declared = [*declared, *[("more", None)] * counted][:counted]
     values = tuple(new_input(F4) for _ in declared)
+    tree = (jax.tree.unflatten(structure, range(counted)),) * 2
     updates = range(len(declared))
     program = Program(
         name=name,
@@ -292,6 +297,11 @@ def test_any_name_note_and_tree_reads_back(
 
 # Attributes.
 
+
+def fields(mapping: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(mapping.items())
+
+
 values = st.recursive(
     st.none()
     | st.booleans()
@@ -303,7 +313,7 @@ values = st.recursive(
     | st.builds(Type, st.sampled_from(["f32", "key<fry>"]), st.just((2, 0)), st.booleans()),
     lambda inner: (
         st.lists(inner, max_size=4).map(tuple)
-        | st.builds(Record, st.text(), st.lists(st.tuples(st.text(), inner), max_size=3).map(tuple))
+        | st.builds(Record, st.text(), st.dictionaries(st.text(), inner, max_size=3).map(fields))
     ),
 )
 
@@ -395,11 +405,12 @@ def test_sharing_of_constants_never_counts() -> None:
     assert again.outputs[1] is not other and again.outputs[1] == again.outputs[0].op.args[1]
 
 
-def test_a_constant_that_fits_in_no_line_gets_one() -> None:
+def test_a_constant_that_is_none_shows_and_is_refused() -> None:
     attrs = attrs_of({"type": F32, "value": Record("Later", ())})
     graph = Graph((), Op("const", (), attrs, (F32,)).results)
     assert op_line(graph) == "%0 = const() {type=f32[], value=Later()} : f32[]"
-    assert_reads_back(graph)
+    with pytest.raises(InvalidProgram, match="is no f32"):
+        parse_graph(show_graph(graph))
 
 
 # Whole functions.
@@ -692,4 +703,4 @@ def test_a_long_line_is_shown_around_the_error() -> None:
 def test_types_are_checked_after_reading() -> None:
     with pytest.raises(InvalidProgram, match=r"says its results are f32\[5\]") as caught:
         parse_graph("graph (%x : f32[4]) {\n  %1 = neg(%x) : f32[5]\n  return %1\n}")
-    assert caught.value.where == "line 2"
+    assert str(caught.value).startswith("line 2: ") and "      %1 = neg(" in str(caught.value)

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from dialect import usercode
 from dialect.normal.normal_form import normal_form
-from rewrite.rulefile import read_rules
+from dialect.rule_file import read_rules
 from rewrite.rules import Rule
 
 Family = tuple[Rule, ...]

@@ -16,15 +16,14 @@ A plan's target names the file: `my/edge.machine:4x4`. Such a machine is planned
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from dialect.machine.chips import ALIASES, CHIPS, Chip
 from dialect.machine.mesh_spec import TargetError
-from rewrite.errors import TextError, caret, nearest
+from rewrite.errors import nearest
+from rewrite.source import Source, read_file
 
 SUFFIX = ".machine"
 DTYPES = ("bf16", "f32", "fp8", "int8", "int4")
@@ -65,25 +64,25 @@ FIELDS = {
 SHOWN = {"compute": "a peak", "size": "a size", "bandwidth": "a bandwidth", "time": "a time"}
 SHOWN |= {"shape": "a shape", "count": "a whole number", "chip": "a chip", "unit": "a unit"}
 _TOKEN = re.compile(r"[^\s,]+|,")
+_NUMBER = re.compile(r"([0-9]++\.?[0-9]*+(?:e[+-]?[0-9]+)?)(.*)")
+_LEAST, _MOST = 1e-15, 1e24  # of any figure, in its plain unit or as written
 
 
 def read(path: str) -> Chip:
     """The chip that a file describes; the path is its name. Raises TargetError where there is no
     such file, TextError with the line and a caret where it cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "the path is relative to where the program runs"
-        raise TargetError(f"cannot read the machine {path!r}: {error}", hint=hint) from error
-    return parse(text, path)
+    return parse(read_file(path, "machine", TargetError), path)
 
 
 def parse(text: str, name: str) -> Chip:
     """The chip that a text describes. Raises TextError with the line and a caret."""
+    source = Source(text, name)
     said: dict[str, list[Any]] = {}
-    lines = text.replace("\r\n", "\n").split("\n")
-    for number, line in enumerate(lines, 1):
-        _Line(line, f"{name}:{number}").read(said)
+    places: dict[str, int] = {}
+    place = 0
+    for line in source.text.split("\n"):
+        _Line(source, place, line).read(said, places)
+        place += len(line) + 1
     base = CHIPS[said["like"][0]] if "like" in said else None
     found: dict[str, Any] = {"name": name, "aliases": ()}
     for word, names in FIELDS.items():
@@ -101,24 +100,25 @@ def parse(text: str, name: str) -> Chip:
     if missing and not base:
         shown = ", ".join(f"`{word} {FORMS[word][1]}`" for word in missing)
         message = f"the machine does not say its {', '.join(missing)}"
-        raise TextError(message, where=f"{name}:{len(lines)}", hint=f"for example {shown}")
+        source.fail(len(source.text), message, f"for example {shown}")
     chip = replace(base, **found) if base else Chip(**{"on_chip_bytes": 0} | found)
     if chip.usable_hbm_bytes > chip.hbm_bytes:
-        raise TextError("more memory is usable than there is", where=name, hint="correct `usable`")
+        place = places.get("usable", places.get("hbm", 0))
+        source.fail(place, "more memory is usable than there is", "correct `usable`")
     return chip
 
 
 class _Line:
     """One line: a word, and the quantities that its form asks for."""
 
-    def __init__(self, text: str, where: str) -> None:
-        self.text, self.where = text.replace("\t", " "), where
-        self.said = self.text.partition("#")[0].rstrip()
+    def __init__(self, source: Source, place: int, line: str) -> None:
+        self.source, self.place = source, place
+        self.said = line.partition("#")[0].rstrip()
         self.tokens = list(_TOKEN.finditer(self.said))
         self.hint = ""
 
-    def read(self, said: dict[str, list[Any]]) -> None:
-        """Adds what the line says to what is said already."""
+    def read(self, said: dict[str, list[Any]], places: dict[str, int]) -> None:
+        """Adds what the line says, and where, to what is said already."""
         if not self.tokens:
             return
         first = self.tokens.pop(0)
@@ -134,6 +134,7 @@ class _Line:
         if self.tokens:
             self.fail(self.tokens[0], f"did not expect {self.tokens[0][0]!r} here")
         said[word] = [value for value in values if value is not None]
+        places[word] = self.place + first.start()
 
     def value(self, kind: str) -> Any:
         """The next value, in plain units; None for a word that only stands between two."""
@@ -145,9 +146,9 @@ class _Line:
             if name not in CHIPS:
                 self.fail(token, f"unknown chip {name!r}", nearest(name, CHIPS))
             return name
-        if kind == "shape" and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", token[0]):
+        if kind == "shape" and re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5}){0,2}", token[0]):
             return tuple(map(int, token[0].split("x")))
-        if kind == "count" and re.fullmatch(r"[1-9]\d*", token[0]):
+        if kind == "count" and re.fullmatch(r"[1-9][0-9]{0,5}", token[0]):
             return int(token[0])
         if kind != token[0]:
             self.fail(token, f"expected {SHOWN.get(kind, repr(kind))} here")
@@ -155,27 +156,27 @@ class _Line:
 
     def quantity(self, token: re.Match[str], kind: str) -> float:
         """A number and its unit, whether or not there is a space between them."""
-        match = re.fullmatch(r"(\d+\.?\d*(?:e[+-]?\d+)?)(.*)", token[0])
-        number = float(match[1]) if match else 0.0
-        if not match or not 0 < number < math.inf:
+        match = _NUMBER.fullmatch(token[0])
+        number, unit = (float(match[1]), match[2]) if match else (0.0, "")
+        if not _LEAST < number < _MOST:
             self.fail(token, f"expected {SHOWN[kind]} here")
-        unit = match[2]
-        if not unit:
-            token = self.next("unit")
-            unit = token[0]
+        at = token if unit else self.next("unit")
+        unit = unit or at[0]
         if unit not in UNITS[kind]:
-            self.fail(token, f"{unit!r} is no unit of {SHOWN[kind]}", nearest(unit, UNITS[kind]))
+            self.fail(at, f"{unit!r} is no unit of {SHOWN[kind]}", nearest(unit, UNITS[kind]))
         amount = number * UNITS[kind][unit]
-        return round(amount) if kind == "size" else amount
+        amount = round(amount) if kind == "size" else amount
+        if not _LEAST < amount < _MOST:
+            self.fail(token, f"no machine has {SHOWN[kind]} of {amount:.3g}")
+        return amount
 
     def next(self, kind: str) -> re.Match[str]:
         if not self.tokens:
-            self.at(len(self.said) + 1, 1, f"expected {SHOWN.get(kind, repr(kind))} here")
+            self.at(len(self.said), 1, f"expected {SHOWN.get(kind, repr(kind))} here")
         return self.tokens.pop(0)
 
     def fail(self, token: re.Match[str], message: str, hint: str = "") -> NoReturn:
-        self.at(token.start() + 1, len(token[0]), message, hint)
+        self.at(token.start(), len(token[0]), message, hint)
 
     def at(self, column: int, width: int, message: str, hint: str = "") -> NoReturn:
-        shown = caret(self.text, column, width)
-        raise TextError(f"{message}\n{shown}", where=self.where, hint=hint or self.hint)
+        self.source.fail(self.place + column, message, hint or self.hint, width)

@@ -6,7 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from rewrite.errors import PipelineError
+from rewrite.errors import PipelineError, brief
+
+_MOST_AXES = 10
 
 
 class TargetError(PipelineError):
@@ -20,7 +22,9 @@ class MeshSpec:
     axes: tuple[tuple[str, int], ...]
 
     def __post_init__(self) -> None:
-        if not self.axes or any(size < 1 for _, size in self.axes):
+        if not 0 < len(self.axes) <= _MOST_AXES:
+            raise TargetError(f"a mesh has 1 to {_MOST_AXES} axes, not {len(self.axes)}")
+        if any(size < 1 for _, size in self.axes):
             raise TargetError(f"a mesh needs axes of size 1 or more, got {self.axes}")
         if len({name for name, _ in self.axes}) < len(self.axes):
             raise TargetError(f"the mesh {self} names an axis twice")
@@ -28,9 +32,11 @@ class MeshSpec:
     @staticmethod
     def parse(text: str) -> MeshSpec:
         """Reads "x=2 y=4". Raises TargetError."""
-        found = [re.fullmatch(r"([A-Za-z_]\w*)=([0-9]+)", word) for word in text.split()]
+        axis = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})")
+        found = list(map(axis.fullmatch, text.split()))
         if not found or None in found:
-            raise TargetError(f"cannot read the mesh {text!r}", hint='write it as "x=2 y=4"')
+            message = f"cannot read the mesh {brief(text)!r}"
+            raise TargetError(message, hint='write it as "x=2 y=4"')
         return MeshSpec(tuple((match[1], int(match[2])) for match in found))
 
     def __str__(self) -> str:

@@ -20,11 +20,12 @@ from dialect.machine import machine_file
 from dialect.machine.chips import ALIASES, CHIPS, Chip
 from dialect.machine.interconnect import Links, Network, Ring, Switch
 from dialect.machine.mesh_spec import MeshSpec, TargetError
-from rewrite.errors import nearest
+from rewrite.errors import brief, nearest
 
+_MOST_CHARACTERS = 1000
 _TEXT = re.compile(
-    rf"(?:(?P<slices>[0-9]+)\*)?(?P<chip>.+{re.escape(machine_file.SUFFIX)}|\w+)"
-    r"(?P<mark>[:-])(?P<shape>[0-9]+(?:x[0-9]+)*)"
+    rf"(?:(?P<slices>[0-9]{{1,6}})\*)?(?P<chip>.+{re.escape(machine_file.SUFFIX)}|\w+)"
+    r"(?P<mark>[:-])(?P<shape>[0-9]{1,6}(?:x[0-9]{1,6}){0,3})"
 )
 
 
@@ -44,6 +45,8 @@ class Topology:
         A name with a dash counts TensorCores, as Google Cloud and MaxText do: v5e-16 has 16
         chips (4x4), v4-128 and v5p-128 have 64 (4x4x4).
         """
+        if len(text) > _MOST_CHARACTERS:
+            raise TargetError(f"{brief(text)!r} is too long for the name of a machine")
         match = _TEXT.fullmatch(text.strip())
         chip = _chip(match["chip"] if match else re.split(r"[:-]", text.strip())[0], text)
         shape = tuple(map(int, match["shape"].split("x"))) if match else ()
@@ -136,8 +139,9 @@ def cubic(count: int, rank: int) -> tuple[int, ...]:
 
     16 -> (4, 4); 32 -> (2, 4, 4); 4 -> (2, 2, 1). () where no count of chips is given.
     """
-    factors = range(1, count + 1)
-    shapes = [()] if count < 1 else _shapes(count, rank, [n for n in factors if count % n == 0])
+    low = [n for n in range(1, math.isqrt(max(0, count)) + 1) if count % n == 0]
+    divisors = sorted({*low, *(count // n for n in low)})
+    shapes = [()] if count < 1 else _shapes(count, rank, divisors)
     best = min(shapes, key=lambda shape: (sum(shape), shape))
     return tuple(sorted(best, key=lambda size: (size == 1, size)))
 

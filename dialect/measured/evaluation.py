@@ -22,6 +22,7 @@ from dialect.measured.accuracy import Accuracy, accuracy
 from dialect.measured.held_out import Rows
 from dialect.quantized.quant_report import Error, error_table, errors
 from dialect.tables import Table
+from dialect.units import size
 from dialect.usercode import Trained, UsageError
 from rewrite import manager, runtime
 from rewrite.ir import Graph, Type
@@ -29,7 +30,6 @@ from rewrite.manager import PassReport
 from rewrite.passbase import Pass, find_pass
 from rewrite.program import Program
 from rewrite.target import Target
-from rewrite.units import size
 
 ORIGINAL = "original"
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dialect.naming.axis import NAMES, Axes, Axis, leaves, unify
-from rewrite.errors import TextError, TraceError, nearest
+from rewrite.errors import TextError, TraceError, brief, nearest
 from rewrite.ir import Type, Value
 from rewrite.program import Program
 from rewrite.signature import Array, parse_array, show_array
@@ -39,7 +39,7 @@ def hints_for(
     """The axes said of each path, in full names. Raises TraceError for a hint that fits nothing."""
     found: dict[str, str] = {}
     for pattern, text in said.items():
-        hint = f"axes={{{pattern!r}: {text!r}}}"
+        hint = f"axes={{{brief(pattern)!r}: {brief(text)!r}}}"
         matching = [i for i, path in enumerate(paths) if _matches(pattern, path)]
         if not matching:
             raise TraceError(f"{hint} names no argument", hint=nearest(pattern, paths))
@@ -52,11 +52,21 @@ def hints_for(
 
 
 def _matches(pattern: str, path: str) -> bool:
-    parts = re.split(r"(\.\.\.|\*)", pattern)
-    wild = {"...": ".*", "*": "[^/]*"}
-    return (
-        re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), path) is not None
-    )
+    """Whether a path is one that the pattern means: `*` is within a name, `...` any names."""
+    places = {0}  # in `path`, where the parts up to here may end
+    for part in re.split(r"(\.\.\.|\*)", pattern):
+        if part == "...":
+            places = set(range(min(places, default=len(path) + 1), len(path) + 1))
+        elif part == "*":
+            places = {end for at in places for end in range(at, _name_end(path, at) + 1)}
+        else:
+            places = {at + len(part) for at in places if path.startswith(part, at)}
+    return len(path) in places
+
+
+def _name_end(path: str, at: int) -> int:
+    end = path.find("/", at)
+    return end if end >= 0 else len(path)
 
 
 def _parsed(text: str, hint: str) -> Array:
@@ -67,7 +77,7 @@ def _parsed(text: str, hint: str) -> Array:
     full = tuple(tuple(LETTERS.get(x, x) for x in dimension) for dimension in array)
     for name in (name for dimension in full for name in dimension):
         if name not in NAMES and name != "_":
-            raise TraceError(f"{hint}: there is no axis {name!r}", hint=nearest(name, NAMES))
+            raise TraceError(f"{hint}: there is no axis {brief(name)!r}", hint=nearest(name, NAMES))
     return full
 
 

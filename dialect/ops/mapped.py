@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from dialect import lax
+from dialect.control import must_take
 from dialect.evaluate import evaluate
 from dialect.sharding import lowering_mesh, partition_spec
 from rewrite import opdef
@@ -145,6 +146,13 @@ def _infer_mapped(
     )
 
 
+def _infer_whole(
+    types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
+) -> tuple[Type, ...]:
+    must_take("its region", regions[0], types)
+    return tuple(value.type for value in regions[0].outputs)
+
+
 opdef.define(
     OpDef(
         name="mapped",
@@ -159,9 +167,10 @@ opdef.define(
     OpDef(
         name="whole",
         signature=_signature,
-        infer=lambda types, attrs, regions: tuple(value.type for value in regions[0].outputs),
+        infer=_infer_whole,
         reference=whole,
         attrs=(),
+        regions=1,
         doc="The region runs on every chip with whole arrays: a kernel that cannot be split.",
     )
 )

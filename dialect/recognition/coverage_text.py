@@ -5,7 +5,7 @@ from __future__ import annotations
 from dialect.recognition.coverage import Coverage, Part, Recognised, Unrecognised
 from dialect.recognition.op_cost import Cost
 from dialect.tables import Table, brief
-from rewrite.units import amount, percent, size
+from dialect.units import amount, percent, size
 
 _COUNTED = (">count", ">FLOP", ">bytes")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dialect.control import scan_parts
 from dialect.lax import ELEMENTWISE
 from rewrite.ir import Graph, Op, Value
-from rewrite.mincut import Network
+from dialect.staging.mincut import Network
 
 
 def fuses(op: Op) -> bool:
