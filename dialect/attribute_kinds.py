@@ -7,12 +7,13 @@ ends the process there. Names that are not listed are left to the ops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from dialect.dtypes import is_dtype
 from rewrite.errors import brief
-from rewrite.ir import Opaque, Record, Symbol
+from rewrite.ir import Opaque, Record, Symbol, Type
 from rewrite.text import show_value
 
 Kind = tuple[str, Callable[[Any], bool]]
@@ -104,12 +105,18 @@ for _names, _told, _holds in (
     _KINDS |= {name: (_told, _holds) for name in _names.split()}
 
 
-def check(attrs: dict[str, Any]) -> None:
+def check(op: str, types: tuple[Type, ...], attrs: dict[str, Any]) -> None:
     """Raises ValueError for an attribute that is of another kind than its name says."""
     for name, value in attrs.items():
         told, holds = _KINDS.get(name, _ANY)
         if not holds(value):
             raise ValueError(f"`{name}` is {told}, not {brief(show_value(value), 100)}")
+    if op == "reshape" and math.prod(attrs["new_sizes"]) != types[0].size:
+        raise ValueError(f"{types[0]} has not as many elements as {attrs['new_sizes']}")
+    if op == "sort" and not 0 <= attrs["dimension"] < types[0].rank:
+        raise ValueError(f"{types[0]} has no axis {attrs['dimension']}")
+    if op == "sort" and not 1 <= attrs["num_keys"] <= len(types):
+        raise ValueError(f"{len(types)} arrays cannot have {attrs['num_keys']} keys")
 
 
 _ANY: Kind = ("anything", lambda value: True)

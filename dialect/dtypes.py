@@ -46,7 +46,7 @@ def is_carried(dtype: Any) -> bool:
 
 def check(type_: Type) -> None:
     """Raises ValueError for a type that no array has."""
-    if not is_carried(type_.dtype):
+    if not (is_dtype(type_.dtype) or type_.dtype in _KEYS):
         hint = nearest(type_.dtype, [*_LONG, *_KEYS])
         raise ValueError(f"there is no dtype {brief(type_.dtype)}: {hint}")
     if type_.rank > _MOST_AXES:

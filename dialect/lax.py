@@ -7,7 +7,6 @@ re-binds unchanged, and every one of its axes is needed whole.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -343,37 +342,17 @@ def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple, wide: bool) -> 
     )
 
 
-def infer_by_reference(
-    name: str, check: Callable[[tuple[Type, ...], dict[str, Any]], None] | None = None
-) -> opdef.Infer:
-    """Type inference by tracing the op's reference, remembered per types, attributes and x64.
-
-    `check` raises ValueError for what the reference does not mind.
-    """
+def infer_by_reference(name: str) -> opdef.Infer:
+    """Type inference by tracing the op's reference, remembered per types, attributes and x64."""
 
     def infer(
         types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
     ) -> tuple[Type, ...]:
         wide = jax.config.jax_enable_x64
-        attribute_kinds.check(attrs)
-        if check is not None:
-            check(types, attrs)
+        attribute_kinds.check(name, types, attrs)
         return _evaluated(name, types, tuple(sorted(attrs.items())), wide)
 
     return infer
-
-
-def _check_reshape(types: tuple[Type, ...], attrs: dict[str, Any]) -> None:
-    if types[0].size != math.prod(attrs["new_sizes"]):
-        raise ValueError(f"{types[0]} has not as many elements as {attrs['new_sizes']}")
-
-
-def _check_sort(types: tuple[Type, ...], attrs: dict[str, Any]) -> None:
-    if not (0 <= attrs["dimension"] < types[0].rank and 1 <= attrs["num_keys"] <= len(types)):
-        raise ValueError("it has no such dimension, or not as many keys")
-
-
-_CHECKS = {"reshape": _check_reshape, "sort": _check_sort}  # what JAX leaves to the compiler
 
 
 def _back(op: Op) -> tuple[int, ...]:
@@ -395,7 +374,7 @@ def _resolve(name: str) -> OpDef | None:
     return OpDef(
         name=name,
         signature=SIGNATURES.get(name, _unknown),
-        infer=infer_by_reference(name, _CHECKS.get(name)),
+        infer=infer_by_reference(name),
         reference=_reference(name),
         lead={"dot_general": "dimension_numbers"}.get(name),
         inverse=_INVERSES.get(name),
