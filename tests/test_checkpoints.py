@@ -18,6 +18,7 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialect.dtypes import dtype_of
+from dialect.files import FileError
 from dialect.prepared import orbax_files, safetensors_file
 from dialect.prepared.originals import as_tree, stacked
 from dialect.prepared.packed_files import read_checkpoint, read_schema
@@ -102,7 +103,7 @@ def test_other_programs_read_the_file(saved: Any) -> None:
         for name in file.keys():
             np.testing.assert_array_equal(file.get_tensor(name), arrays[name])
         told = json.loads(file.metadata()["shardwright"])
-    assert told["format"] == 1 and told["target"] == "cpu x=2 y=4"
+    assert told["format"] == 2 and told["target"] == "cpu x=2 y=4"
     assert told["plan"].startswith("plan ws1d/heads\n")
     assert "quantize" in told["pipeline"]
     assert told["model"][0] == {
@@ -142,7 +143,7 @@ def test_every_dtype_and_share(tmp_path: Path, dtype: str, shape: Any, spec: Any
     if len(shape) == 2 and shape[0]:
         part = (slice(1, 3), slice(3, 8))
         assert lazy[part].tobytes() == values[part].tobytes()
-    assert safetensors_file.read_header(path)[1] == {"a": "b"}
+    assert safetensors_file.read_header(path).about == {"a": "b"}
     with safetensors.safe_open(path, "np") as file:
         assert set(file.keys()) == {"first", "array"}
 
@@ -269,10 +270,10 @@ def test_what_is_no_packed_file_is_told(tmp_path: Path, saved: Any) -> None:
 
 
 def test_a_later_format_is_refused(tmp_path: Path, saved: Any) -> None:
-    later = json.dumps({"format": 2})
+    later = json.dumps({"format": 3})
     path = tmp_path / "later.safetensors"
     safetensors.numpy.save_file({"a": np.ones(3)}, path, {"shardwright": later})
-    with pytest.raises(PackedError, match="has the format 2, this version of Shardwright reads 1"):
+    with pytest.raises(PackedError, match="has the format 3, this version of Shardwright reads 2"):
         read_schema(path)
     safetensors.numpy.save_file({"a": np.ones(3)}, path, {"shardwright": "[]"})
     with pytest.raises(PackedError, match="its schema cannot be read"):
@@ -296,7 +297,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: Any)
         raise OSError("no space left on device")
 
     monkeypatch.setattr(safetensors_file, "_write_shares", broken)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(FileError, match="no space left"):
         safetensors_file.write(path, {"a": jnp.ones(3)}, {})
     assert list(tmp_path.iterdir()) == [path]
     np.testing.assert_array_equal(safetensors_file.read(path)["a"][slice(0, 3),], np.zeros(3))

@@ -5,6 +5,8 @@ The one module that imports orbax (https://orbax.readthedocs.io), an extra of th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,28 +17,50 @@ from typing import Any
 import jax
 import numpy as np
 
+from dialect.prepared.digests import digests
 from dialect.prepared.originals import Lazy
 from dialect.prepared.packed_schema import PackedError
+from rewrite.errors import ShardwrightError, brief, cause
+
+_DIGESTS, _TEXTS = "digests", "texts_sha256"  # ours, among the texts of a checkpoint
 
 
 def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str]) -> None:
     """Writes arrays and some text. The folder is there whole or not at all, and must be new."""
     if path.exists():
         raise PackedError(f"{path} exists", hint="remove it, or take another name")
-    with _opened("StandardCheckpointer") as checkpointer:
-        checkpointer.save(path.absolute(), dict(arrays), custom_metadata=dict(about))
+    texts = {**about, _DIGESTS: json.dumps(digests(arrays))}
+    texts[_TEXTS] = _digest_of(texts)
+    with _opened("StandardCheckpointer", path) as checkpointer:
+        checkpointer.save(path.absolute(), dict(arrays), custom_metadata=texts)
 
 
 def read_about(path: Path) -> dict[str, str]:
-    """The text of a checkpoint."""
-    with _opened("StandardCheckpointer") as checkpointer:
-        return dict(checkpointer.metadata(path.absolute()).custom_metadata or {})
+    """The text of a checkpoint. Raises PackedError where it is not what was written."""
+    with _opened("StandardCheckpointer", path) as checkpointer:
+        texts = dict(checkpointer.metadata(path.absolute()).custom_metadata or {})
+        if _TEXTS in texts and texts.pop(_TEXTS) != _digest_of(texts):
+            raise PackedError(f"{path} is damaged: its texts are not what was written")
+    return texts
 
 
 def read_onto(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """All arrays of a checkpoint that `write` wrote, in the shardings that are wanted."""
-    with _opened("StandardCheckpointer") as checkpointer:
-        return checkpointer.restore(path.absolute(), dict(wanted))
+    """All arrays of a checkpoint that `write` wrote, in the shardings that are wanted.
+
+    Raises PackedError where one of them is not what was written.
+    """
+    written = read_about(path).get(_DIGESTS)
+    with _opened("StandardCheckpointer", path) as checkpointer:
+        arrays = checkpointer.restore(path.absolute(), dict(wanted))
+        found, written = digests(arrays), json.loads(written or "{}")
+    wrong = [name for name in found if found[name] != written.get(name)]
+    if wrong:
+        raise PackedError(f"{path} is damaged: {wrong[0]} is not what was written")
+    return arrays
+
+
+def _digest_of(texts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: Path) -> dict[str, Lazy]:
@@ -44,11 +68,11 @@ def read(path: Path) -> dict[str, Lazy]:
 
     One array at a time is held in the host's memory. Raises PackedError for what is none.
     """
-    with _opened("StandardCheckpointer") as checkpointer:
+    with _opened("StandardCheckpointer", path) as checkpointer:
         metadata = checkpointer.metadata(path.absolute()).item_metadata
-    if metadata is None:
-        raise PackedError(f"{path} is no orbax checkpoint")
-    leaves, structure = jax.tree_util.tree_flatten_with_path(metadata.tree)
+        if metadata is None:
+            raise PackedError(f"{path} is no orbax checkpoint")
+        leaves, structure = jax.tree_util.tree_flatten_with_path(metadata.tree)
 
     @lru_cache(maxsize=1)
     def whole(number: int) -> np.ndarray:
@@ -60,13 +84,15 @@ def read(path: Path) -> dict[str, Lazy]:
             item=jax.tree.unflatten(structure, only),
             restore_args=jax.tree.unflatten(structure, as_numpy),
         )
-        with _opened("PyTreeCheckpointer") as checkpointer:
+        with _opened("PyTreeCheckpointer", path) as checkpointer:
             restored = checkpointer.restore(path.absolute(), args=request)
         return jax.tree.leaves(restored)[number]
 
     found = {}
     for number, (keys, about) in enumerate(leaves):
         name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if ".." in name.split("/") or not hasattr(about, "shape"):
+            raise PackedError(f"{path} holds {brief(name)!r}, which is the name of no array in it")
 
         def part(index: tuple[slice, ...], number: int = number) -> np.ndarray:
             return whole(number)[index]
@@ -89,8 +115,11 @@ def _orbax() -> Any:
 
 
 @contextmanager
-def _opened(kind: str) -> Iterator[Any]:
-    """A checkpointer that is waited for, and tells its warnings by errors alone."""
+def _opened(kind: str, path: Path) -> Iterator[Any]:
+    """A checkpointer that is waited for, and tells its warnings by errors alone.
+
+    Raises PackedError for whatever goes wrong inside: orbax raises errors of many kinds.
+    """
     ocp = _orbax()
     log = logging.getLogger("absl")
     level = log.level
@@ -98,5 +127,9 @@ def _opened(kind: str) -> Iterator[Any]:
     try:
         with getattr(ocp, kind)() as checkpointer:
             yield checkpointer
+    except ShardwrightError:
+        raise
+    except Exception as error:
+        raise PackedError(f"{path} cannot be used as a checkpoint: {cause(error)}") from error
     finally:
         log.setLevel(level)

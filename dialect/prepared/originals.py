@@ -46,6 +46,11 @@ class Lazy:
             )
         return found
 
+    def astype(self, dtype: Any) -> Lazy:
+        """The array in another dtype: each part is converted when it is read."""
+        wanted = np.dtype(dtype)
+        return Lazy(self.shape, wanted, lambda index: self[index].astype(wanted), self.name)
+
 
 def is_lazy(leaf: Any) -> bool:
     """Whether a leaf of the parameters is still to be read."""
@@ -72,19 +77,34 @@ def stacked(arrays: Sequence[Lazy]) -> Lazy:
 def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
     """The pytree `shapes` filled from arrays by their paths: `layers/wq`.
 
-    Raises TraceError for a path that is missing and for an array of another shape.
+    Raises TraceError for a path that is missing, for an array that has no place, and for one of
+    another shape or dtype.
     """
+    left = dict(arrays)
 
-    def filled(path: Any, shape: Any) -> Any:
+    def filled(path: Any, wanted: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in arrays:
             raise TraceError(f"there is no array {name!r}", hint=nearest(name, arrays))
-        found = arrays[name]
-        if tuple(found.shape) != tuple(shape.shape):
-            raise TraceError(f"{name} has the shape {found.shape}, and not {shape.shape}")
+        found = left.pop(name)
+        if tuple(found.shape) != tuple(wanted.shape):
+            raise TraceError(f"{name} has the shape {found.shape}, and not {wanted.shape}")
+        if found.dtype != wanted.dtype:
+            raise TraceError(
+                f"{name} is {found.dtype}, and the step takes {wanted.dtype}",
+                hint=f"convert it: arrays[{name!r}].astype({str(wanted.dtype)!r}), "
+                f"or give the shapes as {found.dtype}",
+            )
         return found
 
-    return jax.tree_util.tree_map_with_path(filled, shapes)
+    tree = jax.tree_util.tree_map_with_path(filled, shapes)
+    if left:
+        names = ", ".join(sorted(left)[:4])
+        raise TraceError(
+            f"the step has no parameter for {len(left)} of the arrays: {names}",
+            hint="leave out what it does not need",
+        )
+    return tree
 
 
 def original_type(leaf: Any) -> Type:

@@ -19,11 +19,12 @@ from dialect.prepared.packed_schema import PackedError, Schema, refuse
 from rewrite.console import tracked
 from rewrite.ir import Type
 
+_INDEX = ".index.json"
 _KEY = "shardwright"  # of the schema, among a file's own texts
 
 
 def save(path: str | Path, leaves: Sequence[jax.Array], schema: Schema) -> None:
-    """Writes packed parameters. Raises PackedError, and OSError where nothing can be written."""
+    """Writes packed parameters. Raises PackedError, and FileError where the system refuses."""
     path = Path(path)
     wrong = misfits(schema, leaves)
     if wrong:
@@ -49,6 +50,8 @@ def load(path: str | Path, schema: Schema, shardings: Sequence[Any]) -> list[jax
         }
         arrays = orbax_files.read_onto(path, structs)
         return [arrays[name] for name in types]
+    if not safetensors_file.read_header(path).checksums:
+        raise PackedError(f"{path} has no checksums", hint="pack the originals again")
     lazy = safetensors_file.read(path, types)
     missing = sorted(set(types) - set(lazy))
     if missing:
@@ -65,7 +68,9 @@ def read_schema(path: str | Path) -> Schema:
     path = Path(path)
     if not path.exists():
         raise PackedError(f"there is no {path}")
-    about = orbax_files.read_about(path) if path.is_dir() else safetensors_file.read_header(path)[1]
+    about = (
+        orbax_files.read_about(path) if path.is_dir() else safetensors_file.read_header(path).about
+    )
     if _KEY not in about:
         raise PackedError(
             f"{path} holds no packed parameters",
@@ -91,16 +96,55 @@ def misfits(schema: Schema, leaves: Sequence[Any]) -> list[str]:
 def read_checkpoint(path: str | Path) -> dict[str, Lazy]:
     """The arrays of a checkpoint by name, to be read when `step.prepare` needs them.
 
-    path: a `.safetensors` file, a folder of such files, or an orbax checkpoint. `as_tree` and
-    `stacked` bring them into the form of a step's parameters. Raises PackedError.
+    path: a `.safetensors` file, an index of such files (`*.index.json`), a folder of them, or an
+    orbax checkpoint. A folder that has an index is read as that says. `as_tree` and `stacked`
+    bring the arrays into the form of a step's parameters. Raises PackedError.
     """
     path = Path(path)
-    if not path.exists():
+    with safetensors_file.refusing(path):
+        there, folder = path.exists(), path.is_dir()
+        files = sorted(path.glob(f"*{safetensors_file.SUFFIX}")) if folder else [path]
+        indices = sorted(path.glob(f"*{_INDEX}")) if folder else []
+    if not there:
         raise PackedError(f"there is no {path}")
-    if not path.is_dir():
-        return safetensors_file.read(path)
-    files = sorted(path.glob(f"*{safetensors_file.SUFFIX}"))
+    if not folder:
+        return _indexed(path) if path.name.endswith(_INDEX) else safetensors_file.read(path)
+    if len(indices) > 1:
+        names = " and ".join(each.name for each in indices[:2])
+        raise PackedError(f"{path} has several indices, {names}", hint="name one of them")
+    if indices:
+        return _indexed(indices[0])
     found: dict[str, Lazy] = {}
     for file in files:
-        found |= safetensors_file.read(file)
+        more = safetensors_file.read(_inside(path, file.name))
+        twice = sorted(set(found) & set(more))
+        if twice:
+            raise PackedError(f"{twice[0]} is in {file} and in another file of {path}")
+        found |= more
     return found if files else orbax_files.read(path)
+
+
+def _indexed(path: Path) -> dict[str, Lazy]:
+    """The arrays that an index names, each from the file that it says."""
+    with safetensors_file.refusing(path):
+        places = safetensors_file.read_json(path).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+            raise ValueError("its weight_map gives no file for each array")
+    files = {name: safetensors_file.read(_inside(path.parent, name)) for name in {*places.values()}}
+    missing = sorted(name for name, file in places.items() if name not in files[file])
+    if missing:
+        raise PackedError(f"{places[missing[0]]} lacks {missing[0]}, which {path} says is there")
+    return {name: files[file][name] for name, file in places.items()}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a folder. Raises PackedError for a name or a link that leads out of it.
+
+    A cache of the Hugging Face hub links its snapshots to its blobs, which are part of it.
+    """
+    with safetensors_file.refusing(folder / name):
+        home, real = folder.resolve(), (folder / name).resolve()
+        hub = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if Path(name).name != name or real.parent not in (home, hub):
+        raise PackedError(f"{folder / name} leads out of {folder}")
+    return folder / name

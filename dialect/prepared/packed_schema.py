@@ -9,19 +9,19 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from dialect.sharding import show_layout
 from dialect.staging.prepare_parts import alone, loosened, prepare_of
-from rewrite.errors import ShardwrightError
+from rewrite.errors import ShardwrightError, brief, cause
 from rewrite.ir import Graph
 from rewrite.plan import GROUPS
 from rewrite.program import Input, Program
 from rewrite.text import show_graph
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksums
 _SHOWN = 4  # differences of one kind that are told
 _DECISIONS = {"plan", "target", "mesh", *GROUPS}  # the lines of a plan that are no predictions
 
@@ -88,11 +88,18 @@ class Schema:
                     kind: tuple(Array(**each) for each in found.pop(kind))
                     for kind in ("model", "packed")
                 }
-                return Schema(**arrays, pipeline=tuple(found.pop("pipeline")), **found)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PackedError(f"{path}: its schema cannot be read: {error}") from error
+                pipeline = tuple(found.pop("pipeline"))
+                schema = Schema(**arrays, pipeline=pipeline, **found)
+                texts = [schema.program, schema.target, schema.plan, *pipeline]
+                texts += [x for kind in arrays.values() for each in kind for x in astuple(each)]
+                if all(isinstance(each, str) for each in texts):
+                    return schema
+                raise ValueError("what should be text is none")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise PackedError(f"{path}: its schema cannot be read: {cause(error)}") from error
         raise PackedError(
-            f"{path} has the format {version}, this version of Shardwright reads {FORMAT}",
+            f"{path} has the format {brief(str(version))}, this version of Shardwright reads "
+            f"{FORMAT}",
             hint="read it with the version that wrote it, or pack the originals again",
         )
 

@@ -5,6 +5,9 @@ Eight bytes with the length of the header, the header as JSON, and the arrays be
 memory at once, and knows neither bfloat16 as numpy has it nor int4; here a file is mapped, and each
 device's share is written and read by itself.
 
+A file written here holds a CRC-32 of each array and one of its header, which are compared when it
+is read: a flipped bit is refused. Other programs read it all the same.
+
 Integers of four bits are two to a byte, the first in the lower half, where the last axis divides
 so on every device, and one to a byte elsewhere.
 """
@@ -12,9 +15,11 @@ so on every device, and one to a byte elsewhere.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,12 +28,18 @@ import jax
 import numpy as np
 
 from dialect.dtypes import dtype_of, type_of
+from dialect.files import written_whole
 from dialect.prepared.originals import Lazy
 from dialect.prepared.packed_schema import PackedError
+from rewrite.errors import brief
 from rewrite.ir import Type, bits
 
 SUFFIX = ".safetensors"
 _LARGEST_HEADER_BYTES = 100_000_000  # the format's own limit
+_ARRAYS, _HEADER = "crc32", "header_crc32"  # our checksums, among the texts of a file
+_UNKNOWN = "0" * 8  # stands for a checksum until it is known
+_CHUNK_BYTES = 1 << 24
+_MOST_AXES = 32  # of what can be mapped
 _NAMES = {"bool": "BOOL", "c64": "C64", "f8_e4m3fn": "F8_E4M3", "f8_e5m2": "F8_E5M2"}
 _NAMES |= {"f8_e8m0fnu": "F8_E8M0"}
 _NAMES |= {n.lower(): n for n in ("BF16", "F16", "F32", "F64", *(f"I{n}" for n in (8, 16, 32, 64)))}
@@ -49,11 +60,31 @@ class Entry:
         stored = dtype_of(_TYPES[self.dtype])
         return np.memmap(path, stored, mode, self.first, self.shape, "C")
 
+    def crc32(self, path: Path) -> str:
+        """The checksum of its bytes in a file."""
+        found = 0
+        with open(path, "rb") as file:
+            file.seek(self.first)
+            for start in range(self.first, self.last, _CHUNK_BYTES):
+                found = zlib.crc32(file.read(min(_CHUNK_BYTES, self.last - start)), found)
+        return f"{found:08x}"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds: its arrays by name, its texts, and the checksums of arrays, where it
+    has them."""
+
+    arrays: dict[str, Entry]
+    about: dict[str, str]
+    checksums: dict[str, str]
+
 
 def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str]) -> None:
     """Writes arrays and some text. The file is there whole or not at all.
 
-    Raises PackedError for an array that lies on other machines too.
+    Raises PackedError for an array that lies on other machines too, FileError where the system
+    refuses.
     """
     for name, array in arrays.items():
         if not array.is_fully_addressable:
@@ -61,25 +92,45 @@ def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str])
                 f"{name} lies on several machines, and a {SUFFIX} file is written by one",
                 hint="save to a folder, which orbax writes from all of them",
             )
-    header: dict[str, Any] = {"__metadata__": dict(about)}
+    entries: dict[str, Entry] = {}
     end = 0
     for name, array in arrays.items():
         dtype, shape = _stored(array)
         first, end = end, end + prod(shape) * dtype_of(_TYPES[dtype]).itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [first, end]}
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 64)  # so that arrays begin where processors like them to
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + end)
-        entries, _ = read_header(unfinished)
+        entries[name] = Entry(dtype, shape, first, end)
+    begin = len(_header(entries, about, dict.fromkeys(entries, _UNKNOWN)))
+    placed = {
+        name: Entry(each.dtype, each.shape, begin + each.first, begin + each.last)
+        for name, each in entries.items()
+    }
+    with written_whole(path) as part:
+        with open(part, "wb") as file:
+            file.truncate(begin + end)
         for name, array in arrays.items():
-            _write_shares(unfinished, entries[name], array)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            _write_shares(part, placed[name], array)
+        checksums = {name: each.crc32(part) for name, each in placed.items()}
+        with open(part, "r+b") as file:
+            file.write(_header(entries, about, checksums))
+
+
+def _header(
+    entries: Mapping[str, Entry], about: Mapping[str, str], checksums: Mapping[str, str]
+) -> bytes:
+    """The beginning of a file, as long whatever the checksums are."""
+
+    def written(own: str) -> bytes:
+        texts = {**about, _ARRAYS: json.dumps(checksums, ensure_ascii=False), _HEADER: own}
+        header: dict[str, Any] = {"__metadata__": texts}
+        for name, each in entries.items():
+            offsets = [each.first, each.last]
+            header[name] = {
+                "dtype": each.dtype, "shape": list(each.shape), "data_offsets": offsets,
+            }  # fmt: skip
+        text = json.dumps(header, ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 64)  # so that arrays begin where processors like them to
+        return len(text).to_bytes(8, "little") + text
+
+    return written(f"{zlib.crc32(written(_UNKNOWN)):08x}")
 
 
 def _stored(array: jax.Array) -> tuple[str, tuple[int, ...]]:
@@ -133,41 +184,116 @@ def _in_pairs(entry: Entry, type_: Type) -> bool:
     return bits(type_.dtype) == 4 and entry.shape != type_.shape
 
 
-def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """(the arrays by name, the text). Raises PackedError for what is no such file, or cut off."""
-    size = path.stat().st_size
-    try:
+def read_header(path: Path) -> Header:
+    """What a file holds. Raises PackedError for what is no such file, is cut off or damaged."""
+    with refusing(path):
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ValueError("it is no file")
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
             if not 2 <= length <= min(size - 8, _LARGEST_HEADER_BYTES):
                 raise ValueError(f"its header would have {length} bytes")
-            header = json.loads(file.read(length))
-        about = header.pop("__metadata__", {})
-        entries = {}
-        for name, each in header.items():
-            first, last = (8 + length + offset for offset in each["data_offsets"])
-            entry = Entry(each["dtype"], tuple(map(int, each["shape"])), first, last)
-            needed = prod(entry.shape) * dtype_of(_TYPES[entry.dtype]).itemsize
-            if not 8 + length <= first <= last <= size or last - first != needed:
-                raise ValueError(f"{name} has {needed} bytes, and not those from {first} to {last}")
-            entries[name] = entry
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PackedError(f"{path} is no safetensors file, or is damaged: {error}") from error
-    return entries, about
+            text = file.read(length)
+        found = _json(text)
+        about = found.pop("__metadata__", {})
+        if not isinstance(about, dict) or not all(isinstance(x, str) for x in about.values()):
+            raise ValueError("its texts are no texts")
+        checksums = _json(about.pop(_ARRAYS, "{}"))
+        _check_header(first + text, about.pop(_HEADER, None))
+        arrays = {name: _entry(name, each, 8 + length) for name, each in found.items()}
+        end = 8 + length
+        for name, each in sorted(arrays.items(), key=lambda pair: (pair[1].first, pair[1].last)):
+            if each.first != end:
+                raise ValueError(f"{brief(name)} begins at {each.first}, and not at {end}")
+            end = each.last
+        if end != size:
+            raise ValueError(f"it has {size} bytes, and its arrays end at {end}")
+        if checksums and set(checksums) != set(arrays):
+            raise ValueError("its checksums are those of other arrays")
+    return Header(arrays, about, checksums)
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Raises PackedError where a file cannot be read, or is not what it should be."""
+    try:
+        yield
+    except OSError as error:
+        raise PackedError(f"cannot read {path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        what = f"{path} is no safetensors file, or is damaged"
+        raise PackedError(f"{what}: {brief(str(error))}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises ValueError, OSError."""
+    with open(path, "rb") as file:
+        text = file.read(_LARGEST_HEADER_BYTES + 1)
+    if len(text) > _LARGEST_HEADER_BYTES:
+        raise ValueError(f"it has more than {_LARGEST_HEADER_BYTES} bytes")
+    return _json(text)
+
+
+def _json(text: str | bytes) -> dict[str, Any]:
+    """An object in JSON. Raises ValueError for what is none, and for a name that stands twice."""
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name stands there twice")
+        return found
+
+    found = json.loads(text, object_pairs_hook=unique)
+    if not isinstance(found, dict):
+        raise ValueError("its header is no object")
+    return found
+
+
+def _check_header(text: bytes, checksum: str | None) -> None:
+    """Compares the header with its own checksum, where it has one."""
+    if checksum is None:
+        return
+    told, unknown = (f'"{_HEADER}": "{each}"'.encode() for each in (checksum, _UNKNOWN))
+    if f"{zlib.crc32(text.replace(told, unknown, 1)):08x}" != checksum:
+        raise ValueError("its header is not what was written")
+
+
+def _entry(name: str, said: Any, begin: int) -> Entry:
+    """An array as the header says it. Raises ValueError where that is nonsense."""
+    fields = ("dtype", "shape", "data_offsets")
+    if not isinstance(said, dict) or set(said) != set(fields):
+        raise ValueError(f"{brief(name)} has not the fields {', '.join(fields)}")
+    dtype, shape, offsets = (said[field] for field in fields)
+    if not isinstance(dtype, str) or dtype not in _TYPES:
+        raise ValueError(f"{brief(name)} has the dtype {brief(str(dtype))}, which is unknown here")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or any(
+            type(x) is not int or not 0 <= x < 1 << 63 for x in numbers
+        ):
+            raise ValueError(f"{brief(name)} has the shape or offsets {brief(str(numbers))}")
+    needed = prod(shape) * dtype_of(_TYPES[dtype]).itemsize
+    if len(shape) > _MOST_AXES or len(offsets) != 2 or offsets[1] - offsets[0] != needed:
+        raise ValueError(f"{brief(name)} has {needed} bytes, and not those at {offsets[:2]}")
+    return Entry(dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
 
 
 def read(path: Path, types: Mapping[str, Type] | None = None) -> dict[str, Lazy]:
     """The arrays of a file by name, to be read when they are needed.
 
-    `types` are those of arrays whose dtype the format lacks. Raises PackedError.
+    `types` are those of arrays whose dtype the format lacks. Raises PackedError, also when an
+    array is read that is not what was written.
     """
-    entries, _ = read_header(path)
-    return {
-        name: _lazy(path, name, entry, (types or {}).get(name)) for name, entry in entries.items()
-    }
+    header = read_header(path)
+    lazy = {}
+    for name, entry in header.arrays.items():
+        checksum = header.checksums.get(name)
+        lazy[name] = _lazy(path, name, entry, (types or {}).get(name), checksum)
+    return lazy
 
 
-def _lazy(path: Path, name: str, entry: Entry, type_: Type | None) -> Lazy:
+def _lazy(path: Path, name: str, entry: Entry, type_: Type | None, checksum: str | None) -> Lazy:
     stored = Type(_TYPES[entry.dtype], entry.shape)
     type_ = type_ or stored
     dtype = dtype_of(type_.dtype)
@@ -176,7 +302,14 @@ def _lazy(path: Path, name: str, entry: Entry, type_: Type | None) -> Lazy:
     if type_ != stored and expected not in (stored, Type("u8", (*type_.shape, *_wide(type_)))):
         raise PackedError(f"{path}: {name} is stored as {stored}, and should be {type_}")
 
+    @cache
+    def check() -> None:
+        with refusing(path):
+            if checksum is not None and entry.crc32(path) != checksum:
+                raise ValueError(f"{name} is not what was written")
+
     def part(index: tuple[slice, ...]) -> np.ndarray:
+        check()
         if not type_.size:
             return np.zeros([each.stop - each.start for each in index], dtype)
         whole = entry.mapped(path, "r")
