@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
 import json
-import math
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -96,6 +96,6 @@ def types_of(text: str) -> tuple[Type, ...]:
 
 
 def _finite(value: Any, digits: str) -> Any:
-    if "inf" not in digits and math.isinf(abs(value)):
+    if "inf" not in digits and cmath.isinf(value):
         raise ValueError(f"{digits} is too large for a float")
     return value
