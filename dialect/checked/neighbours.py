@@ -17,13 +17,13 @@ import jax
 from dialect.checked.all_rules import Family, FoundRule
 from dialect.checked.edits import edits
 from dialect.checked.forms import brought
-from dialect.checked.variants import PLAIN, is_wide, variant
+from dialect.checked.variants import CUBES, PLAIN, is_wide, variant
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph
 from rewrite.rules import Rule
 from rewrite.verify import verify
 
-_VARIANTS = 40  # of an example, itself included: as many as its arrays are compiled for
+_VARIANTS = 50  # of an example, itself included: as many as its arrays are compiled for
 _MOST_OPS = 120
 _MOST_ELEMENTS = 4096
 # What an edit's types may not fit, told by JAX or by the IR.
@@ -70,11 +70,15 @@ def _brought(rule: Rule, chosen: int, first: Family) -> Graph:
 
 
 def _chosen(random: Random) -> int:
-    """The example as it is, at another dtype, or at other types and sizes."""
-    form = random.random()
-    if form < 0.35:
+    """The example as it is, at another dtype, of one size, or at other types and sizes."""
+    form, plain = random.random(), len(PLAIN)
+    if form < 0.3:
         return 0
-    return random.randint(1, len(PLAIN)) if form < 0.6 else random.randrange(1, _VARIANTS)
+    if form < 0.5:
+        return random.randint(1, plain)
+    if form < 0.65:
+        return random.randint(plain + 1, plain + len(CUBES))
+    return random.randrange(1, _VARIANTS)
 
 
 def _edited(graph: Graph, many: int, wide: bool, roots: Collection[str], random: Random) -> Graph:

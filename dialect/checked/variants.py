@@ -19,6 +19,8 @@ _SIZES = (0, 1, 2, 3)
 _COMPLEX = ("c64",)
 # The first variants are the example's ops at these.
 PLAIN = ("bf16", "f16", "f64", "i32", "i8", "u8", "u32", "i64", "bool", "c64")
+# The next have axes of one size alone.
+CUBES = (2, 3, 4)
 
 
 def is_wide(types: Sequence[Type]) -> bool:
@@ -39,6 +41,9 @@ def _variant(rule: Rule, name: str, number: int) -> Graph | None:
     mapped, kinds = None, {}
     if 0 < number <= len(PLAIN):
         kinds = {_commonest(types): PLAIN[number - 1]}
+    elif 0 < number <= len(PLAIN) + len(CUBES):
+        size = CUBES[number - len(PLAIN) - 1]  # an axis for another is no error of types there
+        types = [Type(each.dtype, (size,) * each.rank) for each in types]
     elif number:
         types = _resized(types, random) if random.random() < 0.5 else types
         form = random.choice(("as it is", "its types", "its ops", "its ops"))
@@ -70,6 +75,8 @@ def _resized(types: Sequence[Type], random: Random) -> list[Type]:
     """Each size becomes another one, the same everywhere; sometimes one axis alone does."""
     known = sorted({size for type_ in types for size in type_.shape})
     sizes = {size: random.choice((size, *_SIZES)) for size in known}
+    if random.random() < 0.2:
+        sizes = dict.fromkeys(known, random.choice(CUBES))
     made = [Type(t.dtype, tuple(sizes[size] for size in t.shape), t.weak) for t in types]
     ranked = [i for i, type_ in enumerate(made) if type_.rank]
     if ranked and random.random() < 0.2:
