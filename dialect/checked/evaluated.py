@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dialect.checked.sensitivity import Disturb
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Value
 
@@ -25,6 +26,16 @@ def evaluated(graph: Graph, arrays: Sequence[Any]) -> tuple[list[Any], float]:
         results.update(zip(op.results, made))
         largest = max(largest, *(magnitude(array) for array in made), 0.0)
     return [results[value] for value in graph.outputs], largest
+
+
+def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None) -> list[Any]:
+    """The outputs, each top-level op applied alone; `disturb` may change what it gives."""
+    results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    for op in graph.ops:
+        args = [results[arg] for arg in op.args]
+        made = _applied(op, args)
+        results.update(zip(op.results, disturb(op.name, args, made) if disturb else made))
+    return [results[value] for value in graph.outputs]
 
 
 def _applied(op: Op, args: list[Any]) -> list[Any]:

@@ -27,13 +27,6 @@ def _to_integers(op: Any) -> bool:
     return converts and _is_float(op.args[0].type.dtype) and not _is_float(op.types[0].dtype)
 
 
-def narrowest_step(graph: Graph) -> float:
-    """The relative step of the narrowest float of a graph; 0 where it has none."""
-    kinds = {type_.dtype for op, _ in graph.walk() for type_ in op.types}
-    kinds |= {value.type.dtype for value in graph.inputs}
-    return max((_step(dtype) for dtype in kinds), default=0.0)
-
-
 def _step(dtype: str) -> float:
     if dtype == "c64":
         return _step("f32")
@@ -45,12 +38,15 @@ def _is_float(dtype: str) -> bool:
 
 
 def new_constants(before: Graph, after: Graph) -> float:
-    """How inexact the constants are that a rewrite computed: in the reals they are not rounded."""
-    known, steps = _constants(before), [0.0]
-    for number, dtype in _constants(after).items():
-        if number not in known:
-            steps.append(_step(dtype) * 32)
-    return max(steps)
+    """How far off results may be for the constants that a rewrite computed, and rounded."""
+    return 32 * step_of_new_constants(before, after)
+
+
+def step_of_new_constants(before: Graph, after: Graph) -> float:
+    """The relative step of the narrowest constant that a rewrite computed; 0 where it did none."""
+    known = _constants(before)
+    steps = (_step(dtype) for number, dtype in _constants(after).items() if number not in known)
+    return max(steps, default=0.0)
 
 
 def _constants(graph: Graph) -> dict[float, str]:

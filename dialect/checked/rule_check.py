@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from dialect.checked.all_rules import Family, FoundRule, all_rules
-from dialect.checked.evaluated import evaluated
+from dialect.checked.evaluated import op_by_op
 from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import neighbour
 from dialect.checked.trial import Evaluator, RuleReport, Trial
@@ -22,7 +22,7 @@ def check(
     seconds: float = 60.0,
     first: Family | None = None,
     most_violations: int = 3,
-    evaluators: Sequence[Evaluator] = (evaluated,),
+    evaluators: Sequence[Evaluator] = (op_by_op,),
 ) -> RuleReport:
     """Tries a rule until it fired on `instances` programs, or the time is up: seconds of CPU.
 

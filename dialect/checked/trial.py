@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -21,20 +21,20 @@ import numpy as np
 
 from dialect.checked.arrays import array_of
 from dialect.checked.compared import Difference, difference
-from dialect.checked.evaluated import evaluated, overflows
+from dialect.checked.evaluated import op_by_op, overflows
 from dialect.checked.lifted import NotLiftable, lifted
 from dialect.checked.neighbours import Neighbour
-from dialect.checked.precision import narrowest_step, new_constants, turns
+from dialect.checked.precision import step_of_new_constants, turns
+from dialect.checked.sensitivity import forgiven
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph
 from rewrite.printer import show_graph
 from rewrite.rules import KNOWN, Miss, Outcome, Rule
 from rewrite.verify import verify
 
-Evaluator = Callable[[Graph, Sequence[Any]], tuple[list[Any], float]]
+Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb what ops give -> its results
 
-_REALS = 1e-9  # of f64 evaluations of the same real number, relative to what cancelled
-_ROUNDED = 64  # steps of the narrowest dtype that a sound rewrite may be off by
+_IN_F64 = 1e-12  # relative; what cancels is forgiven by how much rounding moves it
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class RuleReport:
 class Trial:
     """A rule on one program.
 
-    `known` is what it is known to leave, rightly; `evaluate` gives a graph's results, and the size
-    of what it computed on the way.
+    `known` is what it is known to leave, rightly; `evaluate` runs graphs.
     """
 
     rule: Rule
@@ -87,7 +86,7 @@ class Trial:
     program: Neighbour
     report: RuleReport
     known: Graph | None = None
-    evaluate: Evaluator = evaluated
+    evaluate: Evaluator = op_by_op
 
     @property
     def before(self) -> Graph:
@@ -173,8 +172,8 @@ class Trial:
             yield "types", self.sets[0], None
 
     def in_bits(self, after: Graph, arrays: list[Any]) -> Difference | None:
-        expected, _ = self.evaluate(self.before, arrays)
-        return difference(expected, self.evaluate(after, arrays)[0], "bits")
+        results = [self.evaluate(graph, arrays) for graph in (self.before, after)]
+        return difference(*results, "bits")
 
     def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
         try:
@@ -183,33 +182,41 @@ class Trial:
         except NotLiftable:
             pair = None
         if pair is not None:
-            loose = new_constants(self.before, after)
+            rounded = step_of_new_constants(self.before, after)
             for arrays in self.sets:
                 with jax.enable_x64(True):
-                    yield "reals", arrays, self.in_f64(*pair, arrays, max(_REALS, loose))
+                    yield "reals", arrays, self.in_f64(*pair, arrays, rounded)
         if pair is None or not turns(self.before):
             for arrays in self.sets[::2]:
                 yield "rounded", arrays, self.rounded(after, arrays)
 
     def in_f64(
-        self, before: Graph, after: Graph, arrays: list[Any], tolerance: float
+        self, before: Graph, after: Graph, arrays: list[Any], rounded: float
     ) -> Difference | None:
-        wide = [_widened(each, value.type.dtype) for each, value in zip(arrays, before.inputs)]
-        expected, one = self.evaluate(before, wide)
-        got, two = self.evaluate(after, wide)
-        wrong = difference(expected, got, "reals", tolerance, max(one, two))
+        wide = [_widened(array, value.type.dtype) for array, value in zip(arrays, before.inputs)]
+        wrong = self.apart(before, after, wide, rounded)
         if wrong is not None and (overflows(before, wide) or overflows(after, wide)):
             return None  # the reals have no largest number
         return wrong
 
     def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
-        """Both as they are, within what the narrowest of their floats cannot tell apart."""
-        expected, largest = self.evaluate(self.before, arrays)
-        got, _ = self.evaluate(after, arrays)
-        if not np.isfinite(largest) or any(_endless(each) for each in (*expected, *arrays)):
+        """Both as they are, within what their own roundings may do."""
+        wrong = self.apart(self.before, after, arrays)
+        results = self.evaluate(self.before, arrays) if wrong is not None else ()
+        return None if any(map(_endless, results)) else wrong
+
+    def apart(
+        self, before: Graph, after: Graph, arrays: list[Any], rounded: float = 0.0
+    ) -> Difference | None:
+        """Where both differ by more than rounding on the way to either may explain."""
+        graphs = (before, after)
+        expected, got = (self.evaluate(graph, arrays) for graph in graphs)
+        if difference(expected, got, "reals", _IN_F64) is None:
             return None
-        step = narrowest_step(self.before)
-        return difference(expected, got, "reals", _ROUNDED * step, largest)
+        runs = [partial(self.evaluate, graph, arrays) for graph in graphs]
+        got = forgiven(runs[0], expected, got, rounded)
+        expected = forgiven(runs[1], got, expected, rounded)
+        return difference(expected, got, "reals", _IN_F64)
 
     def told(self, what: str, after: Graph | None = None, arrays: Sequence[Any] = ()) -> Violation:
         shown = show_graph(after) if after is not None else ""

@@ -25,8 +25,9 @@ from dialect.checked.trial import RuleReport, Trial
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph
 from rewrite.rules import Rule
+from tests.fuzz.interpreted import interpreted
 from tests.fuzz.mutations import Mutant, compiled, mutants
-from tests.fuzz.rules import arguments, chosen, in_numpy
+from tests.fuzz.rules import arguments, chosen
 
 _MOST_TRIED = 8  # programs for each on which the rule fires
 _LONGEST_S = 60
@@ -80,7 +81,7 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
     report = RuleReport(rule.name, found.module, rule.keeps, rule.needs)
     fewer = False
     for case in programs:
-        trial = Trial(rule, seed, case.number, case.program, report, case.known, in_numpy)
+        trial = Trial(rule, seed, case.number, case.program, report, case.known, interpreted)
         violation = trial.violation()
         if violation is not None:
             return "raises" if "it raises" in violation.what else "differs"

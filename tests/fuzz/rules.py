@@ -7,34 +7,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from dialect import framework  # noqa: F401  (registers JAX)
 from dialect.checked import rule_tables
 from dialect.checked.all_rules import FoundRule, all_rules
-from dialect.checked.evaluated import evaluated, magnitude
+from dialect.checked.evaluated import op_by_op
 from dialect.checked.rule_check import check
 from dialect.checked.trial import RuleReport
 from dialect.tables import as_text
-from rewrite.ir import Graph
 from tests.fuzz.interpreted import interpreted
 
-
-def in_numpy(graph: Graph, arrays: Sequence[Any]) -> tuple[list[Any], float]:
-    """The results, and the largest magnitude on the way: as `dialect.checked.evaluated`."""
-    largest = max((magnitude(array) for array in arrays), default=0.0)
-
-    def watch(name: str, args: list[Any], made: list[Any]) -> list[Any]:
-        nonlocal largest
-        largest = max(largest, *(magnitude(array) for array in made), 0.0)
-        return made
-
-    return interpreted(graph, arrays, watch), largest
-
-
 # JAX, which compiles each op for each shape, gets every eighth program.
-EVALUATORS = (in_numpy,) * 7 + (evaluated,)
+EVALUATORS = (interpreted,) * 7 + (op_by_op,)
 
 
 def checked(found: FoundRule, seed: int, fired: int, seconds: float) -> RuleReport:

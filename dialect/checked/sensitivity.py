@@ -1,4 +1,4 @@
-"""How far rounding may move each element of a result: a program run again, each op's result disturbed.
+"""How far rounding may move a result: the program run again, each op's result disturbed.
 
     y = op(x)  ->  y * (1 + epsilon * u), u random in [-1, 1]
 
@@ -9,16 +9,16 @@ anything: nothing can be said of it. Results that are exact however one rounds s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.fuzz.interpreted import interpreted_program
 from dialect.lax import IDENTITIES
-from rewrite.program import Program
+
+Disturb = Callable[[str, list[Any], list[Any]], list[Any]]  # name, arguments, results -> results
 
 _RUNS = 4
 _FACTOR = 64.0  # several roundings in a row, and sums in other orders
@@ -36,54 +36,65 @@ _EXACT = (
 
 
 class Disturbance:
-    """Multiplies what an op rounds by nearly one."""
+    """Multiplies what an op rounds by nearly one: off by `least`, or by what its dtype rounds."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
+    def __init__(self, seed: int, least: float = 0.0) -> None:
+        self.random, self.least = np.random.default_rng(seed), least
 
     def __call__(self, name: str, args: list[Any], results: list[Any]) -> list[Any]:
-        if name in _EXACT or name == "convert_element_type" and _widens(args[0], results[0]):
+        if name in _EXACT or (name == "convert_element_type" and _widens(args[0], results[0])):
             return results
-        if all(map(_whole, args)) and all(map(_whole, results)):
+        if all(map(_exact, args)) and all(map(_exact, results)):
             return results
-        return [self.disturbed(each) for each in results]
+        return [self.disturbed(array) for array in results]
 
     def disturbed(self, array: Any) -> Any:
-        if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.inexact):
+        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
-        by = 1 + float(jnp.finfo(array.dtype).eps) * self.random.uniform(-1, 1, array.shape)
+        epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))
+        by = 1 + epsilon * self.random.uniform(-1, 1, array.shape)
         with np.errstate(all="ignore"):
             return (_wide(array) * by).astype(array.dtype)
 
 
-def _wide(array: np.ndarray) -> np.ndarray:
+def _wide(array: Any) -> np.ndarray:
+    array = np.asarray(array)
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def _widens(one: Any, other: Any) -> bool:
-    kinds = [jax.typeof(each).dtype for each in (one, other)]
+    kinds = [jax.typeof(array).dtype for array in (one, other)]
     floats = all(jnp.issubdtype(kind, jnp.floating) for kind in kinds)
     return floats and jnp.finfo(kinds[0]).nmant <= jnp.finfo(kinds[1]).nmant
 
 
-def _whole(array: Any) -> bool:
-    """Whether all numbers are integers, as small as any float holds exactly."""
+def _exact(array: Any) -> bool:
+    """Whether all numbers are small integers, or sixteenths: any float holds those exactly."""
     if jnp.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
         return True
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
+    if not jnp.issubdtype(jax.typeof(array).dtype, jnp.inexact):
         return True
-    numbers = array.astype(np.complex128)
-    with np.errstate(invalid="ignore"):
-        return bool(np.all((np.round(numbers.real) == numbers.real) & (np.abs(numbers) <= 256)))
+    numbers = _wide(array)
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(numbers)
+        steps = np.where(size <= 8, 16 * numbers, numbers)
+        return bool(np.all((np.round(steps) == steps) & (size <= 256)))
 
 
 def forgiven(
-    program: Program, leaves: Sequence[Any], expected: Sequence[Any], got: Sequence[Any]
+    run: Callable[[Disturb], Sequence[Any]],
+    expected: Sequence[Any],
+    got: Sequence[Any],
+    least: float = 0.0,
 ) -> list[Any]:
-    """`got` with each element that rounding may have moved so far put to what was expected."""
-    runs = [interpreted_program(program, leaves, Disturbance(seed)) for seed in range(_RUNS)]
+    """`got` with each element that rounding may have moved so far put to what was expected.
+
+    `run(disturb)` gives the expected results again, each op's disturbed; `least` is how far off
+    its constants are, relatively.
+    """
+    runs = [run(Disturbance(seed, least)) for seed in range(_RUNS)]
     return [
-        _forgiven(one, two, [run[number] for run in runs])
+        _forgiven(one, two, [results[number] for results in runs])
         for number, (one, two) in enumerate(zip(expected, got))
     ]
 
