@@ -100,11 +100,11 @@ def _join_padded(axes: Axes, op: Op) -> None:
 def _join_compound(known: dict[str, list[Axis]], axis: Axis, dimension: tuple[str, ...]) -> None:
     """Cuts an axis into the letters of its dimension; one that nothing else has is the rest."""
     fresh = [letter for letter in dimension if letter not in known]
-    if len(fresh) > 1:
+    others = math.prod(leaf.size for each in dimension for leaf in known.get(each, ()))
+    if len(fresh) > 1 or others == 0:
         return
     for letter in fresh:
-        others = (leaf.size for other in dimension if other in known for leaf in known[other])
-        known[letter] = [Axis(axis.size // math.prod(others))]
+        known[letter] = [Axis(axis.size // others)]
     unify([part for letter in dimension for part in known[letter]], [axis])
 
 

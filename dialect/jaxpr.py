@@ -72,7 +72,8 @@ def _content(value: Any, type_: Type) -> Any:
         return Opaque("array", value, digest.hexdigest())
     if array.dtype.kind == "c":
         parts = np.stack([array.real, array.imag], -1).reshape(-1, 2).tolist()
-        return Opaque("array", value, attributes.encode(parts))
+        is_number = type_.weak and not array.ndim
+        return Opaque("array", array.item() if is_number else value, attributes.encode(parts))
     flat = tuple(attributes.encode(_number(x)) for x in array.ravel())
     return flat if array.ndim else flat[0]
 

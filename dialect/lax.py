@@ -60,6 +60,12 @@ def _mapped(read: tuple[tuple[int, ...], ...], made: tuple[tuple[int, ...], ...]
     return Signature(tuple(axes(shape) for shape in read), outputs)
 
 
+def _each_by_itself(op: Op) -> Signature:
+    """Every result is its argument."""
+    arrays = tuple(_axes(arg.type.rank, f"a{i}x") for i, arg in enumerate(op.args))
+    return Signature(arrays, arrays)
+
+
 def _dot_general(op: Op) -> Signature:
     (left_sum, right_sum), (left_batch, right_batch) = op["dimension_numbers"]
     left, right = (list(_axes(arg.type.rank, p)) for arg, p in zip(op.args, "lr"))
@@ -289,6 +295,7 @@ SCATTERS = {
 
 SIGNATURES: dict[str, Callable[[Op], Signature]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
+    "optimization_barrier": _each_by_itself,
     **dict.fromkeys(
         "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax "
         "argmin".split(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewrite.ir import Op, Symbol, Value
+from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make
 
 
@@ -69,15 +69,30 @@ def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
     if value.op.name != "eq":
         return None
     for counter, ids in (value.op.args, value.op.args[::-1]):
-        if through(counter, "convert_element_type", "reshape").op.name != "iota":
+        axis = _counting_axis(counter)
+        if axis is None or (ids.type.rank and ids.type.shape[axis] != 1):
             continue
-        counted = [d for d, size in enumerate(counter.type.shape) if size > 1]
-        if ids.type.dtype[0] not in "iu" or len(counted) != 1 or ids.type.shape[counted[0]] != 1:
-            continue
-        (axis,) = counted
-        shape = tuple(size for d, size in enumerate(ids.type.shape) if d != axis)
+        shape = tuple(size for d, size in enumerate(value.type.shape) if d != axis)
         return reshaped(ids, shape), axis, counter.type.shape[axis]
     return None
+
+
+def _counting_axis(value: Value) -> int | None:
+    """The one axis of a value that is 0, 1, 2 .. along it: an iota in any shape, in integers that
+    hold all of it."""
+    axes = [d for d, size in enumerate(value.type.shape) if size > 1]
+    while len(axes) == 1 and _holds(value.type.dtype, value.type.size - 1):
+        if value.op.name == "iota":
+            return axes[0] if value.type.shape[value.op["dimension"]] > 1 else None
+        if value.op.name not in ("convert_element_type", "reshape"):
+            return None
+        value = value.op.args[0]
+    return None
+
+
+def _holds(dtype: str, number: int) -> bool:
+    """Whether integers of this dtype go up to a number."""
+    return dtype[0] in "iu" and number < 1 << (bits(dtype) - (dtype[0] == "i"))
 
 
 def columns(indices: Value) -> list[Value] | None:

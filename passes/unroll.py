@@ -31,11 +31,12 @@ class Unroll(Pass):
         for op in program.graph.ops:
             moved = with_args(op, tuple(memo[arg] for arg in op.args))
             results = moved.results
-            if op.name == "scan" and op["length"] <= self.most:
+            if op.name == "scan" and 0 < op["length"] <= self.most:
                 results = unrolled(moved)
                 notes.append(f"{op['length']} iterations written out")
             elif op.name == "scan":
-                notes.append(f"a loop of {op['length']} stays: longer than most={self.most}")
+                why = f"longer than most={self.most}" if op["length"] else "nothing to write out"
+                notes.append(f"a loop of {op['length']} stays: {why}")
             memo.update(zip(op.results, results))
         graph = Graph(program.graph.inputs, tuple(memo[v] for v in program.graph.outputs))
         return self.said(program.with_graph(normal_form(graph)), *notes)

@@ -274,8 +274,10 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "a blend that writes one place": (
         "cache_put",
-        lambda c, n, p: c * (1 - (o := jax.nn.one_hot(p, 5)[:, :, None, None])) + n * o,
-        (K, K[:, :1] + 1, jnp.array([4, 0])),
+        lambda c, n, p: (
+            c * (1 - (o := jax.nn.one_hot(p, 5, dtype="int32")[:, :, None, None])) + n * o
+        ),
+        (jnp.int32(9 * K), jnp.int32(9 * K[:, :1]) + 1, jnp.array([4, 0])),
     ),
     "gate the other way": ("gate", lambda x, y: y * jax.nn.silu(x), (X, Y)),
     "gated gelu": ("gate", lambda x, y: jax.nn.gelu(x) * y, (X, Y)),

@@ -36,7 +36,7 @@ def one_part(value: Value, axis: int, index: int) -> Value:
     for i, (arg, array) in enumerate(zip(op.args, found.inputs)):
         if own in array:
             args[i] = one_part(arg, array.index(own), index)
-        elif op.name == "dequantize":  # one scale for all parts
+        elif op.name != "contract" and arg.type.rank:  # one for all parts
             sizes = arg.type.shape
             args[i] = reshaped(arg, (*sizes[:axis], *sizes[axis + 1 :]))
     attrs = dict(op.attrs)
@@ -49,6 +49,7 @@ def one_part(value: Value, axis: int, index: int) -> Value:
 
 @local(
     "merge_heads",
+    keeps="reals",
     example=lambda x, w: Traced["merge_heads"](
         jnp.unstack(
             _contract(x, w, spec="b d, d p h k -> b p h k", dtype=Symbol("f32")) + 1.0, axis=1

@@ -24,7 +24,7 @@ from dialect.values import reshaped
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
-from rewrite.rules import Miss, Outcome, Rule, local
+from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
 from rewrite.signature import Array, Signature, letters
 
 _CLIP = Symbol("GatherScatterMode.CLIP")
@@ -182,6 +182,8 @@ def attend_in_groups(op: Op) -> Outcome:
     if len(own) > 1 or not all(own):
         return Miss("keys and values are merged along different axes", 2)
     ((letter,),) = own
+    if not all(letter in letters(array) for array in (named.inputs[0], named.outputs[0])):
+        return Miss("what is merged is no axis of the queries", 2)
     fresh = next(each for each in _FREE_LETTERS if each not in named.letters)
     left = inner[0].args[0].type.shape[inner[0]["axis"]]
     sizes = (left, inner[0]["count"])
@@ -214,8 +216,14 @@ def attend_in_groups(op: Op) -> Outcome:
 # Rules: `merge_heads` moves towards the weights.
 
 
+def _is_exact(op: Op) -> bool:
+    """Whether merging copies gives what they are copies of: the mean of integers is rounded."""
+    return op["by"] != "mean" or op.types[0].dtype in FLOATS
+
+
 @local(
     "merge_heads",
+    keeps="reals",
     example=lambda x: Traced["merge_heads"](_example(x), axis=1, count=2, by="mean"),
     types=("f32[3,2,8]",),
 )
@@ -223,12 +231,31 @@ def merge_of_spread(op: Op) -> Outcome:
     """merge_heads(spread_heads(x))  ->  x"""
     inner = op.args[0].op
     same = inner.name == "spread_heads" and all(inner[x] == op[x] for x in ("axis", "count"))
-    return inner.args[0] if same else None
+    return inner.args[0] if same and _is_exact(op) else None
 
 
 @local(
     "merge_heads",
     keeps="reals",
+    example=lambda x, w: Traced["merge_heads"](
+        jnp.exp(_contract(x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32"))),
+        axis=1,
+        count=2,
+        by="first",
+    ),
+    types=("f32[3,5]", "f32[5,4,2]"),
+)
+def first_of_each(op: Op) -> Outcome:
+    """merge_heads{first}(f(x, w))  ->  f(x, merge_heads(w)), f giving each head by itself"""
+    having = _having_heads(op)
+    if op["by"] == "mean" or not having:
+        return None
+    return _with_merged(op, having)
+
+
+@local(
+    "merge_heads",
+    keeps="approx",
     example=lambda x, w: Traced["merge_heads"](
         _contract(x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32")) + 1.0,
         axis=1,
@@ -238,23 +265,36 @@ def merge_of_spread(op: Op) -> Outcome:
     types=("f32[3,5]", "f32[5,4,2]"),
 )
 def merge_of_linear(op: Op) -> Outcome:
-    """merge_heads(f(x, w))  ->  f(x, merge_heads(w)), f being linear in what has the heads"""
+    """merge_heads{mean}(f(x, w))  ->  f(x, merge_heads(w)), f being linear in what has the heads"""
+    inner, having = op.args[0].op, _having_heads(op)
+    if op["by"] != "mean" or not having:
+        return None
+    linear = inner.name in _LINEAR or (inner.name in _LINEAR_IN_ONE and len(having) == 1)
+    if inner.name in ("div", "rope") and list(having) != [0]:
+        linear = False
+    if not linear or any(inner.args[i].type.dtype not in FLOATS for i in having):
+        return Miss(f"{inner.name} is not linear in its heads", 2)
+    return _with_merged(op, having)
+
+
+def _having_heads(op: Op) -> dict[int, int]:
+    """The arguments of what a merge reads that have its heads, and the axis of each: of an op that
+    gives each head by itself."""
     inner = op.args[0].op
     if inner.name not in _BY_HEAD:
-        return None
+        return {}
     found = opdef.signature(inner)
     own = found.outputs[0][op["axis"]]
     if len(own) != 1 or found.kind(own[0]) != "map":
-        return None
-    having = [i for i, array in enumerate(found.inputs) if own in array]
-    linear = inner.name in _LINEAR or (inner.name in _LINEAR_IN_ONE and len(having) == 1)
-    if inner.name == "div" and having != [0]:
-        linear = False
-    if not having or not (linear or op["by"] == "first"):
-        return Miss(f"{inner.name} is not linear in its heads", 2)
-    args = list(inner.args)
-    for i in having:
-        (args[i],) = merged(args[i], **{**dict(op.attrs), "axis": found.inputs[i].index(own)})
+        return {}
+    return {i: array.index(own) for i, array in enumerate(found.inputs) if own in array}
+
+
+def _with_merged(op: Op, having: dict[int, int]) -> Value:
+    """What a merge reads, of arguments whose heads are merged."""
+    inner, args = op.args[0].op, list(op.args[0].op.args)
+    for i, axis in having.items():
+        (args[i],) = merged(args[i], **{**dict(op.attrs), "axis": axis})
     attrs = dict(inner.attrs)
     if inner.name in _SHAPES:
         attrs[_SHAPES[inner.name]] = op.types[0].shape
@@ -273,12 +313,18 @@ def merge_of_repeat(op: Op) -> Outcome:
     grown = outer.args[0] if outer.name == "reshape" else op.args[0]
     if grown.op.name != "broadcast_in_dim":
         return None
-    named = opdef.signature(outer) if outer.name == "reshape" else None
-    own = named.outputs[0][axis] if named else (axis,)
-    place = named.inputs[0].index(own[-1:]) if named and own[-1:] in named.inputs[0] else axis
+    place = axis
+    if outer.name == "reshape":
+        named = opdef.signature(outer)
+        last = named.outputs[0][axis][-1:]
+        if not last or last not in named.inputs[0]:
+            return None
+        place = named.inputs[0].index(last)
     copies = grown.type.shape[place]
-    if source_of(grown.op, place) is not None or op["count"] % copies:
+    if copies < 2 or op["count"] % copies or source_of(grown.op, place) is not None:
         return None
+    if not _is_exact(op):
+        return Miss("the mean of integers is rounded", 2)
     shape = tuple(1 if d == place else size for d, size in enumerate(grown.type.shape))
     less = make("broadcast_in_dim", grown.op.args[0], **{**dict(grown.op.attrs), "shape": shape})
     whole = op.args[0].type.shape
@@ -323,5 +369,6 @@ RULES: tuple[Rule, ...] = (
     attend_in_groups,
     merge_of_spread,
     merge_of_repeat,
+    first_of_each,
     merge_of_linear,
 )

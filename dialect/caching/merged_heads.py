@@ -13,7 +13,7 @@ Multi-head to grouped-query attention by the mean is Ainslie et al. 2023 (arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import gcd
 
 from dialect import lax
@@ -37,8 +37,8 @@ _PLACE = (
 def with_real_heads(program: Program) -> tuple[Program, list[str]]:
     """`program` with every cache of repeated KV heads keeping each once, and notes.
 
-    Exact for what the step itself writes into an empty cache: `adapt` takes the first of each
-    group, whatever the others are.
+    Exact for what the step itself writes into an empty cache. Of another one whose copies differ
+    `adapt` would take the first, and refuses it (`dialect.caching.state`).
     """
     counts: dict[int, int] = {}
     axes = infer_axes(program)
@@ -49,13 +49,25 @@ def with_real_heads(program: Program) -> tuple[Program, list[str]]:
             copies = _copies(op.args[1], own[0]) if len(own) == 1 else 1
             counts[number] = gcd(counts.get(number, 0), copies)
     changes = {
-        number: merging(places[number], count, "first")
+        number: merging(places[number], count, "same")
         for number, count in counts.items()
         if count > 1
     }
     made, alone = keep_in(program, changes, RULES, "spread_heads")
+    merged = next(_merged_inside(made.graph, kept_forms(program)), None)
+    if merged is not None:
+        made, why = program, f"{merged.args[0].op.told} may tell its copies apart"
+        alone = dict.fromkeys(changes, why)
     told = {i: f"stores each head {counts[i]} times; kept once" for i in changes}
     return made, _notes(program, told, alone)
+
+
+def _merged_inside(graph: Graph, forms: Mapping[int, tuple[Value, Value]]) -> Iterator[Op]:
+    """The merges of heads in a step, those of its state as it comes in apart."""
+    entering = {value for value, _ in forms.values()}
+    for op, _ in graph.walk():
+        if op.name == "merge_heads" and op.args[0] not in entering:
+            yield op
 
 
 def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program, list[str]]:
@@ -130,6 +142,8 @@ def _notes(program: Program, told: dict[int, str], alone: dict[int, str]) -> lis
 def _copies(value: Value, axis: int) -> int:
     """How many neighbours along an axis are copies of each other, as `merge_heads` will see."""
     op, size = value.op, value.type.shape[axis]
+    if size < 2:
+        return 1
     if op.name == "broadcast_in_dim":
         source = source_of(op, axis)
         return size if source is None else _copies(op.args[0], source)

@@ -114,23 +114,27 @@ def _again(q: Value, scale: Value, op: Op, axis: int | None = None) -> Value:
     return make("dequantize_tokens", q, scale, axis=axis, dtype=op["dtype"])
 
 
-def _form(q: Value) -> str:
-    return next(form for form in LARGEST if form == f"int{q.type.dtype[1:]}")
+def _form(op: Op) -> str | None:
+    """The form that a `dequantize_tokens` reads; None for any other op, and for what was not
+    quantised by `quantize_tokens`."""
+    dtypes = tuple(arg.type.dtype for arg in op.args)
+    return "int8" if op.name == "dequantize_tokens" and dtypes == ("i8", "bf16") else None
 
 
 @local(
     "quantize_tokens",
-    keeps="reals",
+    keeps="approx",
     example=lambda x: Traced["quantize_tokens"](
         _example(*Traced["quantize_tokens"](x, axis=2, form="int8")), axis=2, form="int8"
     )[0],
     types=("f32[2,3,4]",),
 )
 def quantize_of_dequantize(op: Op) -> Outcome:
-    """quantize_tokens(dequantize_tokens(q, s))  ->  q, s"""
+    """quantize_tokens(dequantize_tokens(q, s))  ->  q, s: what was rounded is not rounded again"""
     inner = op.args[0].op
-    same = inner.name == "dequantize_tokens" and inner["axis"] == op["axis"]
-    return inner.args if same and inner.args[0].type.dtype == op.types[0].dtype else None
+    if inner.name != "dequantize_tokens" or inner["axis"] != op["axis"]:
+        return None
+    return inner.args if tuple(arg.type for arg in inner.args) == op.types else None
 
 
 @local(
@@ -217,10 +221,11 @@ def slice_of_dequantize(op: Op) -> Outcome:
 def write_of_dequantize(op: Op) -> Outcome:
     """cache_write(dequantize_tokens(q, s), new)  ->  dequantize_tokens of the writes of both"""
     inner = op.args[0].op
-    if inner.name != "dequantize_tokens" or inner["axis"] in op["axes"]:
+    form = _form(inner)
+    if form is None or inner["axis"] in op["axes"]:
         return None
     axis, (q, scale) = inner["axis"], inner.args
-    new_q, new_scale = _quantized(op.args[1], axis=axis, form=_form(q))
+    new_q, new_scale = _quantized(op.args[1], axis=axis, form=form)
     places = tuple(place - (place > axis) for place in op["axes"])
     scales = make("cache_write", scale, new_scale, *op.args[2:], axes=places)
     return _again(written(op, q, new_q), scales, inner)
@@ -237,12 +242,13 @@ def write_of_dequantize(op: Op) -> Outcome:
 def put_of_dequantize(op: Op) -> Outcome:
     """cache_put(dequantize_tokens(q, s), new)  ->  dequantize_tokens of the puts of both"""
     (_, new, positions, *layer), inner = op.args, op.args[0].op
-    if inner.name != "dequantize_tokens":
+    form = _form(inner)
+    if form is None:
         return None
     axis, first, (q, scale) = inner["axis"], len(layer), inner.args
     if axis == op["axis"] or axis < first + (positions.type.rank == 2):
         return None
-    new_q, new_scale = _quantized(new, axis=axis - first, form=_form(q))
+    new_q, new_scale = _quantized(new, axis=axis - first, form=form)
     place = op["axis"] - (op["axis"] > axis)
     scales = make("cache_put", scale, new_scale, *op.args[2:], axis=place, mode=op["mode"])
     return _again(written(op, q, new_q), scales, inner)
@@ -325,14 +331,16 @@ def loop_over_dequantized(op: Op) -> Outcome:
     """scan(dequantize_tokens(q, s))  ->  dequantize_tokens(scan(q, s)), its body seeing the same"""
     for position in carries(op, "dequantize_tokens"):
         inner = op.args[position].op
-        form, dtype = _form(inner.args[0]), inner.types[0].dtype
-        return carried_in_form(op, position, _change(dtype, inner["axis"], form))
+        form = _form(inner)
+        if form is not None:
+            change = _change(inner.types[0].dtype, inner["axis"], form)
+            return carried_in_form(op, position, change)
     return None
 
 
 @local(
     "attend",
-    keeps="reals",
+    keeps="approx",
     example=lambda q, k, s: Traced["attend"](
         q, _example(k, s), _example(k, s), axes="g t k, g s k, g s v -> g t v"
     ),

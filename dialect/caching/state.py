@@ -16,8 +16,10 @@ import jax.numpy as jnp
 
 from dialect.compiled.compiling import compiled_stage
 from dialect.dtypes import dtype_of
+from dialect.evaluate import evaluate
 from rewrite.errors import TraceError
 from rewrite.ir import Graph, Value
+from rewrite.opdef import make
 from rewrite.program import Input, Output, Program
 
 Node = tuple[str, int]  # an array of the user's, or a part, by number
@@ -53,6 +55,18 @@ class _Group:
     parts: tuple[int, ...]
     adapt: Callable[[list[Any]], list[Any]]
     restore: Callable[[list[Any]], list[Any]]
+    merges: Graph | None  # the heads that are kept once, spread again, and as they were
+
+    def adapted(self, arrays: list[Any]) -> list[Any]:
+        """What these arrays are kept as. Raises TraceError where that would lose some of them."""
+        traced = any(isinstance(each, jax.core.Tracer) for each in arrays)
+        if self.merges is not None and not traced and not _alike(self.merges, arrays):
+            raise TraceError(
+                "a state repeats its heads, and this one's copies differ: kept once, as "
+                "cache_layout keeps them, some would be lost",
+                hint="start from a state as the step itself leaves it, or drop cache_layout",
+            )
+        return self.adapt(arrays)
 
 
 class Form:
@@ -91,7 +105,7 @@ class Form:
         for group in self._groups:
             values = [leaves[number] for number in group.members]
             if not any(map(is_state, values)):
-                found = group.adapt(values)
+                found = group.adapted(values)
             elif all(map(is_state, values)):
                 found = values[0].parts
             else:
@@ -174,8 +188,22 @@ def _groups(program: Program, packed: list[int]) -> list[_Group]:
         outside = Graph(tuple(again[n] for n in numbers), tuple(back[n] for n in members))
         if inside.inputs != inside.outputs:
             turned = (compiled_stage(each, None) for each in (inside, outside))
-            groups.append(_Group(members, numbers, *turned))
+            groups.append(_Group(members, numbers, *turned, _merges(inside)))
     return groups
+
+
+def _merges(adapt: Graph) -> Graph | None:
+    """Pairs of what is kept once, spread again, and what it was; None where nothing is."""
+    merges = [op for op in adapt.ops if op.get("by") == "same"]
+    again = [make("spread_heads", op.results[0], **dict(op.attrs)) for op in merges]
+    pairs = [value for op, spread in zip(merges, again) for value in (spread, op.args[0])]
+    return Graph(adapt.inputs, tuple(pairs)) if pairs else None
+
+
+def _alike(merges: Graph, arrays: list[Any]) -> bool:
+    values = jax.jit(lambda given: evaluate(merges, given))(arrays)
+    pairs = zip(values[::2], values[1::2])
+    return all(jnp.array_equal(*pair, equal_nan=True) for pair in pairs)
 
 
 def _sources(graph: Graph) -> dict[Value, frozenset[Value]]:

@@ -162,7 +162,7 @@ def _name_heads(axes: Axes, program: Program) -> None:
         here = leaves_of(axes.at(value)) if each.role == "state" else []
         if any(leaf.name == "context" for leaf in here):
             for leaf in here:
-                if "param" in leaf.roles:
+                if "param" in leaf.roles and leaf.size > 1:
                     leaf.call("d_head", 35, f"state {each.name}")
 
 
@@ -240,5 +240,5 @@ def _name_vectors(axes: Axes, program: Program) -> None:
     for value, each in zip(program.graph.inputs, program.step_inputs):
         if each.role == "state" and value.type.rank == 1:
             for leaf in leaves(axes.at(value)[0]):
-                if not leaf.names and leaf.size == batch:
+                if not leaf.names and leaf.size == batch > 0:
                     leaf.call("batch", 1, "as long as the batch")

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.attributes import decode
+from dialect.dtypes import dtype_of
 from dialect.jaxpr import constant
+from dialect.proofs import is_finite
 from dialect.values import columns, in_dtype, number, one_hot_of, reshaped, through
 from dialect.vocabulary import word
 from rewrite import runtime
-from rewrite.ir import Graph, Op, Symbol, Type, Value
+from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
@@ -36,7 +38,7 @@ def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) ->
     """
     start = [jnp.zeros((), jnp.int32)] * cache.ndim
     for axis, position in zip(axes, positions):
-        start[axis] = jnp.asarray(position, jnp.int32)
+        start[axis] = _in_int32(position)
     return jax.lax.dynamic_update_slice(cache, new, start, allow_negative_indices=False)
 
 
@@ -57,9 +59,18 @@ def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode
         operand_batching_dims=rows,
         scatter_indices_batching_dims=(0,) if batched else (),
     )
-    places = [jnp.full_like(positions, each) for each in layer] + [positions]
-    indices = jnp.stack(places, axis=-1)
+    layers = [jnp.broadcast_to(_in_int32(each), positions.shape) for each in layer]
+    indices = jnp.stack([*layers, _in_int32(positions)], axis=-1)
     return jax.lax.scatter(cache, indices, new, numbers, mode=decode(mode))
+
+
+def _in_int32(place: Any) -> Any:
+    """A place as an int32: what that cannot hold is out of bounds at the same end still."""
+    place, limits = jnp.asarray(place), jnp.iinfo(jnp.int32)
+    held = jnp.iinfo(place.dtype)
+    if held.min < limits.min or held.max > limits.max:
+        place = jnp.clip(place, max(held.min, limits.min), limits.max)
+    return place.astype(jnp.int32)
 
 
 def cache_read(cache: Any, layer: Any) -> Any:
@@ -125,9 +136,9 @@ def cache_write_of_update(op: Op) -> Outcome:
 )
 def write_of_scatter(op: Op) -> Outcome:
     """scatter{clip} of one block  ->  cache_write"""
-    numbers = dict(op["dimension_numbers"].fields)
     cache, index, new = op.args
-    places = numbers["scatter_dims_to_operand_dims"]
+    numbers = _numbers(op)
+    places = numbers.get("scatter_dims_to_operand_dims", ())
     if index.type.shape != (1,) or len(places) != 1 or new.type.rank != cache.type.rank:
         return None
     sizes = zip(new.type.shape, cache.type.shape)
@@ -143,10 +154,10 @@ def write_of_scatter(op: Op) -> Outcome:
 )
 def put_of_scatter(op: Op) -> Outcome:
     """scatter of whole rows along one axis  ->  cache_put"""
-    numbers = dict(op["dimension_numbers"].fields)
     cache, indices, new = op.args
-    places, kept = numbers["scatter_dims_to_operand_dims"], numbers["inserted_window_dims"]
-    if places != kept or len(kept) != 1 or numbers["operand_batching_dims"]:
+    numbers = _numbers(op)
+    kept = _indexed(numbers)
+    if len(kept) != 1 or numbers["operand_batching_dims"]:
         return None
     (axis,) = kept
     if indices.type.rank > 2 or not _whole_rows(numbers, cache, new, kept):
@@ -167,13 +178,14 @@ def put_of_scatter(op: Op) -> Outcome:
 )
 def put_of_scatter_by_row(op: Op) -> Outcome:
     """cache.at[arange(b), positions].set(new)  ->  cache_put with places for each sequence"""
-    numbers = dict(op["dimension_numbers"].fields)
     cache, indices, new = op.args
-    kept = numbers["inserted_window_dims"]
-    if kept != numbers["scatter_dims_to_operand_dims"] or len(kept) != 2 or kept[0] != 0:
+    numbers = _numbers(op)
+    kept, parts = _indexed(numbers), indices.op.args
+    if len(kept) != 2 or kept[0] != 0 or numbers["operand_batching_dims"]:
         return None
-    parts = indices.op.args
-    if indices.op.name != "stack" or len(parts) != 2 or not _counts_rows(parts[0]):
+    if indices.op.name != "stack" or indices.op["axis"] != indices.type.rank - 1:
+        return Miss("its indices are not made side by side", 3)
+    if not _counts_rows(parts[0], cache.type.shape[0]):
         return Miss("its first index does not count the sequences", 3)
     if not _whole_rows(numbers, cache, new, kept) or _scatter_axes(numbers, new)[0] != 0:
         return Miss("it writes parts of rows", 3)
@@ -193,13 +205,13 @@ def put_of_scatter_by_row(op: Op) -> Outcome:
 )
 def put_of_mapped_scatter(op: Op) -> Outcome:
     """vmap(cache.at[position].set)(cache, new, positions)  ->  cache_put"""
-    numbers = dict(op["dimension_numbers"].fields)
     cache, indices, new = op.args
-    kept = numbers["inserted_window_dims"]
-    if numbers["operand_batching_dims"] != (0,) or indices.type.shape != (cache.type.shape[0], 1):
+    numbers = _numbers(op)
+    kept = _indexed(numbers)
+    if len(kept) != 1 or numbers["operand_batching_dims"] != (0,):
         return None
-    if kept != numbers["scatter_dims_to_operand_dims"] or len(kept) != 1:
-        return None
+    if indices.type.shape != (cache.type.shape[0], 1):
+        return Miss("it writes several places for each sequence", 3)
     if not _whole_rows(numbers, cache, new, (0, *kept)) or _scatter_axes(numbers, new) != [0]:
         return Miss("it writes parts of rows", 3)
     (axis,) = kept
@@ -216,9 +228,9 @@ def put_of_mapped_scatter(op: Op) -> Outcome:
 )
 def put_of_mapped_update(op: Op) -> Outcome:
     """vmap(dynamic_update_slice)(cache, new, p)  ->  cache_put at clamp(p) + 0, 1, 2 .."""
-    numbers = dict(op["dimension_numbers"].fields)
     cache, indices, new = op.args
-    if numbers["operand_batching_dims"] != (0,) or numbers["inserted_window_dims"]:
+    numbers = _numbers(op)
+    if numbers.get("operand_batching_dims") != (0,) or numbers["inserted_window_dims"]:
         return None
     partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
     starts = columns(indices) if indices.type.rank == 2 else None
@@ -228,19 +240,24 @@ def put_of_mapped_update(op: Op) -> Outcome:
     if any(number(start) != 0 for start, d in zip(starts, places) if d not in partial):
         return Miss("it writes at an offset along an axis that it writes whole", 3)
     (axis,) = partial
-    rows, start = new.type.shape[axis], starts[places.index(axis)]
-    last = _splat(cache.type.shape[axis] - rows, start)
-    first = make("max", make("min", start, last), _splat(0, start))
-    offsets = make("iota", dtype=Symbol(start.type.dtype), shape=(1, rows), dimension=1)
+    if axis not in places or _scatter_axes(numbers, new) != [0]:
+        return Miss("its rows do not lie where the cache has them", 3)
+    rows = new.type.shape[axis]
+    first = _clamped(starts[places.index(axis)], cache.type.shape[axis] - rows)
+    offsets = make("iota", dtype=Symbol("i32"), shape=(1, rows), dimension=1)
     positions = make("add", first, offsets)
     return make("cache_put", cache, new, positions, axis=axis, mode=_CLIP)
 
 
 @local(
     "add",
-    example=lambda x, y, m: x * (1 - (m > 0).astype("float32")) + y * (m > 0).astype("float32"),
-    types=("f32[4]", "f32[4]", "f32[4]"),
+    example=lambda x, y, m: (
+        x.astype("float32") * (1 - (m > 0).astype("float32"))
+        + y.astype("float32") * (m > 0).astype("float32")
+    ),
+    types=("i8[4]", "i8[4]", "f32[4]"),
     keeps="reals",
+    needs=("finite",),
 )
 def blend_to_select(op: Op) -> Outcome:
     """x * (1 - m) + y * m, m being 0 or 1  ->  select(m, x, y)"""
@@ -249,9 +266,12 @@ def blend_to_select(op: Op) -> Outcome:
             continue
         for x, rest in (kept.op.args, kept.op.args[::-1]):
             for y, mask in (added.op.args, added.op.args[::-1]):
-                if _complements(rest, mask) and x.type == op.types[0]:
-                    test = _widened(_truth(mask), op.types[0].shape)
-                    return make("select_n", test, x, _widened(y, op.types[0].shape))
+                if not _complements(rest, mask) or x.type != op.types[0]:
+                    continue
+                if not (is_finite(x) and is_finite(y)):
+                    return Miss("zero times NaN or infinity is NaN, which it may hold", 4)
+                test = _widened(_truth(mask), op.types[0].shape)
+                return make("select_n", test, x, _widened(y, op.types[0].shape))
     return None
 
 
@@ -271,7 +291,7 @@ def _complements(rest: Value, mask: Value) -> bool:
 def _widened(value: Value, shape: tuple[int, ...]) -> Value:
     if value.type.shape == shape:
         return value
-    places = tuple(range(len(shape)))
+    places = tuple(range(value.type.rank))
     return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
 
 
@@ -294,15 +314,27 @@ def put_of_one_hot(op: Op) -> Outcome:
     ids, counting, width = found
     here = [d for d, size in enumerate(mask.type.shape) if size > 1]
     there = [d for d, size in enumerate(through(mask, "reshape").type.shape) if size > 1]
-    if len(here) != len(there) or here not in ([here[-1]], [0, here[-1]]):
+    if len(here) != len(there):
         return Miss("its mask is not over sequences and places alone", 3)
     axis = here[there.index(counting)]
+    if here not in ([axis], [0, axis]):
+        return Miss("its mask is not over sequences, and places behind them, alone", 3)
     rows = (*cache.type.shape[:axis], 1, *cache.type.shape[axis + 1 :])
     if cache.type.shape[axis] != width or new.type.shape != rows:
         return Miss("it writes more than one place for each sequence", 3)
-    own = len(here) == 2
-    positions = reshaped(ids, (ids.type.size, 1) if own else (1,))
+    positions = reshaped(ids, (ids.type.size, 1) if len(here) == 2 else (1,))
     return make("cache_put", cache, new, positions, axis=axis, mode=_DROP)
+
+
+def _numbers(op: Op) -> dict[str, Any]:
+    """How a scatter places what it writes; nothing where it applies a function to what is there."""
+    return {} if op.get("update_jaxpr") else dict(op["dimension_numbers"].fields)
+
+
+def _indexed(numbers: dict[str, Any]) -> tuple[int, ...]:
+    """The axes that a scatter indexes one place at a time; none where it writes blocks."""
+    kept = numbers.get("inserted_window_dims", ())
+    return kept if kept == numbers.get("scatter_dims_to_operand_dims") else ()
 
 
 def _whole_rows(numbers: dict, cache: Value, new: Value, kept: tuple[int, ...]) -> bool:
@@ -316,19 +348,26 @@ def _scatter_axes(numbers: dict, new: Value) -> list[int]:
     return [d for d in range(new.type.rank) if d not in numbers["update_window_dims"]]
 
 
-def _counts_rows(value: Value) -> bool:
-    """Whether a constant array is 0, 1, 2 .. along its first axis and the same along others."""
-    rows = value.type.shape[0]
+def _counts_rows(value: Value, rows: int) -> bool:
+    """Whether a constant array is 0, 1, 2 .. `rows` - 1 along its first axis, the same along others."""
     base = through(value, "wrap", "reshape", "broadcast_in_dim", "convert_element_type")
-    if base.op.name not in ("iota", "const") or value.type.size > 1_000_000:
+    if value.type.shape[:1] != (rows,) or value.type.size > 1_000_000:
+        return False
+    if base.op.name not in ("iota", "const"):
         return False
     with jax.ensure_compile_time_eval():
         (array,) = runtime.framework().evaluate(Graph((), (value,)), [])
     return all((array[i] == i).all() for i in range(rows))
 
 
+def _clamped(place: Value, last: int) -> Value:
+    """max(min(place, last), 0) in int32; where its dtype does not hold `last`, neither is it larger."""
+    if last <= jnp.iinfo(dtype_of(place.type.dtype)).max:
+        place = make("min", place, _splat(last, place))
+    return in_dtype(make("max", place, _splat(0, place)), "i32")
+
+
 def _splat(value: int, like: Value) -> Value:
     """A number in the type of another value."""
-    scalar = constant(np.asarray(value, np.int32), Type("i32", ()))
-    wide = make("broadcast_in_dim", scalar, shape=like.type.shape, broadcast_dimensions=())
-    return in_dtype(wide, like.type.dtype)
+    scalar = constant(np.asarray(value, dtype_of(like.type.dtype)))
+    return make("broadcast_in_dim", scalar, shape=like.type.shape, broadcast_dimensions=())

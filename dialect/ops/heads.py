@@ -12,6 +12,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dialect.vocabulary import word
@@ -25,11 +26,13 @@ def _grouped(x: Any, axis: int, count: int) -> Any:
 
 
 def merge_heads(x: Any, *, axis: int, count: int, by: str) -> Any:
-    """Every `count` neighbours along `axis` made one: the `mean`, taken in f32, or the `first`."""
+    """Every `count` neighbours along `axis` made one: the `first` of them, or the `mean`, in f32 at
+    least. Of neighbours that are the `same` it is the first too; nothing is lost then."""
     groups = _grouped(x, axis, count)
-    if by == "first":
-        return groups.take(0, axis + 1)
-    return jnp.mean(groups, axis=axis + 1, dtype=jnp.float32).astype(x.dtype)
+    if by != "mean":
+        return jax.lax.index_in_dim(groups, 0, axis + 1, keepdims=False)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.mean(groups, axis=axis + 1, dtype=wide).astype(x.dtype)
 
 
 def spread_heads(x: Any, *, axis: int, count: int, by: str) -> Any:
