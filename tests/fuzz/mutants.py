@@ -49,9 +49,9 @@ def cases(found: FoundRule, seed: int, fired: int) -> list[Case]:
         program = neighbour(found, first, seed, number) if left else None
         if program is None:
             continue
-        with contextlib.suppress(
-            Exception
-        ):  # where the rule itself fails, its mutants tell nothing
+        report = RuleReport(found.name, found.module, found.rule.keeps, found.rule.needs)
+        trial = Trial(found.rule, seed, number, program, report, evaluate=interpreted)
+        if trial.violation() is None:  # where the rule itself is wrong, its mutants tell nothing
             known = _left(found.rule, program)
             made.append(Case(number, program, known))
             left -= known is not None
