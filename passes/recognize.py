@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from dialect.normal import repeats
 from dialect.normal.normal_form import RULES as NORMAL_FORM
-from dialect.normal.normal_form import rules_of
+from dialect.normal.normal_form import rules_of, typed_as
 from dialect.ops import activations, caches, indexing, rotary
 from dialect.proofs import beside_parameters
 from dialect.quantized import dequantized, integer_products
@@ -50,4 +50,5 @@ class Recognize(Pass):
             graph = rewrite(program.graph, rules, report)
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
+        graph = typed_as(program.graph, graph)
         return self.said(program.with_graph(graph), *report.notes())

@@ -23,7 +23,7 @@ class Unroll(Pass):
 
     most: int = 256
 
-    keeps: ClassVar[str] = "bits"
+    keeps: ClassVar[str] = "reals"  # what is written out comes in normal form
 
     def run(self, program: Program, target: Target) -> Program:
         memo: dict[Value, Value] = {value: value for value in program.graph.inputs}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from dialect.control import remade_scan, scan_parts
 from dialect.normal.normal_form import RULES as NORMAL_FORM
 from rewrite.driver import rewrite
+from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import lookup, make
 from rewrite.program import Program
@@ -33,7 +34,13 @@ def kept_forms(program: Program) -> dict[int, tuple[Value, Value]]:
     """What enters the step for each state, by its input's number, and what leaves it.
 
     That is behind every change of form that the program has already, of one array to one.
+    Raises PipelineError where the program is staged: `adapt` and `restore` know the forms by then.
     """
+    if program.stages is not None:
+        raise PipelineError(
+            "the form of a state is settled once a program is staged",
+            hint="put the passes that change it before stage",
+        )
     graph, found = program.graph, {}
     for leaving, out in zip(graph.outputs, program.outputs):
         if out.updates is None:

@@ -36,9 +36,13 @@ RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, sib
 
 def normal_form(graph: Graph, report: Report | None = None) -> Graph:
     """`graph` in normal form, its outputs as weakly typed as they were. Idempotent."""
-    made = rewrite(graph, RULES, report)
-    pairs = zip(made.outputs, graph.outputs, strict=True)
-    return Graph(made.inputs, tuple(_typed(new, old.type) for new, old in pairs))
+    return typed_as(graph, rewrite(graph, RULES, report))
+
+
+def typed_as(before: Graph, after: Graph) -> Graph:
+    """`after`, its outputs as weakly typed as those of `before`."""
+    pairs = zip(after.outputs, before.outputs, strict=True)
+    return Graph(after.inputs, tuple(_typed(new, old.type) for new, old in pairs))
 
 
 def _typed(value: Value, type_: Type) -> Value:

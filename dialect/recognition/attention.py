@@ -45,6 +45,8 @@ _ALONE = "tjlmopqruwxyz"  # what only the query has: time, query heads
 )
 def attend(op: Op) -> Outcome:
     """softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)"""
+    if not op.types[0].size:
+        return None  # axes without elements lie in no order
     for position, arg in enumerate(op.args):
         weights = arg.op.args[0] if arg.op.name == "rounded" else arg
         if not _made_of_softmax(weights):
