@@ -27,8 +27,11 @@ SEED ?= 0
 COUNT_rules ?= 200
 COUNT_mutants ?= 60
 COUNT_programs ?= 20000
+COUNT_decoders ?= 2000
+COUNT_plans ?= 2000
+COUNT_texts ?= 1000000
 
-fuzz: fuzz-rules fuzz-mutants fuzz-programs
+fuzz: fuzz-rules fuzz-mutants fuzz-programs fuzz-decoders fuzz-plans fuzz-texts
 
 fuzz-%: $(VENV)/installed
 	@$(VENV)/bin/python -m tests.fuzz.$* --seed $(SEED) --count $(COUNT_$*)

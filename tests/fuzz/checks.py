@@ -135,14 +135,14 @@ def _imported(
     try:
         program = trace(function, *args, **roles)
     except ShardwrightError as error:
-        tally.refused[f"trace: {_first_line(error)}"] += 1
+        tally.refused[f"trace: {first_line(error)}"] += 1
         return None
     except Exception as error:
-        return _crashed("trace", (), error)
+        return crashed("trace", (), error)
     try:
         results = interpreted_program(program, leaves)
     except Exception as error:
-        return _crashed("export", (), error)
+        return crashed("export", (), error)
     tally.add("imported")
     found = difference(wanted, results, "bits")
     if found is not None:
@@ -155,7 +155,7 @@ def _in_reals(state: State, tally: Tally) -> State | None:
     try:
         graph = lifted(state.program.graph)
     except NotLiftable as error:
-        tally.refused[f"lift: {_first_line(error).split(' at ')[0]}"] += 1
+        tally.refused[f"lift: {first_line(error).split(' at ')[0]}"] += 1
         return None
     inputs = tuple(replace(each, type=lifted_type(each.type)) for each in state.program.inputs)
     program = replace(state.program, graph=graph, inputs=inputs)
@@ -175,9 +175,9 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
         try:
             made, (report,) = manager.run(program, [step], TARGET)
         except (PassError, InvalidProgram) as error:
-            return _crashed(f"pass{kind}", done, error.__cause__ or error)
+            return crashed(f"pass{kind}", done, error.__cause__ or error)
         except ShardwrightError as error:
-            tally.refused[f"{text}: {_first_line(error)}"] += 1
+            tally.refused[f"{text}: {first_line(error)}"] += 1
             done.pop()
             continue
         tally.add(f"{text} ran{kind}")
@@ -187,7 +187,7 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
         try:
             results = interpreted_program(made, state.leaves)
         except Exception as error:
-            return _crashed(f"export{kind}", done, error)
+            return crashed(f"export{kind}", done, error)
         failure = _compared(state, made, results, report.keeps, done, kind)
         if failure is not None:
             return replace(failure, where=_rule(failure, state, done, kind))
@@ -291,7 +291,7 @@ def _again_changes_nothing(
     try:
         again = step_of(text).run(state.program, TARGET)
     except Exception as error:
-        return _crashed(f"twice{kind}", done, error)
+        return crashed(f"twice{kind}", done, error)
     tally.add(f"{text} twice{kind}")
     if again.graph == state.program.graph:
         return None
@@ -304,10 +304,10 @@ def _text_reads_back(state: State, done: Sequence[str], tally: Tally) -> Failure
         text = str(state.program)
         again = Program.parse(text)
     except ShardwrightError as error:
-        tally.refused[f"text: {_first_line(error)}"] += 1
+        tally.refused[f"text: {first_line(error)}"] += 1
         return None
     except Exception as error:
-        return _crashed("text", done, error)
+        return crashed("text", done, error)
     tally.add("texts read back")
     if again != state.program:
         return Failure("text reads back as another program", tuple(done), "")
@@ -318,11 +318,11 @@ def _text_reads_back(state: State, done: Sequence[str], tally: Tally) -> Failure
     return found and Failure("differs: text read back, bits", tuple(done), str(found))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return re.sub(r"\d+", "#", str(error).split("\n")[0])[:120]
 
 
-def _crashed(what: str, done: Sequence[str], error: BaseException) -> Failure:
+def crashed(what: str, done: Sequence[str], error: BaseException) -> Failure:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/jax/" not in f.filename]
     own = [f for f in frames if re.search(r"/(dialect|passes|rewrite)/", f.filename)]
     at = own[-1] if own else None

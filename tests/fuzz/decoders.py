@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "tokens": ("one", "column", "several"),
     "last": (False, True),
 }
-HEADS, D_HEAD, CONTEXT, WINDOW, VOCAB, EXPERTS = 4, 4, 6, 3, 11, 3
+HEADS, D_HEAD, CONTEXT, WINDOW, EXPERTS = 4, 4, 6, 3, 3
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Decoder:
     last: bool = False
     seed: int = 0
     d_model: int = 8
+    d_ff: int = 12
+    vocab: int = 11
     batch: int = 2
 
     def __str__(self) -> str:
@@ -134,14 +136,14 @@ class Decoder:
             stacked: Any = jax.tree.map(lambda *each: np.stack(each), *layers)
         else:
             stacked = layers
-        made = {"embedding": draw(VOCAB, self.d_model), "layers": stacked}
+        made = {"embedding": draw(self.vocab, self.d_model), "layers": stacked}
         made["last_norm"] = draw.scale(self.d_model)
-        made |= {} if self.tied else {"head": draw(self.d_model, VOCAB)}
+        made |= {} if self.tied else {"head": draw(self.d_model, self.vocab)}
         made |= {"positions": draw(CONTEXT, self.d_model)} if self.positions == "learned" else {}
         return made
 
     def _layer(self, draw: _Draw) -> Any:
-        d, inner, kv, width = self.d_model, HEADS * D_HEAD, self.kv_heads * D_HEAD, 12
+        d, inner, kv, width = self.d_model, HEADS * D_HEAD, self.kv_heads * D_HEAD, self.d_ff
         w: dict[str, Any] = {f"norm{i}": draw.scale(d) for i in range(4)}
         if self.fused == "qkv":
             w["qkv"] = draw(d, inner + 2 * kv)
@@ -179,13 +181,13 @@ class Decoder:
         layers: Any = [layer() for _ in range(self.layers)]
         if self.loop != "written":
             layers = jax.tree.map(lambda *each: np.stack(each), *layers)
-        start = np.array([2, 1][: self.batch] if self.starts == "rows" else 2, "int32")
+        start = np.asarray(np.arange(self.batch) % 3 if self.starts == "rows" else 2, "int32")
         return {"layers": layers, "start": start}
 
-    def given(self) -> Any:
-        """The tokens."""
+    def given(self, number: int = 0) -> Any:
+        """The tokens of a step."""
         shape = {"one": (self.batch,), "column": (self.batch, 1), "several": (self.batch, 3)}
-        numbers = np.random.default_rng(self.seed + 2).integers(0, VOCAB, shape[self.tokens])
+        numbers = np.random.default_rng(self.seed + 2 + number).integers(0, self.vocab, shape[self.tokens])
         return numbers.astype("int32")
 
     # What it computes.
@@ -212,7 +214,7 @@ class Decoder:
         start = jnp.broadcast_to(cache["start"], (self.batch,))
         positions = start[:, None] + jnp.arange(tokens.shape[1])
         if self.embedding == "one_hot":
-            x = jax.nn.one_hot(tokens, VOCAB, dtype=self.dtype) @ params["embedding"]
+            x = jax.nn.one_hot(tokens, self.vocab, dtype=self.dtype) @ params["embedding"]
         else:
             x = params["embedding"][tokens]
         if self.embedding == "scaled":
