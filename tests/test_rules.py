@@ -768,7 +768,8 @@ def test_rule_that_never_ends() -> None:
         applied(traced(lambda x: -x, normal(4)), [endless])
 
 
-@pytest.mark.parametrize("name", sorted(Traced))
+# Marks (dialect.staging.known) are taken out again by whoever wrote them.
+@pytest.mark.parametrize("name", sorted(set(Traced) - {"known", "shared"}))
 def test_every_composite_expands(name: str) -> None:
     assert name in EXPAND.roots
 
