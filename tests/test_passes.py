@@ -193,7 +193,8 @@ def test_passes_do_not_change_what_they_get() -> None:
     "passes, keeps",
     [
         ("normalize", "reals"),
-        ("carry_cache, unroll, first_layer, stage", "bits"),
+        ("carry_cache, first_layer, stage", "bits"),
+        ("carry_cache, unroll, first_layer, stage", "reals"),
         ("normalize, recognize, lower", "reals"),
         ("normalize, recognize, quantize, stage", "approx"),
     ],
