@@ -55,6 +55,11 @@ def check(type_: Type) -> None:
         raise ValueError(f"{brief(str(type_))} has more elements than can be counted")
 
 
+def is_float(name: str) -> bool:
+    """Whether `name` is the short name of a real float dtype, however narrow."""
+    return is_dtype(name) and bool(jnp.issubdtype(dtype_of(name), jnp.floating))
+
+
 def type_of(value: Any) -> Type:
     """The Type of an array, a ShapeDtypeStruct, an abstract value or a Python scalar."""
     if not hasattr(value, "dtype"):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dialect.source_lines import under_line
 from rewrite import opdef
-from rewrite.ir import Graph, Value
+from rewrite.ir import Graph, Op, Value
 
 
 def evaluate(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
@@ -22,14 +22,17 @@ def evaluate(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
         raise ValueError(f"{len(graph.inputs)} inputs, but {len(arrays)} arrays were given")
     found: dict[Value, Any] = dict(zip(graph.inputs, arrays))
     for op in graph.ops:
-        args = [found[arg] for arg in op.args]
-        options = {"regions": op.regions} if op.regions else {}
         with under_line(op.origin.source):
-            out = opdef.lookup(op.name).reference(*args, **dict(op.attrs), **options)
-        if len(op.types) == 1 and not isinstance(out, list):
-            out = [out]
-        found.update(zip(op.results, out))
+            results = applied(op, [found[arg] for arg in op.args])
+        found.update(zip(op.results, results))
     return [_array(found[value]) for value in graph.outputs]
+
+
+def applied(op: Op, args: Sequence[Any]) -> Sequence[Any]:
+    """The results of one op: its reference on these arguments, with its attributes and regions."""
+    options = {"regions": op.regions} if op.regions else {}
+    out = opdef.lookup(op.name).reference(*args, **dict(op.attrs), **options)
+    return [out] if len(op.types) == 1 and not isinstance(out, list) else out
 
 
 def _array(result: Any) -> Any:

@@ -61,7 +61,7 @@ def has_no_sign(value: Value) -> bool:
 def is_never_minus_zero(value: Value, deepest: int = _DEEPEST) -> bool:
     """Whether no element can be -0.0, which roots and reciprocals tell from 0.0."""
     op, dtype = value.op, value.type.dtype
-    if not _is_float(dtype):
+    if not dtypes.is_float(dtype):
         return _is_real(dtype)
     low, high, _ = range_of(value)
     if low > 0 or high < 0 or op.name in _NEVER_MINUS_ZERO:
@@ -106,7 +106,7 @@ def beside_parameters(inputs: Iterable[Value]) -> Iterator[None]:
 
 def _parameters() -> dict[Op, Range]:
     """The finite numbers that the parameters hold."""
-    floats = [each for each in _PARAMETERS.get() if _is_float(each.type.dtype)]
+    floats = [each for each in _PARAMETERS.get() if dtypes.is_float(each.type.dtype)]
     ends = {each.op: _largest(each.type.dtype) for each in floats}
     return {op: Range(-largest, largest) for op, largest in ends.items()}
 
@@ -154,7 +154,7 @@ def _held(derived: Range, dtype: str) -> Range:
 
 def _has_infinity(dtype: str) -> bool:
     """Whether what is too large for the dtype is infinite: not where it wraps, or becomes NaN."""
-    return _is_float(dtype) and bool(np.isinf(np.asarray(np.inf, dtypes.dtype_of(dtype))))
+    return dtypes.is_float(dtype) and bool(np.isinf(np.asarray(np.inf, dtypes.dtype_of(dtype))))
 
 
 def _largest(dtype: str) -> float:
@@ -168,7 +168,7 @@ def _rounded(op: Op, low: float, high: float, nan: bool = False) -> Range:
     An end may be rounded outward, and where XLA computes with more digits it is not rounded.
     """
     dtype = op.types[0].dtype
-    if not _is_float(dtype):
+    if not dtypes.is_float(dtype):
         return Range(low, high, nan)
     return Range(min(low, _nearest(low, dtype)), max(high, _nearest(high, dtype)), nan)
 
@@ -197,10 +197,6 @@ def _const(op: Op, _: list[Range]) -> Range:
 
 def _is_real(dtype: str) -> bool:
     return dtypes.is_dtype(dtype) and not dtype.startswith("c")
-
-
-def _is_float(dtype: str) -> bool:
-    return _is_real(dtype) and jnp.issubdtype(dtypes.dtype_of(dtype), jnp.floating)
 
 
 def _union(op: Op, args: list[Range]) -> Range:

@@ -35,7 +35,7 @@ def bisect(args: Arguments, screen: Screen) -> None:
         return
     if args.out:
         told = (traced.program, traced.passes, traced.target, str(departure), args.seed)
-        _save(Path(args.out), Failure.of("numbers", *told))
+        Failure.of("numbers", *told).save(Path(args.out))
     raise Found(str(departure), where=departure.blame.source if departure.blame else "")
 
 
@@ -65,17 +65,10 @@ def reproduce(args: Arguments, screen: Screen) -> None:
 
             smaller = again.reduced(args.seconds, watch)
         path = Path(args.out or f"{args.file}.reduced")
-        _save(path, smaller)
+        smaller.save(path)
         told = f"{failure.program.graph.op_count} ops to {smaller.program.graph.op_count}"
         screen.show(f"reduced from {told}: {path}")
     raise error if isinstance(error, ShardwrightError) else Found(f"{type(error).__name__}: {error}")
-
-
-def _save(path: Path, failure: Any) -> None:
-    from dialect import files
-
-    with files.written_whole(path) as part:
-        part.write_text(str(failure), encoding="utf-8")
 
 
 def read(file: str) -> str:

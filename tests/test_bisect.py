@@ -14,7 +14,7 @@ import pytest
 import passes
 from dialect.checked.bisect import bisect
 from dialect.checked.failures import Again
-from dialect.checked.numbers import Before
+from dialect.checked.numbers import Numbers
 from dialect.checked.reproducer import Failure, Reproducer
 from dialect.checked.samples import samples
 from examples import llama
@@ -157,4 +157,4 @@ def test_a_reproducer_that_no_longer_fails_says_so(tmp_path, capsys) -> None:
 def test_the_same_seed_gives_the_same_numbers() -> None:
     one, two = samples(PROGRAM, 3), samples(PROGRAM, 3)
     assert all((jnp.asarray(a) == jnp.asarray(b)).all() for a, b in zip(one, two))
-    assert Before(PROGRAM, one).departure(PROGRAM, "bits") is None
+    assert Numbers(PROGRAM, one).departure(Numbers(PROGRAM, two), "bits") is None

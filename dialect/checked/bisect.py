@@ -6,13 +6,14 @@ the firing with which the results are wrong and without which they are right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dialect.checked.compared import Difference, difference
-from dialect.checked.numbers import Before
+from dialect.checked.numbers import Numbers
 from dialect.checked.samples import array_of, samples
 from dialect.checked.tokens import Token, first_token, is_decoder
 from dialect.evaluate import evaluate
@@ -107,23 +108,53 @@ class VerifyNumbers(Hook):
 
     def __init__(self, target: Target, seed: int = 0, blame: bool = True) -> None:
         self.target, self.seed, self.blame = target, seed, blame
-        self.program: Program | None = None
+        self.numbers: Numbers | None = None  # of the program that the next pass gets
 
     def before(self, step: Pass, program: Program) -> None:
-        self.program = program
+        if self.numbers is None or self.numbers.program is not program:
+            self.numbers = Numbers(program, samples(program, self.seed))
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
-        before, leaves = self.program, samples(self.program, self.seed)
-        numbers = Before(before, leaves)
-        wrong = numbers.departure(program, report.keeps)
+        before, self.numbers = self.numbers, Numbers(program, self.numbers.leaves)
+        wrong = before.departure(self.numbers, report.keeps)
         if wrong is None:
             return
         blame = token = None
         if self.blame:
-            blame = _Search(step, numbers, self.target, report.keeps).blame()
-            token = first_token(before, program, leaves)
-        told = (step, report.keeps, wrong, blame, token, is_decoder(before))
+            blame = _Search(step, before, self.target, report.keeps).blame()
+            token = first_token(before.program, program, before.leaves)
+        told = (step, report.keeps, wrong, blame, token, is_decoder(before.program))
         raise NumbersError(Departure(*told))
+
+
+def first_wrong_firing(
+    run: Callable[[], Any], is_wrong: Callable[[Any], bool]
+) -> tuple[Firing, int, int] | None:
+    """The firing with which the result of `run` is wrong and without which it is right.
+
+    Also its number, and how many firings there are. None where no rule fires, or where the result
+    is wrong even if none does.
+    """
+
+    def is_wrong_after(limit: int) -> bool:
+        try:
+            with counted(limit):
+                result = run()
+            return is_wrong(result)
+        except Exception:  # a pass whose rules are cut short may not come to its end
+            return False
+
+    with counted() as firings:
+        run()
+    right, wrong = 0, firings.count
+    if not wrong or is_wrong_after(0):
+        return None
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        right, wrong = (right, middle) if is_wrong_after(middle) else (middle, wrong)
+    with counted(wrong) as limited:
+        run()
+    return limited.last, wrong, firings.count
 
 
 @dataclass(frozen=True)
@@ -131,37 +162,20 @@ class _Search:
     """Finds the firing in one run of a pass."""
 
     step: Pass
-    before: Before
+    before: Numbers
     target: Target
     keeps: str
+
+    def blame(self) -> Blame | None:
+        found = first_wrong_firing(self.run, self.is_wrong)
+        return found and Blame(*found, self.values(found[0]))
 
     def run(self) -> Program:
         return self.step.run(self.before.program, self.target)
 
-    def blame(self) -> Blame | None:
-        with counted() as firings:
-            self.run()
-        right, wrong = 0, firings.count
-        if not wrong or self.is_wrong(0):
-            return None
-        while wrong - right > 1:
-            middle = (right + wrong) // 2
-            if self.is_wrong(middle):
-                wrong = middle
-            else:
-                right = middle
-        with counted(wrong) as limited:
-            self.run()
-        return Blame(limited.last, wrong, firings.count, self.values(limited.last))
-
-    def is_wrong(self, limit: int) -> bool:
-        """Whether the results are wrong when no rule fires after so many."""
-        try:
-            with counted(limit):
-                made = self.run()
-            return self.before.departure(made, self.keeps) is not None
-        except Exception:  # a pass whose rules are cut short may not come to its end
-            return False
+    def is_wrong(self, program: Program) -> bool:
+        after = Numbers(program, self.before.leaves)
+        return self.before.departure(after, self.keeps) is not None
 
     def values(self, firing: Firing) -> Difference | None:
         """The op's results and those of the rule, on the program's own numbers where it reads

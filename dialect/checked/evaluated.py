@@ -6,26 +6,33 @@ largest number on the way to an output says how far off a correct result may be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from dialect.checked.sensitivity import Disturb
-from rewrite import opdef
-from rewrite.ir import Graph, Op, Value
+from dialect.evaluate import applied
+from rewrite.ir import Graph, Value
+
+Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb what ops give -> its results
 
 
-def evaluated(graph: Graph, arrays: Sequence[Any]) -> tuple[list[Any], float]:
-    """The outputs, and the largest finite magnitude of any float that a top-level op gave."""
-    results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
-    largest = max((magnitude(array) for array in arrays), default=0.0)
-    for op in graph.ops:
-        made = _applied(op, [results[arg] for arg in op.args])
-        results.update(zip(op.results, made))
-        largest = max(largest, *(magnitude(array) for array in made), 0.0)
-    return [results[value] for value in graph.outputs], largest
+def evaluated(
+    graph: Graph, arrays: Sequence[Any], evaluate: Evaluator | None = None
+) -> tuple[list[Any], float]:
+    """The outputs, and the largest finite magnitude of a float among the arrays and on the way.
+
+    `evaluate` runs the graph: op by op, unless it is given.
+    """
+    largest = [0.0, *map(magnitude, arrays)]
+
+    def noted(name: str, args: list[Any], results: list[Any]) -> list[Any]:
+        largest.extend(map(magnitude, results))
+        return results
+
+    return (evaluate or op_by_op)(graph, arrays, noted), max(largest)
 
 
 def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None) -> list[Any]:
@@ -33,15 +40,9 @@ def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
         args = [results[arg] for arg in op.args]
-        made = _applied(op, args)
+        made = applied(op, args)
         results.update(zip(op.results, disturb(op.name, args, made) if disturb else made))
     return [results[value] for value in graph.outputs]
-
-
-def _applied(op: Op, args: list[Any]) -> list[Any]:
-    options = {"regions": op.regions} if op.regions else {}
-    made = opdef.lookup(op.name).reference(*args, **dict(op.attrs), **options)
-    return made if isinstance(made, list) else [made]
 
 
 def magnitude(array: Any) -> float:
@@ -65,8 +66,8 @@ def overflows(graph: Graph, arrays: Sequence[Any]) -> bool:
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
         args = [results[arg] for arg in op.args]
-        results.update(zip(op.results, _applied(op, args)))
-        if op.name in _GROWS and not all(map(_is_finite, _applied(op, [*map(_finite, args)]))):
+        results.update(zip(op.results, applied(op, args)))
+        if op.name in _GROWS and not all(map(_is_finite, applied(op, [*map(_finite, args)]))):
             return True
     return False
 

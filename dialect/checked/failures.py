@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dialect.checked.bisect import NumbersError, VerifyNumbers
-from dialect.checked.reproducer import Failure, first_line
 from dialect.checked.reduced import Watch, reduced
+from dialect.checked.reproducer import Failure, first_line
 from dialect.compiled.compiling import Compilable, compiled
 from rewrite import manager
 from rewrite.errors import ShardwrightError
@@ -69,5 +69,3 @@ def _kind_of(error: Exception) -> tuple[str, ...]:
         return "pass", step[1] if step else "", type(cause).__name__
     words = re.sub(r"%\S+|\[[^\]]*\]|\d+", "", said)
     return (type(error).__name__, words if isinstance(error, ShardwrightError) else "")
-
-

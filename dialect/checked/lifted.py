@@ -34,6 +34,13 @@ def lifted_type(type_: Type) -> Type:
     return Type(_WIDER.get(type_.dtype, type_.dtype), type_.shape)
 
 
+def widened(array: Any) -> Any:
+    """An array of the lifted type of its own: in f64 or c128, where it is a narrower float."""
+    type_ = dtypes.type_of(array)
+    wider = lifted_type(type_).dtype
+    return array if wider == type_.dtype else np.asarray(array).astype(dtypes.dtype_of(wider))
+
+
 def lifted(graph: Graph) -> Graph:
     """`graph` computed in f64. Wants `jax.enable_x64`. Raises NotLiftable."""
     memo = {value: new_input(lifted_type(value.type)) for value in graph.inputs}

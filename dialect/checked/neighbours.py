@@ -27,8 +27,10 @@ _VARIANTS = 50  # of an example, itself included: as many as its arrays are comp
 _MOST_OPS = 120
 _MOST_ELEMENTS = 4096
 # What an edit's types may not fit, told by JAX or by the IR.
-_UNFIT = (ShardwrightError, TypeError, ValueError, LookupError, AttributeError, ZeroDivisionError)
-_UNFIT = (*_UNFIT, NotImplementedError, OverflowError, AssertionError)
+_UNFIT = (
+    *(ShardwrightError, TypeError, ValueError, LookupError, AttributeError),
+    *(ZeroDivisionError, OverflowError, NotImplementedError, AssertionError),
+)
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,18 @@ import numpy as np
 from dialect import dtypes
 from dialect.checked.compared import Difference, difference
 from dialect.checked.evaluated import magnitude
-from dialect.checked.lifted import NotLiftable, lifted, lifted_type
+from dialect.checked.lifted import NotLiftable, lifted, lifted_type, widened
 from rewrite.program import Program
 
 # Rounding errors add up over the ops of a program; a wrong formula is wrong by more than so many.
 _ROUNDINGS = 16
 
 
-class Before:
-    """The results of a program on some arrays, to compare those of rewritten ones with.
-
-    `bits` is compared op by op, for a compiler may fuse; `reals` in f64, where the programs can be
-    computed so, to the precision of their constants. `approx` promises types alone.
-    """
+class Numbers:
+    """What a program gives for some arrays, as it is and over the reals, computed when asked for."""
 
     def __init__(self, program: Program, leaves: Sequence[Any]) -> None:
         self.program, self.leaves = program, list(leaves)
-        self.wide = [widened(leaf) for leaf in leaves]
 
     @cached_property
     def results(self) -> list[Any]:
@@ -41,34 +36,26 @@ class Before:
     def lifted_results(self) -> list[Any] | None:
         """In f64; None where the program cannot be computed so."""
         try:
-            return results(lifted_program(self.program), self.wide)
+            with jax.enable_x64(True):
+                return results(lifted_program(self.program), list(map(widened, self.leaves)))
         except NotLiftable:
             return None
 
-    def departure(self, after: Program, keeps: str) -> Difference | None:
-        """Where the results of `after` leave the class `keeps` of those of before, or None."""
+    def departure(self, after: Numbers, keeps: str) -> Difference | None:
+        """Where the results of a rewritten program leave the class `keeps` of these, or None.
+
+        `bits` is compared op by op, for a compiler may fuse; `reals` in f64, where both programs
+        can be computed so, to the precision of their constants. `approx` promises types alone.
+        """
         if keeps == "bits":
-            return difference(self.results, results(after, self.leaves), "bits")
+            return difference(self.results, after.results, "bits")
         if keeps == "approx":
-            wrong = difference(self.results, results(after, self.leaves), "reals", math.inf)
+            wrong = difference(self.results, after.results, "reals", math.inf)
             return wrong if wrong is not None and wrong.what == "type" else None
-        with jax.enable_x64(True):
-            got = None if self.lifted_results is None else self.lifted(after)
-        if got is not None:
-            tolerance = precision((self.program, after), constants_only=True)
-            return self.compared(self.lifted_results, got, tolerance)
-        got = results(after, self.leaves)
-        return self.compared(self.results, got, precision((self.program, after)))
-
-    def lifted(self, after: Program) -> list[Any] | None:
-        try:
-            return results(lifted_program(after), self.wide)
-        except NotLiftable:
-            return None
-
-    def compared(
-        self, expected: list[Any], got: list[Any], tolerance: float
-    ) -> Difference | None:
+        pair = self.lifted_results, after.lifted_results
+        lifted_both = None not in pair
+        expected, got = pair if lifted_both else (self.results, after.results)
+        tolerance = precision((self.program, after.program), constants_only=lifted_both)
         largest = max((magnitude(array) for array in (*self.leaves, *expected)), default=0.0)
         return difference(expected, got, "reals", tolerance, largest)
 
@@ -92,13 +79,6 @@ def lifted_program(program: Program) -> Program:
             inputs=tuple(replace(each, type=lifted_type(each.type)) for each in stages.inputs),
         )
     return replace(program, graph=lifted(program.graph), inputs=inputs, stages=stages)
-
-
-def widened(leaf: Any) -> Any:
-    """An array in f64 or c128, where it is a float of 16 bits or more."""
-    name = dtypes.type_of(leaf).dtype
-    wider = lifted_type(dtypes.type_of(leaf)).dtype
-    return leaf if wider == name else np.asarray(leaf).astype(dtypes.dtype_of(wider))
 
 
 def precision(programs: Sequence[Program], constants_only: bool = False) -> float:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect import attributes, dtypes
-from rewrite.ir import Graph, Opaque
+from rewrite.ir import Graph
 
 # Where the least rounding of an argument may turn a result altogether.
 _TURNS = frozenset(
@@ -24,17 +24,13 @@ def turns(graph: Graph) -> bool:
 
 def _to_integers(op: Any) -> bool:
     converts = op.name == "convert_element_type"
-    return converts and _is_float(op.args[0].type.dtype) and not _is_float(op.types[0].dtype)
+    return converts and dtypes.is_float(op.args[0].type.dtype) and not dtypes.is_float(op.types[0].dtype)
 
 
 def _step(dtype: str) -> float:
     if dtype == "c64":
         return _step("f32")
-    return float(jnp.finfo(dtypes.dtype_of(dtype)).eps) if _is_float(dtype) else 0.0
-
-
-def _is_float(dtype: str) -> bool:
-    return dtypes.is_dtype(dtype) and jnp.issubdtype(dtypes.dtype_of(dtype), jnp.floating)
+    return float(jnp.finfo(dtypes.dtype_of(dtype)).eps) if dtypes.is_float(dtype) else 0.0
 
 
 def new_constants(before: Graph, after: Graph) -> float:
@@ -53,10 +49,9 @@ def _constants(graph: Graph) -> dict[float, str]:
     """Every number that a float constant holds, and its dtype."""
     numbers: dict[float, str] = {}
     for op, _ in graph.walk():
-        if op.name != "const" or not _is_float(op.types[0].dtype):
+        if op.name != "const" or not dtypes.is_float(op.types[0].dtype):
             continue
-        value = op["value"]
-        array = np.asarray(value.payload if isinstance(value, Opaque) else attributes.decode(value))
+        array = np.asarray(attributes.decode(op["value"]))
         for number in array.astype(np.float64).ravel().tolist():
             numbers.setdefault(number, op.types[0].dtype)
     return numbers

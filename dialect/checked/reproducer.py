@@ -16,12 +16,12 @@ The header is a comment to the reader of programs. `shardwright reproduce FILE` 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dialect.files import written_whole
 from rewrite.errors import TextError
 from rewrite.hooks import Write, to_stderr
 from rewrite.ir import Graph, Opaque, Value, new_input, replace_values
@@ -64,6 +64,11 @@ class Failure:
             *str(self.pipeline).split("\n"),
         )
         return "\n".join([*(_HEADER + line for line in facts), f"{self.program}\n"])
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all. Raises FileError."""
+        with written_whole(path) as part:
+            part.write_text(str(self), encoding="utf-8")
 
     @staticmethod
     def of(
@@ -114,17 +119,12 @@ class Reproducer(Hook):
 
     def keep(self, failure: Failure, what: str) -> None:
         """Writes the file. Nothing may hide the failure itself, which is raised right after."""
-        # Renamed into place, so that the file is there whole or not at all.
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            unfinished.write_text(str(failure), encoding="utf-8")
-            unfinished.replace(self.path)
+            failure.save(self.path)
         except Exception as error:
             self.write(f"no reproducer could be written to {self.path}: {error}")
         else:
             self.write(f"{what} failed; {self.path} reproduces it")
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def portable(program: Program) -> Program:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,13 +18,8 @@ _INTEGERS = 4  # tokens, positions and indices are below it, so that they are in
 
 def samples(program: Program, seed: int) -> list[Any]:
     """One array per input of the program. Weights are scaled so that products stay near 1."""
-    return drawn(program.inputs, seed)
-
-
-def drawn(inputs: Sequence[Input], seed: int) -> list[Any]:
-    """One array per declared input."""
     random = np.random.default_rng(seed)
-    return [_scaled(each, array_of(each.type, random)) for each in inputs]
+    return [_scaled(each, array_of(each.type, random)) for each in program.inputs]
 
 
 def array_of(type_: Type, random: np.random.Generator) -> Any:

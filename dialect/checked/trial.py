@@ -11,7 +11,7 @@ to an end. A violation carries the text of both programs and the numbers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,8 +21,8 @@ import numpy as np
 
 from dialect.checked.arrays import array_of
 from dialect.checked.compared import Difference, difference
-from dialect.checked.evaluated import op_by_op, overflows
-from dialect.checked.lifted import NotLiftable, lifted
+from dialect.checked.evaluated import Evaluator, op_by_op, overflows
+from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import step_of_new_constants, turns
 from dialect.checked.sensitivity import forgiven
@@ -31,8 +31,6 @@ from rewrite.ir import Graph
 from rewrite.printer import show_graph
 from rewrite.rules import KNOWN, Miss, Outcome, Rule
 from rewrite.verify import verify
-
-Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb what ops give -> its results
 
 _IN_F64 = 1e-12  # relative; what cancels is forgiven by how much rounding moves it
 
@@ -193,7 +191,7 @@ class Trial:
     def in_f64(
         self, before: Graph, after: Graph, arrays: list[Any], rounded: float
     ) -> Difference | None:
-        wide = [_widened(array, value.type.dtype) for array, value in zip(arrays, before.inputs)]
+        wide = [widened(array) for array in arrays]
         wrong = self.apart(before, after, wide, rounded)
         if wrong is not None and (overflows(before, wide) or overflows(after, wide)):
             return None  # the reals have no largest number
@@ -223,11 +221,6 @@ class Trial:
         texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
         before = show_graph(self.before)
         return Violation(self.rule.name, self.seed, self.number, what, before, shown, texts)
-
-
-def _widened(array: Any, dtype: str) -> Any:
-    kind = {"f64": np.float64, "c128": np.complex128}.get(dtype)
-    return array if kind is None else np.asarray(array).astype(kind)
 
 
 def _endless(array: Any) -> bool:

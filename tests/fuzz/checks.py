@@ -19,21 +19,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from dialect.checked.bisect import first_wrong_firing
 from dialect.checked.compared import difference
+from dialect.checked.lifted import NotLiftable, lifted, lifted_type
+from dialect.checked.sensitivity import forgiven
+from dialect.framework import Jax
+from rewrite import Pipeline, Program, Target, manager, runtime, trace
+from rewrite.errors import InvalidProgram, ShardwrightError
+from rewrite.ir import Graph
+from rewrite.manager import PassError
 from tests.fuzz.interpreted import (
     as_reals,
     interpreted,
     interpreted_function,
     interpreted_program,
 )
-from dialect.checked.lifted import NotLiftable, lifted, lifted_type
-from dialect.checked.sensitivity import forgiven
-from dialect.framework import Jax
-from rewrite import Pipeline, Program, Target, manager, runtime, trace
-from rewrite.errors import InvalidProgram, ShardwrightError
-from rewrite.firings import counted
-from rewrite.ir import Graph
-from rewrite.manager import PassError
 
 TARGET = Target("cpu:8", (("x", 2), ("y", 4)))
 IN_REALS = 1e-9  # relative; what cancels is forgiven by how much rounding moves it
@@ -212,27 +212,17 @@ def _compared(
 def _rule(failure: Failure, state: State, done: Sequence[str], kind: str) -> str:
     """The rule that fired wrongly: with the first so many firings of the pass it still fails so."""
 
-    def fails(limit: int) -> bool:
-        try:
-            with counted(limit):
-                made, (report,) = manager.run(state.program, [step_of(done[-1])], TARGET)
-            results = interpreted_program(made, state.leaves)
-            again = _compared(state, made, results, report.keeps, done, kind)
-        except Exception:  # a pass whose rules are cut short may not come to its end
-            return False
+    def run() -> Any:
+        return manager.run(state.program, [step_of(done[-1])], TARGET)
+
+    def fails(ran: Any) -> bool:
+        made, (report,) = ran
+        results = interpreted_program(made, state.leaves)
+        again = _compared(state, made, results, report.keeps, done, kind)
         return again is not None and again.what == failure.what
 
-    with counted() as firings:
-        step_of(done[-1]).run(state.program, TARGET)
-    right, wrong = 0, firings.count
-    if not wrong or fails(0):
-        return "no rule"
-    while wrong - right > 1:
-        middle = (right + wrong) // 2
-        right, wrong = (right, middle) if fails(middle) else (middle, wrong)
-    with counted(wrong) as limited:
-        step_of(done[-1]).run(state.program, TARGET)
-    return f"rule {limited.last.rule.name}"
+    found = first_wrong_firing(run, fails)
+    return f"rule {found[0].rule.name}" if found else "no rule"
 
 
 @lru_cache

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect import attributes, primitives
-from tests.fuzz.in_numpy import computed
+from dialect.checked.lifted import widened
 from dialect.control import scan_parts
 from dialect.dtypes import dtype_of, is_dtype, struct_of, type_of
 from dialect.jaxpr import CALLS
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Opaque, Type, Value, attrs_of
 from rewrite.program import ROLES, Program
+from tests.fuzz.in_numpy import computed
 
 Disturb = Callable[[str, list[Any], list[Any]], list[Any]]
 _OF_ONE_DEVICE = frozenset("psum psum_invariant pmax pmin pvary pbroadcast ppermute".split())
@@ -254,7 +255,4 @@ def _of_reference(
 
 def as_reals(array: Any) -> Any:
     """An input of a lifted graph: floats of more than eight bits widened, the rest as it is."""
-    array = as_numpy(array)
-    wide = {"float32": "float64", "bfloat16": "float64", "float16": "float64"}
-    wide["complex64"] = "complex128"
-    return array.astype(wide[str(array.dtype)]) if str(array.dtype) in wide else array
+    return widened(as_numpy(array))

@@ -12,8 +12,8 @@ import numpy as np
 from dialect import control, framework, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
 from dialect import primitives
 from dialect.checked.compared import difference
-from dialect.checked.evaluated import magnitude
-from dialect.checked.lifted import NotLiftable, lifted
+from dialect.checked.evaluated import evaluated
+from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.precision import new_constants
 from dialect.evaluate import evaluate
 from dialect.framework import describe
@@ -100,26 +100,14 @@ def _same_reals(before: Graph, after: Program, leaves: Sequence[Any]) -> None:
     except NotLiftable:
         graphs, wide = (before, after.graph), False
     with jax.enable_x64(wide or jax.config.jax_enable_x64):
-        arrays = [_widened(leaf) if wide else leaf for leaf in leaves]
-        expected, largest = _evaluated(graphs[0], arrays)
-        got, _ = _evaluated(graphs[1], arrays)
+        arrays = [widened(leaf) if wide else leaf for leaf in leaves]
+        with np.errstate(all="ignore"):
+            expected, largest = evaluated(graphs[0], arrays, interpreted)
+            got = interpreted(graphs[1], arrays)
         tolerance = F64_TOLERANCE if wide else _tolerance([*expected, *leaves])
         tolerance = max(tolerance, new_constants(before, after.graph))
         wrong = difference(expected, got, "reals", tolerance, largest)
     _same(wrong, f"after {_passes(after)}")
-
-
-def _evaluated(graph: Graph, arrays: Sequence[Any]) -> tuple[list[Any], float]:
-    """The outputs, in numpy, and the largest finite magnitude of a number on the way to them."""
-    largest = [0.0, *map(magnitude, arrays)]
-
-    def noted(_: str, __: list[Any], results: list[Any]) -> list[Any]:
-        largest.extend(map(magnitude, results))
-        return results
-
-    with np.errstate(all="ignore"):
-        results = interpreted(graph, arrays, noted)
-    return results, max(largest)
 
 
 def _same_in_f64(before: Graph, passes: Pipeline, leaves: Sequence[Any]) -> None:
@@ -129,18 +117,11 @@ def _same_in_f64(before: Graph, passes: Pipeline, leaves: Sequence[Any]) -> None
             wide = lifted(before)
         except NotLiftable:
             return
-        _same_reals(wide, passes.run(as_program(wide), Target()), list(map(_widened, leaves)))
+        _same_reals(wide, passes.run(as_program(wide), Target()), list(map(widened, leaves)))
 
 
 def _passes(program: Program) -> str:
     return ", ".join(step.text for step in program.history) or "the passes"
-
-
-def _widened(leaf: Any) -> Any:
-    wider = {"float16": "float64", "bfloat16": "float64", "float32": "float64"}
-    wider["complex64"] = "complex128"
-    dtype = str(getattr(leaf, "dtype", ""))
-    return jnp.asarray(np.asarray(leaf).astype(wider[dtype])) if dtype in wider else leaf
 
 
 def _tolerance(arrays: Sequence[Any]) -> float:

@@ -89,19 +89,23 @@ def nested(groups: Callable[[], Groups]) -> tuple[Template, ...]:
         index = f"{d.of('i', rank=0)}.astype('int32')"
         return f"lax.switch({index}, [{', '.join(branches)}], {', '.join(names)})"
 
+    def function_of_one(d: Drawer) -> tuple[str, str]:
+        """The name of a float, and a function of it that gives one like it."""
+        name = d.of("f")
+        types = [d.scope.types[name]]
+        return name, d.function(types, lambda inner: _one(inner, body([d.last])))
+
     def custom_jvp(d: Drawer) -> str:
         if d.scope.depth >= _DEEPEST:
             return ""
-        name = d.of("f")
-        function = d.function([d.scope.types[name]], lambda inner: _one(inner, body([d.last])))
+        name, function = function_of_one(d)
         made = f"jax.custom_jvp({function})"
         return f"{made}({name})"
 
     def custom_vjp(d: Drawer) -> str:
         if d.scope.depth >= _DEEPEST:
             return ""
-        name = d.of("f")
-        function = d.function([d.scope.types[name]], lambda inner: _one(inner, body([d.last])))
+        name, function = function_of_one(d)
         rules = f"lambda x: ({function}(x), x), lambda x, g: (g * x,)"
         made = f"(lambda f: (f.defvjp({rules}), f)[1])(jax.custom_vjp({function}))"
         return f"jax.grad(lambda x: jnp.sum({made}(x)))({name})" if d.flag else f"{made}({name})"
