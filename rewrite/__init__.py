@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rewrite' has no attribute {name!r}")
     from importlib import import_module
 
-    from rewrite import versions
+    from dialect import versions
 
     versions.check()
     import_module("rewrite.api")

@@ -27,7 +27,8 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rewrite import asked, faults, manager, options, versions
+from dialect import versions
+from rewrite import asked, faults, manager, options
 from rewrite.asked import Arguments, rewritten, start
 from rewrite.console import Screen
 from rewrite.errors import PipelineError, ShardwrightError

@@ -9,6 +9,7 @@ every step, and `restore` gives the user's own state back.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -122,6 +123,7 @@ class Program:
         for graph in self.graphs.values():
             verify(graph, blame)
         wrong = self._misfit(self.graph, self.step_inputs, self.step_outputs)
+        wrong = wrong or (self._staged_misfit(self.stages) if self.stages else None)
         if wrong:
             raise InvalidProgram(f"{blame}: {wrong}" if blame else wrong)
 
@@ -149,6 +151,26 @@ class Program:
             state = inputs[out.updates].type
             if (value.type.dtype, value.type.shape) != (state.dtype, state.shape):
                 return f"output {out.name} is {value.type}, the state that it updates is {state}"
+        return None
+
+    def _staged_misfit(self, stages: Stages) -> str | None:
+        """What does not fit between the stages: what one gives another takes."""
+        made = {role: _types(x for x in stages.inputs if x.role == role) for role in ROLES}
+        own = {role: _types(x for x in self.inputs if x.role == role) for role in ROLES}
+        told = [stages.inputs[x.updates] for x in stages.outputs if x.updates is not None]
+        back = [self.inputs[x.updates] for x in self.outputs if x.updates is not None]
+        for name, takes, gives in (
+            ("prepare", own["param"], made["param"]),
+            ("adapt", own["state"], made["state"]),
+            ("restore", _types(told), _types(back)),
+        ):
+            graph = self.graphs[name]
+            for what, values, wanted in (
+                ("takes", graph.inputs, takes),
+                ("gives", graph.outputs, gives),
+            ):
+                if _types(values) != wanted:
+                    return f"{name} {what} {_types(values)}, and should be {wanted}"
         return None
 
     def __call__(self, *args: Any) -> Any:
@@ -191,3 +213,7 @@ class Program:
         from rewrite.text import parse_program
 
         return parse_program(text)
+
+
+def _types(typed: Iterable[Input | Value]) -> str:
+    return ", ".join(f"{each.type.dtype}{list(each.type.shape)}" for each in typed) or "nothing"

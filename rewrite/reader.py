@@ -33,7 +33,7 @@ from rewrite.program import Input, Layout, Output, Program, Stages, Step
 from rewrite.signature import parse_array
 from rewrite.source import MOST_OF_A_PROGRAM, Source, TooDeep, grammar, whole_number
 from rewrite.values import IN_WORDS, parsed, types_of, values_parser
-from rewrite.verify import InvalidOp, verify
+from rewrite.verify import InvalidOp, check, verify
 
 _ARG = re.compile(
     r"\s*(?P<name>%[A-Za-z0-9_./-]+|(?P<content>\([^()]*\)|<[^<>]*>|[A-Za-z0-9_.+-]+)"
@@ -79,7 +79,6 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.source = Source(text, most=MOST_OF_A_PROGRAM)
         self.scopes: list[dict[str, Value]] = []
-        self.heads: dict[Op, Token] = {}
 
     def tree(self, start: str) -> Tree:
         return self.source.tree(_lines_parser(), IN_WORDS, start)
@@ -89,9 +88,6 @@ class _Reader:
         """Whatever the verifier finds is shown in the text."""
         try:
             yield
-        except InvalidOp as error:
-            head = self.heads.get(error.op, self.line_of("step|graph"))
-            self.source.fail(head, error.reason, error.hint, error=InvalidProgram)
         except InvalidProgram as error:
             place = self.line_of("step|graph")
             self.source.fail(place, error.message, error.hint, error=InvalidProgram)
@@ -196,9 +192,9 @@ class _Reader:
             for key, item in (each.children for each in node.children):
                 if self.word(key) in entries:
                     self.fail(key, f"{key} is given twice")
-                entries[self.word(key)] = self.skeleton(item)
-                if len(set(map(type, entries))) > 1:
+                if key.type != node.children[0].children[0].type:
                     self.fail(key, "the keys of a dict are texts or numbers, not both")
+                entries[self.word(key)] = self.skeleton(item)
             return entries
         items = [self.skeleton(each) for each in node.children]
         return items if node.data == "list" else tuple(items)
@@ -246,7 +242,10 @@ class _Reader:
         if str(len(types)) != (count or "1"):
             hint = f"write {shown}:{len(types)} =" if len(types) > 1 else ""
             self.fail(head, f"{len(types)} types for {count or 1} results", hint)
-        self.heads[op] = head
+        try:
+            check(op)
+        except InvalidOp as error:
+            self.source.fail(head, error.reason, error.hint, error=InvalidProgram)
         for value in op.results:
             self.define(scope, f"{shown}.{value.index}" if count else shown, value, head)
 

@@ -19,7 +19,7 @@ from lark.lexer import PatternStr
 from rewrite.errors import ShardwrightError, TextError, brief
 
 MOST_CHARACTERS = 1 << 20  # of a text that people write
-MOST_OF_A_PROGRAM = 1 << 25  # some 400,000 ops, which are read in a minute
+MOST_OF_A_PROGRAM = 1 << 24  # some 200,000 ops, which are read in half a minute
 MOST_DEEP = 64  # brackets inside one another
 MOST_DIGITS = 1000  # of a whole number
 _SHOWN = 100  # columns of a line that an error shows

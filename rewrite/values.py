@@ -15,6 +15,7 @@ from rewrite import runtime
 from rewrite.ir import Opaque, Record, Symbol, Type
 from rewrite.source import grammar, whole_number
 
+_LONG = re.compile(r"[0-9]{100,}")
 _TYPE = re.compile(r"[^\s:,\[]+\[[^\]]*\]~?")
 # The terminals of program.lark as a person would say them.
 IN_WORDS = {
@@ -89,6 +90,8 @@ def parsed(text: str, start: str) -> Any:
 @lru_cache(maxsize=1 << 16)
 def types_of(text: str) -> tuple[Type, ...]:
     """The types in a text. Raises ValueError for one that no array has."""
+    if long := _LONG.search(text):
+        raise ValueError(f"an axis of {len(long[0]):,} digits is too long")
     types = tuple(map(Type.parse, _TYPE.findall(text)))
     for each in types:
         runtime.check(each)

@@ -13,10 +13,10 @@ _CHECKED: WeakSet[Op] = WeakSet()  # ops never change, so each is checked once i
 
 
 class InvalidOp(InvalidProgram):
-    """An op of the program is wrong: `op`, and the reason alone."""
+    """An op of the program is wrong: `op`, and the reason alone, which the message begins with."""
 
-    def __init__(self, op: Op, reason: str, message: str, hint: str = "") -> None:
-        super().__init__(message, where=op.origin.source, hint=hint)
+    def __init__(self, op: Op, reason: str, hint: str = "", message: str = "") -> None:
+        super().__init__(message or reason, where=op.origin.source, hint=hint)
         self.op, self.reason = op, reason
 
 
@@ -33,10 +33,15 @@ def verify(graph: Graph, blame: str = "") -> None:
         if op.name == "input":
             continue
         if any(arg.op.name == "input" and arg not in inputs for arg in op.args):
-            raise _wrong(graph, op, blame, "reads an input that belongs to another graph")
+            raise _shown(
+                graph, op, blame, f"op {op.name} reads an input that belongs to another graph"
+            )
         if op in _CHECKED:
             continue
-        _check_op(graph, op, blame)
+        try:
+            check(op)
+        except InvalidOp as error:
+            raise _shown(graph, op, blame, error.reason, error.hint) from error.__cause__
         for region in op.regions:
             verify(region, blame)
         _CHECKED.add(op)
@@ -45,28 +50,30 @@ def verify(graph: Graph, blame: str = "") -> None:
             raise InvalidProgram(_told(blame, "an output is the input of another graph"))
 
 
-def _check_op(graph: Graph, op: Op, blame: str) -> None:
+def check(op: Op) -> None:
+    """Raises InvalidOp unless an op is defined and gives what it says; regions are not asked."""
     try:
         definition = opdef.lookup(op.name)
     except InvalidProgram as error:
-        raise InvalidOp(op, error.message, _told(blame, error.message), error.hint) from None
+        raise InvalidOp(op, error.message, error.hint) from None
     for name, value in op.attrs:
         if definition.attrs is not None and name not in definition.attrs:
-            raise _wrong(graph, op, blame, f"takes no attribute {name!r}")
+            raise InvalidOp(op, f"op {op.name} takes no attribute {name!r}")
         if not _printable(value):
             bare = f"attribute {name!r} is a bare {type(value).__name__}; wrap it"
-            raise _wrong(graph, op, blame, bare)
+            raise InvalidOp(op, f"op {op.name} {bare}")
     wanted = definition.regions
     if len(op.regions) != wanted and (wanted is not None or not op.regions):
         said = "one or more" if wanted is None else wanted
-        raise _wrong(graph, op, blame, f"has {len(op.regions)} regions, and takes {said}")
+        raise InvalidOp(op, f"op {op.name} has {len(op.regions)} regions, and takes {said}")
     try:
         types = opdef.infer(op)
     except Exception as error:  # whatever it asks of attributes and shapes that it did not expect
-        raise _wrong(graph, op, blame, f"does not accept its arguments: {cause(error)}") from error
+        said = f"op {op.name} does not accept its arguments: {cause(error)}"
+        raise InvalidOp(op, said) from error
     if _strong(types) != _strong(op.types):
         said, found = (", ".join(map(str, group)) for group in (op.types, types))
-        raise _wrong(graph, op, blame, f"says its results are {said}, but they are {found}")
+        raise InvalidOp(op, f"op {op.name} says its results are {said}, but they are {found}")
 
 
 def _strong(types: tuple[Type, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -87,11 +94,10 @@ def _told(blame: str, text: str) -> str:
     return f"{blame}: {text}" if blame else text
 
 
-def _wrong(graph: Graph, op: Op, blame: str, text: str) -> InvalidOp:
-    reason = f"op {op.name} {text}"
+def _shown(graph: Graph, op: Op, blame: str, reason: str, hint: str = "") -> InvalidOp:
     lines = [_told(blame, reason)]
     lines += [f"  made by rule: {op.origin.rules[-1]}"] if op.origin.rules else []
-    return InvalidOp(op, reason, "\n".join([*lines, window(graph, op)]))
+    return InvalidOp(op, reason, hint, "\n".join([*lines, window(graph, op)]))
 
 
 def window(graph: Graph, op: Op, lines_around: int = 5) -> str:

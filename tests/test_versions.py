@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rewrite import versions
+from dialect import versions
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:

@@ -72,8 +72,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: its arrays by name, its texts, and the checksums of arrays, where it
-    has them."""
+    """What a file holds: arrays and texts by name, and checksums of the arrays where it has them."""
 
     arrays: dict[str, Entry]
     about: dict[str, str]
@@ -122,10 +121,8 @@ def _header(
         texts = {**about, _ARRAYS: json.dumps(checksums, ensure_ascii=False), _HEADER: own}
         header: dict[str, Any] = {"__metadata__": texts}
         for name, each in entries.items():
-            offsets = [each.first, each.last]
-            header[name] = {
-                "dtype": each.dtype, "shape": list(each.shape), "data_offsets": offsets,
-            }  # fmt: skip
+            place = {"data_offsets": [each.first, each.last]}
+            header[name] = {"dtype": each.dtype, "shape": list(each.shape), **place}
         text = json.dumps(header, ensure_ascii=False).encode()
         text += b" " * (-len(text) % 64)  # so that arrays begin where processors like them to
         return len(text).to_bytes(8, "little") + text
@@ -201,7 +198,8 @@ def read_header(path: Path) -> Header:
         if not isinstance(about, dict) or not all(isinstance(x, str) for x in about.values()):
             raise ValueError("its texts are no texts")
         checksums = _json(about.pop(_ARRAYS, "{}"))
-        _check_header(first + text, about.pop(_HEADER, None))
+        if checksums or _HEADER in about:
+            _check_header(first + text, about.pop(_HEADER, ""))
         arrays = {name: _entry(name, each, 8 + length) for name, each in found.items()}
         end = 8 + length
         for name, each in sorted(arrays.items(), key=lambda pair: (pair[1].first, pair[1].last)):
@@ -251,10 +249,8 @@ def _json(text: str | bytes) -> dict[str, Any]:
     return found
 
 
-def _check_header(text: bytes, checksum: str | None) -> None:
-    """Compares the header with its own checksum, where it has one."""
-    if checksum is None:
-        return
+def _check_header(text: bytes, checksum: str) -> None:
+    """Compares the header with its own checksum. Raises ValueError."""
     told, unknown = (f'"{_HEADER}": "{each}"'.encode() for each in (checksum, _UNKNOWN))
     if f"{zlib.crc32(text.replace(told, unknown, 1)):08x}" != checksum:
         raise ValueError("its header is not what was written")
