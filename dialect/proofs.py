@@ -276,8 +276,6 @@ def _rsqrt(op: Op, args: list[Range]) -> Range:
     return _rounded(op, 0, 2 / math.sqrt(low), nan)  # with room for an approximate root
 
 
-
-
 def _sum(op: Op, args: list[Range]) -> Range:
     """Of n terms: each is added with an error of at most its own size."""
     low, high, nan = args[0]

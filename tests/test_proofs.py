@@ -11,7 +11,16 @@ import pytest
 
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
-from dialect.proofs import Range, beside_parameters, is_bounded, is_finite, is_within, range_of
+from dialect.proofs import (
+    Range,
+    beside_parameters,
+    has_no_sign,
+    is_bounded,
+    is_finite,
+    is_never_minus_zero,
+    is_within,
+    range_of,
+)
 from dialect.values import reshaped
 
 EXTREMES = [0.0, -0.0, 1.0, -2.5, 3e38, -3e38, math.inf, -math.inf, math.nan, 1e-45]
@@ -23,6 +32,14 @@ FORMULAS = {
     "squared": lambda x: jnp.square(jnp.minimum(x, 7)),
     "half": lambda x: (jnp.arange(10) * 70000).astype(jnp.float16) + 0 * x.astype(jnp.float16),
     "place": lambda x: jnp.clip(x.astype(jnp.int32), 0, 9) % 4,
+    "truth": lambda x: jnp.clip(x, 0.25, 0.5).astype(bool),
+    "mean of squares": lambda x: jnp.mean(jnp.square(jnp.minimum(x, 7)), keepdims=True) + 1e-3,
+    "root": lambda x: jnp.sqrt(jnp.clip(x, -1, 4)) / jnp.where(x > 0, 2.0, 3.0),
+    "reciprocal root": lambda x: jax.lax.rsqrt(x * 0),
+    "sum of extremes": lambda x: jnp.sum(jnp.clip(x, -3e38, 3e38), keepdims=True),
+    "rounded counter": lambda x: jax.lax.iota(jnp.bfloat16, 258) + x[:1].astype(jnp.bfloat16) * 0,
+    "eight bits": lambda x: jnp.clip(x, 0, 1e4).astype(jnp.float8_e4m3fn).astype(jnp.float32),
+    "limits that cross": lambda x: jax.lax.clamp(jnp.float32(5), x, jnp.float32(-5)),
 }
 
 
@@ -59,3 +76,16 @@ def test_parameters_may_be_taken_to_be_finite() -> None:
         assert is_finite(reshaped(graph.inputs[0], (3, 1)), finite_parameters=True)
         assert not is_finite(graph.inputs[0]) and not is_bounded(mixed, finite_parameters=True)
     assert not is_finite(graph.inputs[0], finite_parameters=True)
+
+
+def test_what_may_be_minus_zero() -> None:
+    def function(x: jax.Array, i: jax.Array) -> list[jax.Array]:
+        square = jnp.square(x)
+        never = [square, jnp.exp(x) - 0.0, x + 0.0, i.astype(x.dtype), jnp.sum(square) / 3, -i]
+        # A product of numbers of either sign, and what is too small for its dtype, may be.
+        return [*never, x, -square, x * 0.5, square - x, jnp.float32(-0.0) + 0 * x]
+
+    graph = trace_graph(function, jnp.ones(3), jnp.arange(3))
+    proven = [is_never_minus_zero(value) for value in graph.outputs]
+    assert proven == [True] * 6 + [False, False, False, True, False]
+    assert [has_no_sign(value) for value in graph.outputs[:3]] == [True, True, False]

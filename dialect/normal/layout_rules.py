@@ -269,9 +269,13 @@ def transpose_of_transpose(op: Op) -> Outcome:
     *lax.BROADCASTING,
     example=lambda x, y: x + jnp.broadcast_to(y[None, :], (3, 4)),
     types=("f32[3,4]", "f32[4]"),
+    keeps="reals",
 )
 def broadcast_by_consumer(op: Op) -> Outcome:
-    """f(x, broadcast(y))  ->  f(x, y with axes of size one), which f broadcasts by itself"""
+    """f(x, broadcast(y))  ->  f(x, y with axes of size one), which f broadcasts by itself
+
+    XLA divides by what it broadcasts itself as a product with the reciprocal: the last bit differs.
+    """
     args = list(op.args)
     for i, arg in enumerate(args):
         if arg.op.name != "broadcast_in_dim" or len(arg.op.args) > 1:
