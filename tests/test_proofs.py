@@ -51,7 +51,7 @@ def test_every_element_is_in_its_range(formula) -> None:
     numbers = np.asarray(evaluate(graph, [x])[0], np.float64)
     assert nan or not np.isnan(numbers).any()
     real = numbers[~np.isnan(numbers)]
-    assert low <= real.min() and real.max() <= high
+    assert low <= real.min(initial=high) and real.max(initial=low) <= high
 
 
 def test_proofs_are_as_narrow_as_expected() -> None:
