@@ -6,7 +6,7 @@ no error exceeds half a step. A scale per output channel commutes with the produ
 one per group of its summed axis with the group's own product
 (`dialect/quantized/scaled_products.py`).
 
-Integers hold no NaN and no infinity, so the scale does: what shares one with such a number is NaN.
+Integers hold no NaN and no infinity, so the scale is NaN instead: all that share it are NaN.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def widened(x: Any) -> Any:
 
 
 def greatest(x: Any, axes: tuple[int, ...]) -> Any:
-    """max|x| along `axes`, of size one there, and NaN where one of the numbers is."""
-    missing = jnp.any(jnp.isnan(x), axis=axes, keepdims=True)  # XLA's maximum drops NaN on a CPU
-    return jnp.where(missing, jnp.nan, jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    """max|x| along `axes`, of size one there, and NaN where one is NaN or infinite."""
+    finite = jnp.all(jnp.isfinite(x), axis=axes, keepdims=True)  # a CPU's maximum drops NaN
+    return jnp.where(finite, jnp.max(jnp.abs(x), axis=axes, keepdims=True), jnp.nan)
 
 
 def weight_scale(weights: Any, *, axes: tuple[int, ...], form: str) -> Any:
     """Scales of the weights, in f32 at least, of size one along `axes`.
 
-    A channel of zeros has scale one; one that holds NaN or infinity has that.
+    A channel of zeros has scale one; one that holds NaN or infinity has NaN.
     """
     scale = greatest(widened(weights), axes) / FORMS[form].largest
     return jnp.where(scale == 0, 1.0, scale)

@@ -302,8 +302,9 @@ def _kept(weight: Value, summed: int, rank: int) -> str | None:
     """Why a product's weight cannot be quantised, or None."""
     if not weight.type.size:
         return "it has no elements"
-    if weight.type.dtype not in _FLOATS:
-        return f"it is {weight.type.dtype} already"
+    stored = through(weight, "convert_element_type", "reshape", "transpose").type.dtype
+    if stored not in _FLOATS:
+        return f"it is {stored} already"
     if weight.op.name == "dequantize":
         return "it is quantised already"
     if not 0 < summed < rank:

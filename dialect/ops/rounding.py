@@ -31,7 +31,7 @@ def steps(
     """[q of `form`, scale], x being about q * scale. The scale has size one along `axes`.
 
     Both are made in f32 at least: in bf16 a quotient beyond 64 would be rounded to halves first.
-    Where x holds NaN or infinity the scale does.
+    Where x holds NaN or infinity the scale is NaN.
     """
     wide = widened(x)
     scale = greatest(wide, axes) / largest

@@ -28,7 +28,7 @@ def quantize_tokens(x: Any, *, axis: int, form: str) -> list[Any]:
 
     x: [..., k, ...] with k, the numbers of a head, at `axis`; the scale lacks that axis. It is
     rounded to bf16 before it divides, so that only the integers are inexact. A head of zeros has
-    scale one; one that holds NaN or infinity has that.
+    scale one; one that holds NaN or infinity has NaN.
     """
     wide = widened(x)
     scale = (greatest(wide, (axis,)) / LARGEST[form]).astype(jnp.bfloat16)
