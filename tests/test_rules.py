@@ -18,6 +18,7 @@ import rewrite
 from dialect import dtypes, framework, nn, primitives, quant  # noqa: F401  (framework registers)
 from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.checked.forms import example_graph, first_rules
+from dialect.checked.reach import reach
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
@@ -103,6 +104,15 @@ def test_example_fires(found: FoundRule) -> None:
     """Whether both sides are equal then is a test of tests/test_rule_check.py."""
     _, report = applied(example_graph(found.rule), first_rules(found), [found.rule])
     assert report.fired[found.name] >= 1
+
+
+def test_reach(golden: Callable[[str, str], None]) -> None:
+    """What each rule's example may be made of: a guard too many takes something away."""
+    lines = (
+        f"{found.module}.{found.name}: {' '.join(reach(found.rule, first_rules(found)))}"
+        for found in EVERY
+    )
+    golden("\n".join(lines), "rule_reach.txt")
 
 
 def test_doc_is_a_formula(found: FoundRule) -> None:

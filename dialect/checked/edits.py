@@ -6,13 +6,15 @@ there. Types behind the change are inferred again; what they do not fit raises, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
 import numpy as np
 
+from dialect import attributes
 from dialect.checked.attribute_edits import other_attribute
+from dialect.checked.reads import Reads, first_reader, rebuilt, replaced, some_reads, with_read
 from dialect.dtypes import dtype_of
 from dialect.jaxpr import constant
 from dialect.lax import MAPS
@@ -21,7 +23,6 @@ from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import build, make, with_args
 
 Edit = Callable[[Graph, Random], Graph | None]
-Edge = tuple[Op | None, int]  # an op's argument by its number; an output of the graph where None
 
 NARROW = ("f32", "bf16", "f16", "f8_e4m3fn", "i8", "i16", "i32", "u8", "u32", "bool")
 WIDE = ("f64", "i64", "u64")
@@ -37,46 +38,6 @@ _KIN = (
 _UNARY = ("neg", "abs", "square", "sqrt", "exp", "log", "floor", "sign", "not", "tanh", "logistic")
 _NUMBERS = (0, 1, -1, 2, 0.5, 1e-8, 1e-3, 255, 256, 300, 1e4, 1e9, -1e9, 1e30)
 _ENDLESS = (float("inf"), -float("inf"), float("nan"), -0.0)
-
-
-def edges(graph: Graph) -> list[Edge]:
-    """Every place where a value is read."""
-    inner = [(op, i) for op in graph.ops for i in range(len(op.args))]
-    return [*inner, *((None, i) for i in range(len(graph.outputs)))]
-
-
-def read_at(graph: Graph, edge: Edge) -> Value:
-    """The value that is read at an edge."""
-    op, place = edge
-    return graph.outputs[place] if op is None else op.args[place]
-
-
-def with_read(graph: Graph, edge: Edge, value: Value, inputs: Sequence[Value] = ()) -> Graph:
-    """The graph reading `value` at one edge; `inputs` are new inputs that the value is made of."""
-    at, place = edge
-
-    def changed(args: tuple[Value, ...]) -> tuple[Value, ...]:
-        return (*args[:place], value, *args[place + 1 :])
-
-    if at is None:
-        return Graph((*graph.inputs, *inputs), changed(graph.outputs))
-    made = with_args(at, changed(at.args))
-    return _replaced(graph, at, made, inputs)
-
-
-def _replaced(graph: Graph, old: Op, new: Op, inputs: Sequence[Value] = ()) -> Graph:
-    """The graph with an op replaced, everything behind it inferred again."""
-    memo = dict(zip(old.results, new.results, strict=True))
-    for op in graph.ops:
-        if op is not old and any(arg in memo for arg in op.args):
-            moved = with_args(op, tuple(memo.get(arg, arg) for arg in op.args))
-            memo.update(zip(op.results, moved.results, strict=True))
-    outputs = tuple(memo.get(value, value) for value in graph.outputs)
-    return Graph((*graph.inputs, *inputs), outputs)
-
-
-def _chosen(graph: Graph, random: Random) -> Edge:
-    return random.choice(edges(graph))
 
 
 def _op(graph: Graph, random: Random, fits: Callable[[Op], bool]) -> Op | None:
@@ -95,36 +56,35 @@ def swapped(graph: Graph, random: Random) -> Graph | None:
     one, two = random.sample(range(len(op.args)), 2)
     args = list(op.args)
     args[one], args[two] = args[two], args[one]
-    return _replaced(graph, op, with_args(op, tuple(args)))
+    return replaced(graph, op, with_args(op, tuple(args)))
 
 
 def shared(graph: Graph, random: Random) -> Graph | None:
     """Another value of the graph is read, one of the same type where there is one."""
-    edge = _chosen(graph, random)
-    known, at = read_at(graph, edge), edge[0]
-    before = graph.ops[: graph.ops.index(at)] if at is not None else graph.ops
+    reads = some_reads(graph, random)
+    known, before = reads.value, graph.ops[: first_reader(graph, reads)]
     values = [*graph.inputs, *(value for op in before for value in op.results)]
     alike = [value for value in values if value.type == known.type and value != known]
     if random.random() < 0.2:
         alike = [value for value in values if value.type.dtype == known.type.dtype]
-    return with_read(graph, edge, random.choice(alike)) if alike else None
+    return with_read(graph, reads, random.choice(alike)) if alike else None
 
 
 def unshared(graph: Graph, random: Random) -> Graph:
     """A fresh input is read in place of what was computed, or read before."""
-    edge = _chosen(graph, random)
-    fresh = new_input(read_at(graph, edge).type)
-    return with_read(graph, edge, fresh, [fresh])
+    reads = some_reads(graph, random)
+    fresh = new_input(reads.value.type)
+    return with_read(graph, reads, fresh, [fresh])
 
 
 def thinner(graph: Graph, random: Random) -> Graph | None:
     """A fresh input that is broadcast, by an op or by its reader."""
-    edge = _chosen(graph, random)
-    type_ = read_at(graph, edge).type
+    reads = some_reads(graph, random)
+    type_ = reads.value.type
     kept = tuple(size if random.random() < 0.5 else 1 for size in type_.shape)
     fresh = new_input(Type(type_.dtype, random.choice([kept, kept, ()])))
     value = fresh if random.random() < 0.4 else _broadcast(fresh, type_.shape)
-    return with_read(graph, edge, value, [fresh])
+    return with_read(graph, reads, value, [fresh])
 
 
 def one_thin(graph: Graph, random: Random) -> Graph | None:
@@ -139,7 +99,7 @@ def one_thin(graph: Graph, random: Random) -> Graph | None:
     fresh = new_input(Type(op.args[thin].type.dtype, kept))
     args = [_broadcast(arg, shape) if arg.type.shape != shape else arg for arg in op.args]
     args[thin] = fresh
-    return _replaced(graph, op, with_args(op, tuple(args)), [fresh])
+    return replaced(graph, op, with_args(op, tuple(args)), [fresh])
 
 
 def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
@@ -149,23 +109,23 @@ def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
 
 def constant_read(graph: Graph, random: Random) -> Graph | None:
     """A constant is read: a scalar, a scalar broadcast, an array, a counter, a mask as a number."""
-    edge = _chosen(graph, random)
-    type_ = read_at(graph, edge).type
+    reads = some_reads(graph, random)
+    type_ = reads.value.type
     if type_.dtype.startswith(("key", "c")):
         return None
     scalar = constant(number_for(type_.dtype, random), Type(type_.dtype, ()))
     form = random.choice(("scalar", "splat", "array", "iota"))
     if form == "scalar":
-        return with_read(graph, edge, scalar)
+        return with_read(graph, reads, scalar)
     if form == "splat":
-        return with_read(graph, edge, _broadcast(scalar, type_.shape))
+        return with_read(graph, reads, _broadcast(scalar, type_.shape))
     if form == "iota" and type_.shape and type_.dtype != "bool":
         axis = random.randrange(type_.rank)
         attrs = {"dtype": Symbol(type_.dtype), "shape": type_.shape, "dimension": axis}
-        return with_read(graph, edge, make("iota", **attrs, sharding=None))
+        return with_read(graph, reads, make("iota", **attrs, sharding=None))
     numbers = [number_for(type_.dtype, random) for _ in range(type_.size)]
     array = np.asarray(numbers).astype(dtype_of(type_.dtype)).reshape(type_.shape)
-    return with_read(graph, edge, constant(array, Type(type_.dtype, type_.shape)))
+    return with_read(graph, reads, constant(array, Type(type_.dtype, type_.shape)))
 
 
 def number_for(dtype: str, random: Random) -> Any:
@@ -184,9 +144,9 @@ def number_for(dtype: str, random: Random) -> Any:
 
 def through(graph: Graph, random: Random) -> Graph | None:
     """One more op stands on the way to a reader."""
-    edge = _chosen(graph, random)
-    value = _after_one_more(read_at(graph, edge), random)
-    return None if value is None else with_read(graph, edge, value)
+    reads = some_reads(graph, random)
+    value = _after_one_more(reads.value, random)
+    return None if value is None else with_read(graph, reads, value)
 
 
 def _after_one_more(value: Value, random: Random) -> Value | None:
@@ -240,14 +200,14 @@ def converted(wide: bool) -> Edit:
     """A conversion on the way to a reader, mostly there and back: what it loses is computed."""
 
     def edit(graph: Graph, random: Random) -> Graph | None:
-        edge = _chosen(graph, random)
-        value = read_at(graph, edge)
+        reads = some_reads(graph, random)
+        value = reads.value
         other = random.choice(NARROW + WIDE if wide else NARROW)
         if not _plain(value.type) or other == value.type.dtype:
             return None
         there = in_dtype(value, other)
         back = there if random.random() < 0.25 else in_dtype(there, value.type.dtype)
-        return with_read(graph, edge, back)
+        return with_read(graph, reads, back)
 
     return edit
 
@@ -262,7 +222,7 @@ def another_constant(graph: Graph, random: Random) -> Graph | None:
         return None
     type_, known = op.types[0], op["value"]
     if type_.dtype == "bool" or not isinstance(known, (int, float)):
-        return _replaced(graph, op, constant(number_for(type_.dtype, random), type_).op)
+        return replaced(graph, op, constant(number_for(type_.dtype, random), type_).op)
     near = (known + 1, known - 1, known * 2, -known, known * 1.01, known * 0.99, known * 1.00001)
     kind = dtype_of(type_.dtype)
     with np.errstate(all="ignore"):
@@ -270,7 +230,28 @@ def another_constant(graph: Graph, random: Random) -> Graph | None:
         if type_.dtype[0] in "iu":
             limits = np.iinfo(kind)
             number = int(min(max(int(number), limits.min), limits.max))
-        return _replaced(graph, op, constant(np.asarray(number).astype(kind), type_).op)
+        return replaced(graph, op, constant(np.asarray(number).astype(kind), type_).op)
+
+
+def constant_spelled(graph: Graph, random: Random) -> Graph | None:
+    """A constant scalar in another form: broadcast, as an array, reshaped, converted."""
+    op = _op(graph, random, lambda op: op.name == "const" and op.types[0].rank == 0)
+    reader = _op(graph, random, lambda reader: op is not None and op.results[0] in reader.args)
+    if reader is None or not _plain(op.types[0]):
+        return None
+    (value,), shape, dtype = op.results, reader.types[0].shape, op.types[0].dtype
+    form = random.choice(("broadcast", "array", "reshaped", "converted"))
+    if form == "broadcast":
+        value = _broadcast(value, random.choice((shape, (1,) * len(shape))))
+    elif form == "array":
+        number = np.asarray(attributes.decode(op["value"]))
+        value = constant(np.full(shape, number.astype(dtype_of(dtype))), Type(dtype, shape))
+    elif form == "reshaped":
+        value = make("reshape", value, new_sizes=(1,) * len(shape), dimensions=None, sharding=None)
+    else:
+        value = in_dtype(in_dtype(value, random.choice(NARROW)), dtype)
+    places = frozenset((reader, i) for i, arg in enumerate(reader.args) if arg.op is op)
+    return with_read(graph, Reads(op.results[0], places), value)
 
 
 def renamed(graph: Graph, random: Random) -> Graph | None:
@@ -280,7 +261,7 @@ def renamed(graph: Graph, random: Random) -> Graph | None:
         return None
     name = random.choice([name for name in _kin(op.name) if name != op.name])
     made = build(name, *op.args, **_attributes_of(name, op))
-    return _replaced(graph, op, made)
+    return replaced(graph, op, made)
 
 
 def another_root(roots: Collection[str]) -> Edit:
@@ -293,7 +274,7 @@ def another_root(roots: Collection[str]) -> Edit:
             return None
         name = random.choice(others)
         attrs = dict(op.attrs) if random.random() < 0.5 else {}
-        return _replaced(graph, op, build(name, *op.args, **attrs))
+        return replaced(graph, op, build(name, *op.args, **attrs))
 
     return edit
 
@@ -309,14 +290,23 @@ def _attributes_of(name: str, op: Op) -> dict[str, Any]:
 
 
 def other_attributes(graph: Graph, random: Random) -> Graph | None:
-    """An axis, an order, a dtype, a mode or a number among an op's attributes becomes another."""
+    """An axis, an order, a dtype, a mode or a number among an op's attributes becomes another.
+
+    Sometimes wherever the same is said: a pattern may say it of several ops.
+    """
     op = _op(graph, random, lambda op: bool(op.attrs) and op.name != "const")
     if op is None:
         return None
     name, value = random.choice(op.attrs)
-    attrs = {**dict(op.attrs), name: other_attribute(name, value, random)}
-    made = build(op.name, *op.args, regions=op.regions, **attrs)
-    return _replaced(graph, op, made)
+    other, everywhere = other_attribute(name, value, random), random.random() < 0.4
+
+    def change(known: Op, args: tuple[Value, ...]) -> Op:
+        alike = everywhere and known.name == op.name and known.get(name) == value
+        if known is not op and not alike:
+            return with_args(known, args)
+        return build(known.name, *args, regions=known.regions, **{**dict(known.attrs), name: other})
+
+    return rebuilt(graph, change)
 
 
 # Who else reads it.
@@ -341,7 +331,7 @@ def inside(edit: Edit) -> Edit:
             return None
         regions = (*op.regions[:place], body, *op.regions[place + 1 :])
         made = build(op.name, *op.args, regions=regions, **dict(op.attrs))
-        return _replaced(graph, op, made) if made.types == op.types else None
+        return replaced(graph, op, made) if made.types == op.types else None
 
     return edited
 
@@ -361,6 +351,7 @@ def edits(graph: Graph, wide: bool, roots: Collection[str]) -> list[tuple[Edit, 
         (through, 2.0),
         (converted(wide), 1.5),
         (another_constant, 1.5),
+        (constant_spelled, 0.7),
         (renamed, 1.0),
         (another_root(roots), 1.5 if len(roots) > 1 else 0.0),
         (other_attributes, 1.5),

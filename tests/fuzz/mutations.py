@@ -68,16 +68,21 @@ class Mutant:
 
 
 def mutants(found: FoundRule) -> list[Mutant]:
-    """Every mutant of a rule, in the order of its source."""
+    """Every mutant of a rule, in the order of its source; the first is the rule as it is."""
     module = _module(found)
     if module is None:
         return []
     statements = _statements(module, found.name)
-    made = []
-    for number, statement in enumerate(statements):
-        for line, what in _changes(statement):
-            made.append(Mutant(line, what, _source(statements, number)))
-    return sorted(made, key=lambda mutant: mutant.line)
+    changed = [
+        Mutant(line, what, _source(statements))
+        for statement in statements
+        for line, what in _changes(statement)
+    ]
+    return [Mutant(0, "as it is", _source(statements)), *sorted(changed, key=_line)]
+
+
+def _line(mutant: Mutant) -> int:
+    return mutant.line
 
 
 def compiled(found: FoundRule, mutant: Mutant) -> Rule | None:
@@ -129,10 +134,9 @@ def _defines(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.ClassDef)
 
 
-def _source(statements: list[ast.stmt], changed: int) -> str:
-    """The statements as they are now, one of them being changed."""
-    lines = ["from __future__ import annotations"]
-    return "\n\n".join([*lines, *map(ast.unparse, statements)])
+def _source(statements: list[ast.stmt]) -> str:
+    """The statements as they are now."""
+    return "\n\n".join(["from __future__ import annotations", *map(ast.unparse, statements)])
 
 
 # Changes, made in place and taken back when the generator goes on.

@@ -1,0 +1,32 @@
+"""At which types a rule's example fires it: here a guard too many shows."""
+
+from __future__ import annotations
+
+import jax
+
+from dialect.checked.all_rules import Family
+from dialect.checked.forms import brought, fires
+from dialect.checked.variants import CUBES, PLAIN, is_wide, variant
+from rewrite.errors import ShardwrightError
+from rewrite.rules import Rule
+
+_NAMES = ("example", *PLAIN, *(f"{size}s" for size in CUBES))
+
+
+def reach(rule: Rule, first: Family) -> tuple[str, ...]:
+    """Of the example as it is, its ops at other dtypes, and axes of one size: what fires the rule.
+
+    `first` are the rules that go before it.
+    """
+    return tuple(name for number, name in enumerate(_NAMES) if _reaches(rule, first, number))
+
+
+def _reaches(rule: Rule, first: Family, number: int) -> bool:
+    graph = variant(rule, number)
+    if graph is None:
+        return False
+    with jax.enable_x64(is_wide([value.type for value in graph.inputs])):
+        try:
+            return fires(rule, brought(graph, first))
+        except (ShardwrightError, TypeError, ValueError):
+            return False  # the rules that go first do not take these types
