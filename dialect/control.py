@@ -158,9 +158,13 @@ def _infer_while(
     carry = types[tested + fixed :]
     must_take("its condition", cond, (*types[:tested], *carry))
     must_take("its body", body, types[tested:])
-    _must_be("its condition", [value.type for value in cond.outputs], [Type("bool", ())])
     out = tuple(value.type for value in body.outputs)
     _must_be("what its body gives", out, carry)
+    tests = [value.type for value in cond.outputs]
+    rows = tests[0].shape if len(tests) == 1 and tests[0].dtype == "bool" else ()
+    _must_be("its condition", tests, [Type("bool", rows)])
+    if any(type_.shape[: len(rows)] != rows for type_ in out):
+        raise ValueError(f"its condition is {tests[0]}, and not all that it carries has such rows")
     return out
 
 

@@ -180,6 +180,15 @@ def _static_slice(op: Op) -> Signature:
     return Signature((tuple(read),), found.outputs, frozenset(need))
 
 
+def _pad(op: Op) -> Signature:
+    """An axis that it leaves alone is the same axis; any other may be moved along itself."""
+    axes, read, need = _axes(op.types[0].rank), [], set()
+    for d, (out, config) in enumerate(zip(axes, op["padding_config"])):
+        read.append((f"i{d}",) if any(config) else out)
+        need |= {out[0], f"i{d}"} if any(config) else set()
+    return Signature((tuple(read), ()), (axes,), frozenset(need))
+
+
 def _dynamic_update_slice(op: Op) -> Signature:
     operand, update, *indices = op.args
     found = _same_or_need(op.types[0].shape, operand.type.shape, update.type.shape)
@@ -200,17 +209,15 @@ def _along(attr: str) -> Callable[[Op], Signature]:
         axes = _axes(rank)
         need = frozenset(axes[i][0] for i in gone)
 
-        def result(shape: tuple[int, ...]) -> Array:
-            if len(shape) < rank:
-                return tuple(axis for i, axis in enumerate(axes) if i not in gone)
+        def result(number: int, shape: tuple[int, ...]) -> Array:
             return tuple(
-                (f"o{i}",) if i in gone and shape[i] != op.args[0].type.shape[i] else axes[i]
+                (f"o{number}_{i}",) if shape[i] != op.args[0].type.shape[i] else axes[i]
                 for i in range(rank)
             )
 
-        return Signature(
-            (axes,) * len(op.args), tuple(result(type_.shape) for type_ in op.types), need
-        )
+        outputs = tuple(result(number, each.shape) for number, each in enumerate(op.types))
+        cut = {x for array in outputs for (x,) in array} - {x for (x,) in axes}
+        return Signature((axes,) * len(op.args), outputs, need | cut)
 
     return signature
 
@@ -315,7 +322,7 @@ SIGNATURES: dict[str, Callable[[Op], Signature]] = {
     "slice": _static_slice,
     "dynamic_slice": _slice,
     "dynamic_update_slice": _dynamic_update_slice,
-    "pad": _slice,
+    "pad": _pad,
     "concatenate": _concatenate,
     "stack": _stack,
     "unstack": _unstack,

@@ -61,10 +61,10 @@ def _row(value: Value) -> tuple[Value, int] | None:
     op = at.op
     if op.name == "unstack" and op["axis"] == 0:
         return op.args[0], at.index
-    if op.name != "slice" or op.get("strides"):
+    if op.name != "slice" or op.get("strides") or not at.type.rank:
         return None
-    whole, first = op.args[0], op["start_indices"][0]
-    if op["limit_indices"] != (first + 1, *whole.type.shape[1:]):
+    whole, (first, *rest) = op.args[0], op["start_indices"]
+    if any(rest) or op["limit_indices"] != (first + 1, *whole.type.shape[1:]):
         return None
     return whole, first
 

@@ -83,7 +83,7 @@ def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program,
         found = forms[number][0].type.shape[place]
         if found == kv_heads:
             alone[number] = f"it has {found} KV heads as it is"
-        elif found % kv_heads:
+        elif kv_heads < 1 or found % kv_heads:
             alone[number] = f"its {found} heads are not divided by {kv_heads}"
         else:
             pooled = "mean" if by == "svd" else by

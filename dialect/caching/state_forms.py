@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dialect.control import remade_scan, scan_parts
-from dialect.normal.normal_form import RULES as NORMAL_FORM
-from rewrite.driver import rewrite
+from dialect.normal.normal_form import EXACT_RULES, normal_form
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import lookup, make
@@ -65,7 +64,7 @@ def keep_in(
     The program's history stays as it is.
     """
     alone: dict[int, str] = {}
-    rules, forms = [*NORMAL_FORM, *rules], kept_forms(program)
+    rules, forms = [*EXACT_RULES, *rules], kept_forms(program)
     while True:
         chosen = {number: each for number, each in changes.items() if number not in alone}
         if not chosen:
@@ -74,7 +73,7 @@ def keep_in(
             number: tuple(new_input(value.type) for value in change.inward(forms[number][0]))
             for number, change in chosen.items()
         }
-        inside = rewrite(_inside(program, forms, chosen, fresh), rules)
+        inside = normal_form(_inside(program, forms, chosen, fresh), rules=rules)
         number = {value: i for i, values in fresh.items() for value in values}
         left = _still_read(inside, word, number) if word else {}
         if not left:

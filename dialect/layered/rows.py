@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dialect.normal.normal_form import normal_form, reshaped
+from dialect.normal.normal_form import EXACT_RULES, normal_form, reshaped
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, make, with_args
 
@@ -42,7 +42,8 @@ def rows_apart(graph: Graph, states: Iterable[Value]) -> Graph:
             continue
         moved = with_args(op, tuple(whole(arg) for arg in op.args))
         memo.update(zip(op.results, moved.results))
-    return normal_form(Graph(graph.inputs, tuple(whole(value) for value in graph.outputs)))
+    made = Graph(graph.inputs, tuple(whole(value) for value in graph.outputs))
+    return normal_form(made, rules=EXACT_RULES)
 
 
 def _by_rows(graph: Graph, states: Iterable[Value]) -> list[Value]:
@@ -71,7 +72,7 @@ def _written_row(op: Op) -> int | None:
 def _number(value: Value) -> int | None:
     """The number that a value is: a constant, or an element of a counter that was taken apart."""
     if value.op.name == "unstack" and value.op.args[0].op.name == "iota":
-        return value.index
+        return value.index if not value.type.shape else None
     if value.op.name != "const":
         return None
     found = value.op["value"]
@@ -94,5 +95,6 @@ def _read_row(op: Op) -> int | None:
         return row if row is not None and 0 <= row < op.args[0].type.shape[0] else None
     if op.name != "slice" or op.get("strides"):
         return None
-    row, rest = op["start_indices"][0], op.args[0].type.shape[1:]
-    return row if op["limit_indices"] == (row + 1, *rest) else None
+    row, *first = op["start_indices"]
+    is_whole = op["limit_indices"] == (row + 1, *op.args[0].type.shape[1:]) and not any(first)
+    return row if is_whole else None

@@ -7,6 +7,7 @@ rules lie by subject in `dialect/*_rules.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 from dialect.normal import (
@@ -32,11 +33,15 @@ def rules_of(*modules: ModuleType) -> tuple[Rule, ...]:
 
 
 RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, siblings, loop_rules)
+# Those for passes that keep every bit, and only tidy up what they made.
+EXACT_RULES = tuple(rule for rule in RULES if rule.keeps == "bits")
 
 
-def normal_form(graph: Graph, report: Report | None = None) -> Graph:
+def normal_form(
+    graph: Graph, report: Report | None = None, rules: Iterable[Rule] = RULES
+) -> Graph:
     """`graph` in normal form, its outputs as weakly typed as they were. Idempotent."""
-    return typed_as(graph, rewrite(graph, RULES, report))
+    return typed_as(graph, rewrite(graph, rules, report))
 
 
 def typed_as(before: Graph, after: Graph) -> Graph:

@@ -1,7 +1,7 @@
-"""An axis made longer with zeros, and cut back again: `padded` and `unpadded`.
+"""An axis made longer with zeros, and cut back again: `padded` and `unpadded`; `cleared` between.
 
-Padding is exact where nothing that is kept reads the zeros as anything but zeros;
-`dialect.padded.longer` sees to that. A padded axis is the axis it was (`dialect.axes`), only
+Padding is exact where nothing that is kept reads it as anything but zeros; `dialect.padded.longer`
+sees to that, and clears it where something else may stand there. A padded axis is the axis it was (`dialect.axes`), only
 longer.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.vocabulary import word
+from dialect.vocabulary import elementwise, word
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make
 from rewrite.signature import Signature
@@ -33,6 +33,12 @@ def unpadded(x: Any, *, axis: int, size: int) -> Any:
     return jax.lax.slice_in_dim(x, 0, size, axis=axis)
 
 
+def cleared(x: Any, *, axis: int, size: int) -> Any:
+    """x with zeros from place `size` on along `axis`, whatever stood there."""
+    place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.where(place < size, x, jnp.zeros((), x.dtype))
+
+
 def _axes(op: Op) -> Signature:
     before, after = (tuple((f"{p}{i}",) for i in range(op.types[0].rank)) for p in "xy")
     at = op["axis"]
@@ -46,10 +52,11 @@ def _unpadded(op: Op) -> tuple[str, dict[str, Any]]:
 
 word(padded, _axes, ("axis", "size"), inverse=_unpadded)
 word(unpadded, _axes, ("axis", "size"))
+word(cleared, elementwise, ("axis", "size"))
 
 
 def resized(word: str, value: Value, axis: int, size: int) -> Value:
-    """`value`, `padded` or `unpadded` to this size along an axis."""
+    """`value`, `padded`, `unpadded` or `cleared` to this size along an axis."""
     return make(word, value, axis=axis, size=size)
 
 

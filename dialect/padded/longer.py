@@ -1,8 +1,9 @@
 """A program with an axis made longer: `padded` where it comes in, `unpadded` where it goes out.
 
 The axis is found by inference, wherever it lies and however it is merged with others; the ops in
-between are the same ops on larger arrays. Refused where the result could change: where an op reads
-the axis as a whole and its padding is not known to be neutral there (`dialect.padded.zeros`).
+between are the same ops on larger arrays. Where one of them sums the axis, or writes into what is kept
+padded, its padding is made zero first, unless it is known to be (`dialect.padded.zeros`). Refused
+where an op reads the axis as a whole and not even zeros are neutral.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from dialect.control import scan_parts
@@ -18,7 +20,7 @@ from dialect.dtypes import dtype_of
 from dialect.jaxpr import constant
 from dialect.naming.axis import Axes, Axis, leaves
 from dialect.ops.padding import resized
-from dialect.padded.zeros import Padding, harmless, made_by
+from dialect.padded.zeros import NEUTRAL, stays_zero
 from dialect.values import reshaped
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
@@ -33,6 +35,7 @@ _SHAPES = {
     "iota": "shape",
     "dynamic_slice": "slice_sizes",
 }
+_WRITES = frozenset("cache_write cache_put dynamic_update_slice scatter".split())
 _CLIPS = (Symbol("GatherScatterMode.CLIP"), Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
 
 
@@ -93,13 +96,17 @@ class Longer:
         """`value`, the longer form of `known`, cut to its size."""
         return self._along(known, value, "unpadded", 1)
 
+    def cleared(self, known: Value, value: Value) -> Value:
+        """`value`, the longer form of `known`, with zeros where it is longer."""
+        return self._along(known, value, "cleared", 1)
+
     def _along(self, known: Value, value: Value, word: str, before: int) -> Value:
         parts = [part for dimension in self.parts(known) for part in dimension]
         made = _shaped(value, [part[before] for part in parts])
         for axis, part in enumerate(parts):
             if part[0] != part[1]:
                 made = resized(word, made, axis, part[1 - before])
-        return _shaped(made, self.shape(known) if word == "padded" else known.type.shape)
+        return _shaped(made, known.type.shape if word == "unpadded" else self.shape(known))
 
     def extra_bytes(self, values: Iterable[Value]) -> int:
         """How many bytes more these arrays have, other axes being as they are."""
@@ -119,7 +126,7 @@ def lengthened(program: Program, longer: Longer) -> Program:
     for value, out in zip(graph.outputs, program.outputs):
         made = work.made[value]
         if longer.grows(value):
-            if out.updates is not None and work.padding[value] is not Padding.ZERO:
+            if out.updates is not None and not work.zero[value]:
                 raise NotPadded(f"what {out.name} keeps in its padding is not zero")
             made = longer.unpadded(value, made)
         outputs.append(made)
@@ -127,19 +134,19 @@ def lengthened(program: Program, longer: Longer) -> Program:
 
 
 class _Work:
-    """What has become of each value so far, and what its padding holds."""
+    """What has become of each value so far, and whether its padding is known to be zero."""
 
     def __init__(self, longer: Longer) -> None:
         self.longer = longer
         self.made: dict[Value, Value] = {}
-        self.padding: dict[Value, Padding] = {}
+        self.zero: dict[Value, bool] = {}  # of those that are longer
 
     def enter(self, value: Value) -> None:
         """A value that comes from outside."""
         grows = self.longer.grows(value)
         self.made[value] = self.longer.padded(value) if grows else value
         if grows:
-            self.padding[value] = Padding.ZERO
+            self.zero[value] = True
 
     def run(self, graph: Graph) -> None:
         for op in graph.ops:
@@ -158,20 +165,22 @@ class _Work:
         """An op on larger arrays, or with larger results."""
         if op.regions:
             raise NotPadded(f"it passes through {op.told}")
-        given = [self.padding.get(arg) for arg in op.args]
+        zero = [self.zero.get(arg) for arg in op.args]
         args = [self.made[arg] for arg in op.args]
         if op.name == "take" and self.longer.grown(op.args[0])[0]:
             args[1] = self.rows_inside(op, args[1])
-        elif self.read_whole(op) and not harmless(op, given):
-            raise NotPadded(f"{op.told} reads the whole axis")
+        elif self.sums(op) or (op.name in _WRITES and zero[0]):
+            for i, arg in enumerate(op.args):
+                if zero[i] is False:
+                    args[i], zero[i] = self.longer.cleared(arg, args[i]), True
         made = self.rebuilt(op, args)
         self.made.update(zip(op.results, made))
         for value in filter(self.longer.grows, op.results):
-            counted = op.name == "iota"
-            self.padding[value] = Padding.FINITE if counted else made_by(op, given, value.index)
+            self.zero[value] = stays_zero(op, zero, value.index)
 
-    def read_whole(self, op: Op) -> bool:
-        """Whether `op` sums a longer axis, or needs it whole. Raises NotPadded where it is torn."""
+    def sums(self, op: Op) -> bool:
+        """Whether `op` sums a longer axis. Raises NotPadded where it reads it whole otherwise, or
+        tears it."""
         signature, grown = opdef.signature(op), self.longer.grown
         inputs = list(zip(op.args, signature.inputs))
         arrays = (*inputs, *zip(op.results, signature.outputs))
@@ -184,9 +193,12 @@ class _Work:
         if len(single) > len({letter for letter, _ in single}):
             raise NotPadded(f"{op.told} tears it")
         kept = {letter for array in signature.outputs for letter in letters(array)}
-        return any(
+        whole = any(
             letter in signature.need or letter not in kept for letter, longer in single if longer
         )
+        if whole and op.name not in NEUTRAL:
+            raise NotPadded(f"{op.told} reads the whole axis")
+        return whole
 
     def rebuilt(self, op: Op, args: Sequence[Value]) -> tuple[Value, ...]:
         attrs = dict(op.attrs)
@@ -221,7 +233,7 @@ class _Work:
     def rows_inside(self, op: Op, ids: Value) -> Value:
         """Row numbers that are out of bounds of a table, and still are once it is longer."""
         rows, larger = op.args[0].type.shape[0], self.longer.shape(op.args[0])[0]
-        largest = np.iinfo(dtype_of(ids.type.dtype)).max
+        largest = jnp.iinfo(dtype_of(ids.type.dtype)).max
         if rows > largest:
             return ids
         if op["mode"] in _CLIPS:
@@ -239,30 +251,27 @@ class _Work:
             new_input(self.longer.type(value)) if self.longer.grows(value) else value
             for value in body.inputs
         )
-        entering = [self.padding.get(arg) for arg in op.args]
+        entering = [self.zero.get(arg) for arg in op.args]
         while True:
             inner = _Work(self.longer)
             inner.made = dict(zip(body.inputs, inputs))
-            inner.padding = {v: x for v, x in zip(body.inputs, entering) if x is not None}
+            inner.zero = {v: x for v, x in zip(body.inputs, entering) if x is not None}
             inner.run(body)
-            leaving = [inner.padding.get(value) for value in body.outputs]
-            worst = [_worse(*each) for each in zip(entering[carried], leaving)]
-            if worst == entering[carried]:
+            leaving = [inner.zero.get(value) for value in body.outputs]
+            both = [one and other for one, other in zip(entering[carried], leaving)]
+            leaving[: op["carry"]] = both  # where it never runs, what enters leaves
+            if both == entering[carried]:
                 break
-            entering[carried] = worst
+            entering[carried] = both
         region = Graph(inputs, tuple(inner.made[value] for value in body.outputs))
         args = tuple(self.made[arg] for arg in op.args)
         made = with_args(op, args, (region,))
         self.made.update(zip(op.results, made.results))
-        self.padding |= {v: x for v, x in zip(op.results, leaving) if x is not None}
+        self.zero |= {v: x for v, x in zip(op.results, leaving) if x is not None}
 
 
 def _sizes(axis: Axis) -> list[int]:
     return [leaf.size for leaf in leaves(axis)]
-
-
-def _worse(one: Padding | None, other: Padding | None) -> Padding | None:
-    return max((x for x in (one, other) if x is not None), default=None)
 
 
 def _shaped(value: Value, shape: Sequence[int]) -> Value:

@@ -1,111 +1,75 @@
 """What becomes of the zeros that an axis is padded with, op by op.
 
 A sum over a padded axis is what it was as long as it adds zeros. So for every value it is known
-what its padding is: zero, some finite number (the softmax of zero logits), or anything (a
-logarithm of zero), which a zero can no longer cancel.
+whether its padding is zero whatever the value holds. It no longer is behind most products: zero
+times infinity is NaN. Then it is made zero again before it is summed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
 
-from dialect.dtypes import dtype_of
+from dialect.dtypes import dtype_of, is_dtype
 from dialect.lax import MAPS
+from dialect.proofs import is_finite, range_of
 from dialect.values import number
 from rewrite import opdef
 from rewrite.ir import Op, Value
 
-
-class Padding(IntEnum):
-    """What stands in the padding of a value, the worst last."""
-
-    ZERO = 0
-    FINITE = 1  # as finite as what is not padding
-    ANYTHING = 2
-
-
 # Zero where any argument is zero and the others are finite.
-_PRODUCTS = frozenset("mul and contract dot_general dequantize dequantize_tokens quantize".split())
-# What they give is no more than what they are given, moved; a rope only mixes it.
+_PRODUCTS = frozenset("mul and contract dot_general rope".split())
+# Zero where what they scale is: scales are finite, or all that they scale is NaN.
+_SCALED = frozenset("quantize dequantize dequantize_tokens".split())
+# What they give is what they are given, moved.
 _MOVES = frozenset(
-    """reshape transpose squeeze broadcast_in_dim slice concatenate stack unstack take constrain
+    """reshape transpose squeeze broadcast_in_dim slice concatenate stack unstack constrain
     optimization_barrier scatter dynamic_slice dynamic_update_slice cache_write cache_put cache_read
-    rope padded unpadded""".split()
+    padded unpadded""".split()
 )
-# Finite wherever their arguments are, if they are for zeros.
-_TOTAL = frozenset(
-    """abs activate add add_any and ceil clamp convert_element_type copy cos eq erf erfc exp exp2
-    expm1 floor gate ge gt is_finite layer_norm le logistic lt max min mul name ne neg not or
-    quantize_tokens reduce_max reduce_min reduce_sum reduce_precision rms_norm round rounded
-    select_n sign sin softmax square stop_gradient sub tanh weight_scale xor""".split()
+# They may also be asked what they make of zeros.
+_EVALUATED = MAPS | frozenset(
+    """activate gate layer_norm quantize_tokens reduce_max reduce_min reduce_sum rms_norm
+    rounded softmax weight_scale""".split()
 )
-_EVALUATED = MAPS | _TOTAL
 # Summed over, or otherwise read along the whole axis, zeros leave no trace in these.
-_NEUTRAL = frozenset("contract dot_general reduce_sum reduce_or rounded weight_scale".split())
+NEUTRAL = frozenset("contract dot_general reduce_sum reduce_or rounded weight_scale".split())
 
 
-def harmless(op: Op, given: Sequence[Padding | None]) -> bool:
-    """Whether the padding of an axis that `op` reads as a whole changes nothing it gives."""
-    return op.name in _NEUTRAL and _product_or_sum(op, given) is Padding.ZERO
+def stays_zero(op: Op, zero: Sequence[bool | None], index: int = 0) -> bool:
+    """Whether the padding of a result of `op` is zero.
 
-
-def _product_or_sum(op: Op, given: Sequence[Padding | None]) -> Padding:
-    return made_by(op, given) if op.name in _PRODUCTS else max(x for x in given if x is not None)
-
-
-def made_by(op: Op, given: Sequence[Padding | None], index: int = 0) -> Padding:
-    """The padding of a result of `op`. `given`: that of each argument, None where it has none."""
-    if Padding.ANYTHING in given:
-        return Padding.ANYTHING
-    known = [
-        _alone(arg) if each is None else each for arg, each in zip(op.args, given, strict=True)
-    ]
-    if op.name == "attend":
-        return _attended(op, known, given)
-    if op.name == "div":
-        return known[0] if given[1] is None else Padding.ANYTHING  # by what may be zero
+    `zero` says of each argument whether its padding is; None where it lacks the axis.
+    """
+    pairs = list(zip(op.args, zero, strict=True))
+    if op.name in _SCALED:
+        return zero[0] is True
     if op.name in _PRODUCTS:
-        return Padding.ANYTHING if any(map(_infinite, op.args)) else min(known)
-    if op.name in _MOVES:
-        return max((x for x in given if x is not None), default=known[0])
+        rest = (arg for arg, each in pairs if not each)
+        return True in zero and all(map(is_finite, rest))
+    if op.name == "div":
+        return zero[0] is True and zero[1] is None and _divides(op.args[1])
     if op.name == "select_n":
-        return max(known[1:])
-    at_zero = _at_zero(op, index)
-    if max(known, default=Padding.FINITE) is Padding.ZERO:
-        return at_zero
-    return Padding.FINITE if op.name in _TOTAL and at_zero < 2 else Padding.ANYTHING
+        pairs = pairs[1:]
+    known = [number(arg) == 0 if each is None else each for arg, each in pairs]
+    if op.name in _MOVES:
+        return known[0] if set(zero) == {None} else False not in zero
+    return all(known) and (op.name == "select_n" or _zero_at_zero(op, index))
 
 
-def _alone(value: Value) -> Padding:
-    """Of a value without the axis, which meets the padding of another."""
-    return Padding.ZERO if number(value) == 0 else Padding.FINITE
+def _divides(value: Value) -> bool:
+    """Whether zero divided by it is zero: it is never zero itself, nor NaN."""
+    proven = range_of(value)
+    return not proven.nan and (proven.low > 0 or proven.high < 0)
 
 
-def _infinite(value: Value) -> bool:
-    return not math.isfinite(number(value) or 0)
-
-
-def _attended(op: Op, known: Sequence[Padding], given: Sequence[Padding | None]) -> Padding:
-    """Weights are finite where a key is kept; a mask that is padded keeps none."""
-    beside = dict(zip(op.get("given", "").split(), given[3:]))
-    if beside.get("mask") is Padding.ZERO:
-        return Padding.ANYTHING
-    return known[2] if given[2] is not None else Padding.FINITE
-
-
-def _at_zero(op: Op, index: int) -> Padding:
-    """What an op makes of zeros alone: one of its results."""
-    if op.name not in _EVALUATED:
-        return Padding.ANYTHING
+def _zero_at_zero(op: Op, index: int) -> bool:
+    """Whether an op makes zeros of zeros alone: one of its results."""
+    if op.name not in _EVALUATED or not all(is_dtype(arg.type.dtype) for arg in op.args):
+        return False
     with jax.ensure_compile_time_eval():
         zeros = [jnp.zeros((1,) * arg.type.rank, dtype_of(arg.type.dtype)) for arg in op.args]
         made = opdef.lookup(op.name).reference(*zeros, **dict(op.attrs))
-        found = jnp.asarray(made[index] if isinstance(made, list) else made)
-        if not found.any():
-            return Padding.ZERO
-        return Padding.FINITE if bool(jnp.isfinite(found).all()) else Padding.ANYTHING
+        return not jnp.asarray(made[index] if isinstance(made, list) else made).any()
