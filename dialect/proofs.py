@@ -77,7 +77,7 @@ def is_never_minus_zero(value: Value, deepest: int = _DEEPEST) -> bool:
     if op.name == "sub":  # -0.0 - 0.0
         return below[0]
     if op.name in ("mul", "div", "convert_element_type"):  # what is too small keeps its sign
-        floats = [arg for arg in op.args if _is_float(arg.type.dtype)]
+        floats = [arg for arg in op.args if dtypes.is_float(arg.type.dtype)]
         return all(below) and all(range_of(arg).low >= 0 for arg in floats)
     return op.name in _CHOOSING and all(below)
 
