@@ -64,7 +64,12 @@ def _named(value: Any, known: Callable[[str], bool]) -> bool:
 _KINDS: dict[str, Kind] = {}
 for _names, _told, _holds in (
     (
-        "axis dimension num_keys k y size length count exponent_bits mantissa_bits parts axis_size "
+        "axis dimension",
+        "a whole number, and none below zero",
+        lambda value: _whole(value) and value >= 0,
+    ),
+    (
+        "num_keys k y size length count exponent_bits mantissa_bits parts axis_size "
         "batch_group_count feature_group_count all_gather_dimension scatter_dimension",
         "a whole number",
         _whole,

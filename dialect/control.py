@@ -85,6 +85,8 @@ def _infer_scan(
     consts, carry, length = (_count(attrs, name) for name in ("consts", "carry", "length"))
     if type(attrs["reverse"]) is not bool or type(attrs["unroll"]) not in (bool, int):
         raise ValueError("`reverse` is true or false, `unroll` that or a whole number")
+    if consts + carry > len(types):
+        raise ValueError(f"it has {len(types)} arguments, and reads {consts} and carries {carry}")
     scanned = types[consts + carry :]
     for type_ in scanned:
         if type_.shape[:1] != (length,):

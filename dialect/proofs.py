@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,8 +19,8 @@ import numpy as np
 
 from dialect import dtypes
 from dialect.constants import CONST
-from dialect.values import number
-from rewrite.ir import Op, Value
+from dialect.values import number, through
+from rewrite.ir import Graph, Op, Value
 
 _DEEPEST = 40  # ops that a proof looks through; beyond them a value may be anything
 
@@ -37,14 +39,28 @@ class Range(NamedTuple):
 
 def is_finite(value: Value, finite_parameters: bool = False) -> bool:
     """Whether no element can be NaN or infinite, perhaps if no parameter is."""
-    found = _range_of(value, _DEEPEST, _parameters() if finite_parameters else {})
-    return not found.nan and -math.inf < found.low and found.high < math.inf
+    return _holds(value, finite_parameters, lambda it: not it.nan and it.low > -inf and it.high < inf)
 
 
 def is_bounded(value: Value, finite_parameters: bool = False) -> bool:
     """Whether no element can be infinite, perhaps if no parameter is; it may be NaN."""
-    low, high, _ = _range_of(value, _DEEPEST, _parameters() if finite_parameters else {})
-    return -math.inf < low and high < math.inf
+    return _holds(value, finite_parameters, lambda it: it.low > -inf and it.high < inf)
+
+
+def _holds(value: Value, finite_parameters: bool, test: Callable[[Range], bool]) -> bool:
+    """Whether a test of its range holds, or does if parameters are finite: then they must be."""
+    if test(range_of(value)):
+        return True
+    parameters = _PARAMETERS.get()
+    if not finite_parameters or not test(_range_of(value, _DEEPEST, parameters.ranges())):
+        return False
+    parameters.must_be_finite(value)
+    return True
+
+
+def holds_no_number(value: Value) -> bool:
+    """Whether a constant, as it is or laid out, holds NaN or infinity."""
+    return through(value, *_LAYOUT).op.name == "const" and not is_finite(value)
 
 
 def is_within(value: Value, low: float, high: float) -> bool:
@@ -92,24 +108,36 @@ _CHOOSING = _LAYOUT | {"max", "min", "clamp", "select_n", "concatenate", "stack"
 _CHOOSING |= {"reduce_sum", "reduce_max", "reduce_min"}
 
 
-_PARAMETERS: ContextVar[tuple[Value, ...]] = ContextVar("parameters", default=())
+@dataclass(frozen=True)
+class Parameters:
+    """The inputs that are parameters, and those of them that a proof took to be finite."""
+
+    inputs: tuple[Value, ...] = ()
+    finite: set[Value] = field(default_factory=set)
+
+    def ranges(self) -> dict[Op, Range]:
+        """The finite numbers that they hold."""
+        floats = [each for each in self.inputs if dtypes.is_float(each.type.dtype)]
+        ends = {each.op: _largest(each.type.dtype) for each in floats}
+        return {op: Range(-largest, largest) for op, largest in ends.items()}
+
+    def must_be_finite(self, value: Value) -> None:
+        """Takes all that a value is made of to be finite."""
+        behind = set(Graph((), (value,)).ops)
+        self.finite.update(each for each in self.inputs if each.op in behind)
+
+
+_PARAMETERS: ContextVar[Parameters] = ContextVar("parameters", default=Parameters())
 
 
 @contextmanager
-def beside_parameters(inputs: Iterable[Value]) -> Iterator[None]:
+def beside_parameters(inputs: Iterable[Value]) -> Iterator[Parameters]:
     """Within it proofs know these inputs as parameters, which a rule may need to be finite."""
-    token = _PARAMETERS.set(tuple(inputs))
+    token = _PARAMETERS.set(parameters := Parameters(tuple(inputs)))
     try:
-        yield
+        yield parameters
     finally:
         _PARAMETERS.reset(token)
-
-
-def _parameters() -> dict[Op, Range]:
-    """The finite numbers that the parameters hold."""
-    floats = [each for each in _PARAMETERS.get() if dtypes.is_float(each.type.dtype)]
-    ends = {each.op: _largest(each.type.dtype) for each in floats}
-    return {op: Range(-largest, largest) for op, largest in ends.items()}
 
 
 def range_of(value: Value) -> Range:
@@ -134,12 +162,12 @@ def anything(dtype: str) -> Range:
     if dtype == "bool":
         return Range(0, 1)
     if not _is_real(dtype):
-        return Range(-math.inf, math.inf, True)
+        return Range(-inf, inf, True)
     kind = dtypes.dtype_of(dtype)
     if jnp.issubdtype(kind, jnp.integer):
         limits = jnp.iinfo(kind)
         return Range(int(limits.min), int(limits.max))
-    return Range(-math.inf, math.inf, True)
+    return Range(-inf, inf, True)
 
 
 def _held(derived: Range, dtype: str) -> Range:
@@ -178,7 +206,7 @@ def _nearest(number: float, dtype: str) -> float:
     """The number of a float dtype that is nearest: infinity beyond its largest."""
     largest = _largest(dtype)
     if abs(number) > largest:
-        return math.copysign(math.inf, number)
+        return math.copysign(inf, number)
     return float(np.asarray(number, np.float64).astype(dtypes.dtype_of(dtype)))
 
 
@@ -222,7 +250,7 @@ def _times(x: float, y: float) -> float:
 
 def _mul(op: Op, args: list[Range]) -> Range:
     holds_zero = [low <= 0 <= high for low, high, _ in args]
-    endless = [math.inf in (-low, high) for low, high, _ in args]
+    endless = [inf in (-low, high) for low, high, _ in args]
     if (holds_zero[0] and endless[1]) or (holds_zero[1] and endless[0]):
         return anything(op.types[0].dtype)
     return _ends(op, args, _times)
@@ -239,7 +267,7 @@ def _convert(op: Op, args: list[Range]) -> Range:
     (low, high, nan), widest = args[0], anything(op.types[0].dtype)
     if widest.nan:
         return _rounded(op, low, high, nan)
-    if nan or math.inf in (-low, high) or op.types[0].dtype == "bool":
+    if nan or inf in (-low, high) or op.types[0].dtype == "bool":
         return widest
     return Range(math.trunc(low), math.trunc(high))
 
@@ -281,11 +309,11 @@ def _sum(op: Op, args: list[Range]) -> Range:
     """Of n terms: each is added with an error of at most its own size."""
     low, high, nan = args[0]
     terms = op.args[0].type.size // max(1, op.types[0].size)
-    if low < 0 < high and math.inf in (-low, high):
+    if low < 0 < high and inf in (-low, high):
         return anything(op.types[0].dtype)
     ends = (0, low, high, 2 * terms * low, 2 * terms * high)
     found = _rounded(op, min(ends), max(ends), nan)
-    mixed = low < 0 < high and not -math.inf < found.low <= found.high < math.inf
+    mixed = low < 0 < high and not -inf < found.low <= found.high < inf
     return anything(op.types[0].dtype) if mixed else found
 
 
@@ -294,7 +322,7 @@ def _extreme(op: Op, args: list[Range]) -> Range:
 
 
 def _wave(op: Op, args: list[Range]) -> Range:
-    return Range(-1, 1, args[0].nan or math.inf in (-args[0].low, args[0].high))
+    return Range(-1, 1, args[0].nan or inf in (-args[0].low, args[0].high))
 
 
 def _rem(op: Op, args: list[Range]) -> Range:
@@ -326,7 +354,7 @@ _RULES: dict[str, Callable[[Op, list[Range]], Range]] = {
     "reduce_min": _extreme,
     "rem": _rem,
     "select_n": lambda op, args: _union(op, args[1:]),
-    "exp": _between(0, math.inf),
+    "exp": _between(0, inf),
     "logistic": _between(0, 1),
     "tanh": _between(-1, 1),
     "sin": _wave,

@@ -18,10 +18,8 @@ import jax.numpy as jnp
 
 from dialect.attributes import decode
 from dialect.dtypes import dtype_of
-from dialect.lax import infer_by_reference
-from rewrite import opdef
+from dialect.vocabulary import word
 from rewrite.ir import Op
-from rewrite.opdef import OpDef
 from rewrite.signature import Signature
 
 
@@ -55,9 +53,16 @@ FORMS = {
 LONGEST_SUM = (2**31 - 1) // 128**2  # of products of two int8 that 32 bits hold, whatever they are
 
 
+def float_dtype(dtype: Any) -> Any:
+    """A dtype of floats, which are what is scaled. Raises TypeError for any other."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"scaled numbers are floats, not {dtype}")
+    return dtype
+
+
 def widened(x: Any) -> Any:
-    """x as floats of 32 bits at least: in fewer, steps and scales would be rounded."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """Floats of 32 bits at least: in fewer, steps and scales would be rounded."""
+    return x.astype(jnp.promote_types(float_dtype(x.dtype), jnp.float32))
 
 
 def greatest(x: Any, axes: tuple[int, ...]) -> Any:
@@ -83,7 +88,7 @@ def quantize(weights: Any, scale: Any, *, form: str) -> Any:
 def dequantize(q: Any, scale: Any, *, dtype: Any) -> Any:
     """q * scale in `dtype`: the weights that the integers stand for."""
     wide = widened(scale)
-    return (q.astype(wide.dtype) * wide).astype(decode(dtype))
+    return (q.astype(wide.dtype) * wide).astype(float_dtype(decode(dtype)))
 
 
 def _weight_scale_axes(op: Op) -> Signature:
@@ -99,18 +104,6 @@ def _scaled_axes(op: Op) -> Signature:
     return Signature((axes, scale), (axes,))
 
 
-for _name, _reference, _signature, _attrs in (
-    ("weight_scale", weight_scale, _weight_scale_axes, ("axes", "form")),
-    ("quantize", quantize, _scaled_axes, ("form",)),
-    ("dequantize", dequantize, _scaled_axes, ("dtype",)),
-):
-    opdef.define(
-        OpDef(
-            name=_name,
-            signature=_signature,
-            infer=infer_by_reference(_name),
-            reference=_reference,
-            attrs=_attrs,
-            doc=(_reference.__doc__ or "").splitlines()[0],
-        )
-    )
+word(weight_scale, _weight_scale_axes, ("axes", "form"))
+word(quantize, _scaled_axes, ("form",))
+word(dequantize, _scaled_axes, ("dtype",))

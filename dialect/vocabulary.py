@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from dialect import primitives
 from dialect.lax import SIGNATURES, infer_by_reference
 from rewrite import opdef
-from rewrite.ir import Op
-from rewrite.opdef import OpDef
-from rewrite.signature import Signature
+from rewrite.ir import Graph, Op, Type, attrs_of, new_input
+from rewrite.opdef import Infer, OpDef
+from rewrite.signature import Array, Dimension, Signature, show_array
 
 Traced: dict[str, Callable[..., Any]] = {}
 
@@ -31,7 +32,7 @@ def word(
         OpDef(
             name=name,
             signature=signature,
-            infer=infer_by_reference(name),
+            infer=_infer(name, signature),
             reference=reference,
             attrs=attrs,
             lead=lead,
@@ -40,6 +41,36 @@ def word(
         )
     )
     Traced[name] = primitives.call(name, reference)
+
+
+def _infer(name: str, signature: Callable[[Op], Signature]) -> Infer:
+    """The types that the reference gives, of arrays whose axes are those of the signature."""
+    by_reference = infer_by_reference(name)
+
+    @lru_cache(maxsize=4096)
+    def check(types: tuple[Type, ...], attrs: tuple, results: tuple[Type, ...]) -> None:
+        axes = signature(Op(name, tuple(map(new_input, types)), attrs, results))
+        _must_have_axes((*axes.inputs, *axes.outputs), (*types, *results))
+
+    def infer(
+        types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
+    ) -> tuple[Type, ...]:
+        results = by_reference(types, attrs, regions)
+        check(types, attrs_of(attrs), results)
+        return results
+
+    return infer
+
+
+def _must_have_axes(arrays: tuple[Array, ...], types: tuple[Type, ...]) -> None:
+    """Raises ValueError where an axis that several arrays have is not as long in all of them."""
+    sizes: dict[Dimension, int] = {(): 1}
+    for axes, type_ in zip(arrays, types, strict=True):
+        if len(axes) != type_.rank:
+            raise ValueError(f"{type_} does not have the axes {show_array(axes) or 'of a scalar'}")
+        for axis, size in zip(axes, type_.shape):
+            if sizes.setdefault(axis, size) != size:
+                raise ValueError(f"an axis of {type_} is {size} long, and {sizes[axis]} elsewhere")
 
 
 def elementwise(op: Op) -> Signature:

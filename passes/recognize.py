@@ -6,7 +6,8 @@ What is not recognised stays as it is and still compiles, shards and quantises.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dialect.normal import repeats
@@ -18,6 +19,7 @@ from dialect.quantized import dequantized, integer_products
 from dialect.recognition import attention, norms, softmaxes
 from dialect.recognition.projections import cut_projections
 from rewrite.driver import Report, rewrite
+from rewrite.ir import Value
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.rules import Rule
@@ -46,9 +48,23 @@ class Recognize(Pass):
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
         rules = (*NORMAL_FORM, *RULES)
-        with beside_parameters(program.values("param")):
+        with beside_parameters(_originals(program)) as parameters:
             graph = rewrite(program.graph, rules, report)
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
         graph = typed_as(program.graph, graph)
-        return self.said(program.with_graph(graph), *report.notes())
+        return self.said(_taken_finite(program.with_graph(graph), parameters.finite), *report.notes())
+
+
+def _originals(program: Program) -> list[Value]:
+    """The parameters that `prepare` sees: not those of a staged program, which are packed."""
+    return program.values("param") if program.stages is None else []
+
+
+def _taken_finite(program: Program, values: Set[Value]) -> Program:
+    """The program, these inputs declared to be finite."""
+    if not values:
+        return program
+    pairs = zip(program.graph.inputs, program.inputs, strict=True)
+    inputs = tuple(replace(each, finite=True) if v in values else each for v, each in pairs)
+    return replace(program, inputs=inputs)

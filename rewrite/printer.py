@@ -89,7 +89,8 @@ class _Printer:
             layout = "" if each.layout is None else f" @ {_layout(each.layout)}"
             axes = f" axes {quoted(each.axes)}" if each.axes else ""
             remark = self.remark(values[number : number + 1])
-            lines.append(f"{name}{path} : {each.type} {each.role}{axes}{layout}{remark}")
+            role = f"{each.role} finite" if each.finite else each.role
+            lines.append(f"{name}{path} : {each.type} {role}{axes}{layout}{remark}")
         return lines
 
     def section(self, head: str, graph: Graph, declared: Sequence[Named]) -> None:

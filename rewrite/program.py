@@ -30,7 +30,8 @@ class Input:
     """One array that goes in: its path in the user's pytree, its type, its role.
 
     `layout` gives the mesh axes of each dimension once a plan has decided them; `axes` is what
-    the user said of its axes (`"d_model (heads d_head)"`), where these cannot be inferred.
+    the user said of its axes (`"d_model (heads d_head)"`), where these cannot be inferred. `finite`
+    is set where a rewrite holds only if no element is NaN or infinite: `prepare` sees to that.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Input:
     role: str
     layout: Layout | None = None
     axes: str = ""
+    finite: bool = False
 
 
 @dataclass(frozen=True)

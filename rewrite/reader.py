@@ -131,7 +131,7 @@ class _Reader:
         names: dict[str, int] = {}
         inputs = []
         for each in tree.children:
-            value, name, types, role, axes, layout = each.children
+            value, name, types, role, finite, axes, layout = each.children
             if value in names:
                 self.fail(value, f"{value} is declared twice")
             names[str(value)] = len(names)
@@ -139,7 +139,8 @@ class _Reader:
             said = _text(axes) if axes else ""
             type_ = self.one_type(types)
             self.check_axes(axes, said, type_)
-            inputs.append(Input(path, type_, str(role), _layout(layout), said))
+            place = _layout(layout)
+            inputs.append(Input(path, type_, str(role), place, said, finite is not None))
         return tuple(inputs), names
 
     def check_axes(self, token: Token, said: str, type_: Type) -> None:

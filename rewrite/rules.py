@@ -38,8 +38,8 @@ class Miss:
     depth: int = 1
 
 
-# Asked without a proof: what a parameter that is no number takes part in is NaN or infinite anyhow.
-KNOWN = frozenset({"finite parameters"})
+# Asked without a proof: what an infinite one takes part in is no number, if perhaps another.
+KNOWN = frozenset({"finite parameters", "finite activations"})
 Outcome = Value | Sequence[Value] | Miss | None
 
 

@@ -24,7 +24,7 @@ from dialect.staging.prepare_parts import Part, Read, in_order, loosened, parts,
 from examples import gpt, llama, palm
 from rewrite import ShardwrightError, auto_shard
 from rewrite.ir import Graph, Type, new_input
-from rewrite.text import parse_graph, show_graph
+from rewrite.text import parse_graph, parse_program, show_graph
 
 DECODERS = {"llama": llama, "palm": palm, "gpt": gpt}
 SERVE = (
@@ -467,3 +467,26 @@ def test_a_pipe_sees_no_progress(capfd: Any) -> None:
     capfd.readouterr()
     step.prepare(params, *rest)
     assert capfd.readouterr() == ("", "")
+
+
+def one_hot_decoder() -> tuple[Any, Any, Any]:
+    """(step, params, ids): an embedding by a one-hot product, which `recognize` makes a gather."""
+    params = {"head": jnp.ones((4, 8)), "table": jnp.ones((8, 4))}
+
+    def step(params: Any, ids: Any) -> Any:
+        return jax.nn.one_hot(ids, 8) @ params["table"] @ params["head"]
+
+    return step, params, jnp.arange(3)
+
+
+def test_a_parameter_that_must_be_finite_is_refused_by_name_where_it_is_not() -> None:
+    function, params, ids = one_hot_decoder()
+    step = auto_shard(function, "cpu:1", pipeline="normalize, recognize, stage, lower", state=None)
+    program = step.program(params, ids)
+    assert [each.name for each in program.inputs if each.finite] == ["params/table"]
+    assert parse_program(str(program)).inputs == program.inputs
+    params["table"] = params["table"].at[7].set(jnp.nan)
+    with pytest.raises(ShardwrightError, match="params/table holds NaN or infinity"):
+        step.prepare(params, ids)
+    params["table"], params["head"] = jnp.ones((8, 4)), params["head"].at[0].set(jnp.inf)
+    assert np.isinf(step(step.prepare(params, ids), ids)).all()

@@ -38,6 +38,12 @@ def checked(rule: Rule, instances: int) -> RuleReport:
 RULES = all_rules("dialect", "passes")
 
 
+@pytest.mark.parametrize("found", RULES, ids=lambda found: found.name)
+def test_a_rule_keeps_what_it_claims_in_its_neighbourhood(found: FoundRule) -> None:
+    report = check(found, SEED, 6, 20, evaluators=(interpreted,))
+    assert not report.violations and report.fired
+
+
 APPROXIMATE = [found for found in RULES if found.rule.keeps == "approx"]
 
 

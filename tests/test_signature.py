@@ -22,7 +22,7 @@ from dialect.nn import Traced
 from dialect.staging import known  # noqa: F401  (defines the marks)
 from rewrite import opdef
 from rewrite.errors import TextError
-from rewrite.ir import Graph, Op
+from rewrite.ir import Graph, Op, Symbol, Type
 from rewrite.signature import Array, Signature, letters, opaque, parse_array, show_array
 
 LETTER = st.sampled_from(["b", "t", "d", "h", "k", "x0", "s", "o_1"])
@@ -304,17 +304,20 @@ def canonical(found: Signature) -> Signature:
 
 @pytest.mark.parametrize("name", sorted(Traced))
 def test_composites_declare_axes_of_their_own_shapes(name: str) -> None:
-    """Every composite's signature fits its arguments: same ranks, letters of one size."""
+    """Every composite takes its arguments, and refuses others where an axis has two sizes."""
     op = composite(name)
-    found = opdef.signature(op)
-    arrays = [*zip((arg.type for arg in op.args), found.inputs), *zip(op.types, found.outputs)]
-    assert len(found.inputs) == len(op.args)
-    sizes: dict[str, int] = {}
-    for type_, axes in arrays:
-        assert not axes or len(axes) == type_.rank
-        for dimension, size in zip(axes, type_.shape):
-            if len(dimension) == 1:
-                assert sizes.setdefault(dimension[0], size) == size
+    types, arrays = [arg.type for arg in op.args], opdef.signature(op).inputs
+    assert opdef.infer(op) == op.types and len(arrays) == len(types)
+    axes = [axis for array in arrays for axis in array]
+    for number, array in enumerate(arrays):
+        for place, axis in enumerate(array):
+            if axis and axes.count(axis) > 1:
+                shape = list(types[number].shape)
+                shape[place] += 2
+                other = types.copy()
+                other[number] = Type(types[number].dtype, tuple(shape))
+                with pytest.raises((ValueError, TypeError)):
+                    opdef.lookup(name).infer(tuple(other), dict(op.attrs), op.regions)
 
 
 def composite(name: str) -> Op:
@@ -329,6 +332,12 @@ def composite(name: str) -> Op:
         "rounded": (
             lambda x: Traced["rounded"](x, axes=(2,), largest=127.0, least=1e-6),
             (x,),
+        ),
+        "weight_scale": (lambda w: Traced["weight_scale"](w, axes=(1,), form="int8"), (x,)),
+        "quantize": (lambda w, s: Traced["quantize"](w, s, form="int8"), (x, normal(2, 1, 4))),
+        "dequantize": (
+            lambda q, s: Traced["dequantize"](q, s, dtype=Symbol("f32")),
+            (x.astype(jnp.int8), normal(2, 1, 4)),
         ),
         "known": (lambda x: Traced["known"](x, alone=True), (x,)),
         "shared": (Traced["shared"], (x,)),

@@ -116,7 +116,9 @@ def _again(q: Value, scale: Value, op: Op, axis: int | None = None) -> Value:
 
 def _form(op: Op) -> str | None:
     """The form that a `dequantize_tokens` reads; None for any other op, and for what was not
-    quantised by `quantize_tokens`."""
+    quantised by `quantize_tokens`, or has no elements."""
+    if not op.types[0].size:
+        return None
     dtypes = tuple(arg.type.dtype for arg in op.args)
     return "int8" if op.name == "dequantize_tokens" and dtypes == ("i8", "bf16") else None
 

@@ -5,7 +5,7 @@ normal     random ones
 special    infinities, NaN, signed zeros, the smallest and largest of the dtype, ties
 equal      the same number everywhere
 zero       zeros
-scaled     random ones, very small or very large
+scaled     random ones, very small or very large, and finite
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _floats(dtype: Any, shape: tuple, kind: str, random: np.random.Generator) ->
     if kind == "normal":
         return random.standard_normal(shape)
     if kind == "scaled":
-        return random.standard_normal(shape) * 10.0 ** random.integers(-6, 7)
+        ends = float(jnp.finfo(dtype).max) * np.asarray([-1, 1])
+        return np.clip(random.standard_normal(shape) * 10.0 ** random.integers(-6, 7), *ends)
     numbers = random.integers(-16, 17, shape) / 4.0
     if kind == "equal":
         return np.full(shape, random.integers(-8, 9) / 4.0)

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.checked.sensitivity import Disturb
+from dialect.checked.sensitivity import Disturb, magnitude
 from dialect.evaluate import applied
 from rewrite.ir import Graph, Value
 
@@ -45,15 +45,6 @@ def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None
     return [results[value] for value in graph.outputs]
 
 
-def magnitude(array: Any) -> float:
-    """The largest finite magnitude among the elements of a float array, else 0."""
-    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
-        return 0.0
-    numbers = np.abs(np.asarray(array).astype(np.float64))
-    numbers = numbers[np.isfinite(numbers)]
-    return float(numbers.max()) if numbers.size else 0.0
-
-
 # Ops that reach infinity from finite numbers only where f64 has no larger number.
 _GROWS = frozenset(
     """add sub mul square integer_pow pow exp exp2 expm1 cosh sinh contract dot_general reduce_sum
@@ -61,20 +52,38 @@ _GROWS = frozenset(
 )
 
 
-def overflows(graph: Graph, arrays: Sequence[Any]) -> bool:
-    """Whether some op that only grows makes infinity of finite numbers."""
+def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
+    """Whether results say nothing of the reals, which have no largest number and no smallest.
+
+    Where some op that only grows makes infinity of finite numbers, where exponentials are all zero
+    along an axis; and where a ragged product has groups of no size, or one beyond integers of 32 bits.
+    """
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
         args = [results[arg] for arg in op.args]
         results.update(zip(op.results, applied(op, args)))
-        if op.name in _GROWS and not all(map(_is_finite, applied(op, [*map(_finite, args)]))):
+        if op.name == "ragged_dot_general" and not _are_sizes(args[2]):
             return True
+        if op.name in _GROWS:
+            made = applied(op, [*map(_finite, args)])
+            if not all(map(_is_finite, made)) or (op.name == "exp" and _is_zero_along_an_axis(made[0])):
+                return True
     return False
 
 
 def _finite(array: Any) -> Any:
     """The array with ones where it is not finite."""
     return array if _is_finite(array) else jnp.where(jnp.isfinite(array), array, 1)
+
+
+def _are_sizes(counts: Any) -> bool:
+    sizes = [int(size) for size in np.asarray(counts).flatten()]
+    return min(sizes, default=0) >= 0 and sum(sizes) <= np.iinfo(np.int32).max
+
+
+def _is_zero_along_an_axis(array: Any) -> bool:
+    zero = np.asarray(array) == 0
+    return zero.size > 0 and any(zero.all(axis).any() for axis in range(zero.ndim))
 
 
 def _is_finite(array: Any) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 
 from dialect import dtypes
 from dialect.checked.compared import Difference, difference
-from dialect.checked.evaluated import magnitude
 from dialect.checked.lifted import NotLiftable, lifted, lifted_type, widened
+from dialect.checked.sensitivity import magnitude
 from rewrite.program import Program
 
 # Rounding errors add up over the ops of a program; a wrong formula is wrong by more than so many.

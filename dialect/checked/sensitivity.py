@@ -21,6 +21,7 @@ from dialect.lax import IDENTITIES
 Disturb = Callable[[str, list[Any], list[Any]], list[Any]]  # name, arguments, results -> results
 
 _RUNS = 4
+_SUMS = frozenset("reduce_sum merge_heads shared_heads".split())  # terms of theirs may cancel
 _FACTOR = 64.0  # several roundings in a row, and sums in other orders
 # What these give is among their arguments, or exact.
 _EXACT = (
@@ -46,15 +47,26 @@ class Disturbance:
             return results
         if all(map(_exact, args)) and all(map(_exact, results)):
             return results
-        return [self.disturbed(array) for array in results]
+        largest = max(map(magnitude, args), default=0.0) if name in _SUMS else 0.0
+        return [self.disturbed(array, largest) for array in results]
 
-    def disturbed(self, array: Any) -> Any:
+    def disturbed(self, array: Any, largest: float) -> Any:
+        """By its own rounding, and by that of the terms of a sum, the largest of which is given."""
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
         epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))
-        by = 1 + epsilon * self.random.uniform(-1, 1, array.shape)
+        by, beside = epsilon * self.random.uniform(-1, 1, (2, *array.shape))
         with np.errstate(all="ignore"):
-            return (_wide(array) * by).astype(array.dtype)
+            return (_wide(array) * (1 + by) + largest * beside).astype(array.dtype)
+
+
+def magnitude(array: Any) -> float:
+    """The largest finite magnitude among the elements of a float array, else 0."""
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+        return 0.0
+    numbers = np.abs(np.asarray(array).astype(np.float64))
+    numbers = numbers[np.isfinite(numbers)]
+    return float(numbers.max()) if numbers.size else 0.0
 
 
 def _wide(array: Any) -> np.ndarray:

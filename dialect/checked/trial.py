@@ -21,13 +21,14 @@ import numpy as np
 
 from dialect.checked.arrays import array_of
 from dialect.checked.compared import Difference, difference
-from dialect.checked.evaluated import Evaluator, op_by_op, overflows
+from dialect.checked.evaluated import Evaluator, means_nothing, op_by_op
 from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import step_of_new_constants, turns
 from dialect.checked.sensitivity import forgiven
+from dialect.proofs import beside_parameters, holds_no_number
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Graph
+from rewrite.ir import Graph, Value
 from rewrite.printer import show_graph
 from rewrite.rules import KNOWN, Miss, Outcome, Rule
 from rewrite.verify import verify
@@ -97,7 +98,8 @@ class Trial:
     def _violation(self) -> Violation | None:
         fired = Report()
         try:
-            after = rewrite(self.before, [self.counted()], fired)
+            with beside_parameters(self.parameters):
+                after = rewrite(self.before, [self.counted()], fired)
         except Exception as error:  # a rule may raise nothing at all
             raised = f"it raises {type(error).__name__}: {_line(error)}"
             return self.told(raised) if self.runs() else None
@@ -117,7 +119,11 @@ class Trial:
             return self.told(f"what it leaves does not run: {_line(error)}", after)
 
     def runs(self) -> bool:
-        """Whether the program runs at all: some have types, and no results."""
+        """Whether the program runs at all: some have types, and no results. Constants are parameters
+        too."""
+        constants = (op.results[0] for op, _ in self.before.walk() if op.name == "const")
+        if KNOWN & set(self.rule.needs) and any(map(holds_no_number, constants)):
+            return False
         try:
             self.evaluate(self.before, self.sets[0])
         except Exception:
@@ -128,14 +134,19 @@ class Trial:
     def sets(self) -> list[list[Any]]:
         """The arrays that the program is tried on."""
         random = np.random.default_rng([self.seed, self.number])
-        special = "scaled" if KNOWN & set(self.rule.needs) else "special"  # of finite numbers alone
-        kinds = (
-            "plain",
-            special,
-            "normal",
-            random.choice(("equal", "zero", "scaled", special)),
-        )
+        kinds = ("plain", "special", "normal", random.choice(("equal", "zero", "scaled", "special")))
         return [self.arrays(kind, random) for kind in kinds]
+
+    @cached_property
+    def parameters(self) -> list[Value]:
+        """Inputs that hold finite numbers: all behind the activations, which an example has first,
+        where the rule asks for them; any where it has to prove it."""
+        if "finite activations" in self.rule.needs:
+            return list(self.before.inputs)
+        if "finite parameters" in self.rule.needs:
+            return list(self.before.inputs[1:])
+        random = np.random.default_rng([self.seed, self.number, 1])
+        return [value for value in self.before.inputs if self.rule.needs and random.integers(2)]
 
     def counted(self) -> Rule:
         """The rule, its reasons for not firing counted."""
@@ -149,7 +160,11 @@ class Trial:
         return replace(self.rule, apply=apply)
 
     def arrays(self, kind: str, random: np.random.Generator) -> list[Any]:
-        return [array_of(value.type, kind, random) for value in self.before.inputs]
+        finite = {"special": "scaled"}.get(kind, kind)
+        return [
+            array_of(value.type, finite if value in self.parameters else kind, random)
+            for value in self.before.inputs
+        ]
 
     def different(self, after: Graph) -> Violation | None:
         """The first difference between both sides, on any of the sets of arrays."""
@@ -170,9 +185,7 @@ class Trial:
             yield "types", self.sets[0], None
 
     def in_bits(self, after: Graph, arrays: list[Any]) -> Difference | None:
-        results = [self.evaluate(graph, arrays) for graph in (self.before, after)]
-        return difference(*results, "bits")
-
+        return difference(*(self.evaluate(graph, arrays) for graph in (self.before, after)), "bits")
     def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
         try:
             with jax.enable_x64(True):
@@ -193,15 +206,17 @@ class Trial:
     ) -> Difference | None:
         wide = [widened(array) for array in arrays]
         wrong = self.apart(before, after, wide, rounded)
-        if wrong is not None and (overflows(before, wide) or overflows(after, wide)):
-            return None  # the reals have no largest number
+        if wrong is not None and (means_nothing(before, wide) or means_nothing(after, wide)):
+            return None
         return wrong
 
     def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
         """Both as they are, within what their own roundings may do."""
         wrong = self.apart(self.before, after, arrays)
         results = self.evaluate(self.before, arrays) if wrong is not None else ()
-        return None if any(map(_endless, results)) else wrong
+        if any(map(_endless, results)) or means_nothing(self.before, arrays):
+            return None
+        return wrong
 
     def apart(
         self, before: Graph, after: Graph, arrays: list[Any], rounded: float = 0.0

@@ -142,7 +142,7 @@ def _laid_out(taken: Value, places: Sequence[int]) -> Value:
     example=lambda ids, table: jax.nn.one_hot(ids, 5) @ (table > 0).astype("float32"),
     types=("i32[3]", "f32[5,4]"),
     keeps="reals",
-    needs=("finite", "finite parameters"),
+    needs=("finite",),
 )
 def take_of_one_hot(op: Op) -> Outcome:
     """one_hot(ids) . table, summed over the rows  ->  take(table, ids), zero out of bounds"""

@@ -45,7 +45,7 @@ def _pairs(x: Any, pairs: str) -> tuple[Any, Any]:
 
 def _joined(left: Any, right: Any, pairs: str) -> Any:
     if pairs == "neighbours":
-        return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], -1)
+        return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], 2 * left.shape[-1])
     return jnp.concatenate([left, right], axis=-1)
 
 
@@ -58,9 +58,8 @@ def _axes(op: Op) -> Signature:
     axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
 
     def angles(shape: tuple[int, ...]) -> Array:
-        sizes = zip(shape, op.types[0].shape, axes)
-        row = [axis if size == whole != 1 else () for size, whole, axis in sizes]
-        return (*row[:-1], ("angle",)) if row else ()
+        rows = zip(shape[:-1], axes[-len(shape) : -1])
+        return (*(axis if size != 1 else () for size, axis in rows), ("angle",))
 
     rest = tuple(angles(arg.type.shape) for arg in op.args[1:])
     return Signature((axes, *rest), (axes,), frozenset((*axes[-1], "angle")))
@@ -70,16 +69,19 @@ word(rope, _axes, ("pairs", "turned"))
 
 
 def _not_beside(x: Type, cos: Type, sin: Type) -> str | None:
-    """Why tables are none of x: each broadcasts to it, and holds every angle once, or twice."""
-    wide = (*x.shape[:-1], x.shape[-1] // 2)
-    for table in (cos, sin):
-        if table.rank != x.rank or not any(_grows_to(table.shape, s) for s in (x.shape, wide)):
-            return f"a table of {table} does not lie beside {x}"
-    return None
+    """Why tables are none of x: each broadcasts to its rows, and both hold every angle once, or
+    twice."""
+    angles = (cos.shape[-1:], sin.shape[-1:])
+    whole = x.shape[-1:]
+    half = (whole[0] // 2,) if whole[0] % 2 == 0 else whole
+    beside = all(_grows_to(table.shape[:-1], x.shape[:-1]) for table in (cos, sin))
+    if beside and angles in ((whole, whole), (half, half)):
+        return None
+    return f"tables of {cos} and {sin} do not lie beside {x}"
 
 
 def _grows_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    return all(size in (1, full) for size, full in zip(shape, whole, strict=True))
+    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole))
 
 
 def _rope(name: str, doc: str, before: Any, after: Any, *angles: str) -> Rule:
@@ -101,7 +103,7 @@ def _by_hand_neighbours(x: Any, cos: Any, sin: Any) -> Any:
 
 def _of_shape_2(x: Any, cos: Any, sin: Any) -> Any:
     """Neighbours taken by a reshape, as where they are the two parts of a complex number."""
-    parts = x.reshape(*x.shape[:-1], -1, 2)
+    parts = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
     left, right = parts[..., 0], parts[..., 1]
     return _joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dialect.attributes import decode
-from dialect.quant import greatest, widened
+from dialect.quant import float_dtype, greatest, widened
 from dialect.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
@@ -40,8 +40,9 @@ def quantize_tokens(x: Any, *, axis: int, form: str) -> list[Any]:
 
 def dequantize_tokens(q: Any, scale: Any, *, axis: int, dtype: Any) -> Any:
     """q * scale in `dtype`: the numbers that the integers stand for. Shapes as above."""
+    float_dtype(scale.dtype)
     wide = q.astype(jnp.float32) * jnp.expand_dims(scale, axis).astype(jnp.float32)
-    return wide.astype(decode(dtype))
+    return wide.astype(float_dtype(decode(dtype)))
 
 
 def _axes(op: Op) -> tuple[Array, Array]:

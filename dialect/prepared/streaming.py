@@ -161,7 +161,13 @@ class _Run:
 
     def fetch(self, read: Read, sharding: Any) -> jax.Array:
         original, each = self.originals[read.number], self.preparation.inputs[read.number]
-        return fetched(original, each.type, read.rows, sharding)
+        array = fetched(original, each.type, read.rows, sharding)
+        if each.finite and not jnp.isfinite(array).all():
+            raise TraceError(
+                f"{each.name} holds NaN or infinity, and the program is made for finite numbers there",
+                hint="mend the parameter, or leave out the rules that `explain` says need it finite",
+            )
+        return array
 
     def keep(self, part: Part, made: Sequence[Any], finished: bool = True) -> None:
         """Waited for: what is only asked for holds its memory, and that of what it reads."""

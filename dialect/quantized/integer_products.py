@@ -31,7 +31,7 @@ def _product(x: Any, w: Any, s: Any) -> Any:
 @local(
     "mul",
     keeps="reals",
-    needs=("finite parameters",),
+    needs=("finite parameters", "finite activations"),
     example=_product,
     types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
 )

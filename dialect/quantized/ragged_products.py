@@ -15,18 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import primitives
 from dialect.dtypes import struct_of
 from dialect.jaxpr import trace_graph
 from dialect.nn import Traced
 from dialect.ops.rounding import steps
-from dialect.quant import LONGEST_SUM, dequantize, widened
-from dialect.values import in_dtype
+from dialect.quant import LONGEST_SUM
+from dialect.values import REALS, in_dtype
 from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, substitute
 from rewrite.rules import Miss, Outcome, local
 
-_dequantize = primitives.call("dequantize", dequantize)
+_dequantize = Traced["dequantize"]
 
 
 def summed_axis(op: Op) -> int | None:
@@ -79,6 +78,8 @@ def scale_behind_ragged_product(op: Op) -> Outcome:
 
     The integers go in as they are: a kernel takes whole arrays, and would find them widened."""
     dtype = op.types[0].dtype
+    if op.args[0].type.dtype not in REALS:
+        return Miss("its rows are no floats that hold all integers of eight bits", 2)
     return _scaled_behind(op, op.args[0], "f32" if dtype == "f16" else dtype)
 
 
@@ -90,6 +91,8 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
     q, scale = weight.args
     if scale.type.rank != q.type.rank or scale.type.shape[axis] > 1:
         return Miss("a scale varies along a summed axis, or is one for all", 2)
+    if scale.type.shape[0] != q.type.shape[0]:
+        return Miss("a scale is one for all experts", 2)
     if 0 in q.type.shape:
         return Miss("there are no weights", 2)
     if dtype == "i32" and q.type.shape[axis] > LONGEST_SUM:
@@ -120,6 +123,6 @@ def _times_scales(product: Any, scale: Any, counts: Any, row_scale: Any = None) 
     ends = jnp.cumsum(counts, dtype=jnp.int32)
     expert = jnp.sum(jnp.arange(len(product))[:, None] >= ends, axis=1)
     own = scale.reshape(len(counts), -1)[jnp.minimum(expert, len(counts) - 1)]
-    scaled = widened(product) * own
+    scaled = product.astype(jnp.promote_types(product.dtype, jnp.float32)) * own
     scaled = scaled if row_scale is None else scaled * row_scale
     return [jnp.where((expert < len(counts))[:, None], scaled, 0)]

@@ -25,7 +25,7 @@ from dialect.machine.chips import Chip
 from dialect.nn import Traced
 from dialect.normal.row_products import row_layout
 from dialect.ops.rounding import steps
-from dialect.quant import FORMS, LONGEST_SUM, dequantize
+from dialect.quant import FORMS, LONGEST_SUM
 from dialect.quantized.ragged_products import (
     ragged_integers_multiplied,
     scale_behind_ragged_product,
@@ -39,8 +39,7 @@ from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 
 _contract = primitives.call("contract", contract)
-_dequantize = primitives.call("dequantize", dequantize)
-_rounded = Traced["rounded"]
+_dequantize, _rounded = Traced["dequantize"], Traced["rounded"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What a chip multiplies natively -> what its products are summed in.
 _SUMS = {"int8": "i32", "fp8": "f32"}

@@ -114,7 +114,7 @@ def _is_of(value: Value, source: Value, axis: int) -> bool:
     ),
     types=("f32[2,8]", "f32[8]", "f32[8]"),
     keeps="reals",
-    needs=("bounded", "finite parameters"),
+    needs=("bounded",),
 )
 def centred(op: Op) -> Outcome:
     """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..., where no w is infinite"""

@@ -263,6 +263,8 @@ def sink_in_sum(op: Op) -> Outcome:
         axis, sink = _summed_axis(_plain(one, inner.axes), weights), _logarithm(other, inner.axes)
         if axis is None or sink is None:
             continue
+        if _axes(weights)[axis] in sink.axes:
+            return Miss("the sink is not the same along the axis", 3)
         x, guarded = weights.op.args[0], True
         if (both := _before_shift(x, sink, axis)) is not None:
             (x, sink), guarded = both, False
