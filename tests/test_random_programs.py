@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from dialect.checked.compared import difference
@@ -21,6 +22,14 @@ def test_the_oracle_in_numpy_computes_what_xla_does(seed: int) -> None:
     with jax.enable_x64(source.x64):
         wanted = jax.tree.leaves(jax.jit(function)(*args))
         assert difference(wanted, interpreted_function(function, *args), "reals", 1e-3) is None
+
+
+def test_the_oracle_stops_each_row_of_a_vmapped_loop_by_itself() -> None:
+    def doubled(times):
+        return jax.lax.while_loop(lambda s: s[1] < times, lambda s: (s[0] * 2, s[1] + 1), (1.0, 0))
+
+    values, counts = interpreted_function(jax.vmap(doubled), jnp.array([3, 0, 1]))
+    assert values.tolist() == [8.0, 1.0, 2.0] and counts.tolist() == [3, 0, 1]
 
 
 def test_a_seed_is_a_program() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -227,9 +228,18 @@ def _branch(index: Any, count: int) -> int:
 
 
 def _loop(cond: Callable[..., Any], body: Callable[..., Any], carry: list[Any]) -> list[Any]:
-    while bool(cond(carry)[0]):
-        carry = body(carry)
+    """Under `vmap` the condition has an element for each row, and rows that have stopped stay."""
+    while np.any(rows := cond(carry)[0]):
+        new = body(carry)
+        carry = [*map(_rows_of, repeat(rows), new, carry)] if rows.ndim else new
     return carry
+
+
+def _rows_of(rows: Any, new: Any, old: Any) -> Any:
+    """`new` in the rows that are true, `old` in the others."""
+    mask = rows.reshape(rows.shape + (1,) * (new.ndim - rows.ndim))
+    plain = isinstance(new, np.ndarray) and isinstance(old, np.ndarray)
+    return np.where(mask, new, old) if plain else jnp.where(mask, new, old)
 
 
 def _stacked(rows: Sequence[Any]) -> Any:
