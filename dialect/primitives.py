@@ -8,6 +8,7 @@ one from another library re-binds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, get_type_hints
 
@@ -70,7 +71,7 @@ _LATER = {"top_k": "is_stable"}
 @lru_cache(maxsize=1)
 def _unsaid() -> dict[str, dict[str, Any]]:
     """For each primitive that has optional parameters, their values where nobody asked."""
-    square = jnp.zeros((2, 2))
+    square, index = jax.ShapeDtypeStruct((2, 2), "float32"), jax.ShapeDtypeStruct((2,), "int32")
     unary = (
         "cos sin tan exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt erf erf_inv"
     ).split()
@@ -82,7 +83,11 @@ def _unsaid() -> dict[str, dict[str, Any]]:
         return [*plain, *sums, *shapes, x * x, x @ x, x[i], jax.lax.top_k(x, 1), jnp.argmax(x)]
 
     found: dict[str, dict[str, Any]] = {}
-    for eqn in _equations(jax.make_jaxpr(probe)(square, jnp.zeros(2, "int32"))):
+    # A thread of its own has none of the contexts of whoever asks: `ensure_compile_time_eval`
+    # would leave the iota out.
+    with ThreadPoolExecutor(1) as thread:
+        traced = thread.submit(jax.make_jaxpr(probe), square, index).result()
+    for eqn in _equations(traced):
         name, known = eqn.primitive.name, found.get(eqn.primitive.name, eqn.params)
         found[name] = {
             key: value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import jax
 import pytest
 
 from rewrite import opdef
 from rewrite.ir import Graph
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
-from tests.fuzz.jax_tests import Watch, report, run_files
+from tests.fuzz.jax_tests import Watch, report, run_files, watched
 
 TESTS = """
 import unittest
@@ -80,3 +81,27 @@ def test_the_true_passes_keep_what_the_planted_one_does_not(folder) -> None:
     watch = Watch(Pipeline.parse("normalize, recognize"))
     run_files(folder, ["some_test.py"], watch, only="subtracts")
     assert kinds(watch) == {"subtracts": "passed"}
+
+
+@dataclass
+class Notes:
+    """Stands in for a pipeline: changes nothing and keeps the names of the ops that it saw."""
+
+    names: list[str] = field(default_factory=list)
+
+    def run(self, program: Program, target: object) -> Program:
+        self.names += [op.name for op in program.graph.ops]
+        return program
+
+
+def test_what_takes_no_argument_is_an_op_of_the_program_too(folder) -> None:
+    (folder / "some_test.py").write_text(TESTS.replace("x - y", "x - jnp.arange(2.0)"))
+    notes = Notes()
+    run_files(folder, ["some_test.py"], Watch(notes), only="subtracts")
+    assert notes.names == ["iota", "sub"]
+
+
+@pytest.mark.parametrize("name", ["grad", "vmap"])
+def test_what_is_watched_keeps_its_name(name) -> None:
+    with watched(Watch()):
+        assert getattr(jax, name).__name__ == name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dialect import control, framework  # noqa: F401  (define the ops)
+from dialect import control, framework, primitives  # noqa: F401  (define the ops)
 from dialect.checked.compared import difference
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
@@ -76,3 +76,9 @@ def test_what_a_program_cannot_carry_is_refused_at_the_door() -> None:
 def test_a_result_that_is_a_constant_is_an_array() -> None:
     (result,) = exported(lambda x: 0.5, 1.0)
     assert result.dtype == np.float32 and result.weak_type
+
+
+def test_what_an_op_need_not_say_is_known_whoever_asks_first() -> None:
+    with jax.ensure_compile_time_eval():
+        primitives._unsaid.cache_clear()
+        assert primitives.unsaid("iota") == {"sharding": None}

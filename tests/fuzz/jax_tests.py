@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,18 @@ class Watch:
 
     def compare(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], static: Any):
         """Notes what becomes of a jitted function on these arguments. Nothing inside a trace."""
-        dynamic = _without_static(args, kwargs, *static)
-        leaves = jax.tree.leaves(dynamic)
-        if self.busy or not self.test or any(isinstance(x, jax.core.Tracer) for x in leaves):
+        if self.busy or not self.test or _is_staged(args, kwargs, static):
             return
         self.busy = True
         try:
-            with jax.ensure_compile_time_eval():
-                self.note(*self.judged(jitted, args, kwargs, leaves))
+            self.note(*self.judged(jitted, args, kwargs, static))
         finally:
             self.busy = False
 
-    def judged(self, jitted: Any, args: Any, kwargs: Any, leaves: list[Any]) -> tuple[str, str]:
+    def judged(self, jitted: Any, args: Any, kwargs: Any, static: Any) -> tuple[str, str]:
         try:
             jaxpr = jitted.trace(*args, **kwargs).jaxpr
+            leaves = jax.tree.leaves(_without_static(args, kwargs, *static))
             leaves = [leaf if hasattr(leaf, "aval") else jnp.asarray(leaf) for leaf in leaves]
         except Exception as error:
             return "untraceable", type(error).__name__
@@ -188,6 +187,12 @@ def _without_static(args: Any, kwargs: Any, numbers: Any, names: Any) -> Any:
     )
 
 
+def _is_staged(args: Any, kwargs: Any, static: Any) -> bool:
+    """Whether a call lies in a trace, where nothing has a value to compare."""
+    leaves = jax.tree.leaves(_without_static(args, kwargs, *static))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*leaves, jnp.zeros(())))
+
+
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
     """Transformations replaced. Test files are imported inside: they may say `from jax import jit`."""
@@ -200,6 +205,7 @@ def watched(watch: Watch) -> Iterator[None]:
         return Watched(watch, function, jitted, jitted, _static(function, options))
 
     def transformation(name: str) -> Callable[..., Any]:
+        @wraps(real[name])  # tests are named by what they transform with
         def transform(function: Any, *args: Any, **options: Any) -> Any:
             made = real[name](function, *args, **options)
             return Watched(watch, function, made, REAL_JIT(made), ((), ()))
