@@ -101,6 +101,13 @@ def test_what_takes_no_argument_is_an_op_of_the_program_too(folder) -> None:
     assert notes.names == ["iota", "sub"]
 
 
+def test_a_number_that_is_returned_has_the_width_that_it_has_in_jax(folder) -> None:
+    (folder / "some_test.py").write_text(TESTS.replace("x - y", "jnp.size(x)"))
+    watch = Watch()
+    run_files(folder, ["some_test.py"], watch, only="subtracts")
+    assert kinds(watch) == {"subtracts": "passed"}
+
+
 @pytest.mark.parametrize("name", ["grad", "vmap"])
 def test_what_is_watched_keeps_its_name(name) -> None:
     with watched(Watch()):

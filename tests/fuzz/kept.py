@@ -63,7 +63,7 @@ def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[A
             results = results if eqn.primitive.multiple_results else [results]
         known.update(zip(eqn.outvars, results, strict=True))
     results = [read(atom) for atom in jaxpr.outvars]
-    return [result if hasattr(result, "dtype") else jnp.asarray(result) for result in results]
+    return [result if isinstance(result, jax.Array) else jnp.asarray(result) for result in results]
 
 
 def as_program(graph: Graph) -> Program:
