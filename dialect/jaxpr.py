@@ -116,6 +116,7 @@ class _Importer:
             return known[atom]
 
         for eqn in jaxpr.eqns:
+            self.refuse(eqn)
             values = [read(atom) for atom in eqn.invars]
             results = self.equation(eqn, values, shared)
             known.update(zip(eqn.outvars, results))
@@ -139,7 +140,6 @@ class _Importer:
 
     def equation(self, eqn: Any, args: list[Value], shared: dict) -> Sequence[Value]:
         name, params = primitives.op_name(eqn), eqn.params
-        self.refuse(eqn)
         if name in CALLS:
             inner, consts = primitives.opened(params[CALLS[name]])
             results = self.inline(inner, consts, self.placed(eqn, args, "in_shardings"), shared)
@@ -175,8 +175,8 @@ class _Importer:
                 where=self.origin(eqn).source,
                 hint="set it around the whole program, or not at all",
             )
-        for var in eqn.outvars:
-            _refuse_type(var.aval, self.origin(eqn).source)
+        for atom in (*eqn.invars, *eqn.outvars):
+            _refuse_type(atom.aval, self.origin(eqn).source)
 
     def placed(self, eqn: Any, values: list[Value], parameter: str) -> list[Value]:
         """The arguments or results of a call, constrained where the call says how they lie."""

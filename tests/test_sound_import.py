@@ -82,3 +82,16 @@ def test_what_an_op_need_not_say_is_known_whoever_asks_first() -> None:
     with jax.ensure_compile_time_eval():
         primitives._unsaid.cache_clear()
         assert primitives.unsaid("iota") == {"sharding": None}
+
+
+def test_a_literal_that_is_no_number_is_refused() -> None:
+    @jax.custom_gradient
+    def rounded(x):
+        return (x, x.astype("int32")), lambda g: jnp.ones_like(x)
+
+    def loss(x):
+        kept, _ = lax.stop_gradient(rounded(x))  # its integers have gradients of type float0
+        return rounded(x)[0].sum() + kept.sum()
+
+    with pytest.raises(TraceError, match="float0"):
+        exported(jax.grad(loss), jnp.ones(3))

@@ -15,7 +15,9 @@ give the bits that the jaxpr gives when it is applied op by op (a compiled one i
 otherwise), and its text must read back. With `--through` it then runs through those passes, and what
 comes out must be the same real numbers: both are lifted to f64 and evaluated (`dialect.checked`).
 
-What JAX's own assertions say has no say in this. Tests draw several cases from each of their tables:
+What JAX's own assertions say has no say in this. A function that a test calls inside a trace has no
+values, and one that it calls untransformed is no program: neither is counted. `untraceable` is what
+JAX itself refuses: most tests of errors are. Tests draw several cases from each of their tables:
 JAX_NUM_GENERATED_CASES says how many.
 """
 
