@@ -99,6 +99,9 @@ def argument_names(function: Callable[..., Any], count: int) -> list[str]:
 
 def argument_number(where: Where, names: Sequence[str], what: str) -> int:
     """The number of an argument given by number or name. Raises TraceError with the names."""
+    if not names:
+        hint = "a step is traced as trace(step, params, cache, tokens)"
+        raise TraceError("the function is given no argument, and its parameters are one", hint=hint)
     if isinstance(where, int) and -len(names) <= where < len(names):
         return where % len(names)
     if isinstance(where, str) and where in names:

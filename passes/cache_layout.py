@@ -47,17 +47,16 @@ class CacheLayout(Pass):
     merge: Literal["mean", "first", "svd"] = "mean"
     owner: Literal["auto", "heads", "batch"] = "auto"
 
-    keeps: ClassVar[str] = "bits"  # `reals` where repeated heads are kept once, `approx` merged
+    keeps: ClassVar[str] = "reals"  # attention sums a cache in another order; `approx` merged
 
     def run(self, program: Program, target: Target) -> Program:
         if self.kv_heads:
-            made, notes = with_fewer_heads(program, self.kv_heads, self.merge)
+            merged, notes = with_fewer_heads(program, self.kv_heads, self.merge)
         else:
-            made, notes = with_real_heads(program)
-        merged = "approx" if self.kv_heads else "reals"
-        keeps = "bits" if made is program else merged
-        made, more = self.reordered(made)
-        step = Step(str(self), keeps, (*notes, *more))
+            merged, notes = with_real_heads(program)
+        made, more = self.reordered(merged)
+        changed = "approx" if self.kv_heads and merged is not program else "reals"
+        step = Step(str(self), "bits" if made is program else changed, (*notes, *more))
         return replace(made, history=(*program.history, step))
 
     def reordered(self, program: Program) -> tuple[Program, list[str]]:

@@ -211,3 +211,8 @@ def test_all_that_an_attend_has_beside() -> None:
     graph = normalized(function, q, k, POSITIONS, SLOPES, SLOPES)
     (op,) = (op for op in graph.ops if op.name == "attend")
     assert describe_attend(op) == ("causal", "alibi", "sink")
+
+
+def test_a_bound_may_be_infinite() -> None:
+    mask = normalized(lambda p: keys() < p[:, :, None] + jnp.inf, POSITIONS).outputs[0]
+    assert describe_mask(mask) == ("other",)

@@ -151,6 +151,14 @@ def turned(array: Any, axes: Any, letter: str) -> np.ndarray:
     return np.asarray(array)[back] if axes else np.asarray(array)
 
 
+def test_a_projection_may_be_cut_into_a_part_of_nothing() -> None:
+    def step(w: Any, x: Any) -> Any:
+        made = x @ w
+        return made[:, :0] * 2, made[:, :2] * 3
+
+    after("normalize, recognize", step, W, X)
+
+
 def test_axes_of_unlike_parts_are_not_the_same() -> None:
     program = rewrite.trace(lambda w, x: lax.split(x, (4, 2), 1), W, jnp.ones((2, 6)))
     axes = infer_axes(program)

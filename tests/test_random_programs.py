@@ -6,11 +6,12 @@ import random
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dialect.checked.compared import difference
 from tests.fuzz import programs
-from tests.fuzz.checks import Tally
+from tests.fuzz.checks import Tally, check
 from tests.fuzz.interpreted import interpreted_function
 from tests.fuzz.pipelines import pipeline
 
@@ -34,6 +35,13 @@ def test_the_oracle_stops_each_row_of_a_vmapped_loop_by_itself() -> None:
 
 def test_a_seed_is_a_program() -> None:
     assert str(programs.of_seed(5)) == str(programs.of_seed(5)) != str(programs.of_seed(6))
+
+
+def test_a_python_number_stays_as_wide_in_the_reals_as_it_was_traced() -> None:
+    def step(w: jax.Array, number: int) -> tuple:
+        return w, jnp.where(w[0] > 0, number, number)
+
+    assert check(step, (np.ones(2, "float32"), 2), ("normalize",), Tally(), state=None) is None
 
 
 def test_a_program_is_a_script() -> None:

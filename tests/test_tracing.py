@@ -313,6 +313,12 @@ def test_params_not_found() -> None:
     assert error.message.startswith("params=3 is no argument of the function")
 
 
+def test_a_function_of_nothing_is_told_to_have_parameters() -> None:
+    error = failed(lambda: W)
+    assert error.message == "the function is given no argument, and its parameters are one"
+    assert error.hint == "a step is traced as trace(step, params, cache, tokens)"
+
+
 def test_state_not_found() -> None:
     assert failed(step, {"w": W}, CACHE, X, state="cahce").hint == "did you mean cache?"
 

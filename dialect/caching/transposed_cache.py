@@ -87,6 +87,7 @@ def read_transposed(op: Op) -> Outcome:
 
 @local(
     "attend",
+    keeps="reals",  # a product may sum in another order where its operands lie otherwise
     example=lambda q, k: Traced["attend"](
         q,
         jnp.transpose(k, (1, 0)),

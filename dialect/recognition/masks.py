@@ -235,7 +235,7 @@ def _sum(value: Value, context: int | None) -> Sum | None:
     """A number as a sum, None where the context enters it otherwise; `context` None: nowhere."""
     op, known = value.op, number(value)
     if known is not None:
-        return Sum(number=int(known)) if known == int(known) else None
+        return Sum(number=int(known)) if float(known).is_integer() else None
     if op.name == "iota":
         return Sum(dims=((op["dimension"], 1),))
     if op.name in ("convert_element_type", "wrap"):

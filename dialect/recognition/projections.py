@@ -84,9 +84,10 @@ def _start(op: Op, axis: int) -> int:
 
 
 def _equal_parts(slices: list[Op], axis: int, size: int, part: int) -> bool:
-    same = all(each.types[0].shape[axis] == part for each in slices)
+    if part <= 1 or any(each.types[0].shape[axis] != part for each in slices):
+        return False
     even = size % part == 0 and all(_start(each, axis) % part == 0 for each in slices)
-    return same and even and part > 1 and size // part <= _MOST_PARTS
+    return even and size // part <= _MOST_PARTS
 
 
 def _of_cut_weight(

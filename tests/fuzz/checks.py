@@ -29,6 +29,7 @@ from rewrite.errors import InvalidProgram, ShardwrightError
 from rewrite.ir import Graph
 from rewrite.manager import PassError
 from tests.fuzz.interpreted import (
+    as_numpy,
     as_reals,
     interpreted,
     interpreted_function,
@@ -126,7 +127,7 @@ def _imported(
     function: Callable[..., Any], args: tuple[Any, ...], tally: Tally, roles: dict[str, Any]
 ) -> State | Failure | None:
     """The traced program, its bits those of the function; None where tracing refuses."""
-    leaves = jax.tree.leaves(args)
+    leaves = [as_numpy(leaf) for leaf in jax.tree.leaves(args)]  # of the width set here
     try:
         wanted = interpreted_function(function, *args)
     except Exception as error:  # what JAX itself cannot run is no program
