@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,6 @@ from dialect.checked.compared import difference
 from tests.fuzz import programs
 from tests.fuzz.checks import Tally, check
 from tests.fuzz.interpreted import interpreted_function
-from tests.fuzz.pipelines import pipeline
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -31,6 +28,13 @@ def test_the_oracle_stops_each_row_of_a_vmapped_loop_by_itself() -> None:
 
     values, counts = interpreted_function(jax.vmap(doubled), jnp.array([3, 0, 1]))
     assert values.tolist() == [8.0, 1.0, 2.0] and counts.tolist() == [3, 0, 1]
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 10))
+def test_every_pass_keeps_what_it_claims_of_random_programs(seed: int) -> None:
+    for each in range(seed, seed + 10):
+        source, failure = programs.checked(each, Tally())
+        assert failure is None, f"{failure}\n{source}"
 
 
 def test_a_seed_is_a_program() -> None:

