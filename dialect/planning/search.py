@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from dialect.caching.tiles import LANES
@@ -99,6 +100,7 @@ class Searched:
         return sorted(tied, key=lambda each: each.predicted.communication_bytes) + others
 
 
+@lru_cache(maxsize=16)  # `pad` and `plan` ask for the same decoders
 def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searched:
     """Every partitioning of a decoder over a mesh that fits into memory, the best first."""
     found: dict[Groups, Candidate] = {}
