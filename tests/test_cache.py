@@ -181,7 +181,7 @@ def test_only_what_is_named_is_approximate() -> None:
     assert laid_out(program, last="cache_layout").history[4].keeps == "bits"  # nothing is left
     assert laid_out(program, "{kv_heads=1}").history[3].keeps == "approx"
     assert laid_out(repeating()[0]).history[3].keeps == "reals"
-    assert laid_out(program, "{kv_heads=3}").history[3].keeps == "bits"  # nothing is merged
+    assert laid_out(program, "{kv_heads=3}").history[3].keeps == "reals"  # nothing is merged
     found = laid_out(traced_case(Case("palm")), "{kv_heads=1}").history[3]
     assert found.keeps == "bits"
     assert found.notes == ("no cache has an axis of KV heads, so none are merged",)
@@ -190,8 +190,8 @@ def test_only_what_is_named_is_approximate() -> None:
 @pytest.mark.parametrize(
     ("before", "keeps", "note"),
     [
-        ("normalize, recognize", "bits", "cache/k left alone: scan at "),
-        (f"{FIRST}, quantize{{cache=int8}}", "bits", "cache/k left alone: quantize_tokens reads"),
+        ("normalize, recognize", "reals", "cache/k left alone: scan at "),
+        (f"{FIRST}, quantize{{cache=int8}}", "reals", "cache/k left alone: quantize_tokens reads"),
         (f"{FIRST}, quantize", "approx", "merged weights that were quantised are floats again"),
     ],
 )
