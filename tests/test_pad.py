@@ -13,6 +13,7 @@ import pytest
 
 from dialect.axes import infer_axes
 from dialect.mesh import MeshSpec
+from dialect.naming.axis import leaves
 from dialect.nn import Traced
 from dialect.padded.longer import Longer, NotPadded, lengthened
 from dialect.padded.zeros import stays_zero
@@ -23,6 +24,8 @@ from examples import gpt, llama, palm
 from passes.pad import Pad
 from rewrite import Pipeline, Program, Target, auto_shard, trace
 from rewrite.errors import PlanError
+from tests.fuzz.checks import Tally
+from tests.fuzz.decoders import Decoder, failure_of
 from tests.tiny import assert_close, run
 
 BATCH, CONTEXT, STEPS = 8, 8, 4
@@ -207,6 +210,11 @@ def test_slopes_sinks_and_merged_heads():
     assert "heads 6 -> 8, as asked: 2.04 KiB more weights, 1.25 KiB more cache" in notes(padded)
 
 
+def test_grouped_heads_keep_their_numbers():
+    decoder = Decoder(positions="alibi", kv_heads=2)
+    assert failure_of(decoder, ("recognize", "pad{heads=8}"), Tally()) is None
+
+
 TAKES = {
     "as indexed": None,
     "clipped": partial(jnp.take, axis=0, mode="clip"),
@@ -238,6 +246,7 @@ BETWEEN = {
     "softmax": (partial(jax.nn.softmax, axis=-1), "softmax at"),
     "largest": (lambda x: x - jnp.max(x, -1, keepdims=True), "reduce_max at"),
     "running": (lambda x: jnp.cumsum(x, axis=-1), "cumsum reads"),
+    "turned round": (lambda x: x[..., ::-1], "rev at"),
     "sorted": (lambda x: jnp.sort(x, axis=-1), "sort reads"),
     "torn": (lambda x: x.reshape(3, 8).T.reshape(4, 6), "reshape at"),
     "a loop": (
@@ -372,6 +381,18 @@ def test_infinity_times_the_zeros_of_padding_is_not_summed(name):
     params["embedding"] = params["embedding"].at[2, 3].set(extreme)
     padded = Pipeline.parse("pad{d_ff=8}").run(program)
     assert_close(run(padded, params, cache, tokens), run(program, params, cache, tokens))
+
+
+def test_rows_read_by_their_number_refuse_more_rows_in_between():
+    def step(table: Any, ids: Any) -> Any:
+        return table[ids], jnp.sin(table.reshape(2, 3, 4))
+
+    program = trace(step, jnp.ones((6, 4)), jnp.arange(5))
+    program = Pipeline.parse("normalize, recognize").run(program)
+    axes = infer_axes(program)
+    (inner,) = leaves(axes.at(program.graph.outputs[1])[1])
+    with pytest.raises(NotPadded, match="take at .* reads rows by their number"):
+        lengthened(program, Longer(axes, {inner: 4}))
 
 
 def test_an_axis_in_parts_refuses():

@@ -78,6 +78,10 @@ class Longer:
         """Per dimension, whether it becomes longer."""
         return [any(old != new for old, new in parts) for parts in self.parts(value)]
 
+    def renumbers(self, value: Value, dimension: int) -> bool:
+        """Whether elements move along a dimension: of its axes one behind the first grows."""
+        return any(old != new for old, new in self.parts(value)[dimension][1:])
+
     def shape(self, value: Value) -> tuple[int, ...]:
         """The new shape of a value."""
         return self._shape(value, 1)
@@ -151,7 +155,7 @@ class _Work:
     def run(self, graph: Graph) -> None:
         for op in graph.ops:
             touched = any(map(self.longer.grows, (*op.args, *op.results)))
-            if op.name == "const":
+            if op.name == "const" or self.counts(op):
                 self.enter(op.results[0])
             elif op.name == "scan":
                 self.loop(op)
@@ -160,6 +164,10 @@ class _Work:
             else:
                 moved = with_args(op, tuple(self.made[arg] for arg in op.args))
                 self.made.update(zip(op.results, moved.results))
+
+    def counts(self, op: Op) -> bool:
+        """Whether `op` numbers an axis whose elements would get other numbers."""
+        return op.name == "iota" and self.longer.renumbers(op.results[0], op["dimension"])
 
     def larger(self, op: Op) -> None:
         """An op on larger arrays, or with larger results."""
@@ -232,6 +240,8 @@ class _Work:
 
     def rows_inside(self, op: Op, ids: Value) -> Value:
         """Row numbers that are out of bounds of a table, and still are once it is longer."""
+        if self.longer.renumbers(op.args[0], 0):
+            raise NotPadded(f"{op.told} reads rows by their number")
         rows, larger = op.args[0].type.shape[0], self.longer.shape(op.args[0])[0]
         largest = jnp.iinfo(dtype_of(ids.type.dtype)).max
         if rows > largest:

@@ -27,11 +27,19 @@ _ROUNDING = (
 )
 _SERVE = ("plan", "shard", "stage", "lower")
 _OWN_RULES = 'rules{file="examples/own.rules"}'
+_PADS = ("pad", "pad", "pad", "pad{heads=8}", "pad{d_ff=16}", "pad{vocab=12}")
 ORDERS = ("usual", "shuffled", "any")
 
 
 def pipeline(source: random.Random) -> tuple[str, ...]:
-    """The passes: `usual` as in the documentation, `shuffled` behind recognition, or `any`."""
+    """The passes in some order, where little is padded by itself at times to a size."""
+    passes = _ordered(source)
+    padded = source.choice(_PADS)
+    return tuple(padded if each == "pad" else each for each in passes)
+
+
+def _ordered(source: random.Random) -> tuple[str, ...]:
+    """`usual` as in the documentation, `shuffled` behind recognition, or `any`."""
     order = source.choices(ORDERS, (3, 4, 2))[0]
     front = list(_FRONT)
     if source.random() < 0.25:
