@@ -48,6 +48,16 @@ def test_a_python_number_stays_as_wide_in_the_reals_as_it_was_traced() -> None:
     assert check(step, (np.ones(2, "float32"), 2), ("normalize",), Tally(), state=None) is None
 
 
+def test_what_overflows_is_compared_in_the_reals() -> None:
+    def step(w: jax.Array) -> jax.Array:
+        square = jnp.mean(w * w) - jnp.mean(w) ** 2
+        return square == square
+
+    w = np.asarray([3e38, 1], "float32")
+    assert check(step, (w,), ("normalize",), tally := Tally()) is None
+    assert tally.counts["compared reals in the reals"] == 1
+
+
 def test_a_program_is_a_script() -> None:
     known: dict = {}
     exec(str(programs.of_seed(7)), known)
