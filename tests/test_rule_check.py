@@ -194,7 +194,7 @@ WRONG = [value for value in vars().values() if isinstance(value, Rule)]
 
 @pytest.mark.parametrize("rule", WRONG, ids=lambda rule: rule.name)
 def test_a_wrong_rule_is_found(rule: Rule) -> None:
-    (violation,) = checked(rule, 40).violations
+    (violation,) = checked(rule, 80).violations
     assert violation.rule == rule.name and violation.before.startswith("graph (")
 
 

@@ -95,6 +95,8 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
         return Miss("a scale is one for all experts", 2)
     if 0 in q.type.shape:
         return Miss("there are no weights", 2)
+    if op.types[0].dtype not in REALS:
+        return Miss("it gives no floats", 2)
     if dtype == "i32" and q.type.shape[axis] > LONGEST_SUM:
         return Miss("its sum may exceed 32 bits, where it wraps", 2)
     attrs = {**dict(op.attrs), "preferred_element_type": Symbol(dtype)}

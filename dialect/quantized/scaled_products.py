@@ -112,9 +112,9 @@ def scale_behind_product(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
     if product.groups and product.rows > product.group_length:
         return Miss("it has more rows than a group is long", 2)
     floats = [arg.type.dtype for arg in reversed(op.args)]  # each as what it is multiplied with
-    if not set(floats) <= set(REALS):
-        return Miss("its activations are no floats that hold all integers of eight bits", 2)
     dtype = op.types[0].dtype
+    if not {*floats, dtype} <= set(REALS):
+        return Miss("it is not of floats that hold all integers of eight bits", 2)
     # Integers may sum up to more than f16 holds, where their scales kept it small.
     sums = _wide(dtype) if product.groups or dtype == "f16" else dtype
     return product.in_dtypes(floats).made(sums, mesh)
@@ -130,6 +130,8 @@ def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
     dtypes = [factor.numbers.type.dtype for factor in product.factors]
     if len(product.scales) < 2 or not all(map(FORMS[form].holds, dtypes)):
         return None
+    if op.types[0].dtype not in REALS:
+        return Miss("it gives no floats", 2)
     if product.shares_no_scale:
         return Miss("a scale varies along a summed axis", 2)
     if form == "int8" and product.group_length > LONGEST_SUM:
