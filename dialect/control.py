@@ -10,7 +10,7 @@ arguments in the order of JAX's own bodies:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, Value
 from rewrite.opdef import OpDef
 from rewrite.signature import Signature, opaque
+
+# For each branch of a choice by platform the names of its platforms; None stands for all others.
+Platforms = tuple[tuple[str, ...] | None, ...] | None
 
 
 def scan_parts(op: Op) -> tuple[slice, slice, slice]:
@@ -145,8 +148,12 @@ def _rows_of(rows: Any, new: Any, old: Any) -> Any:
     return jax.lax.select(jax.lax.broadcast_in_dim(rows, jnp.shape(new), places), new, old)
 
 
-def _cond(index: Any, *operands: Any, regions: tuple[Graph, ...]) -> Any:
+def _cond(
+    index: Any, *operands: Any, regions: tuple[Graph, ...], platforms: Platforms = None
+) -> Any:
     branches = [lambda *args, region=region: tuple(evaluate(region, args)) for region in regions]
+    if platforms is not None:
+        return list(_of_platform(branches, platforms, operands))
     if jax.typeof(index).dtype == bool:
         return list(jax.lax.cond(index, branches[1], branches[0], *operands))
     return list(jax.lax.switch(index, branches, *operands))
@@ -170,6 +177,16 @@ def _infer_while(
     return out
 
 
+def _of_platform(
+    branches: Sequence[Callable[..., Any]], platforms: Sequence[Any], operands: Sequence[Any]
+) -> Any:
+    """Only the branch of the platform that is lowered for: others may not lower there at all."""
+    chosen = dict(zip(platforms, branches))
+    default = chosen.pop(None, None)
+    named = {name: branch for names, branch in chosen.items() for name in names}
+    return jax.lax.platform_dependent(*operands, default=default, **named)
+
+
 def _infer_cond(
     types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Graph, ...]
 ) -> tuple[Type, ...]:
@@ -178,11 +195,25 @@ def _infer_cond(
         raise ValueError(f"its index is {index}, and should be bool[] or i32[]")
     if index.dtype == "bool" and len(regions) != 2:
         raise ValueError(f"a condition chooses among 2 regions, not {len(regions)}")
+    if attrs.get("platforms") is not None:
+        _check_platforms(attrs["platforms"], len(regions))
     out = [tuple(value.type for value in region.outputs) for region in regions]
     for region, types in zip(regions, out):
         must_take("a branch", region, operands)
         _must_be("what a branch gives", types, out[0])
     return out[0]
+
+
+def _check_platforms(platforms: Any, count: int) -> None:
+    """Raises ValueError unless each branch has its platforms, and only the last may have none."""
+    if not isinstance(platforms, tuple) or len(platforms) != count:
+        raise ValueError(f"platforms are told for each of the {count} branches")
+    named = platforms[:-1] if platforms[-1:] == (None,) else platforms
+    names = [name for group in named for name in (group if isinstance(group, tuple) else (group,))]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise ValueError("platforms are names, each in one branch; only the last branch has none")
+    if {"gpu", "default"} & set(names):
+        raise ValueError("no platform has that name: cpu, tpu, cuda and rocm are some")
 
 
 def _scan_signature(op: Op) -> Signature:
@@ -218,7 +249,8 @@ opdef.define(
         infer=_infer_cond,
         reference=_cond,
         regions=None,
-        attrs=(),
-        doc="jax.lax.cond and switch; one region per branch.",
+        attrs=("platforms",),
+        doc="jax.lax.cond and switch; one region per branch. `platforms` names those of each branch"
+        " of a platform_dependent, None all others.",
     )
 )

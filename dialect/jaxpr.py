@@ -212,7 +212,9 @@ class _Importer:
             bodies = (self.graph(params["cond_jaxpr"]), self.graph(params["body_jaxpr"]))
             return bodies, attrs_of(counts)
         if name == "cond":
-            return tuple(self.graph(branch) for branch in params["branches"]), ()
+            platforms = params.get("branches_platforms")
+            attrs = () if platforms is None else attrs_of({"platforms": platforms})
+            return tuple(self.graph(branch) for branch in params["branches"]), attrs
         if name in lax.SCATTERS:
             # Its jaxpr says what its name says already.
             params = {k: v for k, v in params.items() if not k.startswith("update_")}

@@ -39,11 +39,19 @@ def _known() -> dict[str, Primitive]:
         lambda x: jnp.tile(x, 2),
         lambda x: jax.lax.optimization_barrier(x),
         lambda x: jax.random.key_data(jax.random.wrap_key_data(x.astype("uint32"))),
+        lambda x: jax.lax.platform_dependent(x, tpu=jnp.sin, default=jnp.cos),
     )
     for probe in probes:
-        for eqn in _equations(jax.make_jaxpr(probe)(jnp.zeros(2))):
+        for eqn in _probed(probe, jax.ShapeDtypeStruct((2,), "float32")):
             table.setdefault(eqn.primitive.name, eqn.primitive)
     return table | {APPLIES: table["scatter"]}
+
+
+def _probed(probe: Callable[..., Any], *types: jax.ShapeDtypeStruct) -> list[Any]:
+    """The equations of a function. A thread of its own has none of the contexts of whoever asks:
+    `ensure_compile_time_eval` would evaluate what takes no argument."""
+    with ThreadPoolExecutor(1) as thread:
+        return _equations(thread.submit(jax.make_jaxpr(probe), *types).result())
 
 
 def _equations(jaxpr: Any) -> list[Any]:
@@ -83,11 +91,7 @@ def _unsaid() -> dict[str, dict[str, Any]]:
         return [*plain, *sums, *shapes, x * x, x @ x, x[i], jax.lax.top_k(x, 1), jnp.argmax(x)]
 
     found: dict[str, dict[str, Any]] = {}
-    # A thread of its own has none of the contexts of whoever asks: `ensure_compile_time_eval`
-    # would leave the iota out.
-    with ThreadPoolExecutor(1) as thread:
-        traced = thread.submit(jax.make_jaxpr(probe), square, index).result()
-    for eqn in _equations(traced):
+    for eqn in _probed(probe, square, index):
         name, known = eqn.primitive.name, found.get(eqn.primitive.name, eqn.params)
         found[name] = {
             key: value

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import pallas
 
 from dialect import control, framework, primitives  # noqa: F401  (define the ops)
 from dialect.checked.compared import difference
@@ -95,3 +96,28 @@ def test_a_literal_that_is_no_number_is_refused() -> None:
 
     with pytest.raises(TraceError, match="float0"):
         exported(jax.grad(loss), jnp.ones(3))
+
+
+def test_only_the_branch_of_the_platform_is_lowered() -> None:
+    def kernel(x, out):
+        out[...] = x[...] * 2
+
+    def function(x):
+        on_tpu = pallas.pallas_call(kernel, out_shape=x)  # which a CPU has no lowering for
+        return lax.platform_dependent(x, tpu=on_tpu, default=lambda x: x + 1)
+
+    graph = trace_graph(lambda x: [function(x)], jnp.ones(2))
+    assert jax.jit(lambda x: evaluate(graph, [x]))(jnp.ones(2))[0].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "platforms",
+    [(), (None, None), (("cpu",), ("cpu",)), ((1,), None), (("gpu",), None), "ab"],
+)
+def test_platforms_of_another_number_or_twice_are_refused(platforms) -> None:
+    graph = trace_graph(
+        lambda x: [lax.platform_dependent(x, tpu=jnp.sin, default=jnp.cos)], jnp.ones(2)
+    )
+    op = graph.outputs[0].op
+    with pytest.raises(ValueError, match="platform"):
+        opdef.build("cond", *op.args, regions=op.regions, platforms=platforms)
