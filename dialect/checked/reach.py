@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 
 from dialect.checked.all_rules import Family
@@ -10,15 +12,15 @@ from dialect.checked.variants import CUBES, PLAIN, is_wide, variant
 from rewrite.errors import ShardwrightError
 from rewrite.rules import Rule
 
-_NAMES = ("example", *PLAIN, *(f"{size}s" for size in CUBES))
+NAMES = ("example", *PLAIN, *(f"{size}s" for size in CUBES))
 
 
-def reach(rule: Rule, first: Family) -> tuple[str, ...]:
+def reach(rule: Rule, first: Family, names: Sequence[str] = NAMES) -> tuple[str, ...]:
     """Of the example as it is, its ops at other dtypes, and axes of one size: what fires the rule.
 
-    `first` are the rules that go before it.
+    `first` are the rules that go before it; `names` the variants that are tried.
     """
-    return tuple(name for number, name in enumerate(_NAMES) if _reaches(rule, first, number))
+    return tuple(name for name in names if _reaches(rule, first, NAMES.index(name)))
 
 
 def _reaches(rule: Rule, first: Family, number: int) -> bool:

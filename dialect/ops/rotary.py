@@ -71,12 +71,11 @@ word(rope, _axes, ("pairs", "turned"))
 def _not_beside(x: Type, cos: Type, sin: Type) -> str | None:
     """Why tables are none of x: each broadcasts to its rows, and both hold every angle once, or
     twice."""
-    angles = (cos.shape[-1:], sin.shape[-1:])
-    whole = x.shape[-1:]
-    half = (whole[0] // 2,) if whole[0] % 2 == 0 else whole
+    k = x.shape[-1]
     beside = all(_grows_to(table.shape[:-1], x.shape[:-1]) for table in (cos, sin))
-    if beside and angles in ((whole, whole), (half, half)):
-        return None
+    for angles in (k,) if k % 2 else (k, k // 2):
+        if beside and cos.shape[-1:] == sin.shape[-1:] == (angles,):
+            return None
     return f"tables of {cos} and {sin} do not lie beside {x}"
 
 
