@@ -351,8 +351,8 @@ def merged_in_common(op: Op) -> Outcome:
         if arg.op.name == "merge_heads" and arg.op["by"] == "mean":
             gone = set(letters(spec.inputs[i])) - set(letters(spec.outputs[0]))
             summed = tuple(d for d, (each,) in enumerate(spec.inputs[i]) if each in gone)
-            if arg.op["axis"] in summed:
-                return Miss("its heads are summed", 2)
+            if arg.op["axis"] in summed or not arg.type.size:
+                return Miss("its heads are summed, or there are none", 2)
             options = {"axis": arg.op["axis"], "count": arg.op["count"], "summed": summed}
             args = list(op.args)
             args[i] = make("shared_heads", arg.op.args[0], **options)

@@ -68,8 +68,13 @@ def mul_by_itself(op: Op) -> Outcome:
 
 @local("integer_pow", example=lambda x: x**2, types=("f32[4]",))
 def second_power(op: Op) -> Outcome:
-    """x ** 2  ->  square(x), the exponent a number"""
-    return make("square", op.args[0]) if op["y"] == 2 else None
+    """x ** 2  ->  square(x), the exponent a number
+
+    A complex square is rounded otherwise than a product.
+    """
+    if op["y"] != 2 or op.types[0].dtype.startswith("c"):
+        return None
+    return make("square", op.args[0])
 
 
 @local("pow", example=lambda x: x**jnp.float32(2), types=("f32[4]",), keeps="reals")

@@ -92,6 +92,8 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
         return Miss("the weights and the value are not summed over the context alone", 4)
     if found.context not in letters(value.axes):
         return Miss("the values are the same for all keys", 4)
+    if "value" in letters(out) and "value" not in letters(value.axes):
+        return Miss("the values are the same along their heads", 4)
     if value.value.type.dtype not in REALS:
         return Miss("the values are no floats", 4)
     (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)

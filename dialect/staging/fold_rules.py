@@ -173,6 +173,8 @@ def scale_of_rows(op: Op) -> Outcome:
     for rows, scale in (op.args, op.args[::-1]):
         if rows.op.name != "take" or rows.type != op.types[0] or not _is_moderate(scale):
             continue
+        if scale.type.shape:
+            return Miss("the scale is laid out over the rows", 2)
         table, ids = rows.op.args
         if not _are_wide(table) or rows.op.get("fill") is not None:
             return Miss(_NARROW if table.type.dtype == "f16" else "it fills with a number", 2)
