@@ -9,7 +9,9 @@ from rewrite.errors import InvalidProgram, brief, cause
 from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value
 
 _WIDTH = 200  # characters of an op in an error
-_CHECKED: WeakSet[Op] = WeakSet()  # ops never change, so each is checked once in its life
+# Ops never change: each is checked once in its life, alone, and once with its regions.
+_CHECKED: WeakSet[Op] = WeakSet()
+_VERIFIED: WeakSet[Op] = WeakSet()
 
 
 class InvalidOp(InvalidProgram):
@@ -36,7 +38,7 @@ def verify(graph: Graph, blame: str = "") -> None:
             raise _shown(
                 graph, op, blame, f"op {op.name} reads an input that belongs to another graph"
             )
-        if op in _CHECKED:
+        if op in _VERIFIED:
             continue
         try:
             check(op)
@@ -44,7 +46,7 @@ def verify(graph: Graph, blame: str = "") -> None:
             raise _shown(graph, op, blame, error.reason, error.hint) from error.__cause__
         for region in op.regions:
             verify(region, blame)
-        _CHECKED.add(op)
+        _VERIFIED.add(op)
     for value in graph.outputs:
         if value.op.name == "input" and value not in inputs:
             raise InvalidProgram(_told(blame, "an output is the input of another graph"))
@@ -52,6 +54,8 @@ def verify(graph: Graph, blame: str = "") -> None:
 
 def check(op: Op) -> None:
     """Raises InvalidOp unless an op is defined and gives what it says; regions are not asked."""
+    if op in _CHECKED:
+        return
     try:
         definition = opdef.lookup(op.name)
     except InvalidProgram as error:
@@ -74,6 +78,7 @@ def check(op: Op) -> None:
     if _strong(types) != _strong(op.types):
         said, found = (", ".join(map(str, group)) for group in (op.types, types))
         raise InvalidOp(op, f"op {op.name} says its results are {said}, but they are {found}")
+    _CHECKED.add(op)
 
 
 def _strong(types: tuple[Type, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
