@@ -60,6 +60,11 @@ def is_float(name: str) -> bool:
     return is_dtype(name) and bool(jnp.issubdtype(dtype_of(name), jnp.floating))
 
 
+def is_complex(name: str) -> bool:
+    """Whether `name` is the short name of a complex dtype."""
+    return name in ("c64", "c128")
+
+
 def type_of(value: Any) -> Type:
     """The Type of an array, a ShapeDtypeStruct, an abstract value or a Python scalar."""
     if not hasattr(value, "dtype"):

@@ -225,7 +225,7 @@ def _const(op: Op, _: list[Range]) -> Range:
 
 
 def _is_real(dtype: str) -> bool:
-    return dtypes.is_dtype(dtype) and not dtype.startswith("c")
+    return dtypes.is_dtype(dtype) and not dtypes.is_complex(dtype)
 
 
 def _union(op: Op, args: list[Range]) -> Range:

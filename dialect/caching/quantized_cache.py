@@ -278,9 +278,8 @@ def read_of_dequantize(op: Op) -> Outcome:
 def stack_of_dequantize(op: Op) -> Outcome:
     """stack(dequantize_tokens(q, s), ..)  ->  dequantize_tokens(stack(q, ..), stack(s, ..))"""
     inner = op.args[0].op
-    if any(arg.op.name != inner.name or arg.op.attrs != inner.attrs for arg in op.args):
-        return None
-    if inner.name != "dequantize_tokens":
+    alike = {(arg.op.name, arg.op.attrs, *(x.type for x in arg.op.args)) for arg in op.args}
+    if inner.name != "dequantize_tokens" or len(alike) > 1:
         return None
     at, axis = op["axis"], inner["axis"]
     q = make("stack", *(arg.op.args[0] for arg in op.args), axis=at)

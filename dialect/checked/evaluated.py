@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.checked.sensitivity import Disturb, magnitude
+from dialect.checked.sensitivity import Disturb, magnitude, terms
 from dialect.evaluate import applied
 from rewrite.ir import Graph, Value
 
@@ -39,7 +39,7 @@ def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None
     """The outputs, each top-level op applied alone; `disturb` may change what it gives."""
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
-        args = [results[arg] for arg in op.args]
+        args = terms(disturb, op.name, [results[arg] for arg in op.args])
         made = applied(op, args)
         results.update(zip(op.results, disturb(op.name, args, made) if disturb else made))
     return [results[value] for value in graph.outputs]

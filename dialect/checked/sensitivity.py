@@ -21,7 +21,11 @@ from dialect.lax import IDENTITIES
 Disturb = Callable[[str, list[Any], list[Any]], list[Any]]  # name, arguments, results -> results
 
 _RUNS = 4
-_SUMS = frozenset("reduce_sum merge_heads shared_heads".split())  # terms of theirs may cancel
+# Their terms may cancel, so that the result tells nothing of what was rounded: these are disturbed.
+_SUMS = frozenset(
+    """contract conv_general_dilated cumsum dot_general merge_heads ragged_dot_general reduce_sum
+    shared_heads""".split()
+)
 _FACTOR = 64.0  # several roundings in a row, and sums in other orders
 # What these give is among their arguments, or exact.
 _EXACT = (
@@ -47,17 +51,20 @@ class Disturbance:
             return results
         if all(map(_exact, args)) and all(map(_exact, results)):
             return results
-        largest = max(map(magnitude, args), default=0.0) if name in _SUMS else 0.0
-        return [self.disturbed(array, largest) for array in results]
+        return [self.disturbed(array) for array in results]
 
-    def disturbed(self, array: Any, largest: float) -> Any:
-        """By its own rounding, and by that of the terms of a sum, the largest of which is given."""
+    def disturbed(self, array: Any) -> Any:
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
         epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))
-        by, beside = epsilon * self.random.uniform(-1, 1, (2, *array.shape))
+        by = epsilon * self.random.uniform(-1, 1, array.shape)
         with np.errstate(all="ignore"):
-            return (_wide(array) * (1 + by) + largest * beside).astype(array.dtype)
+            return (_wide(array) * (1 + by)).astype(array.dtype)
+
+
+def terms(disturb: Disturb | None, name: str, args: list[Any]) -> list[Any]:
+    """The arguments of an op, disturbed where it adds them up."""
+    return disturb("terms", args, args) if disturb and name in _SUMS else args
 
 
 def magnitude(array: Any) -> float:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import lax
+from dialect import dtypes, lax
 from dialect.averages import average_of
 from dialect.jaxpr import constant
 from dialect.proofs import has_no_sign, is_never_minus_zero, range_of
@@ -72,7 +72,7 @@ def second_power(op: Op) -> Outcome:
 
     A complex square is rounded otherwise than a product.
     """
-    if op["y"] != 2 or op.types[0].dtype.startswith("c"):
+    if op["y"] != 2 or dtypes.is_complex(op.types[0].dtype):
         return None
     return make("square", op.args[0])
 

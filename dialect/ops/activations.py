@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import lax
+from dialect import dtypes, lax
 from dialect.ops.formulas import NoFormula, formula_of
 from dialect.values import REALS, in_dtype, number
 from dialect.vocabulary import Traced, elementwise, word
@@ -223,7 +223,7 @@ def _at(samples: Any, rows: tuple[Row, ...]) -> Any:
 )
 def gated(op: Op) -> Outcome:
     """activate(x) * y  ->  gate(x, y), of real numbers: complex products round by their order"""
-    if op.types[0].dtype.startswith("c"):
+    if dtypes.is_complex(op.types[0].dtype):
         return None
     for one, other in (op.args, op.args[::-1]):
         if one.op.name == "activate" and one.type == other.type and number(other) is None:

@@ -21,8 +21,11 @@ from rewrite.signature import Array, Signature
 
 
 def _grouped(x: Any, axis: int, count: int) -> Any:
-    """[.., g n, ..] -> [.., g, n, ..]"""
-    return x.reshape(*x.shape[:axis], x.shape[axis] // count, count, *x.shape[axis + 1 :])
+    """[.., g n, ..] -> [.., g, n, ..]; ValueError where `count` does not divide the axis."""
+    groups, left = divmod(x.shape[axis], count)
+    if left:
+        raise ValueError(f"{x.shape[axis]} heads do not make groups of {count}")
+    return x.reshape(*x.shape[:axis], groups, count, *x.shape[axis + 1 :])
 
 
 def merge_heads(x: Any, *, axis: int, count: int, by: str) -> Any:
@@ -58,7 +61,7 @@ def shared_heads(w: Any, *, axis: int, count: int, summed: tuple[int, ...]) -> A
     order = (axis, *summed, *rest)
     moved = jnp.transpose(w.astype(jnp.float32), order)
     kept, size = moved.shape, prod(w.shape[d] for d in rest)
-    groups = moved.reshape(kept[0] // count, count, -1, size)  # g n d k
+    groups = _grouped(moved.reshape(kept[0], -1, size), 0, count)  # g n d k
     side_by_side = jnp.transpose(groups, (0, 2, 1, 3)).reshape(groups.shape[0], -1, count * size)
     left = jnp.linalg.svd(side_by_side, full_matrices=False)[0][..., :size]
     mean = jnp.mean(groups, axis=1)

@@ -17,6 +17,7 @@ import numpy as np
 
 from dialect import attributes, primitives
 from dialect.checked.lifted import widened
+from dialect.checked.sensitivity import Disturb, terms
 from dialect.control import scan_parts
 from dialect.dtypes import dtype_of, is_dtype, struct_of, type_of
 from dialect.jaxpr import CALLS
@@ -25,7 +26,6 @@ from rewrite.ir import Graph, Op, Opaque, Type, Value, attrs_of
 from rewrite.program import ROLES, Program
 from tests.fuzz.in_numpy import computed
 
-Disturb = Callable[[str, list[Any], list[Any]], list[Any]]
 _OF_ONE_DEVICE = frozenset("psum psum_invariant pmax pmin pvary pbroadcast ppermute".split())
 
 
@@ -175,6 +175,7 @@ class _Run:
             return args
         if name == "all_gather":
             return [np.reshape(args[0], types[0].shape)]
+        args = terms(self.disturb, name, args)
         plain = all(isinstance(each, np.ndarray) for each in args)
         made = computed(name, args, params, types) if plain else None
         if made is None:
