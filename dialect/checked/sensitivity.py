@@ -1,6 +1,6 @@
 """How far rounding may move a result: the program run again, each op's result disturbed.
 
-    y = op(x)  ->  y * (1 + epsilon * u), u random in [-1, 1]
+    y = op(x)  ->  y * (1 + epsilon * u), u random, 1/2 <= |u| <= 1: the next float or so
 
 An element that moves much more under a rewrite than under that was not rounded but computed wrong.
 Where a comparison, a conversion to integers or a sort falls on the other side, an element may be
@@ -57,7 +57,8 @@ class Disturbance:
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
         epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))
-        by = epsilon * self.random.uniform(-1, 1, array.shape)
+        by = epsilon * self.random.choice((-1, 1), array.shape)
+        by = by * self.random.uniform(0.5, 1, array.shape)
         with np.errstate(all="ignore"):
             return (_wide(array) * (1 + by)).astype(array.dtype)
 

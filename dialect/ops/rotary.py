@@ -199,6 +199,7 @@ def _made_of(value: Value, source: Value, other: Value) -> Value:
 
 @local(
     "concatenate",
+    keeps="reals",
     example=lambda x, c, s: jnp.concatenate([Traced["rope"](x[:, :4], c, s), x[:, 4:]], axis=-1),
     types=("f32[2,8]", "f32[2,2]", "f32[2,2]"),
 )
