@@ -2,7 +2,8 @@
 
 - `bits`: the same bits; any NaN is any other NaN, but -0.0 is not 0.0; what is too small for a
   normal float may be zero, since a processor may flush it where it computes with it;
-- `reals`: integers exactly, NaN and infinities at the same places, floats within a tolerance.
+- `reals`: integers exactly, NaN and infinities at the same places, floats within a tolerance; what
+  is near the smallest normal float of 32 or 64 bits may be zero.
 """
 
 from __future__ import annotations
@@ -82,9 +83,14 @@ def _wrong(
         return ~(same | both_nan)
     with np.errstate(invalid="ignore", over="ignore"):
         allowed = tolerance * np.maximum(np.maximum(np.abs(left), np.abs(right)), magnitude)
-        near = np.abs(left - right) <= allowed
+        near = np.abs(left - right) <= allowed + _smallest(one.dtype)
     finite = np.isfinite(left) & np.isfinite(right)
     return ~((finite & near) | (left == right) | both_nan)
+
+
+def _smallest(dtype: np.dtype) -> float:
+    """What a processor that flushes small numbers may lose, though they were multiplied since."""
+    return 1024 * float(jnp.finfo(dtype).tiny) if dtype.itemsize >= 4 else 0.0
 
 
 def _flushed(numbers: np.ndarray, smallest: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.checked.sensitivity import Disturb, magnitude, terms
+from dialect.dtypes import struct_of
 from dialect.evaluate import applied
 from rewrite.ir import Graph, Value
 
@@ -39,7 +40,8 @@ def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None
     """The outputs, each top-level op applied alone; `disturb` may change what it gives."""
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
-        args = terms(disturb, op.name, [results[arg] for arg in op.args])
+        of, given = struct_of(op.types[0]).dtype, [results[arg] for arg in op.args]
+        args = terms(disturb, op.name, given, of)
         made = applied(op, args)
         results.update(zip(op.results, disturb(op.name, args, made) if disturb else made))
     return [results[value] for value in graph.outputs]
@@ -47,8 +49,8 @@ def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None
 
 # Ops that reach infinity from finite numbers only where f64 has no larger number.
 _GROWS = frozenset(
-    """add sub mul square integer_pow pow exp exp2 expm1 cosh sinh contract dot_general reduce_sum
-    reduce_prod cumsum cumprod sqrt softmax""".split()
+    """add sub mul square integer_pow pow exp exp2 expm1 cosh sinh contract dot_general
+    ragged_dot_general reduce_sum reduce_prod cumsum cumprod sqrt softmax""".split()
 )
 
 
@@ -65,9 +67,10 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
         if op.name == "ragged_dot_general" and not _are_sizes(args[2]):
             return True
         if op.name in _GROWS:
-            made = applied(op, [*map(_finite, args)])
-            if not all(map(_is_finite, made)) or (op.name == "exp" and _is_zero_along_an_axis(made[0])):
+            if not all(map(_is_finite, applied(op, [*map(_finite, args)]))):
                 return True
+        if op.name == "exp" and _vanishes_along_an_axis(args[0], results[op.results[0]]):
+            return True
     return False
 
 
@@ -81,9 +84,11 @@ def _are_sizes(counts: Any) -> bool:
     return min(sizes, default=0) >= 0 and sum(sizes) <= np.iinfo(np.int32).max
 
 
-def _is_zero_along_an_axis(array: Any) -> bool:
-    zero = np.asarray(array) == 0
-    return zero.size > 0 and any(zero.all(axis).any() for axis in range(zero.ndim))
+def _vanishes_along_an_axis(exponents: Any, made: Any) -> bool:
+    """Whether the exponentials along some axis are all zero, though not all of -infinity."""
+    finite, zero = np.isfinite(np.asarray(exponents)), np.asarray(made) == 0
+    axes = range(zero.ndim) if zero.size else ()
+    return any((zero.all(axis) & finite.any(axis)).any() for axis in axes)
 
 
 def _is_finite(array: Any) -> bool:

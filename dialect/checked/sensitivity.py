@@ -63,9 +63,18 @@ class Disturbance:
             return (_wide(array) * (1 + by)).astype(array.dtype)
 
 
-def terms(disturb: Disturb | None, name: str, args: list[Any]) -> list[Any]:
-    """The arguments of an op, disturbed where it adds them up."""
-    return disturb("terms", args, args) if disturb and name in _SUMS else args
+def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> list[Any]:
+    """The arguments of an op, disturbed where it adds them up, in floats if its result is one."""
+    if disturb is None or name not in _SUMS:
+        return args
+    if jnp.issubdtype(result, jnp.floating):
+        args = [_as_float(array) for array in args]
+    return disturb("terms", args, args)
+
+
+def _as_float(array: Any) -> Any:
+    exact = jnp.issubdtype(array.dtype, jnp.inexact)
+    return array if exact else np.asarray(array).astype(np.float64)
 
 
 def magnitude(array: Any) -> float:

@@ -27,6 +27,7 @@ from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import step_of_new_constants, turns
 from dialect.checked.sensitivity import forgiven
 from dialect.proofs import beside_parameters, holds_no_number
+from dialect.staging.binding import known_values
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Value
 from rewrite.printer import show_graph
@@ -119,16 +120,23 @@ class Trial:
             return self.told(f"what it leaves does not run: {_line(error)}", after)
 
     def runs(self) -> bool:
-        """Whether the program runs at all: some have types, and no results. Constants are parameters
-        too."""
-        constants = (op.results[0] for op, _ in self.before.walk() if op.name == "const")
-        if KNOWN & set(self.rule.needs) and any(map(holds_no_number, constants)):
-            return False
+        """Whether the program runs at all: some have types, and no results."""
         try:
             self.evaluate(self.before, self.sets[0])
+            return not KNOWN & set(self.rule.needs) or self.has_finite_parameters()
         except Exception:
             return False
-        return True
+
+    def has_finite_parameters(self) -> bool:
+        """Whether all that is computed of parameters and constants alone, or said to be, is finite."""
+        constants = (op.results[0] for op, _ in self.before.walk() if op.name == "const")
+        if any(map(holds_no_number, constants)):
+            return False
+        said = (op.results[0] for op in self.before.ops if op.name == "known")
+        known = (*known_values(self.before, self.parameters), *said)
+        graph = Graph(self.before.inputs, known)
+        computed = (self.evaluate(graph, arrays) for arrays in self.sets)
+        return not any(_endless(array) for arrays in computed for array in arrays)
 
     @cached_property
     def sets(self) -> list[list[Any]]:

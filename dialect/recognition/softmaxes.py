@@ -84,6 +84,8 @@ def _is_statistic(found: Operand, name: str, x: Value, axis: int) -> bool:
     if op.name != name or len(op["axes"]) != 1 or op.args[0].type.size != x.type.size:
         return False
     (at,), axes = op["axes"], _axes(x)
+    if op.args[0].type.shape[at] != x.type.shape[axis]:
+        return False
     whole = (*found.axes[:at], axes[axis], *found.axes[at:])
     return _plain(op.args[0], whole) == _plain(x, axes)
 

@@ -151,7 +151,7 @@ def scale_before_product(op: Op) -> Outcome:
             continue
         if not _is_moderate(scale) or not _are_wide(value):
             continue
-        moved = _into_known(inner, "mul", "mul", scale)
+        moved = _into_known(inner, "mul", "mul", _one(scale))
         if isinstance(moved, Value):
             return make("contract", moved, *value.op.args[1:], **dict(value.op.attrs))
     return None
@@ -281,6 +281,11 @@ def _is_moderate(value: Value) -> bool:
     return factor is not None and (factor == 0 or 2.0**-64 <= abs(factor) <= 2.0**64)
 
 
+def _one(value: Value) -> Value:
+    """A number that is spread over an array, as a scalar."""
+    return constant(number(value), Type(value.type.dtype, ())) if value.type.shape else value
+
+
 def _times_known(op: Op, place: int, found: Operand) -> Value:
     weight, axes = op.args[place].op.args[0], Signature.parse(op["spec"]).inputs[place]
     used = set(letters(found.axes))
@@ -315,7 +320,7 @@ def _into_known(op: Op, name: str, inner: str, extra: Value | None = None) -> Ou
         for x, first in (value.op.args, value.op.args[::-1]):
             if first.op.name != "known" or x.type != value.type or not _are_wide(first, value):
                 continue
-            second = last.op.args[0] if last.op.name == "known" else last
+            second = last.op.args[0] if last.op.name == "known" else _one(last)
             if name == "mul":
                 both = _times(first.op.args[0], second)
             else:

@@ -259,17 +259,25 @@ def _overflows(state: State) -> bool:
 
     def watch(name: str, args: list[Any], results: list[Any]) -> list[Any]:
         nonlocal overflowed
-        plain = name in _WITHOUT_POLES and all(map(_is_finite, args))
-        overflowed |= plain and not all(map(_is_finite, results))
+        overflowed |= name in _WITHOUT_POLES and _overflowed(args, results)
         return results
 
     interpreted_program(state.program, state.leaves, watch)
     return overflowed
 
 
-def _is_finite(array: Any) -> bool:
+def _overflowed(args: Sequence[Any], results: Sequence[Any]) -> bool:
+    """Whether an element is not finite where those at its place are, or where all are."""
+    given, (made,) = [_finite(array) for array in args], map(_finite, results)
+    if any(array.shape not in ((), made.shape) for array in given):
+        given = [array.all() for array in given]
+    return bool((np.logical_and.reduce(given, dtype=bool) & ~made).any())
+
+
+def _finite(array: Any) -> np.ndarray:
+    """Which elements are finite numbers."""
     floats = jnp.issubdtype(jax.typeof(array).dtype, jnp.inexact)
-    return not floats or bool(jnp.isfinite(array).all())
+    return np.asarray(jnp.isfinite(array)) if floats else np.ones(np.shape(array), bool)
 
 
 def _coarsest(state: State) -> float:

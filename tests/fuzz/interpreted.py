@@ -175,7 +175,7 @@ class _Run:
             return args
         if name == "all_gather":
             return [np.reshape(args[0], types[0].shape)]
-        args = terms(self.disturb, name, args)
+        args = terms(self.disturb, name, args, types[0].dtype)
         plain = all(isinstance(each, np.ndarray) for each in args)
         made = computed(name, args, params, types) if plain else None
         if made is None:
