@@ -62,6 +62,12 @@ def trace(
     else:
         listed = state if isinstance(state, (list, tuple)) else [state]
         at = [_dynamic(each, names, "state", place) for each in listed]
+        if at_params in at:
+            name = names[dynamic[at_params]]
+            raise TraceError(
+                f"{name} is named as parameters and as state",
+                hint="params= and state= take different arguments; params is the first by default",
+            )
         updates = _updates_named(graph, owners, found["tree"], given, at, names, dynamic)
     states = set(updates.values())
     roles = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from dialect.normal.normal_form import normal_form
+from dialect.normal.normal_form import normal_form, typed_as
 from rewrite.driver import Report, rewrite
 from rewrite.errors import PipelineError
 from rewrite.passbase import Pass
@@ -32,7 +32,7 @@ class Rules(Pass):
             )
         rules = read_rules(read_file(path, "rule file"), str(path), normal_form)
         report = Report()
-        graph = rewrite(program.graph, rules, report)
+        graph = typed_as(program.graph, rewrite(program.graph, rules, report))
         fired = [rule.keeps for rule in rules if rule.name in report.fired]
         step = Step(str(self), max(fired, key=KEEPS.index, default="bits"), report.notes())
         return replace(program, graph=graph, history=(*program.history, step))

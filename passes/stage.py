@@ -149,6 +149,8 @@ def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
         if not alone or any(arg not in held or arg in results for arg in op.args):
             continue
         changed = [held[arg] for arg in op.args]
+        if any(part.entering == part.leaving for part in changed):
+            continue  # it stays as it is: nothing lies between
         other = changed[0].leaving.op
         if other.results == tuple(part.leaving for part in changed) and undoes(other, op):
             for arg in op.args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dialect.layered.loops import unrolled
-from dialect.normal.normal_form import EXACT_RULES, normal_form
+from dialect.normal.normal_form import EXACT_RULES, normal_form, typed_as
 from rewrite.ir import Graph, Value
 from rewrite.opdef import with_args
 from rewrite.passbase import Pass
@@ -39,4 +39,5 @@ class Unroll(Pass):
                 notes.append(f"a loop of {op['length']} stays: {why}")
             memo.update(zip(op.results, results))
         graph = Graph(program.graph.inputs, tuple(memo[v] for v in program.graph.outputs))
-        return self.said(program.with_graph(normal_form(graph, rules=EXACT_RULES)), *notes)
+        graph = typed_as(program.graph, normal_form(graph, rules=EXACT_RULES))
+        return self.said(program.with_graph(graph), *notes)

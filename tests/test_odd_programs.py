@@ -15,6 +15,7 @@ import rewrite
 from dialect.axes import infer_axes
 from dialect.evaluate import evaluate
 from rewrite import Pipeline, opdef
+from rewrite.errors import ShardwrightError
 from rewrite.ir import Op
 
 W, X = jnp.arange(9.0).reshape(3, 3) - 4, jnp.arange(6.0).reshape(2, 3) - 2
@@ -164,3 +165,26 @@ def test_axes_of_unlike_parts_are_not_the_same() -> None:
     axes = infer_axes(program)
     four, two = (axes.at(value)[1] for value in program.graph.outputs)
     assert not four.parts and two.size == 2
+
+
+def test_arrays_of_keys_are_not_padded() -> None:
+    keys = jax.random.split(KEY, 2)
+    program = rewrite.trace(lambda keys, x: (keys, x), {"embed": keys}, X)
+    with pytest.raises(ShardwrightError, match="an array of random keys has it"):
+        Pipeline.parse(f"{MESH} pad{{vocab=12}}").run(program)
+
+
+WEAK: dict[str, tuple[str, Callable[..., Any]]] = {
+    "unroll": (
+        "unroll",
+        lambda x: lax.scan(lambda c, a: (c, jnp.where(a > 0, 1.0, 0.5)), 0, x)[1],
+    ),
+    "rules": ('rules{file="examples/own.rules"}', lambda x: jnp.maximum(x, 0.0)),
+}
+
+
+@pytest.mark.parametrize("passes, function", WEAK.values(), ids=WEAK)
+def test_results_stay_as_weakly_typed(passes: str, function: Callable[..., Any]) -> None:
+    program = rewrite.trace(lambda p, x: function(x), (), X)
+    made = Pipeline.parse(passes).run(program)
+    assert [v.type for v in made.graph.outputs] == [v.type for v in program.graph.outputs]

@@ -406,6 +406,18 @@ def test_state_that_comes_back_unchanged() -> None:
     assert [each.role for each in program.step_inputs] == ["param", "state", "arg"]
 
 
+def test_unchanged_state_that_changes_its_form_and_back() -> None:
+    """Its form changes on the way in, back, and in again: nothing lies between to be kept."""
+
+    def step(params: Any, cache: Any) -> Any:
+        return jax.nn.softmax(cache + 1, axis=0), cache
+
+    program = rewrite.trace(step, (), STATE, state=1)
+    made = Pipeline.parse("recognize, cache_layout, stage").run(program)
+    np.testing.assert_allclose(made((), STATE)[0], step((), STATE)[0], rtol=1e-6)
+    np.testing.assert_array_equal(made((), STATE)[1], STATE)
+
+
 def test_two_states_with_one_value() -> None:
     staged(lambda p, a, b: (a + b, a + b), W, W, W, state=[1, 2])
 

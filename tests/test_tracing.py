@@ -427,3 +427,8 @@ def test_front_door() -> None:
     from dialect.tracing import trace as same
 
     assert rewrite.trace is same
+
+
+def test_state_and_parameters_are_different_arguments() -> None:
+    with pytest.raises(TraceError, match="cache is named as parameters and as state"):
+        trace(lambda cache: (cache, cache), jnp.ones(3), state=0)

@@ -68,7 +68,7 @@ def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> l
     if disturb is None or name not in _SUMS:
         return args
     if jnp.issubdtype(result, jnp.floating):
-        args = [_as_float(array) for array in args]
+        args = [*map(_as_float, args[:2]), *args[2:]]  # the factors; sizes of groups stay integers
     return disturb("terms", args, args)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.control import scan_parts
-from dialect.dtypes import dtype_of
+from dialect.dtypes import dtype_of, is_dtype
 from dialect.jaxpr import constant
 from dialect.naming.axis import Axes, Axis, leaves
 from dialect.ops.padding import resized
@@ -54,11 +54,13 @@ class Longer:
     def named(axes: Axes, name: str, old: int, new: int) -> Longer:
         """Every axis of that name and size. Raises NotPadded where it is in parts."""
         chosen: dict[Axis, int] = {}
-        for dimensions in axes.dimensions.values():
+        for value, dimensions in axes.dimensions.items():
             parts = [leaf for axis in dimensions for leaf in leaves(axis)]
             own = {leaf: new for leaf in parts if leaf.name == name and leaf.size == old}
             if own and any(math.prod(_sizes(axis)) != axis.size for axis in dimensions):
                 raise NotPadded("an array that has it is padded already")
+            if own and not is_dtype(value.type.dtype):
+                raise NotPadded("an array of random keys has it")
             chosen |= own
         if not chosen:
             raise NotPadded("something cuts it into parts")

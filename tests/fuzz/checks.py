@@ -193,6 +193,9 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
             results = interpreted_program(made, state.leaves)
         except Exception as error:
             return crashed(f"export{kind}", done, error)
+        if _is_refused(made, state.leaves):
+            tally.refused["prepare: a parameter has to be finite"] += 1
+            return None
         failure = _compared(state, made, results, report.keeps, done, kind)
         if failure is not None:
             return replace(failure, where=_rule(failure, state, done, kind))
@@ -203,6 +206,12 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
         if failure is not None:
             return failure
     return None if kind or len(done) % 2 else _text_reads_back(state, done, tally)
+
+
+def _is_refused(program: Program, leaves: Sequence[Any]) -> bool:
+    """Whether `prepare` refuses a leaf, which has to be finite."""
+    pairs = zip(program.inputs, leaves, strict=True)
+    return any(each.finite and not _finite(leaf).all() for each, leaf in pairs)
 
 
 def _compared(
@@ -248,8 +257,8 @@ def _kept(
         again = partial(interpreted_program, state.program, state.leaves)
         results = forgiven(again, state.results, results)
         found = difference(state.results, results, keeps, tolerance)
-        if found is not None and not kind and _overflows(state):
-            return None  # the reals will tell: what is infinite here was rounded
+        if found is not None and _overflows(state):
+            return None  # what is infinite here was rounded
     return found and Failure(f"differs: {keeps}{kind}", tuple(done), str(found))
 
 
