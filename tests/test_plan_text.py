@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import llama
+from rewrite import Pipeline, trace
 from rewrite.errors import PlanError, TextError
 from rewrite.plan import AXES, GROUPS, Alternative, Plan, Prediction, diff
 
@@ -235,3 +239,22 @@ UNAVAILABLE  ws1d/heads        -  heads (48) do not divide over 64 chips: pad he
 
 def test_plans_are_hashable() -> None:
     assert len({PLAN, Plan.parse(TEXT)}) == 1
+
+
+def test_rows_and_weights_share_no_mesh_axis_of_a_constraint() -> None:
+    """A plan by hand may split rows over the axis that its weights are split over."""
+    plan = Plan.parse(
+        "plan by_hand\ntarget cpu:8\nmesh x=8\nused d_ff@x\nresidual d_model@x\nhidden batch@x\n"
+    )
+    config = replace(llama.CONFIGS["toy"], d_ff=256)
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(partial(llama.init_cache, config, 8, 32))
+    tokens = jax.ShapeDtypeStruct((8,), "int32")
+    program = trace(partial(llama.decode_step, config), params, cache, tokens)
+    program = Pipeline.parse("normalize, recognize, carry_cache").run(program)
+    made = Pipeline.parse("target cpu:8\nmesh x=8\nshard").run(replace(program, plan=plan))
+    layouts = [op["layout"] for op, _ in made.graph.walk() if op.name == "constrain"]
+    assert any("x" in axes for layout in layouts for axes in layout)
+    for layout in layouts:
+        used = [axis for axes in layout if axes for axis in axes]
+        assert len(used) == len(set(used)), layout

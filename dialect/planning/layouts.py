@@ -88,10 +88,13 @@ def product_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
 
 
 def hidden_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
-    """How hidden values lie: rows as the plan says, the rest as the weights they are read with."""
+    """How hidden values lie: rows as the plan says, the rest as the weights they are read with,
+    over mesh axes that split no rows."""
     rows = layout_of(plan, "hidden", axes, value)
     weights = layout_of(plan, "used", axes, value)
-    return tuple(one or other for one, other in zip(rows, weights))
+    taken = {axis for each in rows for axis in each}
+    free = (tuple(axis for axis in each if axis not in taken) for each in weights)
+    return tuple(one or other for one, other in zip(rows, free))
 
 
 def with_input_layouts(program: Program) -> Program:
