@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from quick_xla import QUICK
 
-# Each program runs once: time spent on better machine code for the CPU would be lost.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 DEVICES = f"--xla_force_host_platform_device_count=8 {QUICK}"
 GOLDEN = Path(__file__).parent / "golden"
 

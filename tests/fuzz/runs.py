@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import time
@@ -43,19 +44,20 @@ def run(
     asked, tally, failures = options(about), Tally(), Counter[str]()
     started, seed = time.monotonic(), asked.seed
     gc.disable()  # of the many small objects few are garbage in circles
-    for seed in range(asked.seed, asked.seed + asked.count):
-        if time.monotonic() - started > asked.seconds:
-            break
-        program, failure = check(seed, tally)
-        tally.add("cases")
-        if failure is not None:
-            failures[failure.key] += 1
-            if failures[failure.key] == 1:
-                print(f"seed {seed}: {failure.key}\n    {failure.text[:300]}", flush=True)
-                written(asked.out, seed, *smaller(program, failure), about)
-        if tally.counts["cases"] % _CLEARED_EVERY == 0:
-            jax.clear_caches()
-            gc.collect()
+    with contextlib.suppress(KeyboardInterrupt):  # what was done until then is told
+        for seed in range(asked.seed, asked.seed + asked.count):
+            if time.monotonic() - started > asked.seconds:
+                break
+            program, failure = check(seed, tally)
+            tally.add("cases")
+            if failure is not None:
+                failures[failure.key] += 1
+                if failures[failure.key] == 1:
+                    print(f"seed {seed}: {failure.key}\n    {failure.text[:300]}", flush=True)
+                    written(asked.out, seed, *smaller(program, failure), about)
+            if tally.counts["cases"] % _CLEARED_EVERY == 0:
+                jax.clear_caches()
+                gc.collect()
     report(asked.seed, seed, time.monotonic() - started, tally, failures)
     return sum(failures.values())
 

@@ -1,0 +1,10 @@
+"""Flags of XLA for programs that run once: time spent on better code for the CPU would be lost."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Three times faster to compile. XLA ends the process at a flag that it does not know.
+if tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
