@@ -1,5 +1,6 @@
 # make demo    set up and run the main job
 # make test    set up and run all tests
+# make check   how the code is written: ruff
 # make fuzz    what takes hours: make fuzz-rules SEED=7 COUNT_rules=1000 runs one part of it
 #
 # Another Python gets an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12
@@ -14,13 +15,17 @@ probe := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in $(candidates); do \
 	"$$each" -c '$(probe)' 2> /dev/null && echo "$$each" && break; done)
 
-.PHONY: demo test fuzz clean
+.PHONY: demo test check fuzz clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/frameworks
 	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)
+
+check: $(VENV)/checkers
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check .
 
 # The modules of tests/fuzz, and how many programs each tries: for rules and mutants, of each rule.
 SEED ?= 0
@@ -46,6 +51,10 @@ $(VENV)/installed: pyproject.toml
 	@echo "installing into $(VENV) (minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu,test]'
+	@touch $@
+
+$(VENV)/checkers: $(VENV)/installed
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[check]'
 	@touch $@
 
 # Other people's decoders, for tests/frameworks. Where they cannot be had, those tests are left out.

@@ -16,11 +16,11 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.numpy as jnp
 
-from examples import llama  # noqa: E402
-from rewrite import auto_shard  # noqa: E402
+from examples import llama
+from rewrite import auto_shard
 
 CALLS = 300
 

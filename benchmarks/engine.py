@@ -19,13 +19,13 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
+import jax
 
-from dialect import jaxpr, mesh  # noqa: E402
-from dialect.compiled.executable import compile_quietly  # noqa: E402
-from dialect.evaluate import evaluate  # noqa: E402
-from examples import llama  # noqa: E402
-from rewrite import Pipeline, trace  # noqa: E402
+from dialect import jaxpr, mesh
+from dialect.compiled.executable import compile_quietly
+from dialect.evaluate import evaluate
+from examples import llama
+from rewrite import Pipeline, trace
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -25,13 +25,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 
-from harness import recognition  # noqa: E402
+from harness import recognition
 
-from dialect.compiled.compiling import Compilable, compiled  # noqa: E402
-from dialect.compiled.executable import read  # noqa: E402
-from rewrite import Pipeline, trace  # noqa: E402
-from rewrite.api import DEFAULT_PIPELINE, resolve  # noqa: E402
-from rewrite.errors import ShardwrightError  # noqa: E402
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import read
+from rewrite import Pipeline, trace
+from rewrite.api import DEFAULT_PIPELINE, resolve
+from rewrite.errors import ShardwrightError
 
 PIPELINE = DEFAULT_PIPELINE
 # Case -> slices that hold its weights and its cache in bfloat16.

@@ -27,16 +27,16 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from dialect.compiled.compiling import compiled_stage  # noqa: E402
-from dialect.prepared import safetensors_file  # noqa: E402
-from dialect.prepared.originals import as_tree  # noqa: E402
-from dialect.prepared.packed_files import read_checkpoint  # noqa: E402
-from examples import llama  # noqa: E402
-from rewrite import auto_shard  # noqa: E402
+from dialect.compiled.compiling import compiled_stage
+from dialect.prepared import safetensors_file
+from dialect.prepared.originals import as_tree
+from dialect.prepared.packed_files import read_checkpoint
+from examples import llama
+from rewrite import auto_shard
 
 WAYS = ("streamed, donated", "streamed, kept", "streamed, read lazily", "one function")
 PIPELINE = "normalize, recognize, carry_cache, quantize, stage, lower"

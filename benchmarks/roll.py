@@ -24,11 +24,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 
-from dialect.compiled.compiling import Compilable, compiled  # noqa: E402
-from dialect.compiled.traffic import hbm_bytes  # noqa: E402
-from rewrite import Pipeline, Program, trace  # noqa: E402
-from rewrite.api import resolve  # noqa: E402
-from rewrite.target import Target  # noqa: E402
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.traffic import hbm_bytes
+from rewrite import Pipeline, Program, trace
+from rewrite.api import resolve
+from rewrite.target import Target
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,16 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.numpy as jnp
 
-from dialect.compiled.compiling import Compilable, compiled  # noqa: E402
-from dialect.compiled.schedule import Schedule, schedule  # noqa: E402
-from dialect.mesh import Topology  # noqa: E402
-from examples import palm  # noqa: E402
-from rewrite import auto_shard  # noqa: E402
-from rewrite.api import DEFAULT_PIPELINE  # noqa: E402
-from rewrite.errors import ShardwrightError  # noqa: E402
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.schedule import Schedule, schedule
+from dialect.mesh import Topology
+from examples import palm
+from rewrite import auto_shard
+from rewrite.api import DEFAULT_PIPELINE
+from rewrite.errors import ShardwrightError
 
 SLICES = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}
 PADDED_540B = palm.CONFIGS["540b_padded"]

@@ -27,25 +27,25 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from by_hand import llama as llama_by_hand  # noqa: E402
-from by_hand import palm as palm_by_hand  # noqa: E402
-from by_hand.layouts import Layouts, Rules  # noqa: E402
-from by_hand.rules import YARDSTICKS  # noqa: E402
-from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
-from rich.table import Table  # noqa: E402
+import jax
+import jax.numpy as jnp
+from by_hand import llama as llama_by_hand
+from by_hand import palm as palm_by_hand
+from by_hand.layouts import Layouts, Rules
+from by_hand.rules import YARDSTICKS
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
-from dialect.compiled.compiling import Compilable  # noqa: E402
-from dialect.compiled.executable import DoesNotFit, compile_quietly  # noqa: E402
-from dialect.compiled.schedule import Schedule, schedule  # noqa: E402
-from dialect.mesh import Topology, jax_mesh  # noqa: E402
-from examples import llama, palm  # noqa: E402
-from rewrite import auto_shard  # noqa: E402
-from rewrite.api import DEFAULT_PIPELINE  # noqa: E402
-from rewrite.errors import ShardwrightError  # noqa: E402
+from dialect.compiled.compiling import Compilable
+from dialect.compiled.executable import DoesNotFit, compile_quietly
+from dialect.compiled.schedule import Schedule, schedule
+from dialect.mesh import Topology, jax_mesh
+from examples import llama, palm
+from rewrite import auto_shard
+from rewrite.api import DEFAULT_PIPELINE
+from rewrite.errors import ShardwrightError
 
 CONTEXT = 2048
 OURS = "ours"

@@ -14,7 +14,8 @@ from rewrite.ir import Op, Value
 
 @dataclass(frozen=True)
 class Average:
-    """`source` summed over axes by the op `total`, which is divided by, or multiplied with, a scalar.
+    """`source` summed over axes by the op `total`, which is divided by, or multiplied with, a
+    scalar.
 
     `quotient` is the op that does so, `div` or `mul`.
     """
@@ -49,7 +50,7 @@ class Average:
 
 
 def average_of(value: Value) -> Average | None:
-    """The average that the value is, its axes kept or not; None where it is none, or of integers."""
+    """The average that the value is, axes kept or not; None where it is none, or of integers."""
     value = unrounded(value, "reshape")
     for quotient, scalar in _quotients(value.op):
         total = through(quotient, "reshape").op
@@ -69,6 +70,6 @@ def _quotients(op: Op) -> tuple[tuple[Value, ...], ...]:
 
 
 def mean_of(value: Value) -> Value | None:
-    """x where the value is mean(x) over some axes, kept or not; of real numbers, not of integers."""
+    """x where the value is mean(x) over some axes, kept or not, of real numbers; else None."""
     found = average_of(value)
     return found.source if found is not None and found.is_mean else None

@@ -39,7 +39,9 @@ class Range(NamedTuple):
 
 def is_finite(value: Value, finite_parameters: bool = False) -> bool:
     """Whether no element can be NaN or infinite, perhaps if no parameter is."""
-    return _holds(value, finite_parameters, lambda it: not it.nan and it.low > -inf and it.high < inf)
+    return _holds(
+        value, finite_parameters, lambda it: not it.nan and it.low > -inf and it.high < inf
+    )
 
 
 def is_bounded(value: Value, finite_parameters: bool = False) -> bool:
@@ -127,7 +129,8 @@ class Parameters:
         self.finite.update(each for each in self.inputs if each.op in behind)
 
 
-_PARAMETERS: ContextVar[Parameters] = ContextVar("parameters", default=Parameters())
+_NO_PARAMETERS = Parameters()
+_PARAMETERS: ContextVar[Parameters] = ContextVar("parameters", default=_NO_PARAMETERS)
 
 
 @contextmanager
@@ -176,7 +179,9 @@ def _held(derived: Range, dtype: str) -> Range:
     widest = anything(dtype)
     if _has_infinity(dtype):
         return derived
-    least, most = (widest.low, widest.high) if not widest.nan else (-_largest(dtype), _largest(dtype))
+    least, most = (
+        (widest.low, widest.high) if not widest.nan else (-_largest(dtype), _largest(dtype))
+    )
     fits = least <= derived.low and derived.high <= most and derived.nan <= widest.nan
     return derived if fits else widest
 
@@ -343,7 +348,9 @@ _RULES: dict[str, Callable[[Op, list[Range]], Range]] = {
     "mul": _mul,
     "div": _div,
     "max": lambda op, args: Range(*map(max, *args)),
-    "min": lambda op, args: Range(*map(min, *(ends[:2] for ends in args)), any(r.nan for r in args)),
+    "min": lambda op, args: Range(
+        *map(min, *(ends[:2] for ends in args)), any(r.nan for r in args)
+    ),
     "clamp": _clamp,
     "abs": _abs,
     "square": _square,

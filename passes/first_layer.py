@@ -25,10 +25,10 @@ from dialect.layered.loops import peeled
 from dialect.normal.normal_form import normal_form, reshaped
 from dialect.staging.binding import bound_values, dependents, known_values, stored_bytes
 from dialect.staging.first_layer_figures import Figures
+from dialect.staging.mincut import WHOLE, Network
 from dialect.staging.row_wise import Lookup, Places, row_wise, rows_lead
 from dialect.sums import sums
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
-from dialect.staging.mincut import WHOLE, Network
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program, Step

@@ -53,7 +53,9 @@ class Recognize(Pass):
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
         graph = typed_as(program.graph, graph)
-        return self.said(_taken_finite(program.with_graph(graph), parameters.finite), *report.notes())
+        return self.said(
+            _taken_finite(program.with_graph(graph), parameters.finite), *report.notes()
+        )
 
 
 def _originals(program: Program) -> list[Value]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from dialect.normal.normal_form import normal_form, typed_as
+from dialect.rule_file import read_rules
 from rewrite.driver import Report, rewrite
 from rewrite.errors import PipelineError
 from rewrite.passbase import Pass
 from rewrite.program import KEEPS, Program, Step
-from dialect.rule_file import read_rules
 from rewrite.source import read_file
 from rewrite.target import Target
 

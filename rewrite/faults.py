@@ -68,7 +68,9 @@ def reproduce(args: Arguments, screen: Screen) -> None:
         smaller.save(path)
         told = f"{failure.program.graph.op_count} ops to {smaller.program.graph.op_count}"
         screen.show(f"reduced from {told}: {path}")
-    raise error if isinstance(error, ShardwrightError) else Found(f"{type(error).__name__}: {error}")
+    raise (
+        error if isinstance(error, ShardwrightError) else Found(f"{type(error).__name__}: {error}")
+    )
 
 
 def read(file: str) -> str:

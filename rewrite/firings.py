@@ -1,8 +1,8 @@
 """Firings of rules, counted and stopped after so many: how a wrong one is found among thousands.
 
-    with counted(limit=17) as firings:
-        step.run(program, target)     # as if no rule had fired after the 17th
-    firings.last                      # the 17th
+with counted(limit=17) as firings:
+    step.run(program, target)     # as if no rule had fired after the 17th
+firings.last                      # the 17th
 """
 
 from __future__ import annotations

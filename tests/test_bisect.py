@@ -15,7 +15,7 @@ import passes
 from dialect.checked.bisect import bisect
 from dialect.checked.failures import Again
 from dialect.checked.numbers import Numbers
-from dialect.checked.reproducer import Failure, Reproducer
+from dialect.checked.reproducer import Failure
 from dialect.checked.samples import samples
 from examples import llama
 from rewrite import api, manager

@@ -1,4 +1,4 @@
-"""The harness that takes JAX's own tests through Shardwright, on a small file of tests like theirs."""
+"""The harness that takes JAX's own tests through Shardwright, on a small file like theirs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_functions_are_told_by_what_became_of_them(folder) -> None:
     }
     assert said == {"ok": 5, "failed": 1}
     assert "refused 1: debug_print has side effects" in report(watch, said)
-    assert "test_subtracts: after the passes: output 0[0]: 2 of 2 elements differ" in report(watch, said)
+    assert "test_subtracts: after the passes: output 0[0]: 2 of 2 elements differ" in report(
+        watch, said
+    )
 
 
 def test_the_true_passes_keep_what_the_planted_one_does_not(folder) -> None:

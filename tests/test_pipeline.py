@@ -307,16 +307,16 @@ class Listener(manager.Hook):
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def before(self, step, program) -> None:  # noqa: ANN001
+    def before(self, step, program) -> None:
         self.heard.append(f"before {step}: {program.graph.op_count}")
 
-    def after(self, step, program, report) -> None:  # noqa: ANN001
+    def after(self, step, program, report) -> None:
         self.heard.append(f"after {step}: {program.graph.op_count}")
 
-    def failed(self, rest, program, target, error) -> None:  # noqa: ANN001
+    def failed(self, rest, program, target, error) -> None:
         self.heard.append(f"failed {', '.join(map(str, rest))}")
 
-    def finished(self, reports) -> None:  # noqa: ANN001
+    def finished(self, reports) -> None:
         self.heard.append(f"finished {len(reports)}")
 
 

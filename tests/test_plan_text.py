@@ -133,8 +133,20 @@ def test_every_plan_is_read_back_exactly(plan: Plan) -> None:
         ("plan p\nmesh x=4\nhidden", "an axis such as d_ff@x, found the end", 3, "", ""),
         ("plan p\n\n", "expected 'mesh' or 'target', found the end", 1, "", ""),
         ("", "expected 'plan', found the end", 1, "", ""),
-        ("plan p\nmesh x=4\nhidden d_ff@x\n  @@", "a name or an axis such as d_ff@x, found '@'", 4, "@", ""),
-        ("plan p\ntarget t\ntarget u\nmesh x=4", "expected 'mesh', found 'target'", 3, "target", ""),
+        (
+            "plan p\nmesh x=4\nhidden d_ff@x\n  @@",
+            "a name or an axis such as d_ff@x, found '@'",
+            4,
+            "@",
+            "",
+        ),
+        (
+            "plan p\ntarget t\ntarget u\nmesh x=4",
+            "expected 'mesh', found 'target'",
+            3,
+            "target",
+            "",
+        ),
         ('plan p\nmesh x=4\nunavailable q "\\k"', "unknown escape", 3, '"\\k"', "backslash"),
     ],
 )

@@ -12,11 +12,11 @@ from dialect.dtypes import struct_of
 from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
+from dialect.rule_file import read_rules
 from rewrite import Pipeline, ShardwrightError, trace
 from rewrite.driver import Report, rewrite
 from rewrite.errors import TextError
 from rewrite.ir import Type
-from dialect.rule_file import read_rules
 
 OWN = Path(__file__).parent.parent / "examples" / "own.rules"
 RULES = read_rules(OWN.read_text(encoding="utf-8"), "own.rules", normal_form)

@@ -95,9 +95,7 @@ KEPT = {
         (normal(4, 8, 3), normal(3), jnp.array([1, 2])),
     ),
     "numbers that wrap": (
-        lambda c, n, p: jnp.where(
-            (jnp.arange(200).astype("int8") == p[:, None])[:, :, None], n, c
-        ),
+        lambda c, n, p: jnp.where((jnp.arange(200).astype("int8") == p[:, None])[:, :, None], n, c),
         (normal(2, 200, 3), normal(2, 1, 3), jnp.array([3, -56], "int8")),
     ),
     "a blend that holds NaN": (

@@ -1,4 +1,4 @@
-"""Programs that import and export, or their text, once got wrong; most of them from JAX's own tests."""
+"""Programs that import, export or their text once got wrong; most from JAX's own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The normal form keeps the numbers of programs that nobody had in mind when its rules were written."""
+"""The normal form keeps the numbers of programs that its rules were not written for."""
 
 from __future__ import annotations
 
@@ -162,5 +162,7 @@ def test_a_rule_that_changes_a_type_is_told_by_name() -> None:
         return make("sin", make("slice", op.args[0], **limits))
 
     graph = trace_graph(lambda x: [jnp.sin(x)], jnp.ones(4))
-    with pytest.raises(InvalidProgram, match=r"halved would turn sin of type f32\[4\] into f32\[2\]"):
+    with pytest.raises(
+        InvalidProgram, match=r"halved would turn sin of type f32\[4\] into f32\[2\]"
+    ):
         apply_rules(graph, [halved])

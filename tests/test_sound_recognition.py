@@ -178,15 +178,11 @@ ATTENTION: dict[str, Case] = {
     "a mask in numbers, scaled": attended(lambda x, m: (x + jnp.where(m, 0, -1e9)) * 1e-8, MASK),
     "large logits": attended(lambda x, m: jnp.where(m, x * 1e10, -1e9), MASK),
     "weights dropped where nothing is kept": (
-        lambda q, k, v, m: (
-            jnp.where(m, jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)), 0.0) @ v
-        ),
+        lambda q, k, v, m: jnp.where(m, jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)), 0.0) @ v,
         (Q, K, V, MASK),
     ),
     "weights dropped by another mask": (
-        lambda q, k, v, m, n: (
-            jnp.where(n, jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)), 0.0) @ v
-        ),
+        lambda q, k, v, m, n: jnp.where(n, jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)), 0.0) @ v,
         (Q, K, V, MASK, OTHER),
     ),
     "biased behind the softmax": (

@@ -1,6 +1,7 @@
 """A graph evaluated op by op, with the size of what it computed on the way.
 
-Sums may cancel: 1e8 - 1e8 + 1 is 1 in the reals, and anything near 1 once its parts are rounded. The
+Sums may cancel: 1e8 - 1e8 + 1 is 1 in the reals, and anything near 1 once its parts are rounded.
+The
 largest number on the way to an output says how far off a correct result may be.
 """
 
@@ -58,7 +59,8 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
     """Whether results say nothing of the reals, which have no largest number and no smallest.
 
     Where some op that only grows makes infinity of finite numbers, where exponentials are all zero
-    along an axis; and where a ragged product has groups of no size, or one beyond integers of 32 bits.
+    along an axis; and where a ragged product has groups of no size, or one beyond integers of 32
+    bits.
     """
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:

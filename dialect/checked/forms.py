@@ -7,7 +7,7 @@ rules of their own set have made: then those go first, without the rule itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 
 import jax
 
@@ -47,7 +47,7 @@ def fires(rule: Rule, graph: Graph) -> bool:
     return rule.name in report.fired
 
 
-@lru_cache(maxsize=None)
+@cache
 def first_rules(found: FoundRule) -> Family:
     """The rules that bring the example to the form on which the rule fires. Raises NeverFires."""
     graph = example_graph(found.rule)

@@ -21,7 +21,8 @@ from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value, new_input
 
 _WIDER = {"f16": "f64", "bf16": "f64", "f32": "f64", "c64": "c128"}
-# What these compute is the bits of a float, or is told by its format: in the reals they are nothing.
+# What these compute is the bits of a float, or is told by its format: in the reals they are
+# nothing.
 _BITWISE = frozenset({"bitcast_convert_type", "nextafter", "reduce_precision"})
 
 
@@ -30,7 +31,7 @@ class NotLiftable(ShardwrightError):
 
 
 def lifted_type(type_: Type) -> Type:
-    """The type with its floats widened. None is weak: a weak integer would be an i64 where f64 is."""
+    """The type with its floats widened, never weak: a weak integer would be an i64 beside f64."""
     return Type(_WIDER.get(type_.dtype, type_.dtype), type_.shape)
 
 
@@ -111,6 +112,8 @@ def _lifted_attribute(value: Any) -> Any:
     if isinstance(value, Record):
         fields = tuple((name, _lifted_attribute(item)) for name, item in value.fields)
         return Record(value.name, fields)
-    if isinstance(value, Opaque) and any(hasattr(x, "eqns") for x in jax.tree.leaves(value.payload)):
+    if isinstance(value, Opaque) and any(
+        hasattr(x, "eqns") for x in jax.tree.leaves(value.payload)
+    ):
         raise NotLiftable(f"an attribute holds a {value.kind}, whose dtypes are its own")
     return value

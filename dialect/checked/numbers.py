@@ -23,7 +23,7 @@ _ROUNDINGS = 16
 
 
 class Numbers:
-    """What a program gives for some arrays, as it is and over the reals, computed when asked for."""
+    """What a program gives for some arrays, as it is and over the reals, computed on demand."""
 
     def __init__(self, program: Program, leaves: Sequence[Any]) -> None:
         self.program, self.leaves = program, list(leaves)

@@ -24,7 +24,11 @@ def turns(graph: Graph) -> bool:
 
 def _to_integers(op: Any) -> bool:
     converts = op.name == "convert_element_type"
-    return converts and dtypes.is_float(op.args[0].type.dtype) and not dtypes.is_float(op.types[0].dtype)
+    return (
+        converts
+        and dtypes.is_float(op.args[0].type.dtype)
+        and not dtypes.is_float(op.types[0].dtype)
+    )
 
 
 def _step(dtype: str) -> float:

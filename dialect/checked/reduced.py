@@ -1,4 +1,5 @@
-"""A failing program made smaller while it still fails: fewer passes, outputs, ops, and sizes of one.
+"""A failing program made smaller while it still fails: fewer passes, outputs, ops, and sizes of
+one.
 
 Delta debugging (Zeller and Hildebrandt 2002): a change is kept where the same failure comes back,
 and dropped where it does not. Each kind of change is one function that gives smaller programs.
@@ -28,7 +29,7 @@ Watch = Callable[[Program, tuple[Pass, ...]], None]
 
 @dataclass
 class Reduction:
-    """The smallest failing program so far. `fails` says whether a candidate fails in the same way."""
+    """The smallest failing program so far. `fails` says whether a candidate fails alike."""
 
     program: Program
     passes: tuple[Pass, ...]

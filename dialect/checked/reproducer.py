@@ -97,7 +97,9 @@ class Failure:
         facts = dict(line.partition(": ")[::2] for line in lines[:at])
         kind, seed = facts.get("failure", "pass"), facts.get("seed", "0")
         if kind not in KINDS or not (seed.isascii() and seed.isdecimal() and len(seed) < 19):
-            raise TextError(f"a reproducer of `{kind}` with the seed `{seed}` is none that is known")
+            raise TextError(
+                f"a reproducer of `{kind}` with the seed `{seed}` is none that is known"
+            )
         pipeline = Pipeline.parse("\n".join(lines[at + 1 :]), source="reproducer")
         told = facts.get("error", ""), int(seed), facts.get("versions", "")
         return Failure(kind, Program.parse(text), pipeline, *told)

@@ -128,7 +128,7 @@ class Trial:
             return False
 
     def has_finite_parameters(self) -> bool:
-        """Whether all that is computed of parameters and constants alone, or said to be, is finite."""
+        """Whether all that parameters and constants alone compute, or are said to, is finite."""
         constants = (op.results[0] for op, _ in self.before.walk() if op.name == "const")
         if any(map(holds_no_number, constants)):
             return False
@@ -142,7 +142,12 @@ class Trial:
     def sets(self) -> list[list[Any]]:
         """The arrays that the program is tried on."""
         random = np.random.default_rng([self.seed, self.number])
-        kinds = ("plain", "special", "normal", random.choice(("equal", "zero", "scaled", "special")))
+        kinds = (
+            "plain",
+            "special",
+            "normal",
+            random.choice(("equal", "zero", "scaled", "special")),
+        )
         return [self.arrays(kind, random) for kind in kinds]
 
     @cached_property
@@ -194,6 +199,7 @@ class Trial:
 
     def in_bits(self, after: Graph, arrays: list[Any]) -> Difference | None:
         return difference(*(self.evaluate(graph, arrays) for graph in (self.before, after)), "bits")
+
     def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
         try:
             with jax.enable_x64(True):

@@ -77,7 +77,7 @@ def second_power(op: Op) -> Outcome:
     return make("square", op.args[0])
 
 
-@local("pow", example=lambda x: x**jnp.float32(2), types=("f32[4]",), keeps="reals")
+@local("pow", example=lambda x: x ** jnp.float32(2), types=("f32[4]",), keeps="reals")
 def power_of_two(op: Op) -> Outcome:
     """x ** 2  ->  square(x), the exponent an array"""
     base, exponent = op.args
@@ -145,9 +145,7 @@ def neutral(op: Op) -> Outcome:
     return None
 
 
-@local(
-    "add", example=lambda x: jnp.square(x) + 0.0, types=("f32[4]",), needs=("never -0.0",)
-)
+@local("add", example=lambda x: jnp.square(x) + 0.0, types=("f32[4]",), needs=("never -0.0",))
 def neutral_sum(op: Op) -> Outcome:
     """x + 0  ->  x, where no x is -0.0: the sum would be 0.0"""
     for left, right in (op.args, op.args[::-1]):

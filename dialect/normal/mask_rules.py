@@ -310,6 +310,4 @@ def slice_of_broadcast(op: Op) -> Outcome:
     shape = [1 if size == 1 else full for size, full in zip(source.type.shape, op["slice_sizes"])]
     starts = zip(op.args[1:], source.type.shape)
     at = [constant(0, start.type) if size == 1 else start for start, size in starts]
-    return in_shape(
-        make("dynamic_slice", source, *at, slice_sizes=tuple(shape)), op.types[0].shape
-    )
+    return in_shape(make("dynamic_slice", source, *at, slice_sizes=tuple(shape)), op.types[0].shape)

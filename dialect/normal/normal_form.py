@@ -37,9 +37,7 @@ RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, sib
 EXACT_RULES = tuple(rule for rule in RULES if rule.keeps == "bits")
 
 
-def normal_form(
-    graph: Graph, report: Report | None = None, rules: Iterable[Rule] = RULES
-) -> Graph:
+def normal_form(graph: Graph, report: Report | None = None, rules: Iterable[Rule] = RULES) -> Graph:
     """`graph` in normal form, its outputs as weakly typed as they were. Idempotent."""
     return typed_as(graph, rewrite(graph, rules, report))
 

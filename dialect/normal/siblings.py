@@ -168,7 +168,9 @@ class _Batched:
         they share has no new axis yet, one number for each of them has no other."""
         shape = op.types[0].shape
         if batched and arg.type.rank == 1 < 1 + len(shape):
-            return make("broadcast_in_dim", arg, shape=(self.count, *shape), broadcast_dimensions=(0,))
+            return make(
+                "broadcast_in_dim", arg, shape=(self.count, *shape), broadcast_dimensions=(0,)
+            )
         if batched or not arg.type.shape:
             return arg
         places = tuple(range(1, arg.type.rank + 1))

@@ -56,7 +56,8 @@ def attend(
       d_head numbers: they multiply the logits and the weights, so that both products read
       integers and nothing else (a product of integers is made in f32).
     - `mask` is boolean and keeps where true. Elsewhere the logits are `fill`, -infinity unless
-      said; where `added`, it is added to them instead. A row that keeps no key is then what it is in
+      said; where `added`, it is added to them instead. A row that keeps no key is then what it is
+      in
       the library: NaN of -infinity, the mean of the values of another `fill`, and their mean by
       the logits where it is added. Where `dropped`, it is zero: the weights are 0 where the mask is
       false.

@@ -349,7 +349,7 @@ def _scatter_axes(numbers: dict, new: Value) -> list[int]:
 
 
 def _counts_rows(value: Value, rows: int) -> bool:
-    """Whether a constant array is 0, 1, 2 .. `rows` - 1 along its first axis, the same along others."""
+    """Whether a constant array is 0, 1 .. `rows` - 1 along its first axis, alike along others."""
     base = through(value, "wrap", "reshape", "broadcast_in_dim", "convert_element_type")
     if value.type.shape[:1] != (rows,) or value.type.size > 1_000_000:
         return False
@@ -361,7 +361,7 @@ def _counts_rows(value: Value, rows: int) -> bool:
 
 
 def _clamped(place: Value, last: int) -> Value:
-    """max(min(place, last), 0) in int32; where its dtype does not hold `last`, neither is it larger."""
+    """max(min(place, last), 0) in int32; a dtype that does not hold `last` holds nothing larger."""
     if last <= jnp.iinfo(dtype_of(place.type.dtype)).max:
         place = make("min", place, _splat(last, place))
     return in_dtype(make("max", place, _splat(0, place)), "i32")

@@ -53,9 +53,7 @@ class Formula:
         return Formula(top, self.side, _times(self.bottom, other.bottom))
 
     def __mul__(self, other: Formula) -> Formula:
-        return Formula(
-            _times(self.top, other.top), self.side, _times(self.bottom, other.bottom)
-        )
+        return Formula(_times(self.top, other.top), self.side, _times(self.bottom, other.bottom))
 
     def __neg__(self) -> Formula:
         return self * self.number(-1.0)
@@ -115,9 +113,7 @@ def _added(*sums: Sum) -> Sum:
 
 
 def _times(left: Sum, right: Sum) -> Sum:
-    return _added(
-        *({_joined(a, b): x * y} for a, x in left.items() for b, y in right.items())
-    )
+    return _added(*({_joined(a, b): x * y} for a, x in left.items() for b, y in right.items()))
 
 
 def _joined(left: Product, right: Product) -> Product:

@@ -50,7 +50,7 @@ def remainder(op: Op) -> Outcome:
 
 
 def _compared_with_zero(test: Value, value: Value) -> str:
-    """The comparison, where the test compares a value with 0; a test that is not false is itself."""
+    """The comparison, where the test compares a value with 0; `x != false` is x itself."""
     left, right = test.op.args[:2] if len(test.op.args) == 2 else (test, test)
     if test.op.name == "ne" and left.type.dtype == "bool" and number(right) is False:
         return _compared_with_zero(left, value)
@@ -158,7 +158,9 @@ def take_of_one_hot(op: Op) -> Outcome:
         rest = [axes for axes in rows if axes != summed]
         if rows.count(summed) != 1 or sorted(spec.outputs[0]) != sorted((*own, *rest)):
             return Miss("the one-hot axis is not the table's rows alone", 4)
-        if not is_finite(table, finite_parameters=True):  # what is not taken is multiplied with zero
+        if not is_finite(
+            table, finite_parameters=True
+        ):  # what is not taken is multiplied with zero
             return Miss("a row that is not taken may be infinite or NaN", 4)
         at = rows.index(summed)
         taken = make("take", _first(table, at), ids, mode=_FILL, fill=0)

@@ -1,7 +1,8 @@
 """An axis made longer with zeros, and cut back again: `padded` and `unpadded`; `cleared` between.
 
 Padding is exact where nothing that is kept reads it as anything but zeros; `dialect.padded.longer`
-sees to that, and clears it where something else may stand there. A padded axis is the axis it was (`dialect.axes`), only
+sees to that, and clears it where something else may stand there. A padded axis is the axis it was
+(`dialect.axes`), only
 longer.
 """
 

@@ -184,7 +184,9 @@ def turn_of_converted(op: Op) -> Outcome:
     if any(cut.name != "slice" or cut.args != cuts[0].args for cut in cuts):
         return None
     (source,) = cuts[0].args
-    if unrounded(op.results[0]) == op.results[0] or bits(op.types[0].dtype) < bits(source.type.dtype):
+    if unrounded(op.results[0]) == op.results[0]:
+        return None
+    if bits(op.types[0].dtype) < bits(source.type.dtype):
         return None
     return _made_of(turned, source, with_args(op, (source,)).results[0])
 

@@ -1,9 +1,9 @@
 """A program with an axis made longer: `padded` where it comes in, `unpadded` where it goes out.
 
 The axis is found by inference, wherever it lies and however it is merged with others; the ops in
-between are the same ops on larger arrays. Where one of them sums the axis, or writes into what is kept
-padded, its padding is made zero first, unless it is known to be (`dialect.padded.zeros`). Refused
-where an op reads the axis as a whole and not even zeros are neutral.
+between are the same ops on larger arrays. Where one of them sums the axis, or writes into what is
+kept padded, its padding is made zero first, unless it is known to be (`dialect.padded.zeros`).
+Refused where an op reads the axis as a whole and not even zeros are neutral.
 """
 
 from __future__ import annotations

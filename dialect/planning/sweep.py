@@ -260,7 +260,8 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         if not 0 < first <= last:
             hint = f"write {option} 8,16,32 or {option} 8..32"
             raise UsageError(f"{option} has no numbers in {word!r}", hint=hint)
-        found += itertools.takewhile(lambda n: n <= last, (first << i for i in itertools.count()))
+        doubled = (first << i for i in range(last.bit_length()))
+        found += [number for number in doubled if number <= last]
     return tuple(dict.fromkeys(found))
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 from dialect.axes import HEADS
 from dialect.mesh import MeshSpec
@@ -260,7 +260,7 @@ class Fit:
         return getattr(self.shape, axis)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _dividing(size: int, offered: tuple[tuple[str, int], ...]) -> MeshAxes:
     taken, ways = (), 1
     for name, count in offered:

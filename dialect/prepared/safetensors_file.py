@@ -72,7 +72,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: arrays and texts by name, and checksums of the arrays where it has them."""
+    """What a file holds: arrays and texts by name, and checksums of the arrays, if any."""
 
     arrays: dict[str, Entry]
     about: dict[str, str]

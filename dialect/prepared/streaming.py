@@ -164,8 +164,8 @@ class _Run:
         array = fetched(original, each.type, read.rows, sharding)
         if each.finite and not jnp.isfinite(array).all():
             raise TraceError(
-                f"{each.name} holds NaN or infinity, and the program is made for finite numbers there",
-                hint="mend the parameter, or leave out the rules that `explain` says need it finite",
+                f"{each.name} holds NaN or infinity, where the program takes finite numbers",
+                hint="mend it, or leave out the rules that `explain` says need it finite",
             )
         return array
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dialect.operands import Operand, bare, combined, laid_out, named
 from dialect.recognition.logits import (

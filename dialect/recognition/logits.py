@@ -122,7 +122,7 @@ def _wider(one: str, other: str) -> str:
 
 
 def factor_of(name: str, value: Value) -> float | None:
-    """The number by which a mul or div with this value multiplies, if it is one and no sum minds."""
+    """The number by which a mul or div with this value multiplies, if no sum minds."""
     factor = number(value)
     if not factor:
         return None

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from dialect import nn  # noqa: F401  (defines the norms)
 from dialect.averages import average_of, mean_of
 from dialect.normal.normal_form import normal_form
-from dialect.values import REALS, in_dtype, number, reshaped, through, unrounded
 from dialect.proofs import is_bounded
+from dialect.values import REALS, in_dtype, number, reshaped, through, unrounded
 from dialect.vocabulary import Traced
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
@@ -99,19 +99,13 @@ def _is_of(value: Value, source: Value, axis: int) -> bool:
         return axis == source.type.rank - 1
     moved = (*(d for d in range(source.type.rank) if d != axis), axis)
     at = value.op
-    return (
-        at.name == "transpose"
-        and unrounded(at.args[0]) == source
-        and at["permutation"] == moved
-    )
+    return at.name == "transpose" and unrounded(at.args[0]) == source and at["permutation"] == moved
 
 
 @local(
     "add",
     "sub",
-    example=lambda x, w, b: (
-        x * (w := jnp.tanh(w)) + (b - jnp.mean(x, -1, keepdims=True) * w)
-    ),
+    example=lambda x, w, b: x * (w := jnp.tanh(w)) + (b - jnp.mean(x, -1, keepdims=True) * w),
     types=("f32[2,8]", "f32[8]", "f32[8]"),
     keeps="reals",
     needs=("bounded",),

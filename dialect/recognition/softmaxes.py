@@ -3,7 +3,8 @@
     exp(x - c) / sum(exp(x - c))  is  softmax(x)  for every c that is the same along the axis
 
 Whatever stands there becomes `softmax` over the last axis, between the product that makes the
-logits and the one that takes the values. An infinite c makes NaN of a row: so it is the maximum of x,
+logits and the one that takes the values. An infinite c makes NaN of a row: so it is the maximum of
+x,
 which the softmax subtracts itself, or proven to be finite, or it stays where it is.
 """
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from dialect.control import scan_parts
 from dialect.lax import ELEMENTWISE
-from rewrite.ir import Graph, Op, Value
 from dialect.staging.mincut import Network
+from rewrite.ir import Graph, Op, Value
 
 
 def fuses(op: Op) -> bool:

@@ -276,7 +276,7 @@ def _are_wide(*values: Value) -> bool:
 
 
 def _is_moderate(value: Value) -> bool:
-    """Whether a value is one number, and a factor that leaves weights of any size in f32's range."""
+    """Whether a value is one number, a factor that leaves weights of any size in f32's range."""
     factor = number(value)
     return factor is not None and (factor == 0 or 2.0**-64 <= abs(factor) <= 2.0**64)
 

@@ -77,7 +77,10 @@ def other_axes(program: Program) -> dict[str, str]:
     given = zip(graph.inputs, program.inputs)
     made = zip(graph.outputs, program.outputs)
     found = {each.name: axes.show(value) for value, each in given if each.role == "arg"}
-    return found | {"out": axes.show(value) for value, each in made if each.updates is None}
+    for value, each in made:
+        if each.updates is None:
+            found["out"] = axes.show(value)
+    return found
 
 
 # Recognition.

@@ -297,9 +297,7 @@ def _coarsest(state: State) -> float:
     return max((known.get(name, 2.0**-24) for name in names if name[0] in "bfc"), default=2.0**-24)
 
 
-def _types_stay(
-    before: Program, after: Program, done: Sequence[str], kind: str
-) -> Failure | None:
+def _types_stay(before: Program, after: Program, done: Sequence[str], kind: str) -> Failure | None:
     for number, (one, two) in enumerate(zip(_types(before), _types(after), strict=True)):
         if one != two:
             weak = (one.dtype, one.shape) == (two.dtype, two.shape)

@@ -1,6 +1,6 @@
 """Random decoders `step(params, cache, tokens) -> logits, cache`, each a dozen choices.
 
-    python -m tests.fuzz.decoders --seed 0 --count 100
+python -m tests.fuzz.decoders --seed 0 --count 100
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -187,7 +188,9 @@ class Decoder:
     def given(self, number: int = 0) -> Any:
         """The tokens of a step."""
         shape = {"one": (self.batch,), "column": (self.batch, 1), "several": (self.batch, 3)}
-        numbers = np.random.default_rng(self.seed + 2 + number).integers(0, self.vocab, shape[self.tokens])
+        numbers = np.random.default_rng(self.seed + 2 + number).integers(
+            0, self.vocab, shape[self.tokens]
+        )
         return numbers.astype("int32")
 
     # What it computes.
@@ -226,7 +229,7 @@ class Decoder:
     def _layers(self, x: Any, layers: Any, caches: Any, positions: Any) -> tuple[Any, Any]:
         made = []
         for i, w in enumerate(layers):
-            own = caches[i] if self.loop == "written" else jax.tree.map(lambda c: c[i], caches)
+            own = caches[i] if self.loop == "written" else jax.tree.map(itemgetter(i), caches)
             x, new = self._block(x, w, own, positions)
             made.append(new)
         if self.loop == "stacked":
@@ -269,7 +272,10 @@ class Decoder:
     def _attention(self, x: Any, w: Any, cache: Any, positions: Any) -> tuple[Any, Any]:
         q, k, v = self._projected(x, w)
         if self.qk_norm:
-            q, k = (parts.norm("rms rsqrt scale wide", e, w[n]) for e, n in ((q, "q_norm"), (k, "k_norm")))
+            q, k = (
+                parts.norm("rms rsqrt scale wide", e, w[n])
+                for e, n in ((q, "q_norm"), (k, "k_norm"))
+            )
         if self.positions in ("half", "interleaved", "rotated", "partial"):
             q, k = (parts.rope(self.positions, each, positions) for each in (q, k))
         if self.scaled == "query":
@@ -341,9 +347,7 @@ def of_seed(seed: int) -> Decoder:
     source = random.Random(seed)
     plain = source.random() * 0.9
     chosen = {
-        name: source.choice(choices)
-        for name, choices in CHOICES.items()
-        if source.random() > plain
+        name: source.choice(choices) for name, choices in CHOICES.items() if source.random() > plain
     }
     return fitted(Decoder(**chosen, seed=seed))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

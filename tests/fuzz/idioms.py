@@ -32,7 +32,8 @@ NORMS: tuple[Template, ...] = tuple(
         "jnp.var({x}, {a}, keepdims=True) + {e})",
         "({x} - jnp.mean({x}, {a}, keepdims=True)) * lax.rsqrt(jnp.maximum(jnp.mean("
         "{x} * {x}, {a}, keepdims=True) - jnp.square(jnp.mean({x}, {a}, keepdims=True)), 0) + {e})",
-        "({x} - {x}.mean({a}, keepdims=True)) / jnp.sqrt({x}.var({a}, ddof=1, keepdims=True) + {e})",
+        "({x} - {x}.mean({a}, keepdims=True)) "
+        "/ jnp.sqrt({x}.var({a}, ddof=1, keepdims=True) + {e})",
         "({x} - {x}.mean({a}, keepdims=True)) / ({x}.std({a}, keepdims=True) + {e})",
         "jnp.mean({x} * {x}, {a}) - jnp.mean({x}, {a}) ** 2",
         "{x} / jnp.linalg.norm({x}, axis={a}, keepdims=True)",
@@ -100,7 +101,7 @@ ACTIVATIONS: tuple[Template, ...] = tuple(
         "{x} * 0.5 * (1.0 + lax.erf({x} * 0.7071))",
         "jax.nn.relu({x})",
         "jnp.maximum({x}, 0) ** 2",
-        "jax.nn.{0}({{x}})".format("softplus"),
+        "jax.nn.softplus({x})",
         "jax.nn.elu({x})",
         "jax.nn.leaky_relu({x})",
         "jax.nn.relu6({x})",
@@ -189,5 +190,6 @@ def _attention(d: Drawer) -> str:
     scale = d.one(f"*{max(size, 1)}**-0.5 /2.0 *1e-8 *1.0")
     scores = f"({q} @ {k}.T){scale}"
     if d.flag:
-        scores = f"jnp.where(jnp.tril(jnp.ones(({rows}, {rows}), bool)), {scores}, {d.one('-inf -1e9 -1e30')})"
+        mask, fill = f"jnp.tril(jnp.ones(({rows}, {rows}), bool))", d.one("-inf -1e9 -1e30")
+        scores = f"jnp.where({mask}, {scores}, {fill})"
     return f"jax.nn.softmax({scores}, -1) @ {v}"

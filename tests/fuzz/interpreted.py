@@ -1,4 +1,5 @@
-"""Graphs and jaxprs run in numpy, op by op: nothing is compiled, so a new program costs milliseconds.
+"""Graphs and jaxprs run in numpy, op by op: nothing is compiled, so a new program costs
+milliseconds.
 
 Both go through the same numbers (`tests.fuzz.in_numpy`); what is not there is left to JAX.
 Composites of our own are run as what their reference traces to.
@@ -263,6 +264,7 @@ def _of_reference(
     structs = [struct_of(type_) for type_ in types]
     closed = jax.make_jaxpr(lambda *arrays: reference(*arrays, **dict(attrs)))(*structs)
     return closed.jaxpr, closed.consts
+
 
 def as_reals(array: Any) -> Any:
     """An input of a lifted graph: floats of more than eight bits widened, the rest as it is."""

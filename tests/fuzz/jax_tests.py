@@ -10,10 +10,11 @@ kept here. Three things of a test are replaced while it runs, and nothing else i
 - `self._CompileAndCheck(function, args_maker)` and `self._CheckAgainstNumpy(reference, function,
   args_maker)`, by the comparison alone.
 
-A comparison traces the function on the test's own arguments and imports the jaxpr. Exported, it must
-give the bits that the jaxpr gives when it is applied op by op (a compiled one is fused, which rounds
-otherwise), and its text must read back. With `--through` it then runs through those passes, and what
-comes out must be the same real numbers: both are lifted to f64 and evaluated (`dialect.checked`).
+A comparison traces the function on the test's own arguments and imports the jaxpr. Exported, it
+must give the bits that the jaxpr gives when it is applied op by op (a compiled one is fused, which
+rounds otherwise), and its text must read back. With `--through` it then runs through those passes,
+and what comes out must be the same real numbers: both are lifted to f64 and evaluated
+(`dialect.checked`).
 
 What JAX's own assertions say has no say in this. A function that a test calls inside a trace has no
 values, and one that it calls untransformed is no program: neither is counted. `untraceable` is what
@@ -197,7 +198,8 @@ def _is_staged(args: Any, kwargs: Any, static: Any) -> bool:
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """Transformations replaced. Test files are imported inside: they may say `from jax import jit`."""
+    """Transformations replaced. Test files are imported inside: they may say `from jax import
+    jit`."""
     real = {name: getattr(jax, name) for name in ("jit", *TRANSFORMATIONS)}
 
     def jit(function: Any = None, /, **options: Any) -> Any:

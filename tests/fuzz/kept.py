@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import control, framework, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
-from dialect import primitives
+from dialect import control, framework, nn, primitives, quant, sharding, tensor  # noqa: F401  (define the ops)
 from dialect.checked.compared import difference
 from dialect.checked.evaluated import evaluated
 from dialect.checked.lifted import NotLiftable, lifted, widened
@@ -47,7 +46,7 @@ def compare(jaxpr: Any, leaves: Sequence[Any], passes: Pipeline | None = None) -
 
 
 def op_by_op(jaxpr: Any, consts: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr whose calls are opened, and whose other equations are applied alone."""
+    """The outputs of a jaxpr whose calls are opened, its other equations applied one by one."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *leaves), strict=True))
 
     def read(atom: Any) -> Any:

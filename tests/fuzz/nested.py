@@ -200,7 +200,9 @@ def _scalar(d: Drawer, draw: Callable[[Drawer], str]) -> str:
     """A condition."""
     draw(d)
     number = d.of("x")
-    return f"jnp.all({number} == {number})" if d.flag else f"(jnp.sum({number}).astype('float32') < 9)"
+    return (
+        f"jnp.all({number} == {number})" if d.flag else f"(jnp.sum({number}).astype('float32') < 9)"
+    )
 
 
 def _real_sum(d: Drawer, draw: Callable[[Drawer], str]) -> str:
@@ -213,7 +215,8 @@ def _of_type(d: Drawer, type_: Any) -> str:
     same = [
         name
         for name, known in d.scope.types.items()
-        if (known.shape, known.dtype, known.weak_type) == (type_.shape, type_.dtype, type_.weak_type)
+        if (known.shape, known.dtype, known.weak_type)
+        == (type_.shape, type_.dtype, type_.weak_type)
     ]
     if same and (d.random.random() < 0.6 or jnp.issubdtype(type_.dtype, jax.dtypes.prng_key)):
         return d.recent(same)

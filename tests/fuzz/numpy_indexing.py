@@ -101,9 +101,7 @@ def _scattered(combine: Callable[[Any, Any], Any]) -> Any:
         for place in _places(updates.shape):
             row = [i for d, i in enumerate(place) if d not in numbers.update_window_dims]
             offset = dict(zip(windows, (place[d] for d in numbers.update_window_dims)))
-            start = _row_start(
-                indices, row, numbers.scatter_dims_to_operand_dims, array.ndim
-            )
+            start = _row_start(indices, row, numbers.scatter_dims_to_operand_dims, array.ndim)
             batching = zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims)
             for d, i in batching:
                 start[d] = row[i]

@@ -11,7 +11,6 @@ import numpy as np
 from tests.fuzz.numpy_maps import Arrays, Rule, Shaped, is_float, wide, wrapped
 
 
-
 def reduced(function: Any) -> Rule:
     def rule(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -> Any:
         x, axes = args[0], tuple(params["axes"])
@@ -110,5 +109,3 @@ def top_k(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -> Any:
     order = np.flip(np.argsort(turned, axis=axis, kind="stable"), axis)
     order = np.take(x.shape[axis] - 1 - order, np.arange(k), axis=axis)
     return [np.take_along_axis(x, order, axis), order]
-
-

@@ -15,35 +15,35 @@ from tests.quick_xla import QUICK
 
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 
-import random  # noqa: E402
-import sys  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from dataclasses import dataclass, fields, replace  # noqa: E402
-from functools import lru_cache, partial  # noqa: E402
-from typing import Any  # noqa: E402
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
+from typing import Any
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from dialect.checked.compared import difference  # noqa: E402
-from dialect.checked.sensitivity import forgiven  # noqa: E402
-from dialect.compiled.compiling import Compilable  # noqa: E402
-from dialect.mesh import MeshSpec, Topology, jax_mesh  # noqa: E402
-from dialect.planning.decoder import decoder_shape  # noqa: E402
-from dialect.planning.partial import planned_axes  # noqa: E402
-from dialect.planning.uses import USES, arranged  # noqa: E402
-from dialect.prepared.serving import Executable  # noqa: E402
-from dialect.sharding import lowering_on, named_sharding  # noqa: E402
-from rewrite import Program, Target, manager, trace  # noqa: E402
-from rewrite.errors import InvalidProgram, ShardwrightError  # noqa: E402
-from rewrite.manager import PassError  # noqa: E402
-from rewrite.plan import GROUPS, Plan  # noqa: E402
-from tests.fuzz import decoders  # noqa: E402
-from tests.fuzz.checks import Failure, Tally, crashed, first_line, step_of  # noqa: E402
-from tests.fuzz.decoders import Decoder  # noqa: E402
-from tests.fuzz.interpreted import as_numpy, interpreted_program  # noqa: E402
-from tests.fuzz.runs import run  # noqa: E402
+from dialect.checked.compared import difference
+from dialect.checked.sensitivity import forgiven
+from dialect.compiled.compiling import Compilable
+from dialect.mesh import MeshSpec, Topology, jax_mesh
+from dialect.planning.decoder import decoder_shape
+from dialect.planning.partial import planned_axes
+from dialect.planning.uses import USES, arranged
+from dialect.prepared.serving import Executable
+from dialect.sharding import lowering_on, named_sharding
+from rewrite import Program, Target, manager, trace
+from rewrite.errors import InvalidProgram, ShardwrightError
+from rewrite.manager import PassError
+from rewrite.plan import GROUPS, Plan
+from tests.fuzz import decoders
+from tests.fuzz.checks import Failure, Tally, crashed, first_line, step_of
+from tests.fuzz.decoders import Decoder
+from tests.fuzz.interpreted import as_numpy, interpreted_program
+from tests.fuzz.runs import run
 
 TOPOLOGY = "cpu:8"
 MESHES = ((8,), (2, 4), (4, 2), (2, 2, 2), (1, 8), (8, 1), (2, 1, 4), (1, 2, 4))
@@ -75,7 +75,9 @@ class Case:
 
     def __str__(self) -> str:
         mesh = " ".join(f"{axis}={size}" for axis, size in self.mesh)
-        return f"{self.decoder}\npasses {self.passes}\nmesh {mesh}\n{self.plan}\nserved={self.served}"
+        return (
+            f"{self.decoder}\npasses {self.passes}\nmesh {mesh}\n{self.plan}\nserved={self.served}"
+        )
 
     @property
     def target(self) -> Target:

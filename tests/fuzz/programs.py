@@ -1,6 +1,6 @@
 """Random well-typed JAX functions over all of lax, as data.
 
-    python -m tests.fuzz.programs --seed 0 --count 1000
+python -m tests.fuzz.programs --seed 0 --count 1000
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def _number(source: random.Random, dtype: str, wild: bool) -> Any:
     if extreme:
         info = jax.numpy.finfo(kind)
         large = float(info.max)
-        number = source.choice([large, -large, float(info.tiny), 0.0, -0.0, np.nan, np.inf, -np.inf])
+        number = source.choice(
+            [large, -large, float(info.tiny), 0.0, -0.0, np.nan, np.inf, -np.inf]
+        )
     return float(np.array(number, kind).astype("float64"))
 
 

@@ -1,9 +1,9 @@
 """Long runs: seed after seed, counts printed, each failure written as a text file and told once.
 
-    --seed N     the first seed
-    --count N    how many
-    --seconds N  an end before that
-    --out FOLDER where failures are written (default: failures/)
+--seed N     the first seed
+--count N    how many
+--seconds N  an end before that
+--out FOLDER where failures are written (default: failures/)
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def written(folder: Path, seed: int, program: Any, failure: Failure, about: str)
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def report(
-    first: int, last: int, seconds: float, tally: Tally, failures: Counter[str]
-) -> None:
+def report(first: int, last: int, seconds: float, tally: Tally, failures: Counter[str]) -> None:
     print(f"\nseeds {first} to {last}, {seconds:.0f} s, {os.times().user:.0f} s of CPU")
     for what, count in sorted(tally.counts.items()):
         print(f"  {count:8} {what}")

@@ -1,4 +1,4 @@
-"""Random functions as data: inputs, lines of Python, results. What fails is shown as source text."""
+"""Random functions as data: inputs, lines of Python, results; shown as source text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Function:
-    """`def name(parameters): lines; return results`. A wrapper such as `jax.jit` stands above it."""
+    """`def name(parameters): lines; return results`, a wrapper such as `jax.jit` above it."""
 
     name: str
     parameters: tuple[str, ...]

@@ -174,7 +174,9 @@ LAX_INDEXING: tuple[Template, ...] = (
     ),
     lambda d: f"{d.of('x', least=1)}[{_indices(d)}]",
     lambda d: f"{d.of('x', least=1)}.at[{_indices(d)}].get(mode={d.one(_MODES)!r})",
-    lambda d: f"jnp.take({d.of('x', least=1)}, {d.of('i')}, axis=0, mode={d.one('clip wrap fill')!r})",
+    lambda d: (
+        f"jnp.take({d.of('x', least=1)}, {d.of('i')}, axis=0, mode={d.one('clip wrap fill')!r})"
+    ),
     lambda d: (
         f"{d.of('n', least=1)}.at[{_indices(d)}].{d.one('set add multiply min max')}"
         f"({d.number}, mode={d.one(_MODES)!r})"

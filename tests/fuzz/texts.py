@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -357,7 +357,7 @@ def _usable(graph: Graph) -> None:
         structs = [struct_of(arg.type) for arg in op.args]
         args = tuple(new_input(arg.type) for arg in op.args)
         alone = Graph(args, Op(op.name, args, op.attrs, op.types, op.regions).results)
-        made = jax.eval_shape(lambda *arrays: evaluate(alone, arrays), *structs)
+        made = jax.eval_shape(partial(evaluate, alone), structs)
         for value, found in zip(alone.outputs, map(type_of, made), strict=True):
             if (found.dtype, found.shape) != (value.type.dtype, value.type.shape):
                 raise ValueError(f"{op.name} is {found}, and says {value.type}")
