@@ -1,6 +1,6 @@
 # make demo    set up and run the main job
 # make test    set up and run all tests
-# make check   how the code is written: ruff
+# make check   how the code is written: ruff, and mypy of the engine
 # make fuzz    what takes hours: make fuzz-rules SEED=7 COUNT_rules=1000 runs one part of it
 #
 # Another Python gets an environment of its own: make test PYTHON=python3.12 VENV=.venv-3.12
@@ -26,6 +26,7 @@ test: $(VENV)/frameworks
 check: $(VENV)/checkers
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check .
+	@$(VENV)/bin/mypy --strict --follow-imports=silent rewrite
 
 # The modules of tests/fuzz, and how many programs each tries: for rules and mutants, of each rule.
 SEED ?= 0

@@ -23,7 +23,7 @@ from rewrite.errors import TextError, cause, nearest
 from rewrite.ir import Graph, Type
 from rewrite.program import KEEPS
 from rewrite.rules import Rule, pattern
-from rewrite.source import Source, Token, Tree, grammar, whole_number
+from rewrite.source import Parsed, Source, Token, Tree, grammar, whole_number
 
 Number = int | float
 _MOST = 1 << 16  # characters of a file: each of its rules is traced
@@ -50,7 +50,7 @@ class _Reader:
     def __init__(self, source: Source, normal: Callable[[Graph], Graph]) -> None:
         self.source, self.normal = source, normal
 
-    def rule(self, tree: Tree) -> Rule:
+    def rule(self, tree: Parsed) -> Rule:
         name, *rest = tree.children
         keeps = "reals"
         if rest and isinstance(rest[0], Tree) and rest[0].data == "keeps":
@@ -76,7 +76,7 @@ class _Reader:
             constants=constants,
         )
 
-    def named(self, parameters: Iterable[Tree]) -> dict[str, Any]:
+    def named(self, parameters: Iterable[Parsed]) -> dict[str, Any]:
         """The types of arrays, or the values of constants, by their names."""
         found = {}
         for name, said in (each.children for each in parameters):
@@ -120,7 +120,7 @@ class _Reader:
             self.source.fail(word, f"a rule keeps {', '.join(KEEPS)}, not {word}")
         return str(word)
 
-    def check(self, tree: Tree, known: list[str]) -> None:
+    def check(self, tree: Parsed, known: list[str]) -> None:
         """Every name on either side must be a parameter of the rule."""
         for each in tree.iter_subtrees():
             if each.data == "name" and each.children[0] not in known:
@@ -128,7 +128,7 @@ class _Reader:
                 self.source.fail(word, f"{word} is no parameter", nearest(word, known))
 
 
-def _function(tree: Tree, names: list[str]) -> Callable[..., Any]:
+def _function(tree: Parsed, names: list[str]) -> Callable[..., Any]:
     """An expression as a function of arrays (in order) and constants (by name)."""
 
     def apply(*arrays: Any, **constants: Any) -> Any:
@@ -137,7 +137,7 @@ def _function(tree: Tree, names: list[str]) -> Callable[..., Any]:
     return apply
 
 
-def _evaluate(tree: Tree, known: dict[str, Any]) -> Any:
+def _evaluate(tree: Parsed, known: dict[str, Any]) -> Any:
     if tree.data == "name":
         return known[str(tree.children[0])]
     if tree.data == "number":
@@ -164,7 +164,7 @@ def _applied(name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
     return function(*(jnp.asarray(each, dtype) for each in arrays), **attrs)
 
 
-def _value(tree: Tree) -> Number | str:
+def _value(tree: Parsed) -> Number | str:
     word = tree.children[0]
     return _number(word) if tree.data == "number" else str(word)[1:-1]
 
@@ -173,7 +173,7 @@ def _number(word: str) -> Number:
     return whole_number(word) if word.lstrip("-").isdigit() else float(word)
 
 
-def _shown(tree: Tree) -> str:
+def _shown(tree: Parsed) -> str:
     if tree.data in ("name", "number"):
         return str(tree.children[0])
     name, *rest = (each for each in tree.children if each is not None)

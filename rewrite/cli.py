@@ -133,9 +133,9 @@ def sweep(args: Arguments, screen: Screen) -> None:
     if args.plot:
         sweep_plot.draw(points, outputs[-1])
     if args.out:
-        found = pareto.facts(points) if args.json else varied.tables(points)
+        facts, shown = pareto.facts(points), varied.tables(points)
         with files.written_whole(outputs[0]) as part:
-            text = _json(found) if args.json else tables.as_text(found)
+            text = _json(facts) if args.json else tables.as_text(shown)
             part.write_text(f"{text}\n", encoding="utf-8")
     elif args.json:
         _print_json(pareto.facts(points))
@@ -191,8 +191,9 @@ def opt(args: Arguments, screen: Screen) -> None:
         passes(args, screen)
         return
     text = faults.read(args.file)
-    if args.passes or args.pipeline:
-        program, pipeline = Program.parse(text), asked.pipeline(args)
+    pipeline = asked.pipeline(args)
+    if pipeline is not None:
+        program = Program.parse(text)
     else:
         failure = Failure.parse(text)
         program, pipeline = failure.program, failure.pipeline

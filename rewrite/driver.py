@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rewrite.errors import InvalidProgram
 from rewrite.firings import allowed
@@ -16,6 +17,8 @@ from rewrite.ir import Graph, Op, Origin, Value
 from rewrite.opdef import with_args
 from rewrite.rules import KNOWN, Miss, Rule
 
+Done = dict[Value, Value]  # each value in its final form
+Shared = dict[tuple[Any, ...], Op]  # name, arguments, attributes, regions -> the op
 _DEEPEST_CHAIN = 150  # rules that fire on what rules made; none of ours needs ten
 
 
@@ -96,13 +99,13 @@ class _Driver:
         self.sweep(graph.ops, done, {})
         return Graph(graph.inputs, tuple(done[value] for value in graph.outputs))
 
-    def sweep(self, ops: Iterable[Op], done: dict[Value, Value], shared: dict[tuple, Op]) -> None:
+    def sweep(self, ops: Iterable[Op], done: Done, shared: Shared) -> None:
         """Rewrites ops in order; `done` maps each value to its final form."""
         for op in ops:
             if op.results[0] not in done:
                 self.settle(op, done, shared)
 
-    def settle(self, op: Op, done: dict[Value, Value], shared: dict[tuple, Op]) -> None:
+    def settle(self, op: Op, done: Done, shared: Shared) -> None:
         """Rebuilds one op and fires rules at it until none does."""
         rebuilt = self.rebuild(op, done, shared)
         results = rebuilt.results
@@ -121,7 +124,7 @@ class _Driver:
         if op is not rebuilt:
             done.update(zip(op.results, [done[value] for value in results]))
 
-    def rebuild(self, op: Op, done: dict[Value, Value], shared: dict[tuple, Op]) -> Op:
+    def rebuild(self, op: Op, done: Done, shared: Shared) -> Op:
         args = tuple(done[arg] for arg in op.args)
         regions = tuple(self.region(region) for region in op.regions)
         rebuilt = with_args(op, args, regions)

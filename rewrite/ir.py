@@ -115,7 +115,7 @@ class Value(NamedTuple):
     """The `index`-th result of `op`."""
 
     op: Op
-    index: int
+    index: int  # type: ignore[assignment]  # which tuple.index gives way to
 
     @property
     def type(self) -> Type:
@@ -210,13 +210,13 @@ class Graph:
         return {value: tuple(readers) for value, readers in users.items()}
 
     @cached_property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """The graph with every op named by its place: equal exactly for equal structures.
 
         A constant is its content: whether two readers share it makes no difference.
         """
-        place: dict[Value, tuple] = {value: (-1, i) for i, value in enumerate(self.inputs)}
-        rows = []
+        place: dict[Value, Any] = {value: (-1, i) for i, value in enumerate(self.inputs)}
+        rows: list[tuple[Any, ...]] = []
         for op in self.ops:
             if op.name == "const":
                 place[Value(op, 0)] = ("const", op.attrs, op.types)
@@ -243,7 +243,7 @@ class Graph:
 
     def walk(self) -> Iterator[tuple[Op, tuple[Op, ...]]]:
         """Every op of the graph and of its regions, each with the ops that enclose it."""
-        stack = [(self, ())]
+        stack: list[tuple[Graph, tuple[Op, ...]]] = [(self, ())]
         while stack:
             graph, parents = stack.pop()
             for op in graph.ops:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from rewrite import options
 from rewrite.errors import PipelineError, nearest
@@ -118,5 +118,5 @@ def _pass_of_package(entry: EntryPoint) -> type[Pass]:
     return found
 
 
-def _is_pass(member: Any) -> bool:
+def _is_pass(member: Any) -> TypeGuard[type[Pass]]:
     return isinstance(member, type) and issubclass(member, Pass)

@@ -17,7 +17,7 @@ from rewrite.errors import PipelineError, ShardwrightError, nearest
 from rewrite.manager import Hook
 from rewrite.passbase import Pass, find_pass, pass_names
 from rewrite.program import Program
-from rewrite.source import Source, grammar, quoted, read_file
+from rewrite.source import Parsed, Source, grammar, quoted, read_file
 from rewrite.target import Target
 
 _IN_WORDS = {"NAME": "a name", "AXIS": "an axis such as x=4"}
@@ -155,10 +155,10 @@ class _Reader:
             mesh[name] = int(size)
         return mesh
 
-    def passes(self, tree: Tree) -> tuple[Pass, ...]:
+    def passes(self, tree: Parsed) -> tuple[Pass, ...]:
         return tuple(self.made(*each.children) for each in tree.children)
 
-    def made(self, name: Token, *written: Tree) -> Pass:
+    def made(self, name: Token, *written: Parsed) -> Pass:
         """The pass that `name{option=value, ...}` stands for."""
         try:
             kind = self.find(str(name))
@@ -173,7 +173,7 @@ class _Reader:
         except (ShardwrightError, TypeError, ValueError) as error:
             self.fail(name, f"pass {name}: {error}")
 
-    def given(self, name: Token, kind: type[Pass], written: tuple[Tree, ...]) -> dict[str, Any]:
+    def given(self, name: Token, kind: type[Pass], written: tuple[Parsed, ...]) -> dict[str, Any]:
         """The options by name, each as the type of its field."""
         types = get_type_hints(kind)
         known = [each.name for each in dataclasses.fields(kind) if each.init]
@@ -192,7 +192,7 @@ class _Reader:
                 self.fail(value, f"option {option} of {name} is {options.describe(wanted)}", hint)
         return given
 
-    def value(self, value: Token | Tree) -> Any:
+    def value(self, value: Parsed) -> Any:
         """An Atom, a string that stood in quotes, or a tuple of these."""
         if isinstance(value, Tree):
             return tuple(map(self.value, value.children))
@@ -200,10 +200,10 @@ class _Reader:
             return options.Atom(value)
         return self.source.string(value)
 
-    def fail(self, place: Token | Tree, message: str, hint: str = "") -> NoReturn:
+    def fail(self, place: Parsed, message: str, hint: str = "") -> NoReturn:
         self.source.fail(place, message, hint, error=PipelineError)
 
 
-def _is_needed(option: dataclasses.Field) -> bool:
+def _is_needed(option: dataclasses.Field[Any]) -> bool:
     defaults = (option.default, option.default_factory)
     return option.init and all(each is dataclasses.MISSING for each in defaults)

@@ -25,10 +25,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lark import Lark, Token, Tree
+from lark import Lark, Token
 
 from rewrite.errors import PlanError, nearest
-from rewrite.source import Source, grammar, quoted, read_file, whole_number
+from rewrite.source import Parsed, Source, grammar, quoted, read_file, whole_number
 
 # The kinds of tensor that a plan decides about.
 GROUPS = {
@@ -263,7 +263,7 @@ class _Reader:
 
     def plan(self) -> Plan:
         label, *parts = self.tree.children
-        by_kind: dict[str, list[Tree]] = {}
+        by_kind: dict[str, list[Parsed]] = {}
         for part in parts:
             kind = "alternative" if part.data == "runner_up" else part.data
             by_kind.setdefault(kind, []).append(part)
@@ -283,7 +283,7 @@ class _Reader:
         except PlanError as error:
             self.source.fail(label, error.message, error.hint)
 
-    def group(self, tree: Tree, mesh: dict[str, int]) -> tuple[str, Split]:
+    def group(self, tree: Parsed, mesh: dict[str, int]) -> tuple[str, Split]:
         name, *entries = tree.children
         self.check(name, str(name), GROUPS, "group of tensors")
         split = []
@@ -295,7 +295,7 @@ class _Reader:
             split.append((axis, tuple(mesh_axes.split(","))))
         return str(name), tuple(split)
 
-    def predicted(self, tree: Tree) -> Prediction:
+    def predicted(self, tree: Parsed) -> Prediction:
         names = [each.name for each in fields(Prediction)]
         types = {name: float if name.endswith("_s") else int for name in names}
         found = {}
@@ -307,7 +307,7 @@ class _Reader:
             self.source.fail(tree.children[-1], f"the prediction lacks {', '.join(missing)}")
         return Prediction(**found)
 
-    def exchange(self, tree: Tree, mesh: dict[str, int]) -> Exchange:
+    def exchange(self, tree: Parsed, mesh: dict[str, int]) -> Exchange:
         kind, over, *numbers, part = tree.children
         axes = tuple(over.split(","))
         for axis in axes:
@@ -319,7 +319,7 @@ class _Reader:
             found[wanted] = self.number(field, value, int)
         return Exchange(str(kind), axes, found["bytes"], found["times"], str(part))
 
-    def alternative(self, tree: Tree) -> Alternative:
+    def alternative(self, tree: Parsed) -> Alternative:
         label, *time, reason = tree.children
         time_s = None
         if time:
@@ -328,7 +328,7 @@ class _Reader:
             time_s = self.number(time[0], value, float)
         return Alternative(str(label), time_s, self.source.string(reason))
 
-    def pairs(self, tree: Tree) -> list[tuple[Token, str, str]]:
+    def pairs(self, tree: Parsed) -> list[tuple[Token, str, str]]:
         return [(field, *field.split("=", 1)) for field in tree.children]
 
     def number(self, field: Token, text: str, kind: type) -> Any:

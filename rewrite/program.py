@@ -198,11 +198,11 @@ class Program:
 
     def restored(self, results: list[Any]) -> list[Any]:
         """The step's results with the packed state turned back into the user's state."""
-        plain = [r for r, out in zip(results, self.step_outputs) if out.updates is None]
+        assert self.stages is not None
+        plain = iter([r for r, out in zip(results, self.step_outputs) if out.updates is None])
         state = [r for r, out in zip(results, self.step_outputs) if out.updates is not None]
         restored = iter(runtime.framework().evaluate(self.stages.restore, state))
-        rest = iter(plain)
-        return [next(rest if out.updates is None else restored) for out in self.outputs]
+        return [next(plain if out.updates is None else restored) for out in self.outputs]
 
     def __str__(self) -> str:
         from rewrite.text import show_program

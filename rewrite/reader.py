@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lark import Lark, Token, Tree
+from lark import Lark, Token
 from lark.exceptions import UnexpectedInput
 
 from rewrite import opdef
@@ -31,7 +31,7 @@ from rewrite.ir import (
 from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Output, Program, Stages, Step
 from rewrite.signature import parse_array
-from rewrite.source import MOST_OF_A_PROGRAM, Source, TooDeep, grammar, whole_number
+from rewrite.source import MOST_OF_A_PROGRAM, Parsed, Source, TooDeep, grammar, whole_number
 from rewrite.values import IN_WORDS, parsed, types_of, values_parser
 from rewrite.verify import InvalidOp, check, verify
 
@@ -80,7 +80,7 @@ class _Reader:
         self.source = Source(text, most=MOST_OF_A_PROGRAM)
         self.scopes: list[dict[str, Value]] = []
 
-    def tree(self, start: str) -> Tree:
+    def tree(self, start: str) -> Parsed:
         return self.source.tree(_lines_parser(), IN_WORDS, start)
 
     @contextmanager
@@ -99,7 +99,7 @@ class _Reader:
 
     # Programs.
 
-    def program(self, tree: Tree) -> Program:
+    def program(self, tree: Parsed) -> Program:
         name, history, declared, results, skeletons, plan, *sections = tree.children
         inputs, names = self.inputs(declared)
         program = Program(
@@ -126,7 +126,7 @@ class _Reader:
         )
         return replace(program, graph=self.section(step, packed), stages=stages)
 
-    def inputs(self, tree: Tree) -> tuple[tuple[Input, ...], dict[str, int]]:
+    def inputs(self, tree: Parsed) -> tuple[tuple[Input, ...], dict[str, int]]:
         """The inputs as declared, and the number of each by the name that the text has for it."""
         names: dict[str, int] = {}
         inputs = []
@@ -152,7 +152,7 @@ class _Reader:
         if said and len(axes) != type_.rank:
             self.fail(token, f"{len(axes)} axes are named, {type_} has {type_.rank}")
 
-    def outputs(self, tree: Tree, names: dict[str, int]) -> tuple[Output, ...]:
+    def outputs(self, tree: Parsed, names: dict[str, int]) -> tuple[Output, ...]:
         outputs = []
         for name, value in (each.children for each in tree.children):
             if value is not None and value not in names:
@@ -170,10 +170,10 @@ class _Reader:
     def plan(self, token: Token) -> Plan:
         lines = token.split("\n")[1:-1]
         # Blank lines above it, so that its errors name the lines of this text.
-        above = "\n" * token.line
+        above = "\n" * (token.line or 0)
         return Plan.parse(above + "\n".join(line[2:] for line in lines), source="line")
 
-    def trees(self, tree: Tree, counts: tuple[int, int]) -> tuple[Any, Any]:
+    def trees(self, tree: Parsed, counts: tuple[int, int]) -> tuple[Any, Any]:
         """The structures of arguments and results, whose leaves are numbered in their order."""
         made = (self.skeleton(tree.children[0]), self.skeleton(tree.children[1]))
         for one, count in zip(made, counts):
@@ -182,7 +182,7 @@ class _Reader:
                 self.source.fail(self.line_of("tree"), said)
         return made
 
-    def skeleton(self, node: Tree | Token) -> Any:
+    def skeleton(self, node: Parsed) -> Any:
         """A pytree's structure; depth is that of the user's tree."""
         if isinstance(node, Token):
             if node.type == "OPAQUE":
@@ -202,21 +202,21 @@ class _Reader:
 
     # Graphs.
 
-    def section(self, tree: Tree, declared: Sequence[tuple[str, Input]]) -> Graph:
+    def section(self, tree: Parsed, declared: Sequence[tuple[str, Input]]) -> Graph:
         """A graph of the inputs declared elsewhere, or of those that it lists itself."""
         inner = tree.children[0]
         if inner.data == "region":
             return self.region(inner)
         return self.body(inner, {name: new_input(each.type) for name, each in declared})
 
-    def region(self, tree: Tree) -> Graph:
+    def region(self, tree: Parsed) -> Graph:
         params, body = tree.children
         scope: dict[str, Value] = {}
         for value, types in (each.children for each in params.children):
             self.define(scope, str(value), new_input(self.one_type(types)), value)
         return self.body(body, scope)
 
-    def body(self, tree: Tree, scope: dict[str, Value]) -> Graph:
+    def body(self, tree: Parsed, scope: dict[str, Value]) -> Graph:
         inputs = tuple(scope.values())
         self.scopes.append(scope)
         *ops, returned = tree.children
@@ -255,6 +255,7 @@ class _Reader:
             definition = opdef.lookup(_text(name))
         except InvalidProgram as error:
             self.fail(name, error.message, error.hint)
+        place = braces or lead or name
         pairs = self.read(braces, braces, "attributes") if braces else ()
         if lead and definition.lead is None:
             self.fail(lead, f"{name} takes nothing between its name and its arguments")
@@ -262,9 +263,9 @@ class _Reader:
             pairs = (*pairs, (definition.lead, self.read(lead, lead, "value")))
         attrs = dict(pairs)
         if len(attrs) < len(pairs):
-            self.fail(braces or lead, f"an attribute of {name} is given twice")
+            self.fail(place, f"an attribute of {name} is given twice")
         for key, value in pairs:
-            self.refuse_handles(f"attribute `{key}`", value, braces)
+            self.refuse_handles(f"attribute `{key}`", value, place)
         return attrs_of(attrs)
 
     def values(self, token: Token, text: str, at: int, scope: dict[str, Value]) -> list[Value]:
@@ -273,8 +274,8 @@ class _Reader:
         while at < end:
             found = _ARG.match(text, at)
             if found is None:
-                gap = re.compile(r"\s*").match(text, at)
-                self.fail(token, "expected values with commas between them", at=gap.end())
+                gap = len(text) - len(text[at:].lstrip())
+                self.fail(token, "expected values with commas between them", at=gap)
             name = found["name"]
             if name not in scope:
                 scope[name] = self.constant(token, found)
@@ -323,7 +324,7 @@ class _Reader:
 
     def read(self, token: Token, text: str, start: str, at: int = 0) -> Any:
         """Attributes or a value; `text` stands in `token` from character `at` on."""
-        place = token.start_pos + at
+        place = (token.start_pos or 0) + at
         try:
             return parsed(str(text), start)
         except (TooDeep, UnexpectedInput) as error:
@@ -344,12 +345,14 @@ class _Reader:
         self, token: Token, message: str, hint: str = "", at: int = 0, width: int = 0
     ) -> NoReturn:
         """Raises TextError at character `at` of a token."""
-        self.source.fail(token.start_pos + at, message, hint, width or (1 if at else len(token)))
+        place = (token.start_pos or 0) + at
+        self.source.fail(place, message, hint, width or (1 if at else len(token)))
 
 
 def _text(token: Token) -> Any:
     """A word, a text in quotes or a number."""
-    return {"STRING": json.loads, "INT": whole_number}.get(token.type, str)(token)
+    readers: dict[str, Callable[[str], Any]] = {"STRING": json.loads, "INT": whole_number}
+    return readers.get(token.type, str)(token)
 
 
 def _listed(text: str) -> str:
@@ -367,12 +370,12 @@ def _leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-def _step(tree: Tree) -> Step:
+def _step(tree: Parsed) -> Step:
     text, keeps, *notes = tree.children
     return Step(_text(text), str(keeps), tuple(map(_text, notes)))
 
 
-def _layout(tree: Tree | None) -> Layout | None:
+def _layout(tree: Parsed | None) -> Layout | None:
     if tree is None:
         return None
     return tuple(tuple(map(_text, dimension.children)) for dimension in tree.children)

@@ -18,7 +18,7 @@ name, a docstring *before -> after*, what it keeps, and an example that is its t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ class Rule:
 
     name: str
     doc: str
-    roots: frozenset[str]
+    roots: Iterable[str]
     apply: Callable[[Op], Outcome] = field(compare=False)
     keeps: str = "bits"
     example: Callable[..., Any] | None = field(default=None, compare=False)
@@ -112,17 +112,14 @@ def pattern(
     def shown(*arrays: Any) -> Any:
         return before(*arrays, **(constants or {}))
 
-    roots = _Lazy(made)
-    return Rule(name, doc, roots, made.apply, keeps, shown, example, needs)  # type: ignore[arg-type]
+    return Rule(name, doc, _Roots(made), made.apply, keeps, shown, example, needs)
 
 
-class _Lazy(frozenset):
-    """The root of a pattern, known once it has been traced; tracing waits for the first use."""
+class _Roots:
+    """The roots of a pattern, known once it has been traced; tracing waits for the first use."""
 
-    def __new__(cls, made: _Pattern) -> _Lazy:
-        found = super().__new__(cls)
-        found.made = made
-        return found
+    def __init__(self, made: _Pattern) -> None:
+        self.made = made
 
     def __iter__(self) -> Iterator[str]:
         return iter({self.made.graph(dtype).outputs[0].op.name for dtype in FLOATS})
@@ -144,7 +141,7 @@ class _Pattern:
         self.example = tuple(Type.parse(text) for text in example)
         self.constants = [Constant(key, i) for i, key in enumerate(constants)]
         self._graphs: dict[str, Graph] = {}
-        self._traced: dict[tuple, Graph] = {}
+        self._traced: dict[tuple[Any, ...], Graph] = {}
 
     def graph(self, dtype: str) -> Graph:
         """What `before` traces to where its floats have this dtype: narrow ones are converted.
@@ -239,13 +236,14 @@ class _Search:
             yield from self.match_all(pairs, {**bound, want: have}, depth + 1)
 
     def match_all(
-        self, pairs: tuple, bound: dict[Value, Value], depth: int
+        self, pairs: tuple[tuple[Value, Value], ...], bound: dict[Value, Value], depth: int
     ) -> Iterator[dict[Value, Value]]:
         if not pairs:
             yield bound
             return
-        for found in self.match(*pairs[0], bound, depth):
-            yield from self.match_all(pairs[1:], found, depth)
+        (want, have), *rest = pairs
+        for found in self.match(want, have, bound, depth):
+            yield from self.match_all(tuple(rest), found, depth)
 
     def same_op(self, want: Value, have: Value, depth: int) -> bool:
         one, two = ((value.op.name, value.index, len(value.op.args)) for value in (want, have))

@@ -98,8 +98,11 @@ def _show(arrays: tuple[Array, ...]) -> str:
 
 def show_array(array: Array) -> str:
     """`b t (h k)`, the text of one array's axes."""
-    shown = {0: lambda d: "1", 1: lambda d: d[0]}
-    return " ".join(shown.get(len(d), lambda d: f"({' '.join(d)})")(d) for d in array)
+    return " ".join(_show_dimension(dimension) for dimension in array)
+
+
+def _show_dimension(axes: tuple[str, ...]) -> str:
+    return f"({' '.join(axes)})" if len(axes) > 1 else axes[0] if axes else "1"
 
 
 @lru_cache(maxsize=1 << 14)

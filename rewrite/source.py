@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput
@@ -18,6 +18,7 @@ from lark.lexer import PatternStr
 
 from rewrite.errors import ShardwrightError, TextError, brief
 
+Parsed: TypeAlias = Any  # a Token or a Tree of lark; what it holds its grammar says
 MOST_CHARACTERS = 1 << 20  # of a text that people write
 MOST_OF_A_PROGRAM = 1 << 24  # some 200,000 ops, which are read in half a minute
 MOST_DEEP = 64  # brackets inside one another
@@ -38,7 +39,7 @@ class Source:
         if refused := _REFUSED.search(self.text):
             self.fail(refused.start(), f"a text cannot hold the character {refused[0]!a}")
 
-    def tree(self, grammar: Lark, words: Mapping[str, str], start: str | None = None) -> Tree:
+    def tree(self, grammar: Lark, words: Mapping[str, str], start: str | None = None) -> Parsed:
         """The text as `grammar` reads it. Raises TextError; `words` says terminals in words."""
         try:
             return grammar.parse(self.text, start=start)
@@ -58,14 +59,14 @@ class Source:
         place = len(read.rstrip()) if ended else error.pos_in_stream
         wanted = (error.allowed if named else error.accepts) or set()
         expected = sorted({_in_words(each, grammar, words) for each in wanted - {"$END"}})
-        found = "" if ended else _FOUND.match(read, place)[0]
+        found = "" if ended else _FOUND.findall(read, place)[0]
         said = f"expected {' or '.join(expected) or 'the end'}, found "
         hint = "end the string on its own line" if found == '"' else ""
         self.fail(at + place, said + (repr(brief(found)) if found else "the end"), hint, len(found))
 
     def fail(
         self,
-        place: int | Token | Tree,
+        place: int | Parsed,
         message: str,
         hint: str = "",
         width: int = 1,
@@ -73,7 +74,7 @@ class Source:
     ) -> NoReturn:
         """Raises `error` at a place in the text; a token or a tree has its own width."""
         if not isinstance(place, int):
-            meta = place if isinstance(place, Token) else place.meta
+            meta: Any = place.meta if isinstance(place, Tree) else place
             place, width = meta.start_pos, meta.end_pos - meta.start_pos
         number = self.text.count("\n", 0, place) + 1
         first = self.text.rfind("\n", 0, place) + 1
@@ -92,7 +93,7 @@ class Source:
     def string(self, token: Token) -> str:
         """What stands in quotes."""
         try:
-            return json.loads(token, strict=False)
+            return str(json.loads(token, strict=False))
         except json.JSONDecodeError:
             self.fail(token, "unknown escape in a string", "write a backslash as \\\\")
 
@@ -115,7 +116,7 @@ class Nesting:
             if token in _BRACKETS:
                 depth += _BRACKETS[token]
                 if depth > MOST_DEEP:
-                    raise TooDeep(token.start_pos)
+                    raise TooDeep(token.start_pos or 0)
             yield token
 
 

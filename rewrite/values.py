@@ -35,7 +35,18 @@ IN_WORDS = {
 }
 
 
-class _Values(Transformer):
+@lru_cache(maxsize=1 << 16)
+def types_of(text: str) -> tuple[Type, ...]:
+    """The types in a text. Raises ValueError for one that no array has."""
+    if long := _LONG.search(text):
+        raise ValueError(f"an axis of {len(long[0]):,} digits is too long")
+    types = tuple(map(Type.parse, _TYPE.findall(text)))
+    for each in types:
+        runtime.check(each)
+    return types
+
+
+class _Values(Transformer[Token, Any]):
     """Attribute values, made while they are read."""
 
     NONE = staticmethod(lambda token: None)
@@ -52,7 +63,7 @@ class _Values(Transformer):
         return Symbol("-0.0") if value == 0 and token.startswith("-") else value
 
     def QUOTED(self, token: Token) -> str:
-        return json.loads(f'"{token[1:-1]}"', strict=False)
+        return str(json.loads(f'"{token[1:-1]}"', strict=False))
 
     def OPAQUE(self, token: Token) -> Opaque:
         return Opaque(token[1:-1].rpartition(" ")[0], None, str(token))
@@ -85,17 +96,6 @@ def values_parser() -> Lark:
 def parsed(text: str, start: str) -> Any:
     """Attributes or a value by their text, which a program repeats over and over."""
     return values_parser().parse(text, start=start)
-
-
-@lru_cache(maxsize=1 << 16)
-def types_of(text: str) -> tuple[Type, ...]:
-    """The types in a text. Raises ValueError for one that no array has."""
-    if long := _LONG.search(text):
-        raise ValueError(f"an axis of {len(long[0]):,} digits is too long")
-    types = tuple(map(Type.parse, _TYPE.findall(text)))
-    for each in types:
-        runtime.check(each)
-    return types
 
 
 def _finite(value: Any, digits: str) -> Any:
