@@ -36,18 +36,12 @@ CONFIGS = {
 }
 # Each parameter's axes, those it is summed over first, and its name in a Hugging Face checkpoint.
 PARAMS = {
-    "embedding": "VD model.embed_tokens",
-    "final_norm": "D model.norm",
-    "head": "D V lm_head",
+    "embedding": "VD model.embed_tokens", "final_norm": "D model.norm", "head": "D V lm_head",
     "layers": {
-        "attention_norm": "L D input_layernorm",
-        "ffn_norm": "L D post_attention_layernorm",
-        "wq": "L D HK self_attn.q_proj",
-        "wk": "L D GK self_attn.k_proj",
-        "wv": "L D GK self_attn.v_proj",
-        "wo": "L HK D self_attn.o_proj",
-        "w_gate": "L D F mlp.gate_proj",
-        "w_up": "L D F mlp.up_proj",
+        "attention_norm": "L D input_layernorm", "ffn_norm": "L D post_attention_layernorm",
+        "wq": "L D HK self_attn.q_proj", "wk": "L D GK self_attn.k_proj",
+        "wv": "L D GK self_attn.v_proj", "wo": "L HK D self_attn.o_proj",
+        "w_gate": "L D F mlp.gate_proj", "w_up": "L D F mlp.up_proj",
         "w_down": "L F D mlp.down_proj",
     },
 }
@@ -134,7 +128,6 @@ def init_cache(config: Config, batch: int, context: int, unrolled: bool = False)
 def load_params(folder: str | Path, config: Config) -> Any:
     """Reads a Hugging Face folder. ValueError for a tensor missing, misshapen or without a use."""
     from safetensors import safe_open
-
     opened = [safe_open(path, "numpy") for path in sorted(Path(folder).glob("*.safetensors"))]
     files = {name: file for file in opened for name in file.keys()}
 

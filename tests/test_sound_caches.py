@@ -17,6 +17,7 @@ from dialect.nn import Traced
 from dialect.values import one_hot_of
 from rewrite import Pipeline
 from rewrite.errors import TraceError
+from tests.fuzz.interpreted import interpreted_function
 
 RANDOM = np.random.default_rng(7)
 PARAMS = jnp.ones(2)
@@ -30,8 +31,9 @@ def recognized(function: Callable[..., Any], *args: Any) -> rewrite.Program:
     """`function` of a state and other arguments, after recognition: it computes what it did."""
     program = rewrite.trace(lambda _, *given: function(*given), PARAMS, *args, state=1)
     made = Pipeline.parse("normalize, recognize, carry_cache").run(program)
-    found, wanted = run(made, PARAMS, *args), run(function, *args)
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    # In numpy: XLA's own code for the CPU writes elsewhere where starts of one byte go beyond 127.
+    (wanted,) = interpreted_function(function, *args)
+    np.testing.assert_array_equal(np.asarray(run(made, PARAMS, *args)), wanted)
     return made
 
 

@@ -45,19 +45,11 @@ CONFIGS = {
     "mqa": Config(1, "mqa.npz"),  # and after a short uptraining
 }
 PARAMS = {
-    "embedding": "VD",
-    "final_norm": "D",
-    "head": "DV",
+    "embedding": "VD", "final_norm": "D", "head": "DV",
     "layers": {
-        "attention_norm": "LD",
-        "ffn_norm": "LD",
-        "wq": "LDHK",
-        "wk": "LDGK",
-        "wv": "LDGK",
-        "wo": "LHKD",
-        "w_gate": "LDF",
-        "w_up": "LDF",
-        "w_down": "LFD",
+        "attention_norm": "LD", "ffn_norm": "LD",
+        "wq": "LDHK", "wk": "LDGK", "wv": "LDGK", "wo": "LHKD",
+        "w_gate": "LDF", "w_up": "LDF", "w_down": "LFD",
     },
 }
 
@@ -124,8 +116,7 @@ def init_params(config: Config, key: Array, unrolled: bool = False) -> Any:
     flat, tree = jax.tree.flatten_with_path(PARAMS)
     keys = jax.random.split(key, len(flat))
     params = [
-        jnp.ones(config.shape(axes), config.dtype)
-        if "norm" in path[-1].key
+        jnp.ones(config.shape(axes), config.dtype) if "norm" in path[-1].key
         else jax.random.normal(key, config.shape(axes), config.dtype) * config.d_model**-0.5
         for key, (path, axes) in zip(keys, flat)
     ]
@@ -180,8 +171,7 @@ def text(held_out: bool) -> bytes:
     root = Path(sysconfig.get_path("stdlib"))
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     chosen = [
-        name
-        for name in names
+        name for name in names
         if not SKIPPED & set(name.split("/"))
         and (hashlib.sha256(name.encode()).digest()[0] < 8) == held_out
     ]

@@ -106,8 +106,7 @@ def main() -> None:
     ):
         config, started = CONFIGS[name], time.perf_counter()
         params = (
-            model.init_params(config, jax.random.key(SEED))
-            if name == "mha"
+            model.init_params(config, jax.random.key(SEED)) if name == "mha"
             else model.merged(model.trained_params(CONFIGS["mha"]), config.kv_heads)
         )
         before = bits_per_byte(config, params, held_out)
