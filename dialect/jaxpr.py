@@ -200,7 +200,7 @@ class _Importer:
 
     def regions(self, name: str, params: dict[str, Any]) -> tuple[tuple[Graph, ...], Any]:
         if name == "scan":
-            consts, carry = _scan_counts(params)
+            consts, carry = scan_counts(params)
             kept = {key: params[key] for key in ("length", "reverse", "unroll")}
             return (self.graph(params["jaxpr"]),), attrs_of(
                 {"consts": consts, "carry": carry, **kept}
@@ -274,7 +274,8 @@ def _users_line(frames: Sequence[Any]) -> Origin:
     return NOWHERE
 
 
-def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many constants a scan's equation has, and how many values it carries."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # jax 0.11 and later

@@ -21,7 +21,7 @@ from dialect.checked.lifted import widened
 from dialect.checked.sensitivity import Disturb, terms
 from dialect.control import scan_parts
 from dialect.dtypes import dtype_of, is_dtype, struct_of, type_of
-from dialect.jaxpr import CALLS
+from dialect.jaxpr import CALLS, scan_counts
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Opaque, Type, Value, attrs_of
 from rewrite.program import ROLES, Program
@@ -133,7 +133,8 @@ class _Run:
         types = [var.aval for var in eqn.outvars]
         match name:
             case "scan":
-                consts, carry = params["num_consts"], params["num_consts"] + params["num_carry"]
+                consts, carried = scan_counts(params)
+                carry = consts + carried
                 body = primitives.opened(params["jaxpr"])
                 return self.scan(
                     lambda values: self.jaxpr(*body, values),
