@@ -44,13 +44,17 @@ class Retarget(Pass):
     def run(self, program: Program, target: Target) -> Program:
         fitting = _Fitting(dict(target.mesh))
         places = {value: _Place(i) for i, value in enumerate(program.graph.inputs)}
-        updated = zip(program.graph.outputs, program.outputs)
+        updated = zip(program.graph.outputs, program.step_outputs, strict=True)
         places |= {v: _Place(each.updates) for v, each in updated if each.updates is not None}
         graph = fitting.graph(program.graph, places)
-        inputs = list(program.inputs)
+        inputs = list(program.step_inputs)
         for number, layout in fitting.layouts.items():
             inputs[number] = replace(inputs[number], layout=layout)
-        made = replace(program, graph=graph, inputs=tuple(inputs))
+        if program.stages is None:
+            made = replace(program, graph=graph, inputs=tuple(inputs))
+        else:
+            stages = replace(program.stages, inputs=tuple(inputs))
+            made = replace(program, graph=graph, stages=stages)
         return self.said(made, *fitting.lines())
 
 

@@ -188,3 +188,25 @@ def test_results_stay_as_weakly_typed(passes: str, function: Callable[..., Any])
     program = rewrite.trace(lambda p, x: function(x), (), X)
     made = Pipeline.parse(passes).run(program)
     assert [v.type for v in made.graph.outputs] == [v.type for v in program.graph.outputs]
+
+
+@pytest.mark.parametrize("passes", ["pad{vocab=12}", "roll", "retarget"])
+def test_staged_programs_whose_states_are_stacked(passes: str) -> None:
+    """The step has fewer outputs than the user: four caches are one."""
+
+    def step(params: Any, caches: Any, tokens: Any) -> Any:
+        x = params["embed"][tokens]
+        made = []
+        for w, cache in zip(params["layers"], caches):
+            made.append(cache + x)
+            x = jnp.tanh((x + made[-1]) @ w)
+        return x @ params["embed"].T, made
+
+    params = {"embed": jnp.arange(33.0).reshape(11, 3) / 33, "layers": [W, W - 1, W + 1, W * 2]}
+    args = (params, [X, X + 1, X + 2, X + 3], jnp.array([1, 10]))
+    program = rewrite.trace(step, *args, params=0, state=1)
+    staged = Pipeline.parse("normalize, recognize, roll, stage").run(program)
+    assert len(staged.graph.outputs) < len(staged.outputs)
+    made = Pipeline.parse(f"{MESH} {passes}").run(staged)
+    for one, other in zip(jax.tree.leaves(made(*args)), jax.tree.leaves(step(*args))):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -168,7 +168,8 @@ class _Places:
 def _kept(program: Program, places: _Places) -> set[Value]:
     """The results of segments that are a new value of some state, or go into one."""
     found: set[Value] = set()
-    stack = [v for v, out in zip(program.graph.outputs, program.outputs) if out.updates is not None]
+    pairs = zip(program.graph.outputs, program.step_outputs, strict=True)
+    stack = [value for value, out in pairs if out.updates is not None]
     while stack:
         value = stack.pop()
         if value not in found:

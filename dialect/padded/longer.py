@@ -129,7 +129,7 @@ def lengthened(program: Program, longer: Longer) -> Program:
         work.enter(value)
     work.run(graph)
     outputs = []
-    for value, out in zip(graph.outputs, program.outputs):
+    for value, out in zip(graph.outputs, program.step_outputs, strict=True):
         made = work.made[value]
         if longer.grows(value):
             if out.updates is not None and not work.zero[value]:

@@ -394,7 +394,9 @@ def _plainer(decoder: Decoder, passes: Sequence[str]) -> Iterator[tuple[Decoder,
         yield decoder, (*before[:i], *before[i + 1 :], *last)
     for field in fields(decoder):
         if field.name != "seed" and getattr(decoder, field.name) != field.default:
-            yield fitted(replace(decoder, **{field.name: field.default})), passes
+            one = fitted(replace(decoder, **{field.name: field.default}))
+            if one != decoder:
+                yield one, passes
 
 
 if __name__ == "__main__":
