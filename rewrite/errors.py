@@ -24,7 +24,7 @@ class ShardwrightError(Exception):
         lines = [self.message]
         lines += [f"  at: {self.where}"] if self.where else []
         lines += [f"  try: {self.hint}"] if self.hint else []
-        return "\n".join(lines)
+        return "\n".join(lines).encode(errors="backslashreplace").decode()  # half characters too
 
 
 class TraceError(ShardwrightError):

@@ -329,3 +329,11 @@ def test_a_byte_order_mark_and_line_ends_do_not_matter() -> None:
     assert Plan.parse("\ufeff" + text) == Plan.parse(texts.PLAN)
     with pytest.raises(TextError, match="unknown escape"):
         Pipeline.parse(r'target "\q" stage')
+
+
+def test_an_error_can_be_printed_whatever_it_quotes() -> None:
+    """JSON may hold half of a character, which no terminal takes."""
+    fields = {"format": 2, "program": "", "target": "", "plan": ""} | dict.fromkeys(LISTS, [])
+    with pytest.raises(PackedError) as error:
+        Schema.parse(json.dumps({**fields, "packed": [{chr(0xD800): 1}]}), Path("a"))
+    assert "ud800" in str(error.value).encode().decode()

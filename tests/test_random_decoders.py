@@ -13,3 +13,12 @@ def test_every_pass_keeps_what_it_claims_of_a_random_decoder(seed: int) -> None:
     decoder, failure = decoders.checked(seed, tally := Tally())
     assert failure is None, f"{decoder}: {failure}"
     assert tally.counts["imported"] == 1
+
+
+def test_a_staged_state_that_was_taken_apart_is_padded() -> None:
+    """Its step has an output for each layer's keys and values, where the user has two."""
+    decoder = decoders.of_seed(530827)
+    passes = ("recognize", "lower", "roll", "unroll", "carry_cache", "stage", "pad{vocab=12}")
+    failure = decoders.failure_of(decoder, passes, tally := Tally())
+    assert failure is None, failure
+    assert tally.counts["pad{vocab=12} ran"] == 1
