@@ -326,6 +326,8 @@ def test_the_target_decides_how_numbers_are_multiplied(target: str, multiplied: 
         ("wq", "the rule 'wq' has no form"),
         ("wq: int3", "the rule 'wq: int3' has an unknown form 'int3'"),
         ("w(q: int8", r"'w(q' is no regular expression"),
+        ("w{9999999999}: int8", r"'w{9999999999}' is no regular expression"),
+        pytest.param("(" * 9000 + ": int8", "'((((", id="too deep"),
         ("wq: int4/x", "the group of the rule 'wq: int4/x' is no whole number above one"),
         ("wq: int4/1", "the group of the rule 'wq: int4/1' is no whole number above one"),
     ],

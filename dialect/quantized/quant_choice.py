@@ -12,7 +12,7 @@ from typing import Any
 
 from dialect.machine.chips import Chip
 from dialect.quant import FORMS
-from rewrite.errors import PipelineError, nearest
+from rewrite.errors import PipelineError, brief, nearest
 
 NONE = "none"
 _RULE = re.compile(r"(?P<pattern>.*):\s*(?P<form>\w+)\s*(/\s*(?P<group>\w+)\s*)?", re.DOTALL)
@@ -66,8 +66,8 @@ def as_pattern(text: str) -> str:
     """`text`, which must be a regular expression. Raises PipelineError."""
     try:
         re.compile(text)
-    except re.error as error:
-        raise PipelineError(f"{text!r} is no regular expression: {error}") from error
+    except (re.error, RecursionError, OverflowError) as error:  # too deep, too often
+        raise PipelineError(f"{brief(text)!r} is no regular expression: {error}") from error
     return text
 
 
