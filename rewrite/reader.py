@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -351,8 +351,8 @@ class _Reader:
 
 def _text(token: Token) -> Any:
     """A word, a text in quotes or a number."""
-    readers: dict[str, Callable[[str], Any]] = {"STRING": json.loads, "INT": whole_number}
-    return readers.get(token.type, str)(token)
+    word = whole_number(token) if token.type == "INT" else str(token)
+    return json.loads(token, strict=False) if token.type == "STRING" else word
 
 
 def _listed(text: str) -> str:

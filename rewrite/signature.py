@@ -120,7 +120,7 @@ def parse_array(text: str) -> Array:
         elif not (word.isascii() and word.replace("_", "x").isalnum()):
             raise TextError(f"bad axis {brief(word)!r} in signature {brief(text)!r}")
         elif group is not None:
-            group.append(word)
+            group += [] if word == "1" else [word]  # one of size one is no axis
         else:
             dimensions.append(() if word == "1" else (word,))
     if group is not None:

@@ -51,6 +51,10 @@ def test_array_text_reads_back(array: Array) -> None:
     assert parse_array(show_array(array)) == array
 
 
+def test_one_in_parentheses_is_no_axis() -> None:
+    assert Signature.parse("(1) b -> (1 b)") == Signature.parse("1 b -> b")
+
+
 def test_text() -> None:
     found = Signature.parse("b t d, d (h k) -> b t h k; need d")
     assert found.inputs == ((("b",), ("t",), ("d",)), (("d",), ("h", "k")))

@@ -704,3 +704,10 @@ def test_types_are_checked_after_reading() -> None:
     with pytest.raises(InvalidProgram, match=r"says its results are f32\[5\]") as caught:
         parse_graph("graph (%x : f32[4]) {\n  %1 = neg(%x) : f32[5]\n  return %1\n}")
     assert str(caught.value).startswith("line 2: ") and "      %1 = neg(" in str(caught.value)
+
+
+def test_a_name_may_hold_any_character_that_a_text_may() -> None:
+    text = str(trace(lambda x: (x,), jnp.ones(3))).replace('"0"', '"0\t"')
+    program = parse_program(text)
+    assert [each.name for each in program.outputs] == ["0\t"]
+    assert parse_program(str(program)) == program
