@@ -16,6 +16,7 @@ from dialect.evaluate import evaluate
 from dialect.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops import rotary
+from dialect.recognition.softmaxes import softmax_of_exp
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph
@@ -296,3 +297,11 @@ ALL = {
 def test_values_are_kept(case: str) -> None:
     function, args = ALL[case]
     assert_kept(function, *args)
+
+
+def test_a_sum_over_an_axis_of_one_is_no_sum_over_another() -> None:
+    """Alone, as the rule checker runs it: in a pipeline such sums are gone before."""
+    x = jnp.array([[0.25], [-2.0]])
+    graph = trace_graph(lambda x: [jnp.exp(x) / jnp.sum(jnp.exp(x), axis=1)[:, None]], x)
+    (found,) = evaluate(rewrite(graph, [softmax_of_exp]), [x])
+    np.testing.assert_allclose(found, jnp.ones((2, 1)))
