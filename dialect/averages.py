@@ -14,8 +14,7 @@ from rewrite.ir import Op, Value
 
 @dataclass(frozen=True)
 class Average:
-    """`source` summed over axes by the op `total`, which is divided by, or multiplied with, a
-    scalar.
+    """`source` summed over axes by the op `total`, then divided by, or times, a scalar.
 
     `quotient` is the op that does so, `div` or `mul`.
     """

@@ -1,8 +1,7 @@
 """A graph evaluated op by op, with the size of what it computed on the way.
 
 Sums may cancel: 1e8 - 1e8 + 1 is 1 in the reals, and anything near 1 once its parts are rounded.
-The
-largest number on the way to an output says how far off a correct result may be.
+The largest number on the way to an output says how far off a correct result may be.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""A failing program made smaller while it still fails: fewer passes, outputs, ops, and sizes of
-one.
+"""A failing program made smaller while it still fails: fewer passes, outputs, ops, sizes of one.
 
 Delta debugging (Zeller and Hildebrandt 2002): a change is kept where the same failure comes back,
 and dropped where it does not. Each kind of change is one function that gives smaller programs.

@@ -73,8 +73,8 @@ def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> l
 
 
 def _as_float(array: Any) -> Any:
-    exact = jnp.issubdtype(array.dtype, jnp.inexact)
-    return array if exact else np.asarray(array).astype(np.float64)
+    rounded = jnp.issubdtype(array.dtype, jnp.inexact)
+    return array if rounded else np.asarray(array).astype(np.float64)
 
 
 def magnitude(array: Any) -> float:

@@ -2,8 +2,7 @@
 
 Padding is exact where nothing that is kept reads it as anything but zeros; `dialect.padded.longer`
 sees to that, and clears it where something else may stand there. A padded axis is the axis it was
-(`dialect.axes`), only
-longer.
+(`dialect.axes`), only longer.
 """
 
 from __future__ import annotations

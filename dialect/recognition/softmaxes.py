@@ -4,8 +4,7 @@
 
 Whatever stands there becomes `softmax` over the last axis, between the product that makes the
 logits and the one that takes the values. An infinite c makes NaN of a row: so it is the maximum of
-x,
-which the softmax subtracts itself, or proven to be finite, or it stays where it is.
+x, which the softmax subtracts itself, or proven to be finite, or it stays where it is.
 """
 
 from __future__ import annotations

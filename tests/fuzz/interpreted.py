@@ -1,5 +1,4 @@
-"""Graphs and jaxprs run in numpy, op by op: nothing is compiled, so a new program costs
-milliseconds.
+"""Graphs and jaxprs run in numpy, op by op: nothing is compiled, a program costs milliseconds.
 
 Both go through the same numbers (`tests.fuzz.in_numpy`); what is not there is left to JAX.
 Composites of our own are run as what their reference traces to.
