@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import jax
@@ -280,7 +280,7 @@ def _overflowed(args: Sequence[Any], results: Sequence[Any]) -> bool:
     given, (made,) = [_finite(array) for array in args], map(_finite, results)
     if any(array.shape not in ((), made.shape) for array in given):
         given = [array.all() for array in given]
-    return bool((np.logical_and.reduce(given, dtype=bool) & ~made).any())
+    return bool((reduce(np.logical_and, given) & ~made).any())
 
 
 def _finite(array: Any) -> np.ndarray:
