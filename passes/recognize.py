@@ -13,10 +13,17 @@ from typing import ClassVar
 from dialect.normal import repeats
 from dialect.normal.normal_form import RULES as NORMAL_FORM
 from dialect.normal.normal_form import rules_of, typed_as
-from dialect.ops import activations, caches, indexing, rotary
 from dialect.proofs import beside_parameters
 from dialect.quantized import dequantized, integer_products
-from dialect.recognition import attention, norms, softmaxes
+from dialect.recognition import (
+    activations,
+    attention,
+    caches,
+    indexing,
+    norms,
+    rotary,
+    softmaxes,
+)
 from dialect.recognition.projections import cut_projections
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Value

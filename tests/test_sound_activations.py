@@ -84,12 +84,19 @@ def test_what_is_nearly_an_activation_keeps_its_values(function: Callable[[Any],
     np.testing.assert_allclose(evaluate(graph, [x])[0], function(x), rtol=1e-6, atol=1e-30)
 
 
-def test_in_sixteen_bits_a_constant_is_another_one_step_away() -> None:
-    def gelu(root: float) -> Callable[[Any], Any]:
-        return lambda x: 0.5 * x * (1 + jnp.tanh(root * x * (1 + 0.044715 * x * x)))
+def gelu(root: float) -> Callable[[Any], Any]:
+    return lambda x: 0.5 * x * (1 + jnp.tanh(root * x * (1 + 0.044715 * x * x)))
 
+
+def test_in_sixteen_bits_a_constant_is_another_one_step_away() -> None:
     assert kinds(recognized(gelu(0.7979), "bfloat16")) == ["gelu"]
     assert kinds(recognized(gelu(0.8), "bfloat16")) == []
+
+
+def test_in_sixty_four_bits_ten_digits_are_another_constant() -> None:
+    with jax.enable_x64(True):
+        assert kinds(recognized(gelu(math.sqrt(2 / math.pi)), "float64")) == ["gelu"]
+        assert kinds(recognized(gelu(0.7978845608), "float64")) == []
 
 
 @pytest.mark.parametrize(

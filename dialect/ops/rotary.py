@@ -9,15 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from dialect.normal.normal_form import normal_form
-from dialect.values import in_dtype, through, unrounded
-from dialect.vocabulary import Traced, word
-from rewrite.ir import Op, Type, Value, bits
-from rewrite.opdef import make, with_args
-from rewrite.rules import Outcome, Rule, local, pattern
+from dialect.vocabulary import word
+from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 
 
@@ -31,27 +26,27 @@ def rope(x: Any, cos: Any, sin: Any, *, pairs: str = "halves", turned: int | Non
         done = rope(x[..., :turned], cos, sin, pairs=pairs)
         return jnp.concatenate([done, rest], axis=-1)
     if cos.shape[-1] == x.shape[-1]:
-        return x * cos + _quarter_turn(x, pairs) * sin
-    left, right = _pairs(x, pairs)
-    return _joined(left * cos - right * sin, right * cos + left * sin, pairs)
+        return x * cos + quarter_turn(x, pairs) * sin
+    left, right = pairs_of(x, pairs)
+    return joined(left * cos - right * sin, right * cos + left * sin, pairs)
 
 
-def _pairs(x: Any, pairs: str) -> tuple[Any, Any]:
+def pairs_of(x: Any, pairs: str) -> tuple[Any, Any]:
     if pairs == "neighbours":
         return x[..., ::2], x[..., 1::2]
     half = x.shape[-1] // 2
     return x[..., :half], x[..., half:]
 
 
-def _joined(left: Any, right: Any, pairs: str) -> Any:
+def joined(left: Any, right: Any, pairs: str) -> Any:
     if pairs == "neighbours":
         return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], 2 * left.shape[-1])
     return jnp.concatenate([left, right], axis=-1)
 
 
-def _quarter_turn(x: Any, pairs: str) -> Any:
-    left, right = _pairs(x, pairs)
-    return _joined(-right, left, pairs)
+def quarter_turn(x: Any, pairs: str) -> Any:
+    left, right = pairs_of(x, pairs)
+    return joined(-right, left, pairs)
 
 
 def _axes(op: Op) -> Signature:
@@ -66,159 +61,3 @@ def _axes(op: Op) -> Signature:
 
 
 word(rope, _axes, ("pairs", "turned"))
-
-
-def _not_beside(x: Type, cos: Type, sin: Type) -> str | None:
-    """Why tables are none of x: each broadcasts to its rows, and both hold every angle once, or
-    twice."""
-    k = x.shape[-1]
-    beside = all(_grows_to(table.shape[:-1], x.shape[:-1]) for table in (cos, sin))
-    for angles in (k,) if k % 2 else (k, k // 2):
-        if beside and cos.shape[-1:] == sin.shape[-1:] == (angles,):
-            return None
-    return f"tables of {cos} and {sin} do not lie beside {x}"
-
-
-def _grows_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole))
-
-
-def _rope(name: str, doc: str, before: Any, after: Any, *angles: str) -> Rule:
-    types, guard = ("f32[2,8]", *angles), _not_beside
-    return pattern(
-        name, doc, before=before, after=after, example=types, normal=normal_form, guard=guard
-    )
-
-
-def _by_hand(x: Any, cos: Any, sin: Any) -> Any:
-    left, right = _pairs(x, "halves")
-    return _joined(left * cos - right * sin, right * cos + left * sin, "halves")
-
-
-def _by_hand_neighbours(x: Any, cos: Any, sin: Any) -> Any:
-    left, right = _pairs(x, "neighbours")
-    return _joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
-
-
-def _of_shape_2(x: Any, cos: Any, sin: Any) -> Any:
-    """Neighbours taken by a reshape, as where they are the two parts of a complex number."""
-    parts = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-    left, right = parts[..., 0], parts[..., 1]
-    return _joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
-
-
-halves = _rope(
-    "rope",
-    "concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin)  ->  rope(x, cos, sin)",
-    _by_hand,
-    Traced["rope"],
-    "f32[2,4]",
-    "f32[2,4]",
-)
-
-halves_wide = _rope(
-    "rope_wide",
-    "x * cos + concat(-x2, x1) * sin  ->  rope(x, cos, sin), each angle twice in the tables",
-    lambda x, cos, sin: x * cos + _quarter_turn(x, "halves") * sin,
-    Traced["rope"],
-    "f32[2,8]",
-    "f32[2,8]",
-)
-
-neighbours = _rope(
-    "rope_neighbours",
-    "interleave(x1 * cos - x2 * sin, x2 * cos + x1 * sin)  ->  rope{neighbours}(x, cos, sin)",
-    _by_hand_neighbours,
-    lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    "f32[2,4]",
-    "f32[2,4]",
-)
-
-neighbours_of_reshape = _rope(
-    "rope_neighbours_of_reshape",
-    "rope_neighbours, x1 and x2 the columns of reshape(x: k -> k/2 2)  ->  rope{neighbours}(x)",
-    _of_shape_2,
-    lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    "f32[2,4]",
-    "f32[2,4]",
-)
-
-neighbours_wide = _rope(
-    "rope_neighbours_wide",
-    "x * cos + interleave(-x2, x1) * sin  ->  rope{neighbours}(x, cos, sin)",
-    lambda x, cos, sin: x * cos + _quarter_turn(x, "neighbours") * sin,
-    lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    "f32[2,8]",
-    "f32[2,8]",
-)
-
-
-def _converted(halves: list[jax.Array], cos: jax.Array, sin: jax.Array) -> jax.Array:
-    left, right = (half.astype(cos.dtype) for half in halves)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-
-
-halves_converted = pattern(
-    "rope_converted",
-    "rope by hand on halves that are converted one by one  ->  rope(convert(x), cos, sin)",
-    before=lambda x, cos, sin: _converted(jnp.split(x, 2, axis=-1), cos, sin),
-    after=lambda x, cos, sin: Traced["rope"](x.astype(cos.dtype), cos, sin),
-    example=("bf16[2,8]", "f32[2,4]", "f32[2,4]"),
-    normal=normal_form,
-    guard=_not_beside,
-)
-
-
-@local(
-    "convert_element_type",
-    example=lambda x: _quarter_turn(x, "halves").astype("float32"),
-    types=("bf16[2,8]",),
-)
-def turn_of_converted(op: Op) -> Outcome:
-    """convert(join(-x2, x1))  ->  join(-y2, y1) where y = convert(x), to more bits"""
-    turned = op.args[0]
-    joined = through(turned, "reshape").op
-    if joined.name not in ("concatenate", "stack") or joined.args[0].op.name != "neg":
-        return None
-    cuts = [through(arg, "neg", "reshape").op for arg in joined.args]
-    if any(cut.name != "slice" or cut.args != cuts[0].args for cut in cuts):
-        return None
-    (source,) = cuts[0].args
-    if unrounded(op.results[0]) == op.results[0]:
-        return None
-    if bits(op.types[0].dtype) < bits(source.type.dtype):
-        return None
-    return _made_of(turned, source, with_args(op, (source,)).results[0])
-
-
-def _made_of(value: Value, source: Value, other: Value) -> Value:
-    """What `value` makes of `source`, made of another value."""
-    if value == source:
-        return other
-    args = tuple(_made_of(arg, source, other) for arg in value.op.args)
-    return with_args(value.op, args).results[value.index]
-
-
-@local(
-    "concatenate",
-    keeps="reals",
-    example=lambda x, c, s: jnp.concatenate([Traced["rope"](x[:, :4], c, s), x[:, 4:]], axis=-1),
-    types=("f32[2,8]", "f32[2,2]", "f32[2,2]"),
-)
-def leading_part(op: Op) -> Outcome:
-    """concat(rope(x[..., :n]), x[..., n:])  ->  rope{turned=n}(x)"""
-    if len(op.args) != 2 or op.args[0].op.name != "rope":
-        return None
-    turned, dtype = op.args[0].op, op.types[0].dtype
-    head, rest = (unrounded(x).op for x in (turned.args[0], op.args[1]))
-    if not (head.name == rest.name == "slice" and head.args == rest.args):
-        return None
-    if head.get("strides") is not None or rest.get("strides") is not None:
-        return None
-    whole, last = in_dtype(head.args[0], dtype), op.types[0].rank - 1
-    if op["dimension"] != last or whole.type != op.types[0]:
-        return None
-    count = turned.types[0].shape[last]
-    if rest["start_indices"] != (*[0] * last, count) or any(head["start_indices"]):
-        return None
-    return make("rope", whole, *turned.args[1:], **{"turned": count, **dict(turned.attrs)})

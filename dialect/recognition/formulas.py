@@ -26,7 +26,7 @@ Sum = dict[Product, float]  # products and their factors
 
 _ONE: Product = ()
 _X: Product = ((("x",), 1.0),)
-_NOISE = 1e-9  # what is left, of the terms that cancel, by arithmetic in f64
+_NOISE = 1e-13  # what is left, of the terms that cancel, by arithmetic in f64
 # What the constants of spellings stand for; one that rounds to the same number is the same.
 _KNOWN = (
     *(math.sqrt(2 / math.pi), 0.044715, math.sqrt(2 / math.pi) * 0.044715),
@@ -119,7 +119,7 @@ def _times(left: Sum, right: Sum) -> Sum:
 def _joined(left: Product, right: Product) -> Product:
     powers = dict(left)
     for atom, power in right:
-        powers[atom] = round(powers.get(atom, 0.0) + power, 9)
+        powers[atom] = round(powers.get(atom, 0.0) + power, 13)
     return tuple(sorted(((atom, x) for atom, x in powers.items() if x), key=repr))
 
 
@@ -141,8 +141,8 @@ def _sign_of(product: Product, side: int) -> int:
 
 
 def _key(terms: Sum) -> tuple:
-    """A sum as the name of an atom: its factors to ten digits."""
-    rounded = ((product, float(f"{x:.9e}")) for product, x in terms.items())
+    """A sum as the name of an atom: its factors to fourteen digits."""
+    rounded = ((product, float(f"{x:.13e}")) for product, x in terms.items())
     return tuple(sorted(rounded, key=repr))
 
 
@@ -151,7 +151,7 @@ def _leading(terms: Sum) -> float:
 
 
 def _of_atom(atom: Atom, power: float = 1.0) -> Sum:
-    return {((atom, round(power, 9)),): 1.0}
+    return {((atom, round(power, 13)),): 1.0}
 
 
 def _exp(x: Formula) -> Formula:
