@@ -42,11 +42,11 @@ import numpy as np  # noqa: E402
 from axes_tables import HF_FLAX, TUNIX  # noqa: E402
 from harness import PHASES, SERVED, built, drawn, positions, prompted  # noqa: E402
 
-from dialect.caching.state import is_state  # noqa: E402
 from dialect.compiled.compiling import Compilable  # noqa: E402
+from dialect.front.api import resolve  # noqa: E402
 from dialect.prepared.serving import Executable  # noqa: E402
+from dialect.prepared.state import is_state  # noqa: E402
 from rewrite import Pipeline, Program, trace  # noqa: E402
-from rewrite.api import resolve  # noqa: E402
 from rewrite.errors import ShardwrightError  # noqa: E402
 from tests import tiny  # noqa: E402
 

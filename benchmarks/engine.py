@@ -21,9 +21,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from dialect import jaxpr, mesh
+from dialect.arrays.evaluate import evaluate
 from dialect.compiled.executable import compile_quietly
-from dialect.evaluate import evaluate
+from dialect.jaxprs import jaxpr
+from dialect.machine import mesh
 from examples import llama
 from rewrite import Pipeline, trace
 

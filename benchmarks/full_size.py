@@ -29,8 +29,8 @@ from harness import recognition
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
+from dialect.front.api import DEFAULT_PIPELINE, resolve
 from rewrite import Pipeline, trace
-from rewrite.api import DEFAULT_PIPELINE, resolve
 from rewrite.errors import ShardwrightError
 
 PIPELINE = DEFAULT_PIPELINE

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.traffic import hbm_bytes
+from dialect.front.api import resolve
 from rewrite import Pipeline, Program, trace
-from rewrite.api import resolve
 from rewrite.target import Target
 
 

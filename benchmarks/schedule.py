@@ -30,10 +30,10 @@ import jax.numpy as jnp
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.schedule import Schedule, schedule
-from dialect.mesh import Topology
+from dialect.front.api import DEFAULT_PIPELINE
+from dialect.machine.mesh import Topology
 from examples import palm
 from rewrite import auto_shard
-from rewrite.api import DEFAULT_PIPELINE
 from rewrite.errors import ShardwrightError
 
 SLICES = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}

@@ -41,10 +41,10 @@ from rich.table import Table
 from dialect.compiled.compiling import Compilable
 from dialect.compiled.executable import DoesNotFit, compile_quietly
 from dialect.compiled.schedule import Schedule, schedule
-from dialect.mesh import Topology, jax_mesh
+from dialect.front.api import DEFAULT_PIPELINE
+from dialect.machine.mesh import Topology, jax_mesh
 from examples import llama, palm
 from rewrite import auto_shard
-from rewrite.api import DEFAULT_PIPELINE
 from rewrite.errors import ShardwrightError
 
 CONTEXT = 2048

@@ -13,8 +13,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from rewrite.cli import main, start
-from rewrite.console import Screen
+from dialect.front.cli import main
+from dialect.front.console import Screen
+from dialect.machine.virtual_cpus import start
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 PIPELINE = HERE / "serve.pipeline"

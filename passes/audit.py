@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.planning.audit import Audit as Audited
-from dialect.planning.audit import Ran, audit
-from dialect.source_lines import tag
-from dialect.units import percent, size
+from dialect.arrays.source_lines import tag
+from dialect.display.quantities import percent, size
+from dialect.reports.audit import Audit as Audited
+from dialect.reports.audit import Ran, audit
 from rewrite.errors import PlanError
 from rewrite.ir import Graph
 from rewrite.passbase import Pass

@@ -19,12 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from dialect.axes import Axes, infer_axes
 from dialect.caching import quantized_cache, transposed_cache
 from dialect.caching.merged_heads import with_fewer_heads, with_real_heads
 from dialect.caching.state_forms import keep_in, kept_forms
-from dialect.caching.tiles import order_for_tiles, tiled_bytes
 from dialect.caching.transposed_cache import Order, in_order, transposed
+from dialect.machine.tiles import order_for_tiles, tiled_bytes
+from dialect.naming.axes import Axes, infer_axes
 from rewrite.ir import Value
 from rewrite.passbase import Pass
 from rewrite.program import Program, Step

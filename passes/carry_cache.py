@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.control import remade_scan, scan_parts
 from dialect.normal.normal_form import reshaped
+from dialect.ops.control import remade_scan, scan_parts
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass

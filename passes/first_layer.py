@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any, ClassVar
 
-from dialect.control import scan_parts
-from dialect.jaxpr import constant
+from dialect.jaxprs.jaxpr import constant
 from dialect.layered.loops import peeled
+from dialect.matching.sums import sums
 from dialect.normal.normal_form import normal_form, reshaped
+from dialect.ops.control import scan_parts
+from dialect.reports.first_layer_figures import Figures
 from dialect.staging.binding import bound_values, dependents, known_values, stored_bytes
-from dialect.staging.first_layer_figures import Figures
 from dialect.staging.mincut import WHOLE, Network
 from dialect.staging.row_wise import Lookup, Places, row_wise, rows_lead
-from dialect.sums import sums
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.expanded import reference_graph
-from dialect.mesh import Topology
-from dialect.nn import Traced
+from dialect.jaxprs.expanded import reference_graph
+from dialect.machine.mesh import Topology
+from dialect.ops.nn import Traced
+from dialect.ops.tensor import PRODUCTS
 from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
-from dialect.tensor import PRODUCTS
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op
 from rewrite.opdef import substitute
@@ -29,7 +29,7 @@ _COMPOSITES = (*Traced, *PRODUCTS, "weight_scale", "quantize", "dequantize")
 def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
     if op.get("by") == "same":
-        return None  # whoever adapts a state looks whether its heads are (dialect.caching.state)
+        return None  # whoever adapts a state looks whether its heads are (dialect.prepared.state)
     return substitute(reference_graph(op), op.args, origin=op.origin)
 
 

@@ -17,13 +17,13 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from dialect.axes import Axes, infer_axes
+from dialect.matching.operands import transposed
+from dialect.matching.sums import sums
+from dialect.matching.values import reshaped, through
+from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.normal_form import normal_form
-from dialect.operands import transposed
 from dialect.staging.binding import known_values
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside, shown
-from dialect.sums import sums
-from dialect.values import reshaped, through
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from dialect.axes import Axes, infer_axes
-from dialect.mesh import MeshSpec, Topology
+from dialect.display.quantities import size as shown_bytes
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.naming.axes import Axes, infer_axes
 from dialect.padded.longer import Longer, NotPadded, lengthened
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import TIE, choose
-from dialect.units import size as shown_bytes
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
 from rewrite.program import Program

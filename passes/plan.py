@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dialect.axes import Axes
 from dialect.caching.cache_owner import owner_asked
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.joint import Serving, joint
@@ -25,9 +25,12 @@ from dialect.planning.objectives import shape_to_plan
 from dialect.planning.partial import completed, planned_axes, worth_splitting
 from dialect.planning.refine import fastest, refined
 from dialect.planning.search import TIE, best_plans, optimality_gap
+from passes.lower import Lower
+from passes.shard import Shard
+from passes.stage import Stage
+from rewrite import manager
 from rewrite.errors import PlanError
 from rewrite.passbase import Pass
-from rewrite.pipeline import Pipeline
 from rewrite.plan import Plan as Chosen
 from rewrite.program import Input, Program
 from rewrite.target import Target
@@ -111,7 +114,7 @@ def _behind_the_optimum(plan: Chosen) -> str:
 
 
 def _lowered(target: Target, program: Program) -> Program:
-    return Pipeline.parse("shard, stage, lower").run(program, target)
+    return manager.run(program, (Shard(), Stage(), Lower()), target)[0]
 
 
 def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[str]:

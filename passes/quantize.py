@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from dialect.axes import Axes, infer_axes
 from dialect.caching.quantized_cache import with_quantized_cache
 from dialect.machine.chips import Chip
-from dialect.mesh import Topology
+from dialect.machine.mesh import Topology
+from dialect.matching.values import reshaped, through
+from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.contract_rules import split_contract
 from dialect.ops import rounding  # noqa: F401  (defines rounded)
-from dialect.quant import FORMS
+from dialect.ops.quant import FORMS
 from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
 from dialect.quantized.ragged_products import summed_axis
 from dialect.staging.parameter_paths import (
@@ -33,7 +34,6 @@ from dialect.staging.parameter_paths import (
     paths_inside,
     shown,
 )
-from dialect.values import reshaped, through
 from rewrite.driver import rewrite
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value

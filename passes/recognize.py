@@ -1,4 +1,4 @@
-"""recognize: lax ops become the decoder's own vocabulary (see `dialect.nn`).
+"""recognize: lax ops become the decoder's own vocabulary (see `dialect.ops.nn`).
 
 Recognition is by structure, never by name, and loses nothing: every op carries its reference.
 What is not recognised stays as it is and still compiles, shards and quantises.
@@ -10,10 +10,10 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from dialect.matching.proofs import beside_parameters
 from dialect.normal import repeats
 from dialect.normal.normal_form import RULES as NORMAL_FORM
 from dialect.normal.normal_form import rules_of, typed_as
-from dialect.proofs import beside_parameters
 from dialect.quantized import dequantized, integer_products
 from dialect.recognition import (
     activations,
@@ -51,6 +51,7 @@ class Recognize(Pass):
     """Finds attention, norms, rope, feed-forward units, embeddings and cache writes."""
 
     keeps: ClassVar[str] = "reals"
+    rules: ClassVar[tuple[Rule, ...]] = RULES
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 from jax.sharding import Sharding
 
-from dialect import primitives
-from dialect.attributes import decode
-from dialect.control import scan_parts
-from dialect.dtypes import struct_of
-from dialect.jaxpr import import_jaxpr, trace_graph
+from dialect.arrays import primitives
+from dialect.arrays.attributes import decode
+from dialect.arrays.dtypes import struct_of
+from dialect.jaxprs.jaxpr import import_jaxpr, trace_graph
+from dialect.ops.control import scan_parts
 from dialect.ops.mapped import over_all_blocks
-from dialect.sharding import Misfit, fitted, spec_layout
+from dialect.ops.sharding import Misfit, fitted, spec_layout
 from rewrite.ir import Graph, Op, Opaque, Origin, Value, attrs_of, new_input
 from rewrite.opdef import build, make, substitute, with_args
 from rewrite.passbase import Pass

@@ -1,4 +1,4 @@
-"""rules: applies the rules of a file (see `dialect.rule_file`)."""
+"""rules: applies the rules of a file (see `dialect.user.rule_file`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dialect.normal.normal_form import normal_form, typed_as
-from dialect.rule_file import read_rules
+from dialect.user.rule_file import read_rules
 from rewrite.driver import Report, rewrite
 from rewrite.errors import PipelineError
 from rewrite.passbase import Pass

@@ -17,10 +17,12 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect import sharding  # noqa: F401  (defines constrain)
-from dialect.axes import Axes
 from dialect.machine.topology import Topology
+from dialect.matching.values import reshaped, through
+from dialect.naming.axes import Axes
 from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
+from dialect.ops import sharding  # noqa: F401  (defines constrain)
+from dialect.ops.sharding import show_layout
 from dialect.planning.decided import CACHE_WRITES, decided_by
 from dialect.planning.heads_apart import heads_apart
 from dialect.planning.layouts import (
@@ -41,9 +43,7 @@ from dialect.planning.partial_sums import (
     summed_together,
 )
 from dialect.planning.uses import gathered_in_pieces
-from dialect.sharding import show_layout
 from dialect.staging.binding import bound_values, region_bound
-from dialect.values import reshaped, through
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass

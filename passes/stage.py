@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dialect.caching.state_forms import undoes
-from dialect.control import remade_scan, scan_parts
+from dialect.ops.control import remade_scan, scan_parts
 from dialect.planning.layouts import with_input_layouts
 from dialect.staging.binding import bound_values, frontier, region_bound
 from rewrite.driver import rewrite

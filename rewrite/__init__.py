@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 _HOME = {
-    "auto_shard": "rewrite.api",
-    "trace": "rewrite.api",
-    "compile": "rewrite.api",
+    "auto_shard": "dialect.front.api",
+    "trace": "dialect.front.api",
+    "compile": "dialect.front.api",
     "Pipeline": "rewrite.pipeline",
     "Plan": "rewrite.plan",
     "Pass": "rewrite.passbase",
@@ -33,9 +33,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rewrite' has no attribute {name!r}")
     from importlib import import_module
 
-    from dialect import versions
+    from dialect.front import versions
 
     versions.check()
-    import_module("rewrite.api")
+    import_module("dialect.front.api")
     module = import_module(_HOME[name])
     return getattr(module, {"rule": "pattern"}.get(name, name))

@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rewrite.ir import Op, Value
-
-if TYPE_CHECKING:
-    from rewrite.rules import Rule
+from rewrite.rules import Rule
 
 
 @dataclass(frozen=True)

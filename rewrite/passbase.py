@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeGuard
 from rewrite import options
 from rewrite.errors import PipelineError, nearest
 from rewrite.program import Program, Step
+from rewrite.rules import Rule
 from rewrite.target import Target
 
 ENTRY_POINTS = "shardwright.passes"
@@ -29,10 +30,12 @@ class Pass:
     """Base of all passes: valid program in, valid program out, nothing mutated.
 
     `keeps` says what the results keep: `bits`, `reals` (equal in exact arithmetic) or `approx`.
-    `run` returns the new program; what it wants to tell goes out with `said`.
+    `run` returns the new program; what it wants to tell goes out with `said`. `rules` are those
+    that it rewrites with, where a report may ask which of them nearly matched.
     """
 
     keeps: ClassVar[str] = "reals"
+    rules: ClassVar[tuple[Rule, ...]] = ()
 
     @classmethod
     def pass_name(cls) -> str:

@@ -9,10 +9,10 @@ every step, and `restore` gives the user's own state back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from rewrite import runtime
 from rewrite.errors import InvalidProgram
@@ -76,7 +76,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A rewritable function. `tree` is (arguments, results), each a pytree description."""
+    """A rewritable function. `tree` is (arguments, results), each a pytree description.
+
+    `rewrite.text`, which knows the grammar, adds `str(program)` and its inverse, `parse`.
+    """
+
+    parse: ClassVar[Callable[[str], Program]]
 
     name: str
     graph: Graph
@@ -203,18 +208,6 @@ class Program:
         state = [r for r, out in zip(results, self.step_outputs) if out.updates is not None]
         restored = iter(runtime.framework().evaluate(self.stages.restore, state))
         return [next(plain if out.updates is None else restored) for out in self.outputs]
-
-    def __str__(self) -> str:
-        from rewrite.text import show_program
-
-        return show_program(self)
-
-    @staticmethod
-    def parse(text: str) -> Program:
-        """Reads what `str` printed. Raises TextError with the line and a caret."""
-        from rewrite.text import parse_program
-
-        return parse_program(text)
 
 
 def _types(typed: Iterable[Input | Value]) -> str:

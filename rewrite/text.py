@@ -13,6 +13,10 @@ Handles that have no text (`<Mesh 1a2b3c4d>`) print, and are refused by name on 
 from __future__ import annotations
 
 from rewrite.printer import show_graph, show_program, show_value
+from rewrite.program import Program
 from rewrite.reader import parse_graph, parse_program
 
 __all__ = ["parse_graph", "parse_program", "show_graph", "show_program", "show_value"]
+
+Program.__str__ = show_program  # type: ignore[assignment, method-assign]
+Program.parse = staticmethod(parse_program)

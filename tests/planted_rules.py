@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.jaxpr import constant
-from dialect.values import number
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.values import number
 from rewrite.ir import Op
 from rewrite.opdef import make
 from rewrite.rules import Outcome, Rule, local

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dialect.axes import infer_axes
-from dialect.mesh import Topology
-from dialect.planning.audit import audit
+from dialect.machine.mesh import Topology
+from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.layouts import product_layout
+from dialect.reports.audit import audit
 from examples import llama
 from examples.tiny import model as tiny
 from rewrite import Pipeline, Program, trace

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dialect.files import FileError
 from dialect.prepared import orbax_files, safetensors_file
 from dialect.prepared.digests import digests
 from dialect.prepared.originals import Lazy, as_tree
 from dialect.prepared.packed_files import load, read_checkpoint, read_schema, save
 from dialect.prepared.packed_schema import Array, PackedError, Schema
 from rewrite.errors import ShardwrightError, TraceError
+from rewrite.files import FileError
 
 ARRAYS = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -11,14 +11,16 @@ from typing import Any
 import jax
 import pytest
 
-from dialect import dtypes, framework, nn, quant, sharding, tensor  # noqa: F401
-from dialect.jaxpr import trace_graph
+from dialect.arrays import dtypes
+from dialect.jaxprs import framework  # noqa: F401
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine import machine_file
 from dialect.machine.mesh_spec import MeshSpec
 from dialect.machine.topology import Topology, cubic
 from dialect.naming.axis_hints import hints_for
+from dialect.ops import nn, quant, sharding, tensor  # noqa: F401
 from dialect.prepared.packed_schema import PackedError, Schema
-from dialect.rule_file import read_rules
+from dialect.user.rule_file import read_rules
 from rewrite import Pipeline, Plan, Program
 from rewrite.errors import InvalidProgram, ShardwrightError, TextError
 from rewrite.ir import Type

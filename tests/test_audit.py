@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dialect import lax  # noqa: F401  (defines sin)
+from dialect.arrays.evaluate import evaluate
+from dialect.arrays.source_lines import line_of, tag
 from dialect.compiled.compiling import Compilable, compiled
-from dialect.evaluate import evaluate
-from dialect.mesh import MeshSpec, Topology, jax_mesh
-from dialect.planning.audit import Audit, Ran, compared, planned_bytes, ran
-from dialect.source_lines import line_of, tag
+from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
+from dialect.ops import lax  # noqa: F401  (defines sin)
+from dialect.reports.audit import Audit, Ran, compared, planned_bytes, ran
 from passes.audit import Audit as AuditPass
 from passes.audit import user_lines
 from rewrite import Pipeline, Program, Target
@@ -274,7 +274,7 @@ def executable() -> tuple[object, tuple[str, ...]]:
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What differs in these programs is their plan, so one compilation does for all."""
-    monkeypatch.setattr("dialect.planning.audit.compiled", lambda compilable: executable())
+    monkeypatch.setattr("dialect.reports.audit.compiled", lambda compilable: executable())
 
 
 def audited(program: Program, **options: object) -> tuple[str, ...]:

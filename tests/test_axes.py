@@ -11,7 +11,7 @@ import pytest
 from tiny import CASES, MODELS, Case, arguments, traced
 
 import rewrite
-from dialect.axes import NAMES, infer_axes, leaves
+from dialect.naming.axes import NAMES, infer_axes, leaves
 from rewrite import Pipeline
 from rewrite.program import Program
 

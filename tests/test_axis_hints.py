@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dialect.axes import infer_axes
+from dialect.naming.axes import infer_axes
 from rewrite import Pipeline, Program, trace
 from rewrite.errors import TraceError
 from rewrite.program import Program as Traced

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect import framework, nn, primitives, quant  # noqa: F401  (framework registers)
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.arrays import primitives
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs import framework  # noqa: F401  (framework registers)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
+from dialect.ops import nn, quant  # noqa: F401  (framework registers)
 from dialect.staging.binding import (
     bound_values,
     bytes_read,

@@ -17,9 +17,10 @@ from dialect.checked.failures import Again
 from dialect.checked.numbers import Numbers
 from dialect.checked.reproducer import Failure
 from dialect.checked.samples import samples
+from dialect.front import api
+from dialect.front.cli import main
 from examples import llama
-from rewrite import api, manager
-from rewrite.cli import main
+from rewrite import manager
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target

@@ -22,12 +22,12 @@ from tiny import traced as traced_case
 
 import rewrite
 from dialect.caching.cache_owner import owner_asked
-from dialect.caching.fresh_state import fresh_state
 from dialect.caching.quantized_cache import with_quantized_cache
-from dialect.caching.state import Form, is_state
-from dialect.caching.tiles import order_for_tiles, tiled_bytes
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
+from dialect.machine.tiles import order_for_tiles, tiled_bytes
+from dialect.prepared.fresh_state import fresh_state
+from dialect.prepared.state import Form, is_state
 from examples import gpt, palm
 from rewrite import Pipeline, Program, auto_shard
 from rewrite.ir import Type

@@ -17,14 +17,14 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dialect.dtypes import dtype_of
-from dialect.files import FileError
+from dialect.arrays.dtypes import dtype_of
 from dialect.prepared import orbax_files, safetensors_file
 from dialect.prepared.originals import as_tree, stacked
 from dialect.prepared.packed_files import read_checkpoint, read_schema
 from dialect.prepared.packed_schema import PackedError, Schema
 from examples import llama
 from rewrite import auto_shard
+from rewrite.files import FileError
 from rewrite.ir import Type
 
 BATCH, CONTEXT = 8, 32

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dialect.front.cli import main
+from dialect.machine.virtual_cpus import start
 from examples import llama
 from rewrite import Pipeline, Program, trace
-from rewrite.cli import main, start
 from rewrite.passbase import pass_names
 
 LLAMA = f"{os.path.relpath(llama.__file__)}:decode_step"

@@ -10,7 +10,7 @@ import pytest
 from dialect.checked.compared import difference
 from dialect.checked.evaluated import evaluated
 from dialect.checked.lifted import NotLiftable, lifted
-from dialect.jaxpr import trace_graph
+from dialect.jaxprs.jaxpr import trace_graph
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,8 +11,8 @@ import decoder_shapes
 import pytest
 from decoder_shapes import PALM_62B, PALM_540B
 
-from dialect.cost import estimate, ffn_communication_bytes
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.planning.cost import estimate, ffn_communication_bytes
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import NAMES, Unavailable, partition
 from dialect.planning.search import TIE, choose, optimality_gap, searched

@@ -14,14 +14,15 @@ from jax import lax
 from tiny import MODELS, Case, traced
 
 import rewrite
-from dialect.dtypes import struct_of
-from dialect.jaxpr import trace_graph
+from dialect.arrays.dtypes import struct_of
+from dialect.front import cli
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
-from dialect.recognition.coverage import Coverage, coverage
-from dialect.recognition.op_cost import Cost, cost_of
-from dialect.recognition.provenance import provenance
+from dialect.reports.coverage import Coverage, coverage
+from dialect.reports.op_cost import Cost, cost_of
+from dialect.reports.provenance import provenance
 from passes.recognize import RULES
-from rewrite import Pipeline, Program, auto_shard, cli
+from rewrite import Pipeline, Program, auto_shard
 from rewrite.ir import Type
 
 PRODUCTS = 2 * BATCH * D_MODEL * D_MODEL  # FLOPs of one projection

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dialect import control, framework  # noqa: F401  (define the ops)
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.arithmetic_rules import max_of_more
+from dialect.ops import control  # noqa: F401  (define the ops)
 from rewrite.driver import Report, rewrite
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Op, Origin, Type, Value, new_input

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dialect import usercode
+from dialect.front.cli import main
 from dialect.measured.accuracy import accuracy
 from dialect.measured.evaluation import Evaluation, Measured, Prefixes, interface, logits
 from dialect.measured.held_out import Rows
-from dialect.usercode import Sizes, Trained
+from dialect.user import usercode
+from dialect.user.usercode import Sizes, Trained
 from examples.tiny import model
 from rewrite import Pipeline, Program, manager, trace
-from rewrite.cli import main
 from rewrite.program import ROLES
 from rewrite.target import Target
 

@@ -26,15 +26,15 @@ from test_unrecognised import (
     weights,
 )
 
-from dialect.axes import infer_axes
-from dialect.cost import must_fit
-from dialect.mesh import MeshSpec, Topology
-from dialect.planning.audit import audit
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.naming.axes import infer_axes
+from dialect.planning.cost import must_fit
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import choose, searched
 from dialect.planning.workload import Workload
+from dialect.reports.audit import audit
 from rewrite import Pipeline, Program, trace
 from rewrite.target import Target
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from dialect import control, framework  # noqa: F401  (define the ops)
-from dialect.jaxpr import constant, trace_graph
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.jaxpr import constant, trace_graph
+from dialect.ops import control  # noqa: F401  (define the ops)
 from rewrite import opdef
 from rewrite.errors import InvalidProgram
 from rewrite.ir import (

@@ -17,10 +17,11 @@ from jax.experimental import io_callback
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dialect import control, framework  # noqa: F401  (define the ops)
-from dialect.evaluate import evaluate
-from dialect.jaxpr import constant, trace_graph
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.jaxpr import constant, trace_graph
 from dialect.normal.normal_form import normal_form
+from dialect.ops import control  # noqa: F401  (define the ops)
 from rewrite.errors import TraceError
 from rewrite.ir import Graph, Opaque, Type
 from rewrite.verify import verify

@@ -10,7 +10,7 @@ import pytest
 from dialect.machine import collectives, machine_file
 from dialect.machine.chips import CHIPS, GIB, MIB, Chip
 from dialect.machine.interconnect import Links
-from dialect.mesh import MeshSpec, TargetError, Topology, devices
+from dialect.machine.mesh import MeshSpec, TargetError, Topology, devices
 from rewrite.errors import PlanError, TextError
 
 ROOT = Path(__file__).parents[1]

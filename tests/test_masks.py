@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dialect import framework  # noqa: F401  (registers JAX)
-from dialect.jaxpr import trace_graph
+from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
-from dialect.recognition.masks import describe_attend, describe_bias, describe_mask
+from dialect.reports.mask_bounds import describe_attend, describe_bias, describe_mask
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph

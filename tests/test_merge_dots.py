@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.axes import infer_axes
 from dialect.compiled.executable import read
+from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from examples import gpt, llama, palm
 from passes.merge_dots import MergeDots

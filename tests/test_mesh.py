@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from dialect.machine.interconnect import Network, Ring, Switch
-from dialect.mesh import (
+from dialect.machine.mesh import (
     MeshSpec,
     TargetError,
     Topology,
@@ -345,7 +345,7 @@ def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fresh_process_needs_no_settings_and_prints_nothing_else() -> None:
     """Without any variable set, libtpu loads, and keeps quiet."""
     code = (
-        "from dialect.mesh import Topology, devices, here\n"
+        "from dialect.machine.mesh import Topology, devices, here\n"
         "print(len(devices(Topology.parse('v4:4x4x4'))), here())\n"
     )
     keep = {k: v for k, v in os.environ.items() if "TPU" not in k and k != "XLA_FLAGS"}

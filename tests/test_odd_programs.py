@@ -12,8 +12,8 @@ import pytest
 from jax import lax
 
 import rewrite
-from dialect.axes import infer_axes
-from dialect.evaluate import evaluate
+from dialect.arrays.evaluate import evaluate
+from dialect.naming.axes import infer_axes
 from rewrite import Pipeline, opdef
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Op

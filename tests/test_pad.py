@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.axes import infer_axes
-from dialect.mesh import MeshSpec
+from dialect.machine.mesh import MeshSpec
+from dialect.naming.axes import infer_axes
 from dialect.naming.axis import leaves
-from dialect.nn import Traced
+from dialect.ops.nn import Traced
 from dialect.padded.longer import Longer, NotPadded, lengthened
 from dialect.padded.zeros import stays_zero
 from dialect.planning.decoder import decoder_shape

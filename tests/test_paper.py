@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from decoder_shapes import PALM_62B, PALM_540B
 
-from dialect.cost import estimate, ffn_communication_bytes
-from dialect.mesh import MeshSpec, Topology
+from dialect.display.tables import Table, as_text
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.planning.cost import estimate, ffn_communication_bytes
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import searched
 from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
-from dialect.tables import Table, as_text
 
 Row = dict[str, Any]
 ROWS: list[Row] = json.loads(Path(__file__).with_name("data").joinpath("esti.json").read_text())[

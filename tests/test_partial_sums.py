@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
 
-from dialect.mesh import Topology
-from dialect.planning.audit import audit
+from dialect.machine.mesh import Topology
+from dialect.ops.tensor import contract, partial_contract
 from dialect.planning.partitionings import partition
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import TIE, choose, searched
 from dialect.planning.uses import Partitioning, gathered_in_pieces
 from dialect.planning.workload import Workload
-from dialect.tensor import contract, partial_contract
+from dialect.reports.audit import audit
 from examples import gpt, llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
 from rewrite.ir import Op

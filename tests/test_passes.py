@@ -35,7 +35,7 @@ from tiny import (
 )
 
 import rewrite
-from dialect.evaluate import evaluate
+from dialect.arrays.evaluate import evaluate
 from rewrite import Pipeline, Program
 from rewrite.ir import Graph, Type
 

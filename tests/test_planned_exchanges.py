@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from decoder_shapes import LLAMA_70B, PALM_540B
 
-from dialect.cost import CONSTANTS, estimate
 from dialect.machine.interconnect import Ring, Switch
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.planning.cost import CONSTANTS, estimate
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import choose, searched

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from decoder_shapes import LLAMA_8B
 
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.joint import Serving, joint
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.refine import Compiled, fastest

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
-from dialect.proofs import (
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs.jaxpr import trace_graph
+from dialect.matching.proofs import (
     Range,
     beside_parameters,
     has_no_sign,
@@ -21,7 +21,7 @@ from dialect.proofs import (
     is_within,
     range_of,
 )
-from dialect.values import reshaped
+from dialect.matching.values import reshaped
 
 EXTREMES = [0.0, -0.0, 1.0, -2.5, 3e38, -3e38, math.inf, -math.inf, math.nan, 1e-45]
 FORMULAS = {

@@ -18,15 +18,15 @@ from jax import lax
 from tiny import CASES, MODELS, Case, arguments, expected, run, traced
 
 import rewrite
-from dialect.axes import infer_axes
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
 from dialect.compiled.hlo import Instruction, Module, arrays, callees, loop_of
+from dialect.display.tables import as_text
 from dialect.machine.chips import CHIPS
+from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from dialect.quantized.quant_choice import Choice, Rule, cut_into_groups, form_on
-from dialect.quantized.quant_report import error_table, errors, packed, packed_table
-from dialect.tables import as_text
+from dialect.reports.quant_report import error_table, errors, packed, packed_table
 from examples import llama
 from passes.quantize import Quantize
 from rewrite import auto_shard

@@ -17,12 +17,12 @@ from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, argument
 from tiny import traced as traced_case
 
 import rewrite
+from dialect.arrays.evaluate import evaluate
 from dialect.caching import quantized_cache
 from dialect.caching.quantized_cache import attend_in_integers, with_quantized_cache
 from dialect.caching.state_forms import keep_in
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
-from dialect.evaluate import evaluate
 from dialect.ops.token_scales import dequantize_tokens, quantize_tokens
 from examples import llama
 from rewrite import Pipeline, Program, auto_shard

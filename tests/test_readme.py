@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.front.cli import main
 from examples import llama
 from rewrite import Pipeline, Program, trace
-from rewrite.cli import main
 from rewrite.passbase import find_pass, pass_names
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.lax import with_sharding_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from dialect.mesh import TargetError
+from dialect.machine.mesh import TargetError
 from rewrite import Pipeline, Program, auto_shard, compile, trace
 from rewrite.ir import Graph, new_input
 from rewrite.opdef import build, with_args

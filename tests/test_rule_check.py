@@ -16,8 +16,8 @@ from dialect.checked.evaluated import op_by_op
 from dialect.checked.forms import brought, example_graph, first_rules
 from dialect.checked.rule_check import check
 from dialect.checked.trial import RuleReport
-from dialect.jaxpr import constant
-from dialect.values import in_dtype, number, reshaped
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.values import in_dtype, number, reshaped
 from rewrite.driver import rewrite
 from rewrite.ir import Op, Type
 from rewrite.opdef import make, with_args

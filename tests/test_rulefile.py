@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.dtypes import struct_of
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.arrays.dtypes import struct_of
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
-from dialect.rule_file import read_rules
+from dialect.user.rule_file import read_rules
 from rewrite import Pipeline, ShardwrightError, trace
 from rewrite.driver import Report, rewrite
 from rewrite.errors import TextError

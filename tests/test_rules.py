@@ -15,16 +15,17 @@ from jax import lax
 from tiny import run
 
 import rewrite
-from dialect import dtypes, framework, nn, primitives, quant  # noqa: F401  (framework registers)
+from dialect.arrays import dtypes, primitives
+from dialect.arrays.evaluate import evaluate
 from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.checked.forms import example_graph, first_rules
 from dialect.checked.reach import reach
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
-from dialect.nn import Traced
+from dialect.jaxprs import framework  # noqa: F401  (framework registers)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.normal.normal_form import normal_form
-from dialect.ops import rotary
+from dialect.ops import nn, quant, rotary  # noqa: F401  (framework registers)
+from dialect.ops.nn import Traced
 from passes.lower import EXPAND, SCALES, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
 from rewrite import opdef

@@ -16,7 +16,7 @@ from dialect.compiled.hlo import Module
 from dialect.compiled.products import Product, products
 from dialect.compiled.schedule import Delivered, Schedule, schedule
 from dialect.compiled.traffic import Traffic, hbm_bytes, traffic
-from dialect.mesh import MeshSpec, Topology, jax_mesh
+from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 
 V5E = Topology.parse("v5e:2x4")  # its axes do not wrap: a chip at an end has one link
 FULL = Delivered(compute=1.0, hbm=1.0, link=1.0, torus=0.5, hop_s=1e-6)

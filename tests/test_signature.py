@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect import framework, nn  # noqa: F401  (register JAX and the words)
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
-from dialect.lax import reshape_signature
-from dialect.nn import Traced
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs import framework  # noqa: F401  (register JAX and the words)
+from dialect.jaxprs.jaxpr import trace_graph
+from dialect.ops import nn  # noqa: F401  (register JAX and the words)
+from dialect.ops.lax import reshape_signature
+from dialect.ops.nn import Traced
 from dialect.staging import known  # noqa: F401  (defines the marks)
 from rewrite import opdef
 from rewrite.errors import TextError

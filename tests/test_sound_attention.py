@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rewrite import api
+from dialect.front import api
 from rewrite.pipeline import Pipeline
 
 

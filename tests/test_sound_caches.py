@@ -13,8 +13,8 @@ from jax import lax
 from tiny import assert_close, run
 
 import rewrite
-from dialect.nn import Traced
-from dialect.values import one_hot_of
+from dialect.matching.values import one_hot_of
+from dialect.ops.nn import Traced
 from rewrite import Pipeline
 from rewrite.errors import TraceError
 from tests.fuzz.interpreted import interpreted_function

@@ -13,13 +13,13 @@ from jax import lax
 from tiny import run
 
 import rewrite
+from dialect.arrays.dtypes import struct_of
+from dialect.arrays.evaluate import evaluate
 from dialect.caching import fused_heads
-from dialect.dtypes import struct_of
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
-from dialect.nn import Traced
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.normal.normal_form import rules_of
+from dialect.ops.nn import Traced
 from dialect.staging import fold_rules
 from rewrite import Pipeline, Program
 from rewrite.driver import Report

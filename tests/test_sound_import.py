@@ -9,11 +9,13 @@ import pytest
 from jax import lax
 from jax.experimental import pallas
 
-from dialect import control, framework, primitives  # noqa: F401  (define the ops)
+from dialect.arrays import primitives
+from dialect.arrays.evaluate import evaluate
 from dialect.checked.compared import difference
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
+from dialect.ops import control  # noqa: F401  (define the ops)
 from rewrite import opdef
 from rewrite.errors import TraceError
 

@@ -11,10 +11,10 @@ import pytest
 from jax import lax
 from tiny import run
 
-from dialect import framework  # noqa: F401  (registers)
+from dialect.arrays.evaluate import evaluate
 from dialect.checked.compared import difference
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.jaxprs import framework  # noqa: F401  (registers)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules

@@ -12,13 +12,12 @@ import pytest
 from jax import lax
 
 import rewrite
-from dialect import quant
-from dialect.dtypes import struct_of
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
-from dialect.nn import Traced
+from dialect.arrays.dtypes import struct_of
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
-from dialect.ops import rounding, token_scales
+from dialect.ops import quant, rounding, token_scales
+from dialect.ops.nn import Traced
 from dialect.quantized import dequantized, integer_products, ragged_products, scaled_products
 from passes.lower import SCALES
 from passes.quantize import Quantize

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dialect import framework  # noqa: F401  (registers JAX)
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops import rotary
 from dialect.recognition.softmaxes import softmax_of_exp

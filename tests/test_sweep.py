@@ -13,10 +13,10 @@ import decoder_shapes
 import jax
 import pytest
 
-from dialect.files import FileError, written_whole
-from dialect.mesh import TargetError, Topology
+from dialect.front.cli import main
+from dialect.machine.mesh import TargetError, Topology
 from dialect.planning.search import searched
-from dialect.planning.sweep import (
+from dialect.reports.sweep import (
     Cost,
     Decoder,
     Point,
@@ -28,11 +28,11 @@ from dialect.planning.sweep import (
     standard_slice,
     weight_dtypes,
 )
-from dialect.usercode import UsageError
+from dialect.user.usercode import UsageError
 from examples import palm
 from rewrite import Pipeline, trace
-from rewrite.cli import main
 from rewrite.errors import PlanError
+from rewrite.files import FileError, written_whole
 from rewrite.program import Program
 
 PALM = os.path.relpath(palm.__file__)

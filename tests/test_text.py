@@ -15,9 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect import control, framework, tensor  # noqa: F401  (define the ops)
-from dialect.jaxpr import constant, trace_graph
-from dialect.tracing import trace
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.jaxpr import constant, trace_graph
+from dialect.ops import control, tensor  # noqa: F401  (define the ops)
+from dialect.user.tracing import trace
 from rewrite import opdef
 from rewrite.errors import InvalidProgram, TextError
 from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value, attrs_of, new_input

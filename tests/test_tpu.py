@@ -11,7 +11,7 @@ import pytest
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import DoesNotFit, read
-from dialect.mesh import TargetError, prepare_libtpu
+from dialect.machine.mesh import TargetError, prepare_libtpu
 from examples import llama, palm
 from rewrite import auto_shard
 

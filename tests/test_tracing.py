@@ -424,7 +424,7 @@ def test_types_keep_what_jax_calls_weak() -> None:
 
 
 def test_front_door() -> None:
-    from dialect.tracing import trace as same
+    from dialect.user.tracing import trace as same
 
     assert rewrite.trace is same
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from dialect.sharding import show_layout
+from dialect.ops.sharding import show_layout
 from rewrite import Pipeline, Program, auto_shard, trace
 from rewrite.errors import PlanError
 from rewrite.plan import Plan

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dialect import versions
+from dialect.front import versions
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:

@@ -1,1 +1,1 @@
-"""The state between steps, and the forms that it can be kept in."""
+"""The forms that a cache can be kept in: transposed, with fewer heads, in int8."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dialect import primitives
+from dialect.arrays import primitives
 from dialect.caching.head_rules import merged
-from dialect.nn import Traced
-from dialect.tensor import contract
-from dialect.values import reshaped
+from dialect.matching.values import reshaped
+from dialect.ops.nn import Traced
+from dialect.ops.tensor import contract
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import build, make, with_args

@@ -14,13 +14,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dialect import primitives
+from dialect.arrays import primitives
 from dialect.caching.state_forms import Change, carried_in_form, carries, written
-from dialect.lax import MAPS
-from dialect.nn import Traced
+from dialect.matching.values import reshaped
 from dialect.ops import heads  # noqa: F401  (defines its words)
-from dialect.tensor import contract
-from dialect.values import reshaped
+from dialect.ops.lax import MAPS
+from dialect.ops.nn import Traced
+from dialect.ops.tensor import contract
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make

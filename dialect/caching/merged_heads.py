@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from math import gcd
 
-from dialect import lax
-from dialect.axes import Axes, infer_axes
 from dialect.caching.fused_heads import merge_of_part, without_unread_parts
 from dialect.caching.head_rules import RULES, merged_in_common, merging, source_of
 from dialect.caching.state_forms import Change, keep_in, kept_forms, writes
+from dialect.naming.axes import Axes, infer_axes
+from dialect.ops import lax
 from dialect.staging.binding import bound_values, region_bound
 from rewrite import opdef
 from rewrite.driver import rewrite
@@ -38,7 +38,7 @@ def with_real_heads(program: Program) -> tuple[Program, list[str]]:
     """`program` with every cache of repeated KV heads keeping each once, and notes.
 
     Exact for what the step itself writes into an empty cache. Of another one whose copies differ
-    `adapt` would take the first, and refuses it (`dialect.caching.state`).
+    `adapt` would take the first, and refuses it (`dialect.prepared.state`).
     """
     counts: dict[int, int] = {}
     axes = infer_axes(program)

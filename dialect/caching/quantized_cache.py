@@ -15,7 +15,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dialect.axes import Axes, infer_axes
 from dialect.caching.state_forms import (
     Change,
     carried_in_form,
@@ -24,10 +23,11 @@ from dialect.caching.state_forms import (
     kept_forms,
     written,
 )
-from dialect.lax import reshape_signature
-from dialect.nn import Traced
+from dialect.matching.values import reshaped
+from dialect.naming.axes import Axes, infer_axes
+from dialect.ops.lax import reshape_signature
+from dialect.ops.nn import Traced
 from dialect.ops.token_scales import LARGEST
-from dialect.values import reshaped
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.program import Program

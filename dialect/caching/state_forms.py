@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dialect.control import remade_scan, scan_parts
 from dialect.normal.normal_form import EXACT_RULES, normal_form
+from dialect.ops.control import remade_scan, scan_parts
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import lookup, make

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.caching.state_forms import Change, carried_in_form, carries
-from dialect.nn import Traced
+from dialect.ops.nn import Traced
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.rules import Outcome, Rule, local

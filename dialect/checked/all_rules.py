@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from dialect import usercode
 from dialect.normal.normal_form import normal_form
-from dialect.rule_file import read_rules
+from dialect.user import usercode
+from dialect.user.rule_file import read_rules
 from rewrite.rules import Rule
 
 Family = tuple[Rule, ...]

@@ -15,8 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dialect.arrays.dtypes import dtype_of
 from dialect.checked import samples
-from dialect.dtypes import dtype_of
 from rewrite.ir import Type
 
 KINDS = ("plain", "normal", "special", "equal", "zero", "scaled")

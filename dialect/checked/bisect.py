@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dialect.arrays.evaluate import evaluate
 from dialect.checked.compared import Difference, difference
 from dialect.checked.numbers import Numbers
 from dialect.checked.samples import array_of, samples
 from dialect.checked.tokens import Token, first_token, is_decoder
-from dialect.evaluate import evaluate
 from rewrite import manager
 from rewrite.errors import ShardwrightError
 from rewrite.firings import Firing, counted

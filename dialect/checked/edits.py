@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from dialect import attributes
+from dialect.arrays import attributes
+from dialect.arrays.dtypes import dtype_of
 from dialect.checked.attribute_edits import other_attribute
 from dialect.checked.reads import Reads, first_reader, rebuilt, replaced, some_reads, with_read
-from dialect.dtypes import dtype_of
-from dialect.jaxpr import constant
-from dialect.lax import MAPS
-from dialect.values import in_dtype
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.values import in_dtype
+from dialect.ops.lax import MAPS
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import build, make, with_args
 

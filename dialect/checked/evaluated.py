@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dialect.arrays.dtypes import struct_of
+from dialect.arrays.evaluate import applied
 from dialect.checked.sensitivity import Disturb, magnitude, terms
-from dialect.dtypes import struct_of
-from dialect.evaluate import applied
 from rewrite.ir import Graph, Value
 
 Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb what ops give -> its results

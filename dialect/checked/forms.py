@@ -11,9 +11,9 @@ from functools import cache
 
 import jax
 
+from dialect.arrays.dtypes import struct_of
 from dialect.checked.all_rules import Family, FoundRule
-from dialect.dtypes import struct_of
-from dialect.jaxpr import trace_graph
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL_FORM
 from rewrite.driver import Report, rewrite
 from rewrite.errors import ShardwrightError

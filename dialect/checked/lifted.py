@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialect import attributes, dtypes
-from dialect.expanded import reference_graph
-from dialect.jaxpr import constant
+from dialect.arrays import attributes, dtypes
+from dialect.jaxprs.expanded import reference_graph
+from dialect.jaxprs.jaxpr import constant
 from rewrite import opdef
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value, new_input

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import dtypes
+from dialect.arrays import dtypes
 from dialect.checked.compared import Difference, difference
 from dialect.checked.lifted import NotLiftable, lifted, lifted_type, widened
 from dialect.checked.sensitivity import magnitude

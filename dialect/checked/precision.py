@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import attributes, dtypes
+from dialect.arrays import attributes, dtypes
 from rewrite.ir import Graph
 
 # Where the least rounding of an argument may turn a result altogether.

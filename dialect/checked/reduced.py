@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dialect.dtypes import dtype_of
-from dialect.jaxpr import constant
+from dialect.arrays.dtypes import dtype_of
+from dialect.jaxprs.jaxpr import constant
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph, Op, Type, Value, new_input
 from rewrite.opdef import build, make, with_args

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dialect.files import written_whole
 from rewrite.errors import TextError
+from rewrite.files import written_whole
 from rewrite.hooks import Write, to_stderr
 from rewrite.ir import Graph, Opaque, Value, new_input, replace_values
 from rewrite.manager import Hook

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dialect import attributes, dtypes
-from dialect.jaxpr import constant
+from dialect.arrays import attributes, dtypes
+from dialect.jaxprs.jaxpr import constant
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Record, Symbol, Type, Value, new_input
 

@@ -11,7 +11,7 @@ from dialect.checked.evaluated import op_by_op
 from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import neighbour
 from dialect.checked.trial import Evaluator, RuleReport, Trial
-from dialect.usercode import UsageError
+from dialect.user.usercode import UsageError
 
 _TRIED_PER_FIRED = 40  # how many programs are drawn at most for each on which the rule shall fire
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dialect.checked.trial import RuleReport
-from dialect.tables import Table
+from dialect.display.tables import Table
 from rewrite.errors import ShardwrightError
 
 

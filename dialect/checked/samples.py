@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.dtypes import key_impl, struct_of
+from dialect.arrays.dtypes import key_impl, struct_of
 from rewrite.ir import Type
 from rewrite.program import Input, Program
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.lax import IDENTITIES
+from dialect.ops.lax import IDENTITIES
 
 Disturb = Callable[[str, list[Any], list[Any]], list[Any]]  # name, arguments, results -> results
 

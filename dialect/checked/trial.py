@@ -26,7 +26,7 @@ from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import step_of_new_constants, turns
 from dialect.checked.sensitivity import forgiven
-from dialect.proofs import beside_parameters, holds_no_number
+from dialect.matching.proofs import beside_parameters, holds_no_number
 from dialect.staging.binding import known_values
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Value

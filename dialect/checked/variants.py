@@ -8,10 +8,10 @@ from random import Random
 
 import jax
 
+from dialect.arrays.dtypes import struct_of
 from dialect.checked.edits import NARROW, WIDE
 from dialect.checked.retyped import retyped
-from dialect.dtypes import struct_of
-from dialect.jaxpr import trace_graph
+from dialect.jaxprs.jaxpr import trace_graph
 from rewrite.ir import Graph, Type
 from rewrite.rules import Rule
 

@@ -16,11 +16,11 @@ import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
+from dialect.arrays.dtypes import short, struct_of
+from dialect.arrays.evaluate import evaluate
 from dialect.compiled.executable import DoesNotFit, compile_quietly
-from dialect.dtypes import short, struct_of
-from dialect.evaluate import evaluate
-from dialect.mesh import TargetError
-from dialect.sharding import lowering_on, named_sharding
+from dialect.machine.mesh import TargetError
+from dialect.ops.sharding import lowering_on, named_sharding
 from rewrite.ir import Graph, bits
 from rewrite.program import Input, Program
 

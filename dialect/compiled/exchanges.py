@@ -17,7 +17,7 @@ import numpy as np
 from dialect.compiled import hlo
 from dialect.compiled.hlo import Found
 from dialect.machine.collectives import own_bytes, transfer_s
-from dialect.mesh import MeshSpec, Topology, placement
+from dialect.machine.mesh import MeshSpec, Topology, placement
 
 # Kinds that take the links as another does.
 _LIKE = {"collective-broadcast": "all-gather", "ragged-all-to-all": "all-to-all"}

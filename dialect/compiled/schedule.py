@@ -22,7 +22,7 @@ from dialect.compiled.hlo import Instruction, Module
 from dialect.compiled.products import Product, products
 from dialect.compiled.traffic import async_part, traffic
 from dialect.machine.chips import Chip
-from dialect.mesh import Topology
+from dialect.machine.mesh import Topology
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dialect.control import remade_scan, scan_parts
 from dialect.layered.segments import LEAF, START, Segment
 from dialect.normal.normal_form import reshaped
+from dialect.ops.control import remade_scan, scan_parts
 from rewrite.ir import Graph, Op, Value, new_input
 from rewrite.opdef import build, make, substitute, with_args
 

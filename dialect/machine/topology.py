@@ -118,7 +118,7 @@ class Topology:
         return MeshSpec(tuple(axis for axis in axes if axis[1] > 1) or (("x", 1),))
 
     def rings(self, mesh: MeshSpec) -> dict[str, tuple[Links, ...]]:
-        """What joins the chips under each mesh axis, as `dialect.mesh.jax_mesh` lays them out."""
+        """What joins the chips under each mesh axis, as `jax_mesh` lays them out."""
         runs = [self.physical[axis] for axis in placement(self.grid, mesh.sizes)]
         left = [run.size for run in runs]
         found = {}

@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.evaluate import evaluate
-from dialect.explained import Explained
+from dialect.arrays.evaluate import evaluate
+from dialect.display.quantities import size
+from dialect.display.tables import Table
 from dialect.measured.accuracy import Accuracy, accuracy
 from dialect.measured.held_out import Rows
-from dialect.quantized.quant_report import Error, error_table, errors
-from dialect.tables import Table
-from dialect.units import size
-from dialect.usercode import Trained, UsageError
+from dialect.reports.explained import Explained
+from dialect.reports.quant_report import Error, error_table, errors
+from dialect.user.usercode import Trained, UsageError
+from passes.stage import Stage
 from rewrite import manager, runtime
 from rewrite.ir import Graph, Type
 from rewrite.manager import PassReport
-from rewrite.passbase import Pass, find_pass
+from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.target import Target
 
@@ -204,7 +205,7 @@ def _staged(program: Program, target: Target) -> Program:
     """Before the pass `stage` has run: what it would make of the program as it is."""
     if program.stages is not None:
         return program
-    return manager.run(program, (find_pass("stage")(),), target)[0]
+    return manager.run(program, (Stage(),), target)[0]
 
 
 def _bytes(program: Program, role: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dialect.usercode import Trained, UsageError
+from dialect.user.usercode import Trained, UsageError
 from rewrite.ir import Type
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dialect.control import scan_parts
 from dialect.naming.axis import Axes, Axis, leaves, leaves_of
+from dialect.ops.control import scan_parts
 from dialect.staging.binding import bound_values, dependents, region_bound
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import dtypes, lax
-from dialect.averages import average_of
-from dialect.jaxpr import constant
-from dialect.proofs import has_no_sign, is_never_minus_zero, range_of
-from dialect.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
+from dialect.arrays import dtypes
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.averages import average_of
+from dialect.matching.proofs import has_no_sign, is_never_minus_zero, range_of
+from dialect.matching.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
+from dialect.ops import lax
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make

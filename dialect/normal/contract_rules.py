@@ -5,9 +5,9 @@ All of them keep `reals`, for products in another layout are summed in another o
 
 from __future__ import annotations
 
-from dialect import tensor  # noqa: F401  (defines contract)
+from dialect.matching.values import reshaped
 from dialect.normal.layout_rules import only_cuts
-from dialect.values import reshaped
+from dialect.ops import tensor  # noqa: F401  (defines contract)
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make

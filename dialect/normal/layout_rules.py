@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import lax
-from dialect.values import number, reshaped, through
+from dialect.matching.values import number, reshaped, through
+from dialect.ops import lax
 from rewrite import opdef
 from rewrite.ir import Op, Value
 from rewrite.opdef import build, make

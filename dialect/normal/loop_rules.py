@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from dialect.control import remade_scan, scan_parts
-from dialect.values import is_splat
+from dialect.matching.values import is_splat
+from dialect.ops.control import remade_scan, scan_parts
 from rewrite.ir import Graph, Op, replace_values
 from rewrite.rules import Outcome, local
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import lax
-from dialect.jaxpr import constant
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.values import in_dtype, in_shape, number, reshaped, through
 from dialect.normal.layout_rules import unbroadcast
-from dialect.values import in_dtype, in_shape, number, reshaped, through
+from dialect.ops import lax
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, with_args

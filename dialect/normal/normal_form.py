@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import ModuleType
 
+from dialect.matching.values import is_splat, reshaped  # noqa: F401
 from dialect.normal import (
     arithmetic_rules,
     contract_rules,
@@ -18,7 +19,6 @@ from dialect.normal import (
     mask_rules,
     siblings,
 )
-from dialect.values import is_splat, reshaped  # noqa: F401
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Symbol, Type, Value
 from rewrite.opdef import make

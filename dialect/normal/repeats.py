@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dialect import lax
+from dialect.matching.values import reshaped
 from dialect.normal.contract_rules import split_contract
-from dialect.values import reshaped
+from dialect.ops import lax
 from rewrite import opdef
 from rewrite.ir import Op, Value
 from rewrite.opdef import make, with_args

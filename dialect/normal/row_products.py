@@ -12,7 +12,7 @@ from __future__ import annotations
 from itertools import islice
 
 from dialect.machine.chips import Chip
-from dialect.values import reshaped
+from dialect.matching.values import reshaped
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.program import Layout

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dialect import lax
-from dialect.values import reshaped
+from dialect.matching.values import reshaped
+from dialect.ops import lax
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local

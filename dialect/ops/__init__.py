@@ -1,1 +1,1 @@
-"""The decoder's own ops, one idea a file: attention, rotary embedding, caches, heads ..."""
+"""Declarations: every op that a program may hold, with its reference and its axes."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.vocabulary import elementwise, word
+from dialect.ops.vocabulary import elementwise, word
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "silu": lambda x: x * jax.nn.sigmoid(x),

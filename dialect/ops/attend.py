@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.attributes import decode
+from dialect.arrays.attributes import decode
 from dialect.ops.rounding import rounded
-from dialect.tensor import contract
-from dialect.vocabulary import word
+from dialect.ops.tensor import contract
+from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 

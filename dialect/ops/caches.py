@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.attributes import decode
-from dialect.vocabulary import word
+from dialect.arrays.attributes import decode
+from dialect.ops.vocabulary import word
 from rewrite.ir import Op, Symbol
 from rewrite.signature import Signature
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.vocabulary import word
+from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 

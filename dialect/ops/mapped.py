@@ -18,10 +18,10 @@ from typing import Any
 
 import jax
 
-from dialect import lax
-from dialect.control import must_take
-from dialect.evaluate import evaluate
-from dialect.sharding import lowering_mesh, partition_spec
+from dialect.arrays.evaluate import evaluate
+from dialect.ops import lax
+from dialect.ops.control import must_take
+from dialect.ops.sharding import lowering_mesh, partition_spec
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Opaque, Type
 from rewrite.opdef import OpDef

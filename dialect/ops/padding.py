@@ -2,7 +2,7 @@
 
 Padding is exact where nothing that is kept reads it as anything but zeros; `dialect.padded.longer`
 sees to that, and clears it where something else may stand there. A padded axis is the axis it was
-(`dialect.axes`), only longer.
+(`dialect.naming.axes`), only longer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.vocabulary import elementwise, word
+from dialect.ops.vocabulary import elementwise, word
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make
 from rewrite.signature import Signature

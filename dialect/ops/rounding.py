@@ -13,8 +13,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.quant import FORMS, greatest, widened
-from dialect.vocabulary import word
+from dialect.ops.quant import FORMS, greatest, widened
+from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Signature
 

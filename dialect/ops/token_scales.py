@@ -14,9 +14,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.attributes import decode
-from dialect.quant import float_dtype, greatest, widened
-from dialect.vocabulary import word
+from dialect.arrays.attributes import decode
+from dialect.ops.quant import float_dtype, greatest, widened
+from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 

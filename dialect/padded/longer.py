@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.control import scan_parts
-from dialect.dtypes import dtype_of, is_dtype
-from dialect.jaxpr import constant
+from dialect.arrays.dtypes import dtype_of, is_dtype
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.values import reshaped
 from dialect.naming.axis import Axes, Axis, leaves
+from dialect.ops.control import scan_parts
 from dialect.ops.padding import resized
 from dialect.padded.zeros import NEUTRAL, stays_zero
-from dialect.values import reshaped
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import build, make, with_args

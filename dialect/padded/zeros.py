@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dialect.dtypes import dtype_of, is_dtype
-from dialect.lax import MAPS
-from dialect.proofs import is_finite, range_of
-from dialect.values import number
+from dialect.arrays.dtypes import dtype_of, is_dtype
+from dialect.matching.proofs import is_finite, range_of
+from dialect.matching.values import number
+from dialect.ops.lax import MAPS
 from rewrite import opdef
 from rewrite.ir import Op, Value
 

@@ -1,1 +1,1 @@
-"""Who lives where on the mesh: plans, their cost, the search, and the audit of what came out."""
+"""Who lives where on the mesh: plans, their cost, and the search for the best."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from dialect.axes import Axes, Names, leaves_of
+from dialect.matching.values import through
+from dialect.naming.axes import Axes, Names, leaves_of
+from dialect.ops.quant import FORMS
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.quant import FORMS
 from dialect.staging.binding import bound_values, region_bound
-from dialect.values import through
 from rewrite.ir import Op, Value, bits
 from rewrite.program import Program
 

@@ -15,8 +15,8 @@ from dialect.normal.layout_rules import (
     cuts,
     reshape_of_reshape,
 )
+from dialect.ops.vocabulary import Traced
 from dialect.quantized.dequantized import cut_of_dequantized
-from dialect.vocabulary import Traced
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op
 from rewrite.opdef import make

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import Candidate, Searched, Storage, searched
 from rewrite.errors import PlanError

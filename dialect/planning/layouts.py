@@ -11,7 +11,7 @@ import itertools
 import math
 from dataclasses import replace
 
-from dialect.axes import HEADS, Axes, Names, leaves
+from dialect.naming.axes import HEADS, Axes, Names, leaves
 from dialect.planning.partial import planned_axes, worth_splitting
 from rewrite.ir import Value
 from rewrite.plan import Plan

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from dialect.axes import Axes, infer_axes, leaves
+from dialect.naming.axes import Axes, infer_axes, leaves
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.uses import MeshAxes
 from rewrite.ir import Type

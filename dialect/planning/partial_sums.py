@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dialect.axes import Axes
+from dialect.naming.axes import Axes
 from dialect.planning.layouts import activation_group
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make

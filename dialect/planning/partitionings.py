@@ -26,8 +26,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from dialect.axes import HEADS
-from dialect.mesh import MeshSpec
+from dialect.machine.mesh import MeshSpec
+from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.uses import Fit, MeshAxes, Partitioning, Use, Uses, arranged
 from rewrite.errors import PlanError, nearest

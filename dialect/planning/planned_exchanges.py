@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dialect.machine.interconnect import Ring
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
 from dialect.normal.row_products import hides_reading
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.uses import MeshAxes, Partitioning

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import DoesNotFit
 from dialect.compiled.schedule import schedule
-from dialect.mesh import MeshSpec, Topology, jax_mesh
-from rewrite.console import tracked
+from dialect.display.progress import tracked
+from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from rewrite.errors import PlanError
 from rewrite.plan import Plan
 from rewrite.program import Program

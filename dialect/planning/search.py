@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from dialect.caching.tiles import LANES
-from dialect.cost import estimate, must_fit
 from dialect.machine.chips import Chip
-from dialect.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec, Topology
+from dialect.machine.tiles import LANES
+from dialect.planning.cost import estimate, must_fit
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import (
     ATTENTION,

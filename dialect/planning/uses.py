@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from dialect.axes import HEADS
-from dialect.mesh import MeshSpec
+from dialect.machine.mesh import MeshSpec
+from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
 from rewrite.plan import Plan, Split
 

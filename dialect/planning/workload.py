@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dialect.axes import HEADS
-from dialect.mesh import MeshSpec, Ring
+from dialect.machine.mesh import MeshSpec, Ring
+from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.uses import MeshAxes, Partitioning, gathered_in_pieces, without
 

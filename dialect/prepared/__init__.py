@@ -1,1 +1,1 @@
-"""Packed parameters: made in parts, kept in files, given to a step."""
+"""Packed parameters and state: made in parts, kept in files, given to a step."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.dtypes import dtype_of, type_of
+from dialect.arrays.dtypes import dtype_of, type_of
 from rewrite.errors import TraceError, nearest
 from rewrite.ir import Type
 

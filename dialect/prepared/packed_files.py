@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from dialect.dtypes import dtype_of, struct_of
+from dialect.arrays.dtypes import dtype_of, struct_of
+from dialect.display.progress import tracked
 from dialect.prepared import orbax_files, safetensors_file
 from dialect.prepared.originals import Lazy, fetched
 from dialect.prepared.packed_schema import PackedError, Schema, refuse
-from rewrite.console import tracked
 from rewrite.ir import Type
 
 _INDEX = ".index.json"

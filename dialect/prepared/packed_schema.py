@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from dialect.sharding import show_layout
+from dialect.ops.sharding import show_layout
 from dialect.staging.prepare_parts import alone, loosened, prepare_of
 from rewrite.errors import ShardwrightError, brief, cause
 from rewrite.ir import Graph

@@ -27,11 +27,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialect.dtypes import dtype_of, type_of
-from dialect.files import written_whole
+from dialect.arrays.dtypes import dtype_of, type_of
 from dialect.prepared.originals import Lazy
 from dialect.prepared.packed_schema import PackedError
 from rewrite.errors import brief
+from rewrite.files import written_whole
 from rewrite.ir import Type, bits
 
 SUFFIX = ".safetensors"

@@ -1,7 +1,7 @@
 """A step that is compiled: what it holds between calls, and how arrays go in and come out.
 
 Parameters are packed once. State that the program keeps in another form than the user does is a
-`State` leaf of the user's pytree (`dialect.caching.state`).
+`State` leaf of the user's pytree (`dialect.prepared.state`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from dialect.caching.state import Form, is_state
+from dialect.arrays.dtypes import struct_of
 from dialect.compiled.compiling import Compilable, callable_with, compiled
-from dialect.dtypes import struct_of
-from dialect.framework import treedef
+from dialect.jaxprs.framework import treedef
 from dialect.prepared.packed_files import load, misfits, save
 from dialect.prepared.packed_schema import PackedError, Schema, refuse
+from dialect.prepared.state import Form, is_state
 from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.ir import Type

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dialect.arrays.dtypes import dtype_of, struct_of
+from dialect.arrays.evaluate import evaluate
 from dialect.compiled.compiling import compiled_alone
-from dialect.dtypes import dtype_of, struct_of
-from dialect.evaluate import evaluate
+from dialect.display.progress import tracked
 from dialect.prepared.originals import fetched, nbytes, original_type
 from dialect.staging.prepare_parts import GRAIN_BYTES, Part, Read, in_order, parts
-from rewrite.console import tracked
 from rewrite.errors import TraceError
 from rewrite.ir import Graph
 from rewrite.program import Input

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dialect import quant  # noqa: F401  (defines dequantize)
+from dialect.matching.values import REALS, number
 from dialect.normal.layout_rules import cut_pieces, cuts
-from dialect.values import REALS, number
+from dialect.ops import quant  # noqa: F401  (defines dequantize)
 from rewrite.ir import Op, Symbol, bits
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local

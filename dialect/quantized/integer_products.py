@@ -8,10 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.operands import Operand, bare, laid_out, named
+from dialect.matching.operands import Operand, bare, laid_out, named
+from dialect.matching.values import REALS, number, through
 from dialect.ops import rounding  # noqa: F401  (defines rounded)
-from dialect.quant import LONGEST_SUM
-from dialect.values import REALS, number, through
+from dialect.ops.quant import LONGEST_SUM
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dialect.machine.chips import Chip
-from dialect.quant import FORMS
+from dialect.ops.quant import FORMS
 from rewrite.errors import PipelineError, brief, nearest
 
 NONE = "none"

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.dtypes import struct_of
-from dialect.jaxpr import trace_graph
-from dialect.nn import Traced
+from dialect.arrays.dtypes import struct_of
+from dialect.jaxprs.jaxpr import trace_graph
+from dialect.matching.values import REALS, in_dtype
+from dialect.ops.nn import Traced
+from dialect.ops.quant import LONGEST_SUM
 from dialect.ops.rounding import steps
-from dialect.quant import LONGEST_SUM
-from dialect.values import REALS, in_dtype
 from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, substitute
 from rewrite.rules import Miss, Outcome, local

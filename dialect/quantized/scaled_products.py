@@ -18,20 +18,20 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import prod
 
-from dialect import primitives
-from dialect.dtypes import struct_of
-from dialect.jaxpr import trace_graph
+from dialect.arrays import primitives
+from dialect.arrays.dtypes import struct_of
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine.chips import Chip
-from dialect.nn import Traced
+from dialect.matching.values import REALS, in_dtype, reshaped
 from dialect.normal.row_products import row_layout
+from dialect.ops.nn import Traced
+from dialect.ops.quant import FORMS, LONGEST_SUM
 from dialect.ops.rounding import steps
-from dialect.quant import FORMS, LONGEST_SUM
+from dialect.ops.tensor import PRODUCTS, contract
 from dialect.quantized.ragged_products import (
     ragged_integers_multiplied,
     scale_behind_ragged_product,
 )
-from dialect.tensor import PRODUCTS, contract
-from dialect.values import REALS, in_dtype, reshaped
 from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
 from rewrite.opdef import make, substitute
 from rewrite.program import Layout

@@ -1,1 +1,1 @@
-"""What a program is made of: norms, softmaxes, masks, attention; and what was not recognised."""
+"""How others spell norms, attention, rope, activations and cache writes: rules that find them."""

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import dtypes, lax
+from dialect.arrays import dtypes
+from dialect.matching.values import REALS, in_dtype, number
+from dialect.ops import lax
 from dialect.ops.activations import KINDS
+from dialect.ops.vocabulary import Traced
 from dialect.recognition.formulas import NoFormula, formula_of
-from dialect.values import REALS, in_dtype, number
-from dialect.vocabulary import Traced
 from rewrite import opdef, runtime
 from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make

@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 
-from dialect.operands import Operand, bare, combined, laid_out, named
+from dialect.matching.operands import Operand, bare, combined, laid_out, named
+from dialect.matching.values import REALS, in_dtype, through, unrounded
 from dialect.recognition.logits import (
     Logits,
     added_mask,
@@ -24,7 +25,6 @@ from dialect.recognition.logits import (
     number_where_false,
     read_logits,
 )
-from dialect.values import REALS, in_dtype, through, unrounded
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make, with_args
 from rewrite.rules import Miss, Outcome, local

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.dtypes import dtype_of
-from dialect.jaxpr import constant
-from dialect.proofs import is_finite
-from dialect.values import columns, in_dtype, number, one_hot_of, reshaped, through
+from dialect.arrays.dtypes import dtype_of
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.proofs import is_finite
+from dialect.matching.values import columns, in_dtype, number, one_hot_of, reshaped, through
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.dtypes import dtype_of
+from dialect.arrays.dtypes import dtype_of
 
 Atom = tuple  # ("x",), or ("exp", sum), ("erf", sum), ("log", sum)
 Product = tuple[tuple[Atom, float], ...]  # powers of atoms, in order

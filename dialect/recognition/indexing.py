@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dialect import nn  # noqa: F401  (defines take, wrap and modulo)
-from dialect.proofs import is_finite
-from dialect.values import REALS, columns, number, one_hot_of, reshaped, through
+from dialect.matching.proofs import is_finite
+from dialect.matching.values import REALS, columns, number, one_hot_of, reshaped, through
+from dialect.ops import nn  # noqa: F401  (defines take, wrap and modulo)
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local

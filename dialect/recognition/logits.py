@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.dtypes import dtype_of
-from dialect.jaxpr import constant
-from dialect.lax import reshape_signature
-from dialect.operands import Operand, bare, named
-from dialect.proofs import is_finite
-from dialect.values import REALS, number, unrounded
+from dialect.arrays.dtypes import dtype_of
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.operands import Operand, bare, named
+from dialect.matching.proofs import is_finite
+from dialect.matching.values import REALS, number, unrounded
+from dialect.ops.lax import reshape_signature
 from rewrite.ir import Op, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Miss

@@ -11,12 +11,12 @@ from functools import partial, reduce
 import jax
 import jax.numpy as jnp
 
-from dialect import nn  # noqa: F401  (defines the norms)
-from dialect.averages import average_of, mean_of
+from dialect.matching.averages import average_of, mean_of
+from dialect.matching.proofs import is_bounded
+from dialect.matching.values import REALS, in_dtype, number, reshaped, through, unrounded
 from dialect.normal.normal_form import normal_form
-from dialect.proofs import is_bounded
-from dialect.values import REALS, in_dtype, number, reshaped, through, unrounded
-from dialect.vocabulary import Traced
+from dialect.ops import nn  # noqa: F401  (defines the norms)
+from dialect.ops.vocabulary import Traced
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local, pattern

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dialect import lax
+from dialect.matching.values import reshaped
 from dialect.normal.layout_rules import made_by
+from dialect.ops import lax
 from dialect.staging.binding import bound_values, region_bound
-from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, make, with_args
 from rewrite.signature import Signature

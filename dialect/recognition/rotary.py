@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dialect.matching.values import in_dtype, through, unrounded
 from dialect.normal.normal_form import normal_form
 from dialect.ops.rotary import joined, pairs_of, quarter_turn
-from dialect.values import in_dtype, through, unrounded
-from dialect.vocabulary import Traced
+from dialect.ops.vocabulary import Traced
 from rewrite.ir import Op, Type, Value, bits
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local, pattern

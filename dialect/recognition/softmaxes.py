@@ -15,13 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dialect import nn  # noqa: F401  (defines softmax)
-from dialect.jaxpr import constant
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.operands import Operand, bare, laid_out, moved_ones, named, transposed
+from dialect.matching.proofs import is_finite
+from dialect.matching.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
 from dialect.normal.mask_rules import splat
-from dialect.operands import Operand, bare, laid_out, moved_ones, named, transposed
-from dialect.proofs import is_finite
+from dialect.ops import nn  # noqa: F401  (defines softmax)
 from dialect.recognition.logits import number_where_false
-from dialect.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
 from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local

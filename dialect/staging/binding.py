@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dialect.control import scan_parts
-from dialect.lax import ELEMENTWISE
+from dialect.ops.control import scan_parts
+from dialect.ops.lax import ELEMENTWISE
 from dialect.staging.mincut import Network
 from rewrite.ir import Graph, Op, Value
 

@@ -11,13 +11,13 @@ import math
 
 import jax.numpy as jnp
 
-from dialect.attributes import decode
-from dialect.dtypes import dtype_of
-from dialect.jaxpr import constant
-from dialect.nn import Traced
-from dialect.operands import Operand, bare, laid_out, named
+from dialect.arrays.attributes import decode
+from dialect.arrays.dtypes import dtype_of
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.operands import Operand, bare, laid_out, named
+from dialect.matching.values import REALS, in_dtype, number, reshaped, through, unrounded
+from dialect.ops.nn import Traced
 from dialect.staging import known as _  # noqa: F401  (defines the marks)
-from dialect.values import REALS, in_dtype, number, reshaped, through, unrounded
 from rewrite.ir import Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from dialect.ops.vocabulary import elementwise, word
 from dialect.staging.binding import bound_values, region_bound
-from dialect.vocabulary import elementwise, word
 from rewrite.ir import Graph, Value
 from rewrite.opdef import make, with_args
 

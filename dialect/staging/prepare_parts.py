@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dialect.control import remade_scan, scan_parts
+from dialect.matching.values import reshaped
+from dialect.ops.control import remade_scan, scan_parts
 from dialect.staging.binding import dependents
-from dialect.values import reshaped
 from rewrite.ir import Graph, Op, Type, Value, new_input, replace_values
 from rewrite.opdef import make, with_args
 from rewrite.program import Program

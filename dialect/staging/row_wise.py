@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dialect.jaxpr import constant
-from dialect.values import in_dtype
+from dialect.jaxprs.jaxpr import constant
+from dialect.matching.values import in_dtype
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
 from rewrite.opdef import make

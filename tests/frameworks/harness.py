@@ -16,10 +16,10 @@ from axes_tables import axes_of
 from case import Case, empty_cache, random_params, random_tokens
 
 import rewrite
-from dialect.axes import infer_axes
-from dialect.dtypes import dtype_of
+from dialect.arrays.dtypes import dtype_of
+from dialect.front.api import DEFAULT_PIPELINE
+from dialect.naming.axes import infer_axes
 from rewrite import Pipeline, auto_shard
-from rewrite.api import DEFAULT_PIPELINE
 from rewrite.ir import Op
 from rewrite.program import Input, Program
 

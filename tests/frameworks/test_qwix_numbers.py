@@ -9,7 +9,7 @@ import pytest
 import qwix
 
 import rewrite
-from dialect.quantized.quant_report import errors
+from dialect.reports.quant_report import errors
 from rewrite.pipeline import Pipeline
 
 D, F = 256, 96

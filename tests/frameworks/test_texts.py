@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from harness import RECOGNIZE, drawn, recognition
 
-from dialect.evaluate import evaluate
+from dialect.arrays.evaluate import evaluate
 from rewrite import Pipeline, Program
 
 FOLDER = Path(__file__).parent / "ir"

@@ -24,7 +24,7 @@ from dialect.checked.bisect import first_wrong_firing
 from dialect.checked.compared import difference
 from dialect.checked.lifted import NotLiftable, lifted, lifted_type
 from dialect.checked.sensitivity import forgiven
-from dialect.framework import Jax
+from dialect.jaxprs.framework import Jax
 from rewrite import Pipeline, Program, Target, manager, runtime, trace
 from rewrite.errors import InvalidProgram, ShardwrightError
 from rewrite.ir import Graph
@@ -263,12 +263,13 @@ def _kept(
 
 
 def _overflows(state: State) -> bool:
-    """Whether an op without poles makes infinity, or NaN, of finite numbers."""
+    """Whether an op without poles makes infinity, or NaN, of finite numbers, or an exp zero."""
     overflowed = False
 
     def watch(name: str, args: list[Any], results: list[Any]) -> list[Any]:
         nonlocal overflowed
         overflowed |= name in _WITHOUT_POLES and _overflowed(args, results)
+        overflowed |= name in ("exp", "exp2") and _vanished(args[0], results[0])
         return results
 
     interpreted_program(state.program, state.leaves, watch)
@@ -281,6 +282,11 @@ def _overflowed(args: Sequence[Any], results: Sequence[Any]) -> bool:
     if any(array.shape not in ((), made.shape) for array in given):
         given = [array.all() for array in given]
     return bool((reduce(np.logical_and, given) & ~made).any())
+
+
+def _vanished(exponent: Any, result: Any) -> bool:
+    """Whether an exp is zero where none is: a softmax that shifts nothing divides 0 by 0 there."""
+    return bool((_finite(exponent) & (np.asarray(result) == 0)).any())
 
 
 def _finite(array: Any) -> np.ndarray:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import attributes, primitives
+from dialect.arrays import attributes, primitives
+from dialect.arrays.dtypes import dtype_of, is_dtype, struct_of, type_of
 from dialect.checked.lifted import widened
 from dialect.checked.sensitivity import Disturb, terms
-from dialect.control import scan_parts
-from dialect.dtypes import dtype_of, is_dtype, struct_of, type_of
-from dialect.jaxpr import CALLS, scan_counts
+from dialect.jaxprs.jaxpr import CALLS, scan_counts
+from dialect.ops.control import scan_parts
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Opaque, Type, Value, attrs_of
 from rewrite.program import ROLES, Program

@@ -51,7 +51,7 @@ if "jax" not in sys.modules:  # every function runs once or twice: good machine 
 import jax
 import jax.numpy as jnp
 
-from dialect import primitives
+from dialect.arrays import primitives
 from rewrite import Pipeline
 from rewrite.errors import ShardwrightError, TraceError
 from tests.fuzz.kept import Different, compare, op_by_op

@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect import control, framework, nn, primitives, quant, sharding, tensor  # noqa: F401  (define the ops)
+from dialect.arrays import primitives
+from dialect.arrays.evaluate import evaluate
 from dialect.checked.compared import difference
 from dialect.checked.evaluated import evaluated
 from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.precision import new_constants
-from dialect.evaluate import evaluate
-from dialect.framework import describe
-from dialect.jaxpr import CALLS, import_jaxpr
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.framework import describe
+from dialect.jaxprs.jaxpr import CALLS, import_jaxpr
+from dialect.ops import control, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
 from rewrite import Pipeline, Program, Target
 from rewrite.errors import TextError
 from rewrite.ir import Graph

@@ -29,12 +29,12 @@ import numpy as np
 from dialect.checked.compared import difference
 from dialect.checked.sensitivity import forgiven
 from dialect.compiled.compiling import Compilable
-from dialect.mesh import MeshSpec, Topology, jax_mesh
+from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
+from dialect.ops.sharding import lowering_on, named_sharding
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.partial import planned_axes
 from dialect.planning.uses import USES, arranged
 from dialect.prepared.serving import Executable
-from dialect.sharding import lowering_on, named_sharding
 from rewrite import Program, Target, manager, trace
 from rewrite.errors import InvalidProgram, ShardwrightError
 from rewrite.manager import PassError

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dialect import framework  # noqa: F401  (registers JAX)
 from dialect.checked import rule_tables
 from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.checked.evaluated import op_by_op
 from dialect.checked.rule_check import check
 from dialect.checked.trial import RuleReport
-from dialect.tables import as_text
+from dialect.display.tables import as_text
+from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from tests.fuzz.interpreted import interpreted
 
 # JAX, which compiles each op for each shape, gets every eighth program.

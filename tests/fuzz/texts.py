@@ -22,16 +22,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect import framework, nn, quant, sharding, tensor  # noqa: F401  (define the ops)
-from dialect.dtypes import struct_of, type_of
-from dialect.evaluate import evaluate
-from dialect.jaxpr import trace_graph
+from dialect.arrays.dtypes import struct_of, type_of
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs import framework  # noqa: F401  (define the ops)
+from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine import machine_file
 from dialect.machine.mesh_spec import MeshSpec
 from dialect.machine.topology import Topology
 from dialect.naming.axis_hints import hints_for
+from dialect.ops import nn, quant, sharding, tensor  # noqa: F401  (define the ops)
 from dialect.prepared.packed_schema import Schema
-from dialect.rule_file import read_rules
+from dialect.user.rule_file import read_rules
 from examples import llama
 from rewrite import Pipeline, Plan, Program, opdef, trace
 from rewrite.errors import ShardwrightError

@@ -1,0 +1,1 @@
+"""JAX's arrays as the engine sees them: element types, attributes, constants, evaluation."""

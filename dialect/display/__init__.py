@@ -1,0 +1,1 @@
+"""What a terminal shows: tables, quantities with units, progress."""

@@ -1,0 +1,120 @@
+"""The front door: `trace`, `auto_shard`, `compile`.
+
+step = auto_shard(decode_step, mesh)
+packed, cache = step.prepare(params), step.adapt(cache)
+logits, cache = step(packed, cache, tokens)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import AxisType, Mesh
+
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.front.step import Step
+from dialect.jaxprs import framework  # noqa: F401
+from dialect.machine import mesh as machine
+from dialect.machine.mesh import TargetError
+from dialect.ops import control, lax, nn, quant, sharding, tensor  # noqa: F401
+from dialect.user.tracing import Where, trace
+from rewrite.pipeline import Pipeline
+from rewrite.program import Program
+from rewrite.target import Target
+
+__all__ = ["auto_shard", "compile", "trace"]
+
+DEFAULT_PIPELINE = "retarget, normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
+
+
+def auto_shard(
+    function: Callable[..., Any] | None = None,
+    mesh: Any = None,
+    *,
+    target: str | None = None,
+    pipeline: Pipeline | str | Path | None = None,
+    params: Where = 0,
+    state: Where | Sequence[Where] | None = None,
+    static_argnums: int | Sequence[int] = (),
+    donate_state: bool = True,
+    axes: Mapping[str, str] | None = None,
+) -> Any:
+    """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
+
+    - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
+      "cpu:8"); left out, the pipeline's own target, or all devices there are.
+    - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
+    - params, state: argument numbers or names; state is found by itself: inputs that come back.
+    - axes: what cannot be inferred of the arrays, `{"params/.../wq": "d_model (heads d_head)"}`.
+
+    Raises TraceError, PipelineError, PlanError with the user's own line.
+    """
+    if function is None:
+        return functools.partial(
+            auto_shard,
+            mesh=mesh,
+            target=target,
+            pipeline=pipeline,
+            params=params,
+            state=state,
+            static_argnums=static_argnums,
+            donate_state=donate_state,
+            axes=axes,
+        )
+    chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
+    jax_mesh, found = resolve(mesh, target, chosen)
+    return Step(
+        function,
+        jax_mesh,
+        found,
+        chosen,
+        params=params,
+        state=state,
+        static_argnums=static_argnums,
+        donate_state=donate_state,
+        axes=axes,
+    )
+
+
+def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Target]:
+    """(jax Mesh, Target) from what the user said of the machine, in the call or in the pipeline.
+
+    The pipeline's mesh holds where it says nothing else, and for any machine of as many chips.
+    """
+    asked = pipeline.target()
+    if mesh is None:
+        mesh = target or asked.topology or machine.here()
+    try:
+        return _laid(mesh, target, asked)
+    except TargetError as error:
+        if pipeline.where and asked.topology and mesh == asked.topology:
+            raise TargetError(error.message, where=pipeline.where, hint=error.hint) from None
+        raise
+
+
+def _laid(mesh: Any, target: str | None, asked: Target) -> tuple[Any, Target]:
+    if not isinstance(mesh, str):
+        topology, spec = machine.describe(mesh, target)
+        laid = _automatic(mesh) if isinstance(mesh, Mesh) else machine.jax_mesh(topology, spec)
+        return laid, Target(str(topology), spec.axes)
+    topology = machine.Topology.parse(mesh)
+    spec = topology.mesh_axes()
+    if asked.mesh:
+        wanted = machine.MeshSpec(asked.mesh)
+        own = asked.topology and machine.Topology.parse(asked.topology) == topology
+        spec = wanted if own or wanted.size == topology.devices else spec
+    return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The mesh with Auto axes: sharding constraints mean nothing on Explicit ones."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def compile(program: Program, mesh: Any = None, *, target: str | None = None) -> Any:
+    """The `jax.stages.Compiled` of a program that the pipeline has staged and lowered."""
+    jax_mesh, _ = resolve(mesh, target, Pipeline(()))
+    return compiled(Compilable(program, jax_mesh))[0]

@@ -1,0 +1,216 @@
+"""The `shardwright` command.
+
+    shardwright compile examples/llama.py:decode_step --config 8b --pipeline serve.pipeline
+    shardwright show    examples/llama.py:decode_step --config 8b -p "normalize, recognize"
+    shardwright coverage examples/llama.py:decode_step --config 8b
+    shardwright eval    examples/tiny/model.py:decode_step --config mha -p "quantize{weights=int8}"
+    shardwright sweep   examples/palm.py:decode_step --config 540b --chip v4 --plot pareto.png
+    shardwright opt     program.ir -p "normalize"
+    shardwright bisect  examples/llama.py:decode_step --config toy --pipeline serve.pipeline
+    shardwright reproduce crash.ir --reduce
+    shardwright check-rules examples/own.rules
+    shardwright passes
+
+It traces on the CPU and compiles ahead of time; only `eval` runs the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dialect.front import versions
+from rewrite.errors import ShardwrightError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line, given without the program's name. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported
+    try:
+        versions.check()
+        from dialect.front import commands  # with JAX, whose version is now known to do
+
+        commands.run(args)
+        sys.stdout.flush()
+    except ShardwrightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader has gone; what is still unwritten must not raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _argument(text: str) -> int | str:
+    """An argument of the user's function, by its number or its name."""
+    return int(text) if text.isdecimal() else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shardwright", description="Rewrites JAX decoders for inference."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, about, groups in (
+        (
+            "compile",
+            "Rewrites a function, compiles it, and shows what the compiler made of it.",
+            (_add_function, _add_passes, _add_json),
+        ),
+        (
+            "show",
+            "Rewrites a function and prints the program.",
+            (_add_function, _add_explain, _add_passes, _add_json),
+        ),
+        (
+            "coverage",
+            "Shows what of a function is recognised, what is not and why, and what its axes are.",
+            (_add_function, _add_passes, _add_json),
+        ),
+        (
+            "eval",
+            "Measures on held-out text what each pass costs in accuracy and saves in bytes.",
+            (_add_eval, _add_passes, _add_json),
+        ),
+        (
+            "sweep",
+            "Costs a decoder over chips, batches and dtypes of weights; marks the Pareto front.",
+            (_add_sweep, _add_passes, _add_json),
+        ),
+        (
+            "opt",
+            "Reads a program, or the file of a crash, runs passes, and prints the result.",
+            (_add_file, _add_passes),
+        ),
+        (
+            "bisect",
+            "Names the first pass, and its first rule, after which numbers leave their class.",
+            (_add_function, _add_passes, _add_bisect),
+        ),
+        (
+            "reproduce",
+            "Runs the file of a failure again; with --reduce, makes it as small as it still fails.",
+            (_add_reproduce,),
+        ),
+        (
+            "check-rules",
+            "Tries rules on programs around their examples: do they keep what they claim?",
+            (_add_rules, _add_json),
+        ),
+        (
+            "passes",
+            "Lists every pass, those of other packages included.",
+            (_add_json,),
+        ),
+    ):
+        each = commands.add_parser(name, help=about, description=about)
+        each.set_defaults(command=name, json=False)
+        for add in groups:
+            add(each)
+    return parser
+
+
+def _add_function(parser: argparse.ArgumentParser) -> None:
+    add = _add_decoder(parser).add_argument
+    add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    add = _add_decoder(parser, context=256).add_argument
+    add("--batch", type=int, default=32, metavar="N", help="rows of the text (32)")
+    add("--text", nargs="+", default=(), metavar="FILE", help="instead of its own held_out()")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = _add_decoder(parser).add_argument
+    add("--prefill", metavar="FILE.py:FUNCTION", help="costed too, with --tokens (all of context)")
+    add = parser.add_argument_group(
+        "what is varied",
+        "Each function is traced once, with each of --config A,B; from there its sizes are varied"
+        " analytically: nothing is compiled. A range doubles: 8..64 is 8,16,32,64.",
+    ).add_argument
+    add("--chip", required=True, metavar="NAME", help="v4, v5e, ..., or the file of a machine")
+    add("--chips", default="8..256", metavar="RANGE", help="in standard slices (8..256)")
+    add("--batch", default="1..1024", metavar="RANGE", help="sequences (1..1024)")
+    add("--dtype", default="bf16,int8", metavar="LIST", help="of the weights (bf16,int8)")
+    add = parser.add_argument_group("what is made of it").add_argument
+    add("--plot", metavar="FILE", help="cost over latency, as .png, .svg or .pdf")
+    add("--out", metavar="FILE", help="the table, or with --json the facts, instead of printing")
+
+
+def _add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
+    """The user's code; returns the group for what it is called with."""
+    group = parser.add_argument_group("the function and its arguments")
+    add = group.add_argument
+    add("function", metavar="FILE.py:FUNCTION", help="or package.module:FUNCTION")
+    add("--params", default=0, metavar="NAME", type=_argument, help="its parameters (the first)")
+    add("--state", metavar="NAME", type=_argument, help="what comes back updated (is found)")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--args", metavar="FILE.py:FUNCTION", help="returns a tuple of arguments, or of shapes")
+    add("--config", metavar="NAME", help="of a decoder as in examples/: a name in its CONFIGS")
+    called = parser.add_argument_group("what a --config is called with")
+    add = called.add_argument
+    told = f"positions in the cache ({context})"
+    add("--context", type=int, default=context, metavar="N", help=told)
+    add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
+    add("--unrolled", action="store_true", help="layers one by one, not in a loop")
+    return called
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", default="-", help="a program's text (standard input)")
+    parser.add_argument("--list-passes", action="store_true", help="the same as `passes`")
+
+
+def _add_rules(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    told = "a module, package, Python file or file of rules (all rules there are)"
+    add("places", nargs="*", default=("dialect", "passes"), metavar="MODULE", help=told)
+    add("--rule", metavar="NAME", help="one alone")
+    add("--seed", type=int, default=0, metavar="N", help="of the programs and numbers (0)")
+    add("--instances", type=int, default=20, metavar="N", help="programs each fires on (20)")
+
+
+def _add_passes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("passes")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("-p", "--passes", metavar="TEXT", help='such as "normalize, recognize"')
+    either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
+    add = group.add_argument
+    add("--phase", metavar="NAME", help="of a pipeline with several")
+    add("--target", metavar="TOPOLOGY", help="v5e:2x4, v5e-8, cpu:8, ... (the pipeline's)")
+    add("--print-ir-after-all", action="store_true", help="the program after every pass")
+    add("--print-ir-before", action="append", default=[], metavar="PASS")
+    add("--time-passes", action="store_true", help="one line per pass at the end")
+    add("--crash-reproducer", metavar="FILE", help="written on a failure, read by `reproduce`")
+    add("--verify-numerics", action="store_true", help="compare numbers after every pass")
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--explain", action="store_true", help="what was done and why, instead of the program")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def _add_bisect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what it is run on").add_argument
+    add("--seed", type=int, default=0, metavar="N", help="of the numbers (0)")
+    add("--out", metavar="FILE", help="a reproducer, where something is wrong")
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", help="written by --crash-reproducer, `bisect --out` or a fuzzer")
+    add("--reduce", action="store_true", help="make it smaller while it fails in the same way")
+    add("--seconds", type=float, default=60.0, metavar="S", help="to spend on that (60)")
+    add("--out", metavar="FILE", help="where the smaller one goes (FILE.reduced)")

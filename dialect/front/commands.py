@@ -1,0 +1,291 @@
+"""The commands of `shardwright`: what the command line was parsed to, done and shown."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from dialect.checked import rule_tables
+from dialect.checked.bisect import bisect as first_departure
+from dialect.checked.failures import Again
+from dialect.checked.reproducer import Failure
+from dialect.checked.rule_check import checked_rules
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.executable import read as read_executable
+from dialect.display import tables
+from dialect.front import api, session
+from dialect.front.console import Screen
+from dialect.front.session import Arguments, rewritten
+from dialect.machine.mesh import Topology
+from dialect.machine.virtual_cpus import start
+from dialect.measured import evaluation
+from dialect.reports import sweep as pareto
+from dialect.reports import sweep_plot
+from dialect.reports.explained import Explained
+from dialect.reports.sweep import TRACED_BATCH, Decoder
+from dialect.user import usercode
+from rewrite import files, manager, options
+from rewrite.errors import PipelineError, ShardwrightError, TextError
+from rewrite.passbase import Pass, find_pass, pass_names
+from rewrite.program import Program
+from rewrite.source import MOST_OF_A_PROGRAM, read_file
+
+
+def run(args: Arguments) -> None:
+    """The command that a command line names. Raises ShardwrightError where it fails."""
+    _COMMANDS[args.command](args, Screen())
+
+
+def compile_(args: Arguments, screen: Screen) -> None:
+    """Rewrites a function, compiles it, and shows what the compiler made of it."""
+    done = rewritten(args, screen)
+    with screen.working(f"compiling for {done.target.topology}"), session.kept(args, done):
+        started = time.perf_counter()
+        made, notes = compiled(Compilable(done.program, done.mesh))
+        seconds = time.perf_counter() - started
+        report = read_executable(made, done.mesh)
+    if args.json:
+        built = asdict(report)
+        _print_json(done.facts() | {"compile_s": seconds, "notes": notes, "executable": built})
+        return
+    screen.rewriting(args.function, done.target, done.reports, done.program.plan)
+    usable = Topology.parse(done.target.topology).chip.usable_hbm_bytes
+    screen.executable(report, notes, seconds, usable)
+
+
+def show(args: Arguments, screen: Screen) -> None:
+    """Rewrites a function and prints the program."""
+    explained = Explained()
+    done = rewritten(args, screen, listeners=(explained,))
+    if args.json:
+        _print_json(done.facts() | {"program": str(done.program)})
+        return
+    if not args.explain:
+        print(done.program)
+        return
+    screen.rewriting(args.function, done.target, done.reports, done.program.plan)
+    screen.tables(explained.tables())
+
+
+def coverage(args: Arguments, screen: Screen) -> None:
+    """Shows what of a function is recognised, what is not and why, and what its axes are."""
+    explained = Explained()
+    rewritten(args, screen, "normalize, recognize", (explained,))
+    if explained.program is None:
+        raise PipelineError("the pipeline recognizes nothing", hint="add the pass recognize to it")
+    if args.json:
+        _print_json(explained.facts())
+    else:
+        screen.tables(explained.tables())
+
+
+def sweep(args: Arguments, screen: Screen) -> None:
+    """Costs a decoder over chips, batches and dtypes of weights, and marks the Pareto front."""
+    outputs = [Path(each) for each in (args.out, args.plot) if each]
+    for path in outputs:
+        files.must_be_writable(path)
+    if args.plot:
+        sweep_plot.must_be_possible(outputs[-1])
+    chips, batches = (pareto.numbers(getattr(args, n), f"--{n}") for n in ("chips", "batch"))
+    slices = tuple(pareto.standard_slice(args.chip, each) for each in chips)
+    weights = pareto.weight_dtypes(args.dtype)
+    varied = pareto.Sweep(_decoders(args, screen), slices, batches, weights)
+    points = []
+    with screen.working("costing") as spinner:
+        for point in varied.points():
+            points.append(point)
+            spinner.update(text=f"costing, {len(points)} of {len(varied)}")
+    if args.plot:
+        sweep_plot.draw(points, outputs[-1])
+    if args.out:
+        facts, shown = pareto.facts(points), varied.tables(points)
+        with files.written_whole(outputs[0]) as part:
+            text = _json(facts) if args.json else tables.as_text(shown)
+            part.write_text(f"{text}\n", encoding="utf-8")
+    elif args.json:
+        _print_json(pareto.facts(points))
+    else:
+        screen.tables(varied.tables(points))
+
+
+def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
+    """A `dialect.reports.sweep.Decoder` for every function and every configuration."""
+    functions = [(args.function, None if args.prefill else args.tokens)]
+    functions += [(args.prefill, args.tokens or args.context)] if args.prefill else []
+    found = []
+    for function, tokens in functions:
+        for config in args.config.split(",") if args.config else [None]:
+            one = {"function": function, "tokens": tokens, "config": config}
+            one |= {"batch": TRACED_BATCH, "args": None if function == args.prefill else args.args}
+            done = rewritten(Arguments(**vars(args) | one), screen, "normalize, recognize")
+            found.append(Decoder.of(function.rpartition(":")[2], config or "", done.program))
+    return tuple(found)
+
+
+def eval_(args: Arguments, screen: Screen) -> None:
+    """Measures on held-out text what each pass costs in accuracy, and what it saves in bytes."""
+    if args.args:
+        hint = "name a configuration that has them: --config NAME"
+        raise usercode.UsageError("--args tells no trained parameters", hint=hint)
+    found = evaluation.Evaluation(args.function.rpartition(":")[2])
+    for config in (args.config or "").split(","):
+        one = Arguments(**vars(args) | {"config": config})
+        prefixes = evaluation.Prefixes()
+        target = rewritten(one, screen, "normalize, recognize", (prefixes,)).target
+        with screen.working("measuring") as spinner:
+            trained = usercode.trained(args.function, session.sizes(one), args.text)
+            for each in found.measure(trained, prefixes, target):
+                spinner.update(text=f"measuring {config}, after {each.text}")
+    if args.json:
+        _print_json(found.facts())
+    else:
+        screen.tables(found.tables())
+
+
+def opt(args: Arguments, screen: Screen) -> None:
+    """Reads a program, or the file of a crash, runs passes, and prints the result."""
+    if args.list_passes:
+        passes(args, screen)
+        return
+    text = read(args.file)
+    pipeline = session.pipeline(args)
+    if pipeline is not None:
+        program = Program.parse(text)
+    else:
+        failure = Failure.parse(text)
+        program, pipeline = failure.program, failure.pipeline
+    target = pipeline.target()
+    if args.target or target.topology:
+        start(args.target or target.topology)
+        target = api.resolve(None, args.target, pipeline)[1]
+    listening = session.listening_to(args, target)
+    print(manager.run(program, pipeline.passes(args.phase), target, listening)[0])
+
+
+def check_rules(args: Arguments, screen: Screen) -> None:
+    """Tries rules on programs around their examples: do they keep what they claim?"""
+    with screen.working("checking rules") as spinner:
+        reports = []
+        for report in checked_rules(args.places, args.rule, args.seed, args.instances):
+            reports.append(report)
+            spinner.update(text=f"checking rules, {len(reports)} done, {report.name} the last")
+    if args.json:
+        _print_json(rule_tables.facts(reports))
+    else:
+        screen.tables(rule_tables.tables(reports, refused=bool(args.rule)))
+    rule_tables.must_be_clean(reports)
+
+
+def passes(args: Arguments, screen: Screen) -> None:
+    """Lists every pass, those of other packages included."""
+    found = [_described(find_pass(name)) for name in pass_names()]
+    if args.json:
+        _print_json(found)
+    else:
+        screen.listing(found)
+
+
+def _described(kind: type[Pass]) -> dict[str, Any]:
+    """A pass: its name, what it keeps, the first line of its docstring, its options."""
+    types = get_type_hints(kind)
+    takes = [
+        {
+            "name": field.name,
+            "default": "" if field.default is MISSING else options.show(field.default),
+            "takes": options.describe(types[field.name]),
+        }
+        for field in fields(kind)
+    ]
+    what = (inspect.getdoc(kind) or "").split("\n")[0]
+    return {"name": kind.pass_name(), "keeps": kind.keeps, "what": what, "options": takes}
+
+
+def _print_json(facts: Any) -> None:
+    print(_json(facts))
+
+
+def _json(facts: Any) -> str:
+    return json.dumps(facts, indent=2)
+
+
+class FaultFound(ShardwrightError):
+    """A fault that was looked for is there."""
+
+
+def bisect(args: Arguments, screen: Screen) -> None:
+    """Names the first pass, and in it the first rule, after which numbers leave their class.
+
+    Every pass is run, and the results before and after it are compared on drawn numbers.
+    """
+    traced = session.traced(args, screen, "normalize, recognize")
+    with screen.working("comparing before and after every pass"):
+        departure = first_departure(traced.program, traced.passes, traced.target, args.seed)
+    if departure is None:
+        screen.show(f"all {len(traced.passes)} passes keep what they claim")
+        return
+    if args.out:
+        told = (traced.program, traced.passes, traced.target, str(departure), args.seed)
+        Failure.of("numbers", *told).save(Path(args.out))
+    raise FaultFound(str(departure), where=departure.blame.source if departure.blame else "")
+
+
+def reproduce(args: Arguments, screen: Screen) -> None:
+    """Runs the file of a failure again; with --reduce, makes it as small as it still fails."""
+    failure = Failure.parse(read(args.file))
+    if failure.pipeline.topology:
+        start(failure.pipeline.topology)
+
+    mesh, target = api.resolve(None, None, failure.pipeline)
+    again = Again(failure, mesh, target)
+    with screen.working("running it again"):
+        error = again.error()
+    if error is None:
+        screen.show(f"does not fail any more (it was written with {failure.versions})")
+        return
+    if args.reduce:
+        with screen.working("making it smaller") as spinner:
+
+            def watch(program: Program, passes: Any) -> None:
+                told = f"{program.graph.op_count} ops, {len(passes)} passes"
+                spinner.update(text=f"making it smaller: {told}")
+
+            smaller = again.reduced(args.seconds, watch)
+        path = Path(args.out or f"{args.file}.reduced")
+        smaller.save(path)
+        told = f"{failure.program.graph.op_count} ops to {smaller.program.graph.op_count}"
+        screen.show(f"reduced from {told}: {path}")
+    raise (
+        error
+        if isinstance(error, ShardwrightError)
+        else FaultFound(f"{type(error).__name__}: {error}")
+    )
+
+
+def read(file: str) -> str:
+    """The text of a file, or of standard input for "-"."""
+    if file != "-":
+        return read_file(file, "program")
+    try:
+        return sys.stdin.read(MOST_OF_A_PROGRAM + 1)
+    except UnicodeDecodeError as error:
+        raise TextError(f"cannot read the program on standard input: {error}") from error
+
+
+_COMMANDS: dict[str, Callable[[Arguments, Screen], None]] = {
+    "compile": compile_,
+    "show": show,
+    "coverage": coverage,
+    "eval": eval_,
+    "sweep": sweep,
+    "opt": opt,
+    "bisect": bisect,
+    "reproduce": reproduce,
+    "check-rules": check_rules,
+    "passes": passes,
+}

@@ -1,0 +1,173 @@
+"""What the command shows: colour and tables on a terminal, plain lines in a pipe.
+
+Everything here takes data and writes it; nothing is decided. A pipe gets no colour, no borders
+and no line breaks that the text does not have.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.padding import Padding
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from dialect.display.quantities import size
+from rewrite.manager import Hook, PassReport
+from rewrite.passbase import Pass
+from rewrite.plan import Plan
+from rewrite.program import Program
+from rewrite.target import Target
+
+_ENDLESS = 100_000  # columns of a pipe
+_NOTES_WIDTH, _INDENT = 96, 4
+
+
+class Screen:
+    """Standard output, as it is when this is made."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.terminal = self.console.is_terminal
+        if not self.terminal:
+            self.console.width = _ENDLESS
+
+    def show(self, *shown: Any, style: str = "") -> None:
+        """Text or tables; long lines are left to the terminal to wrap."""
+        if self.terminal:
+            self.console.print(*shown, style=style, soft_wrap=isinstance(shown[0], str))
+            return
+        with self.console.capture() as captured:
+            self.console.print(*shown)
+        lines = captured.get().removesuffix("\n").split("\n")
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+    def heading(self, text: str) -> None:
+        self.show(f"\n{text}", style="bold")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A column whose name begins with `>` is set to the right."""
+        headed = any(name.strip(">") for name in columns)
+        ruled = box.SIMPLE_HEAD if self.terminal and headed else None
+        table = Table(box=ruled, show_header=headed, show_edge=False, pad_edge=False)
+        for name in columns:
+            table.add_column(name.removeprefix(">"), justify="right" if name[:1] == ">" else "left")
+        for row in rows:
+            table.add_row(*row)
+        self.show(Padding(table, (0, 0, 0, 2), expand=False))
+
+    def tables(self, tables: Iterable[Any]) -> None:
+        """Tables of `dialect.display.tables`, each under its title."""
+        for each in tables:
+            self.heading(each.title)
+            self.table(each.columns, each.rows)
+
+    def lines(self, lines: Sequence[str], style: str = "") -> None:
+        """Indented, also where the terminal has to wrap them."""
+        for line in lines:
+            self.show(Padding(Text(line), (0, 0, 0, _INDENT), expand=False), style=style)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[Spinner]:
+        """Says what is being done while it takes its time; only a terminal shows it."""
+        spinner = Spinner("dots", what)
+        if not self.terminal:
+            yield spinner
+            return
+        # What goes to standard error is printed around the spinner only where both are one screen.
+        with Live(
+            spinner, console=self.console, transient=True, redirect_stderr=sys.stderr.isatty()
+        ):
+            yield spinner
+
+    def listing(self, passes: Sequence[dict[str, Any]]) -> None:
+        """Every pass with its options, one to a line."""
+        rows = []
+        for each in passes:
+            lines = (f"{o['name']}={o['default']}  ({o['takes']})" for o in each["options"])
+            rows.append((each["name"], each["keeps"], each["what"], "\n".join(lines)))
+        self.table(("pass", "keeps", "what it does", "options and their defaults"), rows)
+
+    def rewriting(
+        self, what: str, target: Target, reports: Sequence[PassReport], plan: Plan | None
+    ) -> None:
+        """Each pass with its time, what it changed and what it had to say; then the plan."""
+        mesh = " ".join(f"{axis}={chips}" for axis, chips in target.mesh)
+        self.show(f"{what} for {target.topology}, mesh {mesh}")
+        widest = max((len(each.text) for each in reports), default=0)
+        self.heading(f"{'passes':{widest}}  {'ms':>8}  {'ops':>14}  keeps")
+        for each in reports:
+            ops = f"{each.ops_before} -> {each.ops_after}"
+            timed = f"{each.seconds * 1e3:8.1f}  {ops:>14}"
+            self.show(f"{each.text:{widest}}  {timed}  {each.keeps}")
+            self.lines(_packed(each.notes, self.console.width), style="dim")
+        self.heading("plan")
+        self.show("no pass made a plan" if plan is None else plan.explain())
+
+    def executable(self, report: Any, notes: Sequence[str], seconds: float, hbm_bytes: int) -> None:
+        """A `dialect.compiled.executable.Report`, what the compiler said, and a chip's HBM."""
+        memory, collectives = report.memory, _collectives(report)
+        self.heading(f"executable, compiled in {seconds:.1f} s")
+        self.show(f"memory per chip: {size(memory.total_bytes)} of {size(hbm_bytes)}")
+        rows = {
+            "parameters, state and arguments": memory.argument_bytes,
+            "of these, state updated in place": memory.alias_bytes,
+            "results": memory.output_bytes - memory.alias_bytes,
+            "temporaries": memory.temp_bytes,
+            "code": memory.code_bytes,
+        }
+        self.table(("", ">"), [(name, size(count)) for name, count in rows.items()])
+        self.heading("entry parameters, per chip")
+        by_dtype = report.by_dtype().items()
+        shown = [(dtype, str(count), size(total)) for dtype, (count, total) in by_dtype]
+        self.table(("dtype", ">arrays", ">size"), shown)
+        self.heading("collectives, per step" if collectives else "no collectives")
+        if collectives:
+            self.table(("kind", "dtype", "over", ">count x trips", ">size each"), collectives)
+        self.heading("compiler notes" if notes else "no compiler notes")
+        self.lines(notes)
+
+
+@dataclass(frozen=True)
+class Progress(Hook):
+    """Names the pass that is running."""
+
+    spinner: Spinner
+
+    def before(self, step: Pass, program: Program) -> None:
+        self.spinner.update(text=f"pass {step}")
+
+
+def _packed(notes: Sequence[str], width: int) -> list[str]:
+    """Notes as lines; short ones share a line."""
+    most = min(_NOTES_WIDTH, width - _INDENT)
+    lines: list[str] = []
+    for note in notes:
+        joined = f"{lines[-1]}, {note}" if lines else note
+        if lines and len(joined) <= most:
+            lines[-1] = joined
+        else:
+            lines.append(note)
+    return lines
+
+
+def _collectives(report: Any) -> list[tuple[str, ...]]:
+    """Equal collectives as one row, whatever they were made for."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for each in report.collectives:
+        axes = "?" if each.axes is None else " ".join(each.axes)
+        trips = "?" if each.trip_count is None else str(each.trip_count)
+        counts[each.kind, each.dtype, axes, trips, size(each.result_bytes)] += each.count
+    return [
+        (kind, dtype, axes, f"{count} x {trips}", each)
+        for (kind, dtype, axes, trips, each), count in counts.items()
+    ]

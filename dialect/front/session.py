@@ -1,0 +1,126 @@
+"""What a command line asks for: a user's function, rewritten by the passes that were named."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dialect.checked.bisect import VerifyNumbers
+from dialect.checked.reproducer import Failure, Reproducer
+from dialect.front import api
+from dialect.front.console import Progress, Screen
+from dialect.machine.virtual_cpus import start
+from dialect.user import usercode
+from dialect.user.usercode import Sizes
+from rewrite import hooks, manager
+from rewrite.manager import Hook, PassReport
+from rewrite.passbase import Pass, find_pass
+from rewrite.pipeline import Pipeline
+from rewrite.program import Program
+from rewrite.target import Target
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A user's function as it was traced, and the passes and the machine that were asked for."""
+
+    program: Program
+    passes: tuple[Pass, ...]
+    target: Target
+    mesh: Any
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A function after its passes, and what it was rewritten from and for."""
+
+    program: Program
+    reports: tuple[PassReport, ...]
+    asked: Traced
+
+    @property
+    def target(self) -> Target:
+        return self.asked.target
+
+    @property
+    def mesh(self) -> Any:
+        return self.asked.mesh
+
+    def facts(self) -> dict[str, Any]:
+        """What every command tells a machine."""
+        plan = self.program.plan
+        return {
+            "target": self.target.topology,
+            "mesh": dict(self.target.mesh),
+            "passes": [asdict(each) for each in self.reports],
+            "plan": None if plan is None else str(plan),
+        }
+
+
+def traced(args: Arguments, screen: Screen, passes: str = "") -> Traced:
+    """The user's function, with the passes that were asked for, or else `passes`."""
+    asked = pipeline(args) or Pipeline.parse(passes or api.DEFAULT_PIPELINE)
+    steps = asked.passes(args.phase)
+    start(args.target or asked.topology)
+    mesh, target = api.resolve(None, args.target, asked)
+    with screen.working("tracing"):
+        if args.args:
+            function, arguments = usercode.function(args.function, args.args)
+        else:
+            function, arguments = usercode.decoder(args.function, sizes(args))
+        program = api.trace(function, *arguments, params=args.params, state=args.state)
+    return Traced(program, steps, target, mesh)
+
+
+def rewritten(
+    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
+) -> Rewritten:
+    """The user's function after the passes that were asked for, or else `passes`."""
+    asked = traced(args, screen, passes)
+    with screen.working("rewriting") as spinner:
+        listening = [*listening_to(args, asked.target), *listeners, Progress(spinner)]
+        program, reports = manager.run(asked.program, asked.passes, asked.target, listening)
+    return Rewritten(program, reports, asked)
+
+
+@contextmanager
+def kept(args: Arguments, done: Rewritten) -> Iterator[None]:
+    """Keeps what a compilation in the block fails on, where that was asked for."""
+    try:
+        yield
+    except Exception as error:
+        if args.crash_reproducer:
+            told = done.asked
+            failure = Failure.of("compilation", told.program, told.passes, told.target, error)
+            Reproducer(Path(args.crash_reproducer)).keep(failure, "compilation")
+        raise
+
+
+def sizes(args: Arguments) -> Sizes:
+    """The sizes that a decoder is called with."""
+    return Sizes(**{each.name: getattr(args, each.name) for each in fields(Sizes)})
+
+
+def pipeline(args: Arguments) -> Pipeline | None:
+    """The pipeline that was asked for, in a file or in the command line itself."""
+    if args.pipeline:
+        return Pipeline.load(args.pipeline)
+    return Pipeline.parse(args.passes, source="--passes") if args.passes else None
+
+
+def listening_to(args: Arguments, target: Target) -> list[Hook]:
+    """What was asked to be shown or kept while the passes run."""
+    found: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
+    found += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
+    found += [hooks.TimePasses()] if args.time_passes else []
+    if args.crash_reproducer:
+        found.append(Reproducer(Path(args.crash_reproducer)))
+    if args.verify_numerics:
+        found.append(VerifyNumbers(target))
+    return found

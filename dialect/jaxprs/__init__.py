@@ -1,0 +1,1 @@
+"""Between jaxprs and graphs, both ways."""

@@ -1,0 +1,110 @@
+"""Operands as they were before they were laid out for their reader, with the names of their axes.
+
+A library brings a mask of [b, s] to [b, h, t, s] before it uses it, by reshapes, transposes and
+broadcasts in any order. `bare` undoes that, and keeps in `axes` what it said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from dialect.matching.values import reshaped
+from rewrite.ir import Value
+from rewrite.opdef import make
+from rewrite.signature import Array, letters
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value and the letters of its dimensions; one of size one has none, a merged one several."""
+
+    value: Value
+    axes: Array
+
+    def along(self, axis: str) -> int:
+        """The dimension that is this axis."""
+        return self.axes.index((axis,))
+
+
+def named(value: Value, axes: Array) -> Operand:
+    """A value whose dimensions are these axes, save where its size is one."""
+    sizes = zip(value.type.shape, axes)
+    return Operand(value, tuple(axis if size != 1 else () for size, axis in sizes))
+
+
+def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
+    """The operand before reshapes, transposes and broadcasts; `sizes` are those of the letters.
+
+    Merged dimensions come apart, so that each has one letter or none.
+    """
+    value, axes = operand.value, operand.axes
+    before = _before(value, axes)
+    while before is not None:
+        value, axes = before.value, before.axes
+        before = _before(value, axes)
+    if any(len(dimension) > 1 for dimension in axes):
+        apart = tuple(axis for dimension in axes for axis in ([(x,) for x in dimension] or [()]))
+        shape = tuple(sizes[axis[0]] if axis else 1 for axis in apart)
+        return Operand(reshaped(value, shape), apart)
+    return Operand(value, axes)
+
+
+def _before(value: Value, axes: Array) -> Operand | None:
+    """The operand one layout op earlier."""
+    op = value.op
+    if op.name == "broadcast_in_dim" and len(op.args) == 1:
+        return named(op.args[0], tuple(axes[place] for place in op["broadcast_dimensions"]))
+    if op.name == "transpose":
+        order = op["permutation"]
+        return Operand(op.args[0], tuple(axes[order.index(i)] for i in range(len(order))))
+    if op.name == "reshape":
+        return moved_ones(Operand(value, axes), op.args[0])
+    return None
+
+
+def moved_ones(operand: Operand, value: Value) -> Operand | None:
+    """Another value with the operand's axes, where they differ in axes of size one alone."""
+    old, new = operand.value.type.shape, value.type.shape
+    if [size for size in old if size != 1] != [size for size in new if size != 1]:
+        return None
+    rest = (axis for axis, size in zip(operand.axes, old) if size != 1)
+    return Operand(value, tuple(next(rest) if size != 1 else () for size in new))
+
+
+def combined(name: str, operands: Sequence[Operand], order: Sequence[str]) -> Operand:
+    """All of them under one commutative op, their axes in this order, each once."""
+    several = list(dict.fromkeys(operands))
+    if len(several) == 1:
+        return several[0]
+    used = [x for x in order if any((x,) in each.axes for each in several)]
+    arranged = [_arranged(each, used) for each in several]
+    value = reduce(lambda left, right: make(name, left, right), arranged)
+    return Operand(value, tuple((x,) for x in used))
+
+
+def _arranged(operand: Operand, order: Sequence[str]) -> Value:
+    """The value with these axes, size one where it lacks one."""
+    sizes = {axis[0]: size for axis, size in zip(operand.axes, operand.value.type.shape) if axis}
+    own = [x for (x,) in filter(None, operand.axes)]
+    value = reshaped(operand.value, tuple(sizes[x] for x in own))
+    value = transposed(value, [own.index(x) for x in order if x in own])
+    return reshaped(value, tuple(sizes.get(x, 1) for x in order))
+
+
+def transposed(value: Value, order: Sequence[int]) -> Value:
+    """The value with its dimensions in another order."""
+    if list(order) == sorted(order):
+        return value
+    return make("transpose", value, permutation=tuple(order))
+
+
+def laid_out(operand: Operand, axes: Array, shape: tuple[int, ...]) -> Value:
+    """The value with dimensions of these letters, merged where they have several, in that shape."""
+    wanted = letters(axes)
+    own = [x for (x,) in filter(None, operand.axes)]
+    if own != list(wanted):
+        operand = Operand(_arranged(operand, wanted), tuple((x,) for x in wanted))
+    value = operand.value
+    return value if value.type.shape == shape else reshaped(value, shape)

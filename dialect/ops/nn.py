@@ -1,0 +1,86 @@
+"""The decoder's own vocabulary: what an engineer calls the pieces, as ops.
+
+Each carries its reference, so recognising a piece can never lose its meaning. None of them takes
+a weight matrix: products stay visible as `contract`, where quantisation, sharding and cost see
+them. (A feed-forward network is therefore two or three contracts around a `gate`.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.arrays.attributes import decode
+from dialect.ops import activations, attend, caches, heads, padding, rotary, token_scales  # noqa: F401  (define words)
+from dialect.ops.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
+from rewrite.ir import Op
+from rewrite.signature import Signature
+
+
+def softmax(x: Any, *, guarded: bool = False) -> Any:
+    """Softmax over the last axis, shifted by its maximum. x: [..., s].
+
+    A row that holds +infinity is NaN. Where `guarded`, as where nothing is shifted, only that
+    element is, and the others are 0: a maximum that is not finite is not subtracted.
+    """
+    top = jax.lax.stop_gradient(jnp.expand_dims(jax.lax.reduce_max(x, (x.ndim - 1,)), -1))
+    if guarded:
+        top = jnp.where(jnp.isfinite(top), top, jnp.zeros_like(top))
+    weights = jnp.exp(x - top)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def rms_norm(x: Any, *, epsilon: float) -> Any:
+    """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def layer_norm(x: Any, *, epsilon: float) -> Any:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. No scale, no bias."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon)
+
+
+def take(table: Any, ids: Any, *, mode: Any, fill: Any = None) -> Any:
+    """Rows of a table. table: [v, ...], ids: [...]; `mode` says what an id out of bounds does.
+
+    Where it fills, it fills with `fill`, or with NaN.
+    """
+    rest = tuple(range(ids.ndim, ids.ndim + table.ndim - 1))
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=rest, collapsed_slice_dims=(0,), start_index_map=(0,)
+    )
+    sizes = (1, *table.shape[1:])
+    options = {} if fill is None else {"fill_value": fill}
+    return jax.lax.gather(table, ids[..., None], numbers, sizes, mode=decode(mode), **options)
+
+
+def wrap(i: Any, *, size: int) -> Any:
+    """An index that counts from the end where it is negative: i < 0 -> i + size. Elementwise."""
+    return jnp.where(i < 0, i + jnp.asarray(size, i.dtype), i)
+
+
+def modulo(i: Any, *, size: int) -> Any:
+    """i modulo size, never negative: the place in a ring buffer. Elementwise."""
+    return jnp.mod(i, jnp.asarray(size, i.dtype))
+
+
+def _take_axes(op: Op) -> Signature:
+    table, ids = (arg.type for arg in op.args)
+    rows = tuple((f"r{i}",) for i in range(ids.rank))
+    rest = tuple((f"x{i}",) for i in range(table.rank - 1))
+    return Signature(((("v",), *rest), rows), ((*rows, *rest),), frozenset("v"))
+
+
+for _reference, *_rest in (
+    (softmax, over_last, ("guarded",)),
+    (rms_norm, over_last, ("epsilon",)),
+    (layer_norm, over_last, ("epsilon",)),
+    (take, _take_axes, ("mode", "fill")),
+    (wrap, elementwise, ("size",)),
+    (modulo, elementwise, ("size",)),
+):
+    word(_reference, *_rest)

@@ -1,0 +1,1 @@
+"""What people read of a program: what was recognised, planned, quantised and compiled."""

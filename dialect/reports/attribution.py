@@ -1,0 +1,302 @@
+"""Which piece of the decoder each op serves: attention, a norm, the feed-forward unit ...
+
+An *anchor* is an op that says what a piece is. Every other op serves the anchor
+
+- that reads it as a mask, as rotary angles, or as indices;
+- that it lies behind, as a scale, a bias or a layout;
+- on either side of it, where the op is a product with weights;
+- whose routing it does, between a router and the residual stream.
+
+What serves no anchor is not recognised. What depends on parameters alone is done once, and belongs
+to no piece of the step. Linear in the size of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dialect.matching.values import number
+from dialect.naming.axis import Axes
+from dialect.ops.control import scan_parts
+from dialect.ops.lax import ELEMENTWISE
+from dialect.reports.op_cost import VIEWS
+from dialect.staging.binding import bound_values, known_values
+from rewrite.ir import Graph, Op, Value
+
+ATTENTION, FEED_FORWARD, EXPERTS = "attention", "feed-forward", "mixture of experts"
+LOGITS, RESIDUAL, PRODUCT = "logits", "residual", "product with weights"
+_ANCHORS = {
+    "attend": ATTENTION,
+    "gate": FEED_FORWARD,
+    "activate": FEED_FORWARD,
+    "rms_norm": "norm",
+    "layer_norm": "norm",
+    "rope": "rotary positions",
+    "rounded": "rounding to int8",
+    "cache_write": "cache write",
+    "cache_put": "cache write",
+}
+_TABLES = {"vocab": "embedding", "positions": "position embedding"}
+# Where an anchor's side arguments begin, and what they are.
+_SIDES = {
+    "attend": (3, "mask"),
+    "rope": (1, "rotary angles"),
+    "cache_write": (2, "indices"),
+    "cache_put": (2, "indices"),
+    "cache_read": (1, "indices"),
+    "take": (1, "indices"),
+}
+PRODUCTS = frozenset({"contract", "dot_general", "ragged_dot_general"})
+_SCALES = frozenset({"add", "sub", "mul", "div", "neg"})
+SIDES = frozenset(name for _, name in _SIDES.values())
+LAYOUT = VIEWS | frozenset(
+    "convert_element_type transpose slice dynamic_slice split unstack stack concatenate pad rev "
+    "tile cache_read".split()
+)
+_COUNTS = ("i", "u", "b")  # dtypes of indices and masks; bf16 alone begins like bool
+
+
+class Piece(NamedTuple):
+    """What an op belongs to: the name of the piece, and the op that says so."""
+
+    name: str
+    anchor: Op
+
+
+def is_index(op: Op) -> bool:
+    """Whether an op computes with whole numbers and truth values alone, and is no product."""
+    values = (*op.args, *op.results)
+    return op.name not in PRODUCTS and not op.regions and all(map(_counts, values))
+
+
+def _counts(value: Value) -> bool:
+    return value.type.dtype[0] in _COUNTS and value.type.dtype != "bf16"
+
+
+def given_inside(op: Op) -> list[dict[Value, tuple[Value, bool]]]:
+    """For each region of an op: its inputs, what they are given, and whether that is carried on."""
+    if op.name == "scan":
+        _, carried, _ = scan_parts(op)
+        numbers = [[(i, carried.start <= i < carried.stop) for i in range(len(op.args))]]
+    elif op.name == "while":
+        first, fixed = op["cond_consts"], op["cond_consts"] + op["body_consts"]
+        carry = [(i, True) for i in range(fixed, len(op.args))]
+        consts = range(first), range(first, fixed)
+        numbers = [[*((i, False) for i in some), *carry] for some in consts]
+    else:
+        numbers = [[(i, False) for i in range(1, len(op.args))] for _ in op.regions]
+    return [
+        {inner: (op.args[i], carried) for inner, (i, carried) in zip(region.inputs, some)}
+        for region, some in zip(op.regions, numbers)
+    ]
+
+
+class Pieces:
+    """`of`: the piece of each op of a graph that has one; `inside`: the same for each loop's body.
+
+    `fixed` are the inputs that are the same at every step, and `params` those of them that are
+    parameters. What depends on them alone is done once: it is `known`, and no piece of the step.
+    A few sweeps over the graph; an op keeps the first piece that it is given.
+    """
+
+    def __init__(
+        self, graph: Graph, fixed: Sequence[Value], params: Sequence[Value], axes: Axes
+    ) -> None:
+        self.graph, self.axes = graph, axes
+        self.known, self.weights = known_values(graph, fixed), bound_values(graph, params)
+        self.ops = [op for op in graph.ops if op.results[0] not in self.known]
+        self.inside = {op: self._inside(op) for op in self.ops if op.regions}
+        self.outputs = set(graph.outputs)
+        self.of: dict[Op, Piece] = {}
+        self._find_routing()
+        self._find_anchors()
+        self._find_sides()
+        self._find_products()
+        self._find_what_lies_behind()
+        self._find_what_lies_before()
+        self._join_experts()
+
+    def place(self, op: Op) -> Op:
+        """The op in whose layer an op belongs: its anchor, or itself where layers may share it."""
+        piece = self.of.get(op)
+        return op if piece is None or piece.name in SIDES else piece.anchor
+
+    def _inside(self, op: Op) -> list[Pieces]:
+        found = []
+        for region, given in zip(op.regions, given_inside(op)):
+            kept = {inner: arg for inner, (arg, carried) in given.items() if not carried}
+            fixed = [inner for inner, arg in kept.items() if arg in self.known]
+            params = [inner for inner, arg in kept.items() if arg in self.weights]
+            found.append(Pieces(region, fixed, params, self.axes))
+        return found
+
+    def _unknown(self, op: Op) -> list[Value]:
+        return [arg for arg in op.args if arg not in self.known]
+
+    def _readers(self, value: Value) -> tuple[tuple[Op, int], ...]:
+        return self.graph.users.get(value, ())
+
+    def _takes_weights(self, op: Op) -> bool:
+        return op.name in PRODUCTS and any(arg in self.weights for arg in op.args)
+
+    # Anchors.
+
+    def _find_anchors(self) -> None:
+        for op in self.ops:
+            name = self._anchor(op)
+            if name:
+                self.of.setdefault(op, Piece(name, op))
+
+    def _anchor(self, op: Op) -> str:
+        """The piece that an op says it is, or nothing."""
+        if op.name in _ANCHORS:
+            return _ANCHORS[op.name]
+        if op.name == "take" and op.args[0] in self.weights:
+            return _TABLES.get(self._axis(op.args[0], 0), "")
+        if op.name == "top_k":
+            return EXPERTS if self._axis(op.args[0], op["axis"]) == "experts" else ""
+        if self._takes_weights(op):
+            return LOGITS if self._axis(op.results[0], -1) == "vocab" else ""
+        return RESIDUAL if self._joins_residual(op) else ""
+
+    def _axis(self, value: Value, axis: int) -> str:
+        names = self.axes.of(value)[axis] if value.type.shape else ()
+        return names[0] if len(names) == 1 else ""
+
+    def _joins_residual(self, op: Op) -> bool:
+        both = op.name == "add" and len(self._unknown(op)) == 2
+        return both and any("d_model" in names for names in self.axes.of(op.results[0]))
+
+    # Routing: all that depends on which experts were chosen, up to the residual stream.
+
+    def _find_routing(self) -> None:
+        for op in self.ops:
+            if op.name == "top_k" and self._anchor(op):
+                self.of[op] = Piece(EXPERTS, op)
+                continue
+            routed = [self.of[arg.op] for arg in op.args if arg.op in self.of]
+            ends = op.regions or (self._joins_residual(op) and len(routed) < 2)
+            if routed and not ends:
+                self.of[op] = routed[0]
+
+    # Sides: what is read only as a mask, as angles or as indices.
+
+    def _find_sides(self) -> None:
+        for op in reversed(self.ops):
+            taken = op in self.of or self._takes_weights(op) or op.regions
+            if taken or not self.outputs.isdisjoint(op.results):
+                continue
+            sides = [self._sides_of(value) for value in op.results if self._readers(value)]
+            if sides and all(sides):
+                self.of[op] = sides[0]
+            elif op.name == "take" and self._holds_positions(op.args[0]):
+                self.of[op] = Piece(_TABLES["positions"], op)
+
+    def _holds_positions(self, table: Value) -> bool:
+        """Whether a value is a constant table of positions, as sinusoidal ones are."""
+        return table in self.known and table.type.rank == 2 and self._axis(table, 0) == "positions"
+
+    def _sides_of(self, value: Value) -> Piece | None:
+        """The piece that a value is a side of, if it is nothing else."""
+        sides = [self._side(value, *reader) for reader in self._readers(value)]
+        return sides[0] if sides and all(sides) else None
+
+    def _side(self, value: Value, reader: Op, position: int) -> Piece | None:
+        first, name = _SIDES.get(reader.name, (len(reader.args), ""))
+        if position >= first:
+            return Piece(name, reader)
+        if reader.regions:
+            return self._side_of_loop(value, reader)
+        found = self.of.get(reader)
+        if found is None or found.anchor is reader and found.name != EXPERTS:
+            return None
+        return None if found.name == EXPERTS and reader.name in PRODUCTS else found
+
+    def _side_of_loop(self, value: Value, loop: Op) -> Piece | None:
+        sides = [
+            None if carried or inner in pieces.outputs else pieces._sides_of(inner)
+            for pieces, given in zip(self.inside[loop], given_inside(loop))
+            for inner, (arg, carried) in given.items()
+            if arg == value
+        ]
+        return sides[0] if sides and all(sides) else None
+
+    # Products with weights: the nearest piece that reads them, or that they read.
+
+    def _find_products(self) -> None:
+        before = self._before_pieces()
+        behind: dict[Op, Piece] = {}
+        for op in self.ops:
+            nearest = next((behind[arg.op] for arg in self._unknown(op) if arg.op in behind), None)
+            if self._takes_weights(op) and op not in self.of:
+                self.of[op] = before.get(op) or nearest or Piece(PRODUCT, op)
+            elif self._has_products(op):
+                behind[op] = self.of[op]
+            elif nearest and op.name not in PRODUCTS and not self._is_residual(op):
+                behind[op] = nearest
+
+    def _before_pieces(self) -> dict[Op, Piece]:
+        """For each op the piece that it flows into without passing another product."""
+        found: dict[Op, Piece] = {}
+        for op in reversed(self.ops):
+            if self._has_products(op):
+                found[op] = self.of[op]
+                continue
+            if self._is_residual(op):
+                continue
+            readers = (reader for value in op.results for reader in self._readers(value))
+            for reader, position in readers:
+                aside = position >= _SIDES.get(reader.name, (len(reader.args), ""))[0]
+                if reader in found and reader.name not in PRODUCTS and not aside:
+                    found[op] = found[reader]
+                    break
+        return found
+
+    def _has_products(self, op: Op) -> bool:
+        piece = self.of.get(op)
+        return piece is not None and piece.name in (ATTENTION, FEED_FORWARD, EXPERTS)
+
+    def _is_residual(self, op: Op) -> bool:
+        piece = self.of.get(op)
+        return piece is not None and piece.name == RESIDUAL
+
+    # Behind a piece: its layout, scales and biases; all that is done to logits.
+
+    def _find_what_lies_behind(self) -> None:
+        passing: dict[Op, None] = {}  # what may as well belong to something that is not recognised
+        for op in self.ops:
+            args = self._unknown(op)
+            if op in self.of or not args or any(arg.op not in self.of for arg in args):
+                continue
+            piece = self.of[args[0].op]
+            if op.name in _SCALES and len(args) == 1:
+                if all(number(arg) is not None for arg in op.args if arg not in args):
+                    passing[op] = None
+            elif op.name not in LAYOUT and not (piece.name == LOGITS and op.name in ELEMENTWISE):
+                continue
+            if any(arg.op in passing for arg in args):
+                passing[op] = None
+            self.of[op] = piece
+        for op in reversed(passing):
+            readers = (reader for value in op.results for reader, _ in self._readers(value))
+            if self.outputs.isdisjoint(op.results) and not any(r in self.of for r in readers):
+                del self.of[op]
+
+    # Before a piece: its layout. Experts: those that a router's choice is applied to behind them.
+
+    def _find_what_lies_before(self) -> None:
+        for op in reversed(self.ops):
+            readers = [reader for value in op.results for reader, _ in self._readers(value)]
+            plain = op not in self.of and op.name in LAYOUT and len(self._unknown(op)) == 1
+            if plain and readers and self.outputs.isdisjoint(op.results):
+                if all(reader in self.of for reader in readers):
+                    self.of[op] = self.of[readers[0]]
+
+    def _join_experts(self) -> None:
+        joined = {}
+        for op, piece in self.of.items():
+            if piece.name == EXPERTS:
+                behind = (self.of.get(arg.op) for arg in op.args)
+                joined |= {other: piece for other in behind if other and other.name == FEED_FORWARD}
+        self.of = {op: joined.get(piece, piece) for op, piece in self.of.items()}

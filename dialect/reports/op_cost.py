@@ -1,0 +1,146 @@
+"""What one op costs: arithmetic and bytes, read off its axes and types.
+
+A product does two operations for every combination of its axes, any other primitive one for every
+element of its largest array, and what only moves data none. A word of the vocabulary costs what
+its reference does, a loop its body as often as it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dialect.arrays.dtypes import struct_of
+from dialect.jaxprs.jaxpr import trace_graph
+from dialect.matching.values import through
+from dialect.ops.lax import IDENTITIES
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Type, Value
+from rewrite.signature import letters
+
+# Read and write nothing: the same bytes under another shape, or made by whoever reads them.
+VIEWS = IDENTITIES | frozenset(
+    "const iota reshape squeeze broadcast_in_dim optimization_barrier sharding_constraint "
+    "constrain".split()
+)
+# Read of their first argument as much as they give.
+_OF_PARTS = frozenset("take gather slice dynamic_slice cache_read".split())
+# Change their first argument in place: the number of the argument that they write.
+_IN_PLACE = {"dynamic_update_slice": 1, "cache_write": 1, "cache_put": 1} | dict.fromkeys(
+    "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split(), 2
+)
+_MOVES = VIEWS | frozenset(
+    "transpose slice dynamic_slice dynamic_update_slice pad concatenate stack unstack split gather "
+    "scatter rev tile".split()
+)
+_LOOPS = {"scan": sum, "while": sum, "cond": max}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Arithmetic operations, and bytes read and written."""
+
+    flops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def times(self, count: int) -> Cost:
+        return Cost(self.flops * count, self.bytes * count)
+
+
+def cost_of(ops: Iterable[Op]) -> Cost:
+    """The cost of all of `ops`."""
+    return sum(map(op_cost, ops), Cost())
+
+
+def op_cost(op: Op) -> Cost:
+    """`flops` and `bytes_moved` of an op."""
+    return Cost(flops(op), bytes_moved(op))
+
+
+def trips(op: Op) -> int:
+    """How often a loop runs its body; one where that is not known before it runs."""
+    return op.get("length", 1)
+
+
+def flops(op: Op) -> int:
+    """Arithmetic operations of one run of `op`, of integers too; loops times their trip count.
+
+    A `while`, whose trip count nobody knows, counts once; a `cond` as its dearest branch.
+    """
+    if op.regions:
+        parts = [sum(map(flops, region.ops)) for region in op.regions]
+        return trips(op) * _LOOPS.get(op.name, sum)(parts)
+    if op.name in _MOVES:
+        return 0
+    summed = _summed(op)
+    if summed is not None:
+        return 2 * op.types[0].size * summed
+    if opdef.lookup(op.name).attrs is not None:  # a word; a primitive takes any attributes
+        return _flops_of_reference(op.name, tuple(arg.type for arg in op.args), op.attrs)
+    return max((each.size for each in (*op.types, *(arg.type for arg in op.args))), default=0)
+
+
+def bytes_moved(op: Op) -> int:
+    """Bytes that one run of `op` reads and writes by itself; loops times their trip count.
+
+    A compiler that fuses neighbours moves less. Updates are in place, tables are read by rows,
+    and weights that are dequantised on the way in are read as the integers they are stored as.
+    """
+    if op.regions:
+        parts = [sum(map(bytes_moved, region.ops)) for region in op.regions]
+        return trips(op) * _LOOPS.get(op.name, sum)(parts)
+    if op.name in VIEWS:
+        return 0
+    read, written = [_stored_bytes(arg) for arg in op.args], sum(t.bytes for t in op.types)
+    if op.name in _OF_PARTS:
+        read[0] = written
+    if op.name in _IN_PLACE:
+        read[0], written = 0, read[_IN_PLACE[op.name]]
+    return sum(read) + written
+
+
+def _stored_bytes(value: Value) -> int:
+    """Bytes of what a value is read from, behind views and dequantisation."""
+    stored = through(value, "reshape", "broadcast_in_dim")
+    if stored.op.name == "dequantize":
+        return sum(map(_stored_bytes, stored.op.args))
+    return 0 if stored.op.name == "iota" else stored.type.bytes
+
+
+def _summed(op: Op) -> int | None:
+    """How many products one element of the result sums up; None for what is no product."""
+    if op.name in ("contract", "dot_general"):
+        found = opdef.signature(op)
+        kept = letters(found.outputs[0])
+        sizes = zip(op.args[0].type.shape, found.inputs[0])
+        return math.prod(size for size, axes in sizes if not set(axes) & set(kept))
+    if op.name == "conv_general_dilated":
+        out_channels = dict(op["dimension_numbers"].fields)["rhs_spec"][0]
+        kernel = op.args[1].type
+        return kernel.size // kernel.shape[out_channels]
+    if op.name == "ragged_dot_general":
+        numbers = dict(op["ragged_dot_dimension_numbers"].fields)
+        (summed, _), _ = numbers["dot_dimension_numbers"]
+        return math.prod(op.args[0].type.shape[d] for d in summed)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _flops_of_reference(name: str, types: tuple[Type, ...], attrs: tuple) -> int:
+    return sum(map(flops, _reference(name, types, attrs).ops))
+
+
+def _reference(name: str, types: tuple[Type, ...], attrs: tuple) -> Graph:
+    """What an op of the vocabulary means, in primitives."""
+    reference = opdef.lookup(name).reference
+
+    def traced(*arrays: object) -> list[object]:
+        out = reference(*arrays, **dict(attrs))
+        return list(out) if isinstance(out, (list, tuple)) else [out]
+
+    return trace_graph(traced, *map(struct_of, types))

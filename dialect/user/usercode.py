@@ -1,0 +1,205 @@
+"""The user's code as a command line names it: `FILE.py:FUNCTION` or `package.module:FUNCTION`.
+
+A function is traced from arguments of which only the shapes matter. A decoder written as those in
+`examples/` has its own: a file with CONFIGS, init_params and init_cache tells all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.user.tracing import users_line
+from rewrite.errors import ShardwrightError, nearest
+
+Function = Callable[..., Any]
+
+
+class UsageError(ShardwrightError):
+    """The user's code is not where it was said to be, or does not do what it was asked for."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What to call a decoder with: tokens i32[batch], or i32[batch, tokens] where that is set.
+
+    `config` is a name in its CONFIGS; `context` counts the positions of the cache; `unrolled`
+    asks for layers one by one instead of stacked.
+    """
+
+    config: str | None
+    batch: int
+    context: int
+    tokens: int | None
+    unrolled: bool
+
+
+def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
+    """f(params, cache, tokens) and the shapes of its arguments; no array is made.
+
+    Raises UsageError where the file lacks what tells them, or has no such configuration.
+    """
+    module, function, config = _configured(text, sizes.config)
+    shape = (sizes.batch, sizes.tokens) if sizes.tokens else (sizes.batch,)
+
+    def arguments() -> tuple[Any, ...]:
+        params = module.init_params(config, jax.random.key(0), sizes.unrolled)
+        cache = module.init_cache(config, sizes.batch, sizes.context, sizes.unrolled)
+        return params, cache, jnp.zeros(shape, jnp.int32)
+
+    with _told(f"the arguments of {text} cannot be made"):
+        return functools.partial(function, config), jax.eval_shape(arguments)
+
+
+def _configured(text: str, name: str | None) -> tuple[ModuleType, Function, Any]:
+    """The file, the function, and the configuration of that name."""
+    module, function = _named(text)
+    lacks = [n for n in ("CONFIGS", "init_params", "init_cache") if not hasattr(module, n)]
+    if lacks:
+        raise UsageError(
+            f"{text} comes without {', '.join(lacks)}, so its arguments are unknown",
+            hint="name a function that returns them as a tuple: --args FILE.py:FUNCTION",
+        )
+    if name not in module.CONFIGS:
+        asked = f"no configuration {name!r}" if name else "several configurations"
+        hint = f"--config NAME, {nearest(name or '', module.CONFIGS)}"
+        raise UsageError(f"{text} has {asked}", hint=hint)
+    return module, function, module.CONFIGS[name]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a decoder is measured with: its trained parameters, an empty cache, its text.
+
+    `encode` turns text into token numbers; None where the tokens are the text's bytes.
+    """
+
+    sizes: Sizes
+    params: Any
+    cache: Any
+    text: bytes
+    encode: Callable[[bytes], Any] | None
+
+
+def trained(text: str, sizes: Sizes, files: Sequence[str] = ()) -> Trained:
+    """Of a decoder whose file has `trained_params(config, unrolled)` and `held_out() -> bytes`.
+
+    The text is that of `files` where there are any. Raises UsageError where a function is not
+    there, and where the parameters are not of the types that init_params gives.
+    """
+    module, _, config = _configured(text, sizes.config)
+    if not hasattr(module, "trained_params"):
+        hint = "write trained_params(config, unrolled), which returns them as init_params does"
+        raise UsageError(f"{text} comes without trained_params", hint=hint)
+    if not files and not hasattr(module, "held_out"):
+        hint = "write held_out(), which returns bytes, or name files: --text FILE ..."
+        raise UsageError(f"{text} comes without held_out, the text to measure on", hint=hint)
+    with _told(f"trained_params of {text} failed"):
+        params = module.trained_params(config, sizes.unrolled)
+    key = jax.random.key(0)
+    expected = jax.eval_shape(lambda: module.init_params(config, key, sizes.unrolled))
+    _must_fit(params, expected, f"trained_params of {text}")
+    with _told(f"the text of {text} cannot be had"):
+        found = b"".join(Path(file).read_bytes() for file in files) or module.held_out()
+    if not isinstance(found, bytes):
+        raise UsageError(f"held_out of {text} returns {type(found).__name__}, not bytes")
+    cache = module.init_cache(config, sizes.batch, sizes.context, sizes.unrolled)
+    return Trained(sizes, params, cache, found, getattr(module, "encode", None))
+
+
+def _must_fit(params: Any, expected: Any, what: str) -> None:
+    """Raises UsageError unless the arrays are of the structure and types that are expected."""
+    if jax.tree.structure(params) != jax.tree.structure(expected):
+        found = jax.tree.structure(params)
+        raise UsageError(f"{what} returns {found}, init_params {jax.tree.structure(expected)}")
+    pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected))
+    for (path, leaf), wanted in pairs:
+        if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UsageError(
+                f"{what} returns {name} as {leaf.dtype}{list(leaf.shape)}, "
+                f"init_params as {wanted.dtype}{list(wanted.shape)}"
+            )
+
+
+def function(text: str, arguments: str) -> tuple[Function, tuple[Any, ...]]:
+    """The function that `text` names, and what the one that `arguments` names returns: a tuple.
+
+    Raises UsageError where one is not there, or fails, or returns something else.
+    """
+    found, maker = _named(text)[1], _named(arguments)[1]
+    with _told(f"{arguments} failed"):
+        made = maker()
+    if not isinstance(made, tuple):
+        raise UsageError(f"{arguments} returns {type(made).__name__}, not a tuple of arguments")
+    return found, made
+
+
+def _named(text: str) -> tuple[ModuleType, Function]:
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        hint = "write FILE.py:FUNCTION or package.module:FUNCTION"
+        raise UsageError(f"{text!r} names no function", hint=hint)
+    module = module_of(place)
+    if not callable(getattr(module, name, None)):
+        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(f"{place} has no function {name!r}", hint=nearest(name, functions))
+    return module, getattr(module, name)
+
+
+@functools.cache
+def module_of(place: str) -> ModuleType:
+    """A module or a file, imported once, with its neighbours in reach as with `python FILE.py`."""
+    path = Path(place)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise UsageError(f"there is no file {place}")
+    folder = str((path.parent if is_file else Path.cwd()).resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    with _told(f"cannot import {place}"):
+        if is_file:
+            return _run(path)
+        if not _is_module(place):
+            raise UsageError(f"there is no module {place}")
+        return importlib.import_module(place)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # for its parent, and for what is no name at all
+        return False
+
+
+def _run(path: Path) -> ModuleType:
+    # No name that an import can ask for: a file called profile.py hides no module.
+    spec = importlib.util.spec_from_file_location(f"<{path}>", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of their class
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever the user's own code raises becomes one message with the user's line."""
+    try:
+        yield
+    except ShardwrightError:
+        raise
+    except Exception as error:
+        message = f"{what}: {type(error).__name__}: {error}"
+        raise UsageError(message, where=users_line(error)) from error
