@@ -152,6 +152,8 @@ def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
         if any(part.entering == part.leaving for part in changed):
             continue  # it stays as it is: nothing lies between
         other = changed[0].leaving.op
+        if other == op:
+            continue  # it leaves as what it has become
         if other.results == tuple(part.leaving for part in changed) and undoes(other, op):
             for arg in op.args:
                 held.pop(arg, None)

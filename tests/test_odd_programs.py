@@ -210,3 +210,31 @@ def test_staged_programs_whose_states_are_stacked(passes: str) -> None:
     made = Pipeline.parse(f"{MESH} {passes}").run(staged)
     for one, other in zip(jax.tree.leaves(made(*args)), jax.tree.leaves(step(*args))):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_that_leaves_turned_round_is_staged() -> None:
+    """What enters and what leaves are the two ends of one transposition."""
+    state = jnp.arange(4).reshape(2, 2)
+    program = rewrite.trace(lambda p, s, x: (x, s.T), (), state, X, state=1)
+    made = Pipeline.parse("stage").run(program)((), state, X)
+    np.testing.assert_array_equal(made[1], state.T)
+
+
+def test_a_product_of_no_rows_keeps_its_axes() -> None:
+    def step(w: Any, x: Any) -> Any:
+        return jnp.dot(jnp.repeat(x, 0, 1), w[:0])
+
+    after("normalize, recognize", step, W, X)
+
+
+def test_three_products_added_to_the_stream_are_added_up_once() -> None:
+    """A sum of two that leave partial sums is no partial sum of a third."""
+
+    def step(params: Any, x: Any) -> Any:
+        a, b, c = (jnp.tanh(x @ w) @ w.T for w in params)
+        return ((x + a) + b) + c
+
+    params, x = [jnp.ones((8, 16)) / each for each in (9, 7, 5)], jnp.ones((2, 4, 8))
+    program = rewrite.trace(step, params, x, axes={"params/*": "d f", "x": "b t d"})
+    made = Pipeline.parse(f"{MESH} normalize, recognize, plan, shard").run(program)
+    np.testing.assert_allclose(made(params, x), step(params, x), rtol=1e-5)

@@ -79,6 +79,8 @@ def _repeated(value: Value) -> list[tuple[int, ...]] | None:
     sizes = dict(zip(letters(found.inputs[0]), grown.type.shape))
     if any(len(axis) != 1 for axis in found.inputs[0]) or not all(found.outputs[0]):
         return None
+    if not sizes.keys() >= set(letters(found.outputs[0])):
+        return None  # without elements, an axis may come from nowhere
     return [tuple(sizes[x] for x in axis) for axis in found.outputs[0]]
 
 

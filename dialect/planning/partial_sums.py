@@ -67,6 +67,8 @@ def summed_together(graph: Graph, axes: Axes) -> dict[Value, tuple[Value, Value,
             inner = sum_.op
             if users[sum_] > 1 or other.op.name != "contract" or not is_residual_add(inner, axes):
                 continue
+            if sum_ in found:
+                continue  # its products are added up there
             for before, one in (inner.args, inner.args[::-1]):
                 alone = users[one] == users[other] == 1
                 if alone and one.op.name == "contract" and before.op.name != "contract":

@@ -263,13 +263,15 @@ def _kept(
 
 
 def _overflows(state: State) -> bool:
-    """Whether an op without poles makes infinity, or NaN, of finite numbers, or an exp zero."""
+    """Whether an op without poles makes infinity, or NaN, of finite numbers, or an exp zero;
+    or whether the bits of what is not finite are read."""
     overflowed = False
 
     def watch(name: str, args: list[Any], results: list[Any]) -> list[Any]:
         nonlocal overflowed
         overflowed |= name in _WITHOUT_POLES and _overflowed(args, results)
         overflowed |= name in ("exp", "exp2") and _vanished(args[0], results[0])
+        overflowed |= name == "bitcast_convert_type" and not _finite(args[0]).all()  # NaN's sign
         return results
 
     interpreted_program(state.program, state.leaves, watch)
