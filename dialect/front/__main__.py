@@ -4,4 +4,5 @@ import sys
 
 from dialect.front.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # check-rules imports every module of a package
+    sys.exit(main())
