@@ -27,7 +27,7 @@ from dialect.machine.tiles import order_for_tiles, tiled_bytes
 from dialect.naming.axes import Axes, infer_axes
 from rewrite.ir import Value
 from rewrite.passbase import Pass
-from rewrite.program import Program, Step
+from rewrite.program import Program, Step, remarks
 from rewrite.target import Target
 
 _ORDER = "layers batch kv_heads heads context d_head"
@@ -56,7 +56,9 @@ class CacheLayout(Pass):
             merged, notes = with_real_heads(program)
         made, more = self.reordered(merged)
         changed = "approx" if self.kv_heads and merged is not program else "reals"
-        step = Step(str(self), "bits" if made is program else changed, (*notes, *more))
+        asked = () if self.owner == "auto" else (("owner", self.owner),)
+        keeps = "bits" if made is program else changed
+        step = Step(str(self), keeps, remarks((*notes, *more)), asked)
         return replace(made, history=(*program.history, step))
 
     def reordered(self, program: Program) -> tuple[Program, list[str]]:

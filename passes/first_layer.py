@@ -31,7 +31,7 @@ from dialect.staging.row_wise import Lookup, Places, row_wise, rows_lead
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
-from rewrite.program import Program, Step
+from rewrite.program import Program, Step, remarks
 from rewrite.target import Target
 
 
@@ -61,7 +61,7 @@ class FirstLayer(Pass):
             notes = ["declined: no rows of a parameter are taken by the tokens"]
         if graph is not program.graph:
             graph = normal_form(graph)
-        step = Step(str(self), keeps, tuple(notes))
+        step = Step(str(self), keeps, remarks(notes))
         return replace(program.with_graph(graph), history=(*program.history, step))
 
     def declined(self, found: _Found, params: list[Value]) -> str | None:

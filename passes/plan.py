@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dialect.caching.cache_owner import owner_asked
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
@@ -29,7 +28,7 @@ from passes.lower import Lower
 from passes.shard import Shard
 from passes.stage import Stage
 from rewrite import manager
-from rewrite.errors import PlanError
+from rewrite.errors import PlanError, brief
 from rewrite.passbase import Pass
 from rewrite.plan import Plan as Chosen
 from rewrite.program import Input, Program
@@ -69,7 +68,7 @@ class Plan(Pass):
     def loaded(self, target: Target) -> Chosen:
         plan = Chosen.load(Path(self.load))
         if plan.mesh != target.mesh:
-            shown = (" ".join(f"{a}={n}" for a, n in mesh) for mesh in (plan.mesh, target.mesh))
+            shown = (brief(str(MeshSpec(mesh))) for mesh in (plan.mesh, target.mesh))
             raise PlanError(f"{self.load} plans for the mesh {next(shown)}, not {next(shown)}")
         return plan
 
@@ -77,7 +76,8 @@ class Plan(Pass):
         """The plan, and what there is to say of it."""
         mesh, axes = MeshSpec(target.mesh), planned_axes(program, target.mesh)
         shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
-        attention = self.attention if self.attention != "auto" else owner_asked(program)
+        owner = program.requested("owner") or "auto"
+        attention = self.attention if self.attention != "auto" else owner
         asked = [None if each == "auto" else each for each in (self.ffn, attention)]
         notes = shape.notes()
         alone = bool(program.values("state")) and shape.batch % mesh.size == 0

@@ -39,7 +39,7 @@ from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
-from rewrite.program import Program
+from rewrite.program import LEFT_ALONE, Program, Remark
 from rewrite.signature import Signature, letters
 from rewrite.target import Target
 
@@ -107,11 +107,11 @@ class _Quantized:
     def rules(self) -> tuple[Rule, ...]:
         return tuple(map(Rule.parse, self.asked.rules))
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> Iterator[str | Remark]:
         yield f"{len(self.quantised)} weights quantised: {', '.join(self.quantised)}"
         for name, reason in self.skipped.items():
             if name not in self.quantised:
-                yield f"{name} left alone: {reason}"
+                yield Remark(reason, name, LEFT_ALONE)
         yield from self.said
 
     def unmatched(self, paths: set[str]) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Recognize(Pass):
     """Finds attention, norms, rope, feed-forward units, embeddings and cache writes."""
 
     keeps: ClassVar[str] = "reals"
-    rules: ClassVar[tuple[Rule, ...]] = RULES
+    rewrites: ClassVar[tuple[Rule, ...]] = RULES
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()

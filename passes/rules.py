@@ -11,7 +11,7 @@ from dialect.user.rule_file import read_rules
 from rewrite.driver import Report, rewrite
 from rewrite.errors import PipelineError
 from rewrite.passbase import Pass
-from rewrite.program import KEEPS, Program, Step
+from rewrite.program import KEEPS, Program, Step, remarks
 from rewrite.source import read_file
 from rewrite.target import Target
 
@@ -34,5 +34,5 @@ class Rules(Pass):
         report = Report()
         graph = typed_as(program.graph, rewrite(program.graph, rules, report))
         fired = [rule.keeps for rule in rules if rule.name in report.fired]
-        step = Step(str(self), max(fired, key=KEEPS.index, default="bits"), report.notes())
+        step = Step(str(self), max(fired, key=KEEPS.index, default="bits"), remarks(report.notes()))
         return replace(program, graph=graph, history=(*program.history, step))

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeGuard
 
 from rewrite import options
 from rewrite.errors import PipelineError, nearest
-from rewrite.program import Program, Step
+from rewrite.program import Program, Remark, Step, remarks
 from rewrite.rules import Rule
 from rewrite.target import Target
 
@@ -30,12 +30,12 @@ class Pass:
     """Base of all passes: valid program in, valid program out, nothing mutated.
 
     `keeps` says what the results keep: `bits`, `reals` (equal in exact arithmetic) or `approx`.
-    `run` returns the new program; what it wants to tell goes out with `said`. `rules` are those
-    that it rewrites with, where a report may ask which of them nearly matched.
+    `run` returns the new program; what it wants to tell goes out with `said`. `rewrites` are its
+    rules, where a report may ask which of them nearly matched.
     """
 
     keeps: ClassVar[str] = "reals"
-    rules: ClassVar[tuple[Rule, ...]] = ()
+    rewrites: ClassVar[tuple[Rule, ...]] = ()
 
     @classmethod
     def pass_name(cls) -> str:
@@ -53,9 +53,9 @@ class Pass:
                 given.append(f"{field.name}={options.show(value)}")
         return self.pass_name() + (f"{{{', '.join(given)}}}" if given else "")
 
-    def said(self, program: Program, *notes: str) -> Program:
+    def said(self, program: Program, *notes: str | Remark) -> Program:
         """`program` with this pass and its notes added to the history."""
-        step = Step(str(self), self.keeps, notes)
+        step = Step(str(self), self.keeps, remarks(notes))
         return dataclasses.replace(program, history=(*program.history, step))
 
 

@@ -246,7 +246,12 @@ def _outputs(declared: Sequence[Output], inputs: Sequence[Named]) -> list[str]:
 
 
 def _step(step: Step) -> list[str]:
-    return [f"{quoted(step.text)} {step.keeps}", *(f"  - {quoted(note)}" for note in step.notes)]
+    asked = (f" asks {_word(key)}={_word(value)}" for key, value in step.requests)
+    lines = [f"{quoted(step.text)} {step.keeps}{''.join(asked)}"]
+    for each in step.remarks:
+        of = f" of {quoted(each.of)} as {quoted(each.kind)}" if each.of else ""
+        lines.append(f"  - {quoted(each.text)}{of}")
+    return lines
 
 
 def _layout(layout: Layout) -> str:

@@ -22,6 +22,7 @@ from rewrite.verify import verify
 
 ROLES = ("param", "state", "arg")
 KEEPS = ("bits", "reals", "approx")  # from strongest to weakest
+LEFT_ALONE = "left alone"  # the kind of a remark about an input that a pass could have changed
 Layout = tuple[tuple[str, ...], ...]  # mesh axes of each dimension
 
 
@@ -66,12 +67,46 @@ class Stages:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What a pass has to tell; where it is about one input, of which one, and what became of that.
+
+    `params/head left alone: a table` is Remark("a table", "params/head", "left alone").
+    """
+
+    text: str
+    of: str = ""
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.of} {self.kind}: {self.text}" if self.of else self.text
+
+
+@dataclass(frozen=True)
 class Step:
-    """One pass in a program's history: its canonical text, what it keeps, what it has to say."""
+    """One pass in a program's history: its canonical text, what it keeps, what it has to say.
+
+    `requests` is what it asks of later passes, such as ("owner", "batch").
+    """
 
     text: str
     keeps: str = "bits"
-    notes: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    requests: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The pass: `quantize` of `quantize{weights=int8}`."""
+        return self.text.partition("{")[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks as people read them."""
+        return tuple(map(str, self.remarks))
+
+
+def remarks(notes: Iterable[str | Remark]) -> tuple[Remark, ...]:
+    """Notes, the plain ones as remarks about no input."""
+    return tuple(Remark(note) if isinstance(note, str) else note for note in notes)
 
 
 @dataclass(frozen=True)
@@ -94,6 +129,11 @@ class Program:
 
     def __hash__(self) -> int:
         return hash((self.name, self.graph))
+
+    def requested(self, what: str) -> str | None:
+        """What the passes ask of later ones, the last of them first: `requested("owner")`."""
+        asked = (dict(step.requests) for step in reversed(self.history))
+        return next((each[what] for each in asked if what in each), None)
 
     @property
     def step_inputs(self) -> tuple[Input, ...]:

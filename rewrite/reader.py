@@ -29,7 +29,7 @@ from rewrite.ir import (
     new_input,
 )
 from rewrite.plan import Plan
-from rewrite.program import Input, Layout, Output, Program, Stages, Step
+from rewrite.program import Input, Layout, Output, Program, Remark, Stages, Step
 from rewrite.signature import parse_array
 from rewrite.source import MOST_OF_A_PROGRAM, Parsed, Source, TooDeep, grammar, whole_number
 from rewrite.values import IN_WORDS, parsed, types_of, values_parser
@@ -371,8 +371,11 @@ def _leaves(tree: Any) -> Iterator[Any]:
 
 
 def _step(tree: Parsed) -> Step:
-    text, keeps, *notes = tree.children
-    return Step(_text(text), str(keeps), tuple(map(_text, notes)))
+    text, keeps, *rest = tree.children
+    words = [(each.data, [_text(word) for word in each.children if word]) for each in rest]
+    told = tuple(Remark(*texts) for kind, texts in words if kind == "remark")
+    asked = tuple((texts[0], texts[1]) for kind, texts in words if kind == "request")
+    return Step(_text(text), str(keeps), told, asked)
 
 
 def _layout(tree: Parsed | None) -> Layout | None:

@@ -15,6 +15,7 @@ from dialect.arrays import dtypes
 from dialect.jaxprs import framework  # noqa: F401
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine import machine_file
+from dialect.machine.mesh import jax_mesh
 from dialect.machine.mesh_spec import MeshSpec
 from dialect.machine.topology import Topology, cubic
 from dialect.naming.axis_hints import hints_for
@@ -260,6 +261,9 @@ def test_a_mesh_and_a_machine_are_counted() -> None:
         with pytest.raises(ShardwrightError) as caught:
             Topology.parse(text)
         assert len(str(caught.value)) < 4000
+    with pytest.raises(ShardwrightError) as caught:
+        jax_mesh(Topology.parse("cpu:4"), MeshSpec.parse("data" * 2000 + "=8"))
+    assert len(str(caught.value)) < 4000
     with pytest.raises(ShardwrightError, match="1 to 10 axes, not 50"):
         MeshSpec.parse(" ".join(f"a{i}=1" for i in range(50)))
     with pytest.raises(ShardwrightError, match="cannot read the mesh"):

@@ -21,7 +21,6 @@ from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, argument
 from tiny import traced as traced_case
 
 import rewrite
-from dialect.caching.cache_owner import owner_asked
 from dialect.caching.quantized_cache import with_quantized_cache
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
@@ -392,9 +391,9 @@ def test_automatic_order_in_a_decoder() -> None:
 
 def test_the_owner_is_asked_of_the_plan() -> None:
     program = traced_case(Case("palm"))
-    assert owner_asked(laid_out(program)) == "auto"
-    assert owner_asked(laid_out(program, "{owner=batch}")) == "batch"
-    assert owner_asked(Program.parse(str(laid_out(program, "{owner=heads}")))) == "heads"
+    assert laid_out(program).requested("owner") is None
+    assert laid_out(program, "{owner=batch}").requested("owner") == "batch"
+    assert Program.parse(str(laid_out(program, "{owner=heads}"))).requested("owner") == "heads"
 
 
 @pytest.mark.parametrize("owner", ["heads", "batch"])

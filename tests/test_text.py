@@ -25,7 +25,7 @@ from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value, a
 from rewrite.opdef import OpDef, build, make
 from rewrite.pipeline import Pipeline
 from rewrite.plan import Alternative, Plan, Prediction
-from rewrite.program import Input, Output, Program, Stages, Step
+from rewrite.program import LEFT_ALONE, Input, Output, Program, Remark, Stages, Step, remarks
 from rewrite.signature import Signature
 from rewrite.text import parse_graph, parse_program, show_graph, show_program, show_value
 
@@ -97,7 +97,7 @@ def step_program() -> Program:
         tree=(({"embed": 0, "w 1": 1}, [2, None], (3,)), (0, 1, 2, {7: 3})),
         history=(
             Step("normalize"),
-            Step("quantize{weights=int8}", "approx", ('skipped "norm"', "2\nlines")),
+            Step("quantize{weights=int8}", "approx", remarks(('skipped "norm"', "2\nlines"))),
         ),
     )
 
@@ -240,6 +240,15 @@ def test_every_field_counts() -> None:
         assert parse_program(show_program(changed)) == changed
 
 
+def test_remarks_about_inputs_and_requests_read_back() -> None:
+    told = Step("quantize", "approx", (Remark("a table", "params/head", LEFT_ALONE),))
+    asked = Step("cache_layout{owner=batch}", "bits", (), (("owner", "batch"),))
+    text = str(replace(step_program(), history=(told, asked)))
+    assert '  - "a table" of "params/head" as "left alone"\n' in text
+    assert '"cache_layout{owner=batch}" bits asks owner=batch\n' in text
+    assert Program.parse(text).history == (told, asked)
+
+
 def test_comments_and_blank_lines_are_skipped() -> None:
     noted = show_program(step_program(), origins=True, notes=lambda value: f"{value.type.rank}D")
     assert "  %cache : f32[4] state @ (_)  // 1D\n" in noted
@@ -289,7 +298,7 @@ def test_any_name_note_and_tree_reads_back(
         inputs=tuple(Input(each, F4, "state", layout) for each, layout in declared),
         outputs=tuple(Output(each, i) for (each, _), i in zip(declared, updates)),
         tree=tree,
-        history=(Step(name, "reals", said),),
+        history=(Step(name, "reals", remarks(said)),),
     )
     again = parse_program(show_program(program))
     assert again == program

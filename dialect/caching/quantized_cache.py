@@ -30,7 +30,7 @@ from dialect.ops.nn import Traced
 from dialect.ops.token_scales import LARGEST
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
-from rewrite.program import Program
+from rewrite.program import LEFT_ALONE, Program, Remark
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature
 
@@ -91,7 +91,7 @@ def _notes(
         kept = sum(each.type.bytes for each in change.inward(value))
         notes.append(f"{name} kept in {form}: {value.type.bytes:,} bytes -> {kept:,}")
     return notes + [
-        f"{program.inputs[number].name} left alone: {reason}"
+        Remark(reason, program.inputs[number].name, LEFT_ALONE)
         for number, reason in sorted(alone.items())
     ]
 

@@ -27,6 +27,7 @@ from dialect.machine.chips import CHIPS
 from dialect.machine.interconnect import Ring
 from dialect.machine.mesh_spec import MeshSpec, TargetError
 from dialect.machine.topology import Topology, cubic, placement
+from rewrite.errors import brief
 
 __all__ = [
     "MeshSpec",
@@ -46,13 +47,17 @@ __all__ = [
 def jax_mesh(topology: Topology, mesh: MeshSpec) -> Mesh:
     """A jax Mesh with Auto axes, its axes along physical ones. Raises TargetError."""
     if mesh.size != topology.devices:
-        message = f"the mesh {mesh} has {mesh.size} devices, {topology} has {topology.devices}"
-        raise TargetError(message, hint=f"for example: mesh {topology.mesh_axes()}")
+        raise _unlike(mesh, topology, hint=f"for example: mesh {topology.mesh_axes()}")
     grid = np.empty(topology.devices, dtype=object)
     grid[:] = devices(topology)
     order = placement(topology.grid, mesh.sizes)
     arranged = grid.reshape(topology.grid).transpose(order).reshape(mesh.sizes)
     return Mesh(arranged, mesh.names, axis_types=(AxisType.Auto,) * len(mesh.axes))
+
+
+def _unlike(mesh: MeshSpec, topology: Topology, hint: str) -> TargetError:
+    here, there = f"{mesh.size} devices", f"{topology} has {topology.devices}"
+    return TargetError(f"the mesh {brief(str(mesh))} has {here}, {there}", hint=hint)
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -194,8 +199,7 @@ def describe(mesh: Any, target: str | None = None) -> tuple[Topology, MeshSpec]:
     spec = MeshSpec(tuple((str(name), int(size)) for name, size in shape.items()))
     topology = Topology.parse(target) if target else _topology_of(mesh)
     if topology.devices != spec.size:
-        message = f"the mesh {spec} has {spec.size} devices, {topology} has {topology.devices}"
-        raise TargetError(message, hint="name a target with as many devices as the mesh")
+        raise _unlike(spec, topology, hint="name a target with as many devices as the mesh")
     return topology, spec
 
 

@@ -27,7 +27,7 @@ class MeshSpec:
         if any(size < 1 for _, size in self.axes):
             raise TargetError(f"a mesh needs axes of size 1 or more, got {self.axes}")
         if len({name for name, _ in self.axes}) < len(self.axes):
-            raise TargetError(f"the mesh {self} names an axis twice")
+            raise TargetError(f"the mesh {brief(str(self))} names an axis twice")
 
     @staticmethod
     def parse(text: str) -> MeshSpec:

@@ -19,6 +19,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rewrite import opdef
+from rewrite.errors import brief
 from rewrite.ir import Op
 from rewrite.opdef import OpDef
 from rewrite.program import Layout
@@ -89,7 +90,7 @@ def fitted(sharding: Any, shape: tuple[int, ...], mesh: dict[str, int]) -> Layou
     # What is whole is whole along axes of its own mesh: it says nothing of others.
     unknown = sorted((names or {name for name in own if own[name] > 1}) - set(mesh))
     if unknown:
-        raise Misfit(f"the mesh {_shown(mesh)} has no axis {' or '.join(unknown)}")
+        raise Misfit(f"the mesh {brief(_shown(mesh))} has no axis {' or '.join(unknown)}")
     layout = tuple(axes and tuple(name for name in axes if name in names) for axes in asked)
     for size, axes in zip(shape, layout):
         if size % math.prod(mesh[name] for name in axes or ()):

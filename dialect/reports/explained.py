@@ -31,7 +31,7 @@ class Explained(Hook):
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
         if step.pass_name() == RECOGNIZE:
-            self.program, self.rules = program, step.rules
+            self.program, self.rules = program, step.rewrites
         if step.pass_name() == QUANTIZE:
             self.quantized = program
 

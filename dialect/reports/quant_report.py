@@ -28,9 +28,8 @@ from dialect.staging.parameter_paths import Paths, paths_in, paths_inside
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import substitute
-from rewrite.program import Program
+from rewrite.program import LEFT_ALONE, Program
 
-_LEFT_ALONE = re.compile(r"(.*) left alone: (.*)", re.DOTALL)
 _NOT_READ = "no product reads it as its weight"
 
 
@@ -157,14 +156,12 @@ def _bytes(rows: Sequence[Packed]) -> tuple[str, str, str]:
 
 def _reasons(program: Program) -> Iterator[tuple[str, str]]:
     for step in program.history:
-        if step.text.startswith("quantize"):
-            matches = filter(None, map(_LEFT_ALONE.fullmatch, step.notes))
-            yield from (match.groups() for match in matches)
+        yield from ((each.of, each.text) for each in step.remarks if each.kind == LEFT_ALONE)
 
 
 def _bound_graph(program: Program) -> tuple[Graph, Paths]:
     """The graph that reads the parameters, and their names. Raises PipelineError."""
-    if any(step.text.startswith("lower") for step in program.history):
+    if any(step.name == "lower" for step in program.history):
         hint = "ask for a program that has not been through `lower`"
         raise PipelineError("a lowered program does not tell its quantised weights", hint=hint)
     graph = program.stages.prepare if program.stages else program.graph
