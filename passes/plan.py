@@ -22,6 +22,7 @@ from dialect.planning.joint import Serving, joint
 from dialect.planning.layouts import planned_layout
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.partial import completed, planned_axes, worth_splitting
+from dialect.planning.plan import Plan as Chosen
 from dialect.planning.refine import fastest, refined
 from dialect.planning.search import TIE, best_plans, optimality_gap
 from passes.lower import Lower
@@ -30,7 +31,6 @@ from passes.stage import Stage
 from rewrite import manager
 from rewrite.errors import PlanError, brief
 from rewrite.passbase import Pass
-from rewrite.plan import Plan as Chosen
 from rewrite.program import Input, Program
 from rewrite.target import Target
 

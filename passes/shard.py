@@ -42,12 +42,12 @@ from dialect.planning.partial_sums import (
     summed_axes,
     summed_together,
 )
+from dialect.planning.plan import Plan
 from dialect.planning.uses import gathered_in_pieces
 from dialect.staging.binding import bound_values, region_bound
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
-from rewrite.plan import Plan
 from rewrite.program import Layout, Program
 from rewrite.target import Target
 

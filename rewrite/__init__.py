@@ -12,7 +12,7 @@ _HOME = {
     "trace": "dialect.front.api",
     "compile": "dialect.front.api",
     "Pipeline": "rewrite.pipeline",
-    "Plan": "rewrite.plan",
+    "Plan": "dialect.planning.plan",
     "Pass": "rewrite.passbase",
     "Program": "rewrite.program",
     "Target": "rewrite.target",

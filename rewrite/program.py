@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 from rewrite import runtime
 from rewrite.errors import InvalidProgram
 from rewrite.ir import Graph, Type, Value
-from rewrite.plan import Plan
 from rewrite.verify import verify
 
 ROLES = ("param", "state", "arg")
@@ -124,7 +123,7 @@ class Program:
     outputs: tuple[Output, ...]
     tree: tuple[Any, Any]
     stages: Stages | None = None
-    plan: Plan | None = None
+    plan: Any = None  # the dialect reads and prints it
     history: tuple[Step, ...] = ()
 
     def __hash__(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from lark import Lark, Token
 from lark.exceptions import UnexpectedInput
 
-from rewrite import opdef
+from rewrite import opdef, runtime
 from rewrite.errors import InvalidProgram, TextError, nearest
 from rewrite.ir import (
     Attrs,
@@ -28,7 +28,6 @@ from rewrite.ir import (
     attrs_of,
     new_input,
 )
-from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Output, Program, Remark, Stages, Step
 from rewrite.signature import parse_array
 from rewrite.source import MOST_OF_A_PROGRAM, Parsed, Source, TooDeep, grammar, whole_number
@@ -167,11 +166,11 @@ class _Reader:
         except ValueError as error:
             self.fail(token, str(error))
 
-    def plan(self, token: Token) -> Plan:
+    def plan(self, token: Token) -> Any:
         lines = token.split("\n")[1:-1]
         # Blank lines above it, so that its errors name the lines of this text.
         above = "\n" * (token.line or 0)
-        return Plan.parse(above + "\n".join(line[2:] for line in lines), source="line")
+        return runtime.plan(above + "\n".join(line[2:] for line in lines), source="line")
 
     def trees(self, tree: Parsed, counts: tuple[int, int]) -> tuple[Any, Any]:
         """The structures of arguments and results, whose leaves are numbered in their order."""

@@ -30,12 +30,32 @@ class Framework(Protocol):
         """Raises ValueError for a type that no array has."""
 
 
+class PlanReader(Protocol):
+    """Reads the text of a plan. Raises TextError with the line and a caret."""
+
+    def __call__(self, text: str, source: str) -> Any: ...
+
+
+_NO_DIALECT = "no dialect is loaded: import from `rewrite`"
 _framework: list[Framework] = []
+_plans: list[PlanReader] = []
 
 
 def register(framework: Framework) -> None:
     """Called once by the dialect."""
     _framework[:] = [framework]
+
+
+def read_plans(reader: PlanReader) -> None:
+    """Called once by the dialect."""
+    _plans[:] = [reader]
+
+
+def plan(text: str, source: str) -> Any:
+    """The plan of a program's text. Raises RuntimeError where no dialect was imported."""
+    if not _plans:
+        raise RuntimeError(_NO_DIALECT)
+    return _plans[0](text, source)
 
 
 def check(type: Type) -> None:
@@ -47,5 +67,5 @@ def check(type: Type) -> None:
 def framework() -> Framework:
     """The registered framework. Raises RuntimeError where no dialect was imported."""
     if not _framework:
-        raise RuntimeError("no dialect is loaded: import from `rewrite`, or import `dialect`")
+        raise RuntimeError(_NO_DIALECT)
     return _framework[0]

@@ -16,6 +16,7 @@ from dialect.arrays.source_lines import line_of, tag
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.ops import lax  # noqa: F401  (defines sin)
+from dialect.planning.plan import Exchange, Plan, Prediction
 from dialect.reports.audit import Audit, Ran, compared, planned_bytes, ran
 from passes.audit import Audit as AuditPass
 from passes.audit import user_lines
@@ -23,7 +24,6 @@ from rewrite import Pipeline, Program, Target
 from rewrite.errors import PlanError
 from rewrite.ir import Graph, Origin, Type, new_input
 from rewrite.opdef import build
-from rewrite.plan import Exchange, Plan, Prediction
 from tests.tiny import Case, traced
 
 MESH = (("x", 2), ("y", 4), ("z", 8))

@@ -15,11 +15,11 @@ from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.cost import estimate, ffn_communication_bytes
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import NAMES, Unavailable, partition
+from dialect.planning.plan import Plan, Prediction
 from dialect.planning.search import TIE, choose, optimality_gap, searched
 from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
-from rewrite.plan import Plan, Prediction
 
 LLAMA_8B = replace(decoder_shapes.LLAMA_8B, weight_bytes_per_element=1)
 # The meshes of the paper's public code, by the number of chips.

@@ -16,6 +16,7 @@ from decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
 from dialect.machine.mesh import Topology
 from dialect.ops.tensor import contract, partial_contract
 from dialect.planning.partitionings import partition
+from dialect.planning.plan import Exchange, Plan
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import TIE, choose, searched
 from dialect.planning.uses import Partitioning, gathered_in_pieces
@@ -24,7 +25,6 @@ from dialect.reports.audit import audit
 from examples import gpt, llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
 from rewrite.ir import Op
-from rewrite.plan import Exchange, Plan
 from rewrite.target import Target
 
 CPU = Target("cpu:8", Topology.parse("cpu:8").mesh_axes().axes)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dialect.planning.plan import AXES, GROUPS, Alternative, Plan, Prediction, diff
 from examples import llama
 from rewrite import Pipeline, trace
 from rewrite.errors import PlanError, TextError
-from rewrite.plan import AXES, GROUPS, Alternative, Plan, Prediction, diff
 
 TEXT = """\
 plan ws2d/batch

@@ -14,13 +14,13 @@ from dialect.machine.interconnect import Ring, Switch
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.cost import CONSTANTS, estimate
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.plan import Exchange, Plan
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import choose, searched
 from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 from examples import llama
 from rewrite import Pipeline, trace
-from rewrite.plan import Exchange, Plan
 from rewrite.target import Target
 
 PREFILL_70B = replace(LLAMA_70B, batch=16, time=2048)

@@ -18,13 +18,13 @@ from jax import lax
 from dialect.jaxprs import framework  # noqa: F401  (define the ops)
 from dialect.jaxprs.jaxpr import constant, trace_graph
 from dialect.ops import control, tensor  # noqa: F401  (define the ops)
+from dialect.planning.plan import Alternative, Plan, Prediction
 from dialect.user.tracing import trace
 from rewrite import opdef
 from rewrite.errors import InvalidProgram, TextError
 from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value, attrs_of, new_input
 from rewrite.opdef import OpDef, build, make
 from rewrite.pipeline import Pipeline
-from rewrite.plan import Alternative, Plan, Prediction
 from rewrite.program import LEFT_ALONE, Input, Output, Program, Remark, Stages, Step, remarks
 from rewrite.signature import Signature
 from rewrite.text import parse_graph, parse_program, show_graph, show_program, show_value

@@ -14,9 +14,9 @@ import pytest
 from jax.experimental import pallas as pl
 
 from dialect.ops.sharding import show_layout
+from dialect.planning.plan import Plan
 from rewrite import Pipeline, Program, auto_shard, trace
 from rewrite.errors import PlanError
-from rewrite.plan import Plan
 from rewrite.target import Target
 
 BATCH, D, F, HEADS, D_HEAD, CONTEXT, VOCAB = 8, 64, 128, 8, 8, 16, 96

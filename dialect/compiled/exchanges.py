@@ -32,7 +32,7 @@ class Exchanged:
 
     - axes: the mesh axes along which its groups of chips extend
     - bytes: the output of an all-gather, the input of a reduce-scatter or an all-reduce, the local
-      data of an all-to-all or a permute, as in `rewrite.plan.Exchange`
+      data of an all-to-all or a permute, as in `dialect.planning.plan.Exchange`
     - received_bytes: what arrives at the chip and is meant for it
     - ideal_s: how long that takes at full bandwidth, over one axis of the machine at a time
     - together: how many of these axes work at once

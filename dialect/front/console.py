@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dialect.display.quantities import size
+from dialect.planning.plan import Plan
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass
-from rewrite.plan import Plan
 from rewrite.program import Program
 from rewrite.target import Target
 

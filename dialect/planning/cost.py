@@ -21,9 +21,9 @@ from dialect.machine.interconnect import Links, Ring
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import Unavailable
+from dialect.planning.plan import Prediction
 from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
-from rewrite.plan import Prediction
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from dialect.normal.layout_rules import (
     reshape_of_reshape,
 )
 from dialect.ops.vocabulary import Traced
+from dialect.planning.plan import Plan
 from dialect.quantized.dequantized import cut_of_dequantized
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op
 from rewrite.opdef import make
-from rewrite.plan import Plan
 from rewrite.rules import Outcome, local
 
 

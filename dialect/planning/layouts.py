@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from dialect.naming.axes import HEADS, Axes, Names, leaves
 from dialect.planning.partial import planned_axes, worth_splitting
+from dialect.planning.plan import Plan
 from rewrite.ir import Value
-from rewrite.plan import Plan
 from rewrite.program import Input, Layout, Program
 
 OF_HEADS = {*HEADS, "d_head"}

@@ -20,9 +20,9 @@ from dataclasses import replace
 
 from dialect.naming.axes import Axes, infer_axes, leaves
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.plan import Plan
 from dialect.planning.uses import MeshAxes
 from rewrite.ir import Type
-from rewrite.plan import Plan
 from rewrite.program import Program
 
 WORTH_BYTES = 1 << 20  # saved on each chip: below this an array may as well be on all of them

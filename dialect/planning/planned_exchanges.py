@@ -16,9 +16,9 @@ from dialect.machine.interconnect import Ring
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.normal.row_products import hides_reading
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.plan import Exchange
 from dialect.planning.uses import MeshAxes, Partitioning
 from dialect.planning.workload import Workload
-from rewrite.plan import Exchange
 
 _FEW = 2  # a ring of so many chips is not worth the cutting
 _SHORT = 4  # a ring of so many chips is no loop: each step is written out
@@ -27,7 +27,7 @@ _SHORT = 4  # a ring of so many chips is no loop: each step is written out
 def planned_exchanges(
     shape: DecoderShape, topology: Topology, mesh: MeshSpec, partitioning: Partitioning
 ) -> Iterator[Exchange]:
-    """All that a step exchanges; bytes and times as in `rewrite.plan.Exchange`."""
+    """All that a step exchanges; bytes and times as in `dialect.planning.plan.Exchange`."""
     work = Workload(shape, mesh, partitioning)
     hides = hides_reading(work.tokens, shape.weight_bytes_per_element, topology.chip)
     for each in work.collectives():

@@ -14,8 +14,8 @@ from dialect.compiled.executable import DoesNotFit
 from dialect.compiled.schedule import schedule
 from dialect.display.progress import tracked
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
+from dialect.planning.plan import Plan
 from rewrite.errors import PlanError
-from rewrite.plan import Plan
 from rewrite.program import Program
 
 

@@ -27,11 +27,11 @@ from dialect.planning.partitionings import (
     named_uses,
     partition,
 )
+from dialect.planning.plan import Alternative, Plan, Prediction
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.uses import USES, Groups, Partitioning, Use, Uses, arranged, uses_of
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError, nearest
-from rewrite.plan import Alternative, Plan, Prediction
 
 # Faster by less than this, about the median error of the cost model, is no faster. Of such those
 # are taken that are as fast in what is compiled today, where the model is of other programs

@@ -22,7 +22,7 @@ from functools import cache, cached_property
 from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
-from rewrite.plan import Plan, Split
+from dialect.planning.plan import Plan, Split
 
 MeshAxes = tuple[str, ...]
 Groups = tuple[tuple[str, Split], ...]

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dialect.ops.sharding import show_layout
+from dialect.planning.plan import GROUPS
 from dialect.staging.prepare_parts import alone, loosened, prepare_of
 from rewrite.errors import ShardwrightError, brief, cause
 from rewrite.ir import Graph
-from rewrite.plan import GROUPS
 from rewrite.program import Input, Program
 from rewrite.text import show_graph
 

@@ -32,7 +32,7 @@ from dialect.compiled.exchanges import Places, exchanged
 from dialect.compiled.executable import read
 from dialect.machine.collectives import ROUNDS, own_bytes
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
-from rewrite.plan import Exchange, Plan
+from dialect.planning.plan import Exchange, Plan
 from rewrite.program import Program
 from rewrite.target import Target
 
@@ -46,7 +46,7 @@ AS_LARGE = 0.01  # as a fraction: what differs by less is as large
 class Ran:
     """A collective of an executable, `times` in a step.
 
-    `bytes` as in `rewrite.plan.Exchange`; of a permute the message. `received_bytes` are those of
+    `bytes` as in `Exchange` (a plan's); of a permute the message. `received_bytes` are those of
     all `times`. `source` is XLA's name of the operation that it was made for, with the user's
     line in it; empty where XLA does not say. `trips_known`: else a loop's runs count as one.
     """

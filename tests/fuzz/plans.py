@@ -33,12 +33,12 @@ from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.ops.sharding import lowering_on, named_sharding
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.partial import planned_axes
+from dialect.planning.plan import GROUPS, Plan
 from dialect.planning.uses import USES, arranged
 from dialect.prepared.serving import Executable
 from rewrite import Program, Target, manager, trace
 from rewrite.errors import InvalidProgram, ShardwrightError
 from rewrite.manager import PassError
-from rewrite.plan import GROUPS, Plan
 from tests.fuzz import decoders
 from tests.fuzz.checks import Failure, Tally, crashed, first_line, step_of
 from tests.fuzz.decoders import Decoder

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +26,9 @@ from typing import Any
 
 from lark import Lark, Token
 
+from rewrite import runtime
 from rewrite.errors import PlanError, nearest
+from rewrite.files import written_whole
 from rewrite.source import Parsed, Source, grammar, quoted, read_file, whole_number
 
 # The kinds of tensor that a plan decides about.
@@ -190,10 +191,8 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Writes the text at once: readers see the whole old file or the whole new one."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(f"{self}\n", encoding="utf-8")
-        os.replace(part, path)
+        with written_whole(Path(path)) as part:
+            part.write_text(f"{self}\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -347,3 +346,6 @@ class _Reader:
             _known(name, known, what)
         except PlanError as error:
             self.source.fail(place, error.message, error.hint)
+
+
+runtime.read_plans(Plan.parse)
