@@ -263,14 +263,15 @@ def _kept(
 
 
 def _overflows(state: State) -> bool:
-    """Whether an op without poles makes infinity, or NaN, of finite numbers, or an exp zero;
-    or whether the bits of what is not finite are read."""
+    """Whether an op without poles makes infinity, or NaN, of finite numbers, an exp zero, a power
+    NaN; or whether the bits of what is not finite are read."""
     overflowed = False
 
     def watch(name: str, args: list[Any], results: list[Any]) -> list[Any]:
         nonlocal overflowed
         overflowed |= name in _WITHOUT_POLES and _overflowed(args, results)
         overflowed |= name in ("exp", "exp2") and _vanished(args[0], results[0])
+        overflowed |= name == "pow" and _leaves_its_domain(args, results[0])
         overflowed |= name == "bitcast_convert_type" and not _finite(args[0]).all()  # NaN's sign
         return results
 
@@ -289,6 +290,11 @@ def _overflowed(args: Sequence[Any], results: Sequence[Any]) -> bool:
 def _vanished(exponent: Any, result: Any) -> bool:
     """Whether an exp is zero where none is: a softmax that shifts nothing divides 0 by 0 there."""
     return bool((_finite(exponent) & (np.asarray(result) == 0)).any())
+
+
+def _leaves_its_domain(args: Sequence[Any], power: Any) -> bool:
+    """Whether a power of finite numbers is NaN: a rounded exponent is no whole number any more."""
+    return bool((reduce(np.logical_and, map(_finite, args)) & np.isnan(np.asarray(power))).any())
 
 
 def _finite(array: Any) -> np.ndarray:
