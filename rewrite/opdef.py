@@ -72,6 +72,11 @@ def lookup(name: str) -> OpDef:
     raise InvalidProgram(f"there is no op {name!r}", hint=nearest(name, _DEFINED))
 
 
+def is_known(name: str) -> bool:
+    """Whether there is an op of this name."""
+    return name in _DEFINED or any(resolver(name) for resolver in _RESOLVERS)
+
+
 def signature(op: Op) -> Signature:
     """The axis signature of an op."""
     return lookup(op.name).signature(op)

@@ -1,0 +1,129 @@
+"""What the code is like, counted: `python -m tests.house`.
+
+    lines in rewrite/, dialect/, passes/
+    op-name comparisons        `op.name == "scan"`, `op.name in (...)`
+    op-name tables             module-level collections of names of ops, outside declarations
+    functions over 40 lines    docstring included
+    public definitions without a docstring
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from dialect.front import api  # noqa: F401  (declares every op)
+from rewrite import opdef
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("rewrite", "dialect", "passes")
+LONGEST = 40
+FEWEST = 3  # names of ops that make a table
+DECLARATIONS = ("dialect/ops/", "dialect/arrays/primitives.py")
+Definition = ast.FunctionDef | ast.ClassDef
+
+
+def files() -> list[Path]:
+    """Every Python file of the three packages."""
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+
+
+def comparisons() -> list[str]:
+    """Where the name of an op is compared with a literal or a table."""
+    return [
+        place(path, node)
+        for path, node in walked()
+        if isinstance(node, ast.Compare)
+        and isinstance(node.left, ast.Attribute)
+        and node.left.attr == "name"
+        and ast.unparse(node.left.value).split(".")[-1] in ("op", "inner", "user", "reader", "each")
+        and any(names_of(right) or isinstance(right, ast.Name) for right in node.comparators)
+    ]
+
+
+def tables() -> list[str]:
+    """Module-level collections with the names of several ops."""
+    return [
+        f"{place(path, node)} {ast.unparse(node.targets[0])}"
+        for path in files()
+        if not str(path.relative_to(ROOT)).startswith(DECLARATIONS)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and len(names_of(node.value)) >= FEWEST
+    ]
+
+
+def names_of(node: ast.AST) -> set[str]:
+    """The names of ops among the texts of an expression."""
+    texts = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
+    words = (word for text in texts if isinstance(text, str) for word in text.split())
+    return {word for word in words if _is_op(word)}
+
+
+@lru_cache(maxsize=None)
+def _is_op(word: str) -> bool:
+    return word.isidentifier() and opdef.is_known(word)
+
+
+def long_functions() -> list[str]:
+    """Functions of more than 40 lines."""
+    return [
+        f"{place(path, node)} {node.name}, {length(node)} lines"
+        for path, node in walked()
+        if isinstance(node, ast.FunctionDef) and length(node) > LONGEST
+    ]
+
+
+def length(node: ast.FunctionDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def without_docstring() -> list[str]:
+    """Public functions, classes, methods and properties that say nothing of themselves."""
+    return [
+        f"{place(path, node)} {node.name}"
+        for path in files()
+        for node in public(ast.parse(path.read_text(encoding="utf-8")))
+        if not ast.get_docstring(node)
+    ]
+
+
+def public(tree: ast.Module | ast.ClassDef) -> Iterator[Definition]:
+    for node in tree.body:
+        if isinstance(node, Definition) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node)
+
+
+def walked() -> Iterator[tuple[Path, ast.AST]]:
+    for path in files():
+        yield from ((path, node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+COUNTS = {
+    "op-name comparisons": comparisons,
+    "op-name tables": tables,
+    f"functions over {LONGEST} lines": long_functions,
+    "public definitions without a docstring": without_docstring,
+}
+
+
+def main() -> None:
+    for package in PACKAGES:
+        own = [path for path in files() if path.relative_to(ROOT).parts[0] == package]
+        total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in own)
+        print(f"{total:6} lines in {package}/, {len(own)} files")
+    for what, count in COUNTS.items():
+        print(f"{len(count()):6} {what}")
+    for what in list(COUNTS)[1:]:
+        print(f"\n{what}:", *COUNTS[what](), sep="\n    ")
+
+
+if __name__ == "__main__":
+    main()
