@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_structure import ROOMS
+from test_structure import PACKAGES, ROOMS
 
 import passes
 from dialect.ops.vocabulary import Traced
@@ -82,6 +82,20 @@ def test_what_is_named_is_there(path):
     for name in re.findall(rf"(?<![\w./])(?:{FOLDERS})/[\w./-]*\w", text):
         known = [head.split()[1] for head, _ in blocks(text) if "." in head]
         assert name in known or (ROOT / name).exists(), name
+
+
+def test_what_comments_name_is_there():
+    """Modules and files in backticks, in the code of the three packages."""
+    for path in (each for package in PACKAGES for each in (ROOT / package).rglob("*.py")):
+        for name in re.findall(
+            r"`((?:rewrite|dialect|passes)[./][^`\s]+)`", path.read_text(encoding="utf-8")
+        ):
+            if "<" in name:
+                continue  # stands for any name
+            dotted = Path(*name.split("."))
+            place = ROOT / (name if "/" in name else dotted)
+            found = (place, place.with_suffix(".py"), place.parent.with_suffix(".py"))
+            assert any(each.exists() for each in found), f"{path.relative_to(ROOT)}: {name}"
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 Layout noise goes away (identities, chains of reshapes and transposes, explicit broadcasts that
 the consumer would do by itself), products become `contract`, and small constants are folded. The
-rules lie by subject in `dialect/*_rules.py`.
+rules are grouped by subject in this room.
 """
 
 from __future__ import annotations

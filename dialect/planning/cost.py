@@ -54,7 +54,7 @@ class Constants:
 
 
 # Fitted on v4, to the latencies of PaLM 62B and 540B in Tables 2, 3, D.2 and Figures 1, 6, 7, 8
-# of arXiv:2211.05102 (69 points; median error 4 %, largest 15 %), then rounded. No
+# of arXiv:2211.05102 (69 points; median error 4 %, largest 14 %), then rounded. No
 # such measurements are public for the other chips: they are assumed to deliver the same part of
 # their data sheets.
 CONSTANTS = Constants(compute=0.82, hbm=0.85, link=1.89, torus=0.15, hop_s=3.6e-6)
