@@ -28,8 +28,7 @@ class _Composites:
     """The ops with a reference in lax, those that a package defined behind this module too."""
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*Traced, *PRODUCTS))
-
+        return iter(tuple(Traced))
 
 
 def _expand(op: Op) -> Outcome:

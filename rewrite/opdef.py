@@ -18,6 +18,33 @@ Infer = Callable[[tuple[Type, ...], dict[str, Any], tuple[Graph, ...]], tuple[Ty
 
 
 @dataclass(frozen=True)
+class Traits:
+    """Facts about an op that several passes ask for.
+
+    - `moves`: every element of its results is one of its arguments, or zero, or says its own place;
+    - `view`: nothing is stored: the same bytes in another shape, or made by whoever reads them;
+    - `exact`: no result is rounded;
+    - `commutes`: its two arguments may change places;
+    - `linear`: in "all" of its arguments together, in "each" while the others stay, or in its
+      "first" alone; "" where it is not;
+    - `sums`: its terms may cancel;
+    - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
+    - `picks`: of its first argument it reads only as much as it gives;
+    - `shape`: the attribute that holds the shape of its result.
+    """
+
+    moves: bool = False
+    view: bool = False
+    exact: bool = False
+    commutes: bool = False
+    linear: str = ""
+    sums: bool = False
+    writes: int = 0
+    picks: bool = False
+    shape: str = ""
+
+
+@dataclass(frozen=True)
 class OpDef:
     """One op: its name, its axes, its types, and its meaning.
 
@@ -29,7 +56,8 @@ class OpDef:
     - `inverse(op)` names the op, and its attributes, that gives the arguments of a mere change of
       form back from its results;
     - `lead` is the attribute that prints right behind the name;
-    - `regions` is how many regions it has, None where that is one or more.
+    - `regions` is how many regions it has, None where that is one or more;
+    - `traits` are the facts that passes ask for.
     """
 
     name: str
@@ -41,6 +69,7 @@ class OpDef:
     doc: str = ""
     inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None
     regions: int | None = 0
+    traits: Traits = Traits()
 
 
 _DEFINED: dict[str, OpDef] = {}
@@ -80,6 +109,11 @@ def is_known(name: str) -> bool:
 def signature(op: Op) -> Signature:
     """The axis signature of an op."""
     return lookup(op.name).signature(op)
+
+
+def traits(op: Op) -> Traits:
+    """What is known of an op besides its axes and its meaning; of an input, nothing."""
+    return Traits() if op.name == "input" else lookup(op.name).traits
 
 
 def infer(op: Op) -> tuple[Type, ...]:

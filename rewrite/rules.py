@@ -24,10 +24,9 @@ from typing import Any
 
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Type, Value
-from rewrite.opdef import substitute
+from rewrite.opdef import substitute, traits
 
 FLOATS = ("f32", "bf16", "f16")
-COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "xor", "eq", "ne"})
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class _Search:
         if not self.same_op(want, have, depth):
             return
         orders = [tuple(zip(want.op.args, have.op.args))]
-        if want.op.name in COMMUTATIVE:
+        if traits(want.op).commutes:
             orders.append(tuple(zip(want.op.args, reversed(have.op.args))))
         for pairs in orders:
             yield from self.match_all(pairs, {**bound, want: have}, depth + 1)

@@ -107,7 +107,7 @@ def test_sums_beyond_32_bits_are_not_made_of_integers() -> None:
     def product(x: Any, q: Any, s: Any) -> Any:
         rounded = Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-30)
         weight = scaled_products._dequantize(q, s, dtype=Symbol("f32"))
-        return scaled_products._contract(rounded, weight, spec="b d, d f -> b f")
+        return Traced["contract"](rounded, weight, spec="b d, d f -> b f")
 
     for length, fired in ((131_071, "integers_multiplied"), (131_072, "scale_behind_product")):
         types = f"f32[1,{length}]", f"i8[{length},1]", "f32[1,1]"
@@ -180,7 +180,7 @@ def test_fp8_weights_that_meet_integers_are_not_rounded() -> None:
 
     def product(x: Any, q: Any, s: Any) -> Any:
         weight = scaled_products._dequantize(q, s, dtype=Symbol("f32"))
-        return scaled_products._contract(x, weight, spec="b d, d f -> b f", dtype=Symbol("f32"))
+        return Traced["contract"](x, weight, spec="b d, d f -> b f", dtype=Symbol("f32"))
 
     before, made, _ = applied(SCALES, product, "i8[2,3]", "f8_e4m3fn[3,4]", "f32[1,4]")
     args = jnp.ones((2, 3), jnp.int8), jnp.full((3, 4), 0.5, "float8_e4m3fn"), jnp.ones((1, 4))

@@ -28,7 +28,7 @@ ROOMS = {
     "user": "rewrite arrays ops jaxprs staging naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
     "layered": "rewrite ops staging normal",
-    "caching": "rewrite arrays ops matching staging normal naming",
+    "caching": "rewrite ops matching staging normal naming",
     "quantized": "rewrite arrays machine ops jaxprs matching normal",
     "padded": "rewrite arrays ops jaxprs matching naming",
     "compiled": "rewrite arrays machine ops",

@@ -16,7 +16,7 @@ from dialect.arrays import dtypes
 from dialect.arrays.attributes import decode
 from rewrite import opdef
 from rewrite.ir import Graph, Opaque, Symbol, Type
-from rewrite.opdef import OpDef
+from rewrite.opdef import OpDef, Traits
 from rewrite.signature import Signature
 
 
@@ -86,5 +86,6 @@ CONST = opdef.define(
         reference=_constant,
         attrs=("value", "type"),
         doc="A constant. Small ones print their content, large ones are handles.",
+        traits=Traits(moves=True, view=True),
     )
 )

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dialect.arrays import primitives
 from dialect.caching.head_rules import merged
 from dialect.matching.values import reshaped
 from dialect.ops.nn import Traced
-from dialect.ops.tensor import contract
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import build, make, with_args
@@ -22,7 +20,6 @@ from rewrite.rules import Outcome, local
 from rewrite.signature import Signature
 
 _BY_PART = frozenset({"contract", "add", "sub", "dequantize"})
-_contract = primitives.call("contract", contract)
 
 
 def one_part(value: Value, axis: int, index: int) -> Value:
@@ -52,7 +49,8 @@ def one_part(value: Value, axis: int, index: int) -> Value:
     keeps="reals",
     example=lambda x, w: Traced["merge_heads"](
         jnp.unstack(
-            _contract(x, w, spec="b d, d p h k -> b p h k", dtype=Symbol("f32")) + 1.0, axis=1
+            Traced["contract"](x, w, spec="b d, d p h k -> b p h k", dtype=Symbol("f32")) + 1.0,
+            axis=1,
         )[2],
         axis=1,
         count=2,

@@ -14,13 +14,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dialect.arrays import primitives
 from dialect.caching.state_forms import Change, carried_in_form, carries, written
 from dialect.matching.values import reshaped
 from dialect.ops import heads  # noqa: F401  (defines its words)
 from dialect.ops.lax import MAPS
 from dialect.ops.nn import Traced
-from dialect.ops.tensor import contract
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
@@ -28,15 +26,11 @@ from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
 from rewrite.signature import Array, Signature, letters
 
 _CLIP = Symbol("GatherScatterMode.CLIP")
-_SHAPES = {"reshape": "new_sizes", "broadcast_in_dim": "shape"}
-# Linear in all their arguments that have the axis, or in one if no other has it.
-_LINEAR = frozenset("add sub neg convert_element_type transpose reshape broadcast_in_dim".split())
-_LINEAR_IN_ONE = frozenset("contract rope mul div".split())
 # What gives each head by itself, linear or not.
-_BY_HEAD = _LINEAR | _LINEAR_IN_ONE | MAPS | {"rms_norm", "layer_norm"}
+_BY_HEAD = MAPS | set(
+    "contract rope transpose reshape broadcast_in_dim rms_norm layer_norm".split()
+)
 _FREE_LETTERS = "ijlmopruwxyz"
-
-_contract = primitives.call("contract", contract)
 
 
 def merging(axis: int, count: int, by: str) -> Change:
@@ -238,7 +232,7 @@ def merge_of_spread(op: Op) -> Outcome:
     "merge_heads",
     keeps="reals",
     example=lambda x, w: Traced["merge_heads"](
-        jnp.exp(_contract(x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32"))),
+        jnp.exp(Traced["contract"](x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32"))),
         axis=1,
         count=2,
         by="first",
@@ -257,7 +251,7 @@ def first_of_each(op: Op) -> Outcome:
     "merge_heads",
     keeps="approx",
     example=lambda x, w: Traced["merge_heads"](
-        _contract(x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32")) + 1.0,
+        Traced["contract"](x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32")) + 1.0,
         axis=1,
         count=2,
         by="mean",
@@ -269,9 +263,8 @@ def merge_of_linear(op: Op) -> Outcome:
     inner, having = op.args[0].op, _having_heads(op)
     if op["by"] != "mean" or not having:
         return None
-    linear = inner.name in _LINEAR or (inner.name in _LINEAR_IN_ONE and len(having) == 1)
-    if inner.name in ("div", "rope") and list(having) != [0]:
-        linear = False
+    alone = {"first": list(having) == [0], "each": len(having) == 1, "all": True}
+    linear = alone.get(opdef.traits(inner).linear, False)
     if not linear or any(inner.args[i].type.dtype not in FLOATS for i in having):
         return Miss(f"{inner.name} is not linear in its heads", 2)
     return _with_merged(op, having)
@@ -296,8 +289,8 @@ def _with_merged(op: Op, having: dict[int, int]) -> Value:
     for i, axis in having.items():
         (args[i],) = merged(args[i], **{**dict(op.attrs), "axis": axis})
     attrs = dict(inner.attrs)
-    if inner.name in _SHAPES:
-        attrs[_SHAPES[inner.name]] = op.types[0].shape
+    if shape := opdef.traits(inner).shape:
+        attrs[shape] = op.types[0].shape
     return make(inner.name, *args, **attrs)
 
 
@@ -336,7 +329,7 @@ def merge_of_repeat(op: Op) -> Outcome:
 @local(
     "contract",
     keeps="approx",
-    example=lambda x, w: _contract(
+    example=lambda x, w: Traced["contract"](
         x,
         Traced["merge_heads"](jnp.repeat(w, 2, axis=1), axis=1, count=2, by="mean"),
         spec="b d, d h k -> b h k",

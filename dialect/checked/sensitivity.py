@@ -16,28 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dialect.ops.lax import IDENTITIES
+from rewrite import opdef
 
 Disturb = Callable[[str, list[Any], list[Any]], list[Any]]  # name, arguments, results -> results
 
 _RUNS = 4
-# Their terms may cancel, so that the result tells nothing of what was rounded: these are disturbed.
-_SUMS = frozenset(
-    """contract conv_general_dilated cumsum dot_general merge_heads ragged_dot_general reduce_sum
-    shared_heads""".split()
-)
 _FACTOR = 64.0  # several roundings in a row, and sums in other orders
-# What these give is among their arguments, or exact.
-_EXACT = (
-    frozenset(
-        """abs and argmax argmin broadcast_in_dim ceil clamp concatenate const constrain copy cummax
-        cummin dynamic_slice dynamic_update_slice eq expand_dims floor gather ge gt imag iota
-        is_finite le lt max min ne neg not or pad real reduce_and reduce_max reduce_min reduce_or
-        reshape rev round scatter scatter-max scatter-min select_n sign slice sort split squeeze
-        stack tile top_k transpose unstack xor""".split()
-    )
-    | IDENTITIES
-)
 
 
 class Disturbance:
@@ -47,7 +31,9 @@ class Disturbance:
         self.random, self.least = np.random.default_rng(seed), least
 
     def __call__(self, name: str, args: list[Any], results: list[Any]) -> list[Any]:
-        if name in _EXACT or (name == "convert_element_type" and _widens(args[0], results[0])):
+        known = opdef.lookup(name).traits
+        widens = name == "convert_element_type" and _widens(args[0], results[0])
+        if known.moves or known.exact or widens:
             return results
         if all(map(_exact, args)) and all(map(_exact, results)):
             return results
@@ -65,7 +51,7 @@ class Disturbance:
 
 def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> list[Any]:
     """The arguments of an op, disturbed where it adds them up, in floats if its result is one."""
-    if disturb is None or name not in _SUMS:
+    if disturb is None or not opdef.lookup(name).traits.sums:
         return args
     if jnp.issubdtype(result, jnp.floating):
         args = [*map(_as_float, args[:2]), *args[2:]]  # the factors; sizes of groups stay integers

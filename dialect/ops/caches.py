@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dialect.arrays.attributes import decode
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op, Symbol
+from rewrite.opdef import Traits
 from rewrite.signature import Signature
 
 _CLIP, _DROP = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_OR_DROP"))
@@ -93,6 +94,6 @@ def _read_axes(op: Op) -> Signature:
     return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
 
 
-word(cache_write, _write_axes, ("axes",))
-word(cache_put, _put_axes, ("axis", "mode"))
-word(cache_read, _read_axes)
+word(cache_write, _write_axes, ("axes",), traits=Traits(moves=True, writes=1))
+word(cache_put, _put_axes, ("axis", "mode"), traits=Traits(moves=True, writes=1))
+word(cache_read, _read_axes, traits=Traits(moves=True, picks=True))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature
 
 
@@ -92,6 +93,6 @@ def _spread(op: Op) -> tuple[str, dict[str, Any]]:
     return "spread_heads", {"axis": op["axis"], "count": op["count"], "by": op["by"]}
 
 
-word(merge_heads, _merge_axes, ("axis", "count", "by"), inverse=_spread)
-word(spread_heads, _spread_axes, ("axis", "count", "by"))
-word(shared_heads, _merge_axes, ("axis", "count", "summed"))
+word(merge_heads, _merge_axes, ("axis", "count", "by"), inverse=_spread, traits=Traits(sums=True))
+word(spread_heads, _spread_axes, ("axis", "count", "by"), traits=Traits(moves=True))
+word(shared_heads, _merge_axes, ("axis", "count", "summed"), traits=Traits(sums=True))

@@ -15,9 +15,10 @@ import jax
 
 from dialect.arrays import attribute_kinds, constants, dtypes, primitives  # noqa: F401  (define const)
 from dialect.arrays.attributes import decode
+from dialect.ops.traits import TRAITS
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Type
-from rewrite.opdef import OpDef
+from rewrite.opdef import OpDef, Traits
 from rewrite.signature import Array, Signature, opaque
 
 ELEMENTWISE = frozenset(
@@ -392,6 +393,7 @@ def _resolve(name: str) -> OpDef | None:
         reference=_reference(name),
         lead={"dot_general": "dimension_numbers"}.get(name),
         inverse=_INVERSES.get(name),
+        traits=TRAITS.get(name, Traits()),
     )
 
 

@@ -16,6 +16,7 @@ from dialect.arrays.attributes import decode
 from dialect.ops import activations, attend, caches, heads, padding, rotary, token_scales  # noqa: F401  (define words)
 from dialect.ops.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Signature
 
 
@@ -79,8 +80,8 @@ for _reference, *_rest in (
     (softmax, over_last, ("guarded",)),
     (rms_norm, over_last, ("epsilon",)),
     (layer_norm, over_last, ("epsilon",)),
-    (take, _take_axes, ("mode", "fill")),
     (wrap, elementwise, ("size",)),
     (modulo, elementwise, ("size",)),
 ):
     word(_reference, *_rest)
+word(take, _take_axes, ("mode", "fill"), traits=Traits(moves=True, picks=True))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dialect.ops.vocabulary import elementwise, word
 from rewrite.ir import Graph, Op, Value
-from rewrite.opdef import make
+from rewrite.opdef import Traits, make
 from rewrite.signature import Signature
 
 
@@ -50,8 +50,9 @@ def _unpadded(op: Op) -> tuple[str, dict[str, Any]]:
     return "unpadded", {"axis": op["axis"], "size": op.args[0].type.shape[op["axis"]]}
 
 
-word(padded, _axes, ("axis", "size"), inverse=_unpadded)
-word(unpadded, _axes, ("axis", "size"))
+_MOVES = Traits(moves=True, linear="all")
+word(padded, _axes, ("axis", "size"), inverse=_unpadded, traits=_MOVES)
+word(unpadded, _axes, ("axis", "size"), traits=_MOVES)
 word(cleared, elementwise, ("axis", "size"))
 
 

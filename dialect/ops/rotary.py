@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature
 
 
@@ -60,4 +61,4 @@ def _axes(op: Op) -> Signature:
     return Signature((axes, *rest), (axes,), frozenset((*axes[-1], "angle")))
 
 
-word(rope, _axes, ("pairs", "turned"))
+word(rope, _axes, ("pairs", "turned"), traits=Traits(linear="first"))

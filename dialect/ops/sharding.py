@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rewrite import opdef
 from rewrite.errors import brief
 from rewrite.ir import Op
-from rewrite.opdef import OpDef
+from rewrite.opdef import OpDef, Traits
 from rewrite.program import Layout
 from rewrite.signature import Signature
 
@@ -135,5 +135,6 @@ opdef.define(
         reference=constrain,
         attrs=("layout", "why"),
         doc="A sharding constraint over named mesh axes.",
+        traits=Traits(moves=True, view=True, linear="all"),
     )
 )

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
-from dialect.ops.lax import infer_by_reference
-from rewrite import opdef
+from dialect.ops.vocabulary import word
 from rewrite.ir import Op
-from rewrite.opdef import OpDef
+from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature, letters
 
 PRODUCTS = ("contract", "partial_contract")
@@ -72,25 +71,12 @@ def _signature(op: Op) -> Signature:
     return Signature.parse(op["spec"])
 
 
-CONTRACT = opdef.define(
-    OpDef(
-        name="contract",
-        signature=_signature,
-        infer=infer_by_reference("contract"),
-        reference=contract,
-        attrs=("spec", "dtype", "precision"),
-        lead="spec",
-        doc="The product of two arrays as an einsum over named axes.",
-    )
-)
-PARTIAL_CONTRACT = opdef.define(
-    OpDef(
-        name="partial_contract",
-        signature=_signature,
-        infer=infer_by_reference("partial_contract"),
-        reference=partial_contract,
-        attrs=("spec", "parts", "dtype", "precision"),
-        lead="spec",
-        doc="A product whose sum is cut into parts, which are the first axis of its result.",
-    )
+_PRODUCT = Traits(linear="each", sums=True)
+word(contract, _signature, ("spec", "dtype", "precision"), lead="spec", traits=_PRODUCT)
+word(
+    partial_contract,
+    _signature,
+    ("spec", "parts", "dtype", "precision"),
+    lead="spec",
+    traits=_PRODUCT,
 )

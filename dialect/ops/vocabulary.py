@@ -13,9 +13,10 @@ from dialect.arrays import primitives
 from dialect.ops.lax import SIGNATURES, infer_by_reference
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, attrs_of, new_input
-from rewrite.opdef import Infer, OpDef
+from rewrite.opdef import Infer, OpDef, Traits
 from rewrite.signature import Array, Dimension, Signature, show_array
 
+NONE = Traits()
 Traced: dict[str, Callable[..., Any]] = {}
 
 
@@ -25,6 +26,7 @@ def word(
     attrs: tuple[str, ...] = (),
     lead: str | None = None,
     inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None,
+    traits: Traits = NONE,
 ) -> None:
     """Defines an op named as its reference; one that gives a list has several results."""
     name = reference.__name__
@@ -38,6 +40,7 @@ def word(
             lead=lead,
             doc=(reference.__doc__ or "").strip().splitlines()[0],
             inverse=inverse,
+            traits=traits,
         )
     )
     Traced[name] = primitives.call(name, reference)

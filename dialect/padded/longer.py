@@ -28,14 +28,6 @@ from rewrite.opdef import build, make, with_args
 from rewrite.program import Program
 from rewrite.signature import letters
 
-# The attribute that holds the shape of the result.
-_SHAPES = {
-    "reshape": "new_sizes",
-    "broadcast_in_dim": "shape",
-    "iota": "shape",
-    "dynamic_slice": "slice_sizes",
-}
-_WRITES = frozenset("cache_write cache_put dynamic_update_slice scatter".split())
 _CLIPS = (Symbol("GatherScatterMode.CLIP"), Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
 
 
@@ -179,7 +171,7 @@ class _Work:
         args = [self.made[arg] for arg in op.args]
         if op.name == "take" and self.longer.grown(op.args[0])[0]:
             args[1] = self.rows_inside(op, args[1])
-        elif self.sums(op) or (op.name in _WRITES and zero[0]):
+        elif self.sums(op) or (opdef.traits(op).writes and zero[0]):
             for i, arg in enumerate(op.args):
                 if zero[i] is False:
                     args[i], zero[i] = self.longer.cleared(arg, args[i]), True
@@ -212,8 +204,8 @@ class _Work:
 
     def rebuilt(self, op: Op, args: Sequence[Value]) -> tuple[Value, ...]:
         attrs = dict(op.attrs)
-        if op.name in _SHAPES:
-            attrs[_SHAPES[op.name]] = self.longer.shape(op.results[0])
+        if shape := opdef.traits(op).shape:
+            attrs[shape] = self.longer.shape(op.results[0])
         if op.name == "slice":
             attrs |= self.slice_places(op)
         wanted = [self.longer.type(value).shape for value in op.results]

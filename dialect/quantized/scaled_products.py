@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import prod
 
-from dialect.arrays import primitives
 from dialect.arrays.dtypes import struct_of
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine.chips import Chip
@@ -27,7 +26,7 @@ from dialect.normal.row_products import row_layout
 from dialect.ops.nn import Traced
 from dialect.ops.quant import FORMS, LONGEST_SUM
 from dialect.ops.rounding import steps
-from dialect.ops.tensor import PRODUCTS, contract
+from dialect.ops.tensor import PRODUCTS
 from dialect.quantized.ragged_products import (
     ragged_integers_multiplied,
     scale_behind_ragged_product,
@@ -38,7 +37,6 @@ from rewrite.program import Layout
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 
-_contract = primitives.call("contract", contract)
 _dequantize, _rounded = Traced["dequantize"], Traced["rounded"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What a chip multiplies natively -> what its products are summed in.
@@ -62,7 +60,7 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
     *PRODUCTS,
     keeps="reals",
     needs=("finite parameters",),
-    example=lambda x, q, s: _contract(
+    example=lambda x, q, s: Traced["contract"](
         _rounded(x, axes=(1,), largest=127.5, least=1e-19),
         _dequantize(q, s, dtype=Symbol("f32")),
         spec="b d, d f -> b f",
@@ -79,7 +77,7 @@ def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
     *PRODUCTS,
     keeps="reals",
     needs=("finite parameters",),
-    example=lambda x, q, s: _contract(
+    example=lambda x, q, s: Traced["contract"](
         _rounded(x, axes=(1,), largest=448.0, least=1e-19, form="fp8"),
         _dequantize(q, s, dtype=Symbol("f32")),
         spec="b d, d f -> b f",
@@ -96,7 +94,7 @@ def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outc
     *PRODUCTS,
     keeps="reals",
     needs=("finite parameters",),
-    example=lambda x, q, s: _contract(
+    example=lambda x, q, s: Traced["contract"](
         x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")
     ),
     types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),

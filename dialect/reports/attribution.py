@@ -20,8 +20,8 @@ from dialect.matching.values import number
 from dialect.naming.axis import Axes
 from dialect.ops.control import scan_parts
 from dialect.ops.lax import ELEMENTWISE
-from dialect.reports.op_cost import VIEWS
 from dialect.staging.binding import bound_values, known_values
+from rewrite import opdef
 from rewrite.ir import Graph, Op, Value
 
 ATTENTION, FEED_FORWARD, EXPERTS = "attention", "feed-forward", "mixture of experts"
@@ -50,11 +50,14 @@ _SIDES = {
 PRODUCTS = frozenset({"contract", "dot_general", "ragged_dot_general"})
 _SCALES = frozenset({"add", "sub", "mul", "div", "neg"})
 SIDES = frozenset(name for _, name in _SIDES.values())
-LAYOUT = VIEWS | frozenset(
-    "convert_element_type transpose slice dynamic_slice split unstack stack concatenate pad rev "
-    "tile cache_read".split()
-)
 _COUNTS = ("i", "u", "b")  # dtypes of indices and masks; bf16 alone begins like bool
+
+
+def is_layout(op: Op) -> bool:
+    """Whether an op gives all that it is given in another form, or a part that is cut out."""
+    known = opdef.traits(op)
+    moves = known.moves and not known.writes and op.name not in ("gather", "take")
+    return moves or op.name == "convert_element_type"
 
 
 class Piece(NamedTuple):
@@ -273,7 +276,7 @@ class Pieces:
             if op.name in _SCALES and len(args) == 1:
                 if all(number(arg) is not None for arg in op.args if arg not in args):
                     passing[op] = None
-            elif op.name not in LAYOUT and not (piece.name == LOGITS and op.name in ELEMENTWISE):
+            elif not is_layout(op) and not (piece.name == LOGITS and op.name in ELEMENTWISE):
                 continue
             if any(arg.op in passing for arg in args):
                 passing[op] = None
@@ -288,7 +291,7 @@ class Pieces:
     def _find_what_lies_before(self) -> None:
         for op in reversed(self.ops):
             readers = [reader for value in op.results for reader, _ in self._readers(value)]
-            plain = op not in self.of and op.name in LAYOUT and len(self._unknown(op)) == 1
+            plain = op not in self.of and is_layout(op) and len(self._unknown(op)) == 1
             if plain and readers and self.outputs.isdisjoint(op.results):
                 if all(reader in self.of for reader in readers):
                     self.of[op] = self.of[readers[0]]

@@ -12,19 +12,19 @@ from dialect.reports.attribution import (
     ATTENTION,
     EXPERTS,
     FEED_FORWARD,
-    LAYOUT,
     LOGITS,
     PRODUCT,
     PRODUCTS,
     Piece,
+    is_layout,
 )
 from dialect.reports.mask_bounds import describe_attend
+from rewrite import opdef
 from rewrite.ir import Op, Value
 from rewrite.program import Input
 from rewrite.signature import Signature, letters
 
 _FORMS = {"gate": "gated", "activate": "plain", "rms_norm": "RMS", "layer_norm": "layer"}
-_ON_THE_WAY = (LAYOUT - {"const", "iota"}) | {"dequantize", "cache_write", "cache_put"}
 
 
 class Describer:
@@ -54,7 +54,8 @@ class Describer:
     def source(self, value: Value) -> Value:
         """The array that a value is read from: an input of the program where there is one."""
         while True:
-            value = through(value, *_ON_THE_WAY)
+            while _on_the_way(value.op):
+                value = value.op.args[0]
             if value not in self.given:
                 return value
             value = self.given[value]
@@ -151,3 +152,9 @@ def unnumbered(path: str) -> str:
     *above, last = path.split("/")
     above = [re.sub(r"\d+", "*", each) for each in above]
     return "/".join([*above, "*" if last.isdigit() else last])
+
+
+def _on_the_way(op: Op) -> bool:
+    """Whether a parameter is read through an op: another form of it, or what is written to it."""
+    written = opdef.traits(op).writes or op.name == "dequantize"
+    return bool(op.args) and (bool(written) or is_layout(op))

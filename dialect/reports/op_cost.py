@@ -15,26 +15,10 @@ from functools import lru_cache
 from dialect.arrays.dtypes import struct_of
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.matching.values import through
-from dialect.ops.lax import IDENTITIES
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, Value
 from rewrite.signature import letters
 
-# Read and write nothing: the same bytes under another shape, or made by whoever reads them.
-VIEWS = IDENTITIES | frozenset(
-    "const iota reshape squeeze broadcast_in_dim optimization_barrier sharding_constraint "
-    "constrain".split()
-)
-# Read of their first argument as much as they give.
-_OF_PARTS = frozenset("take gather slice dynamic_slice cache_read".split())
-# Change their first argument in place: the number of the argument that they write.
-_IN_PLACE = {"dynamic_update_slice": 1, "cache_write": 1, "cache_put": 1} | dict.fromkeys(
-    "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max".split(), 2
-)
-_MOVES = VIEWS | frozenset(
-    "transpose slice dynamic_slice dynamic_update_slice pad concatenate stack unstack split gather "
-    "scatter rev tile".split()
-)
 _LOOPS = {"scan": sum, "while": sum, "cond": max}
 
 
@@ -75,7 +59,7 @@ def flops(op: Op) -> int:
     if op.regions:
         parts = [sum(map(flops, region.ops)) for region in op.regions]
         return trips(op) * _LOOPS.get(op.name, sum)(parts)
-    if op.name in _MOVES:
+    if opdef.traits(op).moves:
         return 0
     summed = _summed(op)
     if summed is not None:
@@ -94,13 +78,14 @@ def bytes_moved(op: Op) -> int:
     if op.regions:
         parts = [sum(map(bytes_moved, region.ops)) for region in op.regions]
         return trips(op) * _LOOPS.get(op.name, sum)(parts)
-    if op.name in VIEWS:
+    known = opdef.traits(op)
+    if known.view:
         return 0
     read, written = [_stored_bytes(arg) for arg in op.args], sum(t.bytes for t in op.types)
-    if op.name in _OF_PARTS:
+    if known.picks:
         read[0] = written
-    if op.name in _IN_PLACE:
-        read[0], written = 0, read[_IN_PLACE[op.name]]
+    if known.writes:
+        read[0], written = 0, read[known.writes]
     return sum(read) + written
 
 

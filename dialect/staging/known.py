@@ -13,7 +13,7 @@ from typing import Any
 from dialect.ops.vocabulary import elementwise, word
 from dialect.staging.binding import bound_values, region_bound
 from rewrite.ir import Graph, Value
-from rewrite.opdef import make, with_args
+from rewrite.opdef import Traits, make, with_args
 
 
 def known(x: Any, *, alone: bool) -> Any:
@@ -26,8 +26,9 @@ def shared(x: Any) -> Any:
     return x
 
 
-word(known, elementwise, ("alone",))
-word(shared, elementwise)
+_VIEW = Traits(moves=True, view=True, linear="all")
+word(known, elementwise, ("alone",), traits=_VIEW)
+word(shared, elementwise, traits=_VIEW)
 _MARKS = ("known", "shared")
 
 

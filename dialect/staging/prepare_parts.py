@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from dialect.matching.values import reshaped
 from dialect.ops.control import remade_scan, scan_parts
 from dialect.staging.binding import dependents
+from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, Value, new_input, replace_values
 from rewrite.opdef import make, with_args
 from rewrite.program import Program
 
 GRAIN_BYTES = 32 << 20  # parts below this are run together: compiling costs more than they hold
 _LIGHT = 16  # an op that reads so much less than the outputs which share it is done again
-_VIEWS = {"slice", "reshape", "transpose", "broadcast_in_dim", "convert_element_type"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ def shared_work(graph: Graph) -> list[list[int]]:
 
 def _touched_bytes(op: Op) -> int:
     read = sum(arg.type.bytes for arg in op.args)
-    return min(read, sum(each.bytes for each in op.types)) if op.name in _VIEWS else read
+    moves = opdef.traits(op).moves or op.name == "convert_element_type"
+    return min(read, sum(each.bytes for each in op.types)) if moves else read
 
 
 class _Groups:

@@ -1,0 +1,69 @@
+"""What is known of JAX's primitives besides their axes and their meaning, one line an op.
+
+`rewrite.opdef.Traits` says what each fact means; `tests/test_traits.py` checks it on numbers.
+"""
+
+from __future__ import annotations
+
+from rewrite.opdef import Traits
+
+_VIEW = Traits(moves=True, view=True, linear="all")
+_MOVE = Traits(moves=True, linear="all")
+_EXACT = Traits(exact=True)
+_SYMMETRIC = Traits(exact=True, commutes=True)
+_SCATTER = Traits(moves=True, writes=2)
+_SUM = Traits(linear="all", sums=True)
+_PRODUCT = Traits(linear="each", sums=True)
+
+TRAITS: dict[str, Traits] = {
+    # Another shape for the same elements, or the elements themselves.
+    "reshape": Traits(moves=True, view=True, linear="all", shape="new_sizes"),
+    "broadcast_in_dim": Traits(moves=True, view=True, linear="all", shape="shape"),
+    "iota": Traits(moves=True, view=True, shape="shape"),
+    "squeeze": _VIEW,
+    "expand_dims": _VIEW,
+    "copy": _VIEW,
+    "name": _VIEW,
+    "stop_gradient": _VIEW,
+    "optimization_barrier": _VIEW,
+    "sharding_constraint": _VIEW,
+    # Elements at other places.
+    "transpose": _MOVE,
+    "slice": Traits(moves=True, linear="all", picks=True),
+    "split": _MOVE,
+    "stack": _MOVE,
+    "unstack": _MOVE,
+    "concatenate": _MOVE,
+    "rev": _MOVE,
+    "tile": _MOVE,
+    "pad": _MOVE,
+    "dynamic_slice": Traits(moves=True, picks=True, shape="slice_sizes"),
+    "gather": Traits(moves=True, picks=True),
+    "dynamic_update_slice": Traits(moves=True, writes=1),
+    "scatter": _SCATTER,
+    "scatter-add": Traits(writes=2),
+    "scatter-sub": Traits(writes=2),
+    "scatter-mul": Traits(writes=2),
+    "scatter-min": Traits(writes=2, exact=True),
+    "scatter-max": Traits(writes=2, exact=True),
+    # One of several elements, or what no float rounds.
+    **dict.fromkeys(
+        "select_n clamp sort top_k cummax cummin reduce_max reduce_min".split(), _EXACT
+    ),
+    **dict.fromkeys("abs ceil floor round sign real imag argmax argmin".split(), _EXACT),
+    **dict.fromkeys("lt le gt ge is_finite not reduce_and reduce_or".split(), _EXACT),
+    **dict.fromkeys("max min and or xor eq ne".split(), _SYMMETRIC),
+    # Arithmetic.
+    "neg": Traits(exact=True, linear="all"),
+    "add": Traits(linear="all", commutes=True),
+    "add_any": Traits(linear="all"),
+    "sub": Traits(linear="all"),
+    "mul": Traits(linear="each", commutes=True),
+    "div": Traits(linear="first"),
+    "convert_element_type": Traits(linear="all"),
+    "reduce_sum": _SUM,
+    "cumsum": _SUM,
+    "dot_general": _PRODUCT,
+    "ragged_dot_general": _PRODUCT,
+    "conv_general_dilated": _PRODUCT,
+}
