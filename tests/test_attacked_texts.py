@@ -126,6 +126,10 @@ def test_numbers_and_types_are_what_arrays_can_hold(line: str, said: str) -> Non
         ("%1 = cumsum(%x) {axis=3, reverse=false} : f32[4]", "does not accept its arguments"),
         ("%1 = cumsum(%x) : f32[4]", "does not accept its arguments"),
         ("%1 = reshape(%x) {new_sizes=(3,)} : f32[3]", "has not as many elements as (3,)"),
+        (
+            "%1 = reshape(%x) {dimensions=(0, 0), new_sizes=(4,)} : f32[4]",
+            "(0, 0) does not name every axis of f32[4] once",
+        ),
         ("%1 = rms_norm(%x) {epsilon=\"a\"} : f32[4]", "`epsilon` is a number"),
         ("%1 = rms_norm(%x, %x) {epsilon=1e-6} : f32[4]", "does not accept its arguments"),
         ("%1 = gate(%x, %x) {kind=\"none\"} : f32[4]", "does not accept its arguments"),

@@ -118,6 +118,9 @@ def check(op: str, types: tuple[Type, ...], attrs: dict[str, Any]) -> None:
             raise ValueError(f"`{name}` is {told}, not {brief(show_value(value), 100)}")
     if op == "reshape" and math.prod(attrs["new_sizes"]) != types[0].size:
         raise ValueError(f"{types[0]} has not as many elements as {attrs['new_sizes']}")
+    order = attrs.get("dimensions") if op == "reshape" else None
+    if order is not None and sorted(order) != list(range(types[0].rank)):
+        raise ValueError(f"{order} does not name every axis of {types[0]} once")
     if op == "sort" and not 0 <= attrs["dimension"] < types[0].rank:
         raise ValueError(f"{types[0]} has no axis {attrs['dimension']}")
     if op == "sort" and not 1 <= attrs["num_keys"] <= len(types):
