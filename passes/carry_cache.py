@@ -10,11 +10,13 @@ not copied at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dialect.normal.normal_form import reshaped
 from dialect.ops.control import remade_scan, scan_parts
+from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
@@ -37,13 +39,12 @@ class CarryCache(Pass):
 
 
 def _carried(graph: Graph, notes: list[str]) -> Graph:
-    memo: dict[Value, Value] = {value: value for value in graph.inputs}
-    for op in graph.ops:
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         regions = tuple(_carried(region, notes) for region in op.regions)
-        moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
-        results = _carry_through(moved, notes) if op.name == "scan" else moved.results
-        memo.update(zip(op.results, results))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+        moved = with_args(op, args, regions)
+        return _carry_through(moved, notes) if op.name == "scan" else moved.results
+
+    return rebuilt(graph, visit)
 
 
 @dataclass

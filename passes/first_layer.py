@@ -15,6 +15,7 @@ function of all their rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any, ClassVar
@@ -25,9 +26,10 @@ from dialect.matching.sums import sums
 from dialect.normal.normal_form import normal_form, reshaped
 from dialect.ops.control import scan_parts
 from dialect.reports.first_layer_figures import Figures
-from dialect.staging.binding import bound_values, dependents, known_values, stored_bytes
+from dialect.staging.binding import stored_bytes
 from dialect.staging.mincut import WHOLE, Network
 from dialect.staging.row_wise import Lookup, Places, row_wise, rows_lead
+from rewrite.dataflow import bound_values, dependents, known_values, rebuilt
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
@@ -184,15 +186,15 @@ def _embeddings(program: Program, params: list[Value]) -> list[Lookup]:
 def _peel_loops_after(graph: Graph, lookup: Lookup, params: list[Value]) -> Graph:
     """The graph with the first iteration of every loop that starts from row-wise values peeled."""
     region = row_wise(graph, lookup, known_values(graph, params))
-    memo: dict[Value, Value] = {value: value for value in graph.inputs}
-    for op in graph.ops:
-        moved = with_args(op, tuple(memo[arg] for arg in op.args))
-        results = moved.results
+
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        moved = with_args(op, args)
         if op.name == "scan" and not op["reverse"] and op["length"] > 1:
             if any(arg in region for arg in op.args[scan_parts(op)[1]]):
-                results, _ = peeled(moved)
-        memo.update(zip(op.results, results))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+                return peeled(moved)[0]
+        return moved.results
+
+    return rebuilt(graph, visit)
 
 
 def _cheapest_cut(

@@ -22,8 +22,8 @@ from dialect.matching.sums import sums
 from dialect.matching.values import reshaped, through
 from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.normal_form import normal_form
-from dialect.staging.binding import known_values
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside, shown
+from rewrite.dataflow import known_values
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass

@@ -34,6 +34,7 @@ from dialect.staging.parameter_paths import (
     paths_inside,
     shown,
 )
+from rewrite.dataflow import rebuilt
 from rewrite.driver import rewrite
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
@@ -124,22 +125,23 @@ class _Quantized:
     def graph(self, graph: Graph, names: Paths) -> Graph:
         """`names` gives the parameters that each bound input of the graph comes from."""
         paths = paths_in(graph, names)
-        memo: dict[Value, Value] = {value: value for value in graph.inputs}
-        for op in graph.ops:
-            regions = op.regions
-            if op.name == "scan":
-                regions = (self.graph(op.regions[0], paths_inside(op, paths)),)
-            elif op.regions:
-                self.left_inside(op, paths)
-            moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
-            if op.name == "contract":
-                moved = self.product(op, moved, paths)
-            elif op.name == "ragged_dot_general" and op.args[1] in paths:
-                moved = self.ragged(op, moved, paths[op.args[1]])
-            elif op.name == "take" and op.args[0] in paths and op.args[1] not in paths:
-                moved = self.rows(op, moved, paths[op.args[0]])
-            memo.update(zip(op.results, moved.results))
-        return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+        return rebuilt(graph, lambda op, args: self.op(op, args, paths).results)
+
+    def op(self, op: Op, args: tuple[Value, ...], paths: Paths) -> Op:
+        """An op, its weight quantised where it has one, and the loops in it."""
+        regions = op.regions
+        if op.name == "scan":
+            regions = (self.graph(op.regions[0], paths_inside(op, paths)),)
+        elif op.regions:
+            self.left_inside(op, paths)
+        moved = with_args(op, args, regions)
+        if op.name == "contract":
+            return self.product(op, moved, paths)
+        if op.name == "ragged_dot_general" and op.args[1] in paths:
+            return self.ragged(op, moved, paths[op.args[1]])
+        if op.name == "take" and op.args[0] in paths and op.args[1] not in paths:
+            return self.rows(op, moved, paths[op.args[0]])
+        return moved
 
     def product(self, op: Op, moved: Op, paths: Paths) -> Op:
         """The product with its weight, if it has one, quantised."""

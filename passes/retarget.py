@@ -12,7 +12,7 @@ the program. Without any of these a program passes through untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from dialect.jaxprs.jaxpr import import_jaxpr, trace_graph
 from dialect.ops.control import scan_parts
 from dialect.ops.mapped import over_all_blocks
 from dialect.ops.sharding import Misfit, fitted, spec_layout
+from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Opaque, Origin, Value, attrs_of, new_input
 from rewrite.opdef import build, make, substitute, with_args
 from rewrite.passbase import Pass
@@ -88,17 +89,15 @@ class _Fitting:
 
     def graph(self, graph: Graph, places: dict[Value, _Place]) -> Graph:
         """`places` are the values that are inputs of the program, or their new values."""
-        memo: dict[Value, Value] = {value: value for value in graph.inputs}
-        for op in graph.ops:
-            args = tuple(memo[arg] for arg in op.args)
+
+        def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
             regions = tuple(self.graph(*region) for region in _regions(op, args, places))
-            moved = with_args(op, args, regions)
             homes = [places.get(x) for x in op.results]
             if op.name in _MOVES:
                 homes = [places.get(arg, home) for arg, home in zip(args, homes)]
-            memo.update(zip(op.results, self.rewritten(moved, homes)))
-        outputs = tuple(memo[value] for value in graph.outputs)
-        return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)
+            return self.rewritten(with_args(op, args, regions), homes)
+
+        return rebuilt(graph, visit)
 
     def rewritten(self, op: Op, homes: list[_Place | None]) -> tuple[Value, ...]:
         """What stands for the results of an op; `homes` are the inputs that these are."""
@@ -222,12 +221,11 @@ def _without_shardings(op: Op) -> Op:
 
 def _unplaced(graph: Graph) -> Graph:
     """The body of a `shard_map` without shardings, which in there are hints."""
-    memo: dict[Value, Value] = {value: value for value in graph.inputs}
-    for op in graph.ops:
-        args = tuple(memo[arg] for arg in op.args)
-        plain = _without_shardings(op)
-        moved = Op(
-            op.name, args, plain.attrs, op.types, tuple(map(_unplaced, op.regions)), op.origin
-        )
-        memo.update(zip(op.results, args if op.name in _MOVES else moved.results))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        if op.name in _MOVES:
+            return args
+        attrs, regions = _without_shardings(op).attrs, tuple(map(_unplaced, op.regions))
+        return Op(op.name, args, attrs, op.types, regions, op.origin).results
+
+    return rebuilt(graph, visit)

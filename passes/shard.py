@@ -44,7 +44,8 @@ from dialect.planning.partial_sums import (
 )
 from dialect.planning.plan import Plan
 from dialect.planning.uses import gathered_in_pieces
-from dialect.staging.binding import bound_values, region_bound
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass

@@ -21,7 +21,8 @@ from typing import ClassVar
 from dialect.caching.state_forms import undoes
 from dialect.ops.control import remade_scan, scan_parts
 from dialect.planning.layouts import with_input_layouts
-from dialect.staging.binding import bound_values, frontier, region_bound
+from dialect.staging.binding import frontier, region_bound
+from rewrite.dataflow import bound_values, rebuilt
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, with_args
@@ -66,13 +67,14 @@ def split_loops(graph: Graph, inputs: Iterable[Value]) -> Graph:
     scan(body: w -> f(w), x)  ->  scan(x) over [scan: w -> f(w)]
     """
     bound = bound_values(graph, inputs)
-    memo: dict[Value, Value] = {value: value for value in graph.inputs}
-    for op in graph.ops:
-        moved = with_args(op, tuple(memo[arg] for arg in op.args))
+
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        moved = with_args(op, args)
         if op.name == "scan" and op.results[0] not in bound:
             moved = _split(moved, region_bound(op, bound))
-        memo.update(zip(op.results, moved.results))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+        return moved.results
+
+    return rebuilt(graph, visit)
 
 
 def _split(op: Op, bound: frozenset[Value]) -> Op:

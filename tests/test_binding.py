@@ -19,16 +19,10 @@ from dialect.jaxprs import framework  # noqa: F401  (framework registers)
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
 from dialect.ops import nn, quant  # noqa: F401  (framework registers)
-from dialect.staging.binding import (
-    bound_values,
-    bytes_read,
-    frontier,
-    fuses,
-    known_values,
-    region_bound,
-)
+from dialect.staging.binding import bytes_read, frontier, fuses, region_bound
 from passes.stage import split_loops
 from rewrite import opdef
+from rewrite.dataflow import bound_values, known_values
 from rewrite.ir import Graph, Symbol, Type, Value, new_input
 from rewrite.opdef import make
 from rewrite.verify import verify

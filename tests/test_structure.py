@@ -25,9 +25,9 @@ ROOMS = {
     "staging": "rewrite arrays ops jaxprs matching",
     "normal": "rewrite arrays machine ops jaxprs matching",
     "naming": "rewrite ops staging",
-    "user": "rewrite arrays ops jaxprs staging naming",
+    "user": "rewrite arrays ops jaxprs naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
-    "layered": "rewrite ops staging normal",
+    "layered": "rewrite ops normal",
     "caching": "rewrite ops matching staging normal naming",
     "quantized": "rewrite arrays machine ops jaxprs matching normal",
     "padded": "rewrite arrays ops jaxprs matching naming",
@@ -39,7 +39,7 @@ ROOMS = {
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded planning reports",
     "measured": "rewrite display arrays user reports passes",
-    "checked": "rewrite display arrays ops jaxprs matching staging normal user compiled",
+    "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "front": "rewrite display machine ops jaxprs user compiled planning prepared reports"
     " measured checked",
 }

@@ -21,8 +21,9 @@ from dialect.caching.head_rules import RULES, merged_in_common, merging, source_
 from dialect.caching.state_forms import Change, keep_in, kept_forms, writes
 from dialect.naming.axes import Axes, infer_axes
 from dialect.ops import lax
-from dialect.staging.binding import bound_values, region_bound
+from dialect.staging.binding import region_bound
 from rewrite import opdef
+from rewrite.dataflow import bound_values
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program

@@ -27,7 +27,7 @@ from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import step_of_new_constants, turns
 from dialect.checked.sensitivity import forgiven
 from dialect.matching.proofs import beside_parameters, holds_no_number
-from dialect.staging.binding import known_values
+from rewrite.dataflow import known_values
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Value
 from rewrite.printer import show_graph

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from dialect.layered.segments import Segment, cut, difference
 from dialect.layered.trunk import find_trunk
-from dialect.staging.binding import bound_values
+from rewrite.dataflow import bound_values
 from rewrite.ir import Op, Value
 from rewrite.program import Program
 

@@ -7,7 +7,7 @@ cf. Cooper, Harvey and Kennedy 2001). What goes past them is what layers share: 
 
 from __future__ import annotations
 
-from dialect.staging.binding import dependents, known_values
+from rewrite.dataflow import dependents, known_values
 from rewrite.ir import Op, Value
 from rewrite.program import Program
 from rewrite.rules import FLOATS

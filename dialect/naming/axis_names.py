@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from dialect.naming.axis import Axes, Axis, leaves, leaves_of
 from dialect.ops.control import scan_parts
-from dialect.staging.binding import bound_values, dependents, region_bound
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values, dependents
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 from rewrite.signature import Signature, letters

@@ -9,7 +9,8 @@ from dialect.matching.values import through
 from dialect.naming.axes import Axes, Names, leaves_of
 from dialect.ops.quant import FORMS
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.staging.binding import bound_values, region_bound
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values
 from rewrite.ir import Op, Value, bits
 from rewrite.program import Program
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dialect.matching.values import reshaped
 from dialect.normal.layout_rules import made_by
 from dialect.ops import lax
-from dialect.staging.binding import bound_values, region_bound
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, make, with_args
 from rewrite.signature import Signature

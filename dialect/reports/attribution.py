@@ -20,8 +20,8 @@ from dialect.matching.values import number
 from dialect.naming.axis import Axes
 from dialect.ops.control import scan_parts
 from dialect.ops.lax import ELEMENTWISE
-from dialect.staging.binding import bound_values, known_values
 from rewrite import opdef
+from rewrite.dataflow import bound_values, known_values
 from rewrite.ir import Graph, Op, Value
 
 ATTENTION, FEED_FORWARD, EXPERTS = "attention", "feed-forward", "mixture of experts"

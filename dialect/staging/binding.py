@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dialect.ops.control import scan_parts
 from dialect.ops.lax import ELEMENTWISE
 from dialect.staging.mincut import Network
+from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
 
 
@@ -23,30 +24,6 @@ def fuses(op: Op) -> bool:
         before, after = op.args[0].type.shape, op.types[0].shape
         return [size for size in before if size > 1] == [size for size in after if size > 1]
     return op.name in ELEMENTWISE or op.name in ("broadcast_in_dim", "dequantize", "constrain")
-
-
-def known_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
-    """The values that depend on `inputs` and constants, or on constants alone."""
-    known = set(inputs)
-    for op in graph.ops:
-        if all(arg in known for arg in op.args):
-            known.update(op.results)
-    return frozenset(known)
-
-
-def dependents(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
-    """The values that depend on any of `inputs`."""
-    found = set(inputs)
-    for op in graph.ops:
-        if any(arg in found for arg in op.args):
-            found.update(op.results)
-    return frozenset(found)
-
-
-def bound_values(graph: Graph, inputs: Iterable[Value]) -> frozenset[Value]:
-    """The values that depend on `inputs`, and on nothing else but constants."""
-    inputs = tuple(inputs)
-    return known_values(graph, inputs) & dependents(graph, inputs)
 
 
 def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:

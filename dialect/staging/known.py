@@ -7,12 +7,13 @@ them, and `unmarked` takes them out again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dialect.ops.vocabulary import elementwise, word
-from dialect.staging.binding import bound_values, region_bound
-from rewrite.ir import Graph, Value
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values, rebuilt
+from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import Traits, make, with_args
 
 
@@ -35,33 +36,29 @@ _MARKS = ("known", "shared")
 def marked(graph: Graph, params: Iterable[Value]) -> Graph:
     """`graph` with the arguments of its ops marked, those of loops over layers too."""
     bound = bound_values(graph, params)
-    memo = {value: value for value in graph.inputs}
     results = set(graph.outputs)
 
-    def read(value: Value) -> Value:
+    def mark(value: Value, new: Value) -> Value:
         several = len(graph.users[value]) > 1 or value in results
         if value in bound:
-            return make("known", memo[value], alone=not several)
+            return make("known", new, alone=not several)
         plain = value.op.name in ("input", "const") or not several
-        return memo[value] if plain else make("shared", memo[value])
+        return new if plain else make("shared", new)
 
-    for op in graph.ops:
-        inside = op.results[0] in bound or op.regions
-        args = tuple(memo[arg] if inside else read(arg) for arg in op.args)
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        if op.results[0] not in bound and not op.regions:
+            args = tuple(map(mark, op.args, args))
         inner = region_bound(op, bound)
-        regions = tuple(marked(region, inner) for region in op.regions)
-        memo.update(zip(op.results, with_args(op, args, regions).results))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+        return with_args(op, args, tuple(marked(region, inner) for region in op.regions)).results
+
+    return rebuilt(graph, visit)
 
 
 def unmarked(graph: Graph) -> Graph:
     """`graph` without its marks."""
-    memo = {value: value for value in graph.inputs}
-    for op in graph.ops:
-        if op.name in _MARKS:
-            memo[op.results[0]] = memo[op.args[0]]
-            continue
+
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         regions = tuple(map(unmarked, op.regions))
-        moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
-        memo.update(zip(op.results, moved.results))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+        return args if op.name in _MARKS else with_args(op, args, regions).results
+
+    return rebuilt(graph, visit)

@@ -5,7 +5,8 @@ Loops that are alike share one body, so what its inputs come from is said of eac
 
 from __future__ import annotations
 
-from dialect.staging.binding import bound_values, region_bound
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from dialect.matching.values import reshaped
 from dialect.ops.control import remade_scan, scan_parts
-from dialect.staging.binding import dependents
 from rewrite import opdef
+from rewrite.dataflow import dependents, rebuilt
 from rewrite.ir import Graph, Op, Type, Value, new_input, replace_values
 from rewrite.opdef import make, with_args
 from rewrite.program import Program
@@ -114,11 +114,7 @@ def loosened(graph: Graph) -> Graph:
     scan(w, v -> f(w), g(v))  ->  scan(w -> f(w)), scan(v -> g(v))
     stack(a, b, c)[1:]        ->  stack(b, c)
     """
-    memo: dict[Value, Value] = {value: value for value in graph.inputs}
-    for op in graph.ops:
-        moved = with_args(op, tuple(memo[arg] for arg in op.args))
-        memo.update(zip(op.results, _loose(moved)))
-    return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+    return rebuilt(graph, lambda op, args: _loose(with_args(op, args)))
 
 
 def _loose(op: Op) -> Sequence[Value]:

@@ -13,7 +13,7 @@ import jax
 from dialect.jaxprs import jaxpr
 from dialect.jaxprs.framework import describe
 from dialect.naming.axis_hints import hints_for
-from dialect.staging.binding import dependents
+from rewrite.dataflow import dependents
 from rewrite.errors import ShardwrightError, TraceError, nearest
 from rewrite.ir import Graph
 from rewrite.program import Input, Output, Program
