@@ -102,18 +102,26 @@ def _fires(rule: Rule, program: Neighbour) -> bool:
         return True
 
 
-@contextlib.contextmanager
-def _alarm(seconds: int) -> Iterator[None]:
-    def ring(*_: object) -> None:
+_ARMED: list[float] = []  # one, while a mutant runs
+
+
+def _ring(*_: object) -> None:
+    """A late signal, of a mutant that is done, rings for nobody."""
+    if _ARMED:
+        _ARMED.clear()
         raise TimeoutError
 
-    before = signal.signal(signal.SIGPROF, ring)  # of CPU: the machine may be busy
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    signal.signal(signal.SIGPROF, _ring)  # of CPU: the machine may be busy
+    _ARMED[:] = [seconds]
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
+        _ARMED.clear()
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def main() -> None:
