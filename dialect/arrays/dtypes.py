@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ _MOST_ELEMENTS = 1 << 59  # so that their bytes are a number of 63 bits
 _SHORT = {long: short for short, long in _LONG.items()}
 
 
+@lru_cache(maxsize=256)
 def short(dtype: Any) -> str:
     """`float32` -> `f32`. Extended dtypes (typed PRNG keys) keep the name that JAX gives them."""
     return _SHORT.get(str(dtype), str(dtype))
@@ -41,7 +43,8 @@ def is_dtype(name: str) -> bool:
 
 def is_carried(dtype: Any) -> bool:
     """Whether arrays of a JAX dtype can be values of a program: numbers, booleans and PRNG keys."""
-    return is_dtype(short(dtype)) or short(dtype) in _KEYS
+    name = short(dtype)
+    return is_dtype(name) or name in _KEYS
 
 
 def check(type_: Type) -> None:

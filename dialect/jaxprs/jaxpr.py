@@ -177,7 +177,7 @@ class _Importer:
                 hint="set it around the whole program, or not at all",
             )
         for atom in (*eqn.invars, *eqn.outvars):
-            _refuse_type(atom.aval, self.origin(eqn).source)
+            _refuse_type(atom.aval, lambda: self.origin(eqn).source)
 
     def placed(self, eqn: Any, values: list[Value], parameter: str) -> list[Value]:
         """The arguments or results of a call, constrained where the call says how they lie."""
@@ -239,13 +239,13 @@ def _partitionable(eqn: Any) -> bool:
     return getattr(getattr(eqn, "ctx", None), "threefry_partitionable", default)
 
 
-def _refuse_type(aval: Any, where: str = "") -> None:
-    """Raises TraceError for what is no array of numbers or PRNG keys."""
+def _refuse_type(aval: Any, where: Callable[[], str] = str) -> None:
+    """Raises TraceError for what is no array of numbers or PRNG keys; `where` tells the line."""
     dtype = getattr(aval, "dtype", None)
     if dtype is None or not hasattr(aval, "shape") or not dtypes.is_carried(dtype):
         raise TraceError(
             f"a value of type {aval} is no array of numbers, nor of PRNG keys",
-            where=where,
+            where=where(),
             hint="leave it out of what is traced",
         )
 
