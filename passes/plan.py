@@ -18,13 +18,13 @@ from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.decoder import decoder_shape
-from dialect.planning.joint import Serving, joint
+from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
 from dialect.planning.objectives import shape_to_plan
-from dialect.planning.partial import completed, planned_axes, worth_splitting
 from dialect.planning.plan import Plan as Chosen
 from dialect.planning.refine import fastest, refined
 from dialect.planning.search import TIE, best_plans, optimality_gap
+from dialect.planning.shared_storage import Serving, shared_storage
 from passes.lower import Lower
 from passes.shard import Shard
 from passes.stage import Stage
@@ -93,11 +93,13 @@ class Plan(Pass):
             )
         stored = Chosen.load(Path(self.weights)) if self.weights else None
         if self.prompt:
-            both = joint(planned, Serving(self.prompt, self.prompts, self.answer), topology, mesh)
+            both = shared_storage(
+                planned, Serving(self.prompt, self.prompts, self.answer), topology, mesh
+            )
             stored, more = both.decode.partitioning, both.notes()
             notes += more
         found = best_plans(planned, topology, mesh, *asked, max(1, self.refine), stored)
-        plans = [completed(each, shape, axes) for each in found]
+        plans = [with_fallback_layouts(each, shape, axes) for each in found]
         if self.refine:
             tried = list(refined(program, plans, topology, mesh, partial(_lowered, target)))
             plans = [fastest(tried)]

@@ -23,27 +23,28 @@ from dialect.naming.axes import Axes
 from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
 from dialect.ops import sharding  # noqa: F401  (defines constrain)
 from dialect.ops.sharding import show_layout
-from dialect.planning.decided import CACHE_WRITES, decided_by
-from dialect.planning.heads_apart import heads_apart
+from dialect.planning.fallback_plans import planned_axes
 from dialect.planning.layouts import (
+    CACHE_WRITES,
     OF_HEADS,
     activation_group,
     hidden_layout,
     layout_of,
+    pinned_values,
     product_layout,
     with_input_layouts,
 )
-from dialect.planning.partial import planned_axes
+from dialect.planning.mesh_roles import collective_matmul_axes
 from dialect.planning.partial_sums import (
     added,
-    added_up,
     is_residual_add,
     partial_product,
-    summed_axes,
+    partial_sum_axes,
+    reduce_partial_sums,
     summed_together,
 )
 from dialect.planning.plan import Plan
-from dialect.planning.uses import gathered_in_pieces
+from dialect.planning.split_heads import split_heads
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
@@ -65,10 +66,10 @@ class Shard(Pass):
     def run(self, program: Program, target: Target) -> Program:
         if program.plan is None:
             return self.said(program, "no plan, so nothing is constrained: run `plan` first")
-        program = program.with_graph(heads_apart(program.graph, program.plan))
+        program = program.with_graph(split_heads(program.graph, program.plan))
         params = frozenset(program.values("param"))
         axes = planned_axes(program, program.plan.mesh)
-        emitted = _Constraints(program.plan, axes, decided_by(program))
+        emitted = _Constraints(program.plan, axes, pinned_values(program))
         graph = emitted.graph(program.graph, params)
         outputs = tuple(map(emitted.output, program.graph.outputs, graph.outputs))
         placed = with_input_layouts(program.with_graph(Graph(graph.inputs, outputs)))
@@ -81,8 +82,8 @@ class _Constraints:
         self.chip = Topology.parse(plan.target).chip if plan.target else None
         self.said: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
-        pieces = self.chip is not None and self.chip.gathers_in_pieces
-        self.in_pieces = pieces and bool(gathered_in_pieces(plan))
+        windows = self.chip is not None and self.chip.has_collective_matmul
+        self.in_windows = windows and bool(collective_matmul_axes(plan))
 
     def ways(self, layout: Layout) -> int:
         """Over how many chips an array that lies so is split."""
@@ -243,7 +244,7 @@ class _Constraints:
         if is_matrix or activation_group(self.axes.of(known)) != "residual":
             return None
         factor = product_layout(self.plan, self.axes, op.args[number])
-        over = summed_axes(op, number, factor)
+        over = partial_sum_axes(op, number, factor)
         parts = self.ways((over,))
         if parts == 1:
             return None
@@ -254,7 +255,7 @@ class _Constraints:
         return make("constrain", value, layout=(over, *rest), why=why, origin=op.origin)
 
     def summed(self, value: Value, known: Value) -> Value:
-        value = added_up(value, known.type.rank)
+        value = reduce_partial_sums(value, known.type.rank)
         return self.constrain(value, known, "residual", "partial sums are added up")
 
     def rows(
@@ -302,8 +303,8 @@ class _Constraints:
         """A weight as its product reads it. Large ones may be gathered in pieces beside that, which
         a constraint would forbid; but not integers, which would travel as floats."""
         present = {name for dimension in self.axes.of(known) for name in dimension}
-        in_pieces = self.in_pieces and known.op.name != "dequantize"
-        left = "vocab" in present or (in_pieces and "d_ff" in present)
+        in_windows = self.in_windows and known.op.name != "dequantize"
+        left = "vocab" in present or (in_windows and "d_ff" in present)
         return self.gathered(known, value) if self.gathers and not left else value
 
     def gathered(self, known: Value, value: Value) -> Value:

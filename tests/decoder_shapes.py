@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dialect.machine.mesh import MeshSpec
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.partitionings import partition
+from dialect.planning.workload import Workload
 
 PALM_540B = DecoderShape(
     batch=64,
@@ -34,3 +37,13 @@ LLAMA_8B = DecoderShape(
     vocab=128256,
 )
 LLAMA_70B = replace(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
+
+
+def ffn_communication_bytes(name: str, shape: DecoderShape, mesh: MeshSpec) -> float:
+    """Bytes per chip that one serial feed-forward layer exchanges, as appendix A.2 counts them.
+
+    Without the factor (K - 1) / K, and without attention: with two matrices and bf16 exactly
+    Figure 3 of the paper.
+    """
+    work = Workload(replace(shape, parallel=False), mesh, partition(name, "batch", shape, mesh))
+    return sum(each.volume for each in work.collectives() if each.part == "ffn") / shape.layers

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import decoder_shapes
 import pytest
-from decoder_shapes import PALM_62B, PALM_540B
+from decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
 
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.planning.cost import estimate, ffn_communication_bytes
+from dialect.planning.cost import estimate
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import NAMES, Unavailable, partition
 from dialect.planning.plan import Plan, Prediction
 from dialect.planning.search import TIE, choose, optimality_gap, searched
-from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
 
@@ -73,7 +73,7 @@ FIGURE_3 = DecoderShape(
 
 def ffn_bytes(name: str, tokens: int) -> float:
     shape = replace(FIGURE_3, batch=tokens)
-    return ffn_communication_bytes(shape, CUBE, partition(name, "batch", shape, CUBE))
+    return ffn_communication_bytes(name, shape, CUBE)
 
 
 @pytest.mark.parametrize("tokens", [64, 4096, 16384, 1 << 20])
@@ -248,7 +248,7 @@ def test_what_does_not_fit_says_what_is_too_large() -> None:
     shape = decode(PALM_540B, 1024)
     plan = choose(shape, *v4(64))
     reason = next(e.reason for e in plan.alternatives if e.label == "ws2d/heads")
-    assert reason.startswith("needs 252.76 GiB per chip, 222.01 more than v4 has: cache 236.00")
+    assert reason.startswith("needs 252.76 GiB per chip, 222.01 GiB more than v4 has: cache 236.00")
     with pytest.raises(PlanError) as caught:
         choose(shape, *v4(8))
     assert "no partitioning over x=2 y=2 z=2 is possible on v4:2x2x2" in caught.value.message
@@ -260,7 +260,7 @@ def test_asked_for_by_name_it_says_why_not() -> None:
     with pytest.raises(Unavailable) as caught:
         choose(decode(PALM_540B, 3), *v4(64), ffn="ws2d", attention="batch")
     assert "batch (3) does not divide over x=4 y=4 z=4 (64 chips)" in caught.value.message
-    assert caught.value.hint == "pad batch to 64, or split another axis"
+    assert caught.value.hint == "pad batch to 64, or shard another axis"
 
 
 def unavailable(ffn: str, attention: str, shape: DecoderShape) -> Unavailable:
@@ -273,12 +273,12 @@ def test_what_does_not_divide_says_which_axis() -> None:
     unpadded = replace(PALM_540B, heads=48)
     error = unavailable("ws1d", "heads", unpadded)
     assert error.message == ("weights: heads (48) does not divide over x=4 y=4 z=4 (64 chips)")
-    assert error.hint == "pad heads to 64, or split another axis"
+    assert error.hint == "pad heads to 64, or shard another axis"
     assert "d_ff (73730)" in unavailable("ws2d", "batch", replace(PALM_540B, d_ff=73730)).message
     assert "batch (1)" in unavailable("ws2d", "batch", decode(PALM_540B, 1)).message
     assert "batch (2)" in unavailable("wg_x", "heads", decode(PALM_540B, 2)).message
     error = unavailable("wg_xyz", "heads", PALM_540B)
-    assert error.message == "the batch takes every mesh axis and leaves none to the heads"
+    assert error.message == "the batch takes every mesh axis, so none is left for the heads"
     with pytest.raises(PlanError, match="48 heads do not divide over 5 KV heads"):
         replace(unpadded, kv_heads=5)
 

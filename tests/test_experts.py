@@ -133,7 +133,7 @@ def test_what_is_not_described_is_told_and_not_costed() -> None:
     made = case(shared_too)
     shape = shape_of(made)
     assert not shape.is_costed
-    told = "not costed: feed-forward layers without experts beside those with"
+    told = "not costed: some feed-forward layers have experts and some have none"
     assert told in shape.notes()
     assert told in plan_notes(planned(made.function, *made.args, state=(1,)))
 
@@ -247,7 +247,7 @@ def test_ragged_rows_are_not_split() -> None:
     found = searched(shape, topology, mesh)
     assert all(each.partitioning.axes("residual", "batch") == () for each in found.candidates)
     assert all("experts" not in each.partitioning.split("weights") for each in found.candidates)
-    with pytest.raises(Unavailable, match="the rows of all sequences in one order"):
+    with pytest.raises(Unavailable, match="sort the tokens of all sequences"):
         must_fit(shape, topology, mesh, partition("wg_xyz", "batch", shape, mesh))
 
 

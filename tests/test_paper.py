@@ -15,15 +15,15 @@ from statistics import median
 from typing import Any
 
 import pytest
-from decoder_shapes import PALM_62B, PALM_540B
+from decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
 
 from dialect.display.tables import Table, as_text
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.planning.cost import estimate, ffn_communication_bytes
+from dialect.planning.cost import estimate
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import searched
-from dialect.planning.uses import Partitioning
 from dialect.planning.workload import Workload
 
 Row = dict[str, Any]
@@ -87,7 +87,7 @@ FIGURE_3 = replace(
 
 def ffn_bytes(name: str, tokens: int) -> float:
     shape = replace(FIGURE_3, batch=tokens)
-    return ffn_communication_bytes(shape, CUBE, partition(name, "batch", shape, CUBE))
+    return ffn_communication_bytes(name, shape, CUBE)
 
 
 def test_volumes_of_figure_3() -> None:
@@ -270,10 +270,7 @@ def test_on_eight_chips_one_dimension_exchanges_less_than_two() -> None:
     (row,) = EIGHT_CHIPS
     shape, (_, mesh) = shape_of(row), v4(8)
     assert chosen(shape, 8) == "ws1d/batch"
-    one, two = (
-        ffn_communication_bytes(shape, mesh, partition(ffn, "batch", shape, mesh))
-        for ffn in ("ws1d", "ws2d")
-    )
+    one, two = (ffn_communication_bytes(ffn, shape, mesh) for ffn in ("ws1d", "ws2d"))
     assert one < two
 
 

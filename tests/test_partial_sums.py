@@ -15,11 +15,11 @@ from decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
 
 from dialect.machine.mesh import Topology
 from dialect.ops.tensor import contract, partial_contract
+from dialect.planning.mesh_roles import Partitioning, collective_matmul_axes
 from dialect.planning.partitionings import partition
 from dialect.planning.plan import Exchange, Plan
 from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import TIE, choose, searched
-from dialect.planning.uses import Partitioning, gathered_in_pieces
 from dialect.planning.workload import Workload
 from dialect.reports.audit import audit
 from examples import gpt, llama, palm
@@ -123,9 +123,9 @@ def test_integers_travel_whole() -> None:
     v6e = Topology.parse("v6e:4x4")
     mesh, shape = v6e.mesh_axes(), replace(LLAMA_70B, batch=16, time=2048)
     found = partition("wg_x", "heads", shape, mesh)
-    assert Workload(shape, mesh, found).gathers_in_pieces
+    assert Workload(shape, mesh, found).uses_collective_matmul
     int8 = replace(shape, weight_bytes_per_element=1)
-    assert not Workload(int8, mesh, found).gathers_in_pieces
+    assert not Workload(int8, mesh, found).uses_collective_matmul
 
 
 def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
@@ -148,7 +148,7 @@ def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
 )
 def test_what_is_gathered_in_pieces(label: str, over: tuple[str, ...]) -> None:
     v4 = Topology.parse("v4:2x2x4")
-    assert gathered_in_pieces(partitioning(label, replace(PALM_62B, time=2048), v4)) == over
+    assert collective_matmul_axes(partitioning(label, replace(PALM_62B, time=2048), v4)) == over
 
 
 def test_pieces_around_a_long_ring_are_two_more_than_an_all_gather_receives() -> None:
@@ -167,7 +167,7 @@ def test_pieces_around_a_long_ring_are_two_more_than_an_all_gather_receives() ->
 def test_plans_as_fast_by_the_model_are_compared_as_they_are_compiled() -> None:
     """PaLM-62B's prefill of 64: 4,856 ms by its schedule; with whole weights 6,041."""
     v4 = Topology.parse("v4:2x2x4")
-    assert v4.chip.gathers_beside and not v4.chip.as_compiled.gathers_beside
+    assert v4.chip.overlaps_gathers and not v4.chip.as_compiled.overlaps_gathers
     v5e = Topology.parse("v5e:2x4")
     assert v5e.chip.as_compiled == v5e.chip
     shape = replace(PALM_62B, time=2048)
@@ -177,7 +177,7 @@ def test_plans_as_fast_by_the_model_are_compared_as_they_are_compiled() -> None:
     assert whole.predicted.time_s < (1 + TIE) * found[0].predicted.time_s
     assert whole.compiled_s > 1.05 * found[0].compiled_s
     told = {each.label: each.reason for each in choose(shape, v4, v4.mesh_axes()).alternatives}
-    assert told[whole.label].startswith("as fast, but as it is compiled today ")
+    assert told[whole.label].endswith(" under the current compiler")
 
 
 def test_weights_in_pieces_are_beside_the_arithmetic() -> None:

@@ -13,10 +13,10 @@ import pytest
 from decoder_shapes import LLAMA_8B
 
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.planning.joint import Serving, joint
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.refine import Compiled, fastest
 from dialect.planning.search import TIE, best_plans, searched, storage_of
+from dialect.planning.shared_storage import Serving, shared_storage
 from examples import llama
 from rewrite import Pipeline, Plan, trace
 from rewrite.errors import PlanError
@@ -91,7 +91,7 @@ def test_batch_and_context_may_be_others_than_the_programs(program: Program) -> 
 
 def test_prefill_and_decode_share_one_storage_and_its_price_is_told() -> None:
     serving = Serving(prompt=2048, prompts=16, answer=64)
-    both = joint(LLAMA_8B, serving, V5E, MESH)
+    both = shared_storage(LLAMA_8B, serving, V5E, MESH)
     assert both.decode.storage == both.prefill.storage
     assert both.decode.predicted.time_s >= both.decode_alone.predicted.time_s
     assert both.prefill.predicted.time_s >= both.prefill_alone.predicted.time_s
@@ -102,7 +102,7 @@ def test_prefill_and_decode_share_one_storage_and_its_price_is_told() -> None:
                 pair = (decode.predicted.time_s, prefill.predicted.time_s)
                 assert serving.seconds(LLAMA_8B, *pair) >= shared
     first, second = both.notes()
-    assert first.startswith("weights stored for prefill and decode: decode ")
+    assert first.startswith("prefill and decode share their weights: decode ")
     assert "% more than" in second
 
 
@@ -111,7 +111,7 @@ def test_the_other_step_is_planned_on_the_storage_of_the_first(
 ) -> None:
     path = tmp_path / "decode.plan"
     decode, notes = planned(program, "prompt=2048, prompts=16")
-    assert sum("weights stored for prefill and decode" in note for note in notes) == 2
+    assert sum("prefill and decode share their weights" in note for note in notes) == 2
     decode.save(path)
     other, _ = planned(program, f'weights="{path}", batch=8')
     assert storage_of(other) == storage_of(decode)

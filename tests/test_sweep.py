@@ -110,8 +110,10 @@ def test_a_chip_with_two_devices_is_one_chip() -> None:
 def test_what_does_not_fit_is_a_point_with_the_closest_miss() -> None:
     found = costed(DECODER, Topology.parse("v4:1x1x1"), 64, "bf16")
     assert found.cost is None
-    assert found.reason.startswith("ws1d/heads: needs 124.47 GiB per chip, 93.72 more than v4 has")
-    assert "weights 112.50, cache 8.00, embedding 3.91" in found.reason
+    assert found.reason.startswith(
+        "ws1d/heads: needs 124.47 GiB per chip, 93.72 GiB more than v4 has"
+    )
+    assert "weights 112.50 GiB, cache 8.00 GiB, embedding 3.91 GiB" in found.reason
 
 
 def test_parameters_are_all_weights() -> None:

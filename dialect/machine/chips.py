@@ -29,10 +29,10 @@ class Chip:
       the chip's share in its host's interface (0: there is none)
     - cube: edge of the blocks that optical switches join (0: none), see `Topology.wraps`
     - cores: TensorCores per chip; slice names such as v4-128 count these
-    - gathers_beside: whether weights are gathered while the chip computes: libtpu does that for v5e
-      alone; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
-    - gathers_in_pieces: whether libtpu gathers large weights piece by piece, each beside the
-      product of the one before, where it may (`dialect.planning.uses.gathered_in_pieces`)
+    - overlaps_gathers: whether the all-gather of weights overlaps with compute. libtpu does so for
+      v5e only; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
+    - has_collective_matmul: whether libtpu gathers large weights in a collective matmul, over the
+      mesh axes of `dialect.planning.mesh_roles.collective_matmul_axes`
     - devices: how many devices of JAX one chip is; die_bytes_per_s: between them, one way
     - platform, device_kinds: how JAX calls it ("" and none: it is planned for only)
     - libtpu: the name by which libtpu compiles for it ("": it does not)
@@ -52,8 +52,8 @@ class Chip:
     network_hop_s: float = 0.0
     cube: int = 0
     cores: int = 1
-    gathers_beside: bool = True
-    gathers_in_pieces: bool = False
+    overlaps_gathers: bool = True
+    has_collective_matmul: bool = False
     devices: int = 1
     die_bytes_per_s: float = 0.0
     platform: str = ""
@@ -77,15 +77,20 @@ class Chip:
 
     @property
     def as_compiled(self) -> Chip:
-        """As today's libtpu uses it: where it gathers in pieces it gathers nothing else beside."""
-        return replace(self, gathers_beside=self.gathers_beside and not self.gathers_in_pieces)
+        """The chip under the current libtpu, which overlaps no other all-gather on chips that have
+        the collective matmul."""
+        return replace(
+            self, overlaps_gathers=self.overlaps_gathers and not self.has_collective_matmul
+        )
 
     @property
     def bf16_flops_per_s(self) -> float:
+        """Peak of bf16 products."""
         return self.flops_per_s("bf16")
 
     @property
     def int8_flops_per_s(self) -> float:
+        """Peak of int8 products."""
         return self.flops_per_s("int8")
 
 
@@ -129,7 +134,7 @@ _TPUS = (
         network_hop_s=NETWORK_HOP_S,
         cube=4,
         cores=2,
-        gathers_in_pieces=True,
+        has_collective_matmul=True,
         platform="tpu",
         device_kinds=("TPU v4",),
         libtpu="v4",
@@ -166,7 +171,7 @@ _TPUS = (
         network_hop_s=NETWORK_HOP_S,
         cube=4,
         cores=2,
-        gathers_beside=False,
+        overlaps_gathers=False,
         platform="tpu",
         device_kinds=("TPU v5", "TPU v5p"),
         libtpu="v5p",
@@ -184,8 +189,8 @@ _TPUS = (
         link_hop_s=TPU_HOP_S,
         network_bytes_per_s=12.5e9,
         network_hop_s=NETWORK_HOP_S,
-        gathers_beside=False,
-        gathers_in_pieces=True,
+        overlaps_gathers=False,
+        has_collective_matmul=True,
         platform="tpu",
         device_kinds=("TPU v6 lite", "TPU v6e"),
         libtpu="v6e",
@@ -207,7 +212,7 @@ _TPUS = (
         cores=2,
         devices=2,
         die_bytes_per_s=6 * 90e9,
-        gathers_beside=False,
+        overlaps_gathers=False,
         platform="tpu",
         device_kinds=("TPU7x",),
         libtpu="tpu7x",

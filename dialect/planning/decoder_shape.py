@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from rewrite.errors import PlanError
 
 ROUTINGS = {
-    "dense": "all of them compute every token, and their results are added up behind",
-    "summed": "all of them compute every token, and the last product adds up their results",
-    "ragged": "only these compute it, whole experts on every chip",
+    "dense": "every expert computes every token, and their results are added",
+    "summed": "every expert computes every token, and the last product adds their results",
+    "ragged": "ragged products; every chip holds all experts",
 }
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What the cost of one step of a decoder depends on.
+    """The sizes that the cost of one step depends on.
 
-    - batch: sequences; time: new positions of each in the step (1 in decode)
-    - context: positions that attention reads, the new ones included
-    - ffn_matrices: 2, or 3 with a gate; of one expert
-    - experts: feed-forward networks in a layer, each d_ff wide
-    - experts_per_token: how many of them a token is routed to
-    - routing: how a mixture of experts is computed (`ROUTINGS`); "" where a layer has one network
-    - parallel: attention and feed-forward layer read the same norm and share one addition
-    - logits_time: positions of each sequence whose logits are computed
+    - batch: sequences; time: new positions per sequence (1 in decode)
+    - context: positions that attention reads, including the new ones
+    - ffn_matrices: matrices of one feed-forward network: 2, or 3 with a gate
+    - experts: feed-forward networks per layer, each d_ff wide
+    - experts_per_token: experts that a token is routed to
+    - routing: how a mixture of experts is computed (`ROUTINGS`); "" if there is none
+    - parallel: attention and feed-forward layer run in parallel from one norm (parallel block)
+    - logits_time: positions per sequence for which logits are computed
     - tied_embedding: one table for the embedding and the logits
-    - multiplies: the dtype that the layers' products multiply ("int8" only where values are rounded
-      to it as weights are); all others multiply bf16
+    - multiplies: the dtype of both factors of the layers' products: "int8" only if activations are
+      quantised as well as weights; all other products multiply bf16
     - *_bytes_per_element: of weights, embedding tables, activations and the KV cache
-    - unknown: what was found and is not described by these numbers
+    - unknown: parts of the program that these sizes do not describe
 
-    What a program has not, or what was not recognised in it, has size 0: it divides over any mesh
-    and costs nothing.
+    A part that is absent or was not recognised has size 0: it divides over any mesh and costs
+    nothing. Raises PlanError if the KV heads do not divide the heads.
     """
 
     batch: int
@@ -65,15 +65,14 @@ class DecoderShape:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """What of a decoder is not there, or was not recognised."""
+        """The parts of a decoder that are absent or were not recognised."""
         parts = {"attention": self.heads, "feed-forward layer": self.d_ff}
         parts |= {"vocabulary": self.vocab, "residual stream": self.d_model}
         return tuple(name for name, size in parts.items() if not size)
 
     @property
     def is_costed(self) -> bool:
-        """Whether the model knows all that there is: of what it does not, only the plainest
-        layout is sure to be harmless."""
+        """Whether the cost model covers the whole program; if not, only a plain layout is safe."""
         return not self.absent and not self.unknown
 
     @property
@@ -88,36 +87,36 @@ class DecoderShape:
 
     @property
     def ffn_weights(self) -> int:
-        """Elements of one layer's feed-forward weights, of all experts."""
+        """Elements of one layer's feed-forward weights, over all experts."""
         return self.experts * self.ffn_matrices * self.d_model * self.d_ff
 
     @property
     def router_weights(self) -> int:
-        """Elements of what chooses among one layer's experts."""
+        """Elements of one layer's router."""
         return self.experts * self.d_model if self.routing else 0
 
     @property
     def experts_computed(self) -> int:
-        """Experts that compute each token."""
+        """Experts that compute a token, whether or not their result is used."""
         return self.experts_per_token if self.routing == "ragged" else self.experts
 
     @property
-    def experts_apart(self) -> int:
-        """Results of each token that the feed-forward layer's last product gives."""
+    def expert_results(self) -> int:
+        """Results per token of the feed-forward layer's last product."""
         return 1 if self.routing == "summed" else self.experts_computed
 
     def experts_read(self, tokens: float) -> float:
-        """Experts whose weights are read for so many tokens: of a ragged product those that a
-        token is routed to, if all are as likely."""
+        """Expected number of experts whose weights a step reads for so many tokens; for ragged
+        products with uniform routing."""
         if self.routing != "ragged":
             return self.experts
         return self.experts * (1 - (1 - self.experts_per_token / self.experts) ** tokens)
 
     def notes(self) -> list[str]:
-        """What a plan should tell of the decoder that it is made for."""
-        told = [f"not found, so not costed: {', '.join(self.absent)}"] if self.absent else []
-        told += [f"not costed: {each}" for each in self.unknown]
+        """The notes of a plan about its decoder: parts without a cost, and routing."""
+        notes = [f"not found, so not costed: {', '.join(self.absent)}"] if self.absent else []
+        notes += [f"not costed: {part}" for part in self.unknown]
         if self.routing:
-            count = f"{self.experts} experts, {self.experts_per_token} of them for each token"
-            told.append(f"{count}: {ROUTINGS[self.routing]}")
-        return told
+            count = f"{self.experts} experts, {self.experts_per_token} per token"
+            notes.append(f"{count}: {ROUTINGS[self.routing]}")
+        return notes

@@ -1,4 +1,4 @@
-"""What a plan is to be best at: the latency of a step, or the price of a token at full memory."""
+"""The objective of a plan: the latency of a step, or the throughput of the largest batch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ MOST_SEQUENCES = 1 << 14
 def shape_to_plan(
     objective: str, shape: DecoderShape, topology: Topology, mesh: MeshSpec
 ) -> DecoderShape:
-    """The decoder at the batch to plan for.
+    """The decoder with the batch to plan for.
 
-    latency: its own. throughput (tokens per second) and cost (chip-seconds per token), which on
-    given chips are best together: the batch, doubled as often as memory allows, at which a token
-    takes the least time.
+    `latency`: the program's batch. `throughput` (tokens per second) and `cost` (chip-seconds per
+    token), which have the same optimum on given chips: the batch with the least time per token,
+    among doublings of the program's batch that fit into memory.
     """
     if objective == "latency" or not shape.is_costed:
         return shape
     best, least_s = shape, float("inf")
     while shape.batch <= MOST_SEQUENCES:
-        found = searched(shape, topology, mesh).candidates
-        if not found:
+        candidates = searched(shape, topology, mesh).candidates
+        if not candidates:
             break
-        seconds = found[0].predicted.time_s / shape.tokens
+        seconds = candidates[0].predicted.time_s / shape.tokens
         if seconds < least_s:
             best, least_s = shape, seconds
         shape = replace(shape, batch=2 * shape.batch)

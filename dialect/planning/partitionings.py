@@ -12,13 +12,13 @@ A partitioning is a layout of the feed-forward layer (section 3.2) with a layout
 
     attention = heads: heads over the axes that the batch leaves;  batch: batch over all of them.
 
-The letters stand for mesh axes by position, whatever these are called. On two axes yz = y; on
-one axis x is empty. The paper scatters the partial sums of ws2d's hidden values along F_yzx; the
-rows carry the same bytes, and it is rows that the compiler scatters.
+The letters stand for mesh axes by position, whatever their names. On two axes yz = y; on one axis
+x is empty. The paper scatters the partial sums of ws2d's hidden values along F_yzx; here they are
+scattered along the rows, as XLA does, with the same bytes.
 
-Names are labels: what the search finds (`dialect.planning.search`) earns one if it is the same
-layout. What the paper has no name for is called by its layout, `EF_xyz>B_xyzE` being weights stored
-E F_xyz under a residual stream B_xyz E.
+The names are labels: a result of the search (`dialect.planning.search`) with the same layout gets
+the name. Any other is labelled by its layout: `EF_xyz>B_xyzE` stores weights as E F_xyz and has a
+residual stream B_xyz E.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from dataclasses import dataclass
 from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.planning.uses import Fit, MeshAxes, Partitioning, Use, Uses, arranged
+from dialect.planning.mesh_roles import Fit, MeshAxes, MeshRole, MeshRoles, Partitioning, arranged
 from rewrite.errors import PlanError, nearest
 
 
 class Unavailable(PlanError):
-    """A partitioning that this decoder cannot have on this mesh; the message says why."""
+    """Raised for a partitioning that a decoder cannot have on a mesh, with the reason."""
 
 
 @dataclass(frozen=True)
 class Ffn:
-    """A layout of the feed-forward layer, in letters of the mesh; see the table above."""
+    """A layout of the feed-forward layer, in letters of mesh axes; see the table above."""
 
-    d_model: str  # of the stored weights
-    d_ff: str  # of the stored weights
-    gathered: str  # axes that split the batch, so that the weights are gathered over them
-    residual: str  # d_model of the residual stream
+    d_model: str  # shards d_model of the stored weights
+    d_ff: str  # shards d_ff of the stored weights
+    gathered: str  # shards the batch, so weights are all-gathered over it
+    residual: str  # shards d_model of the residual stream
 
 
 FFN = {
@@ -55,13 +55,13 @@ FFN = {
     "wg_xyz": Ffn(d_model="x", d_ff="yz", gathered="xyz", residual=""),
 }
 ATTENTION = ("heads", "batch")
-_LIE_ALIKE = {"heads": HEADS, "d_ff": ("experts", "d_ff")}
-_PREFERRED = ("ws1d", "ws2d", "wg_xyz", "wg_x", "wg_xy")  # where a mesh makes two of them the same
+_TOGETHER = {"heads": HEADS, "d_ff": ("experts", "d_ff")}  # axes that share their mesh axes
+_PREFERRED = ("ws1d", "ws2d", "wg_xyz", "wg_x", "wg_xy")  # order, if two are the same on a mesh
 NAMES = tuple(f"{ffn}/{attention}" for ffn in FFN for attention in ATTENTION)
 
 
 def letters(mesh: MeshSpec) -> dict[str, str]:
-    """The letter that each mesh axis of more than one chip stands for; slices are the last."""
+    """The letter of every mesh axis of more than one chip; the axis over slices (`dcn`) is last."""
     names = [name for name, size in mesh.axes if size > 1 and name != "dcn"]
     names += [name for name, size in mesh.axes if size > 1 and name == "dcn"]
     if len(names) == 1:
@@ -69,80 +69,81 @@ def letters(mesh: MeshSpec) -> dict[str, str]:
     return {name: "xyz"[min(at, 2)] for at, name in enumerate(names)}
 
 
-def named_uses(ffn: str, attention: str, mesh: MeshSpec) -> Uses:
-    """The uses of the mesh axes in a named partitioning. Raises PlanError for an unknown name."""
+def named_mesh_roles(ffn: str, attention: str, mesh: MeshSpec) -> MeshRoles:
+    """The roles of the mesh axes in a named partitioning. Raises PlanError for an unknown name."""
     for name, known in ((ffn, FFN), (attention, ATTENTION)):
         if name not in known:
             raise PlanError(f"unknown partitioning {name!r}", hint=nearest(name, known))
     by_letter = letters(mesh)
     return tuple(
-        (name, _use(FFN[ffn], attention, by_letter[name]) if name in by_letter else Use())
+        (name, _role(FFN[ffn], attention, by_letter[name]) if name in by_letter else MeshRole())
         for name in mesh.names
     )
 
 
-def _use(layout: Ffn, attention: str, letter: str) -> Use:
+def _role(layout: Ffn, attention: str, letter: str) -> MeshRole:
     weights = "d_model" if letter in layout.d_model else "d_ff"
     if letter in layout.gathered:
-        return Use(weights, "batch", "batch")
-    return Use(weights, "d_model" if letter in layout.residual else "", attention)
+        return MeshRole(weights, "batch", "batch")
+    return MeshRole(weights, "d_model" if letter in layout.residual else "", attention)
 
 
 def partition(ffn: str, attention: str, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:
     """The named partitioning of a decoder over a mesh.
 
-    Heads, KV heads and the vocabulary stay whole along mesh axes that do not divide them, where
-    a copy will do. Raises Unavailable where an axis must divide and does not; PlanError for an
-    unknown name.
+    KV heads and the vocabulary are replicated over mesh axes that do not divide them. Raises
+    Unavailable if an axis must be divided and is not; PlanError for an unknown name.
     """
-    uses = named_uses(ffn, attention, mesh)
+    roles = named_mesh_roles(ffn, attention, mesh)
     label = f"{ffn}/{attention}"
-    same = label_of(uses, mesh)
+    same = label_of(roles, mesh)
     if same == f"{ffn}/batch" != label and mesh.size > 1:
-        raise Unavailable("the batch takes every mesh axis and leaves none to the heads")
+        raise Unavailable("the batch takes every mesh axis, so none is left for the heads")
     if same != label:
         raise Unavailable(f"on the mesh {mesh} this is {same}")
-    made = arranged(label, uses, shape, mesh)
-    _must_divide(made, uses, shape, mesh)
-    return made
+    partitioning = arranged(label, roles, shape, mesh)
+    _must_divide(partitioning, roles, shape, mesh)
+    return partitioning
 
 
-def _must_divide(made: Partitioning, uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> None:
-    """Raises Unavailable where an axis is split over fewer mesh axes than its name says."""
-    asked: list[tuple[str, str, MeshAxes]] = []
+def _must_divide(
+    partitioning: Partitioning, roles: MeshRoles, shape: DecoderShape, mesh: MeshSpec
+) -> None:
+    """Raises Unavailable if an axis is sharded over fewer mesh axes than the name implies."""
+    required: list[tuple[str, str, MeshAxes]] = []
     for axis in ("d_model", "d_ff"):
-        asked.append(("weights", axis, tuple(n for n, use in uses if use.weights == axis)))
-    asked.append(("weights", "heads", tuple(n for n, use in uses if use.weights == "d_ff")))
+        required.append(("weights", axis, tuple(n for n, role in roles if role.weights == axis)))
+    required.append(("weights", "heads", tuple(n for n, role in roles if role.weights == "d_ff")))
     for axis in ("batch", "d_model"):
-        asked.append(("residual", axis, tuple(n for n, use in uses if use.stream == axis)))
-    over_batch = tuple(name for name, use in uses if use.attention == "batch")
-    asked.append(("attention", "batch", over_batch))
-    for group, axis, axes in asked:
+        required.append(("residual", axis, tuple(n for n, role in roles if role.stream == axis)))
+    over_batch = tuple(name for name, role in roles if role.attention == "batch")
+    required.append(("attention", "batch", over_batch))
+    for group, axis, axes in required:
         size = Fit(shape, mesh).size(axis)
-        names = _LIE_ALIKE.get(axis, (axis,))
-        if size and set(made.axes(group, *names)) != set(axes):
+        names = _TOGETHER.get(axis, (axis,))
+        if size and set(partitioning.axes(group, *names)) != set(axes):
             ways = mesh.ways(axes)
             over = " ".join(f"{name}={mesh.ways((name,))}" for name in axes)
             raise Unavailable(
                 f"{group}: {axis} ({size}) does not divide over {over} ({ways} chips)",
-                hint=f"pad {axis} to {-(-size // ways) * ways}, or split another axis",
+                hint=f"pad {axis} to {-(-size // ways) * ways}, or shard another axis",
             )
 
 
-def label_of(uses: Uses, mesh: MeshSpec) -> str:
-    """The name that uses of the mesh axes earn, or their layouts in the paper's notation."""
-    uses = tuple((name, use) for name, use in uses if dict(mesh.axes)[name] > 1)
-    for ffn, attention in itertools.product(_PREFERRED, ATTENTION[::-1] if uses else ATTENTION):
-        found = named_uses(ffn, attention, mesh)
-        if uses == tuple(each for each in found if each[0] in dict(uses)):
+def label_of(roles: MeshRoles, mesh: MeshSpec) -> str:
+    """The name of these roles of the mesh axes, or their layouts in the paper's notation."""
+    roles = tuple((name, role) for name, role in roles if dict(mesh.axes)[name] > 1)
+    for ffn, attention in itertools.product(_PREFERRED, ATTENTION[::-1] if roles else ATTENTION):
+        named = named_mesh_roles(ffn, attention, mesh)
+        if roles == tuple((name, role) for name, role in named if name in dict(roles)):
             return f"{ffn}/{attention}"
     by_letter = letters(mesh)
 
-    def split(letter: str, kind: str, axis: str) -> str:
-        over = "".join(by_letter[name] for name, use in uses if getattr(use, kind) == axis)
+    def spec(letter: str, tensor: str, axis: str) -> str:
+        over = "".join(by_letter[name] for name, role in roles if getattr(role, tensor) == axis)
         return f"{letter}_{over}" if over else letter
 
-    weights = split("E", "weights", "d_model") + split("F", "weights", "d_ff")
-    stream = split("B", "stream", "batch") + split("E", "stream", "d_model")
-    kinds = {use.attention for _, use in uses} - {""}
+    weights = spec("E", "weights", "d_model") + spec("F", "weights", "d_ff")
+    stream = spec("B", "stream", "batch") + spec("E", "stream", "d_model")
+    kinds = {role.attention for _, role in roles} - {""}
     return f"{weights}>{stream}/{'+'.join(sorted(kinds, reverse=True)) or 'whole'}"

@@ -1,7 +1,7 @@
-"""A plan: over which mesh axes each kind of tensor is split, what that costs, and why so.
+"""A plan: the partition spec of every group of tensors, its predicted cost, and the alternatives.
 
-A plan is data. It names logical axes and mesh axes, never arrays or devices, so that the same
-text gives the same program on every host of a job:
+A plan is data. It names logical axes and mesh axes, never arrays or devices, so the same text gives
+the same program on every host of a job:
 
     plan ws2d/batch
     target v4:4x4x4
@@ -17,7 +17,6 @@ text gives the same program on every host of a job:
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -26,24 +25,25 @@ from typing import Any
 
 from lark import Lark, Token
 
+from dialect.display.quantities import size
 from rewrite import runtime
 from rewrite.errors import PlanError, nearest
 from rewrite.files import written_whole
 from rewrite.source import Parsed, Source, grammar, quoted, read_file, whole_number
 
-# The kinds of tensor that a plan decides about.
+# The groups of tensors that a plan shards.
 GROUPS = {
-    "weights": "the weights, as they are stored",
-    "large": "large weights of which nothing would be split",
-    "used": "the weights, as the products read them: gathered where a plan gathers weights",
-    "tables": "the embedding, and the weights of the logits: weights with a vocabulary",
+    "weights": "the weights, as stored",
+    "large": "large weights that `weights` would replicate",
+    "used": "the weights, as the matrix products read them: after the all-gather, if there is one",
+    "tables": "the embedding and the unembedding: weights over the vocabulary",
     "residual": "the residual stream between the blocks",
-    "hidden": "between the two products of the feed-forward layer",
-    "attention": "queries, scores and the attention's result",
+    "hidden": "the hidden values between the two products of the feed-forward layer",
+    "attention": "queries, scores and the result of attention",
     "cache": "keys and values of earlier positions",
     "logits": "the result over the vocabulary",
 }
-# The logical axes that a plan may split.
+# The logical axes that a plan may shard.
 AXES = (
     *("batch", "time", "context", "d_model", "heads", "kv_heads", "q_per_kv", "d_head"),
     *("d_ff", "vocab", "layers", "experts", "wide"),
@@ -55,11 +55,11 @@ Layout = tuple[tuple[str, ...], ...]  # mesh axes of each dimension
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one step is expected to cost on each chip.
+    """The predicted cost of one step on each chip.
 
-    Times are for the whole step: `time_s` is what the user waits; the four others are its
-    parts, and overlap. `latency_s` is what collectives cost however small they are. Bytes:
-    read and written in HBM, received over the links, and occupied.
+    Times are seconds per step: `time_s` is the latency of the step; the four others are its parts
+    and may overlap. `latency_s` is the part of the collectives that does not depend on their size.
+    Bytes: HBM traffic, bytes received over the links, and peak memory.
     """
 
     time_s: float
@@ -72,15 +72,15 @@ class Prediction:
     memory_bytes: int
 
     def __str__(self) -> str:
-        return " ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
+        return " ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A collective that the plan asks for, `times` in a step, over these mesh axes.
+    """A collective over `axes` that the plan implies, `times` per step.
 
     `bytes` per chip: the output of an all-gather, the input of a reduce-scatter or an all-reduce,
-    the local data of an all-to-all. `part`: what of the decoder needs it.
+    the local data of an all-to-all. `part`: the part of the decoder that needs it.
     """
 
     kind: str
@@ -96,7 +96,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Alternative:
-    """What was not chosen: its time in seconds, or None where it is unavailable, and why."""
+    """A plan that was not chosen: its seconds per step (None if unavailable) and the reason."""
 
     label: str
     time_s: float | None
@@ -111,10 +111,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """The layout of every group of tensors over a mesh.
+    """The sharding of every group of tensors over a mesh.
 
-    `groups` is ordered: in `layout` the axes that stand first get their mesh axes first.
-    Raises PlanError where a name is unknown, or something is said twice.
+    `groups` is ordered: in `layout` the axes that come first get their mesh axes first.
+    Raises PlanError for an unknown or repeated name.
     """
 
     label: str
@@ -127,19 +127,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         mesh = dict(self.mesh)
-        for axis, size in self.mesh:
-            if size < 1:
-                raise PlanError(f"the mesh axis {axis} has {size} devices")
+        for axis, count in self.mesh:
+            if count < 1:
+                raise PlanError(f"the mesh axis {axis} has {count} devices")
         for group, split in self.groups:
             _known(group, GROUPS, "group of tensors")
             for axis, mesh_axes in split:
                 _known(axis, AXES, "logical axis")
                 if not mesh_axes:
-                    raise PlanError(f"{group}: {axis} is whole, so leave it out")
+                    raise PlanError(f"{group}: {axis} has no mesh axis; leave it out")
                 for mesh_axis in mesh_axes:
                     _known(mesh_axis, mesh, "mesh axis")
                 if len(set(mesh_axes)) < len(mesh_axes):
-                    raise PlanError(f"{group}: {axis} is split twice over one mesh axis")
+                    raise PlanError(f"{group}: {axis} names a mesh axis twice")
         listed = [
             ("groups", [group for group, _ in self.groups]),
             ("mesh", [axis for axis, _ in self.mesh]),
@@ -150,34 +150,35 @@ class Plan:
                 raise PlanError(f"{what}: one of {', '.join(names)} is given twice")
 
     def split(self, group: str) -> dict[str, tuple[str, ...]]:
-        """The mesh axes of each logical axis in a group; empty where the group is whole."""
+        """The mesh axes of each logical axis in a group; empty if the group is replicated."""
         _known(group, GROUPS, "group of tensors")
         return dict(dict(self.groups).get(group, ()))
 
     def layout(self, group: str, axes: tuple[str | tuple[str, ...], ...]) -> Layout:
-        """The mesh axes of each dimension of a tensor.
+        """The partition spec of a tensor: the mesh axes of each dimension.
 
         `axes` names the logical axis of each dimension; a compound dimension is a tuple of
-        names, the major one first. A mesh axis is used once per tensor: by the logical axis that
-        the group names first. Axes that the group does not name stay whole.
+        names, major first. A mesh axis is used once per tensor: by the logical axis that the
+        group names first. Axes that the group does not name are not sharded.
         """
-        names = tuple((each,) if isinstance(each, str) else tuple(each) for each in axes)
+        names = tuple((name,) if isinstance(name, str) else tuple(name) for name in axes)
         present = {name for dimension in names for name in dimension}
         used: set[str] = set()
         free: dict[str, tuple[str, ...]] = {}
         for axis, mesh_axes in self.split(group).items():
             if axis in present:
-                free[axis] = tuple(each for each in mesh_axes if each not in used)
+                free[axis] = tuple(name for name in mesh_axes if name not in used)
                 used.update(free[axis])
         return tuple(
-            tuple(each for name in dimension for each in free.pop(name, ())) for dimension in names
+            tuple(mesh_axis for name in dimension for mesh_axis in free.pop(name, ()))
+            for dimension in names
         )
 
     def __str__(self) -> str:
-        """`Plan.parse(str(plan)) == plan`."""
+        """The text that `Plan.parse` reads: `Plan.parse(str(plan)) == plan`."""
         lines = [f"plan {self.label}"]
         lines += [f"target {self.target}"] if self.target else []
-        lines.append("mesh " + " ".join(f"{axis}={size}" for axis, size in self.mesh))
+        lines.append("mesh " + " ".join(f"{axis}={count}" for axis, count in self.mesh))
         for group, split in self.groups:
             shown = [f"{axis}@{','.join(mesh_axes)}" for axis, mesh_axes in split]
             lines.append(f"{group:10} {' '.join(shown) or 'whole'}")
@@ -186,25 +187,26 @@ class Plan:
 
     @staticmethod
     def parse(text: str, source: str = "plan") -> Plan:
-        """Reads what `str` printed. Raises TextError with the line and a caret."""
+        """The plan of a text that `str` printed. Raises TextError with the line and a caret."""
         return _Reader(text, source).plan()
 
     def save(self, path: str | Path) -> None:
-        """Writes the text at once: readers see the whole old file or the whole new one."""
+        """Writes the text atomically: a reader sees the old file or the new one, never a part."""
         with written_whole(Path(path)) as part:
             part.write_text(f"{self}\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """Reads a saved plan. Raises PlanError where there is none, TextError as `parse`."""
+        """Reads a saved plan. Raises PlanError if the file cannot be read, TextError as `parse`."""
         return Plan.parse(read_file(path, "plan", PlanError), source=str(path))
 
     def explain(self) -> str:
-        """What was chosen, what would have been slower, and what was impossible, and why."""
+        """The chosen plan with its shardings, the slower ones, and the unavailable ones, with
+        reasons."""
         rows = [("CHOSEN", self.label, _milliseconds(self.predicted), _parts(self.predicted))]
-        for each in self.alternatives:
-            kind = "UNAVAILABLE" if each.time_s is None else "runner-up"
-            rows.append((kind, each.label, _milliseconds(each), each.reason))
+        for alternative in self.alternatives:
+            kind = "UNAVAILABLE" if alternative.time_s is None else "runner-up"
+            rows.append((kind, alternative.label, _milliseconds(alternative), alternative.reason))
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [
             f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
@@ -213,12 +215,6 @@ class Plan:
         groups = [line for line in str(self).split("\n") if line.split()[0] in GROUPS]
         lines[1:1] = [f"  {line}" for line in groups]
         return "\n".join(lines)
-
-
-def diff(before: Plan, after: Plan) -> str:
-    """The lines of two plans that differ, with - and +; empty where none does."""
-    lines = difflib.ndiff(str(before).split("\n"), str(after).split("\n"))
-    return "\n".join(line for line in lines if line[0] in "-+")
 
 
 def _milliseconds(timed: Prediction | Alternative | None) -> str:
@@ -230,7 +226,7 @@ def _parts(predicted: Prediction | None) -> str:
         return "not costed"
     parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
     times = [f"{part[:-2]} {getattr(predicted, part) * 1e3:.4g} ms" for part in parts]
-    return ", ".join(times) + f"; {predicted.memory_bytes / 2**30:.2f} GiB per chip"
+    return ", ".join(times) + f"; {size(predicted.memory_bytes)} per chip"
 
 
 def _known(name: str, known: Any, what: str) -> None:
@@ -239,7 +235,7 @@ def _known(name: str, known: Any, what: str) -> None:
 
 
 _MOST = 1 << 63  # bytes, devices, times
-_IN_WORDS = {
+_TERMINALS = {  # how an error message names what the grammar expects
     "FIELD": "a figure such as x=4",
     "NAME": "a name",
     "SPLIT": "an axis such as d_ff@x",
@@ -254,11 +250,11 @@ def _grammar() -> Lark:
 
 
 class _Reader:
-    """Turns one text into a `Plan`; every error points into the text."""
+    """Parses one text into a `Plan`; every error points into the text."""
 
     def __init__(self, text: str, source: str) -> None:
         self.source = Source(text, source)
-        self.tree = self.source.tree(_grammar(), _IN_WORDS)
+        self.tree = self.source.tree(_grammar(), _TERMINALS)
 
     def plan(self) -> Plan:
         label, *parts = self.tree.children
@@ -267,14 +263,14 @@ class _Reader:
             kind = "alternative" if part.data == "runner_up" else part.data
             by_kind.setdefault(kind, []).append(part)
         axes = self.pairs(by_kind["mesh"][0])
-        mesh = tuple((name, self.number(field, size, int)) for field, name, size in axes)
-        groups = tuple(self.group(each, dict(mesh)) for each in by_kind.get("group", ()))
+        mesh = tuple((name, self.number(field, count, int)) for field, name, count in axes)
+        groups = tuple(self.group(group, dict(mesh)) for group in by_kind.get("group", ()))
         try:
             return Plan(
                 label=str(label),
                 mesh=mesh,
                 groups=groups,
-                target="".join(str(each.children[0]) for each in by_kind.get("target", ())),
+                target="".join(str(target.children[0]) for target in by_kind.get("target", ())),
                 predicted=next(map(self.predicted, by_kind.get("predicted", ())), None),
                 exchanges=tuple(self.exchange(e, dict(mesh)) for e in by_kind.get("exchange", ())),
                 alternatives=tuple(map(self.alternative, by_kind.get("alternative", ()))),
@@ -295,28 +291,28 @@ class _Reader:
         return str(name), tuple(split)
 
     def predicted(self, tree: Parsed) -> Prediction:
-        names = [each.name for each in fields(Prediction)]
+        names = [field.name for field in fields(Prediction)]
         types = {name: float if name.endswith("_s") else int for name in names}
-        found = {}
+        figures = {}
         for field, name, value in self.pairs(tree):
             self.check(field, name, types, "quantity")
-            found[name] = self.number(field, value, types[name])
-        missing = [name for name in types if name not in found]
+            figures[name] = self.number(field, value, types[name])
+        missing = [name for name in types if name not in figures]
         if missing:
             self.source.fail(tree.children[-1], f"the prediction lacks {', '.join(missing)}")
-        return Prediction(**found)
+        return Prediction(**figures)
 
     def exchange(self, tree: Parsed, mesh: dict[str, int]) -> Exchange:
         kind, over, *numbers, part = tree.children
         axes = tuple(over.split(","))
         for axis in axes:
             self.check(over, axis, mesh, "mesh axis")
-        found = {}
+        figures = {}
         for field, wanted in zip(numbers, ("bytes", "times")):
             name, value = field.split("=", 1)
             self.check(field, name, (wanted,), "quantity")
-            found[wanted] = self.number(field, value, int)
-        return Exchange(str(kind), axes, found["bytes"], found["times"], str(part))
+            figures[wanted] = self.number(field, value, int)
+        return Exchange(str(kind), axes, figures["bytes"], figures["times"], str(part))
 
     def alternative(self, tree: Parsed) -> Alternative:
         label, *time, reason = tree.children

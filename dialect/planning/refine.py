@@ -1,7 +1,7 @@
-"""The best of several plans by what the compiler makes of them.
+"""The best of several plans by their compiled programs.
 
-The model prices what a plan asks for, the compiler decides what is done. So the plans that look
-best are compiled, and the schedules walked (`dialect.compiled.schedule`).
+The cost model predicts what a plan implies; the compiler decides what runs. So the best plans of
+the model are compiled, and the time of their schedules is compared (`dialect.compiled.schedule`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rewrite.program import Program
 
 @dataclass(frozen=True)
 class Compiled:
-    """A plan, compiled: seconds of a step by the walk, None where it does not fit."""
+    """A compiled plan: seconds of a step by its schedule; None if it does not fit into memory."""
 
     plan: Plan
     time_s: float | None
 
     def __str__(self) -> str:
         predicted = self.plan.predicted.time_s * 1e3 if self.plan.predicted else 0.0
-        found = f"{(self.time_s or 0.0) * 1e3:.4g} ms by its schedule"
+        result = f"{(self.time_s or 0.0) * 1e3:.4g} ms by its schedule"
         if self.time_s is None:
-            found = "does not fit"
-        return f"compiled {self.plan.label}: {found}, predicted {predicted:.4g} ms"
+            result = "does not fit"
+        return f"compiled {self.plan.label}: {result}, predicted {predicted:.4g} ms"
 
 
 def refined(
@@ -41,26 +41,27 @@ def refined(
     mesh: MeshSpec,
     lowered: Callable[[Program], Program],
 ) -> Iterator[Compiled]:
-    """Each plan compiled for the machine; `lowered` makes of a planned program what is compiled.
+    """Compiles every plan for the topology; `lowered` turns a planned program into the one that is
+    compiled.
 
-    Raises PlanError for a machine whose schedules cannot be read.
+    Raises PlanError for a CPU, which has no schedule.
     """
     if topology.chip.name == "cpu":
-        raise PlanError("plans are refined by TPU schedules, and a CPU has none")
+        raise PlanError("plans are compared by their TPU schedules, and a CPU has none")
     devices = jax_mesh(topology, mesh)
     for plan in tracked(list(plans), "compiling plans"):
         try:
-            made, _ = compiled(Compilable(lowered(replace(program, plan=plan)), devices))
+            executable, _ = compiled(Compilable(lowered(replace(program, plan=plan)), devices))
         except DoesNotFit:
             yield Compiled(plan, None)
             continue
-        yield Compiled(plan, schedule(made, topology, devices).time_s)
+        yield Compiled(plan, schedule(executable, topology, devices).time_s)
 
 
-def fastest(found: list[Compiled]) -> Plan:
-    """The plan whose program is fastest. Raises PlanError where none fits."""
-    fitting = [each for each in found if each.time_s is not None]
+def fastest(results: list[Compiled]) -> Plan:
+    """The plan whose program is fastest. Raises PlanError if none fits into memory."""
+    fitting = [result for result in results if result.time_s is not None]
     if not fitting:
-        shown = "".join(f"\n  {each}" for each in found)
+        shown = "".join(f"\n  {result}" for result in results)
         raise PlanError(f"none of the best plans fits when compiled:{shown}", hint="use more chips")
-    return min(fitting, key=lambda each: each.time_s or 0.0).plan
+    return min(fitting, key=lambda result: result.time_s or 0.0).plan

@@ -1,8 +1,8 @@
-"""The best of all partitionings: every use of every mesh axis, costed.
+"""Exhaustive search: every role of every mesh axis is costed, and the best plan is returned.
 
-A mesh has few axes and each has few uses, so all of them are tried: the optimum of the model, with
-no gap. Mesh axes that are alike (as long, closed or open alike) are tried in one order only.
-Memory is a hard constraint. All layers are alike, so depth costs nothing.
+A mesh has few axes and an axis has few roles, so all combinations are tried: the result is the
+optimum of the cost model. Interchangeable mesh axes (same size, same links) are tried in one order
+only. Memory is a hard constraint. All layers are planned alike, so depth does not matter.
 """
 
 from __future__ import annotations
@@ -18,74 +18,87 @@ from dialect.machine.mesh import MeshSpec, Topology
 from dialect.machine.tiles import LANES
 from dialect.planning.cost import estimate, must_fit
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.mesh_roles import (
+    MESH_ROLES,
+    Groups,
+    MeshRole,
+    MeshRoles,
+    Partitioning,
+    arranged,
+    mesh_roles_of,
+)
 from dialect.planning.partitionings import (
     ATTENTION,
     FFN,
     NAMES,
     Unavailable,
     label_of,
-    named_uses,
+    named_mesh_roles,
     partition,
 )
 from dialect.planning.plan import Alternative, Plan, Prediction
 from dialect.planning.planned_exchanges import planned_exchanges
-from dialect.planning.uses import USES, Groups, Partitioning, Use, Uses, arranged, uses_of
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError, nearest
 
-# Faster by less than this, about the median error of the cost model, is no faster. Of such those
-# are taken that are as fast in what is compiled today, where the model is of other programs
-# (`Chip.as_compiled`); of these the one in the fewest collectives a layer, which leave the compiler
-# the least to make of them; but none that hardly fits if another does.
+# Two plans whose predicted times differ by less than TIE (the model's median error) are considered
+# equal. Equal plans are ordered by (1) whether they leave 10 % of the memory free, (2) predicted
+# time under the current libtpu (`Chip.as_compiled`; the model itself is fitted to the programs of
+# Pope et al.), (3) fewest collectives per layer.
 TIE = 0.05
 Storage = tuple[tuple[str, tuple[str, ...]], ...]
-_TELLING = ("weights", "used", "attention")
-_SURE = 0.9  # of the memory: what the model leaves out hardly needs the rest
-SHOWN = 4  # runners-up that a plan keeps, beside those with a name
+_DISTINGUISHING = ("weights", "used", "attention")  # groups in which alternatives have to differ
+_ROOMY = 0.9  # fraction of the memory that leaves room for what the memory model omits
+SHOWN = 4  # unnamed runners-up that a plan lists; all named ones are listed
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A partitioning that fits into memory, and what a step costs in it."""
+    """A partitioning that fits into memory, and the predicted cost of a step."""
 
     partitioning: Partitioning
     predicted: Prediction
-    compiled_s: float  # of a step, as it is compiled today
-    collectives: int  # in a layer
-    is_tight: bool  # hardly fits into memory, if what the model does not know is small
+    compiled_s: float  # predicted seconds of a step under the current compiler
+    collectives: int  # per layer
+    is_tight: bool  # leaves less than 10 % of the memory free
 
     @property
     def label(self) -> str:
+        """The name of the partitioning, or its layouts in the notation of Pope et al."""
         return self.partitioning.label
 
     @property
     def is_named(self) -> bool:
+        """Whether Pope et al. name this partitioning."""
         return self.label in NAMES
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What tells it from those that differ only in the order of their axes, or in how many of
-        them the residual stream is split over."""
+        """Equal for partitionings that differ only in the order of mesh axes, or in the number of
+        mesh axes that shard the residual stream."""
         groups = dict(self.partitioning.groups)
-        return tuple(groups[each] for each in _TELLING), "d_model" in dict(groups["residual"])
+        storage = tuple(groups[group] for group in _DISTINGUISHING)
+        return storage, "d_model" in dict(groups["residual"])
 
     @property
     def storage(self) -> Storage:
+        """The sharding of the stored weights; see `storage_of`."""
         return storage_of(self.partitioning)
 
     @property
     def rank(self) -> tuple[float, ...]:
+        """The order among candidates with equal predicted times."""
         return (self.is_tight, self.collectives, self.predicted.time_s)
 
 
-def storage_of(made: Partitioning | Plan) -> Storage:
-    """How the weights of the layers lie: what steps that share them have to agree about."""
-    return tuple(sorted(made.split("weights").items()))
+def storage_of(stored: Partitioning | Plan) -> Storage:
+    """The sharding of the layers' stored weights: steps that share parameters must agree on it."""
+    return tuple(sorted(stored.split("weights").items()))
 
 
 @dataclass(frozen=True)
-class Searched:
-    """What was found: candidates, the best first, and why the named others are unavailable."""
+class SearchResult:
+    """All candidates, best first, and why the other named partitionings are unavailable."""
 
     candidates: tuple[Candidate, ...]
     unavailable: dict[str, Unavailable]
@@ -93,73 +106,90 @@ class Searched:
 
     @property
     def named(self) -> list[Candidate]:
-        """Those of the paper, the best first; of as good ones that with the least volume, as the
-        paper argues."""
-        named = [each for each in self.candidates if each.is_named]
-        tied, others = _tied(named, lambda each: each.predicted.time_s)
-        return sorted(tied, key=lambda each: each.predicted.communication_bytes) + others
+        """The named candidates, best first; ties are broken by communication volume, the criterion
+        of Pope et al."""
+        named = [candidate for candidate in self.candidates if candidate.is_named]
+        tied, others = _tied(named, lambda candidate: candidate.predicted.time_s)
+        return sorted(tied, key=lambda candidate: candidate.predicted.communication_bytes) + others
 
 
-@lru_cache(maxsize=16)  # `pad` and `plan` ask for the same decoders
-def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Searched:
-    """Every partitioning of a decoder over a mesh that fits into memory, the best first."""
-    found: dict[Groups, Candidate] = {}
+@lru_cache(maxsize=16)  # `pad` and `plan` search for the same decoders
+def searched(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> SearchResult:
+    """Every partitioning of a decoder over a mesh that fits into memory, best first."""
+    candidates: list[Candidate] = []
     unavailable: dict[str, Unavailable] = {}
     seen: set[Groups] = set()
-    compiled = replace(topology, chip=topology.chip.as_compiled)
     tried = 0
-    every = _all(shape, topology, mesh) if shape.is_costed else _plain(shape, mesh)
-    for made in itertools.chain(_named(shape, mesh, unavailable), every):
+    generated = _all(shape, topology, mesh) if shape.is_costed else _plain(shape, mesh)
+    for partitioning in itertools.chain(_named(shape, mesh, unavailable), generated):
         tried += 1
-        if made.groups in seen:
+        if partitioning.groups in seen:
             continue
-        seen.add(made.groups)
+        seen.add(partitioning.groups)
         try:
-            must_fit(shape, topology, mesh, made)
+            candidates.append(_candidate(shape, topology, mesh, partitioning))
         except Unavailable as error:
-            if made.label in NAMES:
-                unavailable[made.label] = error
-            continue
-        predicted = estimate(shape, topology, mesh, made)
-        compiled_s = estimate(shape, compiled, mesh, made).time_s
-        work = Workload(shape, mesh, made)
-        count = _collectives(work, topology.chip)
-        tight = predicted.memory_bytes > _SURE * topology.chip.usable_hbm_bytes
-        found[made.groups] = Candidate(made, predicted, compiled_s, count, tight)
-    return Searched(tuple(best_first(found.values())), unavailable, tried)
+            if partitioning.label in NAMES:
+                unavailable[partitioning.label] = error
+    return SearchResult(tuple(best_first(candidates)), unavailable, tried)
+
+
+def _candidate(
+    shape: DecoderShape, topology: Topology, mesh: MeshSpec, partitioning: Partitioning
+) -> Candidate:
+    """A partitioning with its cost. Raises Unavailable if it does not fit into memory."""
+    must_fit(shape, topology, mesh, partitioning)
+    chip = topology.chip
+    predicted = estimate(shape, topology, mesh, partitioning)
+    current = replace(topology, chip=chip.as_compiled)
+    return Candidate(
+        partitioning,
+        predicted,
+        compiled_s=estimate(shape, current, mesh, partitioning).time_s,
+        collectives=_collectives(Workload(shape, mesh, partitioning), chip),
+        is_tight=predicted.memory_bytes > _ROOMY * chip.usable_hbm_bytes,
+    )
 
 
 def _collectives(work: Workload, chip: Chip) -> int:
-    """In a layer. Beside weights in pieces an all-reduce is its two halves, and a reduce-scatter to
-    shards that are no two tiles, one for each way around a ring, is an all-reduce."""
-    twice = set()
-    if work.gathers_in_pieces and chip.gathers_in_pieces:
+    """Collectives per layer, as the current libtpu emits them.
+
+    Next to a collective matmul an all-reduce becomes a reduce-scatter and an all-gather, and a
+    reduce-scatter becomes an all-reduce if its shards are not two tiles wide (a tile for each
+    direction of the ring).
+    """
+    doubled = set()
+    if work.uses_collective_matmul and chip.has_collective_matmul:
         shard = work.shape.d_model // work.mesh.ways(work.residual)
-        twice = {"all-reduce", "reduce-scatter"} if shard % (2 * LANES) else {"all-reduce"}
-    counts = (each.times * each.along * (1 + (each.kind in twice)) for each in work.collectives())
+        doubled = {"all-reduce", "reduce-scatter"} if shard % (2 * LANES) else {"all-reduce"}
+    counts = (
+        collective.times * collective.array_axes * (1 + (collective.kind in doubled))
+        for collective in work.collectives()
+    )
     return sum(counts) // max(1, work.shape.layers)
 
 
 def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """By time; of those as fast as the fastest first what is as fast as it is compiled today."""
-    tied, others = _tied(candidates, lambda each: each.predicted.time_s)
-    roomy = [each for each in tied if not each.is_tight] or tied
-    fast, _ = _tied(roomy, lambda each: each.compiled_s)
-    return sorted(tied, key=lambda each: (each not in fast, each.rank)) + others
+    """The candidates by predicted time; the order of equal ones is explained at `TIE`."""
+    tied, others = _tied(candidates, lambda candidate: candidate.predicted.time_s)
+    roomy = [candidate for candidate in tied if not candidate.is_tight] or tied
+    fast, _ = _tied(roomy, lambda candidate: candidate.compiled_s)
+    return sorted(tied, key=lambda candidate: (candidate not in fast, candidate.rank)) + others
 
 
 def _tied(
     candidates: Iterable[Candidate], time_s: Callable[[Candidate], float]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """(those as fast as the fastest, within TIE; the others), the fastest first."""
+    """(candidates as fast as the fastest, within TIE; the others), both by time."""
     by_time = sorted(candidates, key=time_s)
-    count = sum(time_s(each) <= (1 + TIE) * time_s(by_time[0]) for each in by_time)
+    count = sum(time_s(candidate) <= (1 + TIE) * time_s(by_time[0]) for candidate in by_time)
     return by_time[:count], by_time[count:]
 
 
 def _named(
     shape: DecoderShape, mesh: MeshSpec, unavailable: dict[str, Unavailable]
 ) -> Iterator[Partitioning]:
+    """The partitionings of Pope et al.; those that the decoder cannot have go to `unavailable`."""
     for ffn, attention in itertools.product(FFN, ATTENTION):
         try:
             yield partition(ffn, attention, shape, mesh)
@@ -168,46 +198,47 @@ def _named(
 
 
 def _all(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Iterator[Partitioning]:
+    """Every assignment of roles to mesh axes, up to the order of interchangeable axes."""
     rings = topology.rings(mesh)
-    alike = {name: (size, rings[name]) for name, size in mesh.axes}
+    links = {name: (size, rings[name]) for name, size in mesh.axes}
     names = [name for name, size in mesh.axes if size > 1]
-    pairs = [
-        (one, other)
-        for one, other in itertools.combinations(range(len(names)), 2)
-        if alike[names[one]] == alike[names[other]]
+    interchangeable = [
+        (first, second)
+        for first, second in itertools.combinations(range(len(names)), 2)
+        if links[names[first]] == links[names[second]]
     ]
-    for chosen in itertools.product(range(len(USES)), repeat=len(names)):
-        if all(chosen[one] <= chosen[other] for one, other in pairs):
-            uses = dict(zip(names, (USES[number] for number in chosen)))
-            if _tears_heads(uses.values()):
+    for numbers in itertools.product(range(len(MESH_ROLES)), repeat=len(names)):
+        if all(numbers[first] <= numbers[second] for first, second in interchangeable):
+            roles = dict(zip(names, (MESH_ROLES[number] for number in numbers)))
+            if _splits_head_shards(roles.values()):
                 continue
-            yield _fitted(tuple((n, uses.get(n, Use())) for n in mesh.names), shape, mesh)
+            yield _fitted(tuple((n, roles.get(n, MeshRole())) for n in mesh.names), shape, mesh)
 
 
-def _tears_heads(uses: Iterable[Use]) -> bool:
-    """Whether heads would be scattered over axes of d_model and taken off those of d_ff: what is
-    left on each chip would not be neighbours."""
-    heads = {use.weights for use in uses if use.attention == "heads"}
+def _splits_head_shards(roles: Iterable[MeshRole]) -> bool:
+    """Whether heads would be scattered over axes of d_model and gathered over axes of d_ff, so that
+    the heads of a chip would not be contiguous."""
+    heads = {role.weights for role in roles if role.attention == "heads"}
     return "d_model" in heads and any(
-        use.weights == "d_ff" and use.attention == "batch" for use in uses
+        role.weights == "d_ff" and role.attention == "batch" for role in roles
     )
 
 
 def _plain(shape: DecoderShape, mesh: MeshSpec) -> Iterator[Partitioning]:
-    """What every program can have: of parts that were not recognised the cost is not known, and
-    only the plainest layout is sure to do them no harm."""
+    """The partitionings for a decoder with parts that have no cost model: 1D weight-stationary is
+    the only layout that is safe for unknown parts."""
     for attention in ATTENTION:
-        yield _fitted(named_uses("ws1d", attention, mesh), shape, mesh)
+        yield _fitted(named_mesh_roles("ws1d", attention, mesh), shape, mesh)
 
 
-def _fitted(uses: Uses, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:
-    """The layouts that follow from uses, called by what is split in the end.
+def _fitted(roles: MeshRoles, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:
+    """The partitioning for these roles, labelled by the axes that it shards after divisibility.
 
-    What has a name divides, and was found by its name: the rest only resembles it.
+    A name of Pope et al. gets the prefix `fit_`: `_named` generates the exact ones.
     """
-    made = arranged("", uses, shape, mesh)
-    label = label_of(uses_of(made, mesh), mesh)
-    return replace(made, label=f"fit_{label}" if label in NAMES else label)
+    partitioning = arranged("", roles, shape, mesh)
+    label = label_of(mesh_roles_of(partitioning, mesh), mesh)
+    return replace(partitioning, label=f"fit_{label}" if label in NAMES else label)
 
 
 def choose(
@@ -217,10 +248,10 @@ def choose(
     ffn: str | None = None,
     attention: str | None = None,
 ) -> Plan:
-    """The best partitioning that fits into memory, with the runners-up and all that have a name.
+    """The best plan that fits into memory, with its runners-up and all named alternatives.
 
-    `ffn` and `attention` ask for a named one, or for the best of those that have the other name.
-    Raises PlanError where none is possible.
+    `ffn` and `attention` restrict the choice to partitionings with these names (`FFN`,
+    `ATTENTION`). Raises PlanError if none is possible.
     """
     return best_plans(shape, topology, mesh, ffn, attention)[0]
 
@@ -234,61 +265,62 @@ def best_plans(
     count: int = 1,
     stored: Plan | Partitioning | None = None,
 ) -> list[Plan]:
-    """`choose`, and the best that store or read their weights in another way, the best first.
+    """The plan of `choose`, then the best plans of another kind (`Candidate.kind`): `count` in all.
 
-    `stored`: only what stores its weights as this plan does.
+    `stored` restricts the choice to partitionings that store the weights as this plan does.
     """
-    found = searched(shape, topology, mesh)
+    result = searched(shape, topology, mesh)
     labels = asked_for(ffn, attention)
-    chosen = [each for each in found.candidates if not labels or each.label in labels]
-    missing = {k: v for k, v in found.unavailable.items() if not labels or k in labels}
-    if stored is not None:
-        chosen = [each for each in chosen if each.storage == storage_of(stored)]
-    if not chosen and not missing:
+    allowed = [
+        candidate
+        for candidate in result.candidates
+        if (not labels or candidate.label in labels)
+        and (stored is None or candidate.storage == storage_of(stored))
+    ]
+    missing = {k: v for k, v in result.unavailable.items() if not labels or k in labels}
+    if not allowed and not missing:
         raise PlanError("no partitioning stores its weights as the plan that was given")
-    if not chosen:
+    if not allowed:
         raise _impossible(topology, mesh, missing)
     rejected = [Alternative(label, None, _reason(error)) for label, error in missing.items()]
-    ranked = best_first(chosen)
-    by_time = sorted(chosen, key=lambda each: each.predicted.time_s)
-    unlike = {each.kind: each for each in reversed(ranked)}
-    plans = []
-    for best in sorted(unlike.values(), key=ranked.index)[:count]:
-        others = [each for each in by_time if each is not best]
-        plans.append(
-            Plan(
-                label=best.label,
-                target=str(topology),
-                mesh=mesh.axes,
-                groups=best.partitioning.groups,
-                predicted=best.predicted,
-                exchanges=tuple(planned_exchanges(shape, topology, mesh, best.partitioning)),
-                alternatives=(*_runners_up(best, others), *rejected),
-            )
+    ranked = best_first(allowed)
+    best_of_kind = {candidate.kind: candidate for candidate in reversed(ranked)}
+    return [
+        Plan(
+            label=best.label,
+            target=str(topology),
+            mesh=mesh.axes,
+            groups=best.partitioning.groups,
+            predicted=best.predicted,
+            exchanges=tuple(planned_exchanges(shape, topology, mesh, best.partitioning)),
+            alternatives=(*_runners_up(best, allowed), *rejected),
         )
-    return plans
+        for best in sorted(best_of_kind.values(), key=ranked.index)[:count]
+    ]
 
 
 def optimality_gap(plan: Plan) -> float:
-    """How far behind the fastest that was costed a plan is, as a fraction: of ties not the first.
+    """How much slower a plan is than the fastest one that was costed, as a fraction.
 
-    All partitionings are costed, so where none is asked for it is the gap to the model's optimum.
+    All partitionings are costed, so without a requested name it is the gap to the model's optimum;
+    it is above 0 (and below `TIE`) where a tie was not decided by time.
     """
-    times = [each.time_s for each in plan.alternatives if each.time_s is not None]
+    times = [other.time_s for other in plan.alternatives if other.time_s is not None]
     return plan.predicted.time_s / min((plan.predicted.time_s, *times)) - 1
 
 
 def asked_for(ffn: str | None, attention: str | None) -> set[str]:
-    """The labels that are asked for; none where neither name is given."""
+    """The labels of the requested partitionings; empty if neither name is given. Raises PlanError
+    for an unknown name."""
     for name, known in ((ffn, FFN), (attention, ATTENTION)):
         if name is not None and name not in known:
             raise PlanError(f"unknown partitioning {name!r}", hint=nearest(name, known))
     if ffn is None and attention is None:
         return set()
     return {
-        f"{one}/{other}"
-        for one in ([ffn] if ffn else FFN)
-        for other in ([attention] if attention else ATTENTION)
+        f"{first}/{second}"
+        for first in ([ffn] if ffn else FFN)
+        for second in ([attention] if attention else ATTENTION)
     }
 
 
@@ -303,30 +335,31 @@ def _reason(error: Unavailable) -> str:
     return "; ".join(filter(None, (error.message, error.hint)))
 
 
-def _runners_up(best: Candidate, others: list[Candidate]) -> Iterator[Alternative]:
-    """The next best, and all that have a name; of several that cost the same the first."""
+def _runners_up(best: Candidate, candidates: list[Candidate]) -> Iterator[Alternative]:
+    """The next best by time, and all named ones; of several with the same cost only the first."""
     seen = {(best.predicted.time_s, best.predicted.communication_bytes)}
     shown = 0
-    for each in others:
-        cost = (each.predicted.time_s, each.predicted.communication_bytes)
-        if not each.is_named and (cost in seen or shown == SHOWN):
+    for candidate in sorted(candidates, key=lambda candidate: candidate.predicted.time_s):
+        cost = (candidate.predicted.time_s, candidate.predicted.communication_bytes)
+        if candidate is best or not candidate.is_named and (cost in seen or shown == SHOWN):
             continue
         seen.add(cost)
-        shown += not each.is_named
-        yield _runner_up(each, best)
+        shown += not candidate.is_named
+        yield _runner_up(candidate, best)
 
 
-def _runner_up(each: Candidate, first: Candidate) -> Alternative:
-    """Says which part of the time is to blame."""
-    predicted, best = each.predicted, first.predicted
+def _runner_up(candidate: Candidate, first: Candidate) -> Alternative:
+    """A slower candidate, and the part of its time that differs most from the first."""
+    predicted, best = candidate.predicted, first.predicted
     parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
     worst = max(parts, key=lambda part: getattr(predicted, part) - getattr(best, part))
     before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
     reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
     tied = predicted.time_s <= (1 + TIE) * best.time_s
-    if tied and each.compiled_s > (1 + TIE) * first.compiled_s:
-        before, after = first.compiled_s * 1e3, each.compiled_s * 1e3
-        reason = f"as fast, but as it is compiled today {after:.4g} ms instead of {before:.4g} ms"
-    elif tied and each.collectives > first.collectives:
-        reason = f"as fast, but in {each.collectives} collectives a layer, not {first.collectives}"
-    return Alternative(each.label, predicted.time_s, reason)
+    if tied and candidate.compiled_s > (1 + TIE) * first.compiled_s:
+        before, after = first.compiled_s * 1e3, candidate.compiled_s * 1e3
+        reason = f"tied, but {after:.4g} ms instead of {before:.4g} ms under the current compiler"
+    elif tied and candidate.collectives > first.collectives:
+        counts = f"{candidate.collectives} collectives per layer instead of {first.collectives}"
+        reason = f"tied, but {counts}"
+    return Alternative(candidate.label, predicted.time_s, reason)

@@ -21,7 +21,7 @@ from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import Unavailable, partition
-from dialect.planning.search import Searched, searched
+from dialect.planning.search import SearchResult, searched
 from dialect.planning.workload import Workload
 from dialect.user.usercode import UsageError
 from rewrite.errors import PlanError, nearest
@@ -68,7 +68,7 @@ class Decoder:
     def _weights(self, experts: int) -> int:
         work = Workload(self.shape, _ALONE, partition("ws1d", "heads", self.shape, _ALONE))
         tables = 1 if self.shape.tied_embedding else 2
-        return round(work.met(experts) * self.shape.layers + tables * work.table())
+        return round(work.used_weights(experts) * self.shape.layers + tables * work.table())
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Po
     return replace(point, cost=cost)
 
 
-def _reason(shape: DecoderShape, mesh: MeshSpec, found: Searched) -> str:
+def _reason(shape: DecoderShape, mesh: MeshSpec, found: SearchResult) -> str:
     """Of the named partitionings that only lack memory the one that lacks least; else any."""
     needed: dict[str, float] = {}
     for label in found.unavailable:

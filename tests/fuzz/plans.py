@@ -32,9 +32,9 @@ from dialect.compiled.compiling import Compilable
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.ops.sharding import lowering_on, named_sharding
 from dialect.planning.decoder import decoder_shape
-from dialect.planning.partial import planned_axes
+from dialect.planning.fallback_plans import planned_axes
+from dialect.planning.mesh_roles import MESH_ROLES, arranged
 from dialect.planning.plan import GROUPS, Plan
-from dialect.planning.uses import USES, arranged
 from dialect.prepared.serving import Executable
 from rewrite import Program, Target, manager, trace
 from rewrite.errors import InvalidProgram, ShardwrightError
@@ -113,7 +113,7 @@ def of_seed(seed: int) -> Case:
 def _of_uses(source: random.Random, program: Program, case: Case) -> Plan:
     """Any use of any mesh axis."""
     axes = planned_axes(program, case.mesh)
-    uses = tuple((name, source.choice(USES)) for name, _ in case.mesh)
+    uses = tuple((name, source.choice(MESH_ROLES)) for name, _ in case.mesh)
     made = arranged("drawn", uses, decoder_shape(program, axes), MeshSpec(case.mesh))
     return Plan("drawn", case.mesh, made.groups, TOPOLOGY)
 

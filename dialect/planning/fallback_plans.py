@@ -1,16 +1,15 @@
-"""Plans for what is no decoder of the paper, or is one only in part.
+"""Fallback shardings for programs that are not, or only partly, a decoder that the planner knows.
 
-The named partitionings (`dialect.planning.partitionings`) know a decoder's axes and ask that they
-divide. Where a program has other axes too, or sizes that do not divide, this file adds what is
-sensible:
+The named partitionings (`dialect.planning.partitionings`) need the axes of a decoder, and mesh axes
+that divide them. For other axes and sizes this file adds:
 
-- a large weight none of whose axes the plan would split is split along its largest axis without a
-  name; that axis is called `wide`, and lies alike wherever it occurs
-- experts of which the cost is not known are split where d_ff, inside each of them, cannot be
-- large weights that a partial or fitting plan would leave whole are split over d_model
+- a large weight with no axis that the plan shards is sharded along its largest unnamed axis, which
+  is then called `wide` and has the same sharding in all tensors
+- experts whose cost is unknown are sharded where d_ff cannot be
+- large weights that a partial or `fit_` plan would replicate are sharded over d_model
 
-Layouts never ask an axis to be split that its mesh axes do not divide (`dialect.planning.layouts`),
-so each group lists the axes in the order in which they should be tried.
+An axis that its mesh axes do not divide is never sharded (`dialect.planning.layouts`), so a group
+lists its axes in the order in which they are tried.
 """
 
 from __future__ import annotations
@@ -20,23 +19,24 @@ from dataclasses import replace
 
 from dialect.naming.axes import Axes, infer_axes, leaves
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.mesh_roles import MeshAxes
 from dialect.planning.plan import Plan
-from dialect.planning.uses import MeshAxes
 from rewrite.ir import Type
 from rewrite.program import Program
 
-WORTH_BYTES = 1 << 20  # saved on each chip: below this an array may as well be on all of them
+WORTH_BYTES = 1 << 20  # arrays are replicated if sharding saves less than this on every chip
 _PLANNED = frozenset("d_ff d_ff_per_head heads kv_heads q_per_kv vocab experts".split())
 
 
 def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:
-    """The axes of a program, `wide` being those that only their size tells to split."""
+    """The axes of a program; unnamed axes that are sharded only because of their size are named
+    `wide`."""
     axes, ways = infer_axes(program), math.prod(size for _, size in mesh)
     large = [value for value in program.values("param") if worth_splitting(value.type, mesh)]
     for value in sorted(large, key=lambda value: -value.type.bytes):
         present = {name for dimension in axes.of(value) for name in dimension}
-        own = [leaves(axis)[0] for axis in axes.at(value)]
-        free = [leaf for leaf in own if not leaf.names and leaf.size % ways == 0]
+        majors = [leaves(axis)[0] for axis in axes.at(value)]
+        free = [leaf for leaf in majors if not leaf.names and leaf.size % ways == 0]
         if present & (_PLANNED | {"wide"}) or not free:
             continue
         widest = max(free, key=lambda leaf: leaf.size)
@@ -45,19 +45,23 @@ def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:
 
 
 def worth_splitting(type_: Type, mesh: tuple[tuple[str, int], ...]) -> bool:
-    """Whether each chip saves enough by not having all of an array."""
+    """Whether sharding an array over the whole mesh saves at least `WORTH_BYTES` per chip."""
     ways = math.prod(size for _, size in mesh)
     return type_.bytes * (ways - 1) // ways >= WORTH_BYTES
 
 
-def completed(plan: Plan, shape: DecoderShape, axes: Axes) -> Plan:
-    """The plan with the axes that the paper's decoders have not, and `partial` in its label."""
+def with_fallback_layouts(plan: Plan, shape: DecoderShape, axes: Axes) -> Plan:
+    """The plan with shardings of `wide`, `experts` and large weights.
+
+    A decoder with missing parts gets `partial/` in front of the plan's label.
+    """
     everywhere = tuple(name for name, size in plan.mesh if size > 1)
     gathered = plan.split("residual").get("batch", ())
     rest = tuple(name for name in everywhere if name not in gathered)
-    named = {leaf.name for found in axes.dimensions.values() for x in found for leaf in leaves(x)}
+    dimensions = (axis for axes_of_value in axes.dimensions.values() for axis in axes_of_value)
+    names = {leaf.name for axis in dimensions for leaf in leaves(axis)}
     unplanned = ("wide",) if shape.routing else ("experts", "wide")
-    more = [name for name in unplanned if name in named]
+    more = [name for name in unplanned if name in names]
     over = {"weights": everywhere, "used": rest, "hidden": rest}
     groups = [
         (group, _extended(dict(split), more, over.get(group, ()))) for group, split in plan.groups
@@ -69,6 +73,6 @@ def completed(plan: Plan, shape: DecoderShape, axes: Axes) -> Plan:
 
 
 def _extended(split: dict[str, MeshAxes], names: list[str], over: MeshAxes) -> tuple:
-    """A group that splits more axes, those that it splits already first."""
+    """A group with these axes sharded as well, after those that it shards already."""
     more = {name: over for name in names if over and name not in split}
     return tuple({**split, **more}.items())

@@ -1,8 +1,7 @@
-"""Heads in two axes, KV heads and their queries, from the product that makes them.
+"""Splits the head axis into (kv_heads, q_per_kv) if a plan shards the two over different mesh axes.
 
-A mesh axis that splits the KV heads and another that splits the queries of each cut heads written
-as one axis into parts that are no neighbours: then the compiler exchanges them behind the product.
-Written as two axes each is split where it is made; the weights are reshaped in `prepare`.
+If they stay one axis, the shards of a head group are not contiguous, and XLA inserts an all-to-all
+behind the projection. The weights are reshaped once, in `prepare`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from rewrite.rules import Outcome, local
     types=("f32[2,6,8]", "f32[2,1,4]", "f32[2,1,4]"),
 )
 def cut_of_rope(op: Op) -> Outcome:
-    """reshape(rope(x, cos, sin)) that cuts heads apart  ->  rope(reshape(x), cos, sin cut alike)"""
+    """reshape(rope(x, cos, sin)) that splits heads  ->  rope(reshape(x), cos, sin split alike)"""
     inner, size = op.args[0].op, op.types[0].shape[-1:]
     if inner.name != "rope" or not cuts(op) or op.args[0].type.shape[-1:] != size:
         return None
@@ -45,7 +44,7 @@ def cut_of_rope(op: Op) -> Outcome:
     types=("f32[2,6,8]", "f32[2,1,4]", "f32[2,1,4]"),
 )
 def cut_towards_rope(op: Op) -> Outcome:
-    """reshape(f(rope(x))) that cuts heads apart  ->  f(reshape(rope(x)))"""
+    """reshape(f(rope(x))) that splits heads  ->  f(reshape(rope(x)))"""
     return cut_towards(op, "rope")
 
 
@@ -55,18 +54,18 @@ RULES = (
 )
 
 
-def heads_apart(graph: Graph, plan: Plan) -> Graph:
-    """`graph` with heads in two axes, where a plan splits both.
+def split_heads(graph: Graph, plan: Plan) -> Graph:
+    """`graph` with heads as two axes, if the plan shards both.
 
-    Where a weight is reshaped behind its integers already, one more cut might leave floats in their
-    place: such a program stays as it is.
+    A graph that already reshapes a dequantized weight is returned unchanged: one more reshape could
+    materialise the floats instead of the integers.
     """
     split = plan.split("attention")
     both = split.get("kv_heads") and split.get("q_per_kv")
-    if not both or any(_hides_integers(op) for op, _ in graph.walk()):
+    if not both or any(_reshapes_dequantized(op) for op, _ in graph.walk()):
         return graph
     return rewrite(graph, RULES)
 
 
-def _hides_integers(op: Op) -> bool:
+def _reshapes_dequantized(op: Op) -> bool:
     return op.name == "reshape" and op.args[0].op.name == "dequantize"
