@@ -281,7 +281,7 @@ def test_experts_take_what_they_can_and_their_width_the_rest() -> None:
 )
 def test_eight_devices_give_the_same(mixture: Mixture, plan: str) -> None:
     program = assert_serves_the_same(case(mixture), PLANNED.replace("plan", plan))
-    told = [note for note in plan_notes(program) if note.startswith("8 experts, 2 of them")]
+    told = [note for note in plan_notes(program) if note.startswith("8 experts, 2 per token")]
     assert len(told) == 1
 
 
