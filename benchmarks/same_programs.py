@@ -5,7 +5,8 @@
 Each decoder of examples/ (decode and prefill) and each text of tests/frameworks/ir goes through the
 default pipeline, and through one that quantises and precomputes, for eight chips of TPU v5e. A
 line tells how many decoders came out alike; those that did not are listed with their first
-differing line. Nothing is compiled. The history, in which passes say what they did, is left out.
+differing line. Nothing is compiled. What only tells why is left out: the history, the plans that
+were not chosen, the reasons of constraints.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ def programs() -> Iterator[tuple[str, str]]:
 
 
 def nameless(text: str) -> list[str]:
-    """The lines of a program without its history, values numbered in the order of the text."""
+    """The lines of a program without what only tells why, values numbered as they come."""
     numbers: dict[str, str] = {}
     text = re.sub(r"history \{\n.*?\n\}\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"  (runner-up|unavailable) .*\n|, why=\"[^\"]*\"|why=\"[^\"]*\"", "", text)
     text = _VALUE.sub(lambda name: numbers.setdefault(name[0], f"%{len(numbers)}"), text)
     return text.split("\n")
 

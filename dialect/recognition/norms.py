@@ -135,11 +135,15 @@ def centred(op: Op) -> Outcome:
 Term = tuple[int, list[Value]]  # 1 or -1, and factors
 
 
-def _terms(value: Value, sign: int = 1) -> list[Term]:
+_DEEPEST_SUM = 4  # a norm adds three terms; the residual stream behind it adds one a layer
+
+
+def _terms(value: Value, sign: int = 1, deepest: int = _DEEPEST_SUM) -> list[Term]:
     """What a sum adds, each flattened into its factors."""
-    if value.op.name in ("add", "sub"):
+    if value.op.name in ("add", "sub") and deepest:
         left, right = value.op.args
-        return _terms(left, sign) + _terms(right, sign if value.op.name == "add" else -sign)
+        other = sign if value.op.name == "add" else -sign
+        return _terms(left, sign, deepest - 1) + _terms(right, other, deepest - 1)
     factors = []
     for each, _ in _factors(value):
         factor = in_dtype(each, value.type.dtype)
