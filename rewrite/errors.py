@@ -67,3 +67,8 @@ def brief(text: str, most: int = 400) -> str:
     """`text` where it is short, else the beginning of it: nobody reads a screenful."""
     cut = "\n".join(text[: most + 1].split("\n")[:_LINES])
     return text if cut == text else f"{cut[: most - 4].rstrip()} ..."
+
+
+def in_quotes(text: str) -> str:
+    """A text of the user's in quotes, in brief: what cannot be printed is longer in quotes."""
+    return brief(repr(text))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_lowercase
 
-from rewrite.errors import TextError, brief
+from rewrite.errors import TextError, in_quotes
 
 _MOST_CHARACTERS = 4096
 Dimension = tuple[str, ...]  # letters, major first; () is a dimension of size one
@@ -118,13 +118,13 @@ def parse_array(text: str) -> Array:
             dimensions.append(tuple(group))
             group = None
         elif not (word.isascii() and word.replace("_", "x").isalnum()):
-            raise TextError(f"bad axis {brief(word)!r} in signature {brief(text)!r}")
+            raise TextError(f"bad axis {in_quotes(word)} in signature {in_quotes(text)}")
         elif group is not None:
             group += [] if word == "1" else [word]  # one of size one is no axis
         else:
             dimensions.append(() if word == "1" else (word,))
     if group is not None:
-        raise TextError(f"unclosed parenthesis in signature {brief(text)!r}")
+        raise TextError(f"unclosed parenthesis in signature {in_quotes(text)}")
     return tuple(dimensions)
 
 
@@ -139,9 +139,9 @@ def _parse(text: str) -> Signature:
     arrays, _, need = text.partition(";")
     left, arrow, right = arrays.partition("->")
     if not arrow:
-        raise TextError(f"no '->' in signature {brief(text)!r}")
+        raise TextError(f"no '->' in signature {in_quotes(text)}")
     if need and need.split()[:1] != ["need"]:
-        raise TextError(f"expected 'need' after ';' in signature {brief(text)!r}")
+        raise TextError(f"expected 'need' after ';' in signature {in_quotes(text)}")
     inputs = tuple(parse_array(part) for part in left.split(",")) if left.strip() else ()
     outputs = tuple(parse_array(part) for part in right.split(","))
     return Signature(inputs, outputs, frozenset(need.split()[1:]))

@@ -130,6 +130,7 @@ def test_numbers_and_types_are_what_arrays_can_hold(line: str, said: str) -> Non
             "%1 = reshape(%x) {dimensions=(0, 0), new_sizes=(4,)} : f32[4]",
             "(0, 0) does not name every axis of f32[4] once",
         ),
+        ("%1 = stack(%x) {axis=3} : f32[4,1]", "f32[4] has no axis 3"),
         ("%1 = rms_norm(%x) {epsilon=\"a\"} : f32[4]", "`epsilon` is a number"),
         ("%1 = rms_norm(%x, %x) {epsilon=1e-6} : f32[4]", "does not accept its arguments"),
         ("%1 = gate(%x, %x) {kind=\"none\"} : f32[4]", "does not accept its arguments"),
@@ -261,7 +262,13 @@ def test_hints_are_matched_in_linear_time() -> None:
 
 def test_a_mesh_and_a_machine_are_counted() -> None:
     began = time.process_time()
-    for text in ("cpu:99999999999", "v5e:" + "9" * 5000, "1" * 100_000, "cpu:" + "1x" * 50_000):
+    for text in (
+        "cpu:99999999999",
+        "v5e:" + "9" * 5000,
+        "1" * 100_000,
+        "cpu:" + "1x" * 50_000,
+        "\ufeff" * 190,
+    ):
         with pytest.raises(ShardwrightError) as caught:
             Topology.parse(text)
         assert len(str(caught.value)) < 4000

@@ -113,7 +113,7 @@ def having(trait: str) -> list[str]:
 
 
 def test_every_op_with_traits_is_checked() -> None:
-    assert set(TRAITS) - set(OPS) == {"add_any", "expand_dims", "sharding_constraint"}
+    assert set(TRAITS) - set(OPS) == {"add_any", "sharding_constraint"}
 
 
 @pytest.mark.parametrize("name", having("linear"))

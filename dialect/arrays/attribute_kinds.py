@@ -121,10 +121,13 @@ def check(op: str, types: tuple[Type, ...], attrs: dict[str, Any]) -> None:
     order = attrs.get("dimensions") if op == "reshape" else None
     if order is not None and sorted(order) != list(range(types[0].rank)):
         raise ValueError(f"{order} does not name every axis of {types[0]} once")
-    if op == "sort" and not 0 <= attrs["dimension"] < types[0].rank:
-        raise ValueError(f"{types[0]} has no axis {attrs['dimension']}")
+    if op in _ALONG:  # JAX takes any number here, or counts from the end
+        axis, rank = attrs[_ALONG[op]], types[0].rank + (op == "stack")
+        if not 0 <= axis < rank:
+            raise ValueError(f"{types[0]} has no axis {axis}")
     if op == "sort" and not 1 <= attrs["num_keys"] <= len(types):
         raise ValueError(f"{len(types)} arrays cannot have {attrs['num_keys']} keys")
 
 
+_ALONG = {"sort": "dimension", "stack": "axis", "unstack": "axis", "split": "axis"}
 _ANY: Kind = ("anything", lambda value: True)

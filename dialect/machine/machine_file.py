@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from dialect.machine.chips import ALIASES, CHIPS, Chip
 from dialect.machine.mesh_spec import TargetError
-from rewrite.errors import nearest
+from rewrite.errors import in_quotes, nearest
 from rewrite.source import Source, read_file
 
 SUFFIX = ".machine"
@@ -144,7 +144,7 @@ class _Line:
         if kind == "chip":
             name = ALIASES.get(token[0], token[0])
             if name not in CHIPS:
-                self.fail(token, f"unknown chip {name!r}", nearest(name, CHIPS))
+                self.fail(token, f"unknown chip {in_quotes(name)}", nearest(name, CHIPS))
             return name
         if kind == "shape" and re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5}){0,2}", token[0]):
             return tuple(map(int, token[0].split("x")))

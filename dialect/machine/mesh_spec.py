@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rewrite.errors import PipelineError, brief
+from rewrite.errors import PipelineError, brief, in_quotes
 
 _MOST_AXES = 10
 
@@ -35,7 +35,7 @@ class MeshSpec:
         axis = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})")
         found = list(map(axis.fullmatch, text.split()))
         if not found or None in found:
-            message = f"cannot read the mesh {brief(text)!r}"
+            message = f"cannot read the mesh {in_quotes(text)}"
             raise TargetError(message, hint='write it as "x=2 y=4"')
         return MeshSpec(tuple((match[1], int(match[2])) for match in found))
 

@@ -20,7 +20,7 @@ from dialect.machine import machine_file
 from dialect.machine.chips import ALIASES, CHIPS, Chip
 from dialect.machine.interconnect import Links, Network, Ring, Switch
 from dialect.machine.mesh_spec import MeshSpec, TargetError
-from rewrite.errors import brief, nearest
+from rewrite.errors import in_quotes, nearest
 
 _MOST_CHARACTERS = 1000
 _TEXT = re.compile(
@@ -46,7 +46,7 @@ class Topology:
         chips (4x4), v4-128 and v5p-128 have 64 (4x4x4).
         """
         if len(text) > _MOST_CHARACTERS:
-            raise TargetError(f"{brief(text)!r} is too long for the name of a machine")
+            raise TargetError(f"{in_quotes(text)} is too long for the name of a machine")
         match = _TEXT.fullmatch(text.strip())
         chip = _chip(match["chip"] if match else re.split(r"[:-]", text.strip())[0], text)
         shape = tuple(map(int, match["shape"].split("x"))) if match else ()
@@ -162,7 +162,9 @@ def _chip(name: str, text: str) -> Chip:
         return machine_file.read(name)
     name = ALIASES.get(name, name)
     if name not in CHIPS:
-        raise TargetError(f"unknown chip {name!r} in {text!r}", hint=nearest(name, CHIPS))
+        raise TargetError(
+            f"unknown chip {in_quotes(name)} in {in_quotes(text)}", hint=nearest(name, CHIPS)
+        )
     return CHIPS[name]
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dialect.naming.axis import NAMES, Axes, Axis, leaves, unify
-from rewrite.errors import TextError, TraceError, brief, nearest
+from rewrite.errors import TextError, TraceError, in_quotes, nearest
 from rewrite.ir import Type, Value
 from rewrite.program import Program
 from rewrite.signature import Array, parse_array, show_array
@@ -39,7 +39,7 @@ def hints_for(
     """The axes said of each path, in full names. Raises TraceError for a hint that fits nothing."""
     found: dict[str, str] = {}
     for pattern, text in said.items():
-        hint = f"axes={{{brief(pattern)!r}: {brief(text)!r}}}"
+        hint = f"axes={{{in_quotes(pattern)}: {in_quotes(text)}}}"
         matching = [i for i, path in enumerate(paths) if _matches(pattern, path)]
         if not matching:
             raise TraceError(f"{hint} names no argument", hint=nearest(pattern, paths))
@@ -77,7 +77,9 @@ def _parsed(text: str, hint: str) -> Array:
     full = tuple(tuple(LETTERS.get(x, x) for x in dimension) for dimension in array)
     for name in (name for dimension in full for name in dimension):
         if name not in NAMES and name != "_":
-            raise TraceError(f"{hint}: there is no axis {brief(name)!r}", hint=nearest(name, NAMES))
+            raise TraceError(
+                f"{hint}: there is no axis {in_quotes(name)}", hint=nearest(name, NAMES)
+            )
     return full
 
 

@@ -21,7 +21,6 @@ TRAITS: dict[str, Traits] = {
     "broadcast_in_dim": Traits(moves=True, view=True, linear="all", shape="shape"),
     "iota": Traits(moves=True, view=True, shape="shape"),
     "squeeze": _VIEW,
-    "expand_dims": _VIEW,
     "copy": _VIEW,
     "name": _VIEW,
     "stop_gradient": _VIEW,

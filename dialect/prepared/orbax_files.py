@@ -20,7 +20,7 @@ import numpy as np
 from dialect.prepared.digests import digests
 from dialect.prepared.originals import Lazy
 from dialect.prepared.packed_schema import PackedError
-from rewrite.errors import ShardwrightError, brief, cause
+from rewrite.errors import ShardwrightError, cause, in_quotes
 
 _DIGESTS, _TEXTS = "digests", "texts_sha256"  # ours, among the texts of a checkpoint
 
@@ -92,7 +92,9 @@ def read(path: Path) -> dict[str, Lazy]:
     for number, (keys, about) in enumerate(leaves):
         name = jax.tree_util.keystr(keys, simple=True, separator="/")
         if ".." in name.split("/") or not hasattr(about, "shape"):
-            raise PackedError(f"{path} holds {brief(name)!r}, which is the name of no array in it")
+            raise PackedError(
+                f"{path} holds {in_quotes(name)}, which is the name of no array in it"
+            )
 
         def part(index: tuple[slice, ...], number: int = number) -> np.ndarray:
             return whole(number)[index]

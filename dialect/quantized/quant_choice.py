@@ -12,7 +12,7 @@ from typing import Any
 
 from dialect.machine.chips import Chip
 from dialect.ops.quant import FORMS
-from rewrite.errors import PipelineError, brief, nearest
+from rewrite.errors import PipelineError, in_quotes, nearest
 
 NONE = "none"
 _RULE = re.compile(r"(?P<pattern>.*):\s*(?P<form>\w+)\s*(/\s*(?P<group>\w+)\s*)?", re.DOTALL)
@@ -67,7 +67,7 @@ def as_pattern(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:  # too deep, too often
-        raise PipelineError(f"{brief(text)!r} is no regular expression: {error}") from error
+        raise PipelineError(f"{in_quotes(text)} is no regular expression: {error}") from error
     return text
 
 
