@@ -124,7 +124,6 @@ def test_a_collective_over_one_axis(
     under = Topology.parse(topology).rings(MeshSpec.parse(mesh))["x"]
     assert collectives.transfer_s(kind, size, under) == pytest.approx(transfer_s)
     assert collectives.latency_s(kind, under) == pytest.approx(latency_s)
-    assert collectives.seconds(kind, size, under) == pytest.approx(transfer_s + latency_s)
 
 
 def test_a_collective_over_several_axes_of_a_torus() -> None:
@@ -165,15 +164,15 @@ def test_fitted_constants_replace_ideal_ones() -> None:
         6.75 / (0.87 * 45)
     )
     assert collectives.latency_s("all-gather", ring, hop_s=3.3e-6) == pytest.approx(9.9 * US)
-    total_s = collectives.seconds("all-reduce", 9 * GB, ring, link_fraction=1.0, hop_s=3.3e-6)
-    assert total_s == pytest.approx(2 * (6.75 / 45 + 9.9e-6))
+    assert collectives.transfer_s("all-reduce", 9 * GB, ring, 1.0) == pytest.approx(2 * 6.75 / 45)
+    assert collectives.latency_s("all-reduce", ring, hop_s=3.3e-6) == pytest.approx(2 * 9.9 * US)
     # A hop measured on rings says nothing of a switch or a network.
     assert collectives.latency_s("all-gather", joins("h100:8", "x=8"), hop_s=3.3e-6) == 1.9e-6
 
 
 def test_an_unknown_collective() -> None:
     with pytest.raises(PlanError) as caught:
-        collectives.seconds("allreduce", 1.0, ())
+        collectives.latency_s("allreduce", ())
     assert caught.value.message == "unknown collective 'allreduce'"
     assert caught.value.hint.startswith("did you mean all-reduce")
 
@@ -297,11 +296,11 @@ def test_a_line_that_cannot_be_read(line: str, shown: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "where"),
     [
-        (TEXT + "hbm 1 GiB at 1 TB/s", "hbm is said twice", "my.machine:5"),
-        (TEXT + "switch 8", "torus or grid or switch is said twice", "my.machine:5"),
-        ("bf16 1 TFLOP/s\n", "the machine does not say its hbm, links, torus", "my.machine:2"),
-        ("", "the machine does not say its bf16, hbm, links, torus", "my.machine:1"),
-        (TEXT + "usable 65 GiB", "more memory is usable than there is", "my.machine:5"),
+        (TEXT + "hbm 1 GiB at 1 TB/s", "hbm is given twice", "my.machine:5"),
+        (TEXT + "switch 8", "torus or grid or switch is given twice", "my.machine:5"),
+        ("bf16 1 TFLOP/s\n", "the machine has no hbm, links, torus", "my.machine:2"),
+        ("", "the machine has no bf16, hbm, links, torus", "my.machine:1"),
+        (TEXT + "usable 65 GiB", "`usable` is more than `hbm`", "my.machine:5"),
     ],
 )
 def test_a_machine_that_makes_no_sense(text: str, message: str, where: str) -> None:

@@ -566,7 +566,7 @@ def test_without_retarget_the_error_says_what_to_do(kind: str) -> None:
 
     step = auto_shard(function, "v5e:2x4", pipeline="normalize, stage, lower", state=())
     shapes = jax.ShapeDtypeStruct((128, 128), X.dtype), jax.ShapeDtypeStruct((8, 128), X.dtype)
-    with pytest.raises(TargetError, match="which may be bound to another machine") as caught:
+    with pytest.raises(TargetError, match="which may be bound to other devices") as caught:
         step.lower(*shapes).compile()
-    assert f"it holds {held}, which" in str(caught.value)
+    assert f"it contains {held}, which" in str(caught.value)
     assert "put `retarget` first in the pipeline" in str(caught.value)

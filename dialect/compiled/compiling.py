@@ -1,7 +1,7 @@
-"""From a staged program to an XLA executable, for the machine at hand or for a TPU far away.
+"""Compiles a staged program with XLA, for attached devices or ahead of time for a TPU topology.
 
-Input shardings come from the program's own layouts, the state is donated, and for a TPU the
-compiler chooses the state's memory layout: the largest single saving in memory traffic there is.
+Input shardings come from the program's layouts, and the state is donated. On a TPU the compiler
+chooses the state's memory layout, which saves more memory traffic than any other option.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from jax.sharding import Mesh
 from dialect.arrays.dtypes import short, struct_of
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.executable import DoesNotFit, compile_quietly
+from dialect.display.quantities import size
 from dialect.machine.mesh import TargetError
 from dialect.ops.sharding import lowering_on, named_sharding
 from rewrite.ir import Graph, bits
 from rewrite.program import Input, Program
 
 _ROLES = ("param", "state", "arg")
-# What the user's own code may have bound to a machine.
-_FOREIGN = {"sharding_constraint", "reshard", "device_put", "shard_map", "pallas_call"}
+# Ops that may bind the user's code to specific devices.
+_DEVICE_BOUND = {"sharding_constraint", "reshard", "device_put", "shard_map", "pallas_call"}
 _NO_MESH = Mesh(np.empty((), dtype=object), ())
 
 
@@ -41,32 +42,34 @@ class Compilable:
     def lower(self) -> Any:
         """The `jax.stages.Lowered` of the step.
 
-        Raises TargetError where it cannot be had, and the program holds what may be the reason.
+        Raises TargetError if lowering fails and the program has ops that may be the reason.
         """
         try:
             return self.traced().lower(lowering_platforms=(self.platform,))
-        except Exception as error:  # JAX has many words for it
-            held = sorted({op.name for op, _ in self.program.graph.walk()} & _FOREIGN)
-            if not held:
+        except Exception as error:  # JAX raises many types
+            bound = sorted({op.name for op, _ in self.program.graph.walk()} & _DEVICE_BOUND)
+            if not bound:
                 raise
             raise TargetError(
-                f"cannot be lowered for {self.mesh}; it holds {', '.join(held)}, "
-                f"which may be bound to another machine: {error}",
-                hint="put `retarget` first in the pipeline, and read what it says (step.explain)",
+                f"cannot be lowered for {self.mesh}: it contains {', '.join(bound)}, "
+                f"which may be bound to other devices: {error}",
+                hint="put `retarget` first in the pipeline, and read its notes (step.explain)",
             ) from error
 
     @property
     def platform(self) -> str:
+        """The JAX platform to lower for."""
         platform = self.mesh.devices.flat[0].platform
         return platform if platform in ("cpu", "tpu") else jax.default_backend()
 
     def traced(self) -> Any:
-        arguments = [[struct_of(each.type) for each in self.inputs(role)] for role in _ROLES]
-        with jax.set_mesh(_NO_MESH):  # the caller may be under one of explicit axes
+        """The `jax.stages.Traced` of the step."""
+        arguments = [[struct_of(input_.type) for input_ in self.inputs(role)] for role in _ROLES]
+        with jax.set_mesh(_NO_MESH):  # the caller's mesh may have explicit axes
             return self.jitted().trace(*arguments)
 
     def jitted(self) -> Any:
-        """The step as a jitted function, for the mesh and in the formats of its executable."""
+        """The step as a jitted function with the shardings and formats of its executable."""
         return jax.jit(
             self.function(),
             in_shardings=tuple(self.formats(role) for role in _ROLES),
@@ -89,46 +92,50 @@ class Compilable:
         return step
 
     def inputs(self, role: str) -> list[Input]:
-        return [each for each in self.program.step_inputs if each.role == role]
+        """The step's inputs of one role: param, state or arg."""
+        return [input_ for input_ in self.program.step_inputs if input_.role == role]
 
     def shardings(self, role: str) -> list[Any]:
+        """The `NamedSharding` of every input of one role."""
         return [
-            named_sharding(self.mesh, each.layout, each.type.rank) for each in self.inputs(role)
+            named_sharding(self.mesh, input_.layout, input_.type.rank)
+            for input_ in self.inputs(role)
         ]
 
     def formats(self, role: str) -> list[Any]:
-        """Shardings; for the state of a TPU program with the memory layout left to the compiler."""
+        """Shardings; on a TPU the state also has the memory layout `Layout.AUTO`."""
         return [
-            self.free(each, sharding)
-            for each, sharding in zip(self.inputs(role), self.shardings(role))
+            self.free(input_, sharding)
+            for input_, sharding in zip(self.inputs(role), self.shardings(role))
         ]
 
-    def free(self, each: Input, sharding: Any) -> Any:
-        # On a CPU nothing is gained, and with jax 0.10.2 later steps came out wrong.
-        chooses = self.platform == "tpu" and each.role == "state" and each.type.rank > 1
-        return Format(Layout.AUTO, sharding) if chooses else sharding
+    def free(self, input_: Input, sharding: Any) -> Any:
+        """The sharding, with a memory layout of the compiler's choice for the state on a TPU.
+
+        On a CPU it would gain nothing, and with jax 0.10.2 later steps gave wrong results.
+        """
+        is_free = self.platform == "tpu" and input_.role == "state" and input_.type.rank > 1
+        return Format(Layout.AUTO, sharding) if is_free else sharding
 
     def output_formats(self) -> list[Any]:
-        """The updated state where it came from, an output that is constrained as it is constrained.
-
-        Any other output is replicated.
-        """
-        found = []
+        """Formats of the outputs: of the updated input for state, as constrained for an output with
+        a sharding constraint, replicated for any other."""
+        formats = []
         for value, out in zip(self.program.graph.outputs, self.program.step_outputs):
             if out.updates is None:
                 layout = value.op["layout"] if value.op.name == "constrain" else None
-                found.append(named_sharding(self.mesh, layout, value.type.rank))
+                formats.append(named_sharding(self.mesh, layout, value.type.rank))
                 continue
             source = self.program.step_inputs[out.updates]
             sharding = named_sharding(self.mesh, source.layout, source.type.rank)
-            found.append(self.free(source, sharding))
-        return found
+            formats.append(self.free(source, sharding))
+        return formats
 
 
 def compiled(compilable: Compilable) -> tuple[Any, tuple[str, ...]]:
-    """(executable, what the compiler had to say).
+    """(executable, the compiler's messages).
 
-    Raises DoesNotFit, naming the largest arrays, where the program does not fit in memory.
+    Raises DoesNotFit, with the largest arrays, if the program does not fit into memory.
     """
     try:
         return compile_quietly(compilable.lower())
@@ -138,18 +145,18 @@ def compiled(compilable: Compilable) -> tuple[Any, tuple[str, ...]]:
 
 
 def largest_inputs(compilable: Compilable, count: int = 5) -> list[str]:
-    """The step's largest inputs by their bytes on each chip."""
+    """The step's largest inputs by bytes per chip."""
     sizes = dict(compilable.mesh.shape)
     per_chip = []
-    for each in compilable.program.step_inputs:
-        split = prod(sizes[axis] for axes in each.layout or () for axis in axes)
-        per_chip.append((each.type.bytes / split, f"{each.name} {each.type}"))
+    for input_ in compilable.program.step_inputs:
+        split = prod(sizes[axis] for axes in input_.layout or () for axis in axes)
+        per_chip.append((input_.type.bytes / split, f"{input_.name} {input_.type}"))
     largest = sorted(per_chip, reverse=True)[:count]
-    return [f"{name} ({size / 2**30:.2f} GiB)" for size, name in largest]
+    return [f"{name} ({size(count)})" for count, name in largest]
 
 
 def compiled_stage(graph: Graph, shardings: Sequence[Any] | None) -> Callable[..., list[Any]]:
-    """prepare, adapt or restore as a jitted function, its results laid out over the mesh."""
+    """prepare, adapt or restore as a jitted function with these output shardings."""
     return jax.jit(
         lambda arrays: evaluate(graph, arrays),
         out_shardings=list(shardings) if shardings is not None else None,
@@ -162,26 +169,25 @@ def compiled_alone(
     shardings: Sequence[Any],
     donate: tuple[int, ...] = (),
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """(a function of arrays as it can be called, the shardings in which it takes its arguments).
+    """(the compiled function, its argument shardings); `shardings` are those of its results.
 
-    Its results are laid out over the mesh. An argument that names no sharding gets the one that
-    the compiler finds best for the results.
+    An argument without a sharding gets the one that the compiler chooses.
     """
-    whole = jax.jit(
+    jitted = jax.jit(
         function, out_shardings=list(shardings), donate_argnums=donate, keep_unused=True
     )
-    with jax.set_mesh(_NO_MESH):  # the caller may be under one of explicit axes
-        lowered = whole.lower(*arguments)
+    with jax.set_mesh(_NO_MESH):  # the caller's mesh may have explicit axes
+        lowered = jitted.lower(*arguments)
     executable, _ = compile_quietly(lowered)
-    dtypes = [short(each.dtype) for each in jax.tree.leaves(arguments)]
-    return callable_with(whole, executable, dtypes), executable.input_shardings[0]
+    dtypes = [short(leaf.dtype) for leaf in jax.tree.leaves(arguments)]
+    return callable_with(jitted, executable, dtypes), executable.input_shardings[0]
 
 
 def callable_with(jitted: Any, executable: Any, dtypes: Iterable[str]) -> Callable[..., Any]:
-    """The executable, or the function that it was compiled from where arrays would be refused.
+    """The executable, or the jitted function if the executable would reject its arguments.
 
-    On a CPU an executable wants int4 in a layout that no array has with jax 0.10.2; `jax.jit`
-    does not ask.
+    On a CPU an executable expects int4 in a layout that no array has with jax 0.10.2; `jax.jit`
+    does not check.
     """
     platforms = {
         device.platform

@@ -1,7 +1,7 @@
-"""What the collectives of a compiled program exchange: over which axes, how much, for how long.
+"""The collectives of a compiled program: mesh axes, bytes and ideal time.
 
-`Places` knows where a program's chips are, by the numbers that its text gives them: on the mesh,
-for the names of the axes, and in the machine, for the links that lie under them.
+`Places` maps the device numbers of the HLO text to coordinates on the mesh, which give the names of
+the axes, and in the topology, which give the physical links.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from dialect.compiled import hlo
-from dialect.compiled.hlo import Found
+from dialect.compiled.hlo import CollectiveInstruction
 from dialect.machine.collectives import own_bytes, transfer_s
 from dialect.machine.mesh import MeshSpec, Topology, placement
 
-# Kinds that take the links as another does.
+# Kinds that use the links like another kind.
 _LIKE = {"collective-broadcast": "all-gather", "ragged-all-to-all": "all-to-all"}
 
-# (axis of the machine, direction along it, the place from which)
+# (physical axis, direction along it, coordinates of the sender)
 Hop = tuple[int, int, tuple[int, ...]]
 
 
@@ -33,10 +33,10 @@ class Exchanged:
     - axes: the mesh axes along which its groups of chips extend
     - bytes: the output of an all-gather, the input of a reduce-scatter or an all-reduce, the local
       data of an all-to-all or a permute, as in `dialect.planning.plan.Exchange`
-    - received_bytes: what arrives at the chip and is meant for it
-    - ideal_s: how long that takes at full bandwidth, over one axis of the machine at a time
-    - together: how many of these axes work at once
-    - links: the links it takes, as (axis of the machine, direction)
+    - received_bytes: bytes that arrive at a chip as their destination
+    - ideal_s: seconds at full bandwidth, over one physical axis at a time
+    - together: the number of physical axes that are used at the same time
+    - links: the links that it uses, as (physical axis, direction)
     - hops: steps from chip to chip until the farthest is reached, one axis after the other
     """
 
@@ -53,7 +53,7 @@ class Exchanged:
 
 
 class Places:
-    """Where the chips of a program are: `on_mesh` and `in_machine`, arrays of [chip, axis]."""
+    """Coordinates of a program's chips: `on_mesh` and `in_machine`, arrays of [chip, axis]."""
 
     def __init__(self, topology: Topology, mesh: Any = None) -> None:
         self.topology = topology
@@ -63,13 +63,13 @@ class Places:
         if self.mesh.size != count:
             raise ValueError(f"the mesh {self.mesh} has {self.mesh.size} chips, {topology} {count}")
         self.on_mesh = np.stack(np.unravel_index(np.arange(count), self.mesh.sizes), axis=1)
-        # As `jax_mesh` lays a mesh over a machine; a mesh of another order says so itself.
+        # The order of `jax_mesh`; a mesh in another order has devices with coordinates.
         numbers = np.arange(count).reshape(topology.grid)
-        laid = numbers.transpose(placement(topology.grid, self.mesh.sizes)).ravel()
-        self.in_machine = np.stack(np.unravel_index(laid, topology.grid), axis=1)
+        order = numbers.transpose(placement(topology.grid, self.mesh.sizes)).ravel()
+        self.in_machine = np.stack(np.unravel_index(order, topology.grid), axis=1)
         devices = list(mesh.devices.flat) if hasattr(mesh, "devices") else []
         if devices and all(hasattr(device, "coords") for device in devices) and _plain(topology):
-            self.in_machine = np.array([each.coords[: len(topology.grid)] for each in devices])
+            self.in_machine = np.array([device.coords[: len(topology.grid)] for device in devices])
 
     def axes(self, group: Iterable[int]) -> tuple[str, ...]:
         """The mesh axes along which the chips of a group differ."""
@@ -77,19 +77,19 @@ class Places:
         return tuple(name for name, extent in zip(self.mesh.names, extents) if extent > 1)
 
     def extents(self, group: Iterable[int]) -> dict[int, int]:
-        """How many places a group takes along each axis of the machine that it extends along."""
+        """The number of coordinates of a group along every physical axis on which they differ."""
         extents = _extents(self.in_machine, group)
         return {axis: extent for axis, extent in enumerate(extents) if extent > 1}
 
     def loads(self, pairs: Iterable[tuple[int, ...]]) -> Counter[Hop]:
-        """How many messages of a permutation take each hop, one axis after the other."""
-        found: Counter[Hop] = Counter()
+        """The number of messages of a permutation per hop; a message takes one axis at a time."""
+        loads: Counter[Hop] = Counter()
         for source, target in pairs:
-            found.update(self.way(source, target))
-        return found
+            loads.update(self.way(source, target))
+        return loads
 
     def way(self, source: int, target: int) -> Iterator[Hop]:
-        """The hops between two chips, round a ring the shorter way."""
+        """The hops between two chips, the shorter way around a ring."""
         at = self.in_machine[source].tolist()
         for axis, to in enumerate(self.in_machine[target].tolist()):
             run = self.topology.physical[axis]
@@ -102,7 +102,7 @@ class Places:
 
 
 def _plain(topology: Topology) -> bool:
-    """Whether a device's coordinates say all there is to its place."""
+    """Whether a device's coordinates are its coordinates in `Topology.grid`."""
     return len(topology.grid) == len(topology.shape)
 
 
@@ -110,26 +110,26 @@ def _extents(places: np.ndarray, group: Iterable[int]) -> list[int]:
     return [len(set(column.tolist())) for column in places[sorted(group)].T]
 
 
-def exchanged(found: Found, places: Places) -> Exchanged:
-    """What one run of a collective moves. Raises ValueError where its groups cannot be read."""
-    groups = hlo.chip_groups(found.line, len(places.on_mesh))
+def exchanged(collective: CollectiveInstruction, places: Places) -> Exchanged:
+    """The traffic of one run of a collective. Raises ValueError if its groups cannot be read."""
+    groups = hlo.chip_groups(collective.line, len(places.on_mesh))
     if not groups:
-        raise ValueError(f"which chips take part is not known: {found.line.strip()[:200]}")
+        raise ValueError(f"cannot read the replica groups of: {collective.line.strip()[:200]}")
     group = max(groups, key=len)
-    arrays = [(hlo.array_bytes(*array), array[0]) for array in hlo.arrays(found.type)]
+    arrays = [(hlo.array_bytes(*array), array[0]) for array in hlo.arrays(collective.type)]
     held, chips = sum(size for size, _ in arrays), len(group)
     physical = places.topology.physical
-    kind = _LIKE.get(found.kind, found.kind)
+    kind = _LIKE.get(collective.kind, collective.kind)
     if kind == "reduce-scatter":
         held *= chips
     if kind == "collective-permute":
-        pairs = hlo.permuted(found.line)
+        pairs = hlo.permuted(collective.line)
         loads = places.loads(pairs)
         links = tuple({(axis, direction): None for axis, direction, _ in loads})
         received, together = (held if loads else 0), 1
         hops = max(sum(1 for _ in places.way(*pair)) for pair in pairs)
         runs = [physical[axis] for axis, _ in links]
-        # The busiest hop carries all that pass it, one after the other.
+        # The busiest hop carries its messages one after the other.
         ideal_s = max(loads.values(), default=0) * transfer_s(kind, held, runs)
     else:
         extents = places.extents(group)
@@ -138,7 +138,7 @@ def exchanged(found: Found, places: Places) -> Exchanged:
         received, together = int(own_bytes(kind, held, chips)), max(1, len(runs))
         ideal_s, hops = transfer_s(kind, held, runs), sum(run.hops for run in runs)
     return Exchanged(
-        kind=found.kind,
+        kind=collective.kind,
         axes=places.axes(group),
         dtype=max(arrays)[1],
         group_size=chips,

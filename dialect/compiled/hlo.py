@@ -1,7 +1,7 @@
-"""HLO text, read: what an executable takes, the collectives in it, and how often they run.
+"""A parser for HLO text: parameters, aliases, collectives and trip counts of an executable.
 
-The text is what `compiled.as_text()` gives for CPU and TPU. Each computation is parsed once, when
-something in it is asked for; layouts and tilings are left out.
+Reads what `compiled.as_text()` prints for CPU and TPU. A computation is parsed once, on first use;
+layouts and tilings are ignored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rewrite.dataflow import connected
+
 COLLECTIVES = {
     "all-gather",
     "all-reduce",
@@ -22,7 +24,7 @@ COLLECTIVES = {
     "ragged-all-to-all",
     "reduce-scatter",
 }
-# The TPU compiler writes a reduce-scatter as an all-reduce and a slice in a computation so named.
+# The TPU compiler writes a reduce-scatter as a computation of this name: all-reduce and slice.
 _REDUCE_SCATTER = "all-reduce-scatter"
 
 _ALIAS = re.compile(r"\{(\d*)\}: \((\d+), \{\}, \w+-alias\)")
@@ -47,23 +49,24 @@ class Instruction:
     line: str
 
     def attribute(self, pattern: str) -> str:
-        """The first group of `pattern` in the whole line, or nothing."""
-        found = re.search(pattern, self.line)
-        return found[1] if found else ""
+        """The first group of `pattern` in the line, or ""."""
+        match = re.search(pattern, self.line)
+        return match[1] if match else ""
 
     @property
     def is_root(self) -> bool:
+        """Whether it is the result of its computation."""
         return self.line.lstrip().startswith("ROOT ")
 
     @property
     def source(self) -> str:
-        """The JAX operation that it was made for."""
+        """The name of the JAX operation that it implements."""
         return self.attribute(r'op_name="([^"]*)"')
 
 
 @dataclass(frozen=True)
-class Found:
-    """A collective; `trips` is how often it runs, None where that is not known."""
+class CollectiveInstruction:
+    """A collective; `trips` is the number of its executions, None if that is not a constant."""
 
     kind: str
     type: str
@@ -73,13 +76,13 @@ class Found:
 
     @property
     def channel(self) -> str:
-        """What the parts of one collective have in common, empty where it has no other parts."""
-        found = re.search(r"channel_id=(\d+)", self.line)
-        return found[1] if found else ""
+        """The channel id, which the parts of an asynchronous collective share; "" without one."""
+        match = re.search(r"channel_id=(\d+)", self.line)
+        return match[1] if match else ""
 
 
 class Module:
-    """The text of an HLO module, cut into computations: each a dict of instructions by name."""
+    """An HLO module: computations as dicts of instructions by name."""
 
     def __init__(self, text: str) -> None:
         self.header, *lines = text.splitlines()
@@ -98,32 +101,33 @@ class Module:
             self.entry = start[2] if start[1] else self.entry
 
     def computation(self, name: str) -> dict[str, Instruction]:
+        """The instructions of a computation by name, in the order of the text."""
         if name not in self._parsed:
-            found = map(_instruction, self._lines[name])
-            self._parsed[name] = {each.name: each for each in found if each is not None}
+            parsed = map(_instruction, self._lines[name])
+            self._parsed[name] = {op.name: op for op in parsed if op is not None}
         return self._parsed[name]
 
     def root(self, name: str) -> Instruction:
-        """The instruction that gives a computation's result."""
-        return next(each for each in self.computation(name).values() if each.is_root)
+        """The root instruction of a computation: its result."""
+        return next(op for op in self.computation(name).values() if op.is_root)
 
     def parameters(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(dtype, shape) of every entry parameter: the part of it on one chip."""
+        """(dtype, shape) of the shard of every entry parameter."""
         layout = self.header.partition("entry_computation_layout={(")[2].partition(")->")[0]
         return arrays(_ASIDE.sub("", layout))
 
     def aliases(self) -> list[tuple[int, int]]:
-        """(parameter, output) for every output that is written over a parameter."""
-        found = _ALIAS.findall(self.header)
-        return [(int(parameter), int(output or 0)) for output, parameter in found]
+        """(parameter, output) for every output that aliases a parameter."""
+        pairs = _ALIAS.findall(self.header)
+        return [(int(parameter), int(output or 0)) for output, parameter in pairs]
 
 
 def _instruction(line: str) -> Instruction | None:
     head = line.partition(", metadata=")[0].partition(", backend_config=")[0]
-    found = _INSTRUCTION.match(_ASIDE.sub("", head))
-    if found is None:
+    match = _INSTRUCTION.match(_ASIDE.sub("", head))
+    if match is None:
         return None
-    name, type_, opcode, inside = found.groups()
+    name, type_, opcode, inside = match.groups()
     return Instruction(name, type_, opcode, tuple(_NAME.findall(inside)) or (inside,), line)
 
 
@@ -140,63 +144,77 @@ def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(",") if each)
+    return tuple(int(number) for number in text.split(",") if number)
 
 
-# Which collectives run, and how often.
+# Collectives and trip counts.
 
 
-def collectives(module: Module) -> Iterator[Found]:
-    """Every collective; of an asynchronous pair the one, and a conditional's branches all."""
+def collectives(module: Module) -> Iterator[CollectiveInstruction]:
+    """Every collective that runs: one for an asynchronous pair; all branches of conditionals."""
     yield from _walk(module, module.entry, 1)
 
 
-def _walk(module: Module, name: str, trips: int | None) -> Iterator[Found]:
-    """Those below a computation that runs `trips` times.
+def _walk(module: Module, name: str, trips: int | None) -> Iterator[CollectiveInstruction]:
+    """The collectives of a computation that runs `trips` times.
 
-    A collective that runs alongside other work shows in several fusions: where it starts, what it
-    runs along, where it ends. They share a channel.
+    An asynchronous collective occurs in several fusions (start, overlapped work, end), which share
+    a channel.
     """
     body = module.computation(name)
-    met: set[str] = set()
-    for each in body.values():
-        if each.opcode == "while":
-            loop_body, times = loop_of(module, each, body)
+    seen: set[str] = set()
+    for op in body.values():
+        if op.opcode == "while":
+            loop_body, times = loop_of(module, op, body)
             inner = None if trips is None or times is None else trips * times
             yield from _walk(module, loop_body, inner)
-        elif each.opcode in ("call", "conditional"):
-            for callee in callees(each):
+        elif op.opcode in ("call", "conditional"):
+            for callee in callees(op):
                 yield from _walk(module, callee, trips)
         else:
-            found = list(collectives_of(module, body, each))
-            again = met if each.opcode == "fusion" else set()
-            yield from (replace(one, trips=trips) for one in found if one.channel not in again)
-            met |= {one.channel for one in found if one.channel and each.opcode == "fusion"}
+            inside = list(collectives_of(module, body, op))
+            again = seen if op.opcode == "fusion" else set()
+            yield from (
+                replace(collective, trips=trips)
+                for collective in inside
+                if collective.channel not in again
+            )
+            seen |= {
+                collective.channel
+                for collective in inside
+                if collective.channel and op.opcode == "fusion"
+            }
 
 
 def collectives_of(
-    module: Module, body: dict[str, Instruction], each: Instruction
-) -> Iterator[Found]:
-    """Those that one instruction of a schedule runs or starts, in its fusion or by itself."""
-    kind = each.opcode.removesuffix("-start")
+    module: Module, body: dict[str, Instruction], op: Instruction
+) -> Iterator[CollectiveInstruction]:
+    """The collectives that one instruction runs or starts, inside its fusion too."""
+    kind = op.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-        yield Found(kind, _result_type(each, body), each.line, 1, _source(each, body))
-    elif not each.opcode.endswith(("-done", "-update")):
-        for callee in callees(each):
+        yield CollectiveInstruction(kind, _result_type(op, body), op.line, 1, _source(op, body))
+    elif not op.opcode.endswith(("-done", "-update")):
+        for callee in callees(op):
             inside = module.computation(callee)
             for inner in inside.values():
-                for found in collectives_of(module, inside, inner):
-                    yield _scattered(each, found) if callee.startswith(_REDUCE_SCATTER) else found
+                for collective in collectives_of(module, inside, inner):
+                    yield (
+                        _scattered(op, collective)
+                        if callee.startswith(_REDUCE_SCATTER)
+                        else collective
+                    )
 
 
-def _source(each: Instruction, body: dict[str, Instruction]) -> str:
-    """The JAX operation that it was made for; where XLA does not say, the nearest that it reads."""
-    near = {each.name: each}
-    for name in (names := [each.name]):
+def _source(op: Instruction, body: dict[str, Instruction]) -> str:
+    """The JAX operation of an instruction, or of the nearest operand that has one."""
+    near = {op.name: op}
+    for name in (names := [op.name]):
         if near[name].source:
             return near[name].source
-        read = [one for one in near[name].operands if one in body and one not in near]
-        near |= {one: body[one] for one in read}
+        read = [
+            operand for operand in near[name].operands if operand in body and operand not in near
+        ]
+        near |= {operand: body[operand] for operand in read}
         names += read
     return ""
 
@@ -204,33 +222,36 @@ def _source(each: Instruction, body: dict[str, Instruction]) -> str:
 def loop_of(
     module: Module, loop: Instruction, around: dict[str, Instruction]
 ) -> tuple[str, int | None]:
-    """(body, trips) of a `while`; trips are None where they are not a constant of the program."""
+    """(body, trips) of a `while`; trips are None if they are not a constant."""
     condition, body = _LOOP.search(loop.line).groups()
     return body, _trip_count(module, loop, around, condition, body)
 
 
-def _scattered(fusion: Instruction, found: Found) -> Found:
-    source = found.source or fusion.source
-    return Found("reduce-scatter", fusion.type, found.line, found.trips, source)
+def _scattered(fusion: Instruction, collective: CollectiveInstruction) -> CollectiveInstruction:
+    source = collective.source or fusion.source
+    return CollectiveInstruction(
+        "reduce-scatter", fusion.type, collective.line, collective.trips, source
+    )
 
 
-def callees(each: Instruction) -> list[str]:
-    """The computations that an instruction runs, loops left out."""
-    return _CALLEES.findall(each.line) + _NAME.findall(each.attribute(_BRANCHES.pattern))
+def callees(op: Instruction) -> list[str]:
+    """The computations that an instruction calls, except those of loops."""
+    return _CALLEES.findall(op.line) + _NAME.findall(op.attribute(_BRANCHES.pattern))
 
 
-def _result_type(each: Instruction, body: dict[str, Instruction]) -> str:
-    """Of an asynchronous collective the type of its end: its start names its operands as well."""
-    if not each.opcode.endswith("-start"):
-        return each.type
-    end = each.opcode.removesuffix("-start") + "-done"
-    return next(b.type for b in body.values() if b.opcode == end and each.name in b.operands)
+def _result_type(op: Instruction, body: dict[str, Instruction]) -> str:
+    """The type of a collective; for an asynchronous one that of its end, since the start's type
+    includes the operands."""
+    if not op.opcode.endswith("-start"):
+        return op.type
+    end = op.opcode.removesuffix("-start") + "-done"
+    return next(b.type for b in body.values() if b.opcode == end and op.name in b.operands)
 
 
 def _trip_count(
     module: Module, loop: Instruction, around: dict[str, Instruction], condition: str, body: str
 ) -> int | None:
-    """How often a loop runs: as XLA says, or counted where its condition is `counter < limit`."""
+    """The trip count of a loop: XLA's, or computed if the condition is `counter < limit`."""
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
         return int(known)
@@ -250,7 +271,7 @@ def _trip_count(
 
 
 def _step(body: dict[str, Instruction], name: str, counter: int) -> int | None:
-    """n, where a loop's body turns element `counter` of its state into itself + n."""
+    """n, if a loop body adds n to element `counter` of its state."""
     sum_ = _behind_copies(body, name)
     if sum_ is None or sum_.opcode != "add" or _element(body, sum_.operands[0]) != counter:
         return None
@@ -258,36 +279,36 @@ def _step(body: dict[str, Instruction], name: str, counter: int) -> int | None:
 
 
 def _element(body: dict[str, Instruction], name: str) -> int | None:
-    """Which element of its computation's parameter a value is."""
-    each = _behind_copies(body, name)
-    if each is None or each.opcode != "get-tuple-element":
+    """The index of a value in its computation's parameter, a tuple."""
+    element = _behind_copies(body, name)
+    if element is None or element.opcode != "get-tuple-element":
         return None
-    source = body.get(each.operands[0])
-    is_parameter = source is not None and source.opcode == "parameter"
-    return int(each.attribute(r"index=(\d+)")) if is_parameter else None
+    state = body.get(element.operands[0])
+    is_parameter = state is not None and state.opcode == "parameter"
+    return int(element.attribute(r"index=(\d+)")) if is_parameter else None
 
 
 def _constant(body: dict[str, Instruction], name: str) -> int | None:
-    each = _behind_copies(body, name)
-    found = each is not None and each.opcode == "constant"
-    return int(each.operands[0]) if found and each.operands[0].isdigit() else None
+    op = _behind_copies(body, name)
+    is_constant = op is not None and op.opcode == "constant"
+    return int(op.operands[0]) if is_constant and op.operands[0].isdigit() else None
 
 
 def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | None:
-    each = body.get(name)
-    while each is not None and each.opcode in ("copy", "bitcast"):
-        each = body.get(each.operands[0])
-    return each
+    op = body.get(name)
+    while op is not None and op.opcode in ("copy", "bitcast"):
+        op = body.get(op.operands[0])
+    return op
 
 
-# Which chips take part.
+# Replica groups.
 
 
 def chip_groups(line: str, chips: int) -> list[set[int]] | None:
-    """The groups of chips that a collective names, in any of XLA's notations; None in another."""
+    """The replica groups of a collective in any of XLA's notations; None if there are none."""
     pairs = permuted(line)
     if pairs:
-        return _connected(pairs)
+        return [set(group) for group in connected(pairs)]
     listed = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", line)
     if listed:
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
@@ -295,24 +316,14 @@ def chip_groups(line: str, chips: int) -> list[set[int]] | None:
     counted = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line)
     if counted:
         return [set(row) for row in _order(counted[2]).reshape(_ints(counted[1])).tolist()]
-    named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((\S+)\))? \{(.*?)\}", line)
-    return _along_axes(*named.groups()) if named else None
+    by_axes = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((\S+)\))? \{(.*?)\}", line)
+    return _along_axes(*by_axes.groups()) if by_axes else None
 
 
 def permuted(line: str) -> list[tuple[int, ...]]:
     """The pairs (source, target) of a collective-permute."""
     pairs = re.search(r"source_target_pairs=\{(.*?\})\}", line)
     return [_ints(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])] if pairs else []
-
-
-def _connected(pairs: list[tuple[int, ...]]) -> list[set[int]]:
-    """The chips between which a permutation moves data, at once or over others."""
-    groups: list[set[int]] = []
-    for pair in pairs:
-        touching = [group for group in groups if group & set(pair)]
-        groups = [group for group in groups if group not in touching]
-        groups.append(set(pair).union(*touching))
-    return groups
 
 
 def _order(text: str) -> np.ndarray:
@@ -325,9 +336,9 @@ def _order(text: str) -> np.ndarray:
 
 
 def _along_axes(mesh: str, order: str | None, axes: str) -> list[set[int]]:
-    """Groups along axes of a mesh: "'x'=2,'y'=4" and "'y'", or "'y':(2)2" for a part of y.
+    """Groups along mesh axes: "'x'=2,'y'=4" and "'y'", or "'y':(2)2" for a factor of y.
 
-    The part (2)2 of an axis of 8 is its second factor in 2 x 2 x 2.
+    The factor (2)2 of an axis of 8 is the second one of 2 x 2 x 2.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     parts = {

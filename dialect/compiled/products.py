@@ -1,8 +1,8 @@
-"""The arithmetic in HLO text: operations of the matrix products that an instruction runs.
+"""FLOPs of the matrix products in HLO text.
 
-The TPU compiler writes every product as a convolution, with batches and heads as its windows; what
-a window reads beside the array is not computed, and not counted. Everything else a chip does
-(elementwise, reductions) runs beside its matrix unit and is left out.
+The TPU compiler writes every product as a convolution with batches and heads as window dimensions;
+positions of a window outside of the array are not computed, and not counted. Elementwise ops and
+reductions overlap with the matrix unit and are left out.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 @dataclass(frozen=True)
 class Product:
-    """Some matrix products: a multiply-add is two operations.
+    """A matrix product; a multiply-add is two operations.
 
-    - dtype: what the matrix unit multiplies: "int8", or "bf16" for everything wider
-    - passes: how often it goes over its operands: more than once for float32 at high precision
+    - dtype: the dtype that the matrix unit multiplies: "int8", or "bf16" for everything wider
+    - passes: passes over the operands: more than one for float32 at high precision
     """
 
     flops: int
@@ -36,43 +36,43 @@ class Product:
     passes: int = 1
 
 
-def products(module: Module, body: dict[str, Instruction], each: Instruction) -> Iterator[Product]:
-    """Those that one run of an instruction computes, in its fusion or by itself.
+def products(module: Module, body: dict[str, Instruction], op: Instruction) -> Iterator[Product]:
+    """The products of one run of an instruction, inside its fusion too.
 
-    Of a custom call what its author declares (a Pallas kernel's `cost_estimate`).
+    For a custom call the declared cost (a Pallas kernel's `cost_estimate`).
     """
-    if each.opcode in ("convolution", "dot"):
-        yield _product(body, each)
-    elif each.opcode in ("fusion", "async-start"):
-        for callee in hlo.callees(each):
+    if op.opcode in ("convolution", "dot"):
+        yield _product(body, op)
+    elif op.opcode in ("fusion", "async-start"):
+        for callee in hlo.callees(op):
             inside = module.computation(callee)
             for inner in inside.values():
                 yield from products(module, inside, inner)
-    elif each.opcode == "custom-call":
-        declared = int(each.attribute(r'"cost_estimate":\{[^{}]*"flops":"?(\d+)') or 0)
-        yield from [Product(declared, _dtype(body, each))] if declared else []
+    elif op.opcode == "custom-call":
+        declared = int(op.attribute(r'"cost_estimate":\{[^{}]*"flops":"?(\d+)') or 0)
+        yield from [Product(declared, _dtype(body, op))] if declared else []
 
 
-def _product(body: dict[str, Instruction], each: Instruction) -> Product:
-    left, right = (_shape(body[operand]) for operand in each.operands[:2])
-    if each.opcode == "dot":
-        summed = each.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
+def _product(body: dict[str, Instruction], op: Instruction) -> Product:
+    left, right = (_shape(body[operand]) for operand in op.operands[:2])
+    if op.opcode == "dot":
+        summed = op.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
         over = math.prod(left[int(dimension)] for dimension in summed.split(",") if dimension)
-        multiplied = math.prod(_shape(each)) * over
+        multiplied = math.prod(_shape(op)) * over
     else:
-        multiplied = _convolved(each, left, right, _shape(each))
-    precision = each.attribute(r"operand_precision=\{(\w+)")
-    wide = all(_element(body[operand]) == "f32" for operand in each.operands[:2])
+        multiplied = _convolved(op, left, right, _shape(op))
+    precision = op.attribute(r"operand_precision=\{(\w+)")
+    wide = all(_element(body[operand]) == "f32" for operand in op.operands[:2])
     passes = _PASSES.get(precision, 1) if wide else 1
-    return Product(2 * multiplied, _dtype(body, each), passes)
+    return Product(2 * multiplied, _dtype(body, op), passes)
 
 
 def _convolved(
-    each: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
+    op: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
 ) -> int:
-    """How many pairs of elements a convolution multiplies."""
-    of_left, of_right, of_out = _LABELS.search(each.line).groups()
-    window = each.attribute(r"window=\{([^}]*)\}")
+    """The number of multiply-adds of a convolution."""
+    of_left, of_right, of_out = _LABELS.search(op.line).groups()
+    window = op.attribute(r"window=\{([^}]*)\}")
     pairs = out[of_out.index("b")] * out[of_out.index("f")] * right[of_right.index("i")]
     for number in range(len(of_out) - 2):
         label = str(number)
@@ -91,16 +91,16 @@ def _convolved(
 
 def _window(window: str, key: str, number: int, default: str) -> str:
     """One dimension's entry of "size=1x2 pad=0_0x1_1"."""
-    found = re.search(rf"\b{key}=(\S+)", window)
-    return found[1].split("x")[number] if found else default
+    match = re.search(rf"\b{key}=(\S+)", window)
+    return match[1].split("x")[number] if match else default
 
 
 @lru_cache(maxsize=4096)
 def _positions(
     read: int, written: int, size: int, stride: int, low: int, spread: int, step: int
 ) -> int:
-    """In how many (window, position in it) an element of the array lies: not padding, nor one of
-    the gaps that `lhs_dilate` opens between elements."""
+    """The number of (window, position) pairs that read an element, not padding or a gap of
+    `lhs_dilate`."""
     windows, total = np.arange(written) * stride - low, 0
     for position in range(0, size * step, step):
         at = windows + position
@@ -108,14 +108,14 @@ def _positions(
     return total
 
 
-def _dtype(body: dict[str, Instruction], each: Instruction) -> str:
-    held = {_element(body[operand]) for operand in each.operands[:2] if operand in body}
+def _dtype(body: dict[str, Instruction], op: Instruction) -> str:
+    held = {_element(body[operand]) for operand in op.operands[:2] if operand in body}
     return "int8" if held and held <= _INT8 else "bf16"
 
 
-def _element(each: Instruction) -> str:
-    return hlo.arrays(each.type)[0][0]
+def _element(op: Instruction) -> str:
+    return hlo.arrays(op.type)[0][0]
 
 
-def _shape(each: Instruction) -> tuple[int, ...]:
-    return hlo.arrays(each.type)[0][1]
+def _shape(op: Instruction) -> tuple[int, ...]:
+    return hlo.arrays(op.type)[0][1]

@@ -1,12 +1,12 @@
-"""How long a compiled TPU program takes: its schedule walked, instruction by instruction.
+"""A performance simulator: the time of a compiled TPU program, from its instruction schedule.
 
     schedule(compiled, Topology.parse("v4:4x4x4"), mesh).time_s
 
-An instruction takes as long as the slowest of its parts: matrix products, HBM traffic, bytes over
-links. What comes in two halves (all-gather-start and -done, DMA by copy-start and slice-start,
-collectives that run beside fusions) begins with the first, and the second waits for it. Loops
-run as often as they say, of a conditional the dearest branch. What the compiler itself says of
-times (estimated_cycles, optimal_seconds) is not used: it knows no links.
+An instruction takes as long as its slowest part: matrix products, HBM traffic, bytes over links.
+Asynchronous pairs (all-gather-start and -done, DMA by copy-start and slice-start, collectives split
+over fusions) overlap with the instructions between them. Loops run for their trip count, and of a
+conditional the slowest branch counts. XLA's own estimates (estimated_cycles, optimal_seconds) are
+not used, since they do not model links.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from dialect.machine.mesh import Topology
 
 @dataclass(frozen=True)
 class Delivered:
-    """How much of its data sheet a chip delivers: all that is fitted rather than looked up.
+    """The fitted constants: the fraction of its data sheet that a chip delivers.
 
-    - compute, hbm, link: fractions of the matrix unit's peak, of HBM's, of a link's one way
-    - torus: links of k axes together are worth k**torus of one axis
-    - hop_s: a step of a collective from chip to chip, however few bytes it carries
+    - compute, hbm, link: fractions of the peak of the matrix unit, of HBM, of a link one way
+    - torus: the links of k axes together have the bandwidth of k**torus axes
+    - hop_s: seconds of one step of a collective, independent of bytes
     """
 
     compute: float
@@ -41,23 +41,22 @@ class Delivered:
     hop_s: float
 
 
-# hbm, link and torus were measured beforehand, on latencies of PaLM on v4 in arXiv:2211.05102;
-# compute and hop_s are fitted to 47 of these, of PaLM 62B and 540B in Tables 2, 3 and D.2 and
-# Figures 1, 6, 7 and 8, each against the schedule of our own program for that layout
-# (benchmarks/schedule.py: median error 6 %), then rounded. A latency in proportion to the way fits
-# better than one for each collective. The paper's programs ran part of their collectives beside
-# their products, ours do not: hence the high fraction of compute. No such measurements are public
-# for the other chips: they are assumed to deliver the same part of their data sheets.
+# Fitted to latencies of PaLM 62B and 540B on v4 in arXiv:2211.05102: hbm, link and torus first;
+# compute and hop_s to 47 points of Tables 2, 3 and D.2 and Figures 1, 6, 7 and 8, comparing each
+# with the schedule of our program for the same layout (benchmarks/schedule.py: median error 6 %),
+# then rounded. A latency per hop fits better than one per collective. The paper's programs overlap
+# some collectives with products and ours do not: hence the high fraction of compute. No such
+# measurements are public for other chips: they are assumed to deliver the same fractions.
 DELIVERED = Delivered(compute=0.95, hbm=0.90, link=0.93, torus=0.4, hop_s=3e-6)
 
 
 @dataclass(frozen=True)
 class Event:
-    """An instruction of the schedule, in all its `trips`; of two halves the first.
+    """A scheduled instruction over all its `trips`; an asynchronous pair is its start.
 
-    - hbm_bytes, flops, time_s: of all trips together; time_s as though it ran alone
-    - exposed_s: what it adds to the step, that is what nothing else hides
-    - dtype: what its products multiply ("bf16", "int8"), empty where it has none
+    - hbm_bytes, flops, time_s: over all trips; time_s without overlap
+    - exposed_s: the seconds that it adds to the step, after overlap
+    - dtype: the dtype that its products multiply ("bf16", "int8"); "" without products
     - exchanges: the collectives of one trip
     """
 
@@ -77,8 +76,8 @@ class Event:
 class Schedule:
     """One run of an executable on one chip. time_s = compute_s + hbm_s + link_s.
 
-    Each second counts once, as what the chip was waiting for: its matrix unit, its HBM, or links
-    that nothing else hides. `collective_bytes`: what a chip receives.
+    Every second counts once, for its bottleneck: matrix unit, HBM, or exposed links.
+    `collective_bytes`: bytes that a chip receives.
     """
 
     compute_s: float
@@ -92,31 +91,32 @@ class Schedule:
 
     @property
     def time_s(self) -> float:
+        """Seconds of one run."""
         return self.compute_s + self.hbm_s + self.link_s
 
     def table(self, count: int = 20) -> list[tuple[str, ...]]:
-        """(exposed, share, trips, what, bytes a trip, source) of the dearest instructions."""
-        dearest = sorted(self.events, key=lambda each: -each.exposed_s)[:count]
+        """(exposed, share, trips, instruction, bytes per trip, source) of the slowest ones."""
+        dearest = sorted(self.events, key=lambda event: -event.exposed_s)[:count]
         return [
             (
-                f"{each.exposed_s * 1e3:.3f} ms",
-                f"{each.exposed_s / (self.time_s or 1):.1%}",
-                f"{each.trips:,}",
-                _what(each),
-                _bytes(each),
-                each.source,
+                f"{event.exposed_s * 1e3:.3f} ms",
+                f"{event.exposed_s / (self.time_s or 1):.1%}",
+                f"{event.trips:,}",
+                _what(event),
+                _bytes(event),
+                event.source,
             )
-            for each in dearest
+            for event in dearest
         ]
 
 
 def _what(event: Event) -> str:
-    kinds = [f"{each.kind} over {' '.join(each.axes)}" for each in event.exchanges]
+    kinds = [f"{exchange.kind} over {' '.join(exchange.axes)}" for exchange in event.exchanges]
     return ", ".join([f"{event.opcode} {event.name}", *kinds])
 
 
 def _bytes(event: Event) -> str:
-    received = sum(each.received_bytes for each in event.exchanges)
+    received = sum(exchange.received_bytes for exchange in event.exchanges)
     hbm = f"{event.hbm_bytes / event.trips / 1e6:.2f} MB of HBM"
     return f"{received / 1e6:.2f} MB of links, {hbm}" if received else hbm
 
@@ -124,23 +124,25 @@ def _bytes(event: Event) -> str:
 def schedule(
     compiled: Any, topology: Topology, mesh: Any = None, delivered: Delivered = DELIVERED
 ) -> Schedule:
-    """Reads a `jax.stages.Compiled` for a TPU. Without its mesh, the topology's own is assumed.
+    """The schedule of a `jax.stages.Compiled` for a TPU, on `mesh` or the topology's default mesh.
 
-    Raises ValueError where a loop's number of trips is not a constant of the program, or where
-    the chips that take part in a collective cannot be read.
+    Raises ValueError if the trip count of a loop is not a constant, or if the replica groups of a
+    collective cannot be read.
     """
     walk = _Walk(Module(compiled.as_text()), Places(topology, mesh), topology.chip, delivered)
     walk.computation(walk.module.entry, runs=1)
-    spent = sum((each.spent for each in walk.met.values()), Spent())
-    events = tuple(each.event() for each in walk.met.values())
+    spent = sum((visit.spent for visit in walk.visited.values()), Spent())
+    events = tuple(visit.event() for visit in walk.visited.values())
     return Schedule(
         compute_s=spent.compute_s,
         hbm_s=spent.hbm_s,
         link_s=spent.link_s,
-        hbm_bytes=sum(each.hbm_bytes for each in events),
-        flops=sum(each.flops for each in events),
+        hbm_bytes=sum(event.hbm_bytes for event in events),
+        flops=sum(event.flops for event in events),
         collective_bytes=sum(
-            each.trips * one.received_bytes for each in events for one in each.exchanges
+            event.trips * exchange.received_bytes
+            for event in events
+            for exchange in event.exchanges
         ),
         events=events,
         memory=read(compiled).memory,
@@ -158,8 +160,8 @@ class _Cost:
 
 
 @dataclass
-class _Met:
-    """An instruction, and how often the walk has met it."""
+class _Visited:
+    """An instruction with the runs and seconds that the walk has counted so far."""
 
     instruction: Instruction
     cost: _Cost
@@ -167,15 +169,15 @@ class _Met:
     spent: Spent = field(default_factory=Spent)
 
     def event(self) -> Event:
-        each, cost = self.instruction, self.cost
-        largest = max(cost.products, key=lambda one: one.flops, default=None)
+        op, cost = self.instruction, self.cost
+        largest = max(cost.products, key=lambda product: product.flops, default=None)
         return Event(
-            name=each.name,
-            opcode=each.opcode,
-            source=each.source,
+            name=op.name,
+            opcode=op.opcode,
+            source=op.source,
             trips=self.trips,
             hbm_bytes=self.trips * cost.hbm_bytes,
-            flops=self.trips * sum(one.flops for one in cost.products),
+            flops=self.trips * sum(product.flops for product in cost.products),
             dtype=largest.dtype if largest else "",
             time_s=self.trips * cost.work.time_s,
             exposed_s=self.spent.time_s,
@@ -185,37 +187,37 @@ class _Met:
 
 @dataclass
 class _Walk:
-    """In program order, over everything that runs as a schedule."""
+    """The simulation, in program order."""
 
     module: Module
     places: Places
     chip: Chip
     delivered: Delivered
     clock: Clock = field(default_factory=Clock)
-    met: dict[tuple[str, str], _Met] = field(default_factory=dict)
+    visited: dict[tuple[str, str], _Visited] = field(default_factory=dict)
 
     def computation(self, name: str, runs: int) -> None:
         """Walks a computation once, for `runs` of its runs."""
-        started: dict[str, _Met] = {}
+        started: dict[str, _Visited] = {}
         body = self.module.computation(name)
-        for each in body.values():
-            if each.opcode == "while":
-                self.loop(each, body, runs)
-            elif each.opcode == "call":
-                for callee in hlo.callees(each):
+        for op in body.values():
+            if op.opcode == "while":
+                self.loop(op, body, runs)
+            elif op.opcode == "call":
+                for callee in hlo.callees(op):
                     self.computation(callee, runs)
-            elif each.opcode == "conditional":
-                self.dearest(hlo.callees(each), runs)
+            elif op.opcode == "conditional":
+                self.dearest(hlo.callees(op), runs)
             else:
-                self.instruction(name, body, each, started, runs)
-        for begun, met in started.items():  # what nothing here has waited for
-            met.spent += self.clock.wait(begun).times(runs)
+                self.instruction(name, body, op, started, runs)
+        for begun, visit in started.items():  # what nothing here has waited for
+            visit.spent += self.clock.wait(begun).times(runs)
 
-    def loop(self, each: Instruction, body: dict[str, Instruction], runs: int) -> None:
-        """Its first trip may have something to wait for; the others are alike."""
-        inner, trips = hlo.loop_of(self.module, each, body)
+    def loop(self, op: Instruction, body: dict[str, Instruction], runs: int) -> None:
+        """Walks a loop: its first trip, which may wait for transfers, and one more for the rest."""
+        inner, trips = hlo.loop_of(self.module, op, body)
         if trips is None:
-            raise ValueError(f"how often {each.name} runs is not known: {each.source}")
+            raise ValueError(f"how often {op.name} runs is not known: {op.source}")
         if trips:
             self.computation(inner, runs)
         if trips > 1:
@@ -224,7 +226,7 @@ class _Walk:
             self.clock.repeat(trips - 2, self.clock.now_s - before_s)
 
     def dearest(self, branches: list[str], runs: int) -> None:
-        """Walks the branch of a conditional that takes longest."""
+        """Walks the slowest branch of a conditional."""
         ends = []
         for branch in branches:
             trial = _Walk(self.module, self.places, self.chip, self.delivered, self.clock.copy())
@@ -237,55 +239,55 @@ class _Walk:
         self,
         inside: str,
         body: dict[str, Instruction],
-        each: Instruction,
-        started: dict[str, _Met],
+        op: Instruction,
+        started: dict[str, _Visited],
         runs: int,
     ) -> None:
-        """Runs it, starts it, or waits for what it ends; `started` by the names of transfers."""
-        part = async_part(self.module, each)
-        if each.opcode.endswith("-done") or part == "AsyncCollectiveDone":
-            begun = self.transfer(body, each)
+        """Runs or starts an instruction, or waits for its transfer; `started`: by transfer."""
+        part = async_part(self.module, op)
+        if op.opcode.endswith("-done") or part == "AsyncCollectiveDone":
+            begun = self.transfer(body, op)
             if begun in started:
                 started[begun].spent += self.clock.wait(begun).times(runs)
             return
-        cost = self.cost(inside, body, each, started)
+        cost = self.cost(inside, body, op, started)
         if cost is None:
             return
-        met = self.met.setdefault((inside, each.name), _Met(each, cost))
-        met.trips += runs
-        if each.opcode.endswith("-start") or part == "AsyncCollectiveStart":
-            begun = self.transfer(body, each)
-            started[begun] = met
+        visit = self.visited.setdefault((inside, op.name), _Visited(op, cost))
+        visit.trips += runs
+        if op.opcode.endswith("-start") or part == "AsyncCollectiveStart":
+            begun = self.transfer(body, op)
+            started[begun] = visit
             self.clock.start(begun, cost.work)
         else:
-            met.spent += self.clock.run(cost.work).times(runs)
+            visit.spent += self.clock.run(cost.work).times(runs)
 
-    def transfer(self, body: dict[str, Instruction], each: Instruction) -> str:
-        """What the two halves of a transfer have in common: a channel, or the first one's name."""
-        if each.opcode == "fusion":
-            (found, *_) = hlo.collectives_of(self.module, body, each)
-            return f"channel {found.channel}"
-        while each.opcode.endswith(("-done", "-update")) and each.operands[0] in body:
-            each = body[each.operands[0]]
-        return each.name
+    def transfer(self, body: dict[str, Instruction], op: Instruction) -> str:
+        """The identity of an asynchronous pair: its channel, or the name of its start."""
+        if op.opcode == "fusion":
+            (collective, *_) = hlo.collectives_of(self.module, body, op)
+            return f"channel {collective.channel}"
+        while op.opcode.endswith(("-done", "-update")) and op.operands[0] in body:
+            op = body[op.operands[0]]
+        return op.name
 
     def cost(
         self,
         inside: str,
         body: dict[str, Instruction],
-        each: Instruction,
-        started: dict[str, _Met],
+        op: Instruction,
+        started: dict[str, _Visited],
     ) -> _Cost | None:
-        """What one trip costs, nothing where it is free. A collective that was started before
-        and runs beside this instruction is not one of its own."""
-        if (inside, each.name) in self.met:
-            return self.met[inside, each.name].cost
-        moved = traffic(self.module, body, each).bytes
-        multiplied = tuple(products(self.module, body, each))
+        """The cost of one trip, or None if it is free. A collective that was started before this
+        fusion does not belong to it."""
+        if (inside, op.name) in self.visited:
+            return self.visited[inside, op.name].cost
+        moved = traffic(self.module, body, op).bytes
+        multiplied = tuple(products(self.module, body, op))
         sent = tuple(
-            exchanged(found, self.places)
-            for found in hlo.collectives_of(self.module, body, each)
-            if each.opcode != "fusion" or f"channel {found.channel}" not in started
+            exchanged(collective, self.places)
+            for collective in hlo.collectives_of(self.module, body, op)
+            if op.opcode != "fusion" or f"channel {collective.channel}" not in started
         )
         if not (moved or multiplied or sent):
             return None
@@ -298,15 +300,15 @@ class _Walk:
         peaks = {"bf16": chip.bf16_flops_per_s, "int8": chip.int8_flops_per_s}
         return Work(
             compute_s=sum(
-                each.passes * each.flops / (delivered.compute * peaks[each.dtype])
-                for each in multiplied
+                product.passes * product.flops / (delivered.compute * peaks[product.dtype])
+                for product in multiplied
             ),
             hbm_s=moved / (delivered.hbm * chip.hbm_bytes_per_s),
-            link_s=sum(self.link_s(each) for each in sent),
-            links=tuple({link for each in sent for link in each.links}),
+            link_s=sum(self.link_s(exchange) for exchange in sent),
+            links=tuple({link for exchange in sent for link in exchange.links}),
         )
 
     def link_s(self, sent: Exchanged) -> float:
-        """One collective by itself."""
+        """Seconds of one collective without overlap."""
         worth = self.delivered.link * sent.together**self.delivered.torus
         return sent.ideal_s / worth + sent.hops * self.delivered.hop_s

@@ -1,10 +1,9 @@
-"""HBM traffic of an executable, read off its schedule: the bytes that one run reads and writes.
+"""HBM traffic of an executable: the bytes that one run reads and writes, from its schedule.
 
-What the compiler itself reports counts the body of a loop once. Here every instruction that runs
-by itself counts its operands and results as often as it runs; within a fusion only what it really
-touches: of an array that it slices the slice, of one that it updates in place the update. Arrays
-lie in tiles, the last of which may be partly empty: the whole tile is counted. Arrays that the
-compiler keeps on the chip (memory space S(1)) are free; moving them there is not.
+XLA's cost analysis counts a loop body once. Here every scheduled instruction counts its operands
+and results once per run; a fusion counts only the bytes that it touches: the slice of an array that
+it slices, the update of an array that it updates in place. Arrays are tiled, and partial tiles
+count as full ones. Arrays in on-chip memory (memory space S(1)) are free; moving them there is not.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _ALIASED = re.compile(r"\{(\d+)\}: \(")
 _TILES = re.compile(r"\{([\d,]+):T\(([\d,]+)\)")
-# Names for what is there already, or is nowhere; and what only runs other computations.
+# Instructions that move nothing: aliases, constants, and calls of other computations.
 _FREE = {
     "add-dependency",
     "after-all",
@@ -37,7 +36,7 @@ _FREE = {
     "tuple",
     "while",
 }
-# The TPU compiler's own, which say something and do nothing.
+# Custom calls of the TPU compiler that are annotations only.
 _FREE_CALLS = {
     "AllocateBuffer",
     "AssumeGatherIndicesInBound",
@@ -45,124 +44,130 @@ _FREE_CALLS = {
     "AsyncCollectiveStart",
     "ConcatBitcast",
 }
-_THROUGH = ("bitcast", "reshape", "copy", "convert")  # inside a fusion: the same bytes, or fewer
+_THROUGH = (
+    "bitcast",
+    "reshape",
+    "copy",
+    "convert",
+)  # inside a fusion: read as their users read
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a chip reads from its HBM, and writes to it."""
+    """Bytes that a chip reads from and writes to its HBM."""
 
     read: int = 0
     written: int = 0
 
     @property
     def bytes(self) -> int:
+        """Bytes read and written."""
         return self.read + self.written
 
 
 def hbm_bytes(compiled: Any) -> int:
-    """Bytes that one run of a `jax.stages.Compiled` for TPU moves to and from HBM, on one chip.
+    """HBM bytes per chip of one run of a `jax.stages.Compiled` for TPU.
 
-    Raises ValueError where a loop's number of trips is not a constant of the program.
+    Raises ValueError if the trip count of a loop is not a constant.
     """
     module = Module(compiled.as_text())
     return sum(
-        trips * traffic(module, module.computation(name), each).bytes
+        trips * traffic(module, module.computation(name), op).bytes
         for name, trips in _scheduled(module, module.entry, 1)
-        for each in module.computation(name).values()
+        for op in module.computation(name).values()
     )
 
 
 def _scheduled(module: Module, name: str, trips: int) -> Iterator[tuple[str, int]]:
-    """Every computation that runs as a schedule, and how often; of a conditional every branch."""
+    """(computation, runs) of every scheduled computation, with all branches of conditionals."""
     yield name, trips
     body = module.computation(name)
-    for each in body.values():
-        if each.opcode == "while":
-            inner, times = hlo.loop_of(module, each, body)
+    for op in body.values():
+        if op.opcode == "while":
+            inner, times = hlo.loop_of(module, op, body)
             if times is None:
-                raise ValueError(f"how often {each.name} runs is not known")
+                raise ValueError(f"how often {op.name} runs is not known")
             yield from _scheduled(module, inner, trips * times)
-        elif each.opcode in ("conditional", "call"):
-            for inner in hlo.callees(each):
+        elif op.opcode in ("conditional", "call"):
+            for inner in hlo.callees(op):
                 yield from _scheduled(module, inner, trips)
 
 
-def traffic(module: Module, body: dict[str, Instruction], each: Instruction) -> Traffic:
-    """What one run of one instruction of a schedule moves: of a pair its start."""
-    if each.opcode in _FREE or each.opcode.endswith(("-done", "-update")) or free_call(each):
+def traffic(module: Module, body: dict[str, Instruction], op: Instruction) -> Traffic:
+    """HBM traffic of one run of a scheduled instruction; an asynchronous pair counts at its
+    start."""
+    if op.opcode in _FREE or op.opcode.endswith(("-done", "-update")) or free_call(op):
         return Traffic()
-    arrays = _arrays(each)
-    if each.opcode == "slice-start":
+    arrays = _arrays(op)
+    if op.opcode == "slice-start":
         _, (size, hbm), *_ = arrays  # its source, the slice, and a semaphore
         return Traffic(size, size if hbm else 0)
-    if each.opcode == "copy-start":
-        return Traffic(_read(module, body, each, None), _in_hbm(arrays[:1]))
-    called = _CALLED.search(each.line)
-    inside = called[1] if called and each.opcode in ("fusion", "async-start") else None
-    part = async_part(module, each)
+    if op.opcode == "copy-start":
+        return Traffic(_read(module, body, op, None), _in_hbm(arrays[:1]))
+    called = _CALLED.search(op.line)
+    inside = called[1] if called and op.opcode in ("fusion", "async-start") else None
+    part = async_part(module, op)
     if part == "AsyncCollectiveStart":
         return Traffic(_in_hbm(arrays[:1]), _in_hbm(arrays[1:2]))  # what is sent, what comes
     if part == "AsyncCollectiveDone":
         return Traffic()
-    return Traffic(_read(module, body, each, inside), _written(module, body, each, inside))
+    return Traffic(_read(module, body, op, inside), _written(module, body, op, inside))
 
 
-def free_call(each: Instruction) -> bool:
-    """Whether it is a custom call that takes no time and moves nothing."""
-    is_call = each.opcode == "custom-call"
-    return is_call and each.attribute(r'custom_call_target="(\w+)"') in _FREE_CALLS
+def free_call(op: Instruction) -> bool:
+    """Whether an instruction is a custom call that is only an annotation."""
+    is_call = op.opcode == "custom-call"
+    return is_call and op.attribute(r'custom_call_target="(\w+)"') in _FREE_CALLS
 
 
-def async_part(module: Module, each: Instruction) -> str:
-    """AsyncCollectiveStart or -Done for the ends of a collective that runs beside other fusions."""
-    called = _CALLED.search(each.line) if each.opcode == "fusion" else None
+def async_part(module: Module, op: Instruction) -> str:
+    """AsyncCollectiveStart or AsyncCollectiveDone for the ends of an asynchronous collective that
+    is split over fusions; else ""."""
+    called = _CALLED.search(op.line) if op.opcode == "fusion" else None
     if called is None:
         return ""
     return module.root(called[1]).attribute(r'custom_call_target="(AsyncCollective\w+)"')
 
 
-def _read(
-    module: Module, body: dict[str, Instruction], each: Instruction, inside: str | None
-) -> int:
+def _read(module: Module, body: dict[str, Instruction], op: Instruction, inside: str | None) -> int:
     total = 0
-    for number, operand in enumerate(each.operands):
+    for number, operand in enumerate(op.operands):
         held = _in_hbm(_arrays(body[operand])) if operand in body else 0
         if held and inside:
             held = min(held, _read_inside(module, inside, number))
-        elif held and each.opcode in _SLICES and number == 0:
-            held = min(held, _size(each))
-        elif each.opcode == "dynamic-update-slice" and number == 0:
+        elif held and op.opcode in _SLICES and number == 0:
+            held = min(held, _size(op))
+        elif op.opcode == "dynamic-update-slice" and number == 0:
             held = 0
         total += held
     return total
 
 
 def _written(
-    module: Module, body: dict[str, Instruction], each: Instruction, inside: str | None
+    module: Module, body: dict[str, Instruction], op: Instruction, inside: str | None
 ) -> int:
-    if each.opcode.endswith("-start"):
-        end = each.opcode.removesuffix("-start") + "-done"
-        ends = [b for b in body.values() if b.opcode == end and each.name in b.operands]
+    if op.opcode.endswith("-start"):
+        end = op.opcode.removesuffix("-start") + "-done"
+        ends = [b for b in body.values() if b.opcode == end and op.name in b.operands]
         return sum(_in_hbm(_arrays(b)) for b in ends[:1])
-    if each.opcode == "dynamic-update-slice":
-        return _size(body[each.operands[1]]) if _in_hbm(_arrays(each)) else 0
+    if op.opcode == "dynamic-update-slice":
+        return _size(body[op.operands[1]]) if _in_hbm(_arrays(op)) else 0
     if inside is None:
-        return _in_hbm(_arrays(each))
+        return _in_hbm(_arrays(op))
     root, computation = module.root(inside), module.computation(inside)
     results = root.operands if root.opcode == "tuple" else (root.name,)
-    aliased = set(_ALIASED.findall(each.attribute(r"output_to_operand_aliasing=(\{.*?\)\})")))
+    aliased = set(_ALIASED.findall(op.attribute(r"output_to_operand_aliasing=(\{.*?\)\})")))
     return sum(
-        _made(computation, name, size, str(number) in aliased)
-        for number, (name, (size, hbm)) in enumerate(zip(results, _arrays(each)))
+        _result_bytes(computation, name, size, str(number) in aliased)
+        for number, (name, (size, hbm)) in enumerate(zip(results, _arrays(op)))
         if hbm
     )
 
 
-def _made(computation: dict[str, Instruction], name: str, size: int, aliased: bool) -> int:
-    """Bytes that a fusion writes of one of its results: of an array updated in place the update,
-    and nothing of one that it hands on, or that a collective fills beside it."""
+def _result_bytes(computation: dict[str, Instruction], name: str, size: int, aliased: bool) -> int:
+    """Bytes that a fusion writes of one result: the update of an array updated in place; nothing of
+    an operand that it returns, or that an asynchronous collective fills."""
     at = computation[name]
     while at.opcode in ("bitcast", "copy", "reshape"):
         at = computation[at.operands[0]]
@@ -172,33 +177,33 @@ def _made(computation: dict[str, Instruction], name: str, size: int, aliased: bo
 
 
 def _read_inside(module: Module, inside: str, number: int) -> int:
-    """Bytes that a fused computation reads of its parameter."""
+    """Bytes that a fused computation reads of one of its parameters."""
     computation = module.computation(inside)
     (parameter,) = (
-        each
-        for each in computation.values()
-        if each.opcode == "parameter" and each.operands == (str(number),)
+        other
+        for other in computation.values()
+        if other.opcode == "parameter" and other.operands == (str(number),)
     )
     return _read_of(module, computation, parameter)
 
 
 def _read_of(module: Module, computation: dict[str, Instruction], source: Instruction) -> int:
     total = 0
-    for each in computation.values():
-        for number, operand in enumerate(each.operands):
-            if operand != source.name or _hands_on(computation, each):
+    for reader in computation.values():
+        for number, operand in enumerate(reader.operands):
+            if operand != source.name or _reads_nothing(computation, reader):
                 continue
-            if each.opcode in _SLICES and number == 0:
-                total += _size(each)
-            elif each.opcode == "dynamic-update-slice" and number == 0:
+            if reader.opcode in _SLICES and number == 0:
+                total += _size(reader)
+            elif reader.opcode == "dynamic-update-slice" and number == 0:
                 total += 0
-            elif each.opcode in _THROUGH and not each.is_root:
-                total += min(_size(source), _read_of(module, computation, each))
-            elif each.opcode == "fusion":
-                inner = _CALLED.search(each.line)[1]
+            elif reader.opcode in _THROUGH and not reader.is_root:
+                total += min(_size(source), _read_of(module, computation, reader))
+            elif reader.opcode == "fusion":
+                inner = _CALLED.search(reader.line)[1]
                 read = _read_inside(module, inner, number)
-                if not each.is_root and _is_copy(module.computation(inner)):
-                    read = min(read, _read_of(module, computation, each))
+                if not reader.is_root and _is_copy(module.computation(inner)):
+                    read = min(read, _read_of(module, computation, reader))
                 total += read
             else:
                 total += _size(source)
@@ -206,22 +211,24 @@ def _read_of(module: Module, computation: dict[str, Instruction], source: Instru
 
 
 def _is_copy(computation: dict[str, Instruction]) -> bool:
-    """Whether a nested fusion gives its parameter in another form: it is made where it is read."""
-    return all(each.opcode in ("parameter", *_THROUGH) for each in computation.values())
+    """Whether a nested fusion only changes the form of its parameter, so that its reader fuses
+    it."""
+    return all(op.opcode in ("parameter", *_THROUGH) for op in computation.values())
 
 
-def _hands_on(computation: dict[str, Instruction], each: Instruction) -> bool:
-    """Whether it reads nothing itself: a fusion's several results, a collective among them."""
-    if each.opcode not in hlo.COLLECTIVES:
-        return each.opcode == "tuple"
+def _reads_nothing(computation: dict[str, Instruction], op: Instruction) -> bool:
+    """Whether an instruction only returns its operands: a fusion's tuple of results, or a
+    collective that is one of them."""
+    if op.opcode not in hlo.COLLECTIVES:
+        return op.opcode == "tuple"
     results = (b.operands for b in computation.values() if b.is_root and b.opcode == "tuple")
-    return any(each.name in operands for operands in results)
+    return any(op.name in operands for operands in results)
 
 
-def _arrays(each: Instruction) -> list[tuple[int, bool]]:
-    """(bytes, whether in HBM) of each array that an instruction gives."""
-    head = each.line.partition(" = ")[2]
-    types = head[: head.index(f" {each.opcode}(")]
+def _arrays(op: Instruction) -> list[tuple[int, bool]]:
+    """(bytes, whether in HBM) of the arrays of an instruction's result."""
+    head = op.line.partition(" = ")[2]
+    types = head[: head.index(f" {op.opcode}(")]
     return [
         (_tiled_bytes(dtype, sizes, layout), "S(" not in layout)
         for dtype, sizes, layout in _ARRAY.findall(types)
@@ -229,19 +236,21 @@ def _arrays(each: Instruction) -> list[tuple[int, bool]]:
 
 
 def _tiled_bytes(dtype: str, sizes: str, layout: str) -> int:
-    """("bf16", "64,512", "{1,0:T(8,128)(2,1)}") -> 65536: the tile goes over the minor dimensions,
-    which the layout names first; what it does not fill is there all the same."""
+    """("bf16", "64,512", "{1,0:T(8,128)(2,1)}") -> 65536, with padding to full tiles. A layout
+    lists the minor dimensions first; the tile covers these."""
     shape = [int(size) for size in sizes.split(",") if size]
     tiled = _TILES.match(layout)
     if tiled and shape:
-        minor_first, tile = ([int(each) for each in found.split(",")] for found in tiled.groups())
+        minor_first, tile = (
+            [int(edge) for edge in dimensions.split(",")] for dimensions in tiled.groups()
+        )
         for dimension, length in zip(minor_first, reversed(tile)):
             shape[dimension] = -(-shape[dimension] // length) * length
     return hlo.array_bytes(dtype, tuple(shape))
 
 
-def _size(each: Instruction) -> int:
-    return sum(size for size, _ in _arrays(each))
+def _size(op: Instruction) -> int:
+    return sum(size for size, _ in _arrays(op))
 
 
 def _in_hbm(arrays: list[tuple[int, bool]]) -> int:

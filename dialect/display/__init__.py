@@ -1,1 +1,1 @@
-"""What a terminal shows: tables, quantities with units, progress."""
+"""Terminal output: tables, quantities with units, progress."""

@@ -1,4 +1,4 @@
-"""A bar for long work, while there is a terminal to show it."""
+"""A progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import track
 
 
 def tracked(items: Sequence[Any], doing: str) -> Iterable[Any]:
-    """The items, one by one, with a bar on stderr while there is a terminal to show it."""
+    """The items, with a progress bar on stderr if that is a terminal."""
     screen = Console(stderr=True)
     shown = screen.is_terminal
     return track(items, doing, console=screen, transient=True, disable=not shown)

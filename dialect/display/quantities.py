@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def size(count: float) -> str:
-    """Bytes: `9.97 GiB`."""
-    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    """Bytes in binary units: `9.97 GiB`."""
+    return _scaled(round(count), 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def amount(count: float, unit: str) -> str:
-    """What is counted in thousands: `1.31 TFLOP`."""
+    """A count with a decimal prefix: `1.31 TFLOP`."""
     return _scaled(count, 1000, [f"{prefix}{unit}" for prefix in ("", "k", "M", "G", "T", "P")])
 
 
@@ -22,8 +22,8 @@ def _scaled(count: float, base: int, units: Sequence[str]) -> str:
     return f"{count:.2f} {units[power]}" if power else f"{count} {units[power]}"
 
 
-def percent(part: float, whole: float) -> str:
-    """A share in one decimal; what is not all or nothing never reads so."""
-    share = round(100 * part / whole, 1) if whole else 100.0
-    share = min(share, 99.9) if part < whole else share
+def percent(part: float, total: float) -> str:
+    """A percentage with one decimal; only all reads 100 %, and only nothing 0 %."""
+    share = round(100 * part / total, 1) if total else 100.0
+    share = min(share, 99.9) if part < total else share
     return f"{share:.1f} %" if share or not part else "<0.1 %"

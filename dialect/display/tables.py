@@ -1,4 +1,4 @@
-"""A report as tables: data for a screen, and aligned lines of text."""
+"""Tables as data, and as aligned lines of text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a title. A column whose name begins with `>` is set to the right."""
+    """Rows under a title. A column whose name begins with `>` is right-aligned."""
 
     title: str
     columns: tuple[str, ...]
@@ -18,7 +18,7 @@ class Table:
 
 
 def as_text(tables: Iterable[Table]) -> str:
-    """The tables under each other, an empty line before each; no line ends in blanks."""
+    """The text of the tables, with an empty line before every one and without trailing blanks."""
     return "\n".join(line for table in tables for line in ("", *_lines(table)))
 
 
@@ -40,5 +40,5 @@ def _lines(table: Table) -> list[str]:
 
 
 def brief(text: str) -> str:
-    """A text with source lines, without the folders that its reader need not see."""
+    """A text with source lines, relative to the working directory or to site-packages."""
     return re.sub(r"\S*site-packages/", "", text).replace(os.getcwd() + os.sep, "")

@@ -1,4 +1,4 @@
-"""The chips that programs are planned and compiled for, by their data sheets."""
+"""The data sheets of the chips that programs are planned and compiled for."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator, by its data sheet.
+    """The data sheet of one accelerator.
 
-    Figures are those of what JAX shows as one device, since that is what a mesh is made of. Most
-    chips are one; a 7x is two (`devices`), so its figures are half the chip's.
+    Figures are per JAX device, the unit of a mesh. Most chips are one device; a 7x is two
+    (`devices`), so its figures are half the chip's.
 
-    - peaks: (dtype, FLOP/s) of dense products of operands of a dtype that the matrix unit has
-      natively; a multiply-add counts as two. See `flops_per_s`
-    - hbm_bytes: what is soldered on; usable_hbm_bytes: what the compiler lets a program have
+    - peaks: (dtype, FLOP/s) of dense products of a dtype that the matrix unit supports natively; a
+      multiply-add counts as two. See `flops_per_s`
+    - hbm_bytes: physical memory; usable_hbm_bytes: what the compiler gives to a program
     - on_chip_bytes: VMEM of a TPU, L2 cache of a GPU
-    - fabric: how the chips of a slice are joined: "torus" and "grid" link neighbours, and a torus
-      may close its axes into rings (`Topology.wraps`); "switch" joins all with all
+    - fabric: the links of a slice: "torus" and "grid" connect neighbours, and axes of a torus may
+      wrap around (`Topology.wraps`); "switch" connects all chips
     - largest: shape of the largest slice; its rank is the rank of every slice
     - link_bytes_per_s: one link to a neighbour, or all links to the switch together, one way
-    - link_hop_s: one step to a neighbour, or through the switch, however few bytes
-    - network_bytes_per_s, network_hop_s: the same of the data-centre network between slices, by
-      the chip's share in its host's interface (0: there is none)
-    - cube: edge of the blocks that optical switches join (0: none), see `Topology.wraps`
+    - link_hop_s: one step to a neighbour, or through the switch, independent of bytes
+    - network_bytes_per_s, network_hop_s: the same for the data-centre network between slices, with
+      the chip's share of its host's interface (0: none)
+    - cube: edge of the blocks that optical switches connect (0: none), see `Topology.wraps`
     - cores: TensorCores per chip; slice names such as v4-128 count these
     - overlaps_gathers: whether the all-gather of weights overlaps with compute. libtpu does so for
       v5e only; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
     - has_collective_matmul: whether libtpu gathers large weights in a collective matmul, over the
       mesh axes of `dialect.planning.mesh_roles.collective_matmul_axes`
-    - devices: how many devices of JAX one chip is; die_bytes_per_s: between them, one way
-    - platform, device_kinds: how JAX calls it ("" and none: it is planned for only)
-    - libtpu: the name by which libtpu compiles for it ("": it does not)
+    - devices: JAX devices per chip; die_bytes_per_s: bandwidth between them, one way
+    - platform, device_kinds: JAX's names ("" and none: planning only)
+    - libtpu: libtpu's name for ahead-of-time compilation ("": none)
     """
 
     name: str
@@ -62,17 +62,17 @@ class Chip:
     aliases: tuple[str, ...] = ()
 
     def flops_per_s(self, dtype: str) -> float:
-        """Peak of products whose operands both have this dtype.
+        """Peak FLOP/s of products with both operands of this dtype.
 
-        "bf16", "f32", "int8" or "i8", "fp8" or "f8_e4m3fn", "int4" or "i4". What the unit has not
-        natively is computed as bf16: float32, which JAX multiplies in bf16 on a TPU (its default
-        precision); int8 weights with bf16 activations, which are widened first.
+        "bf16", "f32", "int8" or "i8", "fp8" or "f8_e4m3fn", "int4" or "i4". A dtype that the matrix
+        unit does not support is computed in bf16: float32, which JAX multiplies in bf16 on a TPU
+        (its default precision); int8 weights with bf16 activations, which are widened first.
         """
         peaks = dict(self.peaks)
         return peaks.get(_native(dtype), peaks["bf16"])
 
     def multiplies(self, dtype: str) -> bool:
-        """Whether the matrix unit takes two operands of this dtype as they are."""
+        """Whether the matrix unit supports two operands of this dtype natively."""
         return _native(dtype) in dict(self.peaks)
 
     @property
@@ -95,7 +95,8 @@ class Chip:
 
 
 def _native(dtype: str) -> str:
-    """The name in `Chip.peaks` of a dtype: signed or not, and all kinds of 8-bit floats, alike."""
+    """The key in `Chip.peaks` of a dtype: the same for signed and unsigned, and for all 8-bit
+    floats."""
     integer = re.fullmatch(r"u?i(?:nt)?([48])|u([48])", dtype)
     if integer:
         return f"int{integer[1] or integer[2]}"
@@ -271,7 +272,7 @@ _GPUS = (
     ),
 )
 
-# Nominal: it lets every decision be made and printed on virtual devices.
+# Nominal figures, so that every plan can be made for virtual CPU devices.
 _CPU = Chip(
     name="cpu",
     peaks=(("bf16", 1e12), ("int8", 1e12)),

@@ -1,17 +1,17 @@
-"""Machines of your own, from a text file: one figure a line, with its unit (# is a comment).
+"""Custom chips from a text file: one figure per line, with its unit (# begins a comment).
 
-    like      v5e                    # a known chip, of which only what follows differs
+    like      v5e                    # a known chip, for all figures that are not given
     bf16      400 TFLOP/s            # also f32, fp8, int8, int4 where the matrix unit has them
     hbm       64 GiB at 3.2 TB/s
-    usable    62 GiB                 # all of it, where nothing is said
+    usable    62 GiB                 # default: all of it
     on-chip   128 MiB
     torus     16x16                  # the largest slice; or `grid 8x8`, or `switch 8`
     cube      4                      # optical switches join cubes of 4x4x4
-    links     100 GB/s, 1 us         # one of them, one way; and what a step takes
-    network   6.25 GB/s, 14 us       # between slices, each chip's share
+    links     100 GB/s, 1 us         # one link in one direction; latency of a step
+    network   6.25 GB/s, 14 us       # between slices, a chip's share
 
-A plan's target names the file: `my/edge.machine:4x4`. Such a machine is planned for; what is
-`like` a chip that libtpu knows is compiled too, as that chip.
+A plan's target names the file: `my/edge.machine:4x4`. Such a chip can be planned for; if it is
+`like` a chip that libtpu knows it can be compiled for, as that chip.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ FABRICS = ("torus", "grid", "switch")
 
 _DECIMAL = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-# The units of each quantity: what one of them is.
+# The units of every quantity, and their values in plain units.
 UNITS = {
     "compute": {f"{prefix}{op}/s": x for prefix, x in _DECIMAL.items() for op in ("FLOP", "OP")},
     "size": {f"{prefix}B": x for prefix, x in (_DECIMAL | _BINARY).items()},
     "bandwidth": {f"{prefix}B/s": x for prefix, x in (_DECIMAL | _BINARY).items()},
     "time": {"s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
 }
-# What stands behind each word: quantities, and words between them; and an example.
+# keyword -> (the quantities and separators after it, an example).
 FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     "like": (("chip",), "v5e"),
     **{dtype: (("compute",), "400 TFLOP/s") for dtype in DTYPES},
@@ -52,7 +52,7 @@ FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     "links": (("bandwidth", ",", "time"), "100 GB/s, 1 us"),
     "network": (("bandwidth", ",", "time"), "6.25 GB/s, 14 us"),
 }
-# The fields of a Chip that the quantities of a word are.
+# keyword -> the fields of a Chip that its quantities set.
 FIELDS = {
     "hbm": ("hbm_bytes", "hbm_bytes_per_s"),
     "usable": ("usable_hbm_bytes",),
@@ -69,56 +69,56 @@ _LEAST, _MOST = 1e-15, 1e24  # of any figure, in its plain unit or as written
 
 
 def read(path: str) -> Chip:
-    """The chip that a file describes; the path is its name. Raises TargetError where there is no
-    such file, TextError with the line and a caret where it cannot be read."""
+    """The chip that a file describes; the path is its name. Raises TargetError if the file does not
+    exist, TextError with the line and a caret if it cannot be parsed."""
     return parse(read_file(path, "machine", TargetError), path)
 
 
 def parse(text: str, name: str) -> Chip:
     """The chip that a text describes. Raises TextError with the line and a caret."""
     source = Source(text, name)
-    said: dict[str, list[Any]] = {}
+    given: dict[str, list[Any]] = {}
     places: dict[str, int] = {}
     place = 0
     for line in source.text.split("\n"):
-        _Line(source, place, line).read(said, places)
+        _Line(source, place, line).read(given, places)
         place += len(line) + 1
-    base = CHIPS[said["like"][0]] if "like" in said else None
-    found: dict[str, Any] = {"name": name, "aliases": ()}
+    base = CHIPS[given["like"][0]] if "like" in given else None
+    figures: dict[str, Any] = {"name": name, "aliases": ()}
     for word, names in FIELDS.items():
-        found |= dict(zip(names, said.get(word, ())))
-    if "hbm" in said:
-        found.setdefault("usable_hbm_bytes", found["hbm_bytes"])
+        figures |= dict(zip(names, given.get(word, ())))
+    if "hbm" in given:
+        figures.setdefault("usable_hbm_bytes", figures["hbm_bytes"])
     for fabric in FABRICS:
-        if fabric in said:
-            found |= {"fabric": fabric, "largest": said[fabric][0]}
+        if fabric in given:
+            figures |= {"fabric": fabric, "largest": given[fabric][0]}
     peaks = dict(base.peaks) if base else {}
-    peaks |= {dtype: said[dtype][0] for dtype in DTYPES if dtype in said}
-    found["peaks"] = tuple(peaks.items())
-    missing = [word for word in ("bf16", "hbm", "links") if word not in said]
-    missing += ["torus"] if not set(FABRICS) & set(said) else []
+    peaks |= {dtype: given[dtype][0] for dtype in DTYPES if dtype in given}
+    figures["peaks"] = tuple(peaks.items())
+    missing = [word for word in ("bf16", "hbm", "links") if word not in given]
+    missing += ["torus"] if not set(FABRICS) & set(given) else []
     if missing and not base:
         shown = ", ".join(f"`{word} {FORMS[word][1]}`" for word in missing)
-        message = f"the machine does not say its {', '.join(missing)}"
+        message = f"the machine has no {', '.join(missing)}"
         source.fail(len(source.text), message, f"for example {shown}")
-    chip = replace(base, **found) if base else Chip(**{"on_chip_bytes": 0} | found)
+    chip = replace(base, **figures) if base else Chip(**{"on_chip_bytes": 0} | figures)
     if chip.usable_hbm_bytes > chip.hbm_bytes:
         place = places.get("usable", places.get("hbm", 0))
-        source.fail(place, "more memory is usable than there is", "correct `usable`")
+        source.fail(place, "`usable` is more than `hbm`", "correct `usable`")
     return chip
 
 
 class _Line:
-    """One line: a word, and the quantities that its form asks for."""
+    """One line: a keyword and its quantities."""
 
     def __init__(self, source: Source, place: int, line: str) -> None:
         self.source, self.place = source, place
-        self.said = line.partition("#")[0].rstrip()
-        self.tokens = list(_TOKEN.finditer(self.said))
+        self.text = line.partition("#")[0].rstrip()
+        self.tokens = list(_TOKEN.finditer(self.text))
         self.hint = ""
 
-    def read(self, said: dict[str, list[Any]], places: dict[str, int]) -> None:
-        """Adds what the line says, and where, to what is said already."""
+    def read(self, given: dict[str, list[Any]], places: dict[str, int]) -> None:
+        """Adds the values of the line, and its position, by keyword."""
         if not self.tokens:
             return
         first = self.tokens.pop(0)
@@ -126,18 +126,18 @@ class _Line:
         if word not in FORMS:
             self.fail(first, f"unknown word {word!r}", nearest(word, FORMS))
         same = FABRICS if word in FABRICS else (word,)
-        if set(same) & set(said):
-            self.fail(first, f"{' or '.join(same)} is said twice")
+        if set(same) & set(given):
+            self.fail(first, f"{' or '.join(same)} is given twice")
         kinds, example = FORMS[word]
         self.hint = f"write it as `{word} {example}`"
         values = [self.value(kind) for kind in kinds]
         if self.tokens:
             self.fail(self.tokens[0], f"did not expect {self.tokens[0][0]!r} here")
-        said[word] = [value for value in values if value is not None]
+        given[word] = [value for value in values if value is not None]
         places[word] = self.place + first.start()
 
     def value(self, kind: str) -> Any:
-        """The next value, in plain units; None for a word that only stands between two."""
+        """The next value, in plain units; None for a separator."""
         token = self.next(kind)
         if kind in UNITS:
             return self.quantity(token, kind)
@@ -155,7 +155,7 @@ class _Line:
         return None
 
     def quantity(self, token: re.Match[str], kind: str) -> float:
-        """A number and its unit, whether or not there is a space between them."""
+        """A number and its unit, with or without a space between them."""
         match = _NUMBER.fullmatch(token[0])
         number, unit = (float(match[1]), match[2]) if match else (0.0, "")
         if not _LEAST < number < _MOST:
@@ -172,7 +172,7 @@ class _Line:
 
     def next(self, kind: str) -> re.Match[str]:
         if not self.tokens:
-            self.at(len(self.said), 1, f"expected {SHOWN.get(kind, repr(kind))} here")
+            self.at(len(self.text), 1, f"expected {SHOWN.get(kind, repr(kind))} here")
         return self.tokens.pop(0)
 
     def fail(self, token: re.Match[str], message: str, hint: str = "") -> NoReturn:

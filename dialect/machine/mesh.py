@@ -1,9 +1,9 @@
-"""Meshes of devices: a jax Mesh laid over a topology.
+"""A jax Mesh over the devices of a topology.
 
     jax_mesh(Topology.parse("v5e:4x4"), MeshSpec.parse("x=4 y=4"))
 
-Its devices are the attached ones, where they are that machine; else those of libtpu's compiler,
-for a machine that is not there.
+Its devices are the attached ones if they are this topology, else the compile-only devices of
+libtpu.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import importlib.util
 import math
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -26,6 +23,7 @@ from jax.sharding import AxisType, Mesh
 from dialect.machine.chips import CHIPS
 from dialect.machine.interconnect import Ring
 from dialect.machine.mesh_spec import MeshSpec, TargetError
+from dialect.machine.stderr import captured_stderr
 from dialect.machine.topology import Topology, cubic, placement
 from rewrite.errors import brief
 
@@ -45,9 +43,9 @@ __all__ = [
 
 
 def jax_mesh(topology: Topology, mesh: MeshSpec) -> Mesh:
-    """A jax Mesh with Auto axes, its axes along physical ones. Raises TargetError."""
+    """A jax Mesh with Auto axes, laid out along the physical axes. Raises TargetError."""
     if mesh.size != topology.devices:
-        raise _unlike(mesh, topology, hint=f"for example: mesh {topology.mesh_axes()}")
+        raise _mismatch(mesh, topology, hint=f"for example: mesh {topology.mesh_axes()}")
     grid = np.empty(topology.devices, dtype=object)
     grid[:] = devices(topology)
     order = placement(topology.grid, mesh.sizes)
@@ -55,16 +53,16 @@ def jax_mesh(topology: Topology, mesh: MeshSpec) -> Mesh:
     return Mesh(arranged, mesh.names, axis_types=(AxisType.Auto,) * len(mesh.axes))
 
 
-def _unlike(mesh: MeshSpec, topology: Topology, hint: str) -> TargetError:
+def _mismatch(mesh: MeshSpec, topology: Topology, hint: str) -> TargetError:
     here, there = f"{mesh.size} devices", f"{topology} has {topology.devices}"
     return TargetError(f"the mesh {brief(str(mesh))} has {here}, {there}", hint=hint)
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The devices of every chip, in row-major order of `Topology.grid`.
+    """All devices of a topology, in row-major order of `Topology.grid`.
 
-    The attached devices where they are this very slice; for a TPU else the devices of libtpu's
-    ahead-of-time compiler, which compile but do not run. Raises TargetError.
+    The attached devices if they are this slice; otherwise, for a TPU, the compile-only devices of
+    libtpu's ahead-of-time compiler. Raises TargetError.
     """
     chip = topology.chip
     if chip.platform == "cpu":
@@ -74,45 +72,45 @@ def devices(topology: Topology) -> list[Any]:
     if not chip.libtpu:
         hint = f'give a mesh of {topology.devices} CPU devices, and target="{topology}"'
         raise TargetError(f"{topology} can be planned for, not compiled for", hint=hint)
-    attached = [each for each in _attached() if each.platform == "tpu"]
+    attached = [device for device in _attached() if device.platform == "tpu"]
     if attached and _is_made_of(topology, attached):
         return sorted(attached, key=_coordinates)
     return sorted(_described_devices(topology), key=_coordinates)
 
 
 def _is_made_of(topology: Topology, attached: list[Any]) -> bool:
-    found = _topology_of(Mesh(np.array(attached), ("x",)))
-    same = found.chip.libtpu == topology.chip.libtpu
-    return same and (found.shape, found.slices) == (topology.shape, topology.slices)
+    here_ = _topology_of(Mesh(np.array(attached), ("x",)))
+    same = here_.chip.libtpu == topology.chip.libtpu
+    return same and (here_.shape, here_.slices) == (topology.shape, topology.slices)
 
 
 def _gpu_devices(topology: Topology) -> list[Any]:
-    """GPUs are compiled for where they are attached only: XLA tunes its kernels on them."""
+    """The attached GPUs: XLA tunes its kernels on the device, so it cannot compile without one."""
     kinds, count = topology.chip.device_kinds, topology.devices
     attached = jax.devices("gpu") if glob.glob("/dev/nvidia[0-9]*") else []
-    found = [each for each in attached if each.device_kind in kinds]
-    if len(found) < count:
-        message = f"{topology} needs {count} of {' or '.join(kinds)}, {len(found)} are attached"
+    matching = [device for device in attached if device.device_kind in kinds]
+    if len(matching) < count:
+        message = f"{topology} needs {count} of {' or '.join(kinds)}, {len(matching)} are attached"
         hint = f'to plan only, give a mesh of {count} CPU devices, and target="{topology}"'
         raise TargetError(message, hint=hint)
-    return found[:count]
+    return matching[:count]
 
 
 def _cpu_devices(count: int) -> list[Any]:
     try:
-        found = jax.devices("cpu")
+        available = jax.devices("cpu")
     except RuntimeError as error:
         hint = "leave JAX_PLATFORMS unset, or let it name cpu too"
         raise TargetError(f"JAX was started without its CPU backend: {error}", hint=hint) from None
-    if len(found) < count:
+    if len(available) < count:
         flag = f'XLA_FLAGS="--xla_force_host_platform_device_count={count}"'
-        message = f"cpu:{count} needs {count} CPU devices, JAX was started with {len(found)}"
+        message = f"cpu:{count} needs {count} CPU devices, JAX was started with {len(available)}"
         raise TargetError(message, hint=f"set {flag} before Python starts")
-    return list(found[:count])
+    return list(available[:count])
 
 
 def _described_devices(topology: Topology) -> list[Any]:
-    """Devices to compile for; nothing of the kind need be attached."""
+    """The compile-only devices of libtpu for a topology that need not be attached."""
     prepare_libtpu()
     chip = topology.chip
     options: dict[str, Any] = {"wrap": (*topology.wraps, False)[:3]}
@@ -123,20 +121,22 @@ def _described_devices(topology: Topology) -> list[Any]:
     if any(size % 2 for size in topology.shape[:2]):
         options["chips_per_host_bounds"] = (1, 1, 1)  # hosts of 2x2 chips would not tile it
     name = f"{chip.libtpu}:" + "x".join(map(str, topology.shape))
-    with _stderr_kept() as said:
+    with captured_stderr() as messages:
         try:
-            found = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
+            description = topologies.get_topology_desc(
+                topology_name=name, platform="tpu", **options
+            )
         except Exception as error:  # jaxlib raises several kinds; all mean the same to the user
-            why = said() or "no further message"
+            why = messages().strip() or "no further message"
             raise TargetError(f"libtpu cannot compile for {topology}: {error}\n{why}") from error
-    return list(found.devices)
+    return list(description.devices)
 
 
 def prepare_libtpu() -> None:
-    """Makes libtpu loadable, and silent, where no TPU is attached.
+    """Sets the environment variables that libtpu needs on a machine without a TPU.
 
-    Does nothing where one is: there libtpu must read the machine's own metadata.
-    Raises TargetError where libtpu is not installed.
+    Does nothing if a TPU is attached: there libtpu must read the machine's metadata. Raises
+    TargetError if libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         hint = f'{sys.executable} -m pip install "shardwright[tpu]"'
@@ -151,7 +151,7 @@ def prepare_libtpu() -> None:
 
 
 def _attached() -> list[Any]:
-    """The devices of this machine; none where asking for them would only start libtpu in vain."""
+    """The devices of this machine, without starting libtpu if no TPU is attached."""
     return jax.devices() if _tpu_attached() else []
 
 
@@ -159,38 +159,19 @@ def _tpu_attached() -> bool:
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
-@contextmanager
-def _stderr_kept() -> Iterator[Any]:
-    """Keeps what native code writes to standard error; the yielded function reads it."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-
-        def said() -> str:
-            kept.seek(0)
-            return kept.read().decode(errors="replace").strip()
-
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
 def _coordinates(device: Any) -> tuple[int, ...]:
     return (_slice_of(device), *device.coords, device.core_on_chip)
 
 
 def _slice_of(device: Any) -> int:
-    """Which slice a device is of; on a machine of a single one JAX may not say."""
+    """The slice of a device; JAX may give None on a single slice."""
     return getattr(device, "slice_index", None) or 0
 
 
 def describe(mesh: Any, target: str | None = None) -> tuple[Topology, MeshSpec]:
-    """What a jax Mesh or AbstractMesh consists of. Raises TargetError.
+    """The topology and the axes of a jax Mesh or AbstractMesh. Raises TargetError.
 
-    `target` names the machine; an AbstractMesh, which has no devices, needs it.
+    `target` names the topology; an AbstractMesh needs it, since it has no devices.
     """
     shape = getattr(mesh, "shape", None)
     if not hasattr(shape, "items"):
@@ -199,19 +180,19 @@ def describe(mesh: Any, target: str | None = None) -> tuple[Topology, MeshSpec]:
     spec = MeshSpec(tuple((str(name), int(size)) for name, size in shape.items()))
     topology = Topology.parse(target) if target else _topology_of(mesh)
     if topology.devices != spec.size:
-        raise _unlike(spec, topology, hint="name a target with as many devices as the mesh")
+        raise _mismatch(spec, topology, hint="name a target with as many devices as the mesh")
     return topology, spec
 
 
 def _topology_of(mesh: Any) -> Topology:
     if not isinstance(mesh, Mesh):
-        hint = 'say which machine it stands for: target="v5e:2x4"'
+        hint = 'name its topology: target="v5e:2x4"'
         raise TargetError(f"the {type(mesh).__name__} has no devices", hint=hint)
     flat = list(mesh.devices.flat)
     kind = flat[0].device_kind
-    chip = next((each for each in CHIPS.values() if kind in each.device_kinds), None)
+    chip = next((known for known in CHIPS.values() if kind in known.device_kinds), None)
     if chip is None:
-        hint = 'say which machine to plan for: target="cpu:8" (known: ' + ", ".join(CHIPS) + ")"
+        hint = 'name a topology to plan for: target="cpu:8" (known: ' + ", ".join(CHIPS) + ")"
         raise TargetError(f"no figures are known for the device {kind!r}", hint=hint)
     slices = len(set(map(_slice_of, flat)))
     count = len(flat) // slices // chip.devices
@@ -224,5 +205,5 @@ def _topology_of(mesh: Any) -> Topology:
 
 
 def here() -> str:
-    """The topology of all devices there are, as text. Raises TargetError for unknown devices."""
+    """The topology of all attached devices, as text. Raises TargetError for unknown devices."""
     return str(_topology_of(Mesh(np.array(jax.devices()), ("x",))))

@@ -12,12 +12,15 @@ _MOST_AXES = 10
 
 
 class TargetError(PipelineError):
-    """The machine asked for does not exist, is not attached, or cannot be compiled for."""
+    """Raised if a topology does not exist, is not attached, or cannot be compiled for."""
 
 
 @dataclass(frozen=True)
 class MeshSpec:
-    """A logical mesh, independent of devices: (axis, size) pairs, the major axis first."""
+    """A logical mesh, independent of devices: (axis, size) pairs, major first.
+
+    Raises TargetError for no axes, too many, an axis without devices, or a repeated name.
+    """
 
     axes: tuple[tuple[str, int], ...]
 
@@ -33,28 +36,30 @@ class MeshSpec:
     def parse(text: str) -> MeshSpec:
         """Reads "x=2 y=4". Raises TargetError."""
         axis = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})")
-        found = list(map(axis.fullmatch, text.split()))
-        if not found or None in found:
+        matches = list(map(axis.fullmatch, text.split()))
+        if not matches or None in matches:
             message = f"cannot read the mesh {in_quotes(text)}"
             raise TargetError(message, hint='write it as "x=2 y=4"')
-        return MeshSpec(tuple((match[1], int(match[2])) for match in found))
+        return MeshSpec(tuple((match[1], int(match[2])) for match in matches))
 
     def __str__(self) -> str:
         return " ".join(f"{name}={size}" for name, size in self.axes)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the axes."""
         return tuple(name for name, _ in self.axes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """The sizes of the axes."""
         return tuple(size for _, size in self.axes)
 
     @property
     def size(self) -> int:
-        """How many devices the mesh has."""
+        """The number of devices."""
         return math.prod(self.sizes)
 
     def ways(self, axes: tuple[str, ...]) -> int:
-        """Over how many devices a dimension on these axes is split."""
+        """The number of shards over these axes."""
         return math.prod(dict(self.axes)[axis] for axis in axes)

@@ -1,7 +1,7 @@
-"""Bytes of an array in the tiles of a TPU, and the order of axes that wastes the fewest of them.
+"""TPU tiles: the bytes of a tiled array, and the order of axes with the least padding.
 
-An array lies in tiles over its two minor axes: 128 lanes, and 8 rows of four bytes, 16 of two or
-32 of one. What an axis lacks to a multiple of these is padding, in memory and on every read.
+A tile covers the two minor axes of an array: 128 lanes, and 8 rows of four bytes, 16 of two or 32
+of one. Both axes are padded to full tiles, in memory and on every read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LANES, ROW_BITS = 128, 8 * 32
 
 
 def tiled_bytes(type_: Type) -> int:
-    """Bytes of an array whose last two axes lie in tiles, in the order in which it is written."""
+    """Bytes of an array with its last two axes padded to full tiles."""
     if type_.rank < 2:
         return type_.bytes
     *major, rows, lanes = type_.shape
@@ -25,9 +25,9 @@ def tiled_bytes(type_: Type) -> int:
 
 
 def order_for_tiles(type_: Type, default: tuple[int, ...], free: Sequence[int]) -> tuple[int, ...]:
-    """The permutation with the fewest bytes in tiles; `default` where nothing is smaller.
+    """The permutation of axes with the fewest bytes in tiles; `default` if none is smaller.
 
-    `free` are the places whose axes may change.
+    `free`: the positions of `default` that may be permuted.
     """
 
     def size_bytes(order: tuple[int, ...]) -> int:

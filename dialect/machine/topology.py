@@ -1,12 +1,12 @@
-"""Topologies: how many chips there are, in which shape, and what joins them.
+"""Topologies: the number, shape and links of chips.
 
     v5e:4x4             a slice by its shape
-    v5e-16, v4-128      by its name, which counts TensorCores
-    h100:8, cpu:8       by its count
+    v5e-16, v4-128      a slice by its name, which counts TensorCores
+    h100:8, cpu:8       a number of chips
     2*v5e:4x4           two slices over a data-centre network
-    my/edge.machine:4x4 of chips that a file describes (`dialect.machine.machine_file`)
+    my/edge.machine:4x4 chips that a file describes (`dialect.machine.machine_file`)
 
-The text of a topology is all that a plan or a pipeline needs to name a machine.
+A plan or a pipeline names a topology by this text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Topology:
-    """Slices of one kind: each has its chips in a grid of this shape."""
+    """`slices` equal slices, with chips in a grid of this shape."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -39,8 +39,8 @@ class Topology:
 
     @staticmethod
     def parse(text: str) -> Topology:
-        """Reads what `str` printed, "v5e-16" too. Raises TargetError with the nearest names, and
-        TextError where a machine's file cannot be read.
+        """Reads what `str` printed, and names such as "v5e-16". Raises TargetError with the nearest
+        names, and TextError if a machine file cannot be read.
 
         A name with a dash counts TensorCores, as Google Cloud and MaxText do: v5e-16 has 16
         chips (4x4), v4-128 and v5p-128 have 64 (4x4x4).
@@ -69,19 +69,20 @@ class Topology:
 
     @property
     def chips(self) -> int:
+        """The number of chips, over all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
     def devices(self) -> int:
-        """How many devices JAX shows, which is the size of a mesh."""
+        """The number of JAX devices, which is the size of a mesh."""
         return self.chips * self.chip.devices
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Which axes of a slice close into rings.
+        """Which axes of a slice wrap around.
 
-        Of a torus those of whole cubes, or as long as the largest slice's where chips are wired
-        without optical switches (cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+        In a torus: all axes of slices that consist of full cubes; without optical switches the axes
+        as long as the largest slice's (cloud.google.com/tpu/docs/system-architecture-tpu-vm).
         """
         chip = self.chip
         if chip.fabric != "torus":
@@ -92,8 +93,7 @@ class Topology:
 
     @property
     def physical(self) -> tuple[Links, ...]:
-        """The physical axes that devices lie along, the major one first: slices, a slice's own
-        axes, and the devices of one chip."""
+        """The physical axes, major first: slices, the axes of a slice, the devices of a chip."""
         chip = self.chip
         speed = (chip.link_bytes_per_s, chip.link_hop_s)
         if chip.fabric == "switch":
@@ -106,22 +106,22 @@ class Topology:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The shape in which devices lie along the physical axes."""
-        return tuple(each.size for each in self.physical)
+        """The sizes of the physical axes."""
+        return tuple(link.size for link in self.physical)
 
     def mesh_axes(self) -> MeshSpec:
         """The default mesh: dcn over the slices, x, y and z along the axes of a slice, and core
-        over the devices of a chip; those of more than one."""
+        over the devices of a chip; without axes of size 1."""
         shape = self.shape if len(self.shape) > 1 else cubic(self.shape[0], 2)
         inside = zip("xyz", [size for size in shape if size > 1])
         axes = (("dcn", self.slices), *inside, ("core", self.chip.devices))
         return MeshSpec(tuple(axis for axis in axes if axis[1] > 1) or (("x", 1),))
 
     def rings(self, mesh: MeshSpec) -> dict[str, tuple[Links, ...]]:
-        """What joins the chips under each mesh axis, as `jax_mesh` lays them out."""
+        """The physical links of every mesh axis, in the order of `jax_mesh`."""
         runs = [self.physical[axis] for axis in placement(self.grid, mesh.sizes)]
         left = [run.size for run in runs]
-        found = {}
+        joins = {}
         for name, size in mesh.axes:
             parts = []
             for number, run in enumerate(runs):
@@ -130,8 +130,8 @@ class Topology:
                     parts.append(run.part(shared))
                     left[number] //= shared
                     size //= shared
-            found[name] = tuple(parts)
-        return found
+            joins[name] = tuple(parts)
+        return joins
 
 
 def cubic(count: int, rank: int) -> tuple[int, ...]:
@@ -169,18 +169,18 @@ def _chip(name: str, text: str) -> Chip:
 
 
 def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether the shape has the chip's rank and fits into the largest; Cloud TPUs are cut into
-    1, 2 or multiples of 4."""
+    """Whether the shape has the chip's rank and fits into the largest slice; axes of Cloud TPU
+    slices have size 1, 2 or a multiple of 4."""
     fits = all(size <= full for size, full in zip(sorted(shape), sorted(chip.largest)))
     cut = chip.platform != "tpu" or all(size in (1, 2) or size % 4 == 0 for size in shape)
     return len(shape) == len(chip.largest) and min(shape) > 0 and fits and cut
 
 
 def _names(chip: Chip) -> dict[str, tuple[int, ...]]:
-    """The standard slices by the names that count TensorCores, which only Cloud TPUs have."""
+    """The standard slices by name; only Cloud TPUs have these names, which count TensorCores."""
     if chip.platform != "tpu":
         return {}
-    return {f"{chip.name}-{math.prod(each) * chip.cores}": each for each in _standard(chip)}
+    return {f"{chip.name}-{math.prod(shape) * chip.cores}": shape for shape in _standard(chip)}
 
 
 def _standard(chip: Chip) -> list[tuple[int, ...]]:
@@ -194,10 +194,10 @@ def _hint(text: str, chip: Chip) -> str:
 
 
 def placement(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """An order of the physical axes in which reshaping them gives the mesh.
+    """The order of the physical axes whose reshape gives the mesh.
 
-    Mesh axes get whole physical axes where sizes allow it; else the order stays and a mesh axis
-    may take a part of a physical one.
+    If the sizes allow it, every mesh axis gets full physical axes; otherwise the order stays, and a
+    mesh axis may get a part of a physical axis.
     """
     for owners in itertools.product(range(len(sizes)), repeat=len(shape)):
         products = [1] * len(sizes)

@@ -1,4 +1,4 @@
-"""CPU devices that a machine does not have, so that a program for eight chips can run on it."""
+"""Virtual CPU devices, to run a program for several chips on one machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 
 def start(topology: str) -> None:
-    """Gives JAX as many CPU devices as "cpu:8" asks for. JAX reads this at its first device."""
+    """Sets the XLA flag for the devices of "cpu:8". JAX reads it when it starts its backend."""
     cpu = re.fullmatch(r"cpu[:-](\d+)", topology)
     flags = os.environ.get("XLA_FLAGS", "")
     if cpu and "xla_force_host_platform_device_count" not in flags:
