@@ -4,13 +4,11 @@ rebuilt(graph, visit)       visit(op, args) gives what stands for the results of
 known_values(graph, of)     what depends on these values and on constants, and on nothing else
 dependents(graph, of)       what depends on any of them
 bound_values(graph, of)     both
-connected(links)            the connected components of any nodes
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from rewrite.ir import Graph, Op, Value
 
@@ -52,22 +50,3 @@ def bound_values(graph: Graph, of: Iterable[Value]) -> frozenset[Value]:
     """The values that depend on these, and on nothing else but constants."""
     values = tuple(of)
     return known_values(graph, values) & dependents(graph, values)
-
-
-def connected(links: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """The connected components of nodes, which every link joins; all in order of first mention."""
-    leader: dict[Any, Any] = {}
-
-    def find(node: Any) -> Any:
-        while (above := leader.setdefault(node, node)) != node:
-            leader[node] = node = leader[above]
-        return node
-
-    groups: dict[Any, list[Any]] = {}
-    for first, *others in links:
-        find(first)
-        for other in others:
-            leader[find(other)] = find(first)
-    for node in leader:
-        groups.setdefault(find(node), []).append(node)
-    return list(groups.values())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewrite.dataflow import connected
+from dialect.arrays.components import connected
 
 COLLECTIVES = {
     "all-gather",
