@@ -100,14 +100,17 @@ class Product:
 
     @property
     def is_quantised(self) -> bool:
+        """Whether the weight is read through a dequantisation."""
         return through(self.weight, "reshape", "transpose").op.name == "dequantize"
 
     @property
     def rows(self) -> tuple[int, ...]:
+        """Sizes of the axes of x that stay."""
         return tuple(self.x.type.shape[i] for i in self.kept)
 
     @property
     def depth(self) -> tuple[int, ...]:
+        """Sizes of the axes that are summed."""
         return tuple(self.x.type.shape[i] for i in self.summed)
 
     @property
@@ -162,6 +165,7 @@ class Family:
             yield transposed(reshaped(part, (*each.rows, *each.own)), each.result_order)
 
     def parts(self, whole: Value, rows: int) -> Iterable[Value]:
+        """The result of each product, cut from the one product of all."""
         if self.slots is None:
             return build("unstack", whole, axis=rows).results
         sizes = [math.prod(each.own) // self.slots for each in self.products]

@@ -66,6 +66,7 @@ class Plan(Pass):
         return self.said(replace(program, plan=chosen), *said)
 
     def loaded(self, target: Target) -> Chosen:
+        """The saved plan. Raises PlanError where it is for another mesh."""
         plan = Chosen.load(Path(self.load))
         if plan.mesh != target.mesh:
             shown = (brief(str(MeshSpec(mesh))) for mesh in (plan.mesh, target.mesh))

@@ -34,11 +34,13 @@ class Report:
     near: dict[str, dict[Op, Miss]] = field(default_factory=dict)
 
     def count(self, rule: Rule) -> None:
+        """Counts one firing of a rule."""
         self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
         if rule.needs:
             self.needs[rule.name] = rule.needs
 
     def missed(self, rule: Rule, miss: Miss, op: Op) -> None:
+        """Notes that a rule nearly fired at an op."""
         self.near.setdefault(rule.name, {})[op] = miss
 
     def forget_all_but(self, graph: Graph) -> None:

@@ -14,6 +14,7 @@ Write = Callable[[str], None]
 
 
 def to_stderr(text: str) -> None:
+    """Where text goes unless another place is named."""
     print(text, file=sys.stderr)
 
 

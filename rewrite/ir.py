@@ -41,6 +41,7 @@ class Type:
 
     @property
     def rank(self) -> int:
+        """How many axes there are."""
         return len(self.shape)
 
     @property
@@ -104,6 +105,7 @@ class Origin:
     rules: tuple[str, ...] = ()
 
     def then(self, rule: str) -> Origin:
+        """The same origin, one rule later."""
         return self if self.rules[-1:] == (rule,) else Origin(self.source, (*self.rules, rule))
 
 
@@ -119,6 +121,7 @@ class Value(NamedTuple):
 
     @property
     def type(self) -> Type:
+        """The type that its op gives it."""
         return self.op.types[self.index]
 
     def __repr__(self) -> str:
@@ -143,10 +146,12 @@ class Op:
         raise KeyError(f"{self.name} has no attribute {attr!r}")
 
     def get(self, attr: str, default: Any = None) -> Any:
+        """An attribute, or `default` where the op lacks it."""
         return next((value for name, value in self.attrs if name == attr), default)
 
     @property
     def results(self) -> tuple[Value, ...]:
+        """One value for each result type."""
         if len(self.types) == 1:
             return (Value(self, 0),)
         return tuple(Value(self, i) for i in range(len(self.types)))

@@ -39,9 +39,11 @@ class Pass:
 
     @classmethod
     def pass_name(cls) -> str:
+        """The name of its file."""
         return cls.__module__.rpartition(".")[2]
 
     def run(self, program: Program, target: Target) -> Program:
+        """The rewritten program, with this pass in its history; see `said`."""
         raise TypeError(f"pass {self.pass_name()} does not define run")
 
     def __str__(self) -> str:

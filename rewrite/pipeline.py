@@ -76,6 +76,7 @@ class Pipeline:
         return "\n".join(lines)
 
     def target(self) -> Target:
+        """The machine and the mesh that the text names."""
         return Target(self.topology, self.mesh)
 
     def passes(self, phase: str | None = None) -> tuple[Pass, ...]:

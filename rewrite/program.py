@@ -141,6 +141,7 @@ class Program:
 
     @property
     def step_outputs(self) -> tuple[Output, ...]:
+        """The outputs of `graph`: the user's own, or the packed ones of a staged program."""
         return self.stages.outputs if self.stages else self.outputs
 
     def values(self, role: str) -> list[Value]:
@@ -162,6 +163,7 @@ class Program:
         return named
 
     def with_graph(self, graph: Graph) -> Program:
+        """The program with another graph, of the same inputs and outputs."""
         return replace(self, graph=graph)
 
     def verify(self, blame: str = "") -> None:

@@ -111,6 +111,7 @@ class Nesting:
     always_accept = ()
 
     def process(self, tokens: Iterator[Token]) -> Iterator[Token]:
+        """The tokens as they are. Raises TooDeep where brackets nest too deeply."""
         depth = 0
         for token in tokens:
             if token in _BRACKETS:

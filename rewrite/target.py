@@ -14,6 +14,7 @@ class Target:
 
     @property
     def chips(self) -> int:
+        """How many chips the mesh has."""
         count = 1
         for _, size in self.mesh:
             count *= size

@@ -83,6 +83,7 @@ class _Values(Transformer[Token, Any]):
 
 @lru_cache(maxsize=1)
 def values_parser() -> Lark:
+    """The parser of attributes, as they stand behind an op."""
     start, made = ["attributes", "value"], _Values()
     return grammar(
         Path(__file__).with_name("program.lark"),

@@ -60,9 +60,9 @@ def tables() -> list[str]:
 
 def names_of(node: ast.AST) -> set[str]:
     """The names of ops among the texts of an expression."""
-    texts = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
-    words = (word for text in texts if isinstance(text, str) for word in text.split())
-    return {word for word in words if _is_op(word)}
+    constants = (each.value for each in ast.walk(node) if isinstance(each, ast.Constant))
+    texts = (text.split() for text in constants if isinstance(text, str))
+    return {word for words in texts if all(map(_is_op, words)) for word in words}
 
 
 @cache
@@ -84,21 +84,34 @@ def length(node: ast.FunctionDef) -> int:
 
 
 def without_docstring() -> list[str]:
-    """Public functions, classes, methods and properties that say nothing of themselves."""
+    """Public functions, classes, methods and properties that say nothing of themselves.
+
+    A method that a base class documents need not say it again.
+    """
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files()}
+    said = {
+        (node.name, method.name)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and ast.get_docstring(method)
+    }
     return [
         f"{place(path, node)} {node.name}"
-        for path in files()
-        for node in public(ast.parse(path.read_text(encoding="utf-8")))
-        if not ast.get_docstring(node)
+        for path, tree in trees.items()
+        for node, bases in public(tree, ())
+        if not ast.get_docstring(node) and not any((base, node.name) in said for base in bases)
     ]
 
 
-def public(tree: ast.Module | ast.ClassDef) -> Iterator[Definition]:
-    for node in tree.body:
+def public(tree: ast.AST, bases: tuple[str, ...]) -> Iterator[tuple[Definition, tuple[str, ...]]]:
+    """The public definitions of a module or class, and the bases of the class that holds each."""
+    for node in tree.body if isinstance(tree, ast.Module | ast.ClassDef) else ():
         if isinstance(node, Definition) and not node.name.startswith("_"):
-            yield node
+            yield node, bases
             if isinstance(node, ast.ClassDef):
-                yield from public(node)
+                yield from public(node, tuple(ast.unparse(b).split(".")[-1] for b in node.bases))
 
 
 def walked() -> Iterator[tuple[Path, ast.AST]]:

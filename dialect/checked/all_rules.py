@@ -27,6 +27,7 @@ class FoundRule:
 
     @property
     def name(self) -> str:
+        """The rule's own name."""
         return self.rule.name
 
 

@@ -45,6 +45,7 @@ class Blame:
         return op.origin.source
 
     def lines(self) -> list[str]:
+        """The rule, the op that it took, and the user's line."""
         rule, op = self.firing.rule, self.firing.op
         lines = [
             f"rule {rule.name}, firing {self.number} of {self.total}: {rule.doc.splitlines()[0]}",

@@ -47,6 +47,7 @@ class Again:
     def error_of(
         self, program: Program, passes: Sequence[Pass], blame: bool = False
     ) -> Exception | None:
+        """What a program and passes fail with; None where they do not fail."""
         kind, seed = self.failure.kind, self.failure.seed
         hooks = [VerifyNumbers(self.target, seed, blame)] if kind == "numbers" else []
         try:

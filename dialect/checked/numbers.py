@@ -30,6 +30,7 @@ class Numbers:
 
     @cached_property
     def results(self) -> list[Any]:
+        """The outputs on the drawn inputs, computed once."""
         return results(self.program, self.leaves)
 
     @cached_property

@@ -50,6 +50,7 @@ class Reduction:
 
     @property
     def size(self) -> tuple[int, int, int]:
+        """Passes, ops and elements of the inputs: what is made smaller, in this order."""
         elements = sum(value.type.size for value in self.program.graph.inputs)
         return len(self.passes), self.program.graph.op_count, elements
 
@@ -61,6 +62,7 @@ class Reduction:
             again = any(self.keeps_failing(each, self.passes) for each in candidates)
 
     def keeps_failing(self, program: Program, passes: tuple[Pass, ...]) -> bool:
+        """Takes a smaller program and fewer passes, if they fail in the same way."""
         if time.monotonic() > self.deadline or not self.fails(program, passes):
             return False
         self.program, self.passes = program, passes

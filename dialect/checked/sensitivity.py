@@ -42,6 +42,7 @@ class Disturbance:
         return [self.disturbed(array) for array in results]
 
     def disturbed(self, array: Any) -> Any:
+        """An array of floats, each moved to the next float or so; any other as it is."""
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
         epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))

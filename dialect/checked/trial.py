@@ -90,9 +90,11 @@ class Trial:
 
     @property
     def before(self) -> Graph:
+        """The graph that the rule is tried on."""
         return self.program.graph
 
     def violation(self) -> Violation | None:
+        """What the rule does that it may not; None where it keeps what it claims."""
         with jax.enable_x64(self.program.wide):
             return self._violation()
 
@@ -173,6 +175,7 @@ class Trial:
         return replace(self.rule, apply=apply)
 
     def arrays(self, kind: str, random: np.random.Generator) -> list[Any]:
+        """Numbers for the inputs, `kind` as in `dialect.checked.samples`."""
         finite = {"special": "scaled"}.get(kind, kind)
         return [
             array_of(value.type, finite if value in self.parameters else kind, random)
@@ -188,6 +191,7 @@ class Trial:
         return None
 
     def compared(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
+        """For each set of numbers: how it was compared, the numbers, and the first difference."""
         if self.rule.keeps == "bits":
             for arrays in self.sets:
                 yield "bits", arrays, self.in_bits(after, arrays)
@@ -198,9 +202,11 @@ class Trial:
             yield "types", self.sets[0], None
 
     def in_bits(self, after: Graph, arrays: list[Any]) -> Difference | None:
+        """The first element whose bits differ."""
         return difference(*(self.evaluate(graph, arrays) for graph in (self.before, after)), "bits")
 
     def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
+        """As `compared`, both graphs in f64 where they can be."""
         try:
             with jax.enable_x64(True):
                 pair = lifted(self.before), lifted(after)
@@ -218,6 +224,7 @@ class Trial:
     def in_f64(
         self, before: Graph, after: Graph, arrays: list[Any], rounded: float
     ) -> Difference | None:
+        """The first element that differs by more than f64 rounds."""
         wide = [widened(array) for array in arrays]
         wrong = self.apart(before, after, wide, rounded)
         if wrong is not None and (means_nothing(before, wide) or means_nothing(after, wide)):
@@ -246,6 +253,7 @@ class Trial:
         return difference(expected, got, "reals", _IN_F64)
 
     def told(self, what: str, after: Graph | None = None, arrays: Sequence[Any] = ()) -> Violation:
+        """A violation, with the graphs and the numbers that show it."""
         shown = show_graph(after) if after is not None else ""
         texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
         before = show_graph(self.before)

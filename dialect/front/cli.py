@@ -58,62 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="shardwright", description="Rewrites JAX decoders for inference."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, about, groups in (
-        (
-            "compile",
-            "Rewrites a function, compiles it, and shows what the compiler made of it.",
-            (_add_function, _add_passes, _add_json),
-        ),
-        (
-            "show",
-            "Rewrites a function and prints the program.",
-            (_add_function, _add_explain, _add_passes, _add_json),
-        ),
-        (
-            "coverage",
-            "Shows what of a function is recognised, what is not and why, and what its axes are.",
-            (_add_function, _add_passes, _add_json),
-        ),
-        (
-            "eval",
-            "Measures on held-out text what each pass costs in accuracy and saves in bytes.",
-            (_add_eval, _add_passes, _add_json),
-        ),
-        (
-            "sweep",
-            "Costs a decoder over chips, batches and dtypes of weights; marks the Pareto front.",
-            (_add_sweep, _add_passes, _add_json),
-        ),
-        (
-            "opt",
-            "Reads a program, or the file of a crash, runs passes, and prints the result.",
-            (_add_file, _add_passes),
-        ),
-        (
-            "bisect",
-            "Names the first pass, and its first rule, after which numbers leave their class.",
-            (_add_function, _add_passes, _add_bisect),
-        ),
-        (
-            "reproduce",
-            "Runs the file of a failure again; with --reduce, makes it as small as it still fails.",
-            (_add_reproduce,),
-        ),
-        (
-            "check-rules",
-            "Tries rules on programs around their examples: do they keep what they claim?",
-            (_add_rules, _add_json),
-        ),
-        (
-            "passes",
-            "Lists every pass, those of other packages included.",
-            (_add_json,),
-        ),
-    ):
-        each = commands.add_parser(name, help=about, description=about)
-        each.set_defaults(command=name, json=False)
+    for name, about, groups in _COMMANDS:
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(command=name, json=False)
         for add in groups:
-            add(each)
+            add(command)
     return parser
 
 
@@ -214,3 +163,58 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     add("--reduce", action="store_true", help="make it smaller while it fails in the same way")
     add("--seconds", type=float, default=60.0, metavar="S", help="to spend on that (60)")
     add("--out", metavar="FILE", help="where the smaller one goes (FILE.reduced)")
+
+
+# Each command: what it does, and the groups of its arguments.
+_COMMANDS = (
+    (
+        "compile",
+        "Rewrites a function, compiles it, and shows what the compiler made of it.",
+        (_add_function, _add_passes, _add_json),
+    ),
+    (
+        "show",
+        "Rewrites a function and prints the program.",
+        (_add_function, _add_explain, _add_passes, _add_json),
+    ),
+    (
+        "coverage",
+        "Shows what of a function is recognised, what is not and why, and what its axes are.",
+        (_add_function, _add_passes, _add_json),
+    ),
+    (
+        "eval",
+        "Measures on held-out text what each pass costs in accuracy and saves in bytes.",
+        (_add_eval, _add_passes, _add_json),
+    ),
+    (
+        "sweep",
+        "Costs a decoder over chips, batches and dtypes of weights; marks the Pareto front.",
+        (_add_sweep, _add_passes, _add_json),
+    ),
+    (
+        "opt",
+        "Reads a program, or the file of a crash, runs passes, and prints the result.",
+        (_add_file, _add_passes),
+    ),
+    (
+        "bisect",
+        "Names the first pass, and its first rule, after which numbers leave their class.",
+        (_add_function, _add_passes, _add_bisect),
+    ),
+    (
+        "reproduce",
+        "Runs the file of a failure again; with --reduce, makes it as small as it still fails.",
+        (_add_reproduce,),
+    ),
+    (
+        "check-rules",
+        "Tries rules on programs around their examples: do they keep what they claim?",
+        (_add_rules, _add_json),
+    ),
+    (
+        "passes",
+        "Lists every pass, those of other packages included.",
+        (_add_json,),
+    ),
+)

@@ -52,6 +52,7 @@ class Screen:
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
     def heading(self, text: str) -> None:
+        """A line that begins a section."""
         self.show(f"\n{text}", style="bold")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

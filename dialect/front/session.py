@@ -46,10 +46,12 @@ class Rewritten:
 
     @property
     def target(self) -> Target:
+        """The machine that it was rewritten for."""
         return self.asked.target
 
     @property
     def mesh(self) -> Any:
+        """The jax Mesh of that machine."""
         return self.asked.mesh
 
     def facts(self) -> dict[str, Any]:

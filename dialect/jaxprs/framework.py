@@ -15,7 +15,7 @@ from rewrite.errors import TraceError
 from rewrite.ir import Graph, Opaque, Type, Value
 
 
-class Jax:
+class Jax(runtime.Framework):
     """Implements `rewrite.runtime.Framework`."""
 
     def evaluate(self, graph: Graph, arrays: Sequence[Any]) -> list[Any]:

@@ -26,6 +26,7 @@ class Average:
 
     @property
     def axes(self) -> tuple[int, ...]:
+        """The dimensions that are averaged over."""
         return self.total["axes"]
 
     @property

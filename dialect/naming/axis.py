@@ -30,6 +30,7 @@ class Axis:
         self.names: dict[str, tuple[int, str]] = {}  # name -> (priority, provenance)
 
     def call(self, name: str, priority: int, provenance: str) -> None:
+        """Names the axis; of several names the one of the highest priority stays."""
         known = self.names.get(name)
         if known is None or known[0] < priority:
             self.names[name] = (priority, provenance)
@@ -51,6 +52,7 @@ def leaves(axis: Axis) -> tuple[Axis, ...]:
 
 
 def leaves_of(axes: Iterable[Axis]) -> list[Axis]:
+    """The leaves of several axes, in order."""
     return [leaf for axis in axes for leaf in leaves(axis)]
 
 
@@ -108,6 +110,7 @@ class Axes:
         return tuple(_named(axis) if axis.size > 1 else () for axis in self.at(value))
 
     def at(self, value: Value) -> tuple[Axis, ...]:
+        """The axis of each dimension of a value, made where none is known."""
         found = self.dimensions.get(value)
         if found is None:
             found = tuple(Axis(size) for size in value.type.shape)

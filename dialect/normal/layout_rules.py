@@ -292,6 +292,7 @@ def broadcast_by_consumer(op: Op) -> Outcome:
 
 
 def unbroadcast(value: Value) -> Value:
+    """What was broadcast, with axes of size one where it grew: it broadcasts by itself."""
     source, places = value.op.args[0], value.op["broadcast_dimensions"]
     if not source.type.shape:
         return source

@@ -33,6 +33,7 @@ def rope(x: Any, cos: Any, sin: Any, *, pairs: str = "halves", turned: int | Non
 
 
 def pairs_of(x: Any, pairs: str) -> tuple[Any, Any]:
+    """x: [..., k] -> the first and the second of each pair, [..., k/2]."""
     if pairs == "neighbours":
         return x[..., ::2], x[..., 1::2]
     half = x.shape[-1] // 2
@@ -40,12 +41,14 @@ def pairs_of(x: Any, pairs: str) -> tuple[Any, Any]:
 
 
 def joined(left: Any, right: Any, pairs: str) -> Any:
+    """The inverse of `pairs_of`."""
     if pairs == "neighbours":
         return jnp.stack([left, right], axis=-1).reshape(*left.shape[:-1], 2 * left.shape[-1])
     return jnp.concatenate([left, right], axis=-1)
 
 
 def quarter_turn(x: Any, pairs: str) -> Any:
+    """Each pair (a, b) as (-b, a)."""
     left, right = pairs_of(x, pairs)
     return joined(-right, left, pairs)
 

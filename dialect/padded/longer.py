@@ -66,6 +66,7 @@ class Longer:
         ]
 
     def grows(self, value: Value) -> bool:
+        """Whether any dimension of a value becomes longer."""
         return any(leaf in self.sizes for axis in self.axes.at(value) for leaf in leaves(axis))
 
     def grown(self, value: Value) -> list[bool]:
@@ -84,6 +85,7 @@ class Longer:
         return tuple(math.prod(part[which] for part in parts) for parts in self.parts(value))
 
     def type(self, value: Value) -> Type:
+        """The type of a value once it is longer."""
         return Type(value.type.dtype, self.shape(value), value.type.weak)
 
     def padded(self, value: Value) -> Value:

@@ -59,6 +59,7 @@ class Rule:
         return f"{self.pattern}: {self.choice}"
 
     def matches(self, paths: Iterable[str]) -> bool:
+        """Whether the pattern is found in any of these paths."""
         return any(re.search(self.pattern, path) for path in paths)
 
 

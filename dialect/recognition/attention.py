@@ -83,18 +83,9 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
         return Miss("the sink's weights are not dropped", 4)
     value, out = _values(op, position, found)
     order = [x for x in letters(query.axes) if x != summed[0]]
-    if (
-        value is None
-        or set(letters(out)) - {"value"} != set(order)
-        or found.context in letters(out)
-    ):
-        return Miss("the weights and the value are not summed over the context alone", 4)
-    if found.context not in letters(value.axes):
-        return Miss("the values are the same for all keys", 4)
-    if "value" in letters(out) and "value" not in letters(value.axes):
-        return Miss("the values are the same along their heads", 4)
-    if value.value.type.dtype not in REALS:
-        return Miss("the values are no floats", 4)
+    misfit = _misfit_of_values(value, out, order, found.context)
+    if value is None or misfit:
+        return Miss(misfit, 4)
     (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
     query, key = narrowed(query, key, found.product.types[0].dtype)
     scale = found.scale * query_scale * key_scale
@@ -119,6 +110,17 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
         **({"given": " ".join(beside)} if beside else {}),
     )
     return laid_out(Operand(made, made_axes), out, op.types[0].shape)
+
+
+def _misfit_of_values(value: Operand | None, out: Array, order: list[str], context: str) -> str:
+    """Why the product with the values is none of attention; "" where it is."""
+    if value is None or set(letters(out)) - {"value"} != set(order) or context in letters(out):
+        return "the weights and the value are not summed over the context alone"
+    if context not in letters(value.axes):
+        return "the values are the same for all keys"
+    if "value" in letters(out) and "value" not in letters(value.axes):
+        return "the values are the same along their heads"
+    return "" if value.value.type.dtype in REALS else "the values are no floats"
 
 
 def _spec(op: Op) -> Signature:

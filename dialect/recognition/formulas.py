@@ -85,6 +85,7 @@ class Formula:
         return Formula({_ONE: value} if value else {}, self.side, {_ONE: 1.0})
 
     def power(self, exponent: int) -> Formula:
+        """The formula to a whole power."""
         result = self.number(1.0)
         for _ in range(abs(exponent)):
             result = result * self

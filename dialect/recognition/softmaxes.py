@@ -36,6 +36,7 @@ class Exponent(NamedTuple):
 
     @property
     def value(self) -> Value:
+        """What the softmax is of, without a mask that is applied twice."""
         if self.mask is None:
             return self.x
         masked = number_where_false(self.x.op)

@@ -60,6 +60,7 @@ class Part:
 
     @property
     def made_bytes(self) -> int:
+        """Bytes of all that the part makes."""
         return self.units * sum(value.type.bytes for value in self.graph.outputs)
 
     @property

@@ -29,14 +29,17 @@ class Lookup:
 
     @property
     def ids(self) -> Value:
+        """The ids that are looked up."""
         return self.takes[0].args[1]
 
     @property
     def vocab(self) -> int:
+        """How many rows the tables have."""
         return self.takes[0].args[0].type.shape[0]
 
     @property
     def rows(self) -> int:
+        """How many ids there are."""
         return self.ids.type.size
 
     @property

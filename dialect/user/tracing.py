@@ -60,14 +60,7 @@ def trace(
     if state is None:
         updates = _updates_found(graph, owners, outputs, given, found["tree"], at_params)
     else:
-        listed = state if isinstance(state, (list, tuple)) else [state]
-        at = [_dynamic(each, names, "state", place) for each in listed]
-        if at_params in at:
-            name = names[dynamic[at_params]]
-            raise TraceError(
-                f"{name} is named as parameters and as state",
-                hint="params= and state= take different arguments; params is the first by default",
-            )
+        at = _places_of_state(state, names, place, at_params)
         updates = _updates_named(graph, owners, found["tree"], given, at, names, dynamic)
     states = set(updates.values())
     roles = [
@@ -86,6 +79,20 @@ def trace(
         outputs=tuple(Output(name, updates.get(i)) for i, name in enumerate(outputs)),
         tree=(describe(tree), describe(found["tree"])),
     )
+
+
+def _places_of_state(
+    state: Where | Sequence[Where], names: Sequence[str], place: Mapping[int, int], at_params: int
+) -> list[int]:
+    """The arguments that are state, among the dynamic ones. Raises TraceError for parameters."""
+    listed = state if isinstance(state, (list, tuple)) else [state]
+    at = [_dynamic(where, names, "state", place) for where in listed]
+    if at_params in at:
+        raise TraceError(
+            f"{listed[at.index(at_params)]} is named as parameters and as state",
+            hint="params= and state= take different arguments; params is the first by default",
+        )
+    return at
 
 
 def as_numbers(numbers: int | Sequence[int]) -> tuple[int, ...]:
