@@ -88,8 +88,9 @@ def _places_of_state(
     listed = state if isinstance(state, (list, tuple)) else [state]
     at = [_dynamic(where, names, "state", place) for where in listed]
     if at_params in at:
+        number = next(number for number, position in place.items() if position == at_params)
         raise TraceError(
-            f"{listed[at.index(at_params)]} is named as parameters and as state",
+            f"{names[number]} is named as parameters and as state",
             hint="params= and state= take different arguments; params is the first by default",
         )
     return at
