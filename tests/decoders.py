@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tiny import run
 
 import rewrite
 from rewrite import Pipeline, Program
+from tests.kit import run
 
 BATCH, CONTEXT, HEADS, D_HEAD, D_FF, VOCAB, WINDOW = 2, 8, 2, 4, 12, 16, 3
 D_MODEL = HEADS * D_HEAD

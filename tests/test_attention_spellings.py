@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import run
 
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
@@ -25,6 +24,7 @@ from dialect.ops.attend import attend
 from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, replace_values
+from tests.kit import run
 
 RANDOM = np.random.default_rng(5)
 D_HEAD = 16

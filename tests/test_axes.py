@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import CASES, MODELS, Case, arguments, traced
 
 import rewrite
 from dialect.naming.axes import NAMES, infer_axes, leaves
 from rewrite import Pipeline
 from rewrite.program import Program
+from tests.tiny import CASES, MODELS, Case, arguments, traced
 
 # Written from the models' definitions. Of the layers' parameters `layers` is left out.
 TABLES: dict[str, dict[str, str]] = {

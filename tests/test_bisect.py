@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import planted_rules
 import pytest
 
 import passes
@@ -24,6 +23,7 @@ from rewrite import manager
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
+from tests import planted_rules
 
 HERE = Path(__file__).parent
 TARGET = Target("cpu:8", (("x", 8),))

@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, run
-from tiny import traced as traced_case
 
 import rewrite
 from dialect.caching.quantized_cache import with_quantized_cache
@@ -30,6 +28,9 @@ from dialect.prepared.state import Form, is_state
 from examples import gpt, palm
 from rewrite import Pipeline, Program, auto_shard
 from rewrite.ir import Type
+from tests.kit import run
+from tests.tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments
+from tests.tiny import traced as traced_case
 
 FIRST = "normalize, recognize, carry_cache"
 TABLE_1 = [

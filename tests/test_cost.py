@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import decoder_shapes
 import pytest
-from decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
 
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.cost import estimate
@@ -20,6 +18,8 @@ from dialect.planning.plan import Plan, Prediction
 from dialect.planning.search import TIE, choose, optimality_gap, searched
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
+from tests import decoder_shapes
+from tests.decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
 
 LLAMA_8B = replace(decoder_shapes.LLAMA_8B, weight_bytes_per_element=1)
 # The meshes of the paper's public code, by the number of chips.

@@ -9,9 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from decoders import BATCH, CONTEXT, D_FF, D_HEAD, D_MODEL, HEADS, VOCAB, recognized
 from jax import lax
-from tiny import MODELS, Case, traced
 
 import rewrite
 from dialect.arrays.dtypes import struct_of
@@ -24,6 +22,8 @@ from dialect.reports.provenance import provenance
 from passes.recognize import RULES
 from rewrite import Pipeline, Program, auto_shard
 from rewrite.ir import Type
+from tests.decoders import BATCH, CONTEXT, D_FF, D_HEAD, D_MODEL, HEADS, VOCAB, recognized
+from tests.tiny import MODELS, Case, traced
 
 PRODUCTS = 2 * BATCH * D_MODEL * D_MODEL  # FLOPs of one projection
 F32 = 4

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rewrite import Pipeline, auto_shard, trace
-from tests.tiny import BATCH, CASES, CONTEXT, Case, arguments, expected, run
+from tests.kit import run
+from tests.tiny import BATCH, CASES, CONTEXT, Case, arguments, expected
 
 FRONT = "normalize, recognize, roll, carry_cache"
 EXACT = "fold_scales, merge_dots, cache_layout, first_layer{budget=10.0}"

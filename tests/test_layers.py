@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from decoders import (
+from jax import lax
+
+import rewrite
+from dialect.layered.layers import Layers, Run, find_layers
+from rewrite import Pipeline
+from tests.decoders import (
     BATCH,
     D_MODEL,
     FIRST,
@@ -19,12 +24,7 @@ from decoders import (
     recognized,
     weights,
 )
-from jax import lax
-from tiny import LAYERS, MODELS, Case, traced
-
-import rewrite
-from dialect.layered.layers import Layers, Run, find_layers
-from rewrite import Pipeline
+from tests.tiny import LAYERS, MODELS, Case, traced
 
 
 def runs(found: Layers) -> list[tuple[int, int]]:

@@ -26,7 +26,8 @@ from rewrite import Pipeline, Program, Target, auto_shard, trace
 from rewrite.errors import PlanError
 from tests.fuzz.checks import Tally
 from tests.fuzz.decoders import Decoder, failure_of
-from tests.tiny import assert_close, run
+from tests.kit import run
+from tests.tiny import assert_close
 
 BATCH, CONTEXT, STEPS = 8, 8, 4
 MESH = (("x", 2), ("y", 4))

@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 import pytest
-from decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
 
 from dialect.display.tables import Table, as_text
 from dialect.machine.mesh import MeshSpec, Topology
@@ -25,6 +24,7 @@ from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import searched
 from dialect.planning.workload import Workload
+from tests.decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
 
 Row = dict[str, Any]
 ROWS: list[Row] = json.loads(Path(__file__).with_name("data").joinpath("esti.json").read_text())[

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
 
 from dialect.machine.mesh import Topology
 from dialect.ops.tensor import contract, partial_contract
@@ -26,6 +25,7 @@ from examples import gpt, llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
 from rewrite.ir import Op
 from rewrite.target import Target
+from tests.decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
 
 CPU = Target("cpu:8", Topology.parse("cpu:8").mesh_axes().axes)
 CUBE = Topology.parse("v4:4x4x4")

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from tiny import (
+
+import rewrite
+from dialect.arrays.evaluate import evaluate
+from rewrite import Pipeline, Program
+from rewrite.ir import Graph, Type
+from tests.tiny import (
     BATCH,
     CASES,
     CONTEXT,
@@ -33,11 +38,6 @@ from tiny import (
     run,
     traced,
 )
-
-import rewrite
-from dialect.arrays.evaluate import evaluate
-from rewrite import Pipeline, Program
-from rewrite.ir import Graph, Type
 
 FIRST = "normalize, recognize"
 PIPELINES = {

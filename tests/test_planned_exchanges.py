@@ -8,7 +8,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from decoder_shapes import LLAMA_70B, PALM_540B
 
 from dialect.machine.interconnect import Ring, Switch
 from dialect.machine.mesh import MeshSpec, Topology
@@ -22,6 +21,7 @@ from dialect.planning.workload import Workload
 from examples import llama
 from rewrite import Pipeline, trace
 from rewrite.target import Target
+from tests.decoder_shapes import LLAMA_70B, PALM_540B
 
 PREFILL_70B = replace(LLAMA_70B, batch=16, time=2048)
 CUBE = Topology.parse("v4:4x4x4")

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from decoder_shapes import LLAMA_8B
 
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.objectives import shape_to_plan
@@ -22,6 +21,7 @@ from rewrite import Pipeline, Plan, trace
 from rewrite.errors import PlanError
 from rewrite.program import Program
 from rewrite.target import Target
+from tests.decoder_shapes import LLAMA_8B
 
 V5E = Topology.parse("v5e:2x4")
 MESH = MeshSpec.parse("x=2 y=4")

@@ -15,7 +15,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax import lax
-from tiny import CASES, MODELS, Case, arguments, expected, run, traced
 
 import rewrite
 from dialect.compiled.compiling import Compilable, compiled
@@ -34,6 +33,8 @@ from rewrite.errors import PipelineError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
+from tests.kit import run
+from tests.tiny import CASES, MODELS, Case, arguments, expected, traced
 
 RANDOM = np.random.default_rng(3)
 FIRST = "normalize, recognize, carry_cache"
@@ -130,7 +131,7 @@ def test_weights_are_what_numpy_makes_of_them(name: str, form: str, group: int |
     program = quantised(function, w, x, passes=f"normalize, quantize{{{options}}}")
     lowered = after(program, "stage, lower")
     for each in (program, lowered):
-        np.testing.assert_allclose(each(w, x), function(wanted, x), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(run(each, w, x), function(wanted, x), rtol=1e-5, atol=1e-5)
     assert "dequantize" not in operations(lowered)
     assert products(lowered) == {("f32", "f32", "f32")}
     assert f"scale_behind_{'product'}: 1" in said(lowered, "lower")
@@ -150,7 +151,9 @@ def test_products_of_integers_are_what_numpy_makes_of_them(name: str, group: int
     q, scale = numbers(x, token, "int8")
     options = "activations=int8, vocab=true" + (f", group={group}" if group else "")
     program = quantised(function, w, x, passes=f"normalize, quantize{{{options}}}, stage, lower")
-    np.testing.assert_allclose(program(w, x), function(wanted, q * scale), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(program, w, x), function(wanted, q * scale), rtol=1e-5, atol=1e-5
+    )
     assert products(program) == {("i8", "i8", "i32")}
 
 
@@ -164,7 +167,7 @@ def test_a_group_may_hold_whole_axes() -> None:
             passes=f"normalize, quantize{{weights=int4, group={group}, vocab=true}}, stage, lower",
         )
         wanted = np.einsum("bhk,hkd->bd", x, dequantised(w, (0, 1), "int4", group))
-        np.testing.assert_allclose(program(w, x), wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(run(program, w, x), wanted, rtol=1e-5, atol=1e-5)
         kept = {e.type.dtype: e.type.size for e in program.step_inputs if e.role == "param"}
         assert kept == {"i4": 6 * 4 * 5, "f32": 6 * 4 * 5 // group}
 
@@ -192,7 +195,9 @@ def test_a_weight_without_whole_groups_has_a_scale_per_channel() -> None:
     w, x = normal(10, 5), normal(3, 10)
     passes = "normalize, quantize{group=4, vocab=true}, stage, lower"
     program = quantised(lambda p, x: x @ p, w, x, passes=passes)
-    np.testing.assert_allclose(program(w, x), x @ dequantised(w, (0,), "int8", None), rtol=1e-5)
+    np.testing.assert_allclose(
+        run(program, w, x), x @ dequantised(w, (0,), "int8", None), rtol=1e-5
+    )
     assert said(program, "quantize")[1:] == (
         "p has one scale per output channel: there are no groups of 4 in the axes that are summed "
         "(10)",
@@ -207,7 +212,7 @@ def test_more_rows_than_a_group_is_long_are_multiplied_with_scaled_weights() -> 
         passes = "normalize, quantize{group=4, vocab=true}, stage, lower"
         program = quantised(lambda p, x: x @ p, w, x, passes=passes)
         np.testing.assert_allclose(
-            program(w, x), x @ dequantised(w, (0,), "int8", 4), rtol=1e-5, atol=1e-5
+            run(program, w, x), x @ dequantised(w, (0,), "int8", 4), rtol=1e-5, atol=1e-5
         )
         notes = said(program, "lower")
         assert any("it has more rows than a group is long" in note for note in notes) == before
@@ -221,7 +226,7 @@ def test_activations_of_zeros_and_outliers() -> None:
     program = quantised(lambda p, x: x @ p, w, x, passes=passes)
     scale = 1000 / 127.5
     wanted = np.float32([[0] * 4, [127 * scale, 0, -127 * scale, 0]]) * 127
-    np.testing.assert_allclose(program(w, x), wanted, rtol=1e-6)
+    np.testing.assert_allclose(run(program, w, x), wanted, rtol=1e-6)
 
 
 # Experts by ragged products.
@@ -249,7 +254,7 @@ def test_scales_of_ragged_experts_stand_behind(
         q, scale = numbers(x, (1,), "int8")
         rows = q * scale
     wanted = ragged(np.stack([dequantised(each, (0,), "int8", None) for each in w]), rows, n)
-    np.testing.assert_allclose(program(w, x, n), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(program, w, x, n), wanted, rtol=1e-5, atol=1e-5)
     (product,) = (op for op, _ in program.graph.walk() if op.name == "ragged_dot_general")
     assert [arg.type.dtype for arg in (*product.args, *product.results)] == dtypes
     assert f"{rule}: 1" in said(program, "lower")
@@ -314,7 +319,7 @@ def test_the_target_decides_how_numbers_are_multiplied(target: str, multiplied: 
     form = "fp8" if "v7x" in target else "int8"
     q, scale = numbers(x, (1,), form)
     wanted = (q * scale) @ dequantised(w, (0,), form, None)
-    np.testing.assert_allclose(program(w, x), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(program, w, x), wanted, rtol=1e-5, atol=1e-5)
 
 
 # What is asked of whom.
@@ -407,7 +412,7 @@ def test_rows_of_a_table_are_those_of_its_integers(group: int | None) -> None:
     program = quantised(lambda p, i: p[i], table, ids, passes=passes)
     assert "i4" in {each.type.dtype for each in program.step_inputs}
     wanted = dequantised(table, (1,), "int4", group)[ids]
-    np.testing.assert_allclose(program(table, ids), wanted, rtol=1e-6)
+    np.testing.assert_allclose(run(program, table, ids), wanted, rtol=1e-6)
 
 
 # The examples.

@@ -11,10 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import arguments as written_out_arguments
-from decoders import recognized
-from tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, expected, run
-from tiny import traced as traced_case
 
 import rewrite
 from dialect.arrays.evaluate import evaluate
@@ -26,6 +22,11 @@ from dialect.compiled.executable import read
 from dialect.ops.token_scales import dequantize_tokens, quantize_tokens
 from examples import llama
 from rewrite import Pipeline, Program, auto_shard
+from tests.decoders import arguments as written_out_arguments
+from tests.decoders import recognized
+from tests.kit import run
+from tests.tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, expected
+from tests.tiny import traced as traced_case
 
 FIRST = "normalize, recognize, carry_cache"
 RANDOM = np.random.default_rng(7)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import TOKENS, arguments, assert_same_bits, block, decoder, recognized
 from test_layers import KINDS
 
 from rewrite import Pipeline, Program, ShardwrightError, auto_shard, trace
 from rewrite.ir import Op
+from tests.decoders import TOKENS, arguments, assert_same_bits, block, decoder, recognized
 
 SERVING = "normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
 

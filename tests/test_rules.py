@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from tiny import run
 
 import rewrite
 from dialect.arrays import dtypes, primitives
@@ -36,6 +35,7 @@ from rewrite.ir import Graph, Type
 from rewrite.program import KEEPS
 from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
+from tests.kit import run
 
 LOWER = (*SCALES, EXPAND)
 EVERY = all_rules("dialect", "passes")

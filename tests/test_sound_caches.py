@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from tiny import assert_close, run
 
 import rewrite
 from dialect.matching.values import one_hot_of
@@ -18,6 +17,8 @@ from dialect.ops.nn import Traced
 from rewrite import Pipeline
 from rewrite.errors import TraceError
 from tests.fuzz.interpreted import interpreted_function
+from tests.kit import run
+from tests.tiny import assert_close
 
 RANDOM = np.random.default_rng(7)
 PARAMS = jnp.ones(2)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from tiny import run
 
 import rewrite
 from dialect.arrays.dtypes import struct_of
@@ -26,6 +25,7 @@ from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.ir import Graph, Symbol, Type
 from rewrite.rules import Rule
+from tests.kit import run
 
 RANDOM = np.random.default_rng(11)
 FOLD = rules_of(fold_rules)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from tiny import run
 
 from dialect.arrays.evaluate import evaluate
 from dialect.checked.compared import difference
@@ -22,6 +21,7 @@ from rewrite.errors import InvalidProgram
 from rewrite.opdef import make
 from rewrite.rules import local
 from rewrite.verify import verify
+from tests.kit import run
 
 
 def kept(function: Callable[..., Any], *args: Any, keeps: str = "bits") -> Report:

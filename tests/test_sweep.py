@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import decoder_shapes
 import jax
 import pytest
 
@@ -34,6 +33,7 @@ from rewrite import Pipeline, trace
 from rewrite.errors import PlanError
 from rewrite.files import FileError, written_whole
 from rewrite.program import Program
+from tests import decoder_shapes
 
 PALM = os.path.relpath(palm.__file__)
 TOY = ("sweep", f"{PALM}:decode_step", "--config", "toy", "--context", "16", "--chip", "v5e")

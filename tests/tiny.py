@@ -6,7 +6,6 @@ Every axis is 2, 4 or 16 long, so that nothing can tell one from another by its 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 import rewrite
 from rewrite.program import Program
+from tests.kit import run
 
 MODELS = ("llama", "palm", "gpt")
 LAYERS, BATCH, HEADS, KV_HEADS, D_HEAD, LENGTH = 2, 2, 4, 2, 4, 4
@@ -88,16 +88,6 @@ def traced(case: Case) -> Program:
 def expected(case: Case) -> Any:
     """What the function itself returns."""
     return run(case.function, *arguments(case))
-
-
-def run(function: Callable[..., Any], *args: Any) -> Any:
-    """A function or a program on arrays, op by op.
-
-    The tests' programs are many, alike, and each runs once: ops that are compiled already are
-    quicker than any compilation of the whole.
-    """
-    with jax.disable_jit():
-        return function(*args)
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = 2e-5) -> None:

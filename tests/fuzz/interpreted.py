@@ -193,7 +193,7 @@ class _Run:
         (consts, carry, xs), (length, reverse) = parts, how
         carried, rows = len(carry), []
         for i in reversed(range(length)) if reverse else range(length):
-            made = body([*consts, *carry, *(x[i] for x in xs)])
+            made = body([*consts, *carry, *(x[i, ...] for x in xs)])
             carry, row = made[:carried], made[carried:]
             rows.append(row)
         if reverse:

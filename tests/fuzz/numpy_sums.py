@@ -13,7 +13,8 @@ from tests.fuzz.numpy_maps import Arrays, Rule, Shaped, is_float, wide, wrapped
 
 def reduced(function: Any) -> Rule:
     def rule(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -> Any:
-        x, axes = args[0], tuple(params["axes"])
+        # Laid out as usual: the order in which numpy adds up depends on the strides.
+        x, axes = np.asarray(args[0], order="C"), tuple(params["axes"])
         if x.size == 0 or jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4:
             start = _IDENTITY[function](x.dtype)
             x = x.astype(object) if jnp.issubdtype(x.dtype, jnp.integer) else x
@@ -72,7 +73,7 @@ def dot_general(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -
     work = np.int64 if integer else np.result_type(kind, np.float32) if kind.itemsize < 4 else kind
     if kind == bool or any(each.dtype == bool for each in args):
         return None
-    left, right = (each.astype(work) for each in args)
+    left, right = (each.astype(work, order="C") for each in args)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     names = [[next(letters) for _ in range(each.ndim)] for each in (left, right)]
     for i, j in zip((*left_batch, *left_sum), (*right_batch, *right_sum)):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import planted_rules
-
 from dialect.normal.normal_form import RULES
 from rewrite.driver import rewrite
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.target import Target
+from tests import planted_rules
 
 
 @dataclass(frozen=True)
