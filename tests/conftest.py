@@ -10,7 +10,8 @@ import pytest
 from quick_xla import QUICK
 
 DEVICES = f"--xla_force_host_platform_device_count=8 {QUICK}"
-GOLDEN = Path(__file__).parent / "golden"
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -28,6 +29,14 @@ def same_numbers(request: pytest.FixtureRequest) -> None:
     if random := getattr(request.module, "RANDOM", None):
         bits = random.bit_generator
         bits.state = type(bits)(bits.seed_seq).state
+
+
+@pytest.fixture
+def probe_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the passes of tests/probe_passes/ known by name."""
+    import passes  # after the flags above
+
+    monkeypatch.setattr(passes, "__path__", [*passes.__path__, str(HERE / "probe_passes")])
 
 
 @pytest.fixture

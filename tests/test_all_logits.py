@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import pytest
 
 from dialect.machine.mesh import Topology
@@ -15,8 +11,9 @@ from dialect.planning.layouts import product_layout
 from dialect.reports.audit import audit
 from examples import llama
 from examples.tiny import model as tiny
-from rewrite import Pipeline, Program, trace
+from rewrite import Pipeline, Program
 from rewrite.target import Target
+from tests.kit import traced_step
 
 BATCH, LENGTH = 16, 512
 SLICE = Target("v5e:2x4", Topology.parse("v5e:2x4").mesh_axes().axes)
@@ -26,10 +23,7 @@ WIDE = tiny.Config(
 
 
 def recognized(model: object, config: object) -> Program:
-    params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(model.init_cache, config, BATCH, LENGTH))
-    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    program = trace(partial(model.prefill, config), params, cache, tokens, params=0, state=1)
+    program = traced_step(model, config, BATCH, LENGTH, prompt=LENGTH)
     return Pipeline.parse("normalize, recognize, carry_cache").run(program, SLICE)
 
 

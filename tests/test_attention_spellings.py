@@ -16,15 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
-from dialect.jaxprs.jaxpr import trace_graph
-from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops.attend import attend
-from passes.recognize import RULES as RECOGNIZE
-from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, replace_values
-from tests.kit import run
+from tests.kit import graph_of, recognized_graph, run
 
 RANDOM = np.random.default_rng(5)
 D_HEAD = 16
@@ -115,8 +110,7 @@ MASK = mask_of(2, 1, 3, 5)
 
 
 def recognized(function: Callable[..., Any], *args: Any) -> Graph:
-    graph = trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *args)
-    return rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
+    return recognized_graph(graph_of(function, *args))
 
 
 def alike(graph: Graph) -> Graph:
@@ -132,7 +126,7 @@ def the_attend(graph: Graph) -> Op:
 
 
 def assert_same_numbers(graph: Graph, function: Callable[..., Any], *args: Any) -> None:
-    (made,) = run(lambda *arrays: evaluate(graph, arrays), *args)
+    (made,) = run(graph, *args)
     expected = run(function, *args)
     assert (made.dtype, made.shape) == (expected.dtype, expected.shape)
     tolerance = 1e-5 if expected.dtype == jnp.float32 else 3e-2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,19 @@ import numpy as np
 import pytest
 
 from examples import gpt, llama, palm
-from rewrite import Pipeline, ShardwrightError, Target, auto_shard, trace
+from rewrite import Pipeline, ShardwrightError, Target, auto_shard
+from tests.kit import arrays_of, step_of, traced_step
 
-DECODERS = {"llama": llama, "palm": palm, "gpt": gpt}
+MODELS = {"llama": llama, "palm": palm, "gpt": gpt}
 EXACT = "normalize, recognize, carry_cache, {more} plan{{{plan}}}, shard, stage, lower"
 BATCH, CONTEXT = 8, 32
 
 
-def decoder(name: str, unrolled: bool = False):
-    """(step, params, cache, tokens) of a toy decoder."""
-    module = DECODERS[name]
-    config = module.CONFIGS["toy"]
-    params = module.init_params(config, jax.random.key(0), unrolled=unrolled)
-    cache = module.init_cache(config, BATCH, CONTEXT, unrolled=unrolled)
-    return partial(module.decode_step, config), params, cache, jnp.arange(BATCH, dtype=jnp.int32)
+def toy(name: str, prompt: int | None = None, unrolled: bool = False):
+    """(step, params, cache, tokens)."""
+    model, config = MODELS[name], MODELS[name].CONFIGS["toy"]
+    how = {"prompt": prompt, "unrolled": unrolled}
+    return step_of(model, config, prompt), *arrays_of(model, config, BATCH, CONTEXT, **how)
 
 
 def largest_difference(one, other) -> float:
@@ -54,7 +52,7 @@ def steps(step, params, cache, tokens, count: int = 3):
     ],
 )
 def test_equals_the_original_for_every_named_partitioning(name, plan, more):
-    function, params, cache, tokens = decoder(name)
+    function, params, cache, tokens = toy(name)
     expected, expected_cache = steps(jax.jit(function), params, cache, tokens)
     step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan=plan, more=more))
     packed = step.prepare(params, cache, tokens)
@@ -67,9 +65,8 @@ def test_heads_split_in_both_axes_are_two_axes_from_their_product_on():
     """Two KV heads of eight queries over x=2 y=4: split as one axis, the heads of a chip would be
     others behind the product than in attention."""
     config = replace(llama.CONFIGS["toy"], kv_heads=2)
-    params = llama.init_params(config, jax.random.key(0))
-    cache = llama.init_cache(config, BATCH, CONTEXT)
-    function, tokens = partial(llama.decode_step, config), jnp.arange(BATCH, dtype=jnp.int32)
+    function = step_of(llama, config)
+    params, cache, tokens = arrays_of(llama, config, BATCH, CONTEXT)
     pipeline = EXACT.format(plan="ffn=ws1d, attention=heads", more="")
     step = auto_shard(function, "cpu:8", pipeline=pipeline)
     assert step.plan(params, cache, tokens).split("attention") == {
@@ -85,7 +82,7 @@ def test_heads_split_in_both_axes_are_two_axes_from_their_product_on():
 
 
 def test_the_weights_are_split_over_the_mesh():
-    function, params, cache, tokens = decoder("llama")
+    function, params, cache, tokens = toy("llama")
     step = auto_shard(
         function, "cpu:8", pipeline=EXACT.format(plan="ffn=ws1d, attention=heads", more="")
     )
@@ -100,7 +97,7 @@ def test_the_weights_are_split_over_the_mesh():
 
 
 def test_raw_parameters_and_caches_are_accepted_and_packed_once():
-    function, params, cache, tokens = decoder("llama")
+    function, params, cache, tokens = toy("llama")
     expected, _ = steps(jax.jit(function), params, cache, tokens, 2)
     step = auto_shard(function, "cpu:8", donate_state=False)
     found, _ = steps(step, params, cache, tokens, 2)
@@ -111,7 +108,7 @@ def test_raw_parameters_and_caches_are_accepted_and_packed_once():
 
 
 def test_packing_waits_for_the_shapes():
-    function, params, cache, tokens = decoder("palm")
+    function, params, cache, tokens = toy("palm")
     step = auto_shard(function, "cpu:8")
     packed, adapted = step.prepare(params), step.adapt(cache)
     logits, _ = step(packed, adapted, tokens)
@@ -127,7 +124,7 @@ def llama_like(cache):
 
 def test_a_second_call_never_traces_again():
     traces = []
-    function, params, cache, tokens = decoder("llama")
+    function, params, cache, tokens = toy("llama")
 
     def counted(params, cache, tokens):
         traces.append(None)
@@ -144,7 +141,7 @@ def test_a_second_call_never_traces_again():
 
 
 def test_as_a_decorator_with_and_without_arguments():
-    function, params, cache, tokens = decoder("gpt")
+    function, params, cache, tokens = toy("gpt")
     expected = jax.jit(function)(params, cache, tokens)[0]
 
     @auto_shard(mesh="cpu:8")
@@ -164,7 +161,7 @@ def test_as_a_decorator_with_and_without_arguments():
 
 @pytest.mark.parametrize("kind", ["mesh", "abstract"])
 def test_jax_meshes_of_both_kinds(kind):
-    function, params, cache, tokens = decoder("llama")
+    function, params, cache, tokens = toy("llama")
     expected = jax.jit(function)(params, cache, tokens)[0]
     if kind == "mesh":
         step = auto_shard(function, jax.make_mesh((2, 4), ("a", "b")))
@@ -176,7 +173,7 @@ def test_jax_meshes_of_both_kinds(kind):
 
 
 def test_shapes_are_enough_to_look_and_to_compile():
-    function, params, cache, tokens = decoder("llama")
+    function, params, cache, tokens = toy("llama")
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, cache, tokens)
     )
@@ -217,7 +214,7 @@ def test_static_arguments():
 
 
 def test_a_mesh_that_does_not_divide_says_which_and_what_to_do():
-    function, params, cache, tokens = decoder("llama")
+    function, params, cache, tokens = toy("llama")
     step = auto_shard(
         function, "cpu:8", pipeline=EXACT.format(plan="ffn=wg_xyz, attention=batch", more="")
     )
@@ -229,7 +226,7 @@ def test_a_mesh_that_does_not_divide_says_which_and_what_to_do():
 
 
 def test_pipelines_by_file_text_and_object(tmp_path):
-    function, params, cache, tokens = decoder("gpt")
+    function, params, cache, tokens = toy("gpt")
     text = (
         "target cpu:8\nmesh x=2 y=4\ndecode { normalize, recognize, plan, shard, stage, lower }\n"
     )
@@ -252,12 +249,7 @@ def test_pipelines_by_file_text_and_object(tmp_path):
     ],
 )
 def test_prefill_equals_the_original(name, plan, unrolled):
-    module = DECODERS[name]
-    config = module.CONFIGS["toy"]
-    params = module.init_params(config, jax.random.key(0), unrolled=unrolled)
-    cache = module.init_cache(config, BATCH, CONTEXT, unrolled=unrolled)
-    tokens = jnp.arange(BATCH * 4, dtype=jnp.int32).reshape(BATCH, 4)
-    function = partial(module.prefill, config)
+    function, params, cache, tokens = toy(name, 4, unrolled)
     expected, expected_cache = jax.jit(function)(params, cache, tokens)
     more = "first_layer{budget=10.0},"
     step = auto_shard(function, "cpu:8", pipeline=EXACT.format(plan=plan, more=more))
@@ -268,15 +260,10 @@ def test_prefill_equals_the_original(name, plan, unrolled):
 
 def test_the_last_token_is_cut_off_before_the_stream_moves():
     """Not all tokens are exchanged for the sake of one."""
-    config = llama.CONFIGS["toy"]
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(llama.init_cache, config, BATCH, CONTEXT))
-    tokens = jax.ShapeDtypeStruct((BATCH, 4), jnp.int32)
     target = Target("cpu:8", (("x", 2), ("y", 4)))
     passes = "normalize, recognize, carry_cache, plan{ffn=wg_xyz, attention=batch}, shard"
-    program = Pipeline.parse(passes).run(
-        trace(partial(llama.prefill, config), params, cache, tokens), target
-    )
+    traced = traced_step(llama, llama.CONFIGS["toy"], BATCH, CONTEXT, prompt=4)
+    program = Pipeline.parse(passes).run(traced, target)
     (cut,) = [op for op in program.graph.ops if op.name == "slice" and op.types[0].rank == 3]
     (reader,) = [op for op, _ in program.graph.users[cut.results[0]]]
     assert reader.name == "constrain" and reader["layout"] == (("x", "y"), (), ())

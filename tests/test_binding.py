@@ -6,33 +6,30 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from dialect.arrays import primitives
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (framework registers)
-from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import normal_form
 from dialect.ops import nn, quant  # noqa: F401  (framework registers)
 from dialect.staging.binding import bytes_read, frontier, fuses, region_bound
 from passes.stage import split_loops
-from rewrite import opdef
 from rewrite.dataflow import bound_values, known_values
 from rewrite.ir import Graph, Symbol, Type, Value, new_input
 from rewrite.opdef import make
 from rewrite.verify import verify
+from tests.kit import graph_of, op_of
 
 W, X = jnp.ones((16, 16)), jnp.ones((2, 16))
 
 
-def graph_of(function: Callable[..., Any], *args: Any) -> Graph:
+def normal_graph_of(function: Callable[..., Any], *args: Any) -> Graph:
     """In normal form; the last argument is what a step gets, the others are parameters."""
-    return normal_form(trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *args))
+    return normal_form(graph_of(function, *args))
 
 
 def cut(graph: Graph) -> list[str]:
@@ -40,22 +37,17 @@ def cut(graph: Graph) -> list[str]:
     return [f"{v.op.name} {v.type}" for v in frontier(graph, graph.inputs[:-1])]
 
 
-def op_of(name: str) -> Callable[..., Any]:
-    """A function that traces to one op of ours."""
-    return primitives.call(name, opdef.lookup(name).reference)
-
-
 # What is bound.
 
 
 def test_bound_values_depend_on_parameters_alone() -> None:
-    graph = graph_of(lambda w, x: jnp.sin(w) @ x.T + jnp.arange(2) * x.sum(), W, X)
+    graph = normal_graph_of(lambda w, x: jnp.sin(w) @ x.T + jnp.arange(2) * x.sum(), W, X)
     bound = bound_values(graph, graph.inputs[:1])
     assert {value.op.name for value in bound} == {"input", "sin"}
 
 
 def test_constants_are_known_but_not_bound() -> None:
-    graph = graph_of(lambda w, x: w * jnp.arange(16.0) @ x.T, W, X)
+    graph = normal_graph_of(lambda w, x: w * jnp.arange(16.0) @ x.T, W, X)
     bound, known = (f(graph, graph.inputs[:1]) for f in (bound_values, known_values))
     assert bound < known
     assert {value.op.name for value in known - bound} >= {"iota"}
@@ -65,7 +57,7 @@ def test_regions_bind_constants_and_slices() -> None:
     def function(w: Any, stack: Any, x: Any) -> Any:
         return lax.scan(lambda c, a: (c @ w + a[0] + a[1].sum(), None), x, (stack, stack * x.sum()))
 
-    graph = graph_of(function, W, jnp.ones((3, 16)), X)
+    graph = normal_graph_of(function, W, jnp.ones((3, 16)), X)
     (scan,) = (op for op in graph.ops if op.name == "scan")
     bound = region_bound(scan, bound_values(graph, graph.inputs[:2]))
     body = scan.regions[0]
@@ -73,7 +65,7 @@ def test_regions_bind_constants_and_slices() -> None:
 
 
 def test_fusing_ops() -> None:
-    graph = graph_of(
+    graph = normal_graph_of(
         lambda w, x: (w.reshape(16, 1, 16) * 2, w.reshape(4, 64), w.T, w @ w, jnp.exp(w)), W, X
     )
     fused = {f"{op.name} {op.types[0]}": fuses(op) for op in graph.ops if op.name != "const"}
@@ -98,41 +90,43 @@ def test_quantised_weights_are_kept_as_integers_and_scales() -> None:
             x, op_of("dequantize")(q, scale, dtype=jnp.float32), spec="b d, d f -> b f"
         )
 
-    graph = graph_of(function, W, X)
+    graph = normal_graph_of(function, W, X)
     assert sorted(cut(graph)) == ["quantize i8[16,16]", "weight_scale f32[1,16]"]
 
 
 def test_products_of_parameters_are_computed_once() -> None:
-    assert cut(graph_of(lambda a, b, x: x @ (a @ b), W, W, X)) == ["contract f32[16,16]"]
+    assert cut(normal_graph_of(lambda a, b, x: x @ (a @ b), W, W, X)) == ["contract f32[16,16]"]
 
 
 def test_what_need_not_change_stays_the_users_own() -> None:
     """Equal in bytes, another shape is no better than the user's: the earliest of equal cuts."""
-    assert cut(graph_of(lambda w, x: x @ w.reshape(16, 1, 16)[:, 0], W, X)) == ["input f32[16,16]"]
+    assert cut(normal_graph_of(lambda w, x: x @ w.reshape(16, 1, 16)[:, 0], W, X)) == [
+        "input f32[16,16]"
+    ]
 
 
 def test_arithmetic_is_done_once() -> None:
     """Equal in bytes, w + 1 would be added up in every step."""
-    assert cut(graph_of(lambda w, x: x @ (w + 1), W, X)) == ["add f32[16,16]"]
+    assert cut(normal_graph_of(lambda w, x: x @ (w + 1), W, X)) == ["add f32[16,16]"]
 
 
 def test_narrower_copies_are_kept() -> None:
-    graph = graph_of(lambda w, x: x @ w.astype("bfloat16"), W, X.astype("bfloat16"))
+    graph = normal_graph_of(lambda w, x: x @ w.astype("bfloat16"), W, X.astype("bfloat16"))
     assert cut(graph) == ["convert_element_type bf16[16,16]"]
 
 
 def test_wider_copies_are_not() -> None:
-    graph = graph_of(lambda w, x: x @ w.astype("float32"), W.astype("bfloat16"), X)
+    graph = normal_graph_of(lambda w, x: x @ w.astype("float32"), W.astype("bfloat16"), X)
     assert cut(graph) == ["input bf16[16,16]"]
 
 
 def test_broadcasts_are_not_kept() -> None:
-    graph = graph_of(lambda b, x: jnp.where(x > 0, jnp.broadcast_to(b, (2, 16)), x), W[0], X)
+    graph = normal_graph_of(lambda b, x: jnp.where(x > 0, jnp.broadcast_to(b, (2, 16)), x), W[0], X)
     assert cut(graph) == ["input f32[16]"]
 
 
 def test_one_source_of_two_is_kept() -> None:
-    graph = graph_of(lambda w, x: x @ jnp.sin(w) + x @ jnp.cos(w), W, X)
+    graph = normal_graph_of(lambda w, x: x @ jnp.sin(w) + x @ jnp.cos(w), W, X)
     assert cut(graph) == ["input f32[16,16]"]
 
 
@@ -140,16 +134,16 @@ def test_two_narrow_results_are_kept_for_one_wide_source() -> None:
     def function(w: Any, x: Any) -> Any:
         return x @ jnp.sin(w).astype("bfloat16"), x * jnp.cos(w).sum()
 
-    graph = graph_of(function, W, X.astype("bfloat16"))
+    graph = normal_graph_of(function, W, X.astype("bfloat16"))
     assert sorted(cut(graph)) == ["convert_element_type bf16[16,16]", "reduce_sum f32[]"]
 
 
 def test_an_output_is_needed() -> None:
-    assert sorted(cut(graph_of(lambda w, x: (w @ w, x), W, X))) == ["contract f32[16,16]"]
+    assert sorted(cut(normal_graph_of(lambda w, x: (w @ w, x), W, X))) == ["contract f32[16,16]"]
 
 
 def test_unused_parameters_are_cut_off() -> None:
-    assert cut(graph_of(lambda a, b, x: x @ a, W, W, X)) == ["input f32[16,16]"]
+    assert cut(normal_graph_of(lambda a, b, x: x @ a, W, W, X)) == ["input f32[16,16]"]
 
 
 def test_tables_are_read_by_rows() -> None:
@@ -166,7 +160,7 @@ def test_a_table_is_kept_as_its_rows_are_read() -> None:
     def function(table: Any, ids: Any) -> Any:
         return op_of("take")(jnp.exp(table), ids, mode=lax.GatherScatterMode.CLIP)
 
-    graph = graph_of(function, jnp.ones((100, 8)), jnp.arange(3))
+    graph = normal_graph_of(function, jnp.ones((100, 8)), jnp.arange(3))
     assert cut(graph) == ["exp f32[100,8]"]
 
 
@@ -238,7 +232,7 @@ def loop(body: Callable[..., Any], **options: Any) -> tuple[Graph, list[Any]]:
     """A scan of `body` over three weights, and its arguments."""
     random = np.random.default_rng(0)
     args = [jnp.asarray(random.standard_normal((3, 16, 16)), jnp.float32), X]
-    return graph_of(lambda ws, x: lax.scan(body, x, ws, **options), *args), args
+    return normal_graph_of(lambda ws, x: lax.scan(body, x, ws, **options), *args), args
 
 
 def split(graph: Graph) -> Graph:
@@ -290,6 +284,6 @@ def test_loops_over_parameters_alone_are_left() -> None:
     def function(ws: Any, x: Any) -> Any:
         return x @ lax.scan(lambda c, w: (c @ w, None), jnp.eye(16), ws)[0]
 
-    graph = graph_of(function, jnp.ones((3, 16, 16)), X)
+    graph = normal_graph_of(function, jnp.ones((3, 16, 16)), X)
     assert split(graph) == graph
     assert cut(graph) == ["scan f32[16,16]"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 
-import passes
 from dialect.checked.bisect import bisect
 from dialect.checked.failures import Again
 from dialect.checked.numbers import Numbers
@@ -21,32 +18,16 @@ from dialect.front.cli import main
 from examples import llama
 from rewrite import manager
 from rewrite.pipeline import Pipeline
-from rewrite.program import Program
 from rewrite.target import Target
 from tests import planted_rules
+from tests.kit import traced_step
 
-HERE = Path(__file__).parent
 TARGET = Target("cpu:8", (("x", 8),))
 TOY = ("examples/llama.py:decode_step", "--config", "toy", "--batch", "2", "--context", "8")
 
 
-@pytest.fixture(autouse=True)
-def probe_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "__path__", [*passes.__path__, str(HERE / "probe_passes")])
-
-
-def traced() -> Program:
-    """A small Llama of one layer."""
-    config = replace(llama.CONFIGS["toy"], layers=1)
-
-    def arguments():
-        params = llama.init_params(config, jax.random.key(0))
-        return params, llama.init_cache(config, 2, 8), jnp.zeros(2, jnp.int32)
-
-    return api.trace(partial(llama.decode_step, config), *jax.eval_shape(arguments))
-
-
-PROGRAM = traced()
+PROGRAM = traced_step(llama, replace(llama.CONFIGS["toy"], layers=1), 2, 8)
+pytestmark = pytest.mark.usefixtures("probe_passes")
 
 
 @pytest.mark.parametrize("rule", planted_rules.RULES, ids=lambda rule: rule.name)

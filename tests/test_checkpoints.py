@@ -26,6 +26,7 @@ from examples import llama
 from rewrite import auto_shard
 from rewrite.files import FileError
 from rewrite.ir import Type
+from tests.kit import assert_same_shards
 
 BATCH, CONTEXT = 8, 32
 TOY = llama.CONFIGS["toy"]
@@ -50,12 +51,6 @@ def shapes_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert (one.dtype, one.shape, one.sharding) == (other.dtype, other.shape, other.sharding)
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: Any) -> Any:
     """(folder with the toy's packed parameters in both forms, what was saved)."""
@@ -75,7 +70,7 @@ def test_what_is_saved_comes_back_as_it_was(saved: Any, name: str) -> None:
     folder, packed = saved
     step, params, rest = serving()
     found = step.load(folder / name, shapes_of(params), *rest)
-    assert_same(found.leaves, packed.leaves)
+    assert_same_shards(found.leaves, packed.leaves)
     assert found.schema == packed.schema == read_schema(folder / name)
     assert found.names == packed.names
     tokens = jnp.arange(BATCH, dtype=jnp.int32)
@@ -83,7 +78,9 @@ def test_what_is_saved_comes_back_as_it_was(saved: Any, name: str) -> None:
         step(each, llama.init_cache(TOY, BATCH, CONTEXT), tokens)[0] for each in (found, packed)
     ]
     np.testing.assert_array_equal(*logits)
-    assert_same(step.load(folder / name).leaves, packed.leaves)  # the shapes are known by now
+    assert_same_shards(
+        step.load(folder / name).leaves, packed.leaves
+    )  # the shapes are known by now
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +88,7 @@ def test_four_bits_come_back_too(tmp_path: Path, name: str) -> None:
     step, params, rest = serving(weights="int4")
     packed = step.prepare(params, *rest)
     packed.save(tmp_path / name)
-    assert_same(step.load(tmp_path / name, params, *rest).leaves, packed.leaves)
+    assert_same_shards(step.load(tmp_path / name, params, *rest).leaves, packed.leaves)
 
 
 def test_other_programs_read_the_file(saved: Any) -> None:
@@ -233,7 +230,7 @@ def test_arrays_that_are_computed_otherwise_are_refused(tmp_path: Path) -> None:
 
     args = ({"w": jnp.eye(8)}, jnp.zeros((2, 8)), jnp.ones((2, 8)))
     decoder(2.0).prepare(*args).save(tmp_path / "two.safetensors")
-    assert_same(
+    assert_same_shards(
         decoder(2.0).load(tmp_path / "two.safetensors", *args).leaves,
         decoder(2.0).prepare(*args).leaves,
     )
@@ -247,7 +244,7 @@ def test_predictions_do_not_count(saved: Any) -> None:
     cache = jax.eval_shape(partial(llama.init_cache, TOY, 2 * BATCH, CONTEXT))
     rest = (cache, jax.ShapeDtypeStruct((2 * BATCH,), jnp.int32))
     assert str(step.plan(params, *rest)) != saved[1].schema.plan
-    assert_same(step.load(saved[0] / NAMES[0], params, *rest).leaves, saved[1].leaves)
+    assert_same_shards(step.load(saved[0] / NAMES[0], params, *rest).leaves, saved[1].leaves)
 
 
 def test_what_is_no_packed_file_is_told(tmp_path: Path, saved: Any) -> None:
@@ -343,7 +340,7 @@ def test_a_checkpoint_of_one_file_a_layer_is_packed_from_the_files(tmp_path: Pat
         n: stacked([found[f"model.layers.{i}.{n}"] for i in range(TOY.layers)]) for n in names
     }
     lazy = {**{n: found[n] for n in rest_of_it}, "layers": layers}
-    assert_same(step.prepare(lazy, *rest).leaves, step.prepare(params, *rest).leaves)
+    assert_same_shards(step.prepare(lazy, *rest).leaves, step.prepare(params, *rest).leaves)
 
 
 def test_an_orbax_checkpoint_is_packed_from_its_folder(tmp_path: Path) -> None:
@@ -355,7 +352,7 @@ def test_an_orbax_checkpoint_is_packed_from_its_folder(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "originals")
     assert found["layers/wq"].shape == (3, 64, 16, 8)
     lazy = as_tree(shapes_of(params), found)
-    assert_same(step.prepare(lazy, *rest).leaves, step.prepare(params, *rest).leaves)
+    assert_same_shards(step.prepare(lazy, *rest).leaves, step.prepare(params, *rest).leaves)
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path) -> None:

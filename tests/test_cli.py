@@ -5,21 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from dialect.front.cli import main
 from dialect.machine.virtual_cpus import start
 from examples import llama
-from rewrite import Pipeline, Program, trace
+from rewrite import Pipeline, Program
 from rewrite.passbase import pass_names
+from tests.kit import Captured, complaint, printed, traced_step
 
 LLAMA = f"{os.path.relpath(llama.__file__)}:decode_step"
 TOY = (LLAMA, "--config", "toy", "--batch", "8", "--context", "16")
+PROGRAM = traced_step(llama, llama.CONFIGS["toy"], 8, 16)
 PIPELINE = Path(llama.__file__).with_name("serve.pipeline")
 
 OWN = """
@@ -45,33 +44,6 @@ def own(tmp_path: Path) -> str:
     path = tmp_path / "own.py"
     path.write_text(OWN)
     return str(path)
-
-
-Captured = pytest.CaptureFixture[str]
-
-
-def printed(capsys: Captured, *argv: str) -> str:
-    """What a command line that succeeds prints."""
-    assert main(argv) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
-def complaint(capsys: Captured, *argv: str) -> str:
-    """What a command line that fails says; nothing else is printed, and no traceback."""
-    assert main(argv) == 1
-    out, error = capsys.readouterr()
-    assert out == "" and error.startswith("error: ") and "Traceback" not in error
-    return error
-
-
-def toy() -> Program:
-    config = llama.CONFIGS["toy"]
-
-    def arguments() -> tuple[object, ...]:
-        cache = llama.init_cache(config, 8, 16)
-        return llama.init_params(config, jax.random.key(0)), cache, jnp.zeros(8, jnp.int32)
-
-    return trace(partial(llama.decode_step, config), *jax.eval_shape(arguments))
 
 
 # --- passes ----------------------------------------------------------------------------------
@@ -103,7 +75,7 @@ def test_opt_lists_the_same_passes(capsys: Captured) -> None:
 
 def test_show_prints_a_program_that_reads_back(capsys: Captured) -> None:
     text = printed(capsys, "show", *TOY, "-p", "normalize, recognize")
-    assert Program.parse(text) == Pipeline.parse("normalize, recognize").run(toy())
+    assert Program.parse(text) == Pipeline.parse("normalize, recognize").run(PROGRAM)
 
 
 def test_show_takes_a_phase_of_a_pipeline_file(capsys: Captured, tmp_path: Path) -> None:
@@ -125,7 +97,9 @@ def test_show_for_machines(capsys: Captured) -> None:
     found = json.loads(printed(capsys, *command))
     assert found["mesh"] == {"x": 2, "y": 4} and found["plan"] is None
     assert [each["text"] for each in found["passes"]] == ["normalize"]
-    assert Program.parse(found["program"]).history == Pipeline.parse("normalize").run(toy()).history
+    assert (
+        Program.parse(found["program"]).history == Pipeline.parse("normalize").run(PROGRAM).history
+    )
 
 
 def test_an_unrolled_decoder_has_no_loop(capsys: Captured) -> None:
@@ -154,9 +128,9 @@ def test_opt_continues_where_show_stopped(capsys: Captured, tmp_path: Path) -> N
 
 
 def test_opt_reads_standard_input(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(str(toy())))
+    monkeypatch.setattr("sys.stdin", io.StringIO(str(PROGRAM)))
     text = printed(capsys, "opt", "-p", "normalize")
-    assert Program.parse(text) == Pipeline.parse("normalize").run(toy())
+    assert Program.parse(text) == Pipeline.parse("normalize").run(PROGRAM)
 
 
 def test_opt_reproduces_a_crash(capsys: Captured, tmp_path: Path) -> None:
@@ -175,7 +149,9 @@ def test_hooks_write_to_standard_error(capsys: Captured) -> None:
     assert main(["show", *TOY, "-p", "normalize", *listen]) == 0
     out, error = capsys.readouterr()
     before, after = error.split("// after normalize\n")
-    assert Program.parse(before.removeprefix("// before normalize\n")) == toy()
+    assert Program.parse(before.removeprefix("// before normalize\n")) == traced_step(
+        llama, llama.CONFIGS["toy"], 8, 16
+    )
     assert after.startswith(out)
     words = after.removeprefix(out).split()
     assert words[:4] == ["ms", "ops", "->", "pass"]

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from examples import gpt, llama, palm
+from tests.kit import assert_close
 
 MODELS = (llama, palm, gpt)
 TOY = llama.CONFIGS["toy"]
@@ -58,11 +59,6 @@ def stacked(tree: Any) -> Any:
     return tree | {
         name: jax.tree.map(lambda *each: jnp.stack(each), *part) for name, part in layers.items()
     }
-
-
-def assert_close(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
-    same = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
-    jax.tree.map(same, found, expected)
 
 
 def assert_identical(found: Any, expected: Any) -> None:

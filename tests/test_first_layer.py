@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from dialect.compiled.executable import read
 from examples import llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
 from tests import pythia, tiny
+from tests.kit import run, shapes_of, traced_step
 
 PASSES = "normalize, recognize, roll, carry_cache, first_layer{budget=10.0}"
 MISTRAL_7B = replace(
@@ -35,13 +35,6 @@ TABLE = {
 MODELS = {"Pythia-6.9B": (pythia, pythia.PYTHIA_6_9B), "Mistral-7B": (llama, MISTRAL_7B)}
 
 
-def traced(model: Any, config: Any, batch: int, context: int = 128) -> Program:
-    params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(model.init_cache, config, batch=batch, context=context))
-    tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return trace(partial(model.decode_step, config), params, cache, tokens)
-
-
 def figures(program: Program) -> list[float]:
     """The numbers of the pass's two notes."""
     return numbers(Pipeline.parse(PASSES).run(program))
@@ -55,20 +48,20 @@ def numbers(program: Program) -> list[float]:
 @pytest.mark.parametrize("name", TABLE)
 def test_graefs_table(name):
     eliminated, without, with_, fewer, increase, memory, percent = TABLE[name]
-    found = figures(traced(*MODELS[name], batch=1))
+    found = figures(traced_step(*MODELS[name], 1, 128))
     row, width = with_, 4096
     break_even = -(-eliminated // (row - width))
     assert found[:8] == [eliminated, without, with_, fewer[0], break_even, row, width, increase]
     assert found[8:10] == [-eliminated, memory]
     assert round(found[10]) == percent
     for batch, factor in zip((16, 256, 1024), fewer[1:]):
-        assert figures(traced(*MODELS[name], batch=batch))[3] == factor
+        assert figures(traced_step(*MODELS[name], batch, 128))[3] == factor
 
 
 def test_a_tied_embedding_is_kept():
     """PaLM-540B: the head reads the embedding, so its rows are not replaced but added to."""
     config = palm.CONFIGS["540b"]
-    found = figures(traced(palm, config, batch=64))
+    found = figures(traced_step(palm, config, 64, 128))
     row = config.heads * config.d_head + 2 * config.d_head + config.d_model
     width = config.d_model
     weights = width * (config.heads + 2) * config.d_head + 3 * width * config.d_ff
@@ -114,7 +107,7 @@ def test_a_quantised_embedding_is_looked_up(model, options, scales, unrolled):
     assert (found[0], *found[5:8]) == (eliminated, row, 16 + scales, increase)
     args = tiny.arguments(case)
     found, wanted = (
-        tiny.run(Pipeline.parse("stage, lower").run(each), *args)[0] for each in (made, before)
+        run(Pipeline.parse("stage, lower").run(each), *args)[0] for each in (made, before)
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -133,7 +126,7 @@ def test_weights_are_as_many_bytes_as_their_integers():
 
 
 def test_a_serial_block_keeps_its_bits():
-    program = Pipeline.parse(PASSES).run(traced(llama, llama.CONFIGS["toy"], batch=4))
+    program = Pipeline.parse(PASSES).run(traced_step(llama, llama.CONFIGS["toy"], 4, 128))
     assert program.history[-1].keeps == "bits"
 
 
@@ -153,17 +146,15 @@ def test_rows_may_be_moved_on_their_way():
     assert program.history[-1].notes[0].startswith("96 weights eliminated")
     staged = Pipeline.parse("stage, lower").run(program)
     assert "contract" not in [op.name for op in staged.graph.ops]
-    found, _ = tiny.run(staged, params, jnp.int32(0), tokens)
-    wanted, _ = tiny.run(step, params, jnp.int32(0), tokens)
+    found, _ = run(staged, params, jnp.int32(0), tokens)
+    wanted, _ = run(step, params, jnp.int32(0), tokens)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_a_stacked_model_is_peeled_without_copies_on_a_tpu():
     """Layer 0 of parameters is cut off in `prepare`, and the cache stays whole and in place."""
     config = replace(llama.CONFIGS["8b"], layers=4)
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(llama.init_cache, config, batch=64, context=1024))
-    args = (params, cache, jax.ShapeDtypeStruct((64,), jnp.int32))
+    args = shapes_of(llama, config, 64, 1024)
     passes = f"{PASSES}, plan{{ffn=ws1d, attention=heads}}, shard, stage, lower"
     step = auto_shard(partial(llama.decode_step, config), "v5e:2x4", pipeline=passes)
     memory = read(step.lower(*args).compile(), step.mesh).memory

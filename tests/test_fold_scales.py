@@ -13,6 +13,7 @@ import pytest
 from examples import gpt, llama, palm
 from passes.fold_scales import FoldScales
 from rewrite import Pipeline, Program, Target, auto_shard, trace
+from tests.kit import arrays_of, assert_close, run
 
 BATCH, CONTEXT, PROMPT = 8, 16, 4
 BEFORE = "normalize, recognize, roll, carry_cache"
@@ -22,12 +23,11 @@ MODELS = (llama, palm, gpt)
 def arguments(model: Any, unrolled: bool = False, prompt: int | None = None) -> tuple[Any, ...]:
     """Parameters with norm scales and biases that are not what they were initialised to."""
     config = model.CONFIGS["toy"]
-    params = model.init_params(config, jax.random.key(0), unrolled)
+    how = {"prompt": prompt, "unrolled": unrolled}
+    params, cache, tokens = arrays_of(model, config, BATCH, CONTEXT, **how)
     noise = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(params))))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(noise), x.shape), params)
-    cache = model.init_cache(config, BATCH, CONTEXT, unrolled)
-    shape = (BATCH, prompt) if prompt else (BATCH,)
-    return params, cache, jax.random.randint(jax.random.key(1), shape, 0, config.vocab)
+    return params, cache, tokens
 
 
 def traced(model: Any, args: tuple[Any, ...]) -> Program:
@@ -48,10 +48,7 @@ def ops(program: Program, *names: str) -> list[Any]:
 def test_the_numbers_stay(model, unrolled, prompt):
     args = arguments(model, unrolled, prompt)
     program = traced(model, args)
-    for want, got in zip(
-        jax.tree.leaves(program(*args)), jax.tree.leaves(folded(program)(*args)), strict=True
-    ):
-        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
+    assert_close(run(folded(program), *args), run(program, *args), 2e-4)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -25,6 +25,7 @@ from dialect.ops import control  # noqa: F401  (define the ops)
 from rewrite.errors import TraceError
 from rewrite.ir import Graph, Opaque, Type
 from rewrite.verify import verify
+from tests.kit import flat, op_names
 
 KEY = jax.random.key(7)
 TABLE = np.arange(200, dtype=np.float32).reshape(40, 5)  # more than a printed constant holds
@@ -275,10 +276,6 @@ CASES: dict[str, Case] = {
 }
 
 
-def flat(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *args: jax.tree.leaves(function(*args))
-
-
 def imported(function: Callable[..., Any], *args: Any) -> Graph:
     graph = trace_graph(flat(function), *args)
     verify(graph)
@@ -291,7 +288,7 @@ def data(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def assert_same_bits(left: list[Any], right: list[Any]) -> None:
+def assert_same_data(left: list[Any], right: list[Any]) -> None:
     assert len(left) == len(right)
     for one, other in zip(left, right):
         one, other = data(one), data(other)
@@ -303,12 +300,8 @@ def exported(graph: Graph) -> Callable[..., list[Any]]:
     return lambda *args: evaluate(graph, args)
 
 
-def op_names(graph: Graph) -> set[str]:
-    return {op.name for op, _ in graph.walk()}
-
-
 @functools.cache
-def graph_of(name: str) -> Graph:
+def graph_of_case(name: str) -> Graph:
     function, args = CASES[name]
     return imported(function, *args)
 
@@ -319,14 +312,14 @@ def test_export_has_the_bits_of_the_original(name: str) -> None:
     # Both are compiled, for fusion may change bits: the same program must fuse in the same way.
     # Donation is the caller's business, and leaves nothing to compare.
     expected = jax.jit(flat(function))(*args) if name != "donated" else [X + Y]
-    assert_same_bits(jax.jit(exported(graph_of(name)))(*args), expected)
+    assert_same_data(jax.jit(exported(graph_of_case(name)))(*args), expected)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_results_have_the_types_that_jax_gives_them(name: str) -> None:
     function, args = CASES[name]
     expected = jax.eval_shape(flat(function), *args)
-    graph = graph_of(name)
+    graph = graph_of_case(name)
     found = jax.eval_shape(exported(graph), *args)
     for value, one, other in zip(graph.outputs, expected, found, strict=True):
         assert value.type.shape == one.shape == other.shape
@@ -343,7 +336,7 @@ def carries_programs(graph: Graph) -> bool:
 @pytest.mark.parametrize("name", CASES)
 def test_import_of_an_export_is_the_same_graph(name: str) -> None:
     """In normal form: JAX itself folds conversions of scalars whenever it traces."""
-    graph = graph_of(name)
+    graph = graph_of_case(name)
     again = imported(exported(graph), *CASES[name][1])
     one, other = normal_form(graph), normal_form(again)
     if "cond" in op_names(graph) or carries_programs(graph):
@@ -367,7 +360,7 @@ def test_calls_are_inlined() -> None:
 
     graph = imported(function, X)
     assert [op.name for op in graph.ops if op.name != "const"] == ["mul", "add", "max"]
-    assert_same_bits(evaluate(graph, [X]), [function(X)])
+    assert_same_data(evaluate(graph, [X]), [function(X)])
 
 
 def test_equal_constants_are_one_value() -> None:
@@ -445,7 +438,7 @@ def test_shard_map_is_a_leaf() -> None:
     graph = imported(function, *args)
     assert "shard_map" in op_names(graph)
     assert "psum" not in op_names(graph)
-    assert_same_bits(jax.jit(exported(graph))(*args), [jax.jit(function)(*args)])
+    assert_same_data(jax.jit(exported(graph))(*args), [jax.jit(function)(*args)])
 
 
 def test_pallas_call_is_a_leaf() -> None:
@@ -459,7 +452,7 @@ def test_pallas_call_is_a_leaf() -> None:
     args = (normal(8, 128),)
     graph = imported(function, *args)
     assert "pallas_call" in op_names(graph)
-    assert_same_bits(jax.jit(exported(graph))(*args), [jax.jit(function)(*args)])
+    assert_same_data(jax.jit(exported(graph))(*args), [jax.jit(function)(*args)])
 
 
 def test_sharding_constraint_is_kept() -> None:
@@ -473,7 +466,7 @@ def test_sharding_constraint_is_kept() -> None:
     graph = imported(function, *args)
     assert "sharding_constraint" in op_names(graph)
     (out,) = jax.jit(exported(graph))(*args)
-    assert_same_bits([out], [function(*args)])
+    assert_same_data([out], [function(*args)])
 
 
 # Effects are refused, with the line that has them.
@@ -542,4 +535,4 @@ def test_large_equal_constants_are_shared_between_regions() -> None:
         return lax.scan(lambda c, a: (c + a @ TABLE[:4, :4], None), x, s)[0] @ TABLE[:4, :4]
 
     graph = imported(function, X, STACK)
-    assert_same_bits(jax.jit(exported(graph))(X, STACK), [jax.jit(function)(X, STACK)])
+    assert_same_data(jax.jit(exported(graph))(X, STACK), [jax.jit(function)(X, STACK)])

@@ -10,12 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
-from dialect.jaxprs.jaxpr import trace_graph
-from dialect.normal.normal_form import RULES as NORMAL
 from dialect.reports.mask_bounds import describe_attend, describe_bias, describe_mask
-from passes.recognize import RULES as RECOGNIZE
-from rewrite.driver import rewrite
 from rewrite.ir import Graph
+from tests.kit import graph_of, recognized_graph
 
 BATCH, TIME, CONTEXT = 2, 3, 40
 POSITIONS = jnp.zeros((BATCH, TIME), jnp.int32)
@@ -24,9 +21,8 @@ LENGTHS = jnp.array([3, 9], jnp.int32)
 VALID = jnp.ones((BATCH, CONTEXT), jnp.int32)
 
 
-def normalized(function: Callable[..., Any], *args: Any) -> Graph:
-    graph = trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *args)
-    return rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
+def recognized(function: Callable[..., Any], *args: Any) -> Graph:
+    return recognized_graph(graph_of(function, *args))
 
 
 def keys() -> jax.Array:
@@ -163,18 +159,18 @@ MASKS: dict[str, tuple[tuple[str, ...], Callable[..., Any], tuple[Any, ...]]] = 
 @pytest.mark.parametrize("case", MASKS)
 def test_masks(case: str) -> None:
     expected, function, args = MASKS[case]
-    (mask,) = normalized(function, *args).outputs
+    (mask,) = recognized(function, *args).outputs
     assert describe_mask(mask) == expected
 
 
 def test_the_context_may_be_any_dimension() -> None:
-    (mask,) = normalized(lambda p: keys()[:, None] <= p[:, None], POSITIONS).outputs
+    (mask,) = recognized(lambda p: keys()[:, None] <= p[:, None], POSITIONS).outputs
     assert mask.type.shape == (BATCH, CONTEXT, TIME)
     assert describe_mask(mask, 1) == ("causal",)
 
 
 def test_a_mask_that_the_context_does_not_enter() -> None:
-    (mask,) = normalized(lambda p: p > 0, POSITIONS).outputs
+    (mask,) = recognized(lambda p: p > 0, POSITIONS).outputs
     assert describe_mask(mask, None) == ("other",)
 
 
@@ -189,12 +185,12 @@ def test_slopes_times_positions_are_alibi() -> None:
         return slopes[:, None, None] * (keys() - p[:, None, :, None]).astype("float32")
 
     for function, arg in ((from_padding, VALID), (from_distance, POSITIONS)):
-        (bias,) = normalized(function, arg, SLOPES).outputs
+        (bias,) = recognized(function, arg, SLOPES).outputs
         assert describe_bias(bias) == ("alibi",)
 
 
 def test_a_bias_of_learned_distances_is_a_bias() -> None:
-    (bias,) = normalized(lambda t, p: t[p] * 2.0, jnp.ones((9, CONTEXT)), POSITIONS).outputs
+    (bias,) = recognized(lambda t, p: t[p] * 2.0, jnp.ones((9, CONTEXT)), POSITIONS).outputs
     assert describe_bias(bias) == ("bias",)
 
 
@@ -208,11 +204,11 @@ def test_all_that_an_attend_has_beside() -> None:
         weights = jax.nn.softmax(jnp.concatenate([logits, sink], axis=-1))[..., :-1]
         return jnp.einsum("bhts,bshk->bthk", weights, k)
 
-    graph = normalized(function, q, k, POSITIONS, SLOPES, SLOPES)
+    graph = recognized(function, q, k, POSITIONS, SLOPES, SLOPES)
     (op,) = (op for op in graph.ops if op.name == "attend")
     assert describe_attend(op) == ("causal", "alibi", "sink")
 
 
 def test_a_bound_may_be_infinite() -> None:
-    mask = normalized(lambda p: keys() < p[:, :, None] + jnp.inf, POSITIONS).outputs[0]
+    mask = recognized(lambda p: keys() < p[:, :, None] + jnp.inf, POSITIONS).outputs[0]
     assert describe_mask(mask) == ("other",)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,24 +15,17 @@ from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from examples import gpt, llama, palm
 from passes.merge_dots import MergeDots
-from rewrite import Pipeline, Program, Target, auto_shard, trace
+from rewrite import Pipeline, Program, Target, auto_shard
+from tests.kit import arrays_of, assert_close, run, shapes_of, traced_step
 
 BATCH, CONTEXT, PROMPT = 8, 16, 4
 BEFORE = "normalize, recognize, roll, carry_cache"
 MODELS = (llama, palm, gpt)
 
 
-def arguments(model: Any, config: Any, unrolled: bool, prompt: int | None) -> tuple[Any, ...]:
-    params = model.init_params(config, jax.random.key(0), unrolled)
-    cache = model.init_cache(config, BATCH, CONTEXT, unrolled)
-    shape = (BATCH, prompt) if prompt else (BATCH,)
-    return params, cache, jax.random.randint(jax.random.key(1), shape, 0, config.vocab)
-
-
 def traced(model: Any, unrolled: bool = False, prompt: int | None = None, **sizes: Any) -> Program:
     config = replace(model.CONFIGS["toy"], **sizes)
-    function = model.prefill if prompt else model.decode_step
-    return trace(partial(function, config), *arguments(model, config, unrolled, prompt))
+    return traced_step(model, config, BATCH, CONTEXT, prompt=prompt, unrolled=unrolled)
 
 
 def merged(program: Program, chips: int = 1) -> Program:
@@ -50,11 +42,9 @@ def products(program: Program) -> list[str]:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_numbers_stay(model, unrolled, prompt):
     program = traced(model, unrolled, prompt)
-    args = arguments(model, model.CONFIGS["toy"], unrolled, prompt)
-    for want, got in zip(
-        jax.tree.leaves(program(*args)), jax.tree.leaves(merged(program)(*args)), strict=True
-    ):
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    how = {"prompt": prompt, "unrolled": unrolled}
+    args = arrays_of(model, model.CONFIGS["toy"], BATCH, CONTEXT, **how)
+    assert_close(run(merged(program), *args), run(program, *args))
 
 
 def test_a_serial_block_has_four_products():
@@ -129,7 +119,7 @@ def test_the_decoder_is_known_again(model):
 )
 def test_on_eight_devices(model, plan):
     config = model.CONFIGS["toy"]
-    params, cache, tokens = arguments(model, config, False, None)
+    params, cache, tokens = arrays_of(model, config, BATCH, CONTEXT)
     want, _ = jax.jit(partial(model.decode_step, config))(params, cache, tokens)
     pipeline = f"{BEFORE}, merge_dots, {plan}, shard, stage, lower"
     step = auto_shard(partial(model.decode_step, config), "cpu:8", pipeline=pipeline)
@@ -140,21 +130,19 @@ def test_on_eight_devices(model, plan):
 def test_the_integers_of_joined_weights_are_those_of_each():
     """A scale for each output channel: joining changes none."""
     config = llama.CONFIGS["toy"]
-    args = arguments(llama, config, False, None)
+    args = arrays_of(llama, config, BATCH, CONTEXT)
     shared = f"{BEFORE}, {{}}quantize, stage"
     apart, joined = (
         Pipeline.parse(shared.format(more)).run(traced(llama)) for more in ("", "merge_dots, ")
     )
-    want, got = (program(*args)[0] for program in (apart, joined))
+    want, got = (run(program, *args)[0] for program in (apart, joined))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_fewer_collectives_on_a_tpu():
     """One reduction for two products that are summed, in the compiled program."""
     config = replace(palm.CONFIGS["8b"], layers=2)
-    params = jax.eval_shape(partial(palm.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(palm.init_cache, config, batch=16, context=256))
-    args = (params, cache, jax.ShapeDtypeStruct((16,), jnp.int32))
+    args = shapes_of(palm, config, 16, 256)
 
     def collectives(more: str) -> int:
         pipeline = f"{BEFORE}, {more}plan{{ffn=ws2d, attention=batch}}, shard, stage, lower"

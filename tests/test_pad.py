@@ -26,8 +26,7 @@ from rewrite import Pipeline, Program, Target, auto_shard, trace
 from rewrite.errors import PlanError
 from tests.fuzz.checks import Tally
 from tests.fuzz.decoders import Decoder, failure_of
-from tests.kit import run
-from tests.tiny import assert_close
+from tests.kit import arrays_of, assert_close, notes_of, run, shapes_of, traced_step
 
 BATCH, CONTEXT, STEPS = 8, 8, 4
 MESH = (("x", 2), ("y", 4))
@@ -40,11 +39,6 @@ def config_of(model: Any, **sizes: Any) -> Any:
     return replace(model.CONFIGS["toy"], **small, **sizes)
 
 
-def arguments(model: Any, config: Any) -> tuple[Any, Any, jax.Array]:
-    params = model.init_params(config, jax.random.key(0))
-    return params, model.init_cache(config, BATCH, CONTEXT), jnp.arange(BATCH, dtype=jnp.int32)
-
-
 def sharded(function: Any, pad: str, plan: str = "plan") -> Any:
     passes = f"{RECOGNISED}, {pad}, {plan}, shard, stage, lower"
     return auto_shard(function, pipeline=f"target cpu:8 mesh x=2 y=4 decode {{ {passes} }}")
@@ -54,17 +48,13 @@ def packed_shapes(program: Program) -> dict[str, tuple[int, ...]]:
     return {each.name.rpartition("/")[2]: each.type.shape for each in program.step_inputs}
 
 
-def traced(model: Any, config: Any, batch: int = BATCH, context: int = CONTEXT) -> Program:
+def recognised_step(model: Any, config: Any, batch: int = BATCH, context: int = CONTEXT) -> Program:
     """A decode step that is recognised, from shapes alone."""
-    params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: model.init_cache(config, batch, context))
-    tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    program = trace(partial(model.decode_step, config), params, cache, tokens)
-    return Pipeline.parse(RECOGNISED).run(program)
+    return Pipeline.parse(RECOGNISED).run(traced_step(model, config, batch, context))
 
 
-def notes(program: Program) -> str:
-    return "\n".join(program.history[-1].notes)
+def all_notes(program: Program) -> str:
+    return "\n".join(notes_of(program))
 
 
 WS1D = "plan{ffn=ws1d, attention=heads}"
@@ -104,7 +94,7 @@ CASES = {
 def test_padded_steps_give_the_same_numbers(case):
     (model, sizes, pad, plan), shapes = CASES[case]
     config = replace(config_of(model, heads=1), **sizes)
-    params, cache, tokens = arguments(model, config)
+    params, cache, tokens = arrays_of(model, config, BATCH, CONTEXT)
     function = partial(model.decode_step, config)
     step = sharded(function, pad, plan or "plan")
     packed, mine = step.prepare(params, cache, tokens), step.adapt(cache)
@@ -121,7 +111,7 @@ def test_padded_steps_give_the_same_numbers(case):
 
 def test_a_padded_cache_goes_round():
     config = config_of(gpt, heads=6)
-    params, cache, tokens = arguments(gpt, config)
+    params, cache, tokens = arrays_of(gpt, config, BATCH, CONTEXT)
     cache = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), cache)
     step = sharded(partial(gpt.decode_step, config), "pad{heads=8}")
     step.prepare(params, cache, tokens)
@@ -135,7 +125,9 @@ def test_a_padded_cache_goes_round():
 
 def test_padding_leaves_the_step():
     """Weights are padded in prepare, the cache in adapt; the step itself pads and cuts nothing."""
-    program = Pipeline.parse("pad{heads=8}, stage").run(traced(gpt, config_of(gpt, heads=6)))
+    program = Pipeline.parse("pad{heads=8}, stage").run(
+        recognised_step(gpt, config_of(gpt, heads=6))
+    )
     names = {name: {op.name for op, _ in g.walk()} for name, g in program.graphs.items()}
     assert "padded" in names["prepare"] and "padded" in names["adapt"]
     assert "unpadded" in names["restore"]
@@ -146,7 +138,7 @@ def test_padding_leaves_the_step():
 
 def test_quantised_weights_are_padded():
     config = config_of(palm, heads=6)
-    args = arguments(palm, config)
+    args = arrays_of(palm, config, BATCH, CONTEXT)
     program = trace(partial(palm.decode_step, config), *args)
     plain = Pipeline.parse(f"{RECOGNISED}, quantize").run(program)
     for passes in ("quantize, pad{heads=8, d_ff=40}", "pad{heads=8, d_ff=40}, quantize"):
@@ -208,7 +200,7 @@ def test_slopes_sinks_and_merged_heads():
     (attend,) = [op for op in padded.graph.ops if op.name == "attend"]
     assert {arg.type.shape[2] for arg in attend.args[:3]} == {8}
     assert_close(run(padded, *args), run(program, *args))
-    assert "heads 6 -> 8, as asked: 2.04 KiB more weights, 1.25 KiB more cache" in notes(padded)
+    assert "heads 6 -> 8, as asked: 2.04 KiB more weights, 1.25 KiB more cache" in all_notes(padded)
 
 
 def test_grouped_heads_keep_their_numbers():
@@ -311,12 +303,12 @@ def test_argmax_over_the_vocabulary_refuses():
 
 
 def test_sizes_that_cannot_be():
-    program = traced(llama, config_of(llama, heads=6, kv_heads=3))
+    program = recognised_step(llama, config_of(llama, heads=6, kv_heads=3))
     with pytest.raises(PlanError, match="cannot pad heads to 4: this program has 6"):
         Pipeline.parse("pad{heads=4}").run(program)
     with pytest.raises(PlanError, match="cannot pad heads to 7: this program has 6"):
         Pipeline.parse("pad{heads=7}").run(program)
-    assert notes(Pipeline.parse("pad{heads=6}").run(program)).startswith("heads are 6 as it is")
+    assert all_notes(Pipeline.parse("pad{heads=6}").run(program)).startswith("heads are 6 as it is")
     padded = Pipeline.parse("pad{heads=9}").run(program)
     with pytest.raises(PlanError, match="padded already"):
         Pipeline.parse("pad{heads=12}").run(padded)
@@ -397,7 +389,7 @@ def test_rows_read_by_their_number_refuse_more_rows_in_between():
 
 
 def test_an_axis_in_parts_refuses():
-    program = traced(llama, config_of(llama, heads=6, kv_heads=3))
+    program = recognised_step(llama, config_of(llama, heads=6, kv_heads=3))
     with pytest.raises(NotPadded, match="something cuts it into parts"):
         Longer.named(infer_axes(program), "heads", 6, 8)
     longer = Longer.named(infer_axes(program), "kv_heads", 3, 4)
@@ -410,7 +402,7 @@ def test_an_axis_in_parts_refuses():
 def test_palm_540b_with_64_heads():
     """18 B parameters and 3 % of the arithmetic more (arXiv:2211.05102, appendix D.1)."""
     target = Target("v4:4x4x4", (("x", 4), ("y", 4), ("z", 4)))
-    program = traced(palm, palm.CONFIGS["540b"], 64, 2048)
+    program = recognised_step(palm, palm.CONFIGS["540b"], 64, 2048)
     asked = Pipeline.parse("pad{heads=64}, plan{ffn=ws2d, attention=batch}").run(program, target)
     plain = Pipeline.parse("plan{ffn=ws2d, attention=batch}").run(program, target)
     axes = infer_axes(program)
@@ -425,18 +417,16 @@ def test_palm_540b_with_64_heads():
 
 def test_compiled_for_v4_with_64_heads():
     config = palm.CONFIGS["540b"]
-    params = jax.eval_shape(partial(palm.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: palm.init_cache(config, 64, 2048))
-    tokens = jax.ShapeDtypeStruct((64,), jnp.int32)
+    args = shapes_of(palm, config, 64, 2048)
     passes = (
         f"{RECOGNISED}, pad{{heads=64}}, plan{{ffn=ws2d, attention=batch}}, shard, stage, lower"
     )
     step = auto_shard(partial(palm.decode_step, config), "v4:4x4x4", pipeline=passes)
-    program = step.program(params, cache, tokens)
+    program = step.program(*args)
     shapes = packed_shapes(program)
     assert shapes["wq.padded"] == (118, 18432, 64, 256)
     assert shapes["wo.padded"] == (118, 64, 256, 18432)
-    memory = step.lower(params, cache, tokens).compile().memory_analysis()
+    memory = step.lower(*args).compile().memory_analysis()
     ways = [4 ** sum(map(len, each.layout)) for each in program.step_inputs]
     stored = sum(each.type.bytes / by for each, by in zip(program.step_inputs, ways))
     assert memory.argument_size_in_bytes == pytest.approx(stored, rel=1e-3)
@@ -445,8 +435,8 @@ def test_compiled_for_v4_with_64_heads():
 def test_an_odd_width_is_padded_where_that_pays():
     target = Target("v5e:2x4", MESH)
     odd = replace(llama.CONFIGS["8b"], d_ff=14337)
-    program = Pipeline.parse("pad").run(traced(llama, odd, 8, 2048), target)
-    told = notes(program)
+    program = Pipeline.parse("pad").run(recognised_step(llama, odd, 8, 2048), target)
+    told = all_notes(program)
     assert "heads (32) divides as it is" in told
     assert "vocab (128256) divides as it is" in told
     assert "d_ff 14337 -> 14344: " in told and "5.25 MiB more weights" in told
@@ -455,12 +445,12 @@ def test_an_odd_width_is_padded_where_that_pays():
 
 def test_what_does_not_pay_is_told():
     config = replace(config_of(llama, heads=8, kv_heads=8), d_ff=9, d_model=8192)
-    program = traced(llama, config, 8, 2048)
+    program = recognised_step(llama, config, 8, 2048)
     done = Pipeline.parse("pad{vocab=off}").run(program, Target("v5e:2x4", MESH))
-    assert "does not pay: " in notes(done) and "d_ff 9 -> " in notes(done)
+    assert "does not pay: " in all_notes(done) and "d_ff 9 -> " in all_notes(done)
     assert done.graph == program.graph
     alone = Pipeline.parse("pad").run(program, Target())
-    assert notes(alone) == "there is no mesh, so only what is asked for is padded"
+    assert all_notes(alone) == "there is no mesh, so only what is asked for is padded"
 
 
 def test_text_of_the_pass():
@@ -475,7 +465,7 @@ def test_text_of_the_pass():
 @pytest.mark.parametrize("kv_heads", [2, 3])
 def test_copied_kv_heads_are_exact(kv_heads):
     config = config_of(llama, heads=8 * kv_heads, kv_heads=kv_heads)
-    params, cache, tokens = arguments(llama, config)
+    params, cache, tokens = arrays_of(llama, config, BATCH, CONTEXT)
     function = partial(llama.decode_step, config)
     step = sharded(function, "pad{heads=off}", WS1D)
     packed, mine = step.prepare(params, cache, tokens), step.adapt(cache)
@@ -492,7 +482,7 @@ def test_copied_kv_heads_are_exact(kv_heads):
 def test_copied_kv_heads_are_priced():
     """A cache of 2 heads on a mesh of 2 x 4 is on four chips each; one of 8 heads on one each."""
     mesh = MeshSpec(MESH)
-    program = traced(llama, config_of(llama, heads=16, kv_heads=2))
+    program = recognised_step(llama, config_of(llama, heads=16, kv_heads=2))
     shape = decoder_shape(program, infer_axes(program))
     copied = Workload(shape, mesh, partition("ws1d", "heads", shape, mesh))
     more = replace(shape, kv_heads=8)

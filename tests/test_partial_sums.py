@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +25,7 @@ from rewrite import Pipeline, Program, auto_shard, trace
 from rewrite.ir import Op
 from rewrite.target import Target
 from tests.decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
+from tests.kit import arrays_of, shapes_of
 
 CPU = Target("cpu:8", Topology.parse("cpu:8").mesh_axes().axes)
 CUBE = Topology.parse("v4:4x4x4")
@@ -41,9 +41,7 @@ def partitioning(label: str, shape: Any, topology: Topology) -> Partitioning:
 def prefill(model: ModuleType) -> tuple[Any, tuple[Any, ...]]:
     """A toy decoder and its arguments: 8 prompts of 4 tokens."""
     config = model.CONFIGS["toy"]
-    params = model.init_params(config, jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (8, 4), 0, config.vocab)
-    return partial(model.prefill, config), (params, model.init_cache(config, 8, 16), tokens)
+    return partial(model.prefill, config), arrays_of(model, config, 8, 16, prompt=4)
 
 
 def sharded(function: Any, arguments: tuple[Any, ...], plan: str, before: str = "") -> Program:
@@ -204,12 +202,10 @@ def test_the_compiler_gathers_in_pieces_as_planned() -> None:
     """PaLM-62B's prefill of 64 on v4:2x2x4, all 64 layers: every byte is the plan's."""
     pytest.importorskip("libtpu")
     config = palm.CONFIGS["62b"]
-    params = jax.eval_shape(partial(palm.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(palm.init_cache, config, 64, 2048))
-    tokens = jax.ShapeDtypeStruct((64, 2048), jnp.int32)
+    args = shapes_of(palm, config, 64, 2048, prompt=2048)
     v4 = Topology.parse("v4:2x2x4")
     function = partial(palm.prefill, config)
-    program = auto_shard(function, "v4:2x2x4").program(params, cache, tokens)
+    program = auto_shard(function, "v4:2x2x4").program(*args)
     permuted = [e for e in program.plan.exchanges if e.kind == "collective-permute"]
     assert [(e.axes, e.times) for e in permuted] == [(("x", "z"), 64 * 3 * 9)]
     found = audit(program, Target("v4:2x2x4", v4.mesh_axes().axes))

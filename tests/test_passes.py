@@ -18,6 +18,7 @@ import rewrite
 from dialect.arrays.evaluate import evaluate
 from rewrite import Pipeline, Program
 from rewrite.ir import Graph, Type
+from tests.kit import assert_close, notes_of, run
 from tests.tiny import (
     BATCH,
     CASES,
@@ -33,9 +34,7 @@ from tests.tiny import (
     VOCAB,
     Case,
     arguments,
-    assert_close,
     expected,
-    run,
     traced,
 )
 
@@ -48,10 +47,10 @@ PIPELINES = {
 
 
 @cache
-def after(case: Case, passes: str) -> Program:
+def case_after(case: Case, passes: str) -> Program:
     """The program after a pipeline, built on that of all passes but the last."""
     before, _, last = passes.rpartition(", ")
-    program = after(case, before) if before else traced(case)
+    program = case_after(case, before) if before else traced(case)
     return Pipeline.parse(last).run(program)
 
 
@@ -71,12 +70,6 @@ def counted(graph: Graph) -> Counter[str]:
     return found
 
 
-def notes(program: Program, name: str) -> tuple[str, ...]:
-    """What the last pass of this name had to say."""
-    (*_, step) = (step for step in program.history if re.match(rf"{name}\b", step.text))
-    return step.notes
-
-
 # Equal, after every pass.
 
 PREFIXES = [
@@ -92,7 +85,7 @@ PREFIXES = [
 
 @pytest.mark.parametrize("case, passes", PREFIXES)
 def test_program_equals_the_function(case: Case, passes: str) -> None:
-    assert_close(run(after(case, passes), *arguments(case)), expected(case))
+    assert_close(run(case_after(case, passes), *arguments(case)), expected(case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -102,7 +95,7 @@ def test_import_alone_keeps_every_bit(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_quantised_program_is_equal_before_and_after_lowering(case: Case) -> None:
-    before = after(case, f"{FIRST}, carry_cache, quantize, stage")
+    before = case_after(case, f"{FIRST}, carry_cache, quantize, stage")
     lowered = Pipeline.parse("lower").run(before)
     args = arguments(case)
     assert_close(run(lowered, *args), run(before, *args), tolerance=1e-4)
@@ -155,34 +148,34 @@ ONES_OWN = {
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_everything_is_recognised(case: Case) -> None:
-    found = counted(after(case, FIRST).graph)
+    found = counted(case_after(case, FIRST).graph)
     assert {name: found[name] for name in COMPOSITES if found[name]} == RECOGNIZED[case.model]
     assert ONES_OWN & set(found) == set()
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_recognition_counts_are_told(model: str) -> None:
-    told = notes(after(Case(model, unrolled=True), FIRST), "recognize")
+    told = notes_of(case_after(Case(model, unrolled=True), FIRST), "recognize")
     assert f"attend: {LAYERS}" in told
     assert f"cache_write_of_update: {2 * LAYERS}" in told
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_lowering_leaves_nothing_of_ours(case: Case) -> None:
-    program = after(case, PIPELINES["scanned"])
+    program = case_after(case, PIPELINES["scanned"])
     left = {op.name for graph in program.graphs.values() for op, _ in graph.walk()}
     assert left & (COMPOSITES | {"quantize", "dequantize", "weight_scale", "cache_read"}) == set()
 
 
 def test_normalising_again_changes_nothing() -> None:
-    program = after(Case("llama"), "normalize")
+    program = case_after(Case("llama"), "normalize")
     assert Pipeline.parse("normalize").run(program).graph == program.graph
 
 
 def test_passes_do_not_change_what_they_get() -> None:
     program = traced(Case("llama"))
     key = program.graph.key
-    after(Case("llama"), PIPELINES["unrolled"])
+    case_after(Case("llama"), PIPELINES["unrolled"])
     assert program.graph.key == key and program.history == ()
 
 
@@ -211,8 +204,8 @@ def test_the_weakest_promise_stands(passes: str, keeps: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_caches_are_carried_whole(model: str) -> None:
     case = Case(model)
-    program = after(case, f"{FIRST}, carry_cache")
-    assert notes(program, "carry_cache") == (f"2 caches carried through a loop of {LAYERS}",)
+    program = case_after(case, f"{FIRST}, carry_cache")
+    assert notes_of(program, "carry_cache") == (f"2 caches carried through a loop of {LAYERS}",)
     (loop,) = (op for op in program.graph.ops if op.name == "scan")
     stacked = [each.type for each in program.inputs if re.match("cache/[kv]", each.name)]
     carried = [arg.type for arg in loop.args[loop["consts"] : loop["consts"] + loop["carry"]]]
@@ -228,9 +221,9 @@ def test_caches_are_carried_whole(model: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_unrolled_decoders_carry_nothing(model: str) -> None:
     case = Case(model, unrolled=True)
-    program = after(case, f"{FIRST}, carry_cache")
-    assert notes(program, "carry_cache") == ()
-    assert program.graph == after(case, FIRST).graph
+    program = case_after(case, f"{FIRST}, carry_cache")
+    assert notes_of(program, "carry_cache") == ()
+    assert program.graph == case_after(case, FIRST).graph
 
 
 def loop_over_cache(update: Callable[[Any, Any], Any], **options: Any) -> tuple[Program, tuple]:
@@ -256,7 +249,7 @@ def written(keys: Any, new: Any) -> Any:
 def test_any_loop_carries_its_cache(reverse: bool) -> None:
     program, args = loop_over_cache(written, reverse=reverse)
     made = Pipeline.parse(f"{FIRST}, carry_cache").run(program)
-    assert notes(made, "carry_cache") == ("1 caches carried through a loop of 3",)
+    assert notes_of(made, "carry_cache") == ("1 caches carried through a loop of 3",)
     assert_close(run(made, *args), run(program, *args))
 
 
@@ -272,7 +265,7 @@ def test_a_cache_written_twice_is_not_lost() -> None:
 def test_a_cache_that_is_no_write_is_told() -> None:
     program, args = loop_over_cache(lambda keys, new: keys * 2)
     made = Pipeline.parse(f"{FIRST}, carry_cache").run(program)
-    (note,) = notes(made, "carry_cache")
+    (note,) = notes_of(made, "carry_cache")
     where = rf"mul at {re.escape(__file__)}:\d+ .*"
     assert re.match(rf"not carried: {where} writes the cache otherwise", note)
     assert_close(run(made, *args), run(program, *args))
@@ -283,10 +276,10 @@ def test_a_cache_that_is_no_write_is_told() -> None:
 
 def test_caches_are_kept_as_they_are_read() -> None:
     case = Case("llama")
-    program = after(case, PIPELINES["cache_layout"])
+    program = case_after(case, PIPELINES["cache_layout"])
     kept = "layers batch kv_heads context d_head, 262,144 -> 65,536 bytes in a TPU's tiles"
     told = {f"cache/{name} kept as {kept}" for name in "kv"}
-    assert set(notes(program, "cache_layout")) == told
+    assert set(notes_of(program, "cache_layout")) == told
     types = {each.name: str(each.type) for each in program.step_inputs}
     assert types["cache/k"] == f"f32[{LAYERS},{BATCH},{KV_HEADS},{CONTEXT},{D_HEAD}]"
     assert Counter(op.name for op in program.stages.adapt.ops) == {"transpose": 2}
@@ -298,15 +291,17 @@ def test_caches_are_kept_as_they_are_read() -> None:
 
 def test_loops_are_written_out() -> None:
     case = Case("llama")
-    program = after(case, f"{FIRST}, carry_cache, unroll")
-    assert notes(program, "unroll") == (f"{LAYERS} iterations written out",)
+    program = case_after(case, f"{FIRST}, carry_cache, unroll")
+    assert notes_of(program, "unroll") == (f"{LAYERS} iterations written out",)
     assert "scan" not in counted(program.graph)
     assert counted(program.graph)["contract"] == 7 * LAYERS + 1
 
 
 def test_long_loops_stay() -> None:
-    program = Pipeline.parse(f"unroll{{most={LAYERS - 1}}}").run(after(Case("llama"), FIRST))
-    assert notes(program, "unroll") == (f"a loop of {LAYERS} stays: longer than most={LAYERS - 1}",)
+    program = Pipeline.parse(f"unroll{{most={LAYERS - 1}}}").run(case_after(Case("llama"), FIRST))
+    assert notes_of(program, "unroll") == (
+        f"a loop of {LAYERS} stays: longer than most={LAYERS - 1}",
+    )
     assert counted(program.graph)["scan"] == 1
 
 
@@ -324,7 +319,7 @@ def test_any_loop_is_written_out(reverse: bool) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_unrolled_caches_are_kept_per_layer(model: str) -> None:
     case = Case(model)
-    program = after(case, f"{FIRST}, unroll, stage")
+    program = case_after(case, f"{FIRST}, unroll, stage")
     state = [each for each in program.step_inputs if each.role == "state"]
     names = [f"cache/{name}.{i}" for name in "kv" for i in range(LAYERS)]
     assert sorted(each.name for each in state) == sorted([*names, "cache/position"])
@@ -341,7 +336,7 @@ def test_unrolled_caches_are_kept_per_layer(model: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_staged_programs_step_by_step(case: Case) -> None:
     """Prepared and adapted once, two steps and the state's return are two steps of the function."""
-    program = after(case, PIPELINES["scanned"])
+    program = case_after(case, PIPELINES["scanned"])
     params, state, tokens = arguments(case)
     logits, once = expected(case)
     twice = run(case.function, params, once, tokens)
@@ -364,7 +359,7 @@ def test_staged_programs_step_by_step(case: Case) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_weights_that_are_merely_read_stay_the_users_own(model: str) -> None:
     """Nothing is copied that need not be: most of what `prepare` gives is what it got."""
-    program = after(Case(model), f"{FIRST}, stage")
+    program = case_after(Case(model), f"{FIRST}, stage")
     prepare = program.stages.prepare
     own = [value for value in prepare.outputs if value in prepare.inputs]
     assert len(own) >= len(prepare.inputs) - 2
@@ -436,7 +431,7 @@ def test_unused_parameters_are_left_out_of_the_step() -> None:
 
 def test_staging_tells_the_bytes() -> None:
     program = staged(lambda p, x: x @ (p @ p.T), W, X)
-    assert notes(program, "stage") == (
+    assert notes_of(program, "stage") == (
         "parameters: 48 bytes -> 36 bytes packed",
         "replaced in the step: p",
     )
@@ -466,7 +461,7 @@ TABLE = {"llama": "params/head", "palm": "params/embedding", "gpt": "params/embe
 
 
 def quantised_names(program: Program) -> set[str]:
-    said = notes(program, "quantize")[0]
+    said = notes_of(program, "quantize")[0]
     count, names = re.match(r"(\d+) weights quantised: (.*)", said).groups()
     assert int(count) == len(names.split(", "))
     return set(names.split(", "))
@@ -474,11 +469,11 @@ def quantised_names(program: Program) -> set[str]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_weights_of_products_are_quantised(case: Case) -> None:
-    program = after(case, f"{FIRST}, quantize")
+    program = case_after(case, f"{FIRST}, quantize")
     names = WEIGHTS[case.model].split()
     places = [f"/{i}" for i in range(LAYERS)] if case.unrolled else [""]
     assert quantised_names(program) == {f"params/layers{i}/{n}" for i in places for n in names}
-    assert notes(program, "quantize")[1:] == LEFT_ALONE[case.model]
+    assert notes_of(program, "quantize")[1:] == LEFT_ALONE[case.model]
     # One scale per output channel: whatever the product sums has scale size one.
     for op, _ in program.graph.walk():
         if op.name == "weight_scale":
@@ -489,7 +484,7 @@ def test_weights_of_products_are_quantised(case: Case) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_staged_integers_are_what_the_step_reads(model: str) -> None:
-    program = after(Case(model), f"{FIRST}, carry_cache, quantize, stage, lower")
+    program = case_after(Case(model), f"{FIRST}, carry_cache, quantize, stage, lower")
     types = {each.name: each.type for each in program.step_inputs if each.role == "param"}
     for name in WEIGHTS[model].split():
         stored = {n: t for n, t in types.items() if n.startswith(f"params/layers/{name}.")}
@@ -501,8 +496,8 @@ def test_staged_integers_are_what_the_step_reads(model: str) -> None:
 
 
 def test_scales_stand_behind_their_products() -> None:
-    program = after(Case("llama"), f"{FIRST}, carry_cache, quantize, stage, lower")
-    assert notes(program, "lower")[-1].startswith("scale_behind_product: 7")
+    program = case_after(Case("llama"), f"{FIRST}, carry_cache, quantize, stage, lower")
+    assert notes_of(program, "lower")[-1].startswith("scale_behind_product: 7")
     (loop,) = (op for op in program.graph.ops if op.name == "scan")
     for op in loop.regions[0].ops:
         if op.name == "dot_general":
@@ -513,27 +508,27 @@ def test_scales_stand_behind_their_products() -> None:
 
 
 def test_skip_is_a_pattern_of_paths() -> None:
-    program = Pipeline.parse('quantize{skip="w_up|wq$"}').run(after(Case("llama"), FIRST))
+    program = Pipeline.parse('quantize{skip="w_up|wq$"}').run(case_after(Case("llama"), FIRST))
     left = {f"params/layers/{name}" for name in ("wk", "wv", "wo", "w_gate", "w_down")}
     assert quantised_names(program) == left
-    said = "\n".join(notes(program, "quantize"))
+    said = "\n".join(notes_of(program, "quantize"))
     assert "params/layers/wq left alone: its path matches skip='w_up|wq$'" in said
     assert "params/layers/w_up left alone: its path matches" in said
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_tables_are_quantised_when_asked(model: str) -> None:
-    program = Pipeline.parse("quantize{vocab=true}").run(after(Case(model), FIRST))
+    program = Pipeline.parse("quantize{vocab=true}").run(case_after(Case(model), FIRST))
     assert TABLE[model] in quantised_names(program)
     left = [note for note in LEFT_ALONE[model] if "vocabulary" not in note]
-    assert notes(program, "quantize")[1:] == tuple(left)
+    assert notes_of(program, "quantize")[1:] == tuple(left)
 
 
 def test_quantising_twice_is_quantising_once() -> None:
-    once = after(Case("llama"), f"{FIRST}, quantize")
+    once = case_after(Case("llama"), f"{FIRST}, quantize")
     again = Pipeline.parse("quantize").run(once)
     assert again.graph == once.graph
-    assert notes(again, "quantize")[0].startswith("0 weights quantised")
+    assert notes_of(again, "quantize")[0].startswith("0 weights quantised")
 
 
 @pytest.mark.parametrize("form, largest", [("int8", 127), ("int4", 7)])
@@ -551,7 +546,7 @@ def test_error_of_a_weight_is_half_a_step(form: str, largest: int) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_quantised_logits_are_close(case: Case) -> None:
-    program = after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
+    program = case_after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
     logits, _ = run(program, *arguments(case))
     wanted, _ = expected(case)
     error = np.abs(logits - wanted).max() / np.abs(wanted).max()
@@ -566,7 +561,7 @@ Q = HEADS * D_HEAD
 
 def accounting(program: Program) -> dict[str, int]:
     """Graef's figures, as the pass tells them."""
-    text = " ".join(notes(program, "first_layer"))
+    text = " ".join(notes_of(program, "first_layer"))
     numbers = re.match(
         r"([\d,]+) weights eliminated; values read per step ([\d,]+) -> ([\d,]+) "
         r"\([\d,]+ times fewer; as many at [\d,]+ tokens\) "
@@ -581,7 +576,7 @@ def accounting(program: Program) -> dict[str, int]:
 @pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
 def test_figures_for_a_serial_block(unrolled: bool) -> None:
     """q, k, v and the row itself: 2 (d + e) values where q is as wide as the model."""
-    program = after(Case("llama", unrolled=unrolled), f"{FIRST}, first_layer{{budget=10.0}}")
+    program = case_after(Case("llama", unrolled=unrolled), f"{FIRST}, first_layer{{budget=10.0}}")
     weights = D_MODEL * (Q + 2 * E)
     width = 2 * (D_MODEL + E)
     assert accounting(program) == {
@@ -594,7 +589,7 @@ def test_figures_for_a_serial_block(unrolled: bool) -> None:
 
 def test_figures_for_a_parallel_block() -> None:
     """The feed-forward network is row-wise too; its result is added to the embedding's row."""
-    program = after(Case("palm"), f"{FIRST}, first_layer{{budget=10.0}}")
+    program = case_after(Case("palm"), f"{FIRST}, first_layer{{budget=10.0}}")
     weights = D_MODEL * (Q + 2 * D_HEAD) + 3 * D_MODEL * D_FF
     width = Q + 2 * D_HEAD + D_MODEL
     assert accounting(program) == {
@@ -609,8 +604,8 @@ def test_figures_for_a_parallel_block() -> None:
 @pytest.mark.parametrize("model, fewer", [("llama", 3), ("palm", 6)])
 def test_products_of_the_first_layer_are_gone(model: str, fewer: int, unrolled: bool) -> None:
     case = Case(model, unrolled=unrolled)
-    before = counted(after(case, FIRST).graph)
-    program = after(case, f"{FIRST}, first_layer{{budget=10.0}}, stage")
+    before = counted(case_after(case, FIRST).graph)
+    program = case_after(case, f"{FIRST}, first_layer{{budget=10.0}}, stage")
     found = counted(program.graph)
     assert found["contract"] == before["contract"] - fewer
     assert found["take"] > 1
@@ -624,7 +619,7 @@ def test_products_of_the_first_layer_are_gone(model: str, fewer: int, unrolled: 
 def test_rows_are_the_ones_of_the_step_bit_by_bit() -> None:
     case = Case("llama")
     args = arguments(case)
-    plain = after(case, f"{FIRST}, unroll")
+    plain = case_after(case, f"{FIRST}, unroll")
     looked_up = Pipeline.parse("first_layer{budget=10.0}").run(plain)
     (logits, _), (wanted, _) = run(looked_up, *args), run(plain, *args)
     np.testing.assert_allclose(logits, wanted, rtol=1e-6, atol=1e-6)
@@ -644,26 +639,26 @@ def test_tokens_out_of_bounds_are_what_they_were() -> None:
     case = Case("llama")
     params, cache, _ = arguments(case)
     args = (params, cache, jnp.array([VOCAB + 3, -2], jnp.int32))
-    program = after(case, PIPELINES["scanned"])
+    program = case_after(case, PIPELINES["scanned"])
     assert_close(run(program, *args), run(case.function, *args))
 
 
 @pytest.mark.parametrize("prefill", [False, True], ids=["decode", "prefill"])
 def test_learned_positions_decline(prefill: bool) -> None:
     case = Case("gpt", prefill)
-    program = after(case, f"{FIRST}, first_layer{{budget=10.0}}")
-    said = notes(program, "first_layer")
+    program = case_after(case, f"{FIRST}, first_layer{{budget=10.0}}")
+    said = notes_of(program, "first_layer")
     assert all(note.startswith("declined: add at ") for note in said)
     assert all(
         "gpt.py:" in n and "mixes the embedding with something that is not its row" in n
         for n in said
     )
-    assert program.graph == after(case, FIRST).graph
+    assert program.graph == case_after(case, FIRST).graph
 
 
 def test_tables_beyond_the_budget_decline() -> None:
-    program = Pipeline.parse("first_layer").run(after(Case("llama"), FIRST))
-    (note,) = notes(program, "first_layer")
+    program = Pipeline.parse("first_layer").run(case_after(Case("llama"), FIRST))
+    (note,) = notes_of(program, "first_layer")
     tables = 4 * VOCAB * (Q + 2 * E)
     total = sum(each.type.bytes for each in program.inputs if each.role == "param")
     share = 100 * tables / total
@@ -672,7 +667,7 @@ def test_tables_beyond_the_budget_decline() -> None:
         f"first_layer{{budget={int(np.ceil(share))}%}} allows it"
     )
     allowed = Pipeline.parse(f"first_layer{{budget={int(np.ceil(share))}%}}")
-    assert accounting(allowed.run(after(Case("llama"), FIRST)))["tables"] * 4 == tables
+    assert accounting(allowed.run(case_after(Case("llama"), FIRST)))["tables"] * 4 == tables
 
 
 def test_many_tokens_decline() -> None:
@@ -682,7 +677,7 @@ def test_many_tokens_decline() -> None:
     many = jnp.zeros((BATCH, CONTEXT), jnp.int32)
     program = rewrite.trace(case.function, params, cache, many)
     made = Pipeline.parse(f"{FIRST}, first_layer{{budget=10.0}}").run(program)
-    assert notes(made, "first_layer") == (
+    assert notes_of(made, "first_layer") == (
         f"declined: at {many.size} tokens a step, reading the weights is fewer bytes",
     )
 
@@ -691,7 +686,7 @@ def test_no_embedding_declines() -> None:
     program = Pipeline.parse("normalize, recognize, first_layer").run(
         rewrite.trace(lambda p, x: x @ p, W, X)
     )
-    assert notes(program, "first_layer") == (
+    assert notes_of(program, "first_layer") == (
         "declined: no rows of a parameter are taken by the tokens",
     )
 
@@ -699,9 +694,9 @@ def test_no_embedding_declines() -> None:
 def test_quantised_first_layers_are_looked_up_too() -> None:
     case = Case("llama")
     passes = f"{FIRST}, carry_cache, quantize, first_layer{{budget=10.0}}, stage, lower"
-    program = after(case, passes)
+    program = case_after(case, passes)
     assert accounting(program)["tables"] == VOCAB * (Q + 2 * E)
-    without = after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
+    without = case_after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
     args = arguments(case)
     assert_close(run(program, *args), run(without, *args), tolerance=1e-4)
 
@@ -714,7 +709,7 @@ def test_the_whole_road(case: Case) -> None:
     passes = (
         f"{FIRST}, carry_cache, cache_layout, quantize, first_layer{{budget=10.0}}, stage, lower"
     )
-    program = after(case, passes)
+    program = case_after(case, passes)
     assert program.keeps == "approx"
     logits, state = run(program, *arguments(case))
     wanted, kept = expected(case)
@@ -725,6 +720,6 @@ def test_the_whole_road(case: Case) -> None:
 def test_order_of_independent_passes_does_not_matter() -> None:
     case = Case("llama")
     args = arguments(case)
-    one = after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
-    other = after(case, f"{FIRST}, quantize, carry_cache, stage, lower")
+    one = case_after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
+    other = case_after(case, f"{FIRST}, quantize, carry_cache, stage, lower")
     assert_close(run(one, *args), run(other, *args), tolerance=1e-6)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import passes
 from dialect.checked.reproducer import Failure, Reproducer
 from rewrite import hooks, manager, opdef
 from rewrite.errors import InvalidProgram, PipelineError, PlanError, ShardwrightError, TextError
@@ -23,6 +22,7 @@ from rewrite.target import Target
 
 HERE = Path(__file__).parent
 THIRD_PARTY = HERE.parent / "examples" / "third_party"
+pytestmark = pytest.mark.usefixtures("probe_passes")
 
 opdef.define(
     OpDef(
@@ -56,12 +56,6 @@ prefill {
   rewire{way=silent},
   rewire
 }"""
-
-
-@pytest.fixture(autouse=True)
-def probe_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the passes of tests/probe_passes/ known by name."""
-    monkeypatch.setattr(passes, "__path__", [*passes.__path__, str(HERE / "probe_passes")])
 
 
 def program() -> Program:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialect.planning.plan import AXES, GROUPS, Alternative, Plan, Prediction
 from examples import llama
-from rewrite import Pipeline, trace
+from rewrite import Pipeline
 from rewrite.errors import PlanError, TextError
+from tests.kit import traced_step
 
 TEXT = """\
 plan ws2d/batch
@@ -249,10 +248,7 @@ def test_rows_and_weights_share_no_mesh_axis_of_a_constraint() -> None:
         "plan by_hand\ntarget cpu:8\nmesh x=8\nused d_ff@x\nresidual d_model@x\nhidden batch@x\n"
     )
     config = replace(llama.CONFIGS["toy"], d_ff=256)
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(llama.init_cache, config, 8, 32))
-    tokens = jax.ShapeDtypeStruct((8,), "int32")
-    program = trace(partial(llama.decode_step, config), params, cache, tokens)
+    program = traced_step(llama, config, 8, 32)
     program = Pipeline.parse("normalize, recognize, carry_cache").run(program)
     made = Pipeline.parse("target cpu:8\nmesh x=8\nshard").run(replace(program, plan=plan))
     layouts = [op["layout"] for op, _ in made.graph.walk() if op.name == "constrain"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from dialect.machine.interconnect import Ring, Switch
@@ -19,9 +16,10 @@ from dialect.planning.planned_exchanges import planned_exchanges
 from dialect.planning.search import choose, searched
 from dialect.planning.workload import Workload
 from examples import llama
-from rewrite import Pipeline, trace
+from rewrite import Pipeline
 from rewrite.target import Target
 from tests.decoder_shapes import LLAMA_70B, PALM_540B
+from tests.kit import traced_step
 
 PREFILL_70B = replace(LLAMA_70B, batch=16, time=2048)
 CUBE = Topology.parse("v4:4x4x4")
@@ -97,12 +95,8 @@ def test_weights_that_are_gathered_in_pieces_are_not_pinned(
     chips: str, passes: str, pinned: int
 ) -> None:
     """Beside their products, which pinned ones would wait for."""
-    config = llama.CONFIGS["toy"]
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(llama.init_cache, config, 16, 32))
-    tokens = jax.ShapeDtypeStruct((16, 32), jnp.int32)
     planned = f"{passes}plan{{ffn=wg_x, attention=heads}}, shard"
-    traced = trace(partial(llama.prefill, config), params, cache, tokens)
+    traced = traced_step(llama, llama.CONFIGS["toy"], 16, 32, prompt=32)
     target = Target(chips, Topology.parse(chips).mesh_axes().axes)
     pipeline = Pipeline.parse(f"normalize, recognize, carry_cache, {planned}")
     program = pipeline.run(traced, target)

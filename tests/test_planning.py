@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from dialect.machine.mesh import MeshSpec, Topology
@@ -17,11 +14,12 @@ from dialect.planning.refine import Compiled, fastest
 from dialect.planning.search import TIE, best_plans, searched, storage_of
 from dialect.planning.shared_storage import Serving, shared_storage
 from examples import llama
-from rewrite import Pipeline, Plan, trace
+from rewrite import Pipeline, Plan
 from rewrite.errors import PlanError
 from rewrite.program import Program
 from rewrite.target import Target
 from tests.decoder_shapes import LLAMA_8B
+from tests.kit import traced_step
 
 V5E = Topology.parse("v5e:2x4")
 MESH = MeshSpec.parse("x=2 y=4")
@@ -29,11 +27,7 @@ SLICE = Target("v5e:2x4", MESH.axes)
 
 
 def traced(batch: int = 64, size: str = "8b") -> Program:
-    config = llama.CONFIGS[size]
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(partial(llama.init_cache, config, batch=batch, context=2048))
-    tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    program = trace(partial(llama.decode_step, config), params, cache, tokens, params=0)
+    program = traced_step(llama, llama.CONFIGS[size], batch, 2048)
     return Pipeline.parse("normalize, recognize, carry_cache").run(program, SLICE)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from examples import gpt, llama, palm
 from rewrite import ShardwrightError, auto_shard
 from rewrite.ir import Graph, Type, new_input
 from rewrite.text import parse_graph, parse_program, show_graph
+from tests.kit import arrays_of, assert_same_shards, step_of
 
-DECODERS = {"llama": llama, "palm": palm, "gpt": gpt}
+MODELS = {"llama": llama, "palm": palm, "gpt": gpt}
 SERVE = (
     "normalize, recognize, roll, carry_cache, quantize{{weights={weights}}}, "
     "{more} plan{{ffn=ws1d, attention=heads}}, shard, stage, lower"
@@ -34,13 +34,11 @@ SERVE = (
 FIRST = "first_layer{budget=10.0},"
 
 
-def decoder(name: str, unrolled: bool = False) -> Any:
+def toy(name: str, unrolled: bool = False) -> Any:
     """(step, params, the other arguments) of a toy decoder."""
-    module = DECODERS[name]
-    config = module.CONFIGS["toy"]
-    params = module.init_params(config, jax.random.key(0), unrolled=unrolled)
-    cache = module.init_cache(config, 8, 32, unrolled=unrolled)
-    return partial(module.decode_step, config), params, (cache, jnp.arange(8, dtype=jnp.int32))
+    model, config = MODELS[name], MODELS[name].CONFIGS["toy"]
+    params, *rest = arrays_of(model, config, 8, 32, unrolled=unrolled)
+    return step_of(model, config), params, rest
 
 
 def preparation(step: Any, *args: Any, grain_bytes: int = 0) -> Preparation:
@@ -49,15 +47,6 @@ def preparation(step: Any, *args: Any, grain_bytes: int = 0) -> Preparation:
     inputs = [each for each in program.inputs if each.role == "param"]
     shardings = Compilable(program, step.mesh).shardings("param")
     return Preparation(program.stages.prepare, inputs, shardings, grain_bytes)
-
-
-def assert_same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert (one.dtype, one.shape, one.sharding) == (other.dtype, other.shape, other.sharding)
-        wide = "float32" if one.dtype.kind == "V" else one.dtype
-        np.testing.assert_allclose(
-            np.asarray(one).astype(wide), np.asarray(other).astype(wide), rtol=0, atol=tolerance
-        )
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -82,26 +71,26 @@ def assert_equal(found: Any, expected: Any) -> None:
 def test_the_same_bits_as_in_one_function(
     name: str, weights: str, more: str, unrolled: bool
 ) -> None:
-    function, params, rest = decoder(name, unrolled)
+    function, params, rest = toy(name, unrolled)
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights=weights, more=more))
     made = preparation(step, params, *rest)
     whole = compiled_stage(made.graph, made.shardings)
     assert len(made.parts) > 5
-    assert_same(made(jax.tree.leaves(params)), whole(jax.tree.leaves(params)))
+    assert_same_shards(made(jax.tree.leaves(params)), whole(jax.tree.leaves(params)))
 
 
 @pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
 def test_tables_of_products_may_be_summed_in_another_order_over_chips(mesh: str) -> None:
-    function, params, rest = decoder("palm")
+    function, params, rest = toy("palm")
     step = auto_shard(function, mesh, pipeline=SERVE.format(weights="int8", more=FIRST))
     made = preparation(step, params, *rest)
     whole = compiled_stage(made.graph, made.shardings)
     found, expected = made(jax.tree.leaves(params)), whole(jax.tree.leaves(params))
-    assert_same(found, expected, 0.0 if mesh == "cpu:1" else 1e-5)
+    assert_same_shards(found, expected, 0.0 if mesh == "cpu:1" else 1e-5)
 
 
 def test_int4_weights_run_on_a_cpu() -> None:
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int4", more=""))
     program = step.program(params, *rest)
     logits, _ = step(step.prepare(params, *rest), *rest)
@@ -189,7 +178,7 @@ def test_what_frees_most_for_least_comes_first() -> None:
 
 
 def test_parts_of_equal_structure_are_compiled_once() -> None:
-    function, params, rest = decoder("gpt")
+    function, params, rest = toy("gpt")
     step = auto_shard(
         function, "cpu:1", pipeline="normalize, recognize, unroll, quantize, stage, lower"
     )
@@ -203,18 +192,18 @@ def test_parts_of_equal_structure_are_compiled_once() -> None:
 
 
 def test_the_users_arrays_live_on_unless_they_are_given_away() -> None:
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     kept = step.prepare(params, *rest)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
     given = step.prepare(params, *rest, donate=True)
-    assert_same(given.leaves, kept.leaves)
+    assert_same_shards(given.leaves, kept.leaves)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
 def test_an_original_that_is_packed_as_it_is_lives_on_in_the_result() -> None:
     """On one device nothing moves, and the array that goes in comes out."""
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:1", pipeline="normalize, stage, lower")
     kept = [np.array(leaf) for leaf in step.prepare(params, *rest).leaves]
     packed = step.prepare(params, *rest, donate=True)
@@ -232,18 +221,18 @@ def test_one_array_as_two_parameters_is_given_away_once() -> None:
     kept = sharded.prepare({"a": shared, "b": shared}, *rest)
     packed = sharded.prepare({"a": shared, "b": shared}, *rest, donate=True)
     assert shared.is_deleted()
-    assert_same(packed.leaves, kept.leaves)
+    assert_same_shards(packed.leaves, kept.leaves)
 
 
 def test_giving_away_may_wait_for_the_first_call() -> None:
-    function, params, rest = decoder("palm")
+    function, params, rest = toy("palm")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     packed = step.prepare(params, donate=True)
     assert not params["embedding"].is_deleted()
     step(packed, *rest)
     assert params["embedding"].is_deleted() and packed.raw is None
-    _, params, rest = decoder("palm")
-    assert_same(packed.leaves, step.prepare(params, *rest).leaves)
+    _, params, rest = toy("palm")
+    assert_same_shards(packed.leaves, step.prepare(params, *rest).leaves)
 
 
 # What is read when it is needed.
@@ -269,28 +258,28 @@ class Recorded:
 
 def test_lazy_originals_are_read_a_layer_and_a_share_at_a_time(monkeypatch: Any) -> None:
     monkeypatch.setattr(Preparation.__init__, "__defaults__", (0,))
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     expected = step.prepare(params, *rest)
     recorded = Recorded(params)
     found = step.prepare(recorded.params, *rest)
-    assert_same(found.leaves, expected.leaves)
+    assert_same_shards(found.leaves, expected.leaves)
     layer = params["layers"]["w_gate"].nbytes // 3
     assert max(recorded.bytes) <= layer // 8
 
 
 def test_host_arrays_are_copied_and_memory_mapped_ones_read(tmp_path: Path) -> None:
-    function, params, rest = decoder("gpt")
+    function, params, rest = toy("gpt")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     expected = step.prepare(params, *rest)
     host = jax.tree.map(np.array, params)
     found = step.prepare(host, *rest)
     for leaf in jax.tree.leaves(host):
         leaf[...] = 7  # the packed ones are the step's own
-    assert_same(found.leaves, expected.leaves)
+    assert_same_shards(found.leaves, expected.leaves)
     np.save(tmp_path / "embedding.npy", np.asarray(params["embedding"]))
     mapped = {**params, "embedding": np.load(tmp_path / "embedding.npy", mmap_mode="r")}
-    assert_same(step.prepare(mapped, *rest).leaves, expected.leaves)
+    assert_same_shards(step.prepare(mapped, *rest).leaves, expected.leaves)
 
 
 def test_lazy_arrays_are_stacked_and_told_from_their_shapes() -> None:
@@ -324,7 +313,7 @@ def test_a_reader_that_returns_something_else_is_told() -> None:
 
 
 def test_other_originals_are_refused_by_name() -> None:
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     step.prepare(params, *rest)
     halved = {**params, "head": params["head"].astype("bfloat16")}
@@ -336,7 +325,7 @@ def test_other_originals_are_refused_by_name() -> None:
 
 
 def test_changed_packed_arrays_are_refused_by_name() -> None:
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     packed = step.prepare(params, *rest)
     cast = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), packed)
@@ -346,7 +335,7 @@ def test_changed_packed_arrays_are_refused_by_name() -> None:
 
 
 def test_another_programs_parameters_are_refused_with_the_difference() -> None:
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     eight, four, spread = (
         auto_shard(
             function, "cpu:8", pipeline=SERVE.format(weights=weights, more="").replace(*plan)
@@ -368,12 +357,12 @@ def test_another_programs_parameters_are_refused_with_the_difference() -> None:
 
 def test_steps_whose_parameters_lie_alike_share_them() -> None:
     """Prefill and decode, or another batch: what differs in their plans is not in the weights."""
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     pipeline = SERVE.format(weights="int8", more="")
     packed = auto_shard(function, "cpu:8", pipeline=pipeline).prepare(params, *rest)
     other = auto_shard(function, "cpu:8", pipeline=pipeline.replace("=heads", "=batch"))
     found, _ = other(packed, *rest)
-    _, params, rest = decoder("llama")
+    _, params, rest = toy("llama")
     np.testing.assert_array_equal(found, other(params, *rest)[0])
 
 
@@ -440,7 +429,7 @@ def live_bytes() -> int:
 
 
 def test_originals_are_freed_as_it_goes(monkeypatch: Any) -> None:
-    function, params, rest = decoder("llama")
+    function, params, rest = toy("llama")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     made = preparation(step, params, *rest)
     original = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -462,7 +451,7 @@ def test_originals_are_freed_as_it_goes(monkeypatch: Any) -> None:
 
 
 def test_a_pipe_sees_no_progress(capfd: Any) -> None:
-    function, params, rest = decoder("gpt")
+    function, params, rest = toy("gpt")
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     capfd.readouterr()
     step.prepare(params, *rest)

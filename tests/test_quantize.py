@@ -33,7 +33,7 @@ from rewrite.errors import PipelineError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
-from tests.kit import run
+from tests.kit import after, notes_of, op_names, run, shapes_of, traced_step
 from tests.tiny import CASES, MODELS, Case, arguments, expected, traced
 
 RANDOM = np.random.default_rng(3)
@@ -63,22 +63,10 @@ def dequantised(w: np.ndarray, axes: tuple[int, ...], form: str, group: int | No
     return np.moveaxis((q * scale).reshape(front.shape), range(len(axes)), axes)
 
 
-def after(program: Program, passes: str, target: Target | None = None) -> Program:
-    return Pipeline.parse(passes).run(program, target)
-
-
 def quantised(function: Any, w: Any, *args: Any, passes: str, target: str = "") -> Program:
     """A function of parameters through passes, its names of inputs `p` and so on."""
     program = rewrite.trace(function, w, *args)
     return after(program, passes, Target(target))
-
-
-def said(program: Program, name: str) -> tuple[str, ...]:
-    return next(step.notes for step in program.history if step.text.startswith(name))
-
-
-def operations(program: Program) -> list[str]:
-    return [op.name for op, _ in program.graph.walk()]
 
 
 def products(program: Program) -> set[tuple[str, ...]]:
@@ -132,9 +120,9 @@ def test_weights_are_what_numpy_makes_of_them(name: str, form: str, group: int |
     lowered = after(program, "stage, lower")
     for each in (program, lowered):
         np.testing.assert_allclose(run(each, w, x), function(wanted, x), rtol=1e-5, atol=1e-5)
-    assert "dequantize" not in operations(lowered)
+    assert "dequantize" not in op_names(lowered)
     assert products(lowered) == {("f32", "f32", "f32")}
-    assert f"scale_behind_{'product'}: 1" in said(lowered, "lower")
+    assert f"scale_behind_{'product'}: 1" in notes_of(lowered, "lower")
 
 
 @pytest.mark.parametrize("group", [None, 4])
@@ -198,7 +186,7 @@ def test_a_weight_without_whole_groups_has_a_scale_per_channel() -> None:
     np.testing.assert_allclose(
         run(program, w, x), x @ dequantised(w, (0,), "int8", None), rtol=1e-5
     )
-    assert said(program, "quantize")[1:] == (
+    assert notes_of(program, "quantize")[1:] == (
         "p has one scale per output channel: there are no groups of 4 in the axes that are summed "
         "(10)",
     )
@@ -214,7 +202,7 @@ def test_more_rows_than_a_group_is_long_are_multiplied_with_scaled_weights() -> 
         np.testing.assert_allclose(
             run(program, w, x), x @ dequantised(w, (0,), "int8", 4), rtol=1e-5, atol=1e-5
         )
-        notes = said(program, "lower")
+        notes = notes_of(program, "lower")
         assert any("it has more rows than a group is long" in note for note in notes) == before
         assert any("dequantised before its product" in note for note in notes) == before
 
@@ -257,7 +245,7 @@ def test_scales_of_ragged_experts_stand_behind(
     np.testing.assert_allclose(run(program, w, x, n), wanted, rtol=1e-5, atol=1e-5)
     (product,) = (op for op, _ in program.graph.walk() if op.name == "ragged_dot_general")
     assert [arg.type.dtype for arg in (*product.args, *product.results)] == dtypes
-    assert f"{rule}: 1" in said(program, "lower")
+    assert f"{rule}: 1" in notes_of(program, "lower")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +265,7 @@ def test_ragged_experts_are_what_the_kernel_takes(
     passes = f"normalize, quantize{{{options}, vocab=true}}, stage"
     program = quantised(ragged, w, x, n, passes=passes, target=target)
     assert program.step_inputs[0].type.dtype == dtype
-    assert any(note in each for each in said(program, "quantize"))
+    assert any(note in each for each in notes_of(program, "quantize"))
 
 
 # What the chip multiplies.
@@ -376,15 +364,15 @@ def test_the_first_rule_that_matches_wins() -> None:
         **dict.fromkeys(("w_up", "w_gate"), "int4/4"),
         **dict.fromkeys(("wk", "wv", "wo", "w_down", "head"), "int8/16"),
     }
-    notes = said(program, "quantize")
+    notes = notes_of(program, "quantize")
     assert "params/layers/wq left alone: the rule 'wq: none'" in notes
     assert notes[-1] == "no parameter matches mlp: int4"
 
 
 def test_none_of_the_weights() -> None:
     program = after(traced(Case("llama")), f"{FIRST}, quantize{{weights=none, activations=int8}}")
-    assert said(program, "quantize")[0] == "0 weights quantised: "
-    assert {"quantize", "rounded"} & set(operations(program)) == set()
+    assert notes_of(program, "quantize")[0] == "0 weights quantised: "
+    assert {"quantize", "rounded"} & set(op_names(program)) == set()
 
 
 # Tables.
@@ -429,7 +417,7 @@ def test_groups_and_integers_in_the_examples(case: Case) -> None:
     wanted, _ = expected(case)
     assert np.abs(logits - plain).max() < 0.01 * np.abs(wanted).max()
     assert 0 < np.abs(logits - wanted).max() < 0.7 * np.abs(wanted).max()  # of 16 numbers, int4
-    fired = "\n".join(said(lowered, "lower"))
+    fired = "\n".join(notes_of(lowered, "lower"))
     count = {"llama": 7, "palm": 7, "gpt": 6}[case.model] * (2 if case.unrolled else 1)
     assert f"integers_multiplied: {count}" in fired
 
@@ -444,7 +432,7 @@ def test_scales_lie_as_the_output_axes_of_their_weights(model: str) -> None:
         program = step.program(*arguments(case))
         inputs = {e.name: e for e in program.step_inputs if e.role == "param"}
         numbers_ = [name for name in inputs if name.endswith(".quantize")]
-        assert len(numbers_) == len(said(program, "quantize")[0].split(", "))
+        assert len(numbers_) == len(notes_of(program, "quantize")[0].split(", "))
         split = 0
         for name in numbers_:
             own, scale = inputs[name], inputs[name.replace(".quantize", ".weight_scale")]
@@ -550,10 +538,7 @@ def test_explain_shows_the_table() -> None:
 def test_llama_3_8b_is_packed_to_about_half() -> None:
     """Of its bf16 bytes, embedding and head left out, as they are by default."""
     config = llama.CONFIGS["8b"]
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: llama.init_cache(config, 1, 256))
-    tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
-    program = rewrite.trace(partial(llama.decode_step, config), params, cache, tokens)
+    program = traced_step(llama, config, 1, 256)
     for options, most in (
         ("", 0.501),
         ("{weights=int4, group=64}", 0.2815),
@@ -573,12 +558,10 @@ def test_llama_3_8b_is_packed_to_about_half() -> None:
 def executable(target: str, options: str) -> tuple[Program, str, Any]:
     """Two layers of Llama-3-8B, decoded at batch 64 on eight chips."""
     config = replace(llama.CONFIGS["8b"], layers=2, vocab=10240)
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: llama.init_cache(config, 64, 384))
     plan = "plan{ffn=ws1d, attention=heads}"
     passes = f"{FIRST}, quantize{{{options}}}, {plan}, shard, stage, lower"
     step = auto_shard(partial(llama.decode_step, config), target, pipeline=passes)
-    program = step.program(params, cache, jax.ShapeDtypeStruct((64,), jnp.int32))
+    program = step.program(*shapes_of(llama, config, 64, 384))
     made, _ = compiled(Compilable(program, step.mesh))
     return program, made.as_text(), read(made, step.mesh)
 
@@ -658,4 +641,4 @@ def test_loops_with_one_body_have_weights_of_their_own() -> None:
     inputs = {each.name: each.type.dtype for each in program.step_inputs if each.role == "param"}
     assert inputs["params/first"] == "f32"
     assert "i8" in {dtype for name, dtype in inputs.items() if "second" in name}
-    assert "params/first left alone: the rule 'first: none'" in said(program, "quantize")
+    assert "params/first left alone: the rule 'first: none'" in notes_of(program, "quantize")

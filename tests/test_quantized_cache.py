@@ -24,7 +24,7 @@ from examples import llama
 from rewrite import Pipeline, Program, auto_shard
 from tests.decoders import arguments as written_out_arguments
 from tests.decoders import recognized
-from tests.kit import run
+from tests.kit import arrays_of, op_names, run, shapes_of
 from tests.tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, expected
 from tests.tiny import traced as traced_case
 
@@ -41,10 +41,6 @@ def quantized(program: Program, first: str = FIRST, last: str = "") -> tuple[Pro
     made, notes = with_quantized_cache(Pipeline.parse(first).run(program), "int8")
     made.verify()
     return Pipeline.parse(last).run(made) if last else made, notes
-
-
-def names(program: Program) -> list[str]:
-    return [op.name for op, _ in program.graph.walk()]
 
 
 def states(program: Program) -> dict[str, str]:
@@ -234,18 +230,12 @@ def test_a_cache_of_integers_is_left_alone() -> None:
     once, _ = quantized(traced_case(Case("gpt")))
     again, notes = with_quantized_cache(once, "int8")
     # What is quantised already is quantised to what it is.
-    assert names(again).count("quantize_tokens") == names(once).count("quantize_tokens")
+    assert op_names(again).count("quantize_tokens") == op_names(once).count("quantize_tokens")
     with pytest.raises(ValueError, match="a cache is kept in int8, not in 'int3'"):
         with_quantized_cache(once, "int3")
 
 
 # Machines.
-
-
-def decoder(config: Any, batch: int, context: int) -> tuple[Any, ...]:
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: llama.init_cache(config, batch, context))
-    return params, cache, jax.ShapeDtypeStruct((batch,), jnp.int32)
 
 
 def on_mesh(config: Any, topology: str, plan: str, args: tuple[Any, ...]) -> Compilable:
@@ -259,9 +249,7 @@ def on_mesh(config: Any, topology: str, plan: str, args: tuple[Any, ...]) -> Com
 @pytest.mark.parametrize("attention", ["heads", "batch"])
 def test_scales_lie_as_their_cache_on_eight_devices(attention: str) -> None:
     config = llama.CONFIGS["toy"]
-    params = llama.init_params(config, jax.random.key(0))
-    cache, tokens = llama.init_cache(config, 8, 64), jnp.arange(8, dtype=jnp.int32)
-    args = (params, cache, tokens)
+    args = params, cache, tokens = arrays_of(llama, config, 8, 64)
     wanted = jax.jit(partial(llama.decode_step, config))(*args)[0]
     compilable = on_mesh(config, "cpu:8", f"ffn=ws1d, attention={attention}", args)
     program = compilable.program
@@ -285,7 +273,7 @@ def test_scales_lie_as_their_cache_on_eight_devices(attention: str) -> None:
 @pytest.fixture(scope="module")
 def on_v5e() -> tuple[Compilable, Any, str]:
     config = replace(llama.CONFIGS["8b"], layers=2, vocab=1024)
-    compilable = on_mesh(config, "v5e:2x4", "attention=heads", decoder(config, 64, 2048))
+    compilable = on_mesh(config, "v5e:2x4", "attention=heads", shapes_of(llama, config, 64, 2048))
     executable, _ = compiled(compilable)
     return compilable, read(executable, compilable.mesh), executable.as_text()
 

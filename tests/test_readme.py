@@ -13,8 +13,9 @@ import pytest
 
 from dialect.front.cli import main
 from examples import llama
-from rewrite import Pipeline, Program, trace
+from rewrite import Pipeline, Program
 from rewrite.passbase import find_pass, pass_names
+from tests.kit import traced_step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,12 +28,7 @@ def block(start: str) -> str:
 
 
 def program(passes: str = "") -> Program:
-    config = llama.CONFIGS["toy"]
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: llama.init_cache(config, 8, 64))
-    traced = trace(
-        partial(llama.decode_step, config), params, cache, jax.ShapeDtypeStruct((8,), "int32")
-    )
+    traced = traced_step(llama, llama.CONFIGS["toy"], 8, 64)
     return Pipeline.parse(passes).run(traced) if passes else traced
 
 

@@ -21,6 +21,7 @@ from rewrite import Pipeline, Program, auto_shard, compile, trace
 from rewrite.ir import Graph, new_input
 from rewrite.opdef import build, with_args
 from rewrite.target import Target
+from tests.kit import notes_of, op_names
 
 P = PartitionSpec
 DEVICES = np.array(jax.devices())
@@ -37,12 +38,8 @@ def retargeted(function: Step, target: Target = TARGET) -> Program:
     return Pipeline.parse("retarget").run(trace(function, W, X, state=()), target)
 
 
-def notes(program: Program) -> tuple[str, ...]:
-    return program.history[-1].notes
-
-
-def op_names(program: Program) -> list[str]:
-    return [op.name for op, _ in program.graph.walk() if op.name != "const"]
+def ops_but_constants(program: Program) -> list[str]:
+    return [name for name in op_names(program) if name != "const"]
 
 
 def layouts(program: Program) -> list[Any]:
@@ -68,7 +65,7 @@ def test_without_shardings_a_program_passes_through_untouched() -> None:
     before = trace(lambda w, x: lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, 3), W, X)
     after = Pipeline.parse("retarget").run(before, TARGET)
     assert after.graph.outputs == before.graph.outputs
-    assert (after.inputs, notes(after)) == (before.inputs, ())
+    assert (after.inputs, notes_of(after)) == (before.inputs, ())
 
 
 def test_on_a_mesh_of_one_device_they_mean_nothing() -> None:
@@ -77,8 +74,8 @@ def test_on_a_mesh_of_one_device_they_mean_nothing() -> None:
         return with_sharding_constraint(x @ w, NamedSharding(ONE, P("data")))
 
     program = retargeted(function)
-    assert op_names(program) == ["dot_general"]
-    (note,) = notes(program)
+    assert ops_but_constants(program) == ["dot_general"]
+    (note,) = notes_of(program)
     assert note.startswith(
         "removed shardings: their own mesh data=1 tensor=1 has one device (2 times, first at "
         f"{__file__}:{line_of(function, 1)} "
@@ -90,9 +87,9 @@ def test_names_that_the_mesh_has_become_constraints() -> None:
         return with_sharding_constraint(x @ w, NamedSharding(SAME, P("y", ("x",))))
 
     program = retargeted(function)
-    assert op_names(program) == ["dot_general", "constrain"]
+    assert ops_but_constants(program) == ["dot_general", "constrain"]
     assert layouts(program) == [(("y",), ("x",))]
-    assert notes(program)[0].startswith("kept shardings: they fit the mesh (1 times")
+    assert notes_of(program)[0].startswith("kept shardings: they fit the mesh (1 times")
     assert assert_runs_sharded(function).sharding.spec == P("y", "x")
 
 
@@ -125,8 +122,8 @@ def test_what_does_not_fit_is_removed_with_its_reason(reason: str) -> None:
         return lax.with_sharding_constraint(y, REASONS[reason]).sum()
 
     program = retargeted(function)
-    assert {"sharding_constraint", "constrain"}.isdisjoint(op_names(program))
-    (note,) = notes(program)
+    assert {"sharding_constraint", "constrain"}.isdisjoint(ops_but_constants(program))
+    (note,) = notes_of(program)
     assert f"removed shardings: {reason}" in note
 
 
@@ -135,8 +132,8 @@ def test_without_a_target_mesh_all_are_removed() -> None:
         return with_sharding_constraint(x @ w, NamedSharding(SAME, P("x")))
 
     program = retargeted(function, Target())
-    assert op_names(program) == ["dot_general"]
-    assert "there is no mesh to lay them over" in notes(program)[0]
+    assert ops_but_constants(program) == ["dot_general"]
+    assert "there is no mesh to lay them over" in notes_of(program)[0]
 
 
 def test_an_axis_of_one_device_is_left_out_where_the_mesh_has_it_not() -> None:
@@ -162,8 +159,8 @@ def test_device_put_and_reshard() -> None:
         return jax.device_put(here, NamedSharding(SAME, P("x")))
 
     program = retargeted(function)
-    assert op_names(program) == ["dot_general", "add", "constrain"]
-    assert [note.partition(" (")[0] for note in notes(program)] == [
+    assert ops_but_constants(program) == ["dot_general", "add", "constrain"]
+    assert [note.partition(" (")[0] for note in notes_of(program)] == [
         "removed shardings: a Device names no mesh axes",
         "removed shardings: they name no devices",
         "kept shardings: they fit the mesh",
@@ -208,9 +205,9 @@ def test_the_shardings_of_a_jit_become_layouts_and_constraints() -> None:
 def test_a_jit_inside_the_program_keeps_its_shardings() -> None:
     inner = jax.jit(jnp.sin, out_shardings=NamedSharding(SAME, P("y")))
     program = retargeted(lambda w, x: inner(x @ w) + 1)
-    assert op_names(program) == ["dot_general", "sin", "constrain", "add"]
+    assert ops_but_constants(program) == ["dot_general", "sin", "constrain", "add"]
     program = retargeted(lambda w, x: jax.jit(jnp.sin)(x @ w) + 1)
-    assert op_names(program) == ["dot_general", "sin", "add"]
+    assert ops_but_constants(program) == ["dot_general", "sin", "add"]
 
 
 def test_weights_constrained_in_a_loop_over_layers_lie_so() -> None:
@@ -224,7 +221,7 @@ def test_weights_constrained_in_a_loop_over_layers_lie_so() -> None:
     program = Pipeline.parse("retarget, normalize, stage").run(trace(function, stacked, X), TARGET)
     assert program.inputs[0].layout == ((), (), ("y",))
     assert program.step_inputs[0].layout == ((), (), ("y",))
-    assert "constrain" not in op_names(program)
+    assert "constrain" not in ops_but_constants(program)
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -319,7 +316,7 @@ def test_removed_constraints_leave_the_program_as_if_they_had_never_been() -> No
         Pipeline.parse(RECOGNIZE).run(trace(step, *arguments()), TARGET) for step in (there, never)
     )
     assert one.graph == other.graph
-    assert "attend" in op_names(one)
+    assert "attend" in ops_but_constants(one)
 
 
 def test_what_the_program_constrains_is_left_alone_by_the_plan() -> None:
@@ -413,8 +410,8 @@ def mapped(name: str, mesh: Any, check: bool = False) -> Step:
 @pytest.mark.parametrize("name", BODIES)
 def test_shard_map_over_the_targets_axes_stays_one(name: str) -> None:
     program = retargeted(mapped(name, SAME))
-    assert op_names(program) == ["mapped"]
-    assert notes(program)[0].startswith("kept shard_map over x=2 y=4 (1 times, first at ")
+    assert ops_but_constants(program) == ["mapped"]
+    assert notes_of(program)[0].startswith("kept shard_map over x=2 y=4 (1 times, first at ")
     assert_runs_sharded(mapped(name, SAME))
 
 
@@ -429,8 +426,8 @@ def test_without_a_mesh_it_means_the_same(name: str) -> None:
 def test_shard_map_over_other_axes_is_written_out(name: str) -> None:
     function = mapped(name, SAME)
     program = retargeted(function, Target("cpu:8", (("a", 2), ("y", 4))))
-    assert {"mapped", "shard_map"}.isdisjoint(op_names(program))
-    assert notes(program)[0].startswith("wrote out a shard_map over x=2 y=4, all its blocks at")
+    assert {"mapped", "shard_map"}.isdisjoint(ops_but_constants(program))
+    assert notes_of(program)[0].startswith("wrote out a shard_map over x=2 y=4, all its blocks at")
     np.testing.assert_allclose(program(W, X), jax.jit(function)(W, X), atol=1e-5)
 
 
@@ -485,8 +482,8 @@ HALVES = [[0, 1, 2, 3], [4, 5, 6, 7]]
 def test_what_cannot_be_written_out_stays_and_says_what_to_do(body: Step) -> None:
     function = jax.shard_map(body, mesh=FLAT, in_specs=P("tp"), out_specs=P("tp"), check_vma=False)
     program = retargeted(lambda w, x: function(x))
-    assert op_names(program) == ["shard_map"]
-    (note,) = notes(program)
+    assert ops_but_constants(program) == ["shard_map"]
+    (note,) = notes_of(program)
     assert "left a shard_map over tp=8 as it is, which compiles for its own mesh only" in note
     assert "trace it under a mesh with the target's axes" in note
     np.testing.assert_allclose(program(W, X), jax.jit(function)(X), atol=1e-5)
@@ -505,8 +502,8 @@ def twice(x: jax.Array, interpret: bool = False) -> jax.Array:
 
 def test_a_kernel_runs_whole_on_every_chip() -> None:
     program = retargeted(lambda w, x: twice(x @ w) + 1)
-    assert op_names(program) == ["dot_general", "whole", "add", "pallas_call"]
-    (note,) = notes(program)
+    assert ops_but_constants(program) == ["dot_general", "whole", "add", "pallas_call"]
+    (note,) = notes_of(program)
     assert note.startswith("kernels run whole on every chip; to split one, put it into jax.shard_m")
 
 
@@ -518,8 +515,10 @@ def test_where_the_compiler_can_take_it_a_kernel_stays_as_it_is() -> None:
             twice, mesh=SAME, in_specs=P("x", "y"), out_specs=P("x", "y"), check_vma=False
         )(x)
     )
-    assert op_names(interpreted) == op_names(alone) == ["dot_general", "pallas_call"]
-    assert op_names(inside) == ["mapped"]
+    assert (
+        ops_but_constants(interpreted) == ops_but_constants(alone) == ["dot_general", "pallas_call"]
+    )
+    assert ops_but_constants(inside) == ["mapped"]
 
 
 def test_whole_means_what_its_region_means() -> None:

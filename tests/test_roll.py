@@ -13,7 +13,14 @@ from test_layers import KINDS
 
 from rewrite import Pipeline, Program, ShardwrightError, auto_shard, trace
 from rewrite.ir import Op
-from tests.decoders import TOKENS, arguments, assert_same_bits, block, decoder, recognized
+from tests.decoders import (
+    TOKENS,
+    arguments,
+    assert_computes_the_same_bits,
+    block,
+    decoder,
+    recognized,
+)
 
 SERVING = "normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
 
@@ -22,7 +29,7 @@ def loops(program: Program) -> list[Op]:
     return [op for op in program.graph.ops if op.name == "scan"]
 
 
-def said(program: Program) -> list[str]:
+def roll_notes(program: Program) -> list[str]:
     """The notes of `roll`."""
     return [note for step in program.history if step.text.startswith("roll") for note in step.notes]
 
@@ -38,21 +45,21 @@ def test_rolled_is_the_same_bits(kinds: str, starts: str) -> None:
     before = recognized(kinds, starts, more=", lower")
     for more in ("", ", carry_cache, stage") if starts == "shared" else (", carry_cache, stage",):
         made = recognized(kinds, starts, more=f", roll{more}, lower")
-        assert_same_bits(made, before, *arguments(kinds, starts))
+        assert_computes_the_same_bits(made, before, *arguments(kinds, starts))
 
 
 def test_what_was_rolled_is_a_program_as_any_other() -> None:
     program = recognized("lglg", more=", roll")
     again = Program.parse(str(program))
     assert str(again) == str(program)
-    assert_same_bits(again, program, *arguments("lglg"))
+    assert_computes_the_same_bits(again, program, *arguments("lglg"))
 
 
 def test_a_loop_written_out_and_rolled_is_a_loop_again() -> None:
     once = recognized("ggg", more=", roll")
     twice = Pipeline.parse("unroll, roll").run(once)
     assert [op["length"] for op in loops(twice)] == [3]
-    assert_same_bits(twice, once, *arguments("ggg"))
+    assert_computes_the_same_bits(twice, once, *arguments("ggg"))
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -127,7 +134,7 @@ def test_sequences_with_places_of_their_own_are_updated_in_place() -> None:
     assert [(op["axis"], op.types[0].shape[0]) for op in written] == [(2, 3), (2, 3)]
     moved = recognized("ggg", "rows", more=", roll, carry_cache, cache_layout, stage, lower")
     wanted = recognized("ggg", "rows", more=", lower")
-    assert_same_bits(moved, wanted, *arguments("ggg", "rows"))
+    assert_computes_the_same_bits(moved, wanted, *arguments("ggg", "rows"))
 
 
 def test_the_caches_are_updated_in_place() -> None:
@@ -170,7 +177,7 @@ def test_the_caches_are_updated_in_place() -> None:
     ],
 )
 def test_it_says_what_it_did(kinds: str, told: list[str]) -> None:
-    notes = said(recognized(kinds, more=", roll"))
+    notes = roll_notes(recognized(kinds, more=", roll"))
     assert len(notes) == len(told)
     for note, pattern in zip(notes, told):
         assert re.fullmatch(pattern, note), note
@@ -179,7 +186,7 @@ def test_it_says_what_it_did(kinds: str, told: list[str]) -> None:
 def test_runs_shorter_than_least_stay_outside() -> None:
     program = recognized("ggg", more=", roll{least=4}")
     assert loops(program) == []
-    assert said(program) == ["layers 0 to 2 stay outside: 3 times the same, and least=4"]
+    assert roll_notes(program) == ["layers 0 to 2 stay outside: 3 times the same, and least=4"]
 
 
 def test_a_loop_already_is_left_alone() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import pytest
 
 from examples import gpt, llama, palm
-from rewrite import Pipeline, Program, Target, trace
+from rewrite import Pipeline, Program, Target
+from tests.kit import traced_step
 
 TARGET = Target("cpu:8", (("x", 2), ("y", 4)))
 PASSES = (
@@ -18,17 +16,11 @@ PASSES = (
 
 
 @pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("tokens", [1, 4], ids=["decode", "prefill"])
-@pytest.mark.parametrize("module", [llama, palm, gpt], ids=lambda module: module.__name__)
-def test_reads_back_after_every_pass(module, tokens, unrolled):
-    config = module.CONFIGS["toy"]
-    params = jax.eval_shape(
-        partial(module.init_params, config, unrolled=unrolled), jax.random.key(0)
-    )
-    cache = jax.eval_shape(lambda: module.init_cache(config, 8, 16, unrolled=unrolled))
-    shape = (8,) if tokens == 1 else (8, tokens)
-    step = partial(module.decode_step if tokens == 1 else module.prefill, config)
-    program = trace(step, params, cache, jax.ShapeDtypeStruct(shape, "int32"))
+@pytest.mark.parametrize("prompt", [None, 4], ids=["decode", "prefill"])
+@pytest.mark.parametrize("model", [llama, palm, gpt], ids=lambda model: model.__name__)
+def test_reads_back_after_every_pass(model, prompt, unrolled):
+    how = {"prompt": prompt, "unrolled": unrolled}
+    program = traced_step(model, model.CONFIGS["toy"], 8, 16, **how)
     assert Program.parse(str(program)) == program
     for each in Pipeline.parse(PASSES).passes():
         program = each.run(program, TARGET)

@@ -14,20 +14,18 @@ from hypothesis import strategies as st
 from jax import lax
 
 import rewrite
-from dialect.arrays import dtypes, primitives
+from dialect.arrays import dtypes
 from dialect.arrays.evaluate import evaluate
 from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.checked.forms import example_graph, first_rules
 from dialect.checked.reach import reach
 from dialect.jaxprs import framework  # noqa: F401  (framework registers)
-from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.normal.normal_form import normal_form
 from dialect.ops import nn, quant, rotary  # noqa: F401  (framework registers)
 from dialect.ops.nn import Traced
 from passes.lower import EXPAND, SCALES, scale_behind_product
 from passes.recognize import RULES as RECOGNIZE
-from rewrite import opdef
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.errors import InvalidProgram
@@ -35,7 +33,7 @@ from rewrite.ir import Graph, Type
 from rewrite.program import KEEPS
 from rewrite.rules import Rule, pattern
 from rewrite.verify import verify
-from tests.kit import run
+from tests.kit import assert_same_bits, graph_of, op_names, op_of, run
 
 LOWER = (*SCALES, EXPAND)
 EVERY = all_rules("dialect", "passes")
@@ -53,10 +51,6 @@ def normal(*shape: int) -> jax.Array:
     return array(Type("f32", shape))
 
 
-def traced(function: Callable[..., Any], *args: Any) -> Graph:
-    return trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *args)
-
-
 def applied(graph: Graph, *groups: Sequence[Rule]) -> tuple[Graph, Report]:
     """The graph after each group of rules, and what the last one did."""
     report = Report()
@@ -68,27 +62,17 @@ def applied(graph: Graph, *groups: Sequence[Rule]) -> tuple[Graph, Report]:
 
 
 def recognized(function: Callable[..., Any], *args: Any) -> tuple[Graph, Report]:
-    return applied(traced(function, *args), NORMAL, RECOGNIZE)
-
-
-def names(graph: Graph) -> list[str]:
-    return [op.name for op, _ in graph.walk()]
+    return applied(graph_of(function, *args), NORMAL, RECOGNIZE)
 
 
 def assert_equal_on(graph: Graph, other: Graph, args: Sequence[Any], exact: bool = False) -> None:
-    if exact:  # op by op, for fusion may change bits
-        one, two = evaluate(graph, args), evaluate(other, args)
-        for left, right in zip(one, two, strict=True):
-            np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+    if exact:
+        assert_same_bits(run(graph, *args), run(other, *args))
     else:
-        assert_close(run(of(graph), *args), run(of(other), *args))
+        assert_close_in_dtype(run(graph, *args), run(other, *args))
 
 
-def of(graph: Graph) -> Callable[..., list[Any]]:
-    return lambda *args: evaluate(graph, args)
-
-
-def assert_close(left: Any, right: Any) -> None:
+def assert_close_in_dtype(left: Any, right: Any) -> None:
     """Equal to the precision of their dtype."""
     for one, two in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         tolerance = 2e-2 if one.dtype == jnp.bfloat16 else 1e-5
@@ -159,7 +143,7 @@ VARIANTS = [
 @pytest.mark.parametrize("each, old, new", VARIANTS)
 def test_patterns_fire_at_any_rank_and_dtype(each: Rule, old: str, new: str) -> None:
     args = [array(Type.parse(text.replace(old, new))) for text in each.types]
-    start = normal_form(traced(each.example, *args))
+    start = normal_form(graph_of(each.example, *args))
     made, report = applied(start, [each])
     assert report.fired == {each.name: 1}
     assert_equal_on(start, made, args)
@@ -417,8 +401,8 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
 def test_found(case: str) -> None:
     name, function, args = FOUND[case]
     made, _ = recognized(function, *args)
-    assert names(made).count(name) == 1
-    assert_close(run(of(made), *args), run(function, *args))
+    assert op_names(made).count(name) == 1
+    assert_close_in_dtype(run(made, *args), run(function, *args))
 
 
 def attention(q: Any, k: Any, v: Any, logits: Callable[[Any], Any] = lambda x: x) -> Any:
@@ -552,8 +536,8 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
 def test_missed(case: str) -> None:
     name, reason, function, args = MISSED[case]
     made, report = recognized(function, *args)
-    assert name not in names(made)
-    assert_close(run(of(made), *args), run(function, *args))
+    assert name not in op_names(made)
+    assert_close_in_dtype(run(made, *args), run(function, *args))
     if reason is not None:
         rules = {
             "activate": ("activation",),
@@ -593,7 +577,7 @@ def test_values_read_by_others_are_kept() -> None:
         return weights @ v, weights
 
     made, _ = recognized(function, *FLAT)
-    assert {"attend", "softmax"} <= set(names(made))
+    assert {"attend", "softmax"} <= set(op_names(made))
     for one, other in zip(evaluate(made, FLAT), function(*FLAT)):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -630,8 +614,8 @@ def test_attention_in_any_order_of_axes(case: tuple[list[str], bool]) -> None:
         return jnp.einsum(f"{logits},{value}->{out}", weights, v)
 
     made, _ = recognized(function, *args)
-    assert ("attend" in names(made)) or logits[-1] != "s"
-    assert_close(run(of(made), *args), [run(function, *args)])
+    assert ("attend" in op_names(made)) or logits[-1] != "s"
+    assert_close_in_dtype(run(made, *args), [run(function, *args)])
 
 
 def test_attention_with_many_axes_of_the_query() -> None:
@@ -641,22 +625,17 @@ def test_attention_with_many_axes_of_the_query() -> None:
 
     args = (normal(2, 1, 2, 1, 2, 3), normal(4, 3), normal(4, 5))
     made, _ = recognized(function, *args)
-    assert_close(run(of(made), *args), [run(function, *args)])
+    assert_close_in_dtype(run(made, *args), [run(function, *args)])
 
 
 # Scales behind products.
-
-
-def op_of(name: str) -> Callable[..., Any]:
-    """A function that traces to one op of ours."""
-    return primitives.call(name, opdef.lookup(name).reference)
 
 
 def dequantized(x: Any, w: Any, spec: str, axes: tuple[int, ...]) -> tuple[Graph, list[Any]]:
     """contract(x, dequantize(quantize(w))), and its arguments."""
     scale = quant.weight_scale(w, axes=axes, form="int8")
     args = [x, quant.quantize(w, scale, form="int8"), scale]
-    graph = traced(
+    graph = graph_of(
         lambda x, q, s: op_of("contract")(
             x, op_of("dequantize")(q, s, dtype=jnp.float32), spec=spec, dtype=jnp.float32
         ),
@@ -679,7 +658,7 @@ def test_scale_goes_behind_any_product(spec: str, axes: tuple[int, ...]) -> None
     graph, args = dequantized(normal(2, 3, 8), normal(*shape), spec, axes)
     made, report = applied(graph, [scale_behind_product])
     assert report.fired == {"scale_behind_product": 1}
-    assert "dequantize" not in names(made)
+    assert "dequantize" not in op_names(made)
     assert_equal_on(graph, made, args)
 
 
@@ -687,7 +666,7 @@ def test_scale_along_a_summed_axis_stays() -> None:
     spec = "b t d, d h k -> b t h k"
     graph, _ = dequantized(normal(2, 3, 8), normal(8, 2, 4), spec, (1,))
     made, report = applied(graph, [scale_behind_product])
-    assert "dequantize" in names(made)
+    assert "dequantize" in op_names(made)
     assert report.misses["scale_behind_product"][0].reason == "a scale varies along a summed axis"
 
 
@@ -710,7 +689,7 @@ def test_the_front_door_offers_the_same_function() -> None:
 
 @pytest.mark.parametrize("x", [normal(4), normal(2, 3), normal(4).astype("bfloat16")])
 def test_own_rule_with_constants(x: jax.Array) -> None:
-    graph = traced(lambda x: x * 1.5 + x * 5.0, x)
+    graph = graph_of(lambda x: x * 1.5 + x * 5.0, x)
     made, report = applied(graph, [SUM_OF_MULTIPLES])
     assert report.fired == {"sum_of_multiples": 1}
     assert [op.name for op in made.ops if op.name != "const"] == ["mul"]
@@ -720,26 +699,26 @@ def test_own_rule_with_constants(x: jax.Array) -> None:
 
 
 def test_own_rule_in_either_order() -> None:
-    made, report = applied(traced(lambda x: 5.0 * x + x * 1.5, normal(4)), [SUM_OF_MULTIPLES])
+    made, report = applied(graph_of(lambda x: 5.0 * x + x * 1.5, normal(4)), [SUM_OF_MULTIPLES])
     assert report.fired == {"sum_of_multiples": 1}
     np.testing.assert_allclose(evaluate(made, [np.float32([1, 2, 3, 4])])[0], [6.5, 13, 19.5, 26])
 
 
 def test_own_rule_declines_by_its_guard() -> None:
-    graph = traced(lambda x: x * -1.5 + x * 5.0, normal(4))
+    graph = graph_of(lambda x: x * -1.5 + x * 5.0, normal(4))
     made, report = applied(graph, [SUM_OF_MULTIPLES])
     assert made == graph
     assert report.misses["sum_of_multiples"][0].reason == "a is not positive"
 
 
 def test_own_rule_wants_the_same_x_twice() -> None:
-    graph = traced(lambda x, y: x * 1.5 + y * 5.0, normal(4), normal(4))
+    graph = graph_of(lambda x, y: x * 1.5 + y * 5.0, normal(4), normal(4))
     made, report = applied(graph, [SUM_OF_MULTIPLES])
     assert (made, report.fired) == (graph, {})
 
 
 def test_own_rule_misses_an_array_where_a_constant_stands() -> None:
-    graph = traced(lambda x, y: x * 1.5 + x * y, normal(4), normal(4))
+    graph = graph_of(lambda x, y: x * 1.5 + x * y, normal(4), normal(4))
     made, report = applied(graph, [SUM_OF_MULTIPLES])
     assert (made, report.fired) == (graph, {})
 
@@ -752,7 +731,7 @@ def test_own_rule_that_changes_the_type_is_no_rewrite() -> None:
         after=lambda x: x.astype("float32"),
         example=("bf16[4]",),
     )
-    graph = traced(jnp.sin, normal(4).astype("bfloat16"))
+    graph = graph_of(jnp.sin, normal(4).astype("bfloat16"))
     made, report = applied(graph, [widening])
     assert made == graph
     assert report.misses["widening"][0].reason == "it would turn bf16[4] into f32[4]"
@@ -762,7 +741,7 @@ def test_own_rule_in_a_loop() -> None:
     def function(x: jax.Array) -> jax.Array:
         return lax.scan(lambda c, _: (c * 1.5 + c * 5.0, None), x, None, 3)[0]
 
-    graph = traced(function, normal(4))
+    graph = graph_of(function, normal(4))
     made, report = applied(graph, [SUM_OF_MULTIPLES])
     assert report.fired == {"sum_of_multiples": 1}
     assert_equal_on(graph, made, [normal(4)])
@@ -777,7 +756,7 @@ def test_rule_that_never_ends() -> None:
         example=("f32[4]",),
     )
     with pytest.raises(InvalidProgram, match="rules do not come to an end at neg: .*endless"):
-        applied(traced(lambda x: -x, normal(4)), [endless])
+        applied(graph_of(lambda x: -x, normal(4)), [endless])
 
 
 # Marks (dialect.staging.known) are taken out again by whoever wrote them.
@@ -839,16 +818,16 @@ def test_normal_form_of_any_layout(steps: list[Step]) -> None:
             values.append(step(values))
         return values
 
-    graph = traced(function, *LAID_OUT)
+    graph = graph_of(function, *LAID_OUT)
     made = normal_form(graph)
     verify(made)
     assert normal_form(made) == made
-    assert_close(run(of(made), *LAID_OUT), run(of(graph), *LAID_OUT))
+    assert_close_in_dtype(run(made, *LAID_OUT), run(graph, *LAID_OUT))
 
 
 def test_one_rule_per_broadcasting_place() -> None:
     """Elementwise ops read broadcast arguments as they are; select_n must not."""
-    graph = traced(lambda x, y: jnp.where(x > 0, x + y[None, None], y[None, None]), X, normal(8))
+    graph = graph_of(lambda x, y: jnp.where(x > 0, x + y[None, None], y[None, None]), X, normal(8))
     made = normal_form(graph)
-    assert names(made).count("broadcast_in_dim") == 1  # the one that select_n reads
+    assert op_names(made).count("broadcast_in_dim") == 1  # the one that select_n reads
     assert_equal_on(graph, made, [X, normal(8)], exact=True)

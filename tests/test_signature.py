@@ -174,84 +174,84 @@ def factor_sizes(*sides: tuple[Array, tuple[int, ...]]) -> dict[str, int]:
 KEY = jax.random.key(0)
 
 
-def normal(*shape: int) -> jax.Array:
+def drawn(*shape: int) -> jax.Array:
     return jax.random.normal(KEY, shape)
 
 
 IDS = jnp.array([2, 0, 1], jnp.int32)
 OPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
-    "add": (lambda x, y: x + y, (normal(3, 4), normal(1, 4)), "x0 x1, 1 x1 -> x0 x1"),
-    "matrix product": (lambda x, y: x @ y, (normal(3, 4), normal(4, 5)), "l0 l1, l1 r1 -> l0 r1"),
+    "add": (lambda x, y: x + y, (drawn(3, 4), drawn(1, 4)), "x0 x1, 1 x1 -> x0 x1"),
+    "matrix product": (lambda x, y: x @ y, (drawn(3, 4), drawn(4, 5)), "l0 l1, l1 r1 -> l0 r1"),
     "batched product": (
         lambda x, y: lax.dot_general(x, y, (((2,), (1,)), ((0,), (2,)))),
-        (normal(3, 2, 4), normal(5, 4, 3)),
+        (drawn(3, 2, 4), drawn(5, 4, 3)),
         "l0 l1 l2, r0 l2 l0 -> l0 l1 r0",
     ),
-    "sum": (lambda x: x.sum(1), (normal(3, 4, 5),), "x0 x1 x2 -> x0 x2"),
-    "cumsum": (lambda x: jnp.cumsum(x, 1), (normal(3, 4),), "x0 x1 -> x0 x1; need x1"),
-    "sort": (lambda x: jnp.sort(x, 0), (normal(3, 4),), "x0 x1 -> x0 x1; need x0"),
-    "transpose": (lambda x: x.transpose(2, 0, 1), (normal(3, 4, 5),), "x0 x1 x2 -> x2 x0 x1"),
+    "sum": (lambda x: x.sum(1), (drawn(3, 4, 5),), "x0 x1 x2 -> x0 x2"),
+    "cumsum": (lambda x: jnp.cumsum(x, 1), (drawn(3, 4),), "x0 x1 -> x0 x1; need x1"),
+    "sort": (lambda x: jnp.sort(x, 0), (drawn(3, 4),), "x0 x1 -> x0 x1; need x0"),
+    "transpose": (lambda x: x.transpose(2, 0, 1), (drawn(3, 4, 5),), "x0 x1 x2 -> x2 x0 x1"),
     "broadcast": (
         lambda x: lax.broadcast_in_dim(x, (4, 3, 5), (1, 2)),
-        (normal(3, 1),),
+        (drawn(3, 1),),
         "x1 1 -> x0 x1 x2",
     ),
-    "slice": (lambda x: x[:, 1:3], (normal(3, 4),), "x0 i0_1 -> x0 x1; need i0_1 x1"),
+    "slice": (lambda x: x[:, 1:3], (drawn(3, 4),), "x0 i0_1 -> x0 x1; need i0_1 x1"),
     "concatenate": (
         lambda x, y: jnp.concatenate([x, y], 1),
-        (normal(3, 4), normal(3, 2)),
+        (drawn(3, 4), drawn(3, 2)),
         "x0 i0_1, x0 i1_1 -> x0 x1; need i0_1 i1_1 x1",
     ),
     "pad": (
         lambda x: jnp.pad(x, ((0, 0), (1, 0))),
-        (normal(3, 4),),
+        (drawn(3, 4),),
         "x0 i0_1,  -> x0 x1; need i0_1 x1",
     ),
-    "reverse": (lambda x: x[::-1], (normal(3, 4),), "x0 x1 -> x0 x1; need x0"),
-    "gather rows": (lambda x, i: x[i], (normal(4, 5), IDS), "t0 t1, r0 1 -> r0 t1; need t0"),
+    "reverse": (lambda x: x[::-1], (drawn(3, 4),), "x0 x1 -> x0 x1; need x0"),
+    "gather rows": (lambda x, i: x[i], (drawn(4, 5), IDS), "t0 t1, r0 1 -> r0 t1; need t0"),
     "gather columns": (
         lambda x, i: x[:, i],
-        (normal(4, 5), IDS),
+        (drawn(4, 5), IDS),
         "t0 t1, r0 1 -> t0 r0; need t1",
     ),
     "gather batched": (
         lambda x, i: jnp.take_along_axis(x, i, axis=1),
-        (normal(3, 5), jnp.zeros((3, 2), jnp.int32)),
+        (drawn(3, 5), jnp.zeros((3, 2), jnp.int32)),
         "r0 t1, r0 r1 1 -> r0 r1; need t1",
     ),
     "scatter rows": (
         lambda x, i, u: x.at[i].add(u),
-        (normal(4, 5), IDS, normal(3, 5)),
+        (drawn(4, 5), IDS, drawn(3, 5)),
         "x0 x1, r0 1, r0 x1 -> x0 x1; need x0",
     ),
     "dynamic update": (
         lambda x, u, i: lax.dynamic_update_slice(x, u, (0, i[0])),
-        (normal(3, 5), normal(3, 1), IDS),
+        (drawn(3, 5), drawn(3, 1), IDS),
         "x0 i0_1, x0 i1_1, ,  -> x0 i0_1; need i1_1 i0_1",
     ),
-    "squeeze": (lambda x: jnp.squeeze(x, 1), (normal(3, 1, 4),), "x0 1 x2 -> x0 x2"),
-    "top k": (lambda x: lax.top_k(x, 2)[0], (normal(3, 4),), ""),
+    "squeeze": (lambda x: jnp.squeeze(x, 1), (drawn(3, 1, 4),), "x0 1 x2 -> x0 x2"),
+    "top k": (lambda x: lax.top_k(x, 2)[0], (drawn(3, 4),), ""),
 }
 
 
-def traced(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Graph, Op]:
+def graph_and_op(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Graph, Op]:
     """The graph of a function, and the op that it is about: the one that gives the result."""
     graph = trace_graph(lambda *arrays: [function(*arrays)], *args)
     return graph, graph.outputs[0].op
 
 
 def main_op(function: Callable[..., Any], args: tuple[Any, ...]) -> Op:
-    return traced(function, args)[1]
+    return graph_and_op(function, args)[1]
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_mapped_axes_may_be_cut(name: str) -> None:
     """The property that sharding relies on, for every letter of every op."""
     function, args, _ = OPS[name]
-    graph, op = traced(function, args)
+    graph, op = graph_and_op(function, args)
     found = opdef.signature(op)
     arrays = [jnp.asarray(each) for each in evaluate(Graph(graph.inputs, op.args), args)]
-    whole = run(op, dict(op.attrs), arrays)
+    whole = by_reference(op, dict(op.attrs), arrays)
     for letter in found.letters:
         places = [array.index((letter,)) if (letter,) in array else None for array in found.inputs]
         if found.kind(letter) != "map" or all(place is None for place in places):
@@ -259,14 +259,14 @@ def test_mapped_axes_may_be_cut(name: str) -> None:
         parts = [a if place is None else half(a, place) for a, place in zip(arrays, places)]
         expected = half(whole, found.outputs[0].index((letter,)))
         attrs = attributes_of_part(op, parts, expected.shape)
-        np.testing.assert_allclose(run(op, attrs, parts), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(by_reference(op, attrs, parts), expected, rtol=1e-5, atol=1e-6)
 
 
 def half(array: Any, axis: int) -> Any:
     return array[(slice(None),) * axis + (slice(0, array.shape[axis] // 2),)]
 
 
-def run(op: Op, attrs: dict[str, Any], arrays: list[Any]) -> Any:
+def by_reference(op: Op, attrs: dict[str, Any], arrays: list[Any]) -> Any:
     out = opdef.lookup(op.name).reference(*arrays, **attrs)
     return out[0] if isinstance(out, list) else out
 
@@ -326,12 +326,12 @@ def test_composites_declare_axes_of_their_own_shapes(name: str) -> None:
 
 
 def composite(name: str) -> Op:
-    x, mode = normal(2, 3, 4), lax.GatherScatterMode.CLIP
+    x, mode = drawn(2, 3, 4), lax.GatherScatterMode.CLIP
     made: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "softmax": (Traced["softmax"], (x,)),
         "rms_norm": (lambda x: Traced["rms_norm"](x, epsilon=1e-5), (x,)),
         "layer_norm": (lambda x: Traced["layer_norm"](x, epsilon=1e-5), (x,)),
-        "rope": (Traced["rope"], (x, normal(3, 2), normal(3, 2))),
+        "rope": (Traced["rope"], (x, drawn(3, 2), drawn(3, 2))),
         "activate": (lambda x: Traced["activate"](x, kind="silu"), (x,)),
         "gate": (lambda x, y: Traced["gate"](x, y, kind="silu"), (x, x)),
         "rounded": (
@@ -339,10 +339,10 @@ def composite(name: str) -> Op:
             (x,),
         ),
         "weight_scale": (lambda w: Traced["weight_scale"](w, axes=(1,), form="int8"), (x,)),
-        "quantize": (lambda w, s: Traced["quantize"](w, s, form="int8"), (x, normal(2, 1, 4))),
+        "quantize": (lambda w, s: Traced["quantize"](w, s, form="int8"), (x, drawn(2, 1, 4))),
         "dequantize": (
             lambda q, s: Traced["dequantize"](q, s, dtype=Symbol("f32")),
-            (x.astype(jnp.int8), normal(2, 1, 4)),
+            (x.astype(jnp.int8), drawn(2, 1, 4)),
         ),
         "known": (lambda x: Traced["known"](x, alone=True), (x,)),
         "shared": (Traced["shared"], (x,)),
@@ -352,7 +352,7 @@ def composite(name: str) -> Op:
         ),
         "dequantize_tokens": (
             lambda q, s: Traced["dequantize_tokens"](q, s, axis=2, dtype=jnp.float32),
-            (x.astype(jnp.int8), normal(2, 3)),
+            (x.astype(jnp.int8), drawn(2, 3)),
         ),
         "merge_heads": (
             lambda x: Traced["merge_heads"](x, axis=2, count=2, by="mean"),
@@ -364,21 +364,21 @@ def composite(name: str) -> Op:
         ),
         "shared_heads": (
             lambda w: Traced["shared_heads"](w, axis=1, count=2, summed=(0,)),
-            (normal(6, 4, 3),),
+            (drawn(6, 4, 3),),
         ),
         "padded": (lambda x: Traced["padded"](x, axis=1, size=9), (x,)),
         "unpadded": (lambda x: Traced["unpadded"](x, axis=1, size=2), (x,)),
         "cleared": (lambda x: Traced["cleared"](x, axis=1, size=2), (x,)),
-        "take": (lambda t, i: Traced["take"](t, i, mode=mode), (normal(5, 4), IDS)),
+        "take": (lambda t, i: Traced["take"](t, i, mode=mode), (drawn(5, 4), IDS)),
         "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),
         "modulo": (lambda i: Traced["modulo"](i, size=4), (IDS,)),
         "cache_write": (
             lambda c, n, i: Traced["cache_write"](c, n, i[0], axes=(1,)),
-            (x, normal(2, 1, 4), IDS),
+            (x, drawn(2, 1, 4), IDS),
         ),
         "cache_put": (
             lambda c, n, i: Traced["cache_put"](c, n, i, axis=1, mode=mode),
-            (x, normal(2, 1, 4), IDS[:1]),
+            (x, drawn(2, 1, 4), IDS[:1]),
         ),
         "cache_read": (lambda c, i: Traced["cache_read"](c, i[0]), (x, IDS)),
         "attend": (
@@ -391,7 +391,7 @@ def composite(name: str) -> Op:
                 given="mask",
                 scale=0.5,
             ),
-            (x, normal(2, 5, 4), normal(2, 5, 6), jnp.ones((3, 5), bool)),
+            (x, drawn(2, 5, 4), drawn(2, 5, 6), jnp.ones((3, 5), bool)),
         ),
     }
     return main_op(*made[name])

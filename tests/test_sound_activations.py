@@ -14,11 +14,8 @@ from jax import lax
 
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
-from dialect.jaxprs.jaxpr import trace_graph
-from dialect.normal.normal_form import RULES as NORMAL
-from passes.recognize import RULES as RECOGNIZE
-from rewrite.driver import rewrite
 from rewrite.ir import Graph
+from tests.kit import graph_of, recognized_graph
 
 sigmoid = jax.nn.sigmoid
 ROOT = math.sqrt(2 / math.pi)
@@ -26,8 +23,7 @@ EXTREMES = [0.0, -0.0, 0.3, -2.5, 7.5, -12.0, 50.0, 1e4, -1e4, 3e38, math.inf, -
 
 
 def recognized(function: Callable[[Any], Any], dtype: str = "float32") -> Graph:
-    graph = trace_graph(lambda x: [function(x)], jax.ShapeDtypeStruct((2, 13), dtype))
-    return rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
+    return recognized_graph(graph_of(function, jax.ShapeDtypeStruct((2, 13), dtype)))
 
 
 def kinds(graph: Graph) -> list[str]:

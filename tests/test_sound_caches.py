@@ -17,8 +17,7 @@ from dialect.ops.nn import Traced
 from rewrite import Pipeline
 from rewrite.errors import TraceError
 from tests.fuzz.interpreted import interpreted_function
-from tests.kit import run
-from tests.tiny import assert_close
+from tests.kit import assert_close, run
 
 RANDOM = np.random.default_rng(7)
 PARAMS = jnp.ones(2)

@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 from jax import lax
 
-import rewrite
 from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import evaluate
-from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops import quant, rounding, token_scales
 from dialect.ops.nn import Traced
 from dialect.quantized import dequantized, integer_products, ragged_products, scaled_products
 from passes.lower import SCALES
 from passes.quantize import Quantize
-from rewrite import Pipeline, Program, Target
+from rewrite import Target
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.ir import Graph, Symbol, Type
+from tests.kit import graph_of, traced_after
 
 RANDOM = np.random.default_rng(7)
 
@@ -36,13 +35,9 @@ def normal(*shape: int, dtype: str = "float32") -> jax.Array:
 def applied(rules: Any, function: Callable[..., Any], *types: str) -> tuple[Graph, Graph, Report]:
     """A function's graph, and the same after rules."""
     structs = [struct_of(Type.parse(text)) for text in types]
-    graph = trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *structs)
+    graph = graph_of(function, *structs)
     report = Report()
     return graph, apply_rules(graph, rules, report), report
-
-
-def after(passes: str, function: Callable[..., Any], *args: Any) -> Program:
-    return Pipeline.parse(passes).run(rewrite.trace(function, *args))
 
 
 # NaN and infinity.
@@ -67,7 +62,7 @@ def test_a_channel_that_holds_no_number_is_nan_throughout(form: str, bad: float)
 def test_logits_of_such_a_weight_are_nan(options: str, bad: float) -> None:
     w, x = normal(64, 64).at[5, 9].set(bad), normal(3, 64)
     passes = f"normalize, recognize, quantize{{{options}, vocab=true}}, stage, lower"
-    found = np.asarray(after(passes, lambda w, x: x @ w, w, x)(w, x))
+    found = np.asarray(traced_after(passes, lambda w, x: x @ w, w, x)(w, x))
     assert np.isnan(found[:, 9]).all()
     assert np.isfinite(np.delete(found, 9, axis=1)).all()
 
@@ -99,7 +94,7 @@ def test_integers_in_f16_are_not_summed_in_f16() -> None:
     """4096 times 127 is infinite in f16; times the scale, it was 41."""
     w, x = jnp.full((4096, 2), 0.01, jnp.float16), jnp.ones((1, 4096), jnp.float16)
     passes = "normalize, quantize{vocab=true}, stage, lower"
-    found = after(passes, lambda w, x: x @ w, w, x)(w, x)
+    found = traced_after(passes, lambda w, x: x @ w, w, x)(w, x)
     np.testing.assert_allclose(np.asarray(found, np.float32), 40.96, rtol=5e-3)
 
 
@@ -213,7 +208,7 @@ def test_rows_of_no_expert_stay_zero(dtype: str) -> None:
 
 
 def left_alone(function: Callable[..., Any], *args: Any, **options: Any) -> dict[str, str]:
-    program = after("normalize, recognize", function, *args)
+    program = traced_after("normalize, recognize", function, *args)
     notes = Quantize(**options).run(program, Target()).history[-1].notes
     told = (note.split(" left alone: ") for note in notes if " left alone: " in note)
     return dict(told)
@@ -253,5 +248,5 @@ def test_rows_filled_with_a_number_stay_as_they_are() -> None:
     def function(p: Any, i: Any) -> Any:
         return Traced["take"](p, i, mode=Symbol("GatherScatterMode.FILL_OR_DROP"), fill=0.5)
 
-    found = after("quantize{vocab=true}, stage, lower", function, table, ids)(table, ids)
+    found = traced_after("quantize{vocab=true}, stage, lower", function, table, ids)(table, ids)
     np.testing.assert_allclose(found[1], 0.5)

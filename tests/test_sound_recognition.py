@@ -14,13 +14,11 @@ from jax import lax
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.jaxprs.jaxpr import trace_graph
-from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops import rotary
 from dialect.recognition.softmaxes import softmax_of_exp
-from passes.recognize import RULES as RECOGNIZE
 from rewrite.driver import rewrite
 from rewrite.ir import Graph
-from rewrite.verify import verify
+from tests.kit import graph_of, recognized_graph
 
 RANDOM = np.random.default_rng(11)
 
@@ -29,24 +27,10 @@ def normal(*shape: int) -> jax.Array:
     return jnp.asarray(RANDOM.standard_normal(shape), jnp.float32)
 
 
-def traced(function: Callable[..., Any], *args: Any) -> Graph:
-    return trace_graph(lambda *arrays: [function(*arrays)], *args)
-
-
-def recognized(graph: Graph) -> Graph:
-    made = rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
-    verify(made)
-    return made
-
-
-def names(graph: Graph) -> set[str]:
-    return {op.name for op in graph.ops}
-
-
 def assert_kept(function: Callable[..., Any], *args: Any) -> Graph:
     """Op by op: XLA multiplies a mask with infinity otherwise than it says."""
-    before = traced(function, *args)
-    graph = recognized(before)
+    before = graph_of(function, *args)
+    graph = recognized_graph(before)
     (expected,), (found,) = (evaluate(each, args) for each in (before, graph))
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     exact = not jnp.issubdtype(expected.dtype, jnp.floating)

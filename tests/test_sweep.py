@@ -34,6 +34,7 @@ from rewrite.errors import PlanError
 from rewrite.files import FileError, written_whole
 from rewrite.program import Program
 from tests import decoder_shapes
+from tests.kit import Captured, complaint, printed, traced_step
 
 PALM = os.path.relpath(palm.__file__)
 TOY = ("sweep", f"{PALM}:decode_step", "--config", "toy", "--context", "16", "--chip", "v5e")
@@ -41,32 +42,11 @@ SMALL = (*TOY, "--chips", "1..4", "--batch", "8,16", "--dtype", "bf16")
 PALM_62B = replace(decoder_shapes.PALM_62B, vocab=256000)
 DECODER = Decoder("decode_step", "62b", PALM_62B)
 
-Captured = pytest.CaptureFixture[str]
 
-
-def printed(capsys: Captured, *argv: str) -> str:
-    assert main(argv) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
-def complaint(capsys: Captured, *argv: str) -> str:
-    assert main(argv) == 1
-    out, error = capsys.readouterr()
-    assert out == "" and error.startswith("error: ")
-    return error
-
-
-def program(config: str, tokens: int | None, context: int) -> Program:
+def recognised_step(config: str, tokens: int | None, context: int) -> Program:
     """A decoder of the examples as far as its parts are recognised."""
-    sizes, shape = palm.CONFIGS[config], (4, tokens) if tokens else (4,)
-
-    def arguments() -> tuple[object, ...]:
-        cache = palm.init_cache(sizes, 4, context)
-        return palm.init_params(sizes, jax.random.key(0)), cache, jax.numpy.zeros(shape, "int32")
-
-    function = palm.prefill if tokens else palm.decode_step
-    traced = trace(lambda *given: function(sizes, *given), *jax.eval_shape(arguments))
-    return Pipeline.parse("normalize, recognize").run(traced)
+    program = traced_step(palm, palm.CONFIGS[config], 4, context, prompt=tokens)
+    return Pipeline.parse("normalize, recognize").run(program)
 
 
 # --- one size --------------------------------------------------------------------------------
@@ -118,7 +98,7 @@ def test_what_does_not_fit_is_a_point_with_the_closest_miss() -> None:
 
 def test_parameters_are_all_weights() -> None:
     """PaLM 8B: all but the scales of the norms, which no product reads."""
-    decoder = Decoder.of("decode_step", "8b", program("8b", None, 64))
+    decoder = Decoder.of("decode_step", "8b", recognised_step("8b", None, 64))
     config = palm.CONFIGS["8b"]
     params = jax.eval_shape(lambda: palm.init_params(config, jax.random.key(0)))
     norms = (config.layers + 1) * config.d_model
@@ -130,7 +110,7 @@ def test_parameters_are_all_weights() -> None:
 @pytest.mark.parametrize("context", [16, 64])
 def test_a_prefill_reads_what_it_writes(context: int) -> None:
     """Also where its tokens fill the cache."""
-    shape = Decoder.of("prefill", "toy", program("toy", 16, context)).shape
+    shape = Decoder.of("prefill", "toy", recognised_step("toy", 16, context)).shape
     assert (shape.time, shape.context) == (16, context)
 
 

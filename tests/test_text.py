@@ -28,6 +28,7 @@ from rewrite.pipeline import Pipeline
 from rewrite.program import LEFT_ALONE, Input, Output, Program, Remark, Stages, Step, remarks
 from rewrite.signature import Signature
 from rewrite.text import parse_graph, parse_program, show_graph, show_program, show_value
+from tests.kit import flat
 
 F32 = Type("f32", ())
 F4 = Type("f32", (4,))
@@ -43,10 +44,6 @@ for name, lead in ((HOLDS, None), (LED, "lead"), (ODD, None)):
             lead=lead,
         )
     )
-
-
-def flat(function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *args: jax.tree.leaves(function(*args))
 
 
 def op_with(name: str = HOLDS, **attrs: Any) -> Graph:

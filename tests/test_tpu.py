@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from dialect.compiled.compiling import Compilable, compiled
@@ -14,12 +12,7 @@ from dialect.compiled.executable import DoesNotFit, read
 from dialect.machine.mesh import TargetError, prepare_libtpu
 from examples import llama, palm
 from rewrite import auto_shard
-
-
-def shapes(module, config, batch, context):
-    params = jax.eval_shape(partial(module.init_params, config), jax.random.key(0))
-    cache = jax.eval_shape(lambda: module.init_cache(config, batch, context))
-    return params, cache, jax.ShapeDtypeStruct((batch,), jnp.int32)
+from tests.kit import shapes_of
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +20,7 @@ def llama_8b():
     """(program, executable's report, compiler's notes) of Llama-3-8B through serve.pipeline."""
     config = llama.CONFIGS["8b"]
     step = auto_shard(partial(llama.decode_step, config), pipeline="examples/serve.pipeline")
-    program = step.program(*shapes(llama, config, 64, 2048))
+    program = step.program(*shapes_of(llama, config, 64, 2048))
     executable, notes = compiled(Compilable(program, step.mesh))
     return program, read(executable, step.mesh), notes
 
@@ -73,7 +66,7 @@ def test_every_chip_compiles_without_rematerialization(topology, plan):
     config = replace(palm.CONFIGS["8b"], layers=2)
     pipeline = f"normalize, recognize, carry_cache, quantize, plan{{{plan}}}, shard, stage, lower"
     step = auto_shard(partial(palm.decode_step, config), topology, pipeline=pipeline)
-    program = step.program(*shapes(palm, config, 64, 1024))
+    program = step.program(*shapes_of(palm, config, 64, 1024))
     executable, notes = compiled(Compilable(program, step.mesh))
     report = read(executable, step.mesh)
     assert not [note for note in notes if "rematerialization" in note]
@@ -91,7 +84,7 @@ def test_a_program_that_does_not_fit_says_how_much_is_missing_and_what_is_large(
         "v5e:2x2",
         pipeline="normalize, recognize, carry_cache, stage, lower",
     )
-    program = step.program(*shapes(llama, config, 256, 32768))
+    program = step.program(*shapes_of(llama, config, 256, 32768))
     with pytest.raises(DoesNotFit) as error:
         compiled(Compilable(program, step.mesh))
     assert error.value.missing_bytes > 2**30

@@ -17,8 +17,8 @@ import rewrite
 from rewrite import Program, trace
 from rewrite.errors import TraceError
 from rewrite.ir import Type
-from tests.kit import run
-from tests.tiny import Case, arguments, assert_close, expected, traced
+from tests.kit import assert_close, run
+from tests.tiny import Case, arguments, expected, traced
 
 W, X = jnp.ones((3, 5)), jnp.arange(6.0).reshape(2, 3)
 CACHE = {"k": jnp.zeros((2, 4, 5)), "position": jnp.int32(1)}

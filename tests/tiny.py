@@ -88,11 +88,3 @@ def traced(case: Case) -> Program:
 def expected(case: Case) -> Any:
     """What the function itself returns."""
     return run(case.function, *arguments(case))
-
-
-def assert_close(found: Any, wanted: Any, tolerance: float = 2e-5) -> None:
-    """Equal pytrees, each array to `tolerance`."""
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
-        assert (one.dtype, one.shape) == (other.dtype, other.shape)
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
