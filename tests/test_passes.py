@@ -90,7 +90,7 @@ def test_program_equals_the_function(case: Case, passes: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_import_alone_keeps_every_bit(case: Case) -> None:
-    assert_close(run(traced(case), *arguments(case)), expected(case), tolerance=0)
+    assert_close(run(traced(case), *arguments(case)), expected(case), rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -98,7 +98,7 @@ def test_quantised_program_is_equal_before_and_after_lowering(case: Case) -> Non
     before = case_after(case, f"{FIRST}, carry_cache, quantize, stage")
     lowered = Pipeline.parse("lower").run(before)
     args = arguments(case)
-    assert_close(run(lowered, *args), run(before, *args), tolerance=1e-4)
+    assert_close(run(lowered, *args), run(before, *args), rtol=1e-4)
 
 
 # Recognition.
@@ -353,7 +353,7 @@ def test_staged_programs_step_by_step(case: Case) -> None:
         return jax.tree.unflatten(jax.tree.structure(twice), leaves)
 
     found = run(steps, params, state, tokens)
-    assert_close(found, twice, tolerance=1e-4)
+    assert_close(found, twice, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -698,7 +698,7 @@ def test_quantised_first_layers_are_looked_up_too() -> None:
     assert accounting(program)["tables"] == VOCAB * (Q + 2 * E)
     without = case_after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
     args = arguments(case)
-    assert_close(run(program, *args), run(without, *args), tolerance=1e-4)
+    assert_close(run(program, *args), run(without, *args), rtol=1e-4)
 
 
 # Together.
@@ -722,4 +722,4 @@ def test_order_of_independent_passes_does_not_matter() -> None:
     args = arguments(case)
     one = case_after(case, f"{FIRST}, carry_cache, quantize, stage, lower")
     other = case_after(case, f"{FIRST}, quantize, carry_cache, stage, lower")
-    assert_close(run(one, *args), run(other, *args), tolerance=1e-6)
+    assert_close(run(one, *args), run(other, *args), rtol=1e-6)

@@ -91,7 +91,7 @@ def test_numpy_arrays_and_scalars_are_arguments() -> None:
 
 def test_program_is_the_function() -> None:
     case = Case("llama")
-    assert_close(run(traced(case), *arguments(case)), expected(case), tolerance=0)
+    assert_close(run(traced(case), *arguments(case)), expected(case), rtol=0)
 
 
 def test_program_refuses_another_structure() -> None:

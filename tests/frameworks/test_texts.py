@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from harness import RECOGNIZE, drawn, recognition
 
-from dialect.arrays.evaluate import evaluate
 from rewrite import Pipeline, Program
+from tests.kit import run
 
 FOLDER = Path(__file__).parent / "ir"
 LAYERS = 2
@@ -62,10 +61,7 @@ def test_recognition(name: str) -> None:
 @pytest.mark.parametrize("name", FOUND)
 def test_rewritten_program_is_equal(name: str) -> None:
     leaves = drawn(read(name))
-    wanted, found = (
-        jax.jit(lambda leaves, graph=program.graph: evaluate(graph, leaves))(leaves)
-        for program in (read(name), recognized(name))
-    )
+    wanted, found = (run(each.graph, *leaves) for each in (read(name), recognized(name)))
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -83,14 +79,12 @@ def test_quantised_program_is_the_one_of_dequantised_weights(name: str) -> None:
         for role in ("param", "state", "arg")
     )
     stages = lowered.stages
-    packed = jax.jit(lambda leaves: evaluate(stages.prepare, leaves))(params)
+    packed = run(stages.prepare, *params)
     assert sum(leaf.nbytes for leaf in packed) < 0.55 * sum(leaf.nbytes for leaf in params)
-    kept = jax.jit(lambda leaves: evaluate(stages.adapt, leaves))(state)
+    kept = run(stages.adapt, *state)
     by_role = {"param": iter(packed), "state": iter(kept), "arg": iter(given)}
-    found = jax.jit(lambda leaves: evaluate(lowered.graph, leaves))(
-        [next(by_role[each.role]) for each in lowered.step_inputs]
-    )
-    wanted = jax.jit(lambda leaves: evaluate(before.graph, leaves))(drawn(before))
+    found = run(lowered.graph, *(next(by_role[each.role]) for each in lowered.step_inputs))
+    wanted = run(before.graph, *drawn(before))
     (one,), (other,) = (
         [leaf for leaf, out in zip(leaves, outputs) if out.updates is None]
         for leaves, outputs in ((found, lowered.step_outputs), (wanted, before.outputs))
