@@ -41,7 +41,9 @@ def partitioning(label: str, shape: Any, topology: Topology) -> Partitioning:
 def prefill(model: ModuleType) -> tuple[Any, tuple[Any, ...]]:
     """A toy decoder and its arguments: 8 prompts of 4 tokens."""
     config = model.CONFIGS["toy"]
-    return partial(model.prefill, config), arrays_of(model, config, 8, 16, prompt=4)
+    params, cache, _ = arrays_of(model, config, 8, 16)
+    tokens = jax.random.randint(jax.random.key(1), (8, 4), 0, config.vocab)
+    return partial(model.prefill, config), (params, cache, tokens)
 
 
 def sharded(function: Any, arguments: tuple[Any, ...], plan: str, before: str = "") -> Program:
