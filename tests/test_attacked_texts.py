@@ -130,6 +130,7 @@ def test_numbers_and_types_are_what_arrays_can_hold(line: str, said: str) -> Non
             "%1 = reshape(%x) {dimensions=(0, 0), new_sizes=(4,)} : f32[4]",
             "(0, 0) does not name every axis of f32[4] once",
         ),
+        ("%1 = cache_write(%x, %x) {axes=(0,)} : f32[4]", "does not accept its arguments"),
         ("%1 = stack(%x) {axis=3} : f32[4,1]", "f32[4] has no axis 3"),
         ("%1 = rms_norm(%x) {epsilon=\"a\"} : f32[4]", "`epsilon` is a number"),
         ("%1 = rms_norm(%x, %x) {epsilon=1e-6} : f32[4]", "does not accept its arguments"),

@@ -30,7 +30,7 @@ def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) ->
     carried cache. A place out of bounds is the nearest one within; none is counted from the end.
     """
     start = [jnp.zeros((), jnp.int32)] * cache.ndim
-    for axis, position in zip(axes, positions):
+    for axis, position in zip(axes, positions, strict=True):
         start[axis] = _in_int32(position)
     return jax.lax.dynamic_update_slice(cache, new, start, allow_negative_indices=False)
 
