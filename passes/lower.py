@@ -30,6 +30,7 @@ class _Composites:
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(Traced))
 
+
 def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
     if op.get("by") == "same":

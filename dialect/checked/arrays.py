@@ -41,6 +41,12 @@ def array_of(type_: Type, kind: str, random: np.random.Generator) -> Any:
         return jnp.asarray(_floats(dtype, shape, kind, random).astype(dtype))
 
 
+def finite(array: Any) -> np.ndarray:
+    """Which elements are finite numbers; all those of integers, booleans and keys."""
+    floats = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact)
+    return np.asarray(jnp.isfinite(array)) if floats else np.ones(np.shape(array), bool)
+
+
 def _one(random: np.random.Generator, count: int) -> int:
     return int(random.integers(0, count))
 

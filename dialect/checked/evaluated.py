@@ -14,6 +14,7 @@ import numpy as np
 
 from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import applied
+from dialect.checked.arrays import finite
 from dialect.checked.sensitivity import Disturb, magnitude, terms
 from rewrite.ir import Graph, Value
 
@@ -68,7 +69,7 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
         if op.name == "ragged_dot_general" and not _are_sizes(args[2]):
             return True
         if op.name in _GROWS:
-            if not all(map(_is_finite, applied(op, [*map(_finite, args)]))):
+            if not all(finite(each).all() for each in applied(op, [*map(_finite, args)])):
                 return True
         if op.name == "exp" and _vanishes_along_an_axis(args[0], results[op.results[0]]):
             return True
@@ -77,7 +78,7 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
 
 def _finite(array: Any) -> Any:
     """The array with ones where it is not finite."""
-    return array if _is_finite(array) else jnp.where(jnp.isfinite(array), array, 1)
+    return array if finite(array).all() else jnp.where(jnp.isfinite(array), array, 1)
 
 
 def _are_sizes(counts: Any) -> bool:
@@ -87,12 +88,6 @@ def _are_sizes(counts: Any) -> bool:
 
 def _vanishes_along_an_axis(exponents: Any, made: Any) -> bool:
     """Whether the exponentials along some axis are all zero, though not all of -infinity."""
-    finite, zero = np.isfinite(np.asarray(exponents)), np.asarray(made) == 0
+    kept, zero = np.isfinite(np.asarray(exponents)), np.asarray(made) == 0
     axes = range(zero.ndim) if zero.size else ()
-    return any((zero.all(axis) & finite.any(axis)).any() for axis in axes)
-
-
-def _is_finite(array: Any) -> bool:
-    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
-        return True
-    return bool(jnp.isfinite(jnp.asarray(array)).all())
+    return any((zero.all(axis) & kept.any(axis)).any() for axis in axes)

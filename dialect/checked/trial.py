@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dialect.checked.arrays import array_of
+from dialect.checked.arrays import array_of, finite
 from dialect.checked.compared import Difference, difference
 from dialect.checked.evaluated import Evaluator, means_nothing, op_by_op
 from dialect.checked.lifted import NotLiftable, lifted, widened
@@ -138,7 +138,7 @@ class Trial:
         known = (*known_values(self.before, self.parameters), *said)
         graph = Graph(self.before.inputs, known)
         computed = (self.evaluate(graph, arrays) for arrays in self.sets)
-        return not any(_endless(array) for arrays in computed for array in arrays)
+        return all(finite(array).all() for arrays in computed for array in arrays)
 
     @cached_property
     def sets(self) -> list[list[Any]]:
@@ -235,7 +235,7 @@ class Trial:
         """Both as they are, within what their own roundings may do."""
         wrong = self.apart(self.before, after, arrays)
         results = self.evaluate(self.before, arrays) if wrong is not None else ()
-        if any(map(_endless, results)) or means_nothing(self.before, arrays):
+        if not all(finite(array).all() for array in results) or means_nothing(self.before, arrays):
             return None
         return wrong
 
@@ -258,15 +258,6 @@ class Trial:
         texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
         before = show_graph(self.before)
         return Violation(self.rule.name, self.seed, self.number, what, before, shown, texts)
-
-
-def _endless(array: Any) -> bool:
-    numbers = np.asarray(array)
-    if numbers.dtype.kind in "biuO":
-        return False
-    return not np.isfinite(
-        numbers.astype(np.complex128 if numbers.dtype.kind == "c" else float)
-    ).all()
 
 
 def _shown(array: Any) -> str:

@@ -17,9 +17,9 @@ from functools import lru_cache, partial, reduce
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dialect.checked.arrays import finite
 from dialect.checked.bisect import first_wrong_firing
 from dialect.checked.compared import difference
 from dialect.checked.lifted import NotLiftable, lifted, lifted_type
@@ -211,7 +211,7 @@ def _through(state: State, passes: Sequence[str], tally: Tally, kind: str) -> Fa
 def _is_refused(program: Program, leaves: Sequence[Any]) -> bool:
     """Whether `prepare` refuses a leaf, which has to be finite."""
     pairs = zip(program.inputs, leaves, strict=True)
-    return any(each.finite and not _finite(leaf).all() for each, leaf in pairs)
+    return any(each.finite and not finite(leaf).all() for each, leaf in pairs)
 
 
 def _compared(
@@ -272,7 +272,7 @@ def _overflows(state: State) -> bool:
         overflowed |= name in _WITHOUT_POLES and _overflowed(args, results)
         overflowed |= name in ("exp", "exp2") and _vanished(args[0], results[0])
         overflowed |= name == "pow" and _leaves_its_domain(args, results[0])
-        overflowed |= name == "bitcast_convert_type" and not _finite(args[0]).all()  # NaN's sign
+        overflowed |= name == "bitcast_convert_type" and not finite(args[0]).all()  # NaN's sign
         return results
 
     interpreted_program(state.program, state.leaves, watch)
@@ -281,7 +281,7 @@ def _overflows(state: State) -> bool:
 
 def _overflowed(args: Sequence[Any], results: Sequence[Any]) -> bool:
     """Whether an element is not finite where those at its place are, or where all are."""
-    given, (made,) = [_finite(array) for array in args], map(_finite, results)
+    given, (made,) = [finite(array) for array in args], map(finite, results)
     if any(array.shape not in ((), made.shape) for array in given):
         given = [array.all() for array in given]
     return bool((reduce(np.logical_and, given) & ~made).any())
@@ -289,18 +289,12 @@ def _overflowed(args: Sequence[Any], results: Sequence[Any]) -> bool:
 
 def _vanished(exponent: Any, result: Any) -> bool:
     """Whether an exp is zero where none is: a softmax that shifts nothing divides 0 by 0 there."""
-    return bool((_finite(exponent) & (np.asarray(result) == 0)).any())
+    return bool((finite(exponent) & (np.asarray(result) == 0)).any())
 
 
 def _leaves_its_domain(args: Sequence[Any], power: Any) -> bool:
     """Whether a power of finite numbers is NaN: a rounded exponent is no whole number any more."""
-    return bool((reduce(np.logical_and, map(_finite, args)) & np.isnan(np.asarray(power))).any())
-
-
-def _finite(array: Any) -> np.ndarray:
-    """Which elements are finite numbers."""
-    floats = jnp.issubdtype(jax.typeof(array).dtype, jnp.inexact)
-    return np.asarray(jnp.isfinite(array)) if floats else np.ones(np.shape(array), bool)
+    return bool((reduce(np.logical_and, map(finite, args)) & np.isnan(np.asarray(power))).any())
 
 
 def _coarsest(state: State) -> float:
