@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from quick_xla import QUICK
@@ -29,6 +30,14 @@ def same_numbers(request: pytest.FixtureRequest) -> None:
     if random := getattr(request.module, "RANDOM", None):
         bits = random.bit_generator
         bits.state = type(bits)(bits.seed_seq).state
+
+
+@pytest.fixture
+def rng() -> Any:
+    """A generator of the same numbers for every test."""
+    import numpy as np
+
+    return np.random.default_rng(3)
 
 
 @pytest.fixture

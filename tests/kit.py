@@ -112,6 +112,10 @@ def notes_of(program: Program, name: str = "") -> tuple[str, ...]:
 # Numbers.
 
 
+def normal(random: np.random.Generator, *shape: int, dtype: Any = "float32") -> jax.Array:
+    return jnp.asarray(random.standard_normal(shape), dtype)
+
+
 def run(function: Any, *args: Any) -> Any:
     """A function, a program or a graph on arrays, in NumPy: no code of XLA's runs.
 

@@ -33,17 +33,12 @@ from rewrite.errors import PipelineError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
-from tests.kit import after, notes_of, op_names, run, shapes_of, traced_step
+from tests.kit import after, normal, notes_of, op_names, run, shapes_of, traced_step
 from tests.tiny import CASES, MODELS, Case, arguments, expected, traced
 
-RANDOM = np.random.default_rng(3)
 FIRST = "normalize, recognize, carry_cache"
 LARGEST = {"int8": 127.5, "int4": 7.5, "fp8": 448.0}
 LAST = {"int8": 127, "int4": 7, "fp8": 448}
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RANDOM.standard_normal(shape).astype(np.float32)
 
 
 def numbers(x: np.ndarray, axes: tuple[int, ...], form: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +103,11 @@ PRODUCTS = {
 @pytest.mark.parametrize("group", [None, 4])
 @pytest.mark.parametrize("form", LARGEST)
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_weights_are_what_numpy_makes_of_them(name: str, form: str, group: int | None) -> None:
+def test_weights_are_what_numpy_makes_of_them(
+    name: str, form: str, group: int | None, rng: np.random.Generator
+) -> None:
     function, shape, rows, summed = PRODUCTS[name]
-    w, x = normal(*shape), normal(*rows)
+    w, x = normal(rng, *shape), normal(rng, *rows)
     if name == "experts":
         wanted = np.stack([dequantised(each, (0,), form, group) for each in w])
     else:
@@ -127,9 +124,11 @@ def test_weights_are_what_numpy_makes_of_them(name: str, form: str, group: int |
 
 @pytest.mark.parametrize("group", [None, 4])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_of_integers_are_what_numpy_makes_of_them(name: str, group: int | None) -> None:
+def test_products_of_integers_are_what_numpy_makes_of_them(
+    name: str, group: int | None, rng: np.random.Generator
+) -> None:
     function, shape, rows, summed = PRODUCTS[name]
-    w, x = normal(*shape), normal(*rows)
+    w, x = normal(rng, *shape), normal(rng, *rows)
     if name == "experts":
         wanted = np.stack([dequantised(each, (0,), "int8", group) for each in w])
     else:
@@ -145,9 +144,9 @@ def test_products_of_integers_are_what_numpy_makes_of_them(name: str, group: int
     assert products(program) == {("i8", "i8", "i32")}
 
 
-def test_a_group_may_hold_whole_axes() -> None:
+def test_a_group_may_hold_whole_axes(rng: np.random.Generator) -> None:
     """wo: [heads, d_head, d], a scale for each two heads; each head; half a head."""
-    w, x = normal(6, 4, 5), normal(2, 6, 4)
+    w, x = normal(rng, 6, 4, 5), normal(rng, 2, 6, 4)
     for group in (8, 4, 2):
         program = quantised(
             lambda p, x: jnp.einsum("bhk,hkd->bd", x, p),
@@ -179,8 +178,8 @@ def test_groups_are_neighbours_along_the_summed_axes(
     assert cut_into_groups(sizes, group) == wanted
 
 
-def test_a_weight_without_whole_groups_has_a_scale_per_channel() -> None:
-    w, x = normal(10, 5), normal(3, 10)
+def test_a_weight_without_whole_groups_has_a_scale_per_channel(rng: np.random.Generator) -> None:
+    w, x = normal(rng, 10, 5), normal(rng, 3, 10)
     passes = "normalize, quantize{group=4, vocab=true}, stage, lower"
     program = quantised(lambda p, x: x @ p, w, x, passes=passes)
     np.testing.assert_allclose(
@@ -192,11 +191,13 @@ def test_a_weight_without_whole_groups_has_a_scale_per_channel() -> None:
     )
 
 
-def test_more_rows_than_a_group_is_long_are_multiplied_with_scaled_weights() -> None:
+def test_more_rows_than_a_group_is_long_are_multiplied_with_scaled_weights(
+    rng: np.random.Generator,
+) -> None:
     """Behind the product there would be more to scale than before it."""
-    w = normal(12, 5)
+    w = normal(rng, 12, 5)
     for rows, before in ((4, False), (5, True)):
-        x = normal(rows, 12)
+        x = normal(rng, rows, 12)
         passes = "normalize, quantize{group=4, vocab=true}, stage, lower"
         program = quantised(lambda p, x: x @ p, w, x, passes=passes)
         np.testing.assert_allclose(
@@ -232,9 +233,9 @@ def ragged(p: jax.Array, x: jax.Array, n: jax.Array) -> jax.Array:
     ],
 )
 def test_scales_of_ragged_experts_stand_behind(
-    activations: str, dtypes: list[str], rule: str
+    activations: str, dtypes: list[str], rule: str, rng: np.random.Generator
 ) -> None:
-    w, x, n = normal(3, 8, 5), normal(9, 8), jnp.int32([4, 0, 3])
+    w, x, n = normal(rng, 3, 8, 5), normal(rng, 9, 8), jnp.int32([4, 0, 3])
     passes = f"normalize, quantize{{activations={activations}, vocab=true}}, stage, lower"
     program = quantised(ragged, w, x, n, passes=passes)
     rows = x
@@ -259,9 +260,9 @@ def test_scales_of_ragged_experts_stand_behind(
     ],
 )
 def test_ragged_experts_are_what_the_kernel_takes(
-    target: str, options: str, dtype: str, note: str
+    target: str, options: str, dtype: str, note: str, rng: np.random.Generator
 ) -> None:
-    w, x, n = normal(3, 8, 5), normal(9, 8), jnp.int32([4, 0, 3])
+    w, x, n = normal(rng, 3, 8, 5), normal(rng, 9, 8), jnp.int32([4, 0, 3])
     passes = f"normalize, quantize{{{options}, vocab=true}}, stage"
     program = quantised(ragged, w, x, n, passes=passes, target=target)
     assert program.step_inputs[0].type.dtype == dtype
@@ -299,8 +300,10 @@ def test_chips_say_what_they_multiply(chip: str, int8: bool, fp8: bool, form: st
         ("v7x:2x2x1", ("f8_e4m3fn", "f8_e4m3fn", "f32")),
     ],
 )
-def test_the_target_decides_how_numbers_are_multiplied(target: str, multiplied: tuple) -> None:
-    w, x = normal(12, 5), normal(3, 12)
+def test_the_target_decides_how_numbers_are_multiplied(
+    target: str, multiplied: tuple, rng: np.random.Generator
+) -> None:
+    w, x = normal(rng, 12, 5), normal(rng, 3, 12)
     passes = "normalize, quantize{activations=int8, vocab=true}, stage, lower"
     program = quantised(lambda p, x: x @ p, w, x, passes=passes, target=target)
     assert products(program) == {multiplied}
@@ -393,8 +396,10 @@ def test_a_tied_table_that_is_named_is_kept_once(model: str, options: str) -> No
 
 
 @pytest.mark.parametrize("group", [None, 4])
-def test_rows_of_a_table_are_those_of_its_integers(group: int | None) -> None:
-    table, ids = normal(16, 8), np.int32([3, 0, 15])
+def test_rows_of_a_table_are_those_of_its_integers(
+    group: int | None, rng: np.random.Generator
+) -> None:
+    table, ids = normal(rng, 16, 8), np.int32([3, 0, 15])
     options = "weights=int4" + (f", group={group}" if group else "")
     passes = f"normalize, recognize, quantize{{{options}, vocab=true}}, stage, lower"
     program = quantised(lambda p, i: p[i], table, ids, passes=passes)
@@ -511,8 +516,8 @@ def test_errors_are_those_of_the_weights(unrolled: bool, staged: str) -> None:
         assert row.snr_db == pytest.approx(10 * np.log10((w**2).sum() / (error**2).sum()), rel=1e-4)
 
 
-def test_weights_that_are_kept_exactly_have_no_noise() -> None:
-    w, x = np.float32([[0, 0], [0, 0]]), normal(2, 2)
+def test_weights_that_are_kept_exactly_have_no_noise(rng: np.random.Generator) -> None:
+    w, x = np.float32([[0, 0], [0, 0]]), normal(rng, 2, 2)
     program = quantised(lambda p, x: x @ p, w, x, passes="normalize, quantize{vocab=true}")
     (row,) = errors(program, w)
     assert (row.max, row.rms, row.snr_db) == (0, 0, math.inf)
@@ -622,7 +627,7 @@ def test_tpu_executables_keep_weights_packed(target: str, options: str, found: A
     assert {each.dtype for each in large} == {"bf16"}
 
 
-def test_loops_with_one_body_have_weights_of_their_own() -> None:
+def test_loops_with_one_body_have_weights_of_their_own(rng: np.random.Generator) -> None:
     """Equal bodies are one graph: a rule for the weights of one loop is not for the other's."""
 
     def step(params: Any, x: Any) -> Any:
@@ -633,9 +638,9 @@ def test_loops_with_one_body_have_weights_of_their_own() -> None:
         x, _ = jax.lax.scan(layer, x, params["second"])
         return x
 
-    params = {"first": normal(2, 4, 4), "second": normal(2, 4, 4)}
+    params = {"first": normal(rng, 2, 4, 4), "second": normal(rng, 2, 4, 4)}
     program = after(
-        rewrite.trace(step, params, normal(3, 4)),
+        rewrite.trace(step, params, normal(rng, 3, 4)),
         'normalize, quantize{rules=("first: none",)}, stage',
     )
     inputs = {each.name: each.type.dtype for each in program.step_inputs if each.role == "param"}

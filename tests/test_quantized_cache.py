@@ -24,16 +24,11 @@ from examples import llama
 from rewrite import Pipeline, Program, auto_shard
 from tests.decoders import arguments as written_out_arguments
 from tests.decoders import recognized
-from tests.kit import arrays_of, op_names, run, shapes_of
+from tests.kit import arrays_of, normal, op_names, run, shapes_of
 from tests.tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, expected
 from tests.tiny import traced as traced_case
 
 FIRST = "normalize, recognize, carry_cache"
-RANDOM = np.random.default_rng(7)
-
-
-def normal(*shape: int) -> jax.Array:
-    return jnp.asarray(RANDOM.standard_normal(shape), "float32")
 
 
 def quantized(program: Program, first: str = FIRST, last: str = "") -> tuple[Program, list[str]]:
@@ -50,8 +45,8 @@ def states(program: Program) -> dict[str, str]:
 # The two forms.
 
 
-def test_a_number_is_off_by_half_a_step_at_most() -> None:
-    x = normal(3, 5, 16)
+def test_a_number_is_off_by_half_a_step_at_most(rng: np.random.Generator) -> None:
+    x = normal(rng, 3, 5, 16)
     q, scale = quantize_tokens(x, axis=2, form="int8")
     assert (q.dtype, scale.dtype, scale.shape) == (jnp.int8, jnp.bfloat16, (3, 5))
     steps = np.asarray(scale, "float32")[..., None]
@@ -61,8 +56,8 @@ def test_a_number_is_off_by_half_a_step_at_most() -> None:
     assert np.max(np.abs(q), axis=2).min() == 127
 
 
-def test_what_is_read_and_rounded_again_is_what_it_was() -> None:
-    q, scale = quantize_tokens(normal(4, 32) * 50, axis=1, form="int8")
+def test_what_is_read_and_rounded_again_is_what_it_was(rng: np.random.Generator) -> None:
+    q, scale = quantize_tokens(normal(rng, 4, 32) * 50, axis=1, form="int8")
     again = quantize_tokens(
         dequantize_tokens(q, scale, axis=1, dtype="float32"), axis=1, form="int8"
     )

@@ -25,16 +25,11 @@ from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.ir import Graph, Symbol, Type
 from rewrite.rules import Rule
-from tests.kit import assert_close, assert_gives_the_same, notes_of, run, traced_after
+from tests.kit import assert_close, assert_gives_the_same, normal, notes_of, run, traced_after
 
-RANDOM = np.random.default_rng(11)
 FOLD = rules_of(fold_rules)
 FIRST = "normalize, recognize"
 Known = Traced["known"]
-
-
-def normal(*shape: int, dtype: str = "float32") -> jax.Array:
-    return jnp.asarray(RANDOM.standard_normal(shape), dtype)
 
 
 def folded(function: Callable[..., Any], *args: Any) -> tuple[Program, tuple[str, ...]]:
@@ -53,10 +48,10 @@ def of_rule(rule: Rule, types: tuple[str, ...]) -> tuple[Graph, Graph, Report]:
 
 
 @pytest.mark.parametrize("rule", FOLD, ids=lambda rule: rule.name)
-def test_every_rule_fires_and_both_sides_are_equal(rule: Rule) -> None:
+def test_every_rule_fires_and_both_sides_are_equal(rule: Rule, rng: np.random.Generator) -> None:
     before, made, report = of_rule(rule, rule.types)
     assert report.fired == {rule.name: 1}
-    args = [normal(*Type.parse(text).shape) for text in rule.types]
+    args = [normal(rng, *Type.parse(text).shape) for text in rule.types]
     for one, other in zip(evaluate(made, args), evaluate(before, args), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -76,9 +71,9 @@ def test_no_rule_folds_into_f16_or_integers(dtype: str, rule: Rule) -> None:
 # Factors.
 
 
-def test_a_small_factor_is_not_folded_into_f16() -> None:
+def test_a_small_factor_is_not_folded_into_f16(rng: np.random.Generator) -> None:
     """2e-6 times a weight of 0.1 is 2e-7, of which f16 holds multiples of 6e-8."""
-    w, x = normal(8, 4, dtype="float16") / 10, 1000 * normal(3, 8, dtype="float16")
+    w, x = normal(rng, 8, 4, dtype="float16") / 10, 1000 * normal(rng, 3, 8, dtype="float16")
 
     def function(w: Any, x: Any) -> Any:
         return (x @ w) * jnp.float16(2e-6)
@@ -88,111 +83,113 @@ def test_a_small_factor_is_not_folded_into_f16() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-38, 1e30, np.inf, np.nan])
-def test_a_factor_out_of_all_proportion_stays_where_it_is(factor: float) -> None:
-    w, x = 1e-3 * normal(8, 4), 1e3 * normal(3, 8)
+def test_a_factor_out_of_all_proportion_stays_where_it_is(
+    factor: float, rng: np.random.Generator
+) -> None:
+    w, x = 1e-3 * normal(rng, 8, 4), 1e3 * normal(rng, 3, 8)
     _, said = folded(lambda w, x: (x @ w) * jnp.float32(factor), w, x)
     assert said == ("nothing to fold",)
 
 
-def test_a_factor_before_a_conversion_to_integers_stays_there() -> None:
+def test_a_factor_before_a_conversion_to_integers_stays_there(rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         return (x * p["s"]).astype(jnp.int8).astype(jnp.float32) @ p["w"]
 
-    params, x = {"s": 3 * normal(8), "w": normal(8, 4)}, normal(3, 8)
+    params, x = {"s": 3 * normal(rng, 8), "w": normal(rng, 8, 4)}, normal(rng, 3, 8)
     program, said = folded(function, params, x)
     assert said == ("nothing to fold",)
     assert_gives_the_same(program, function, params, x)
 
 
-def test_integers_that_wrap_keep_their_factor() -> None:
+def test_integers_that_wrap_keep_their_factor(rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         return (x * p["s"]).astype(jnp.float32) @ p["w"]
 
-    params = {"s": jnp.full(8, 100, jnp.int8), "w": normal(8, 4)}
+    params = {"s": jnp.full(8, 100, jnp.int8), "w": normal(rng, 8, 4)}
     x = jnp.full((3, 8), 3, jnp.int8)
     program, _ = folded(function, params, x)
     assert_gives_the_same(program, function, params, x)
 
 
-def test_a_query_of_integers_is_scaled_as_it_is() -> None:
+def test_a_query_of_integers_is_scaled_as_it_is(rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         q = (x @ p["w"]).astype(jnp.int8).astype(jnp.float32)
         return jax.nn.softmax(q @ p["k"].T * 0.25) @ p["v"]
 
-    params = {"w": 3 * normal(8, 4), "k": normal(5, 4), "v": normal(5, 4)}
-    program, said = folded(function, params, normal(3, 8))
+    params = {"w": 3 * normal(rng, 8, 4), "k": normal(rng, 5, 4), "v": normal(rng, 5, 4)}
+    program, said = folded(function, params, normal(rng, 3, 8))
     assert not any(note.startswith("scale_of_query: ") for note in said)
-    assert_gives_the_same(program, function, params, normal(3, 8))
+    assert_gives_the_same(program, function, params, normal(rng, 3, 8))
 
 
-def test_factors_that_make_a_result_larger_stay() -> None:
+def test_factors_that_make_a_result_larger_stay(rng: np.random.Generator) -> None:
     """A result of one row, times a constant of three."""
 
     def function(p: Any, x: Any) -> Any:
         product = x @ p["w"] + p["b"]
         return [product * jnp.full((3, 4), 0.5), p["t"][jnp.arange(1)] * jnp.full((3, 4), 0.5)]
 
-    params = {"w": normal(8, 4), "b": normal(1, 4), "t": normal(6, 4)}
-    program, _ = folded(function, params, normal(1, 8))
-    assert_gives_the_same(program, function, params, normal(1, 8))
+    params = {"w": normal(rng, 8, 4), "b": normal(rng, 1, 4), "t": normal(rng, 6, 4)}
+    program, _ = folded(function, params, normal(rng, 1, 8))
+    assert_gives_the_same(program, function, params, normal(rng, 1, 8))
 
 
-def test_a_shift_along_some_of_the_summed_axes_stays() -> None:
+def test_a_shift_along_some_of_the_summed_axes_stays(rng: np.random.Generator) -> None:
     """It ended in a product whose axes did not fit."""
 
     def function(p: Any, x: Any) -> Any:
         return jnp.einsum("btk,tkd->bd", x + p["b"], p["w"])
 
-    params = {"b": normal(5), "w": normal(3, 5, 4)}
-    program, _ = folded(function, params, normal(2, 3, 5))
-    assert_gives_the_same(program, function, params, normal(2, 3, 5))
+    params = {"b": normal(rng, 5), "w": normal(rng, 3, 5, 4)}
+    program, _ = folded(function, params, normal(rng, 2, 3, 5))
+    assert_gives_the_same(program, function, params, normal(rng, 2, 3, 5))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 4), (3, 1)])
-def test_products_of_no_size_and_of_one(shape: tuple[int, int]) -> None:
+def test_products_of_no_size_and_of_one(shape: tuple[int, int], rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         return ((x + p["b"]) * p["s"]) @ p["w"] * p["t"] * 0.5
 
     d, f = shape
-    params = {"b": normal(d), "s": normal(d), "w": normal(d, f), "t": normal(f)}
-    program, _ = folded(function, params, normal(2, d))
-    assert_gives_the_same(program, function, params, normal(2, d))
+    params = {"b": normal(rng, d), "s": normal(rng, d), "w": normal(rng, d, f), "t": normal(rng, f)}
+    program, _ = folded(function, params, normal(rng, 2, d))
+    assert_gives_the_same(program, function, params, normal(rng, 2, d))
 
 
-def test_rows_that_are_filled_are_not_scaled() -> None:
+def test_rows_that_are_filled_are_not_scaled(rng: np.random.Generator) -> None:
     """The rows would be, what fills would not."""
     mode = Symbol("GatherScatterMode.FILL_OR_DROP")
 
     def function(p: Any, i: Any) -> Any:
         return Traced["take"](p, i, mode=mode, fill=3.0) * 0.5
 
-    table, ids = normal(6, 4), jnp.asarray([2, 9])
+    table, ids = normal(rng, 6, 4), jnp.asarray([2, 9])
     program, _ = folded(function, table, ids)
     assert_gives_the_same(program, function, table, ids)
 
 
-def test_masked_logits_are_of_the_base_of_the_softmax() -> None:
+def test_masked_logits_are_of_the_base_of_the_softmax(rng: np.random.Generator) -> None:
     """exp(-3) is not 2 ** -3."""
 
     def function(p: Any, x: Any, mask: Any) -> Any:
         logits = jnp.where(mask, (x @ p["w"]) @ p["k"].T * 0.5, -3.0)
         return jax.nn.softmax(logits) @ p["v"]
 
-    params = {"w": normal(8, 4), "k": normal(5, 4), "v": normal(5, 4)}
-    args = params, normal(3, 8), normal(3, 5) > 0
+    params = {"w": normal(rng, 8, 4), "k": normal(rng, 5, 4), "v": normal(rng, 5, 4)}
+    args = params, normal(rng, 3, 8), normal(rng, 3, 5) > 0
     program, said = folded(function, *args)
     assert "scale_of_query: 1" in said
     assert_close(run(program, *args), run(function, *args))
 
 
-def test_double_precision_stays_double() -> None:
+def test_double_precision_stays_double(rng: np.random.Generator) -> None:
     with jax.enable_x64(True):
-        w, x = normal(8, 4, dtype="float64"), normal(3, 8, dtype="float64")
+        w, x = normal(rng, 8, 4, dtype="float64"), normal(rng, 3, 8, dtype="float64")
 
         def function(p: Any, x: Any) -> Any:
             return ((x + p["b"]) @ p["w"]) * p["s"]
 
-        params = {"w": w, "b": normal(8, dtype="float64"), "s": normal(4)}
+        params = {"w": w, "b": normal(rng, 8, dtype="float64"), "s": normal(rng, 4)}
         program, _ = folded(function, params, x)
         np.testing.assert_allclose(run(program, params, x), function(params, x), rtol=1e-12)
 
@@ -205,47 +202,53 @@ def merged(function: Callable[..., Any], *args: Any) -> tuple[Program, tuple[str
     return program, notes_of(program, "merge_dots")
 
 
-def test_a_product_that_is_added_twice_is_added_twice() -> None:
+def test_a_product_that_is_added_twice_is_added_twice(rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         y = x @ p["c"]
         return (x * 2 @ p["a"] + jnp.sin(x) @ p["b"]) + (y + y)
 
-    params = {name: normal(8, 8) for name in "abc"}
-    program, _ = merged(function, params, normal(3, 8))
-    assert_gives_the_same(program, function, params, normal(3, 8))
+    params = {name: normal(rng, 8, 8) for name in "abc"}
+    program, _ = merged(function, params, normal(rng, 3, 8))
+    assert_gives_the_same(program, function, params, normal(rng, 3, 8))
 
 
-def test_weights_of_different_dtypes_are_not_joined() -> None:
+def test_weights_of_different_dtypes_are_not_joined(rng: np.random.Generator) -> None:
     def product(x: Any, w: Any) -> Any:
         return lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
     def function(p: Any, x: Any) -> Any:
         return product(x, p["a"]), product(x, p["b"]), product(x, p["c"])
 
-    params = {"a": normal(8, 4), "b": normal(8, 4, dtype="bfloat16"), "c": normal(8, 4)}
-    program, said = merged(function, params, normal(3, 8))
+    params = {
+        "a": normal(rng, 8, 4),
+        "b": normal(rng, 8, 4, dtype="bfloat16"),
+        "c": normal(rng, 8, 4),
+    }
+    program, said = merged(function, params, normal(rng, 3, 8))
     assert "p/a, p/c: one product of their input, stacked" in said
-    assert_gives_the_same(program, function, params, normal(3, 8))
+    assert_gives_the_same(program, function, params, normal(rng, 3, 8))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (8, 0)])
-def test_weights_of_no_size_are_not_joined(shape: tuple[int, int]) -> None:
+def test_weights_of_no_size_are_not_joined(
+    shape: tuple[int, int], rng: np.random.Generator
+) -> None:
     def function(p: Any, x: Any) -> Any:
         return x @ p["a"], x @ p["b"], x @ p["a"] + (x + 1) @ p["b"]
 
-    params = {"a": normal(*shape), "b": normal(*shape)}
-    program, _ = merged(function, params, normal(3, shape[0]))
-    assert_gives_the_same(program, function, params, normal(3, shape[0]))
+    params = {"a": normal(rng, *shape), "b": normal(rng, *shape)}
+    program, _ = merged(function, params, normal(rng, 3, shape[0]))
+    assert_gives_the_same(program, function, params, normal(rng, 3, shape[0]))
 
 
-def test_a_part_of_a_product_with_a_bias_for_all_parts() -> None:
+def test_a_part_of_a_product_with_a_bias_for_all_parts(rng: np.random.Generator) -> None:
     """A bias that has size one where the parts are kept an axis more than the part."""
 
     def function(x: Any, w: Any, b: Any) -> Any:
         parts = jnp.unstack(jnp.einsum("bd,dphk->bphk", x, w) + b, axis=1)
         return [Traced["merge_heads"](parts[2], axis=1, count=2, by="mean")]
 
-    args = normal(3, 5), normal(5, 3, 4, 2), normal(1, 1, 4, 2)
+    args = normal(rng, 3, 5), normal(rng, 5, 3, 4, 2), normal(rng, 1, 1, 4, 2)
     before, report = apply_rules(trace_graph(function, *args), NORMAL), Report()
     made = apply_rules(before, [fused_heads.merge_of_part], report)
     assert report.fired == {"merge_of_part": 1}
@@ -266,14 +269,21 @@ TAKES = {
 
 @pytest.mark.parametrize("dtype", ["int32", "int8", "uint32"])
 @pytest.mark.parametrize("name", TAKES)
-def test_an_id_out_of_bounds_gives_what_it_gave(name: str, dtype: str) -> None:
+def test_an_id_out_of_bounds_gives_what_it_gave(
+    name: str, dtype: str, rng: np.random.Generator
+) -> None:
     """A bias makes something of a row of zeros, and a test of NaN something of one of NaN."""
 
     def function(p: Any, ids: Any) -> Any:
         row = TAKES[name](p["table"], ids)
         return jnp.isnan(row) @ p["w"] + row @ p["w"] + p["b"], jnp.isnan(row) @ p["v"]
 
-    params = {"table": normal(100, 8), "w": normal(8, 4), "v": normal(8, 3), "b": normal(4)}
+    params = {
+        "table": normal(rng, 100, 8),
+        "w": normal(rng, 8, 4),
+        "v": normal(rng, 8, 3),
+        "b": normal(rng, 4),
+    }
     ids = np.asarray([0, 99, 100, 127, -1, -101], "int32").astype(dtype)
     program = traced_after(f"{FIRST}, first_layer{{budget=100.0}}, stage", function, params, ids)
     assert "weights eliminated" in notes_of(program, "first_layer")[0]
@@ -283,24 +293,26 @@ def test_an_id_out_of_bounds_gives_what_it_gave(name: str, dtype: str) -> None:
 # What is done once.
 
 
-def test_a_packed_name_passes_by_constants() -> None:
+def test_a_packed_name_passes_by_constants(rng: np.random.Generator) -> None:
     """It followed the iota, and ended at the empty arguments of it."""
 
     def function(p: Any, x: Any) -> Any:
         return x @ (1.0 - jnp.arange(4.0)[:, None] * p["w"])
 
-    params, x = {"w": normal(4, 4)}, normal(3, 4)
+    params, x = {"w": normal(rng, 4, 4)}, normal(rng, 3, 4)
     program = traced_after("stage", function, params, x)
     assert [each.name for each in program.step_inputs] == ["p/w.sub", "x"]
     assert_gives_the_same(program, function, params, x)
 
 
-def test_a_loop_over_constants_and_parameters_has_the_name_of_these() -> None:
+def test_a_loop_over_constants_and_parameters_has_the_name_of_these(
+    rng: np.random.Generator,
+) -> None:
     def function(p: Any, x: Any) -> Any:
         steps = lax.scan(lambda c, i: (c, i[0] * i[1]), 0.0, (jnp.arange(3.0), p["w"]))[1]
         return x * steps
 
-    params, x = {"w": normal(3, 4)}, normal(3, 4)
+    params, x = {"w": normal(rng, 3, 4)}, normal(rng, 3, 4)
     program = traced_after("stage", function, params, x)
     assert [each.name for each in program.step_inputs] == ["p/w.mul", "x"]
     assert_gives_the_same(program, function, params, x)

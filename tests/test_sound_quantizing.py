@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,13 +22,7 @@ from rewrite import Target
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.ir import Graph, Symbol, Type
-from tests.kit import graph_of, traced_after
-
-RANDOM = np.random.default_rng(7)
-
-
-def normal(*shape: int, dtype: str = "float32") -> jax.Array:
-    return jnp.asarray(RANDOM.standard_normal(shape), dtype)
+from tests.kit import graph_of, normal, traced_after
 
 
 def applied(rules: Any, function: Callable[..., Any], *types: str) -> tuple[Graph, Graph, Report]:
@@ -45,9 +38,11 @@ def applied(rules: Any, function: Callable[..., Any], *types: str) -> tuple[Grap
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("form", quant.FORMS)
-def test_a_channel_that_holds_no_number_is_nan_throughout(form: str, bad: float) -> None:
+def test_a_channel_that_holds_no_number_is_nan_throughout(
+    form: str, bad: float, rng: np.random.Generator
+) -> None:
     """XLA's maximum on a CPU drops NaN where it is compiled for vectors, as of these sizes."""
-    w = normal(64, 64).at[5, 9].set(bad)
+    w = normal(rng, 64, 64).at[5, 9].set(bad)
     scale = quant.weight_scale(w, axes=(0,), form=form)
     kept = quant.quantize(w, scale, form=form)
     back = np.asarray(quant.dequantize(kept, scale, dtype=jnp.float32))
@@ -59,8 +54,10 @@ def test_a_channel_that_holds_no_number_is_nan_throughout(form: str, bad: float)
 @pytest.mark.parametrize(
     "options", ["weights=int8", "weights=int4, group=16", "weights=fp8", "activations=int8"]
 )
-def test_logits_of_such_a_weight_are_nan(options: str, bad: float) -> None:
-    w, x = normal(64, 64).at[5, 9].set(bad), normal(3, 64)
+def test_logits_of_such_a_weight_are_nan(
+    options: str, bad: float, rng: np.random.Generator
+) -> None:
+    w, x = normal(rng, 64, 64).at[5, 9].set(bad), normal(rng, 3, 64)
     passes = f"normalize, recognize, quantize{{{options}, vocab=true}}, stage, lower"
     found = np.asarray(traced_after(passes, lambda w, x: x @ w, w, x)(w, x))
     assert np.isnan(found[:, 9]).all()
@@ -68,8 +65,8 @@ def test_logits_of_such_a_weight_are_nan(options: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_token_that_holds_no_number_stays_nan(bad: float) -> None:
-    x = normal(64, 64).at[5, 9].set(bad)
+def test_a_token_that_holds_no_number_stays_nan(bad: float, rng: np.random.Generator) -> None:
+    x = normal(rng, 64, 64).at[5, 9].set(bad)
     steps = rounding.rounded(x, axes=(1,), largest=127.5, least=1e-30)
     q, scale = token_scales.quantize_tokens(x, axis=1, form="int8")
     kept = token_scales.dequantize_tokens(q, scale, axis=1, dtype=jnp.float32)
@@ -186,7 +183,7 @@ def test_fp8_weights_that_meet_integers_are_not_rounded() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int8"])
-def test_rows_of_no_expert_stay_zero(dtype: str) -> None:
+def test_rows_of_no_expert_stay_zero(dtype: str, rng: np.random.Generator) -> None:
     """Whatever the last expert's scale is, and the row's own."""
 
     def function(x: Any, q: Any, s: Any) -> Any:
@@ -197,8 +194,8 @@ def test_rows_of_no_expert_stay_zero(dtype: str) -> None:
     types = "f32[200,3]", "i8[2,3,4]", "f32[2,1,4]"
     before, made, report = applied(SCALES, function, *types)
     assert report.fired == {"ragged_integers_multiplied": 1}
-    q = jnp.asarray(RANDOM.integers(-9, 9, (2, 3, 4)), jnp.int8)
-    args = normal(200, 3).at[190].set(jnp.inf), q, normal(2, 1, 4)
+    q = jnp.asarray(rng.integers(-9, 9, (2, 3, 4)), jnp.int8)
+    args = normal(rng, 200, 3).at[190].set(jnp.inf), q, normal(rng, 2, 1, 4)
     for one, other in zip(evaluate(made, args), evaluate(before, args)):
         np.testing.assert_allclose(one[:190], other[:190], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(one[160:], 0)
@@ -214,36 +211,36 @@ def left_alone(function: Callable[..., Any], *args: Any, **options: Any) -> dict
     return dict(told)
 
 
-def test_weights_that_are_no_parameters_are_told() -> None:
-    table = np.asarray(normal(16, 16))
-    args = normal(16, 8), normal(2, 16)
+def test_weights_that_are_no_parameters_are_told(rng: np.random.Generator) -> None:
+    table = np.asarray(normal(rng, 16, 16))
+    args = normal(rng, 16, 8), normal(rng, 2, 16)
     found = left_alone(lambda p, x: (x @ table) @ p, *args, vocab=True)
     (name,) = found
     assert name.startswith("constant f32[16,16] of contract at ") and __file__ in name
     assert found[name] == "it is no parameter"
 
 
-def test_rows_that_are_only_taken_are_told() -> None:
-    found = left_alone(lambda p, i: p[i] * 2, normal(16, 8), jnp.arange(3))
+def test_rows_that_are_only_taken_are_told(rng: np.random.Generator) -> None:
+    found = left_alone(lambda p, i: p[i] * 2, normal(rng, 16, 8), jnp.arange(3))
     assert found == {"p": "it is a table over the vocabulary (quantize{vocab=true} takes it too)"}
 
 
-def test_weights_inside_a_branch_are_told() -> None:
+def test_weights_inside_a_branch_are_told(rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         return lax.cond(x.sum() > 0, lambda x: x @ p, lambda x: x, x)
 
-    found = left_alone(function, normal(8, 8), normal(2, 8))
+    found = left_alone(function, normal(rng, 8, 8), normal(rng, 2, 8))
     assert found == {"p": "it is read inside a cond"}
 
 
-def test_weights_of_no_size_are_told() -> None:
-    found = left_alone(lambda p, x: x @ p, normal(0, 8), normal(2, 0))
+def test_weights_of_no_size_are_told(rng: np.random.Generator) -> None:
+    found = left_alone(lambda p, x: x @ p, normal(rng, 0, 8), normal(rng, 2, 0))
     assert found == {"p": "it has no elements"}
 
 
-def test_rows_filled_with_a_number_stay_as_they_are() -> None:
+def test_rows_filled_with_a_number_stay_as_they_are(rng: np.random.Generator) -> None:
     """Integers and their scale would be filled with 0.5 each, and give 0.25."""
-    table, ids = normal(16, 8), jnp.asarray([3, 20])
+    table, ids = normal(rng, 16, 8), jnp.asarray([3, 20])
 
     def function(p: Any, i: Any) -> Any:
         return Traced["take"](p, i, mode=Symbol("GatherScatterMode.FILL_OR_DROP"), fill=0.5)
