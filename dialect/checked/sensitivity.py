@@ -45,16 +45,27 @@ class Disturbance:
         """An array of floats, each moved to the next float or so; any other as it is."""
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
+        wide = np.asarray(array)
+        if wide.dtype.kind == "c":  # its parts are rounded apart
+            return (self.moved(wide.real) + 1j * self.moved(wide.imag)).astype(wide.dtype)
+        return self.moved(wide)
+
+    def moved(self, array: np.ndarray) -> np.ndarray:
+        """Every element of an array of real floats moved, in the array's dtype."""
         epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))
         by = epsilon * self.random.choice((-1, 1), array.shape)
         by = by * self.random.uniform(0.5, 1, array.shape)
         with np.errstate(all="ignore"):
-            return (_wide(array) * (1 + by)).astype(array.dtype)
+            return (array.astype(np.float64) * (1 + by)).astype(array.dtype)
 
 
 def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> list[Any]:
-    """The arguments of an op, disturbed where it adds them up, in floats if its result is one."""
-    if disturb is None or not opdef.lookup(name).traits.sums:
+    """The arguments of an op, disturbed where it adds them up, in floats if its result is one.
+
+    Each part of a product of complex numbers is a sum, too.
+    """
+    adds = opdef.lookup(name).traits.sums or jnp.issubdtype(result, jnp.complexfloating)
+    if disturb is None or not adds:
         return args
     if jnp.issubdtype(result, jnp.floating):
         args = [*map(_as_float, args[:2]), *args[2:]]  # the factors; sizes of groups stay integers
@@ -73,11 +84,6 @@ def magnitude(array: Any) -> float:
     numbers = np.abs(np.asarray(array).astype(np.float64))
     numbers = numbers[np.isfinite(numbers)]
     return float(numbers.max()) if numbers.size else 0.0
-
-
-def _wide(array: Any) -> np.ndarray:
-    array = np.asarray(array)
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def _widens(one: Any, other: Any) -> bool:
@@ -138,3 +144,8 @@ def _forgiven(expected: Any, got: Any, runs: list[Any]) -> Any:
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one == other) | (np.isnan(one) & np.isnan(other))
+
+
+def _wide(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
