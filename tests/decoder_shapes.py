@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dialect.machine.mesh import MeshSpec
+from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
@@ -47,3 +47,39 @@ def ffn_communication_bytes(name: str, shape: DecoderShape, mesh: MeshSpec) -> f
     """
     work = Workload(replace(shape, parallel=False), mesh, partition(name, "batch", shape, mesh))
     return sum(each.volume for each in work.collectives() if each.part == "ffn") / shape.layers
+
+
+# The meshes of the paper's public code, by the number of chips.
+MESHES = {
+    8: "x=2 y=2 z=2",
+    16: "x=2 y=4 z=2",
+    32: "x=4 y=2 z=4",
+    64: "x=4 y=4 z=4",
+    128: "x=8 y=4 z=4",
+    256: "x=4 y=8 z=8",
+}
+
+
+def v4(chips: int) -> tuple[Topology, MeshSpec]:
+    mesh = MeshSpec.parse(MESHES[chips])
+    return Topology.parse("v4:" + "x".join(map(str, mesh.sizes))), mesh
+
+
+CUBE = v4(64)[1]
+# Section 3.2 and Figure 3: a feed-forward unit of two matrices.
+FIGURE_3 = replace(
+    PALM_540B,
+    context=1,
+    layers=1,
+    d_model=16384,
+    d_ff=65536,
+    ffn_matrices=2,
+    kv_heads=64,
+    vocab=65536,
+    parallel=False,
+)
+
+
+def ffn_bytes(name: str, tokens: int) -> float:
+    shape = replace(FIGURE_3, batch=tokens)
+    return ffn_communication_bytes(name, shape, CUBE)

@@ -19,25 +19,16 @@ from dialect.planning.search import TIE, choose, optimality_gap, searched
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
 from tests import decoder_shapes
-from tests.decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
+from tests.decoder_shapes import (
+    CUBE,
+    PALM_62B,
+    PALM_540B,
+    ffn_bytes,
+    v4,
+)
 
 LLAMA_8B = replace(decoder_shapes.LLAMA_8B, weight_bytes_per_element=1)
-# The meshes of the paper's public code, by the number of chips.
-MESHES = {
-    8: "x=2 y=2 z=2",
-    16: "x=2 y=4 z=2",
-    32: "x=4 y=2 z=4",
-    64: "x=4 y=4 z=4",
-    128: "x=8 y=4 z=4",
-    256: "x=4 y=8 z=8",
-}
-CUBE = MeshSpec.parse(MESHES[64])
 INT8 = {"weight_bytes_per_element": 1}
-
-
-def v4(chips: int) -> tuple[Topology, MeshSpec]:
-    mesh = MeshSpec.parse(MESHES[chips])
-    return Topology.parse("v4:" + "x".join(map(str, mesh.sizes))), mesh
 
 
 def predict(shape: DecoderShape, chips: int, ffn: str, attention: str) -> Prediction:
@@ -54,26 +45,6 @@ def decode(shape: DecoderShape, batch: int, **changes: float) -> DecoderShape:
 
 
 # Communication volume: section 3.2 and Figure 3.
-
-
-FIGURE_3 = DecoderShape(
-    batch=1,
-    time=1,
-    context=1,
-    layers=1,
-    d_model=16384,
-    d_ff=65536,
-    ffn_matrices=2,
-    heads=64,
-    kv_heads=64,
-    d_head=256,
-    vocab=65536,
-)
-
-
-def ffn_bytes(name: str, tokens: int) -> float:
-    shape = replace(FIGURE_3, batch=tokens)
-    return ffn_communication_bytes(name, shape, CUBE)
 
 
 @pytest.mark.parametrize("tokens", [64, 4096, 16384, 1 << 20])

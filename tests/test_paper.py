@@ -17,14 +17,21 @@ from typing import Any
 import pytest
 
 from dialect.display.tables import Table, as_text
-from dialect.machine.mesh import MeshSpec, Topology
+from dialect.machine.mesh import MeshSpec
 from dialect.planning.cost import estimate
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import searched
 from dialect.planning.workload import Workload
-from tests.decoder_shapes import PALM_62B, PALM_540B, ffn_communication_bytes
+from tests.decoder_shapes import (
+    CUBE,
+    PALM_62B,
+    PALM_540B,
+    ffn_bytes,
+    ffn_communication_bytes,
+    v4,
+)
 
 Row = dict[str, Any]
 ROWS: list[Row] = json.loads(Path(__file__).with_name("data").joinpath("esti.json").read_text())[
@@ -41,25 +48,9 @@ MODELS = {
 FIGURE_6_HEADS = {(128, "ws2d"): 128, (256, "ws2d"): 128, (128, "ws1d"): 128, (256, "ws1d"): 256}
 PARAMETERS = {"PaLM 540B": 540e9, "PaLM 62B": 62e9}  # nominal, as the paper counts MFU
 PEAK_FLOPS_PER_S = 275e12
-MESHES = {
-    8: "x=2 y=2 z=2",
-    16: "x=2 y=4 z=2",
-    32: "x=4 y=2 z=4",
-    64: "x=4 y=4 z=4",
-    128: "x=8 y=4 z=4",
-    256: "x=4 y=8 z=8",
-}
 FFN = {"WS1D": "ws1d", "WS2D": "ws2d", "WG_X": "wg_x", "WG_XY": "wg_xy", "WG_XYZ": "wg_xyz"}
 ATTENTION = {"head": ("heads",), "batch": ("batch",), None: ("heads", "batch")}
 BYTES = {"bf16": 2, "int8": 1}
-
-
-def v4(chips: int) -> tuple[Topology, MeshSpec]:
-    mesh = MeshSpec.parse(MESHES[chips])
-    return Topology.parse("v4:" + "x".join(map(str, mesh.sizes))), mesh
-
-
-CUBE = v4(64)[1]
 
 
 def published(*sources: str) -> list[Row]:
@@ -71,23 +62,6 @@ def ffn_of(row: Row) -> str:
 
 
 # Communication: section 3.2 and Figure 3.
-
-FIGURE_3 = replace(
-    PALM_540B,
-    context=1,
-    layers=1,
-    d_model=16384,
-    d_ff=65536,
-    ffn_matrices=2,
-    kv_heads=64,
-    vocab=65536,
-    parallel=False,
-)
-
-
-def ffn_bytes(name: str, tokens: int) -> float:
-    shape = replace(FIGURE_3, batch=tokens)
-    return ffn_communication_bytes(name, shape, CUBE)
 
 
 def test_volumes_of_figure_3() -> None:
