@@ -90,7 +90,7 @@ def test_cut_longer_and_empty_files_are_refused(tmp_path: Path) -> None:
         b"\0" * 99,
     ):
         path.write_bytes(content)
-        assert "is no safetensors file, or is damaged" in refused(loaded, path)
+        assert "is not a safetensors file, or is damaged" in refused(loaded, path)
 
 
 def header(path: Path, said: Any, data: bytes = b"\0" * 8) -> Path:
@@ -109,11 +109,11 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: 
     [
         (b"[" * 100_000, "is damaged"),
         (b'{"a":' * 100_000, "is damaged"),
-        (b"77", "its header is no object"),
+        (b"77", "its header is not an object"),
         (b"\xff\xfe{}", "is damaged"),
-        (b'{"a": 1, "a": 2}', "a name stands there twice"),
-        ({"__metadata__": []}, "its texts are no texts"),
-        ({"__metadata__": {"a": 1}}, "its texts are no texts"),
+        (b'{"a": 1, "a": 2}', "a name is repeated"),
+        ({"__metadata__": []}, "its metadata are not texts"),
+        ({"__metadata__": {"a": 1}}, "its metadata are not texts"),
         ({"a": 7}, "a has not the fields dtype, shape, data_offsets"),
         ({"a": entry(more=1)}, "a has not the fields"),
         ({"a": entry(dtype="F31")}, "a has the dtype F31, which is unknown here"),

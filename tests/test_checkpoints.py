@@ -190,7 +190,7 @@ def test_another_plan_is_refused(saved: Any, name: str) -> None:
     step, params, rest = serving(ffn="ws2d")
     told = refused(step, saved[0] / name, params, *rest)
     assert "\n    plan: ws1d/heads there, ws2d/heads here\n" in told
-    assert "\n    packed: params/embedding lies as xy _ there, as y x here\n" in told
+    assert "\n    packed: params/embedding has the sharding xy _ there, y x here\n" in told
     assert "\n    pipeline: plan{ffn=ws2d, attention=heads} only here\n" in told
 
 
@@ -235,7 +235,7 @@ def test_arrays_that_are_computed_otherwise_are_refused(tmp_path: Path) -> None:
         decoder(2.0).prepare(*args).leaves,
     )
     told = refused(decoder(3.0), tmp_path / "two.safetensors", *args)
-    assert re.search(r"packed: params/w\.\w+ is computed otherwise there", told)
+    assert re.search(r"packed: params/w\.\w+ is computed by other ops there", told)
 
 
 def test_predictions_do_not_count(saved: Any) -> None:
@@ -251,7 +251,7 @@ def test_what_is_no_packed_file_is_told(tmp_path: Path, saved: Any) -> None:
     step, params, rest = serving()
     text = tmp_path / "text.safetensors"
     text.write_text("this is no header")
-    assert "text.safetensors is no safetensors file, or is damaged: its header would" in refused(
+    assert "text.safetensors is not a safetensors file, or is damaged: its header would" in refused(
         step, text, params, *rest
     )
     assert f"there is no {tmp_path / 'none'}" in refused(step, tmp_path / "none", params, *rest)
@@ -260,7 +260,7 @@ def test_what_is_no_packed_file_is_told(tmp_path: Path, saved: Any) -> None:
     assert "plain.safetensors holds no packed parameters" in refused(step, plain, params, *rest)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((saved[0] / NAMES[0]).read_bytes()[:-100])
-    assert "cut.safetensors is no safetensors file, or is damaged" in refused(
+    assert "cut.safetensors is not a safetensors file, or is damaged" in refused(
         step, cut, params, *rest
     )
     assert "holds no packed parameters" in refused(step, tmp_path, params, *rest)
@@ -293,7 +293,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: Any)
     def broken(*args: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(safetensors_file, "_write_shares", broken)
+    monkeypatch.setattr(safetensors_file, "_write_shards", broken)
     with pytest.raises(FileError, match="no space left"):
         safetensors_file.write(path, {"a": jnp.ones(3)}, {})
     assert list(tmp_path.iterdir()) == [path]

@@ -304,9 +304,9 @@ def test_other_text(tmp_path: Path, capsys: Captured) -> None:
 def test_the_table(tmp_path: Path, capsys: Captured) -> None:
     assert main(written(tmp_path)[:-1]) == 0
     title, columns, *rows = capsys.readouterr().out.strip().split("\n")
-    assert title == "step, 64 predictions in 4 rows, beside bytes as it was written"
+    assert title == "step, 64 predictions in 4 rows, compared with bytes before any pass"
     assert columns.split() == (
-        "configuration and after keeps bits per byte change top-1 agreement "
+        "configuration after keeps bits per byte change top-1 agreement "
         "KL, nats per byte parameters cache".split()
     )
     numbers = ["6.5929", "+0.000", "%", "100.00", "%", "0.0e+00", "256.00", "KiB", "16", "B"]
@@ -329,12 +329,12 @@ WRONG = {
     "returns PyTreeDef": ('return {"table": 2.0', 'return {"tables": 2.0'),
     "held_out of": ('b"aabbccdd" * 100', '"aabbccdd" * 100'),
     "the text has 8 tokens, 4 rows of 17 take more": ("* 100", ""),
-    "bytes are no tokens of a vocabulary of 300": ('"bytes": 256', '"bytes": 300'),
+    "bytes are not tokens of a vocabulary of 300": ('"bytes": 256', '"bytes": 300'),
     "the text has a token 400, the vocabulary only 256": (
         "def held_out",
         "def encode(text):\n    return [400] * 100\n\ndef held_out",
     ),
-    "what is measured takes tokens and returns logits": (
+    "the step must take tokens and a cache": (
         'params["table"][tokens], {"seen": cache["seen"] + 1}',
         'params["table"][tokens]',
     ),
@@ -349,7 +349,7 @@ def test_what_is_missing_or_wrong_is_said(told: str, tmp_path: Path, capsys: Cap
 
 def test_a_context_that_steps_do_not_fill(capsys: Captured) -> None:
     assert main(evaluated("--context", "100", "-p", "normalize")) == 1
-    told = "a context of 100 is no whole number of steps of 64 tokens"
+    told = "a context of 100 is not a multiple of 64 tokens per step"
     assert told in capsys.readouterr().err
 
 

@@ -65,7 +65,8 @@ def test_alike_layers_are_runs(kinds: str, starts: str) -> None:
 def test_alike_layers_are_of_one_kind(kinds: str) -> None:
     found = find_layers(recognized(kinds, "own"))
     alike = {(a, b) for a in range(len(kinds)) for b in range(a)}
-    same = {(a, b) for a, b in alike if found.kinds(a) == found.kinds(b)}
+    kinds_of = [tuple(found.segments[n].kind for n in numbers) for numbers in found.pieces]
+    same = {(a, b) for a, b in alike if kinds_of[a] == kinds_of[b]}
     assert same == {(a, b) for a, b in alike if kinds[a] == kinds[b] != "c"}
 
 

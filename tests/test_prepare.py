@@ -293,7 +293,7 @@ def test_lazy_arrays_are_stacked_and_told_from_their_shapes() -> None:
     assert as_tree(shapes, {"layers/w": whole})["layers"]["w"] is whole
     with pytest.raises(ShardwrightError, match="there is no array 'layers/w'"):
         as_tree(shapes, {"layers/v": whole})
-    with pytest.raises(ShardwrightError, match=r"layers/w has the shape \(3, 2, 3\), and not"):
+    with pytest.raises(ShardwrightError, match=r"layers/w has the shape \(3, 2, 3\), not"):
         as_tree(shapes, {"layers/w": stacked([each.params for each in layers[:3]])})
     other = Lazy((2, 3), np.dtype("int8"), lambda index: None, "b")
     with pytest.raises(ShardwrightError, match=r"b is int8\[2, 3\]: they cannot be stacked"):
@@ -319,7 +319,7 @@ def test_other_originals_are_refused_by_name() -> None:
     halved = {**params, "head": params["head"].astype("bfloat16")}
     with pytest.raises(
         ShardwrightError,
-        match=r"params/head is bf16\[64,256\], the program was made for f32\[64,256\]",
+        match=r"params/head is bf16\[64,256\], the program has f32\[64,256\]",
     ):
         step.prepare(halved)
 
@@ -352,7 +352,7 @@ def test_another_programs_parameters_are_refused_with_the_difference() -> None:
         spread(packed, *rest)
     told = str(error.value)
     assert "plan: ws1d/heads there, ws2d/heads here" in told
-    assert "packed: params/embedding lies as xy _ there, as y x here" in told
+    assert "packed: params/embedding has the sharding xy _ there, y x here" in told
 
 
 def test_steps_whose_parameters_lie_alike_share_them() -> None:
@@ -384,7 +384,7 @@ step = auto_shard(partial(llama.decode_step, LARGE), "cpu:1", pipeline=pipeline)
 prepare = step._executable((shapes, *rest)).prepare
 for part in prepare.parts:
     if part.graph.ops:
-        (prepare.layer if part.layers else prepare.whole)(part)
+        (prepare.layer if part.layers else prepare.at_once)(part)
 params = jax.tree.map(lambda each: jnp.full(each.shape, 0.5, each.dtype), shapes)
 jax.block_until_ready(params)
 original = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -475,7 +475,7 @@ def test_a_parameter_that_must_be_finite_is_refused_by_name_where_it_is_not() ->
     assert [each.name for each in program.inputs if each.finite] == ["params/table"]
     assert parse_program(str(program)).inputs == program.inputs
     params["table"] = params["table"].at[7].set(jnp.nan)
-    with pytest.raises(ShardwrightError, match="params/table holds NaN or infinity"):
+    with pytest.raises(ShardwrightError, match="params/table has NaN or infinity"):
         step.prepare(params, ids)
     params["table"], params["head"] = jnp.ones((8, 4)), params["head"].at[0].set(jnp.inf)
     assert np.isinf(step(step.prepare(params, ids), ids)).all()

@@ -233,6 +233,6 @@ def test_one_of_many_caches_that_are_kept_as_one_cannot_be_replaced() -> None:
     packed = step.prepare(params, cache, tokens)
     _, state = step(packed, step.adapt(cache), TOKENS)
     state["layers"][1]["k"] = jnp.zeros_like(cache["layers"][1]["k"])
-    with pytest.raises(ShardwrightError, match="3 arrays of the state are kept as one") as told:
+    with pytest.raises(ShardwrightError, match="3 arrays of the state are merged into one") as told:
         step(packed, state, tokens)
     assert "between step.restore(state) and step.adapt(state)" in str(told.value)

@@ -1,9 +1,8 @@
-"""The layers of a decoder that is written out, found by structure alone.
+"""The layers of an unrolled decoder, found by structure alone, never by name.
 
-Neighbouring segments of the trunk that repeat are a *run*: one layer after another, or groups of
-several kinds in turn. What a segment reads is either its own (weights, a cache) and differs from
-layer to layer, or it is read by others as well (a mask, angles, shared weights) and must then be
-the same throughout. Nothing is ever asked by name.
+Consecutive segments of the trunk that repeat are a *run* of isomorphic groups. A leaf that only one
+group reads (weights, a cache) may differ from group to group; a leaf that several groups read (a
+mask, rotary angles, shared weights) must be the same in all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from rewrite.dataflow import bound_values
 from rewrite.ir import Op, Value
 from rewrite.program import Program
 
-_LONGEST_GROUP = 64  # segments that repeat together: a dozen layers in five pieces each
+_LONGEST_GROUP = 64  # segments: a dozen layers of five segments
 
 
 @dataclass(frozen=True)
 class Run:
-    """`repeats` groups of `period` segments each, alike group by group, from segment `first`."""
+    """`repeats` isomorphic groups of `period` segments, from segment number `first`."""
 
     first: int
     period: int
@@ -31,17 +30,17 @@ class Run:
 
     @property
     def stop(self) -> int:
-        """The first segment behind the run."""
+        """The number of the first segment after the run."""
         return self.first + self.period * self.repeats
 
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """What `find_layers` found.
+    """The result of `find_layers`.
 
-    - `segment_of`: the number of its segment for each op that has one. Ops that several segments
-      read have none, nor have those in the bodies of loops;
-    - `spread`: for each leaf the distance from the first to the last segment that reads it.
+    - `segment_of`: the segment number of an op. Ops that several segments read have none, nor have
+      ops in the bodies of loops
+    - `spread`: the distance from the first to the last segment that reads a leaf
     """
 
     segments: tuple[Segment, ...]
@@ -50,16 +49,16 @@ class Layers:
     spread: dict[Value, int]
 
     def groups(self, run: Run) -> list[tuple[Segment, ...]]:
-        """The segments of each group of a run."""
+        """The groups of a run, as segments."""
         begins = range(run.first, run.stop, run.period)
         return [self.segments[begin : begin + run.period] for begin in begins]
 
     @cached_property
     def pieces(self) -> tuple[range, ...]:
-        """For each layer the numbers of its segments.
+        """The segment numbers of every layer.
 
-        A layer begins with the segment that keeps a state (its cache); in a program without one
-        each group of a run is a layer. The last is no longer than the longest before it.
+        A layer begins with the segment that keeps a state (its cache); in a program without state a
+        layer is a group of a run. The last layer is no longer than the longest before it.
         """
         begins = [n for n, segment in enumerate(self.segments) if segment.keeps_state]
         if not begins:
@@ -70,29 +69,25 @@ class Layers:
 
     @cached_property
     def layer_of_segment(self) -> dict[int, int]:
-        """The layer, from 0, of each segment that is in one."""
-        return {number: layer for layer, own in enumerate(self.pieces) for number in own}
+        """{number of a segment: its layer, from 0}."""
+        return {number: layer for layer, segments in enumerate(self.pieces) for number in segments}
 
     def layer(self, op: Op) -> int | None:
-        """The layer that an op belongs to, or None: what layers share belongs to none."""
+        """The layer of an op; None for ops that layers share."""
         return self.layer_of_segment.get(self.segment_of.get(op))
 
-    def kinds(self, layer: int) -> tuple[int, ...]:
-        """The kinds of a layer's segments: the same for layers that are the same program."""
-        return tuple(self.segments[number].kind for number in self.pieces[layer])
-
     def difference(self, layer: int, other: int) -> tuple[int, str]:
-        """(pieces that are alike, the first thing that is not, in words); empty if all are."""
+        """(number of leading segments that are isomorphic, the first difference in words or "")."""
         pairs = list(zip(self.pieces[layer], self.pieces[other]))
         for same, pair in enumerate(pairs):
-            one, two = (self.segments[number] for number in pair)
-            told = difference(one, two) or self._read_in_common(one, two)
-            if told:
-                return same, told
+            first, second = (self.segments[number] for number in pair)
+            words = difference(first, second) or self._read_in_common(first, second)
+            if words:
+                return same, words
         return len(pairs), ""
 
-    def _read_in_common(self, one: Segment, other: Segment) -> str:
-        for leaf, theirs in zip(one.leaves, other.leaves):
+    def _read_in_common(self, first: Segment, second: Segment) -> str:
+        for leaf, theirs in zip(first.leaves, second.leaves):
             common = self.spread[leaf] or self.spread[theirs]
             if leaf != theirs and leaf.op.name != "const" and common:
                 return f"it reads {leaf.op.told} where the other reads another"
@@ -100,9 +95,9 @@ class Layers:
 
 
 def find_layers(program: Program) -> Layers:
-    """The layers of a program's step, which should be normalised, so that equal ops are one.
+    """The layers of a program's step. It should be normalised, so that equal ops are shared.
 
-    A program without a trunk, or whose layers are a loop already, has no runs. Linear in size.
+    A program without a trunk, or with its layers in a scan, has no runs. Linear in size.
     """
     segments, segment_of = cut(program, find_trunk(program))
     spread = _spread(segments)
@@ -122,10 +117,10 @@ def _spread(segments: Sequence[Segment]) -> dict[Value, int]:
 def _runs(
     segments: Sequence[Segment], spread: dict[Value, int], weights: frozenset[Value]
 ) -> list[Run]:
-    """Disjoint runs, in order, chosen so that the fewest ops stay written out.
+    """Disjoint runs, in order, chosen greedily so that few ops stay unrolled.
 
-    A group reads parameters: what repeats without them is arithmetic, and no layer. Where it can
-    it begins as a layer does, with the segment that keeps a state.
+    A group must read parameters, since repeated arithmetic without them is no layer. If possible it
+    begins with the segment that keeps a state.
     """
     stretches = list(_stretches(segments, spread))
     sizes, weighted = [0], [0]
@@ -148,7 +143,7 @@ def _runs(
     free = [(0, len(segments))]
     while free:
         first, stop = free.pop()
-        best = max(within(first, stop), key=lambda each: each[:2], default=None)
+        best = max(within(first, stop), key=lambda scored: scored[:2], default=None)
         if best is not None:
             run = best[2]
             chosen.append(run)
@@ -159,17 +154,17 @@ def _runs(
 def _stretches(
     segments: Sequence[Segment], spread: dict[Value, int]
 ) -> Iterator[tuple[int, int, int]]:
-    """(period, first, stop) of each stretch that repeats with a period, whole groups or not."""
+    """(period, first, stop) of every maximal range of segments that repeats with a period."""
     kinds = [segment.kind for segment in segments]
 
     def alike(number: int, period: int) -> bool:
         if kinds[number] != kinds[number + period]:
             return False
         return all(
-            one == other
-            or one.op.name == "const"
-            or (spread[one] < period and spread[other] < period)
-            for one, other in zip(segments[number].leaves, segments[number + period].leaves)
+            leaf == opposite
+            or leaf.op.name == "const"
+            or (spread[leaf] < period and spread[opposite] < period)
+            for leaf, opposite in zip(segments[number].leaves, segments[number + period].leaves)
         )
 
     for period in range(1, min(_LONGEST_GROUP, len(segments) // 2) + 1):

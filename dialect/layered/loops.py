@@ -1,4 +1,4 @@
-"""Loops over layers: iterations taken out of one, and layers that are written out made into one."""
+"""Loops over layers: rolling unrolled layers into a scan, and unrolling or peeling a scan."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rewrite.opdef import build, make, substitute, with_args
 
 
 def rolled(groups: Sequence[Sequence[Segment]]) -> dict[Value, Value]:
-    """One loop over groups of segments, alike group by group: old value -> the loop's.
+    """A scan over isomorphic groups of segments: {old value: value of the scan}.
 
-    What the groups read in common is the loop's constant, what each has of its own is stacked and
-    scanned; the trunk is carried. Results that something else reads are stacked by the loop and
-    unstacked behind it. The values are the end of the last group and every exit.
+    Leaves that all groups share are constants of the scan, all others are stacked and scanned, and
+    the trunk is the carry. Results that ops outside read are stacked by the scan and unstacked
+    after it. The old values are the end of the last group and every exit.
     """
     template = groups[0]
     columns = [
@@ -27,15 +27,12 @@ def rolled(groups: Sequence[Sequence[Segment]]) -> dict[Value, Value]:
     inputs = [column for column, value in read.items() if value.op.name == "input"]
     fixed = [column for column in inputs if len(set(column)) == 1]
     scanned = [column for column in inputs if len(set(column)) > 1]
-    carried = at = new_input(template[0].start.type)
-    made: list[list[Op]] = []
-    for segment, leaves in zip(template, columns):
-        made.append(_written_once(segment, at, [read[column] for column in leaves]))
-        at = made[-1][segment.ops.index(segment.end.op)].results[segment.end.index]
+    carried = new_input(template[0].start.type)
+    ops, end = _body(template, carried, [[read[column] for column in row] for row in columns])
     rows = _rows_read_outside(groups)
     body = Graph(
         (*(read[column] for column in fixed), carried, *(read[column] for column in scanned)),
-        (at, *(made[place][number].results[index] for place, number, index in rows)),
+        (end, *(ops[place][number].results[index] for place, number, index in rows)),
     )
     loop = build(
         "scan",
@@ -50,35 +47,47 @@ def rolled(groups: Sequence[Sequence[Segment]]) -> dict[Value, Value]:
         reverse=False,
         unroll=1,
     )
-    found = {groups[-1][-1].end: loop.results[0]}
+    values = {groups[-1][-1].end: loop.results[0]}
     for (place, number, index), stacked in zip(rows, loop.results[1:]):
         for group, value in zip(groups, build("unstack", stacked, axis=0).results):
-            found.setdefault(group[place].ops[number].results[index], value)
-    return found
+            values.setdefault(group[place].ops[number].results[index], value)
+    return values
 
 
 def _read(column: tuple[Value, ...]) -> Value:
-    """What the loop's body reads for a leaf, given that leaf in each group."""
+    """What the body of the scan reads for a leaf, given that leaf in every group."""
     first = column[0]
-    if first.op.name == "const" and all(each.op.attrs == first.op.attrs for each in column):
+    if first.op.name == "const" and all(value.op.attrs == first.op.attrs for value in column):
         return first
     return new_input(first.type if len(set(column)) == 1 else replace(first.type, weak=False))
 
 
-def _written_once(segment: Segment, start: Value, leaves: Sequence[Value]) -> list[Op]:
-    """The ops of a segment on another start and other leaves."""
-    made: list[Op] = []
+def _body(
+    template: Sequence[Segment], carried: Value, leaves: Sequence[Sequence[Value]]
+) -> tuple[list[list[Op]], Value]:
+    """(the ops of every segment of the body, its end), given the leaves of every segment."""
+    ops: list[list[Op]] = []
+    end = carried
+    for segment, read in zip(template, leaves):
+        ops.append(_copied(segment, end, read))
+        end = ops[-1][segment.ops.index(segment.end.op)].results[segment.end.index]
+    return ops, end
+
+
+def _copied(segment: Segment, start: Value, leaves: Sequence[Value]) -> list[Op]:
+    """The ops of a segment with another start and other leaves."""
+    ops: list[Op] = []
     for op, refs in zip(segment.ops, segment.refs):
         args = (
-            start if place == START else leaves[n] if place == LEAF else made[place].results[n]
+            start if place == START else leaves[n] if place == LEAF else ops[place].results[n]
             for place, n in refs
         )
-        made.append(with_args(op, tuple(args)))
-    return made
+        ops.append(with_args(op, tuple(args)))
+    return ops
 
 
 def _rows_read_outside(groups: Sequence[Sequence[Segment]]) -> list[tuple[int, int, int]]:
-    """(segment in its group, op in its segment, result) of each value that is some group's exit."""
+    """(segment in its group, op in its segment, result) of every exit of any group."""
     rows: dict[tuple[int, int, int], None] = {}
     for group in groups:
         for place, segment in enumerate(group):
@@ -88,17 +97,17 @@ def _rows_read_outside(groups: Sequence[Sequence[Segment]]) -> list[tuple[int, i
 
 
 def unrolled(op: Op) -> tuple[Value, ...]:
-    """The results of a scan, its iterations written out.
+    """The results of a scan with its iterations written out.
 
-    Stacked inputs are unstacked and outputs stacked whole, so that `stage` can undo both at the
+    Scanned inputs are unstacked and outputs stacked in one op, so that `stage` can undo both at the
     boundary and keep one array per layer.
     """
     consts, carry, xs = (op.args[part] for part in scan_parts(op))
-    layers = [build("unstack", each, axis=0).results for each in xs]
+    layers = [build("unstack", stack, axis=0).results for stack in xs]
     rows: list[list[Value]] = []
     order = range(op["length"])
     for i in reversed(order) if op["reverse"] else order:
-        out = substitute(op.regions[0], [*consts, *carry, *(each[i] for each in layers)])
+        out = substitute(op.regions[0], [*consts, *carry, *(rows[i] for rows in layers)])
         carry = tuple(out[: op["carry"]])
         rows.append(out[op["carry"] :])
     rows = rows[::-1] if op["reverse"] else rows
@@ -106,16 +115,16 @@ def unrolled(op: Op) -> tuple[Value, ...]:
 
 
 def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
-    """A scan's first iteration written out, and the loop over the rest.
+    """(the results of a scan, the scan over all iterations but the first, which is written out).
 
-    Returns (results of the whole, the remaining loop). Raises ValueError for a reversed loop.
+    Raises ValueError for a reversed scan or one of a single iteration.
     """
     if op["reverse"] or op["length"] < 2:
         raise ValueError("only a forward loop of two or more can be peeled")
     consts, carry, xs = (op.args[part] for part in scan_parts(op))
-    first = [_first(each) for each in xs]
+    first = [_first(stack) for stack in xs]
     out = substitute(op.regions[0], [*consts, *carry, *first])
-    rest = [_rows(each, 1, op["length"]) for each in xs]
+    rest = [_rows(stack, 1, op["length"]) for stack in xs]
     shorter = Op(
         op.name,
         op.args,
@@ -133,8 +142,9 @@ def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
 
 
 def _first(value: Value) -> Value:
-    """value[0]. A counter stays a value: told that the first layer is number 0, a TPU's compiler
-    gives it a cache layout of its own and copies the whole cache there and back."""
+    """value[0]. A counter is hidden from constant folding: if XLA for TPU knows that the first
+    layer has number 0, it gives its cache another memory layout and copies the cache there and
+    back."""
     first = reshaped(_rows(value, 0, 1), value.type.shape[1:])
     return make("optimization_barrier", first) if value.op.name == "iota" else first
 

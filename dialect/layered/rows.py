@@ -1,11 +1,11 @@
-"""A stacked state that is written row by row, taken apart into its rows.
+"""Per-layer state: splits a stacked state that is written row by row into its rows.
 
 Libraries that keep the caches of all layers in one array write it at constant rows,
 
     c1 = cache_write(c, new, 0, t);  k0 = c1[0];  c2 = cache_write(c1, new', 1, t);  k1 = c2[1] ...
 
-so that every layer seems to read what all layers before it wrote. Taken apart, each layer has a
-cache of its own, and the whole is stacked again where somebody asks for it.
+so that every layer depends on the writes of all layers before it. After the split every layer has
+its cache, and the array is stacked again where an op reads it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rewrite.opdef import build, make, with_args
 
 
 def rows_apart(graph: Graph, states: Iterable[Value]) -> Graph:
-    """`graph` with every state of which each row is written by itself in rows, else as it is."""
+    """`graph` with every state that is written row by row split into rows; else `graph` itself."""
     rows = {value: build("unstack", value, axis=0).results for value in _by_rows(graph, states)}
     if not rows:
         return graph
     memo = {value: value for value in graph.inputs}
 
-    def whole(value: Value) -> Value:
+    def stacked(value: Value) -> Value:
         if value not in memo:
             memo[value] = make("stack", *rows[value], axis=0)
         return memo[value]
@@ -33,21 +33,21 @@ def rows_apart(graph: Graph, states: Iterable[Value]) -> Graph:
         number = _written_row(op) if op.args and op.args[0] in rows else None
         if number is not None:
             before = rows[op.args[0]]
-            new = _new_row(op, before[number], [whole(arg) for arg in op.args[1:]])
+            new = _new_row(op, before[number], [stacked(arg) for arg in op.args[1:]])
             rows[op.results[0]] = (*before[:number], new, *before[number + 1 :])
             continue
         number = _read_row(op) if op.args and op.args[0] in rows else None
         if number is not None:
             memo[op.results[0]] = reshaped(rows[op.args[0]][number], op.types[0].shape)
             continue
-        moved = with_args(op, tuple(whole(arg) for arg in op.args))
+        moved = with_args(op, tuple(stacked(arg) for arg in op.args))
         memo.update(zip(op.results, moved.results))
-    made = Graph(graph.inputs, tuple(whole(value) for value in graph.outputs))
-    return normal_form(made, rules=EXACT_RULES)
+    rewritten = Graph(graph.inputs, tuple(stacked(value) for value in graph.outputs))
+    return normal_form(rewritten, rules=EXACT_RULES)
 
 
 def _by_rows(graph: Graph, states: Iterable[Value]) -> list[Value]:
-    """The states all of whose rows are written one by one."""
+    """The states with all rows written one by one."""
     source = {value: value for value in states if value.type.rank}
     written: dict[Value, set[int]] = {value: set() for value in source}
     for op in graph.ops:
@@ -59,7 +59,7 @@ def _by_rows(graph: Graph, states: Iterable[Value]) -> list[Value]:
 
 
 def _written_row(op: Op) -> int | None:
-    """The constant row that a write is to."""
+    """The constant row that an op writes; None for any other op."""
     if op.name == "cache_write" and op["axes"][0] == 0 and op.args[1].type.shape[0] == 1:
         row = _number(op.args[2])
     elif op.name == "cache_put" and op["axis"] == 0 and op.args[2].type.shape == (1,):
@@ -70,14 +70,14 @@ def _written_row(op: Op) -> int | None:
 
 
 def _number(value: Value) -> int | None:
-    """The number that a value is: a constant, or an element of a counter that was taken apart."""
+    """The number that a value is: a constant, or an element of an unstacked counter."""
     if value.op.name == "unstack" and value.op.args[0].op.name == "iota":
         return value.index if not value.type.shape else None
     if value.op.name != "const":
         return None
-    found = value.op["value"]
-    found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
-    return found if type(found) is int else None
+    number = value.op["value"]
+    number = number[0] if isinstance(number, tuple) and len(number) == 1 else number
+    return number if type(number) is int else None
 
 
 def _new_row(op: Op, row: Value, args: list[Value]) -> Value:
@@ -89,7 +89,7 @@ def _new_row(op: Op, row: Value, args: list[Value]) -> Value:
 
 
 def _read_row(op: Op) -> int | None:
-    """The row that a read is of."""
+    """The constant row that an op reads; None for any other op."""
     if op.name == "cache_read":
         row = _number(op.args[1])
         return row if row is not None and 0 <= row < op.args[0].type.shape[0] else None

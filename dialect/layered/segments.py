@@ -1,8 +1,8 @@
-"""A decoder cut into segments: what lies between two neighbouring values of its trunk.
+"""Segments of a decoder: the ops between two consecutive values of its trunk.
 
-Every op has at most one segment: the one that alone asks for it. Two segments are of one kind
-where they are the same ops on values of the same types, in an order that depends on structure
-alone; so a segment has a canonical form, and comparing two costs nothing.
+An op belongs to the only segment that needs it, or to none. A segment has a canonical form, in an
+order that depends on structure alone: two segments are of one kind if they have the same ops on
+values of the same types.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 
-START, LEAF = -1, -2  # the place of an argument that is no op of its segment
-_BEFORE = -1  # no segment's: it depends on nothing that segments compute
-_AFTER = -2  # no segment's: it reads what several of them compute
+START, LEAF = -1, -2  # instead of the place of an op, for arguments from outside the segment
+_BEFORE = -1  # instead of a segment: the op depends on no segment
+_AFTER = -2  # instead of a segment: the op reads results of several segments
 
 Ref = tuple[int, int]  # (place of an op, its result), (START, 0) or (LEAF, its number)
 
@@ -24,12 +24,12 @@ Ref = tuple[int, int]  # (place of an op, its result), (START, 0) or (LEAF, its 
 class Segment:
     """The ops between two values of the trunk.
 
-    - `ops` compute `end` and every other result of the segment from `start` and `leaves`;
-      `refs` says for each argument of each op which of these it is;
-    - `leaves` are read in order of first use; a scalar constant is a new leaf at every use;
-    - `exits` are the results that others than the next segment read, outputs of the program too;
-    - `keeps_state`: whether an exit is a new value of some state, or goes into one;
-    - `kind` is the same number for segments that are the same ops on the same types.
+    - `ops` compute `end` and all other results of the segment from `start` and `leaves`; `refs` are
+      the references of their arguments
+    - `leaves` are in the order of first use; a scalar constant is a new leaf at every use
+    - `exits` are the results that ops outside of the next segment, or outputs, read
+    - `keeps_state`: whether an exit is, or flows into, the new value of a state
+    - `kind` is the same number for segments with the same ops on the same types
     """
 
     start: Value
@@ -43,9 +43,9 @@ class Segment:
 
 
 def cut(program: Program, trunk: Sequence[Value]) -> tuple[list[Segment], dict[Op, int]]:
-    """The segments between the values of a trunk, and for each op that has one its number.
+    """(the segments between the values of a trunk, {op: number of its segment}).
 
-    An op that many segments read belongs to none. Linear in the size of the program.
+    An op that several segments read belongs to none. Linear in the size of the program.
     """
     places = _Places(program.graph, trunk)
     exits = places.exits()
@@ -65,11 +65,11 @@ def cut(program: Program, trunk: Sequence[Value]) -> tuple[list[Segment], dict[O
 
 
 class _Places:
-    """Which segment each op is of, and which ops are inner: those that differ with the segment.
+    """The segment of every op, and the inner ops of every segment.
 
-    An inner op reads the trunk, an input that no other segment reads, or another inner op. What
-    is only asked for by one segment and reads nothing of its own (a slice of a stacked weight)
-    is a leaf of it.
+    An inner op reads the trunk, an input that no other segment reads, or another inner op. An op
+    that only one segment reads, but that reads only shared inputs (a slice of a stacked weight), is
+    a leaf of the segment.
     """
 
     def __init__(self, graph: Graph, trunk: Sequence[Value]) -> None:
@@ -78,14 +78,14 @@ class _Places:
         self.of: dict[Op, int] = {}
         self.inner: dict[Op, int] = {}
         for op in reversed(graph.ops):
-            self._place_on_the_way(op)
+            self._place_by_readers(op)
         self.home = {value: home for value in graph.inputs for home in self._homes(value)}
         for op in graph.ops:
             if op.name != "const":
                 self._place_inside(op)
 
-    def _place_on_the_way(self, op: Op) -> None:
-        """What only one segment reads on the way to the result is that segment's."""
+    def _place_by_readers(self, op: Op) -> None:
+        """Places an op with a path to the result: in the only segment that reads it."""
         if op in self.number:
             self.of[op] = self.number[op] - 1
         elif op.name != "const":
@@ -106,18 +106,18 @@ class _Places:
 
     def _place_inside(self, op: Op) -> None:
         if op not in self.of:
-            self.of[op] = self._aside(op)
+            self.of[op] = self._place_by_args(op)
         number = self.of[op]
-        if number >= 0 and any(self._is_own(arg, number) for arg in op.args):
+        if number >= 0 and any(self._is_inside(arg, number) for arg in op.args):
             self.inner[op] = number
 
-    def _is_own(self, arg: Value, number: int) -> bool:
+    def _is_inside(self, arg: Value, number: int) -> bool:
         if arg == self.trunk[number] or self.home.get(arg) == number:
             return True
         return self.inner.get(arg.op) == number
 
-    def _aside(self, op: Op) -> int:
-        """The segment of an op that has no part in the result: a cache's next position, say."""
+    def _place_by_args(self, op: Op) -> int:
+        """The segment of an op without a path to the result, such as a cache's next position."""
         homes, passed = set(), set()
         for arg in op.args:
             place = self.of.get(arg.op, self.home.get(arg, _BEFORE))
@@ -133,22 +133,22 @@ class _Places:
         return _AFTER if homes or passed else _BEFORE
 
     def exits(self) -> list[dict[Value, None]]:
-        """For each segment its results that outputs, or ops of no segment, read."""
-        found: list[dict[Value, None]] = [{} for _ in self.trunk[1:]]
+        """The exits of every segment: its results that outputs or ops outside read."""
+        exits: list[dict[Value, None]] = [{} for _ in self.trunk[1:]]
         for value in self.graph.outputs:
             if value.op in self.inner:
-                found[self.inner[value.op]][value] = None
+                exits[self.inner[value.op]][value] = None
         for op in self.graph.ops:
             reader = self.inner.get(op, _BEFORE)
             for arg in op.args:
                 number = self.inner.get(arg.op, reader)
                 goes_on = reader == number + 1 and arg == self.trunk[reader]
                 if number != reader and not goes_on:
-                    found[number][arg] = None
-        return found
+                    exits[number][arg] = None
+        return exits
 
     def ordered(self, number: int, ends: Iterable[Value]) -> tuple[Op, ...]:
-        """The inner ops of a segment, arguments first, in the order in which `ends` ask."""
+        """The inner ops of a segment in topological order, by depth-first search from `ends`."""
         order: dict[Op, None] = {}
         for end in ends:
             stack = [end.op]
@@ -166,22 +166,22 @@ class _Places:
 
 
 def _kept(program: Program, places: _Places) -> set[Value]:
-    """The results of segments that are a new value of some state, or go into one."""
-    found: set[Value] = set()
+    """The results of segments that are, or flow into, the new value of a state."""
+    kept: set[Value] = set()
     pairs = zip(program.graph.outputs, program.step_outputs, strict=True)
     stack = [value for value, out in pairs if out.updates is not None]
     while stack:
         value = stack.pop()
-        if value not in found:
-            found.add(value)
+        if value not in kept:
+            kept.add(value)
             stack += () if value.op in places.inner else value.op.args
-    return found
+    return kept
 
 
 def _references(
     start: Value, ops: tuple[Op, ...]
 ) -> tuple[tuple[tuple[Ref, ...], ...], tuple[Value, ...]]:
-    """For each argument of each op what it is, and the leaves in order of first use."""
+    """(the reference of every argument of every op, the leaves in the order of first use)."""
     place = {op: i for i, op in enumerate(ops)}
     numbers: dict[Value, int] = {}
     leaves: list[Value] = []
@@ -201,19 +201,19 @@ def _references(
 
 
 def is_number(value: Value) -> bool:
-    """Whether a value is a scalar constant, of which layers may have each their own."""
+    """Whether a value is a scalar constant, which may differ between layers."""
     return value.op.name == "const" and not value.type.shape
 
 
 def _described(leaf: Value) -> tuple:
-    """What alike segments have in common of a leaf: its type, and of a constant array itself."""
+    """What leaves of isomorphic segments share: the type, and the elements of a constant array."""
     is_array = leaf.op.name == "const" and leaf.type.shape
     return (leaf.type, leaf.op.name == "const", leaf.op.attrs if is_array else ())
 
 
-def difference(one: Segment, other: Segment) -> str:
-    """The first thing in which `one` is not of the other's kind, in words; empty where it is."""
-    for op, row, theirs, their_row in zip(one.ops, one.refs, other.ops, other.refs):
+def difference(first: Segment, second: Segment) -> str:
+    """The first difference between two segments of different kinds, in words; else ""."""
+    for op, row, theirs, their_row in zip(first.ops, first.refs, second.ops, second.refs):
         if op.name != theirs.name:
             return f"{op.told} stands where the other has {theirs.name}"
         if op.types != theirs.types:
@@ -225,12 +225,12 @@ def difference(one: Segment, other: Segment) -> str:
         for ref, their_ref in zip(row, their_row):
             if ref != their_ref:
                 return f"{op.told} reads its arguments from elsewhere"
-            leaves = (one.leaves[ref[1]], other.leaves[ref[1]]) if ref[0] == LEAF else ()
+            leaves = (first.leaves[ref[1]], second.leaves[ref[1]]) if ref[0] == LEAF else ()
             if leaves and _described(leaves[0]) != _described(leaves[1]):
                 return (
                     f"{op.told} reads {leaves[0].type} where the other reads {leaves[1].type}"
                     + (", another constant" if leaves[0].type == leaves[1].type else "")
                 )
-    if len(one.ops) != len(other.ops):
-        return f"it has {len(one.ops)} ops where the other has {len(other.ops)}"
-    return "" if one.kind == other.kind else "its ops have other regions"
+    if len(first.ops) != len(second.ops):
+        return f"it has {len(first.ops)} ops where the other has {len(second.ops)}"
+    return "" if first.kind == second.kind else "its ops have other regions"

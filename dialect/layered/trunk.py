@@ -1,11 +1,13 @@
-"""The trunk of a decoder: the values through which everything from the embedding on passes.
+"""The trunk of a decoder: the residual stream between layers, found as a post-dominator chain.
 
-They are the residual stream between two additions, whatever its library calls it: the
-post-dominators of the op where the stream begins (on a graph without cycles one sweep finds them,
-cf. Cooper, Harvey and Kennedy 2001). What goes past them is what layers share: masks, angles.
+The trunk is the chain of post-dominators of the op where the stream begins, in any library (in an
+acyclic graph one sweep finds them, cf. Cooper, Harvey and Kennedy 2001). Values that bypass it are
+shared by layers: masks, rotary angles.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rewrite.dataflow import dependents, known_values
 from rewrite.ir import Op, Value
@@ -14,9 +16,9 @@ from rewrite.rules import FLOATS
 
 
 def find_trunk(program: Program) -> list[Value]:
-    """The trunk from where the stream begins to the result, which is the output farthest away.
+    """The trunk, from the beginning of the stream to the output that is the most ops away.
 
-    Empty where no output depends on both parameters and arguments. Linear in the program's size.
+    Empty if no output depends on both parameters and arguments. Linear in the program's size.
     """
     graph = program.graph
     result = _farthest(program)
@@ -25,48 +27,68 @@ def find_trunk(program: Program) -> list[Value]:
     params = program.values("param")
     known, with_params = known_values(graph, params), dependents(graph, params)
     weights, stream = known & with_params, with_params - known
-    after: dict[Op, Op | None] = {result: None}  # the next op that everything from here passes
-    depth = {result: 0}  # how many of those there are
-    read_after = {result: 0}  # ops that read parameters, on the way behind it with the most
-    # Its part of the trunk, in steps from floats to floats of their type that read parameters.
-    steps = {result: 0}
-
-    def reads(op: Op) -> bool:
-        return any(arg in weights for arg in op.args)
-
-    def meet(one: Op, other: Op) -> Op:
-        while one is not other:
-            one, other = (one, other) if depth[one] >= depth[other] else (other, one)
-            one = after[one]
-        return one
-
+    paths = _Paths(result, weights)
     beginnings = []
     inputs = [*program.values("arg"), *program.values("state")]
     for op in (*reversed(graph.ops), *(value.op for value in inputs)):
-        readers = [u for value in op.results for u, _ in graph.users.get(value, ()) if u in depth]
+        users = (user for value in op.results for user, _ in graph.users.get(value, ()))
+        readers = [user for user in users if user in paths.next]
         if op is result or op.results[0] in known or not readers:
             continue
-        at = readers[0]
-        for reader in readers[1:]:
-            at = meet(at, reader)
-        after[op], depth[op] = at, depth[at] + 1
-        read_after[op] = max(read_after[reader] + reads(reader) for reader in readers)
-        alike = op.types == at.types and op.types[0].dtype in FLOATS
-        steps[op] = steps[at] + (alike and read_after[op] > read_after[at])
-        first = op.results[0] in stream and not any(arg in stream for arg in op.args)
-        if first or op.name == "input":
+        paths.add(op, readers)
+        is_first = op.results[0] in stream and not any(arg in stream for arg in op.args)
+        if is_first or op.name == "input":
             beginnings.append(op)
-    # A table of angles begins a stream too, but goes past the trunk; a cache joins it later.
-    at = max(beginnings, key=lambda op: (steps[op], op.name == "input"), default=None)
-    trunk: list[Value] = []
-    while at is not None:
-        trunk += at.results if len(at.types) == 1 else ()
-        at = after[at]
-    return trunk
+    # A table of angles begins a stream too, but bypasses the trunk; a cache joins it later.
+    start = max(beginnings, key=lambda op: (paths.steps[op], op.name == "input"), default=None)
+    return paths.trunk(start)
+
+
+class _Paths:
+    """Immediate post-dominators of ops, towards `result`.
+
+    next: the immediate post-dominator; depth: the number of post-dominators; reads: the most ops
+    that read weights on any path to the result; steps: the number of post-dominators on floats of
+    the same type as the op before, with weights read in between.
+    """
+
+    def __init__(self, result: Op, weights: frozenset[Value]) -> None:
+        self.weights = weights
+        self.next: dict[Op, Op | None] = {result: None}
+        self.depth, self.reads, self.steps = {result: 0}, {result: 0}, {result: 0}
+
+    def add(self, op: Op, readers: Sequence[Op]) -> None:
+        """Adds an op, given those that read it and are on a path to the result."""
+        after = readers[0]
+        for reader in readers[1:]:
+            after = self.meet(after, reader)
+        self.next[op], self.depth[op] = after, self.depth[after] + 1
+        self.reads[op] = max(
+            self.reads[reader] + any(arg in self.weights for arg in reader.args)
+            for reader in readers
+        )
+        is_alike = op.types == after.types and op.types[0].dtype in FLOATS
+        self.steps[op] = self.steps[after] + (is_alike and self.reads[op] > self.reads[after])
+
+    def meet(self, first: Op, second: Op) -> Op:
+        """The nearest common post-dominator."""
+        while first is not second:
+            if self.depth[first] < self.depth[second]:
+                first, second = second, first
+            first = self.next[first]
+        return first
+
+    def trunk(self, start: Op | None) -> list[Value]:
+        """The results of `start` and of its post-dominators, in order."""
+        values: list[Value] = []
+        while start is not None:
+            values += start.results if len(start.types) == 1 else ()
+            start = self.next[start]
+        return values
 
 
 def _farthest(program: Program) -> Op | None:
-    """The output that is the most ops away from the inputs: the logits, or what is made of them."""
+    """The output that is the most ops away from the inputs: the logits, or a function of them."""
     steps: dict[Op, int] = {}
     for op in program.graph.ops:
         steps[op] = 1 + max((steps.get(arg.op, 0) for arg in op.args), default=0)

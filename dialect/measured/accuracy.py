@@ -1,4 +1,4 @@
-"""How well logits predict a text, and how far they are from other logits."""
+"""The accuracy of logits on a text, and their distance from the original's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of all predictions, beside those of the original.
+    """Metrics over all predictions.
 
-    - bits_per_byte: the cross entropy of the text;  kl_nats_per_byte: KL(original || these)
-    - agreement: the share of predictions whose most likely token is the original's
+    - bits_per_byte: cross entropy of the text;  kl_nats_per_byte: KL(original || these logits)
+    - agreement: fraction of predictions with the same most likely token as the original
     """
 
     bits_per_byte: float
@@ -24,17 +24,18 @@ class Accuracy:
 def accuracy(
     logits: np.ndarray, original: np.ndarray, targets: np.ndarray, bytes_per_token: float
 ) -> Accuracy:
-    """Of two f32[steps, batch, predictions, vocab] and the targets i32[steps, batch, predictions].
+    """Compares two f32[steps, batch, predictions, vocab], for targets i32[steps, batch,
+    predictions].
 
-    Worked out in f64, so that what is the same reads so; one step at a time, to hold little.
+    Computed in f64, step by step.
     """
     nats = kl_nats = same = 0.0
-    for own, other, target in zip(logits, original, targets):
-        log_q, log_p = _log_softmax(own), _log_softmax(other)
+    for these, those, target in zip(logits, original, targets):
+        log_q, log_p = _log_softmax(these), _log_softmax(those)
         nats -= np.take_along_axis(log_q, target[..., None], -1).sum()
-        possible = log_p > -np.inf  # what is masked out adds nothing
+        possible = log_p > -np.inf  # masked-out tokens contribute 0
         kl_nats += np.sum(np.exp(log_p[possible]) * (log_p[possible] - log_q[possible]))
-        same += np.sum(own.argmax(-1) == other.argmax(-1))
+        same += np.sum(these.argmax(-1) == those.argmax(-1))
     covered_bytes = targets.size * bytes_per_token
     return Accuracy(
         bits_per_byte=float(nats / math.log(2) / covered_bytes),

@@ -1,9 +1,9 @@
-"""What rewriting costs in accuracy, measured on a trained decoder and a text that it never saw.
+"""Measures the accuracy of a trained decoder after every pass, on held-out text.
 
-Every program is run as it would serve: parameters packed once, the state adapted once, then step
-by step over the text, each step reading the state that the one before it wrote. So what a pass
-does to weights, activations or cache is in the logits that are compared. All is run on
-one device, whatever the target: how a program is laid out over a mesh changes no number.
+Every program runs as in serving: parameters are packed once, the state is adapted once, and then
+the steps run over the text, reading the state of the step before. So effects on weights,
+activations and cache are all in the compared logits. Everything runs on one device: sharding does
+not change the numbers.
 """
 
 from __future__ import annotations
@@ -36,39 +36,41 @@ ORIGINAL = "original"
 
 
 class Prefixes(Explained):
-    """Keeps the program before the first pass, and after each, with the pass and what it keeps."""
+    """Records (pass, what it keeps, program) before the first pass and after every pass."""
 
     def __init__(self) -> None:
         self.programs: list[tuple[str, str, Program]] = []
 
     def before(self, step: Pass, program: Program) -> None:
+        """Records the original program."""
         if not self.programs:
             self.programs.append((ORIGINAL, "", program))
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
+        """Records the program after a pass."""
         super().after(step, program, report)
         self.programs.append((report.text, report.keeps, program))
 
 
-# Running a program over a text.
+# Runs a program over a text.
 
 
 def interface(program: Program) -> tuple[Type, Type]:
     """The types of the tokens and of the logits of one step.
 
-    Raises UsageError unless these are all that goes in and comes out beside parameters and state.
+    Raises UsageError if a step has other arguments or results besides parameters and state.
     """
     outputs = zip(program.outputs, program.graph.outputs)
-    taken = [each for each in program.inputs if each.role == "arg"]
-    given = [(out.name, value.type) for out, value in outputs if out.updates is None]
-    if len(taken) != 1 or len(given) != 1 or given[0][1].rank not in (2, 3):
+    inputs = [input_ for input_ in program.inputs if input_.role == "arg"]
+    outputs_ = [(out.name, value.type) for out, value in outputs if out.updates is None]
+    if len(inputs) != 1 or len(outputs_) != 1 or outputs_[0][1].rank not in (2, 3):
         raise UsageError(
-            f"what is measured takes tokens and returns logits, beside its cache; {program.name} "
-            f"takes {', '.join(each.name for each in taken)} "
-            f"and returns {', '.join(name for name, _ in given)}",
-            hint="a cache comes back as it went in, in structure and types; or name it: --state",
+            f"the step must take tokens and a cache, and return logits and a cache; {program.name} "
+            f"takes {', '.join(input_.name for input_ in inputs)} "
+            f"and returns {', '.join(name for name, _ in outputs_)}",
+            hint="return the cache as it was passed (structure and types), or name it: --state",
         )
-    return taken[0].type, given[0][1]
+    return inputs[0].type, outputs_[0][1]
 
 
 def logits(program: Program, params: Any, cache: Any, tokens: np.ndarray) -> np.ndarray:
@@ -78,20 +80,20 @@ def logits(program: Program, params: Any, cache: Any, tokens: np.ndarray) -> np.
     if program.stages:
         packed = _run(program.stages.prepare, packed)
         state = _run(program.stages.adapt, state)
-    places = [i for i, each in enumerate(program.step_inputs) if each.role == "state"]
+    places = [i for i, input_ in enumerate(program.step_inputs) if input_.role == "state"]
 
     def over_text(packed: list[Any], state: list[Any], tokens: Any) -> Any:
         def step(state: list[Any], tokens: Any) -> tuple[list[Any], Any]:
             groups = {"param": iter(packed), "state": iter(state), "arg": iter([tokens])}
-            inputs = [next(groups[each.role]) for each in program.step_inputs]
+            inputs = [next(groups[input_.role]) for input_ in program.step_inputs]
             results = evaluate(program.graph, inputs)
-            left = {out.updates: each for each, out in zip(results, program.step_outputs)}
+            left = {out.updates: result for result, out in zip(results, program.step_outputs)}
             return [left[place] for place in places], left[None]
 
         return jax.lax.scan(step, state, tokens)[1]
 
-    found = np.asarray(jax.jit(over_text)(packed, state, jnp.asarray(tokens)), np.float32)
-    return found if found.ndim == 4 else found[:, :, None]
+    values = np.asarray(jax.jit(over_text)(packed, state, jnp.asarray(tokens)), np.float32)
+    return values if values.ndim == 4 else values[:, :, None]
 
 
 def _run(graph: Graph, arrays: list[Any]) -> list[Any]:
@@ -103,9 +105,9 @@ def _run(graph: Graph, arrays: list[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A program after a pass and all before it: its accuracy, and the bytes that a step reads.
+    """A program after a pass and all passes before: its accuracy, and the bytes of its inputs.
 
-    `change` is that of the bits per byte, as a share of the original's.
+    `change` is the relative change of the bits per byte from the original.
     """
 
     config: str
@@ -117,16 +119,19 @@ class Measured:
     cache_bytes: int
 
     def facts(self) -> dict[str, Any]:
-        told = asdict(self)
+        """The row as data for JSON."""
+        facts = asdict(self)
         return (
-            {"config": told.pop("config"), "pass": told.pop("text")} | told.pop("accuracy") | told
+            {"config": facts.pop("config"), "pass": facts.pop("text")}
+            | facts.pop("accuracy")
+            | facts
         )
 
 
 class Evaluation:
-    """Measures configurations of a decoder; the first program of the first is the original.
+    """Measures configurations of a decoder; the first program of the first one is the original.
 
-    `errors` are those of the quantised weights, by configuration.
+    `errors`: the errors of quantised weights by configuration.
     """
 
     def __init__(self, function: str) -> None:
@@ -136,10 +141,10 @@ class Evaluation:
         self.original: np.ndarray | None = None  # its logits
 
     def measure(self, trained: Trained, prefixes: Prefixes, target: Target) -> Iterator[Measured]:
-        """The programs one by one, since each has to be compiled."""
-        taken, given = interface(prefixes.programs[0][2])
-        rows = Rows.of(trained, vocab=given.shape[-1])
-        tokens, targets = rows.steps(taken, given)
+        """Measures the programs one at a time, since every one has to be compiled."""
+        tokens_type, logits_type = interface(prefixes.programs[0][2])
+        rows = Rows.of(trained, vocab=logits_type.shape[-1])
+        tokens, targets = rows.steps(tokens_type, logits_type)
         self.about = f"{targets.size} predictions in {len(rows.tokens)} rows"
         config = trained.sizes.config or ""
         if prefixes.quantized:
@@ -149,10 +154,10 @@ class Evaluation:
             staged = program if text == ORIGINAL else _staged(program, target)
             graphs = tuple(staged.graphs.values())
             if last is None or last[0] != graphs:
-                made = logits(staged, trained.params, trained.cache, tokens)
-                last = graphs, self.beside_original(made, targets, rows.bytes_per_token)
+                values = logits(staged, trained.params, trained.cache, tokens)
+                last = graphs, self.compared(values, targets, rows.bytes_per_token)
             first = self.measured[0].accuracy if self.measured else last[1]
-            found = Measured(
+            measured = Measured(
                 config=config,
                 text=text,
                 keeps=keeps,
@@ -161,67 +166,67 @@ class Evaluation:
                 param_bytes=_bytes(staged, "param"),
                 cache_bytes=_bytes(staged, "state"),
             )
-            self.measured.append(found)
-            yield found
+            self.measured.append(measured)
+            yield measured
 
-    def beside_original(
-        self, made: np.ndarray, targets: np.ndarray, bytes_per_token: float
+    def compared(
+        self, logits_: np.ndarray, targets: np.ndarray, bytes_per_token: float
     ) -> Accuracy:
-        """The accuracy of logits; the first that come are the original's."""
-        self.original = made if self.original is None else self.original
-        if self.original.shape != made.shape:
-            shapes = f"{self.original.shape} and {made.shape}"
+        """The accuracy of logits; those of the first call are the original's."""
+        self.original = logits_ if self.original is None else self.original
+        if self.original.shape != logits_.shape:
+            shapes = f"{self.original.shape} and {logits_.shape}"
             raise UsageError(f"logits of the shapes {shapes} cannot be compared")
-        return accuracy(made, self.original, targets, bytes_per_token)
+        return accuracy(logits_, self.original, targets, bytes_per_token)
 
     def facts(self) -> dict[str, Any]:
-        """For machines."""
-        rows = [each.facts() for each in self.measured]
-        told = {"function": self.function, "measured_on": self.about, "rows": rows}
+        """The evaluation as data for JSON."""
+        rows = [row.facts() for row in self.measured]
+        facts = {"function": self.function, "measured_on": self.about, "rows": rows}
         errors = [
-            {"config": config} | each.facts()
+            {"config": config} | error.facts()
             for config, several in self.errors.items()
-            for each in several
+            for error in several
         ]
-        return told | {"weight_errors": errors}
+        return facts | {"weight_errors": errors}
 
     def tables(self) -> list[Table]:
-        """What each pass costs; and how far off quantised weights are, of each configuration."""
-        found = [error_table(rows, of=name) for name, rows in self.errors.items() if rows]
-        return [self.table(), *found]
+        """The accuracy after every pass, and the errors of quantised weights per configuration."""
+        error_tables = [error_table(rows, of=name) for name, rows in self.errors.items() if rows]
+        return [self.table(), *error_tables]
 
     def table(self) -> Table:
-        """One row for each configuration and pass."""
+        """One row per configuration and pass."""
         first = self.measured[0].config
-        title = f"{self.function}, {self.about}, beside {first} as it was written"
+        title = f"{self.function}, {self.about}, compared with {first} before any pass"
         columns = (
-            *("configuration", "and after", "keeps", ">bits per byte", ">change"),
+            *("configuration", "after", "keeps", ">bits per byte", ">change"),
             *(">top-1 agreement", ">KL, nats per byte", ">parameters", ">cache"),
         )
         return Table(title, columns, tuple(map(_row, self.measured)))
 
 
 def _staged(program: Program, target: Target) -> Program:
-    """Before the pass `stage` has run: what it would make of the program as it is."""
+    """The program after `stage`, which is run if the pipeline has not run it yet."""
     if program.stages is not None:
         return program
     return manager.run(program, (Stage(),), target)[0]
 
 
 def _bytes(program: Program, role: str) -> int:
-    return sum(each.type.bytes for each in program.step_inputs if each.role == role)
+    return sum(input_.type.bytes for input_ in program.step_inputs if input_.role == role)
 
 
 def _row(measured: Measured) -> tuple[str, ...]:
-    is_original, found = measured.text == ORIGINAL, measured.accuracy
+    is_original, measured_accuracy = measured.text == ORIGINAL, measured.accuracy
     return (
         measured.config if is_original else "",
         "" if is_original else measured.text,
         measured.keeps,
-        f"{found.bits_per_byte:.4f}",
+        f"{measured_accuracy.bits_per_byte:.4f}",
         f"{round(100 * measured.change, 3) + 0.0:+.3f} %",
-        f"{100 * found.agreement:.2f} %",
-        f"{found.kl_nats_per_byte:.1e}",
+        f"{100 * measured_accuracy.agreement:.2f} %",
+        f"{measured_accuracy.kl_nats_per_byte:.1e}",
         size(measured.param_bytes),
         size(measured.cache_bytes),
     )

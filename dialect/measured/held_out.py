@@ -1,4 +1,4 @@
-"""Held-out text, cut into rows of tokens and these into steps."""
+"""Held-out text as rows of tokens, and the rows as steps."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rewrite.ir import Type
 
 @dataclass(frozen=True)
 class Rows:
-    """Pieces of a text, i32[rows, context + 1]: all but the first token of each are predicted."""
+    """Rows of a text, i32[rows, context + 1]; all tokens but the first of a row are predicted."""
 
     tokens: np.ndarray
     bytes_per_token: float
 
     @staticmethod
     def of(trained: Trained, vocab: int) -> Rows:
-        """As many as the batch, evenly spread over the text, each as long as the context.
+        """`batch` rows of `context` + 1 tokens, spread evenly over the text.
 
-        Raises UsageError where the text has not as many, or tokens that the vocabulary has not.
+        Raises UsageError if the text is too short, or has tokens outside of the vocabulary.
         """
         count, length = trained.sizes.batch, trained.sizes.context + 1
         if trained.encode is None and vocab != 256:
             hint = "write encode(text), which returns the numbers of the tokens of bytes"
-            raise UsageError(f"bytes are no tokens of a vocabulary of {vocab}", hint=hint)
+            raise UsageError(f"bytes are not tokens of a vocabulary of {vocab}", hint=hint)
         encoded = trained.text if trained.encode is None else trained.encode(trained.text)
         tokens = np.asarray(list(encoded), np.int32)
         if len(tokens) < count * length:
@@ -41,17 +41,17 @@ class Rows:
         return Rows(tokens[starts[:, None] + np.arange(length)], len(trained.text) / len(tokens))
 
     def steps(self, taken: Type, given: Type) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, targets): i32[steps, batch] or [steps, batch, new], and what each step predicts.
+        """(tokens i32[steps, batch] or [.., new], targets i32[steps, batch, predictions]).
 
-        `taken` and `given` are the types of the tokens and the logits of one step. The targets,
-        i32[steps, batch, predictions], follow each of its tokens, or only the last where it gives
-        no logits of the others. Raises UsageError where the context is no whole number of steps.
+        `taken` and `given` are the types of the tokens and the logits of one step. The targets are
+        the next tokens of all tokens of a step, or of the last if the step returns only its logits.
+        Raises UsageError if the context is not a multiple of the tokens per step.
         """
         new = taken.shape[1] if taken.rank > 1 else 1
         batch, context = self.tokens.shape[0], self.tokens.shape[1] - 1
         if context % new:
             raise UsageError(
-                f"a context of {context} is no whole number of steps of {new} tokens",
+                f"a context of {context} is not a multiple of {new} tokens per step",
                 hint="choose another --tokens or --context",
             )
 

@@ -1,8 +1,8 @@
-"""A number that tells whether an array is what it was: of its bits, wherever they lie.
+"""Checksums of arrays on devices, independent of their sharding.
 
-It is computed where the array is, share by share, and is the same for every layout, so that
-machines that hold a share each need not send it anywhere. Word i of 32 bits counts 2 i + 1 times,
-modulo 2 ** 32: a flipped bit always changes the sum, and so do two elements that changed places.
+A checksum is computed shard by shard where the array is, so no host sends its shard. It is the sum
+of the 32-bit words, word i times 2 i + 1, modulo 2 ** 32: a flipped bit always changes it, and so
+do two swapped elements.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def digests(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
-    """The digest of each array."""
+    """{name: checksum} of the arrays."""
     return {name: int(np.asarray(_digest(array))) for name, array in arrays.items()}
 
 
@@ -31,7 +31,7 @@ def _digest(array: jax.Array) -> jax.Array:
 
 
 def _words(array: jax.Array) -> jax.Array:
-    """The bits of each element in words of 32; longer elements have several, on a last axis."""
+    """The bits of the elements in 32-bit words; longer elements have several, on a last axis."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):

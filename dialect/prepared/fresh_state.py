@@ -1,4 +1,4 @@
-"""State made in the program's own form at once, the user's form of it never held."""
+"""State that is initialised in the program's form, without ever holding the user's form."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dialect.prepared.state import Form
 
 
 def fresh_state(form: Form, formats: Sequence[Any], init: Callable[[], Any]) -> Any:
-    """What `init()` makes, as `adapt` would turn it, traced with it as one program.
+    """`adapt(init())`, compiled as one function.
 
-    A cache that is merged, quantised or sharded may fit where the user's own does not. `formats`
-    are the shardings of the step's state, or where the compiler chose more, their formats.
+    A merged, quantised or sharded cache may fit into memory where the user's form does not.
+    `formats` are the shardings of the step's state, with memory layouts if the compiler chose them.
     """
     tree = jax.tree.structure(jax.eval_shape(init))
-    made = jax.jit(lambda: form.parts(jax.tree.leaves(init())), out_shardings=list(formats))
-    return jax.tree.unflatten(tree, form.states(made()))
+    state = jax.jit(lambda: form.parts(jax.tree.leaves(init())), out_shardings=list(formats))
+    return jax.tree.unflatten(tree, form.states(state()))

@@ -1,6 +1,6 @@
-"""Orbax checkpoints: folders in which every machine writes and reads its own shares.
+"""Orbax checkpoints: folders in which every host writes and reads its shards.
 
-The one module that imports orbax (https://orbax.readthedocs.io), an extra of this package.
+The only module that imports orbax (https://orbax.readthedocs.io), an optional dependency.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dialect.prepared.originals import Lazy
 from dialect.prepared.packed_schema import PackedError
 from rewrite.errors import ShardwrightError, cause, in_quotes
 
-_DIGESTS, _TEXTS = "digests", "texts_sha256"  # ours, among the texts of a checkpoint
+_DIGESTS, _TEXTS = "digests", "texts_sha256"  # our keys in the metadata of a checkpoint
 
 
 def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str]) -> None:
-    """Writes arrays and some text. The folder is there whole or not at all, and must be new."""
+    """Writes arrays and metadata atomically. Raises PackedError if the folder exists."""
     if path.exists():
         raise PackedError(f"{path} exists", hint="remove it, or take another name")
     texts = {**about, _DIGESTS: json.dumps(digests(arrays))}
@@ -36,7 +36,7 @@ def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str])
 
 
 def read_about(path: Path) -> dict[str, str]:
-    """The text of a checkpoint. Raises PackedError where it is not what was written."""
+    """The metadata of a checkpoint. Raises PackedError if it is damaged."""
     with _opened("StandardCheckpointer", path) as checkpointer:
         texts = dict(checkpointer.metadata(path.absolute()).custom_metadata or {})
         if _TEXTS in texts and texts.pop(_TEXTS) != _digest_of(texts):
@@ -45,15 +45,15 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 def read_onto(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """All arrays of a checkpoint that `write` wrote, in the shardings that are wanted.
+    """All arrays of a checkpoint that `write` wrote, with the shardings of `wanted`.
 
-    Raises PackedError where one of them is not what was written.
+    Raises PackedError if an array is damaged.
     """
     written = read_about(path).get(_DIGESTS)
     with _opened("StandardCheckpointer", path) as checkpointer:
         arrays = checkpointer.restore(path.absolute(), dict(wanted))
-        found, written = digests(arrays), json.loads(written or "{}")
-    wrong = [name for name in found if found[name] != written.get(name)]
+        sums, written = digests(arrays), json.loads(written or "{}")
+    wrong = [name for name in sums if sums[name] != written.get(name)]
     if wrong:
         raise PackedError(f"{path} is damaged: {wrong[0]} is not what was written")
     return arrays
@@ -64,9 +64,9 @@ def _digest_of(texts: Mapping[str, str]) -> str:
 
 
 def read(path: Path) -> dict[str, Lazy]:
-    """The arrays of any checkpoint by their paths (`layers/wq`), to be read when they are needed.
+    """The arrays of any checkpoint by their paths (`layers/wq`), to be read on demand.
 
-    One array at a time is held in the host's memory. Raises PackedError for what is none.
+    One array at a time is held in host memory. Raises PackedError for any other folder.
     """
     with _opened("StandardCheckpointer", path) as checkpointer:
         metadata = checkpointer.metadata(path.absolute()).item_metadata
@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, Lazy]:
         leaves, structure = jax.tree_util.tree_flatten_with_path(metadata.tree)
 
     @lru_cache(maxsize=1)
-    def whole(number: int) -> np.ndarray:
+    def array(number: int) -> np.ndarray:
         ocp = _orbax()
         skipped = [ocp.PLACEHOLDER] * len(leaves)
         only = [*skipped[:number], 0, *skipped[number + 1 :]]
@@ -88,7 +88,7 @@ def read(path: Path) -> dict[str, Lazy]:
             restored = checkpointer.restore(path.absolute(), args=request)
         return jax.tree.leaves(restored)[number]
 
-    found = {}
+    arrays = {}
     for number, (keys, about) in enumerate(leaves):
         name = jax.tree_util.keystr(keys, simple=True, separator="/")
         if ".." in name.split("/") or not hasattr(about, "shape"):
@@ -97,11 +97,11 @@ def read(path: Path) -> dict[str, Lazy]:
             )
 
         def part(index: tuple[slice, ...], number: int = number) -> np.ndarray:
-            return whole(number)[index]
+            return array(number)[index]
 
         shape = tuple(about.shape)
-        found[name] = Lazy(shape, np.dtype(about.dtype), part, f"{path.name}: {name}")
-    return found
+        arrays[name] = Lazy(shape, np.dtype(about.dtype), part, f"{path.name}: {name}")
+    return arrays
 
 
 def _orbax() -> Any:
@@ -118,9 +118,9 @@ def _orbax() -> Any:
 
 @contextmanager
 def _opened(kind: str, path: Path) -> Iterator[Any]:
-    """A checkpointer that is waited for, and tells its warnings by errors alone.
+    """A checkpointer that is closed at the end, with its warnings silenced.
 
-    Raises PackedError for whatever goes wrong inside: orbax raises errors of many kinds.
+    Raises PackedError for any error inside, since orbax raises many types.
     """
     ocp = _orbax()
     log = logging.getLogger("absl")

@@ -1,7 +1,7 @@
-"""A user's parameters, wherever they lie: on a device, in the host's memory, or still in a file.
+"""The original parameters: on a device, in host memory, or still in a file.
 
-`fetched` brings any of them, or some of its rows, onto the mesh. What lies in a file is read as
-each device needs it, so that the host never holds more than one device's share of one array.
+`fetched` places one of them, or some of its rows, on the mesh. Arrays in files are read shard by
+shard, so that the host never holds more than one device's shard of one array.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dialect.arrays.dtypes import dtype_of, type_of
 from rewrite.errors import TraceError, nearest
 from rewrite.ir import Type
 
-Rows = tuple[int, int]  # from, up to: along the first axis
+Rows = tuple[int, int]  # (start, stop) along the first axis
 
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """An array that is read when it is needed, a leaf of parameters given to `step.prepare`.
+    """An array that is read on demand: a leaf of the parameters given to `step.prepare`.
 
-    `read` gets a slice for each axis, with start and stop, and returns that part as a numpy array.
+    `read` takes one slice per axis, with start and stop, and returns that part as a numpy array.
     """
 
     shape: tuple[int, ...]
@@ -36,32 +36,32 @@ class Lazy:
     name: str = "an array"
 
     def __getitem__(self, index: tuple[slice, ...]) -> Any:
-        found = np.asarray(self.read(index))
-        wanted = tuple(each.stop - each.start for each in index)
-        if found.shape != wanted or found.dtype != np.dtype(self.dtype):
+        part = np.asarray(self.read(index))
+        wanted = tuple(bounds.stop - bounds.start for bounds in index)
+        if part.shape != wanted or part.dtype != np.dtype(self.dtype):
             raise TraceError(
-                f"{self.name} was read as {found.dtype}{list(found.shape)}, "
+                f"{self.name} was read as {part.dtype}{list(part.shape)}, "
                 f"and should be {np.dtype(self.dtype)}{list(wanted)}",
-                hint="`read` gets one slice for each axis and returns just that part",
+                hint="`read` takes one slice per axis and returns just that part",
             )
-        return found
+        return part
 
     def astype(self, dtype: Any) -> Lazy:
-        """The array in another dtype: each part is converted when it is read."""
+        """The array in another dtype, converted part by part when it is read."""
         wanted = np.dtype(dtype)
         return Lazy(self.shape, wanted, lambda index: self[index].astype(wanted), self.name)
 
 
 def is_lazy(leaf: Any) -> bool:
-    """Whether a leaf of the parameters is still to be read."""
+    """Whether a leaf of the parameters is a `Lazy` array."""
     return isinstance(leaf, Lazy)
 
 
 def stacked(arrays: Sequence[Lazy]) -> Lazy:
-    """Arrays of one shape as one with a new first axis: a layer for each."""
+    """Arrays of one shape and dtype, stacked along a new first axis. Raises TraceError."""
     first = arrays[0]
     alike = (first.shape, first.dtype)
-    wrong = next((each for each in arrays if (each.shape, each.dtype) != alike), None)
+    wrong = next((array for array in arrays if (array.shape, array.dtype) != alike), None)
     if wrong is not None:
         raise TraceError(
             f"{first.name} is {first.dtype}{list(first.shape)}, "
@@ -69,16 +69,15 @@ def stacked(arrays: Sequence[Lazy]) -> Lazy:
         )
 
     def read(index: tuple[slice, ...]) -> Any:
-        return np.stack([each[index[1:]] for each in arrays[index[0]]])
+        return np.stack([array[index[1:]] for array in arrays[index[0]]])
 
     return Lazy((len(arrays), *first.shape), first.dtype, read, f"{first.name} and others")
 
 
 def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
-    """The pytree `shapes` filled from arrays by their paths: `layers/wq`.
+    """The pytree `shapes` with arrays in its leaves, by their paths: `layers/wq`.
 
-    Raises TraceError for a path that is missing, for an array that has no place, and for one of
-    another shape or dtype.
+    Raises TraceError for a missing or superfluous array, and for one of another shape or dtype.
     """
     left = dict(arrays)
 
@@ -86,16 +85,16 @@ def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in arrays:
             raise TraceError(f"there is no array {name!r}", hint=nearest(name, arrays))
-        found = left.pop(name)
-        if tuple(found.shape) != tuple(wanted.shape):
-            raise TraceError(f"{name} has the shape {found.shape}, and not {wanted.shape}")
-        if found.dtype != wanted.dtype:
+        array = left.pop(name)
+        if tuple(array.shape) != tuple(wanted.shape):
+            raise TraceError(f"{name} has the shape {array.shape}, not {wanted.shape}")
+        if array.dtype != wanted.dtype:
             raise TraceError(
-                f"{name} is {found.dtype}, and the step takes {wanted.dtype}",
+                f"{name} is {array.dtype}, and the step takes {wanted.dtype}",
                 hint=f"convert it: arrays[{name!r}].astype({str(wanted.dtype)!r}), "
-                f"or give the shapes as {found.dtype}",
+                f"or give the shapes as {array.dtype}",
             )
-        return found
+        return array
 
     tree = jax.tree_util.tree_map_with_path(filled, shapes)
     if left:
@@ -108,7 +107,7 @@ def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
 
 
 def original_type(leaf: Any) -> Type:
-    """The Type that a parameter has inside a program: as JAX would take it, 64 bits cut to 32."""
+    """The Type of a parameter inside a program: JAX's, with 64-bit dtypes cut to 32 bits."""
     if not is_lazy(leaf) and not isinstance(leaf, np.ndarray):
         return type_of(leaf)
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
@@ -116,16 +115,17 @@ def original_type(leaf: Any) -> Type:
 
 
 def shape_of_lazy(leaf: Any) -> Any:
-    """A leaf as tracing takes it: shapes for what is still to be read."""
+    """A leaf for tracing: a ShapeDtypeStruct if it is lazy, else the leaf."""
     if not is_lazy(leaf):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def fetched(original: Any, type_: Type, rows: Rows | None, sharding: Any) -> jax.Array:
-    """`original`, or its rows, laid out on the mesh; of an array on a device perhaps the same.
+    """`original`, or some of its rows, with this sharding; an array on devices may be returned as
+    it is.
 
-    What comes from the host's memory is copied: the user's arrays may change afterwards.
+    Arrays in host memory are copied, since the user may change them later.
     """
     if is_lazy(original) or isinstance(original, np.ndarray):
         return _read(original, type_, rows or (0, *type_.shape[:1]), sharding)
@@ -140,14 +140,14 @@ def _read(original: Any, type_: Type, rows: Rows, sharding: Any) -> jax.Array:
     shape = (rows[1] - first, *type_.shape[1:]) if type_.shape else ()
     dtype = dtype_of(type_.dtype)
 
-    def share(index: tuple[slice, ...]) -> np.ndarray:
-        bounds = [each.indices(size)[:2] for each, size in zip(index, shape)]
-        own = [slice(start, stop) for start, stop in bounds]
-        if own:
-            own[0] = slice(own[0].start + first, own[0].stop + first)
-        return np.array(original[tuple(own)], dtype)
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [axis.indices(size)[:2] for axis, size in zip(index, shape)]
+        slices = [slice(start, stop) for start, stop in bounds]
+        if slices:
+            slices[0] = slice(slices[0].start + first, slices[0].stop + first)
+        return np.array(original[tuple(slices)], dtype)
 
-    return jax.make_array_from_callback(shape, sharding, share)
+    return jax.make_array_from_callback(shape, sharding, shard)
 
 
 @partial(jax.jit, static_argnames="count")
@@ -156,5 +156,5 @@ def _rows(array: jax.Array, first: int, count: int) -> jax.Array:
 
 
 def nbytes(leaf: Any) -> int:
-    """Bytes of a parameter where they occupy memory that can be freed: on devices."""
+    """Bytes of a parameter on devices, which can be freed; 0 for any other."""
     return prod(leaf.shape) * leaf.dtype.itemsize if isinstance(leaf, jax.Array) else 0

@@ -1,7 +1,7 @@
-"""Packed parameters in files, and originals that are read from files.
+"""Saves and loads packed parameters, and reads checkpoints of originals.
 
-A name that ends in `.safetensors` is one file, any other a folder that orbax writes. With the
-arrays goes their schema, which is checked before any array is read.
+A path that ends in `.safetensors` is one file, any other a folder that orbax writes. The schema is
+stored with the arrays, and is checked before any array is read.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ _KEY = "shardwright"  # of the schema, among a file's own texts
 
 
 def save(path: str | Path, leaves: Sequence[jax.Array], schema: Schema) -> None:
-    """Writes packed parameters. Raises PackedError, and FileError where the system refuses."""
+    """Writes packed parameters. Raises PackedError, and FileError for an error of the system."""
     path = Path(path)
     wrong = misfits(schema, leaves)
     if wrong:
         raise PackedError("\n  ".join(["the packed parameters were changed", *wrong]))
-    arrays = {each.name: leaf for each, leaf in zip(schema.packed, leaves)}
+    arrays = {entry.name: leaf for entry, leaf in zip(schema.packed, leaves)}
     write = safetensors_file.write if path.suffix == safetensors_file.SUFFIX else orbax_files.write
     write(path, arrays, {_KEY: str(schema)})
 
 
 def load(path: str | Path, schema: Schema, shardings: Sequence[Any]) -> list[jax.Array]:
-    """Reads the packed parameters that `schema` describes, laid out by `shardings`.
+    """Reads the packed parameters that `schema` describes, with these shardings.
 
-    Raises PackedError with the difference where the file holds those of another plan, dtype or
-    model.
+    Raises PackedError with the differences if the file is of another plan, dtype or model.
     """
     path = Path(path)
     refuse(str(path), read_schema(path).differences(schema, whole_plan=True))
-    types = {each.name: Type.parse(each.type) for each in schema.packed}
+    types = {entry.name: Type.parse(entry.type) for entry in schema.packed}
     if path.is_dir():
         structs = {
             name: jax.ShapeDtypeStruct(type_.shape, dtype_of(type_.dtype), sharding=sharding)
@@ -65,7 +64,7 @@ def load(path: str | Path, schema: Schema, shardings: Sequence[Any]) -> list[jax
 
 
 def read_schema(path: str | Path) -> Schema:
-    """What the packed parameters in a file are. Raises PackedError where it holds none."""
+    """The schema of a file of packed parameters. Raises PackedError for any other file."""
     path = Path(path)
     if not path.exists():
         raise PackedError(f"there is no {path}")
@@ -81,25 +80,25 @@ def read_schema(path: str | Path) -> Schema:
 
 
 def misfits(schema: Schema, leaves: Sequence[Any]) -> list[str]:
-    """Which arrays are not what the schema says."""
+    """One message per array that differs from the schema."""
     if len(leaves) != len(schema.packed):
         return [f"there are {len(leaves)} arrays, and should be {len(schema.packed)}"]
-    found = []
-    for each, leaf in zip(schema.packed, leaves):
-        wanted = Type.parse(each.type)
+    wrong = []
+    for entry, leaf in zip(schema.packed, leaves):
+        wanted = Type.parse(entry.type)
         if not hasattr(leaf, "dtype"):
-            found.append(f"{each.name} is {type(leaf).__name__}, and should be {wanted}")
+            wrong.append(f"{entry.name} is {type(leaf).__name__}, and should be {wanted}")
         elif (leaf.shape, leaf.dtype) != (wanted.shape, struct_of(wanted).dtype):
-            found.append(f"{each.name} is {leaf.dtype}{list(leaf.shape)}, and should be {wanted}")
-    return found
+            wrong.append(f"{entry.name} is {leaf.dtype}{list(leaf.shape)}, and should be {wanted}")
+    return wrong
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Lazy]:
-    """The arrays of a checkpoint by name, to be read when `step.prepare` needs them.
+    """The arrays of a checkpoint by name, to be read on demand by `step.prepare`.
 
     path: a `.safetensors` file, an index of such files (`*.index.json`), a folder of them, or an
-    orbax checkpoint. A folder that has an index is read as that says. `as_tree` and `stacked`
-    bring the arrays into the form of a step's parameters. Raises PackedError.
+    orbax checkpoint. If a folder has an index, only that is read. `as_tree` and `stacked` bring
+    the arrays into the form of a step's parameters. Raises PackedError.
     """
     path = Path(path)
     with safetensors_file.refusing(path):
@@ -111,22 +110,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Lazy]:
     if not folder:
         return _indexed(path) if path.name.endswith(_INDEX) else safetensors_file.read(path)
     if len(indices) > 1:
-        names = " and ".join(each.name for each in indices[:2])
+        names = " and ".join(index.name for index in indices[:2])
         raise PackedError(f"{path} has several indices, {names}", hint="name one of them")
     if indices:
         return _indexed(indices[0])
-    found: dict[str, Lazy] = {}
+    arrays: dict[str, Lazy] = {}
     for file in files:
         more = safetensors_file.read(_inside(path, file.name))
-        twice = sorted(set(found) & set(more))
+        twice = sorted(set(arrays) & set(more))
         if twice:
             raise PackedError(f"{twice[0]} is in {file} and in another file of {path}")
-        found |= more
-    return found if files else orbax_files.read(path)
+        arrays |= more
+    return arrays if files else orbax_files.read(path)
 
 
 def _indexed(path: Path) -> dict[str, Lazy]:
-    """The arrays that an index names, each from the file that it says."""
+    """The arrays that an index maps to files."""
     with safetensors_file.refusing(path):
         places = safetensors_file.read_json(path).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
@@ -139,9 +138,9 @@ def _indexed(path: Path) -> dict[str, Lazy]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of a folder. Raises PackedError for a name or a link that leads out of it.
+    """A file in a folder. Raises PackedError for a name or a link that leads out of the folder.
 
-    A cache of the Hugging Face hub links its snapshots to its blobs, which are part of it.
+    The cache of the Hugging Face hub links its snapshots to its blobs; these links are allowed.
     """
     with safetensors_file.refusing(folder / name):
         home, real = folder.resolve(), (folder / name).resolve()

@@ -1,6 +1,6 @@
-"""What packed parameters are: for which model and plan, and how each array was made and lies.
+"""The schema of packed parameters: model, plan, and the dtype, sharding and digest of every array.
 
-Every packing carries it, in memory and in files, and a step takes none that is another's.
+It is stored with packed parameters in memory and in files. A step rejects those of another program.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from rewrite.program import Input, Program
 from rewrite.text import show_graph
 
 FORMAT = 2  # 1 had no checksums
-_SHOWN = 4  # differences of one kind that are told
-_DECISIONS = {"plan", "target", "mesh", *GROUPS}  # the lines of a plan that are no predictions
+_SHOWN = 4  # differences of one kind that are listed
+_DECISIONS = {"plan", "target", "mesh", *GROUPS}  # the lines of a plan that are not predictions
 
 
 class PackedError(ShardwrightError):
-    """Packed parameters that are another program's, or a file of them that cannot be read."""
+    """Raised for packed parameters of another program, and for files that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """An original or a packed parameter. `layout` and `made`, a digest of how, are of packed ones.
+    """An original or packed parameter.
 
-    `type` as `rewrite.ir.Type` prints it, `layout` as `show_layout` does.
+    `type` as `rewrite.ir.Type` prints it. Packed parameters have a `layout`, as `show_layout`
+    prints it, and `made`: a digest of the ops that compute them.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Schema:
-    """What some packed parameters are. `target` is the kind of chip, and the mesh."""
+    """The schema of packed parameters. `target` is the kind of chip, and the mesh."""
 
     program: str
     target: str
@@ -56,45 +57,45 @@ class Schema:
 
     @staticmethod
     def of(program: Program, mesh: Any) -> Schema:
-        """What `prepare` of this program makes on this mesh."""
-        originals = [each for each in program.inputs if each.role == "param"]
-        packed = [each for each in program.step_inputs if each.role == "param"]
+        """The schema of what `prepare` of a program returns on a mesh."""
+        originals = [input_ for input_ in program.inputs if input_.role == "param"]
+        packed = [input_ for input_ in program.step_inputs if input_.role == "param"]
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-        made = _digests(prepare_of(program), originals)
+        digests = _digests(prepare_of(program), originals)
         return Schema(
             program=program.name,
             target=f"{mesh.devices.flat[0].device_kind} {axes}".strip(),
-            pipeline=tuple(each.text for each in program.history),
+            pipeline=tuple(step.text for step in program.history),
             plan=str(program.plan or ""),
-            model=tuple(Array(each.name, str(each.type)) for each in originals),
+            model=tuple(Array(original.name, str(original.type)) for original in originals),
             packed=tuple(
-                Array(each.name, str(each.type), _layout(each), digest)
-                for each, digest in zip(packed, made, strict=True)
+                Array(array.name, str(array.type), _layout(array), digest)
+                for array, digest in zip(packed, digests, strict=True)
             ),
         )
 
     def __str__(self) -> str:
-        """As text to put into a file: `Schema.parse(str(schema)) == schema`."""
+        """JSON text: `Schema.parse(str(schema)) == schema`."""
         return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
 
     @staticmethod
     def parse(text: str, path: Path) -> Schema:
         """Reads what `str` wrote; `path` is named in errors. Raises PackedError."""
         try:
-            found = json.loads(text)
-            version = found.pop("format")
+            data = json.loads(text)
+            version = data.pop("format")
             if version == FORMAT:
                 arrays = {
-                    kind: tuple(Array(**each) for each in found.pop(kind))
+                    kind: tuple(Array(**entry) for entry in data.pop(kind))
                     for kind in ("model", "packed")
                 }
-                pipeline = tuple(found.pop("pipeline"))
-                schema = Schema(**arrays, pipeline=pipeline, **found)
+                pipeline = tuple(data.pop("pipeline"))
+                schema = Schema(**arrays, pipeline=pipeline, **data)
                 texts = [schema.program, schema.target, schema.plan, *pipeline]
-                texts += [x for kind in arrays.values() for each in kind for x in astuple(each)]
-                if all(isinstance(each, str) for each in texts):
+                texts += [x for kind in arrays.values() for array in kind for x in astuple(array)]
+                if all(isinstance(text, str) for text in texts):
                     return schema
-                raise ValueError("what should be text is none")
+                raise ValueError("a field is not a text")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PackedError(f"{path}: its schema cannot be read: {cause(error)}") from error
         raise PackedError(
@@ -104,9 +105,9 @@ class Schema:
         )
 
     def differences(self, other: Schema, whole_plan: bool = False) -> list[str]:
-        """How `other`, which is here, differs from this, which is there; empty where it fits.
+        """How `other` ("here") differs from this schema ("there"); empty if they are compatible.
 
-        Plans may differ in what does not touch parameters, unless `whole_plan` is asked for.
+        Plans may differ in groups that do not affect parameters, unless `whole_plan` is set.
         """
         model = list(_between(self.model, other.model))
         packed = list(_between(self.packed, other.packed))
@@ -117,11 +118,11 @@ class Schema:
         if self.target != other.target:
             pipeline.append(f"packed on {self.target}, this is {other.target}")
         parts = (("model", model), ("plan", plan), ("packed", packed), ("pipeline", pipeline))
-        return [line for title, found in parts for line in _few(title, found)]
+        return [line for title, lines in parts for line in _few(title, lines)]
 
 
 def refuse(what: str, differences: Sequence[str]) -> None:
-    """Raises PackedError where there are differences."""
+    """Raises PackedError if there are differences."""
     if differences:
         raise PackedError(
             "\n    ".join([f"{what} was packed for another program", *differences]),
@@ -129,45 +130,46 @@ def refuse(what: str, differences: Sequence[str]) -> None:
         )
 
 
-def _layout(each: Input) -> str:
-    return show_layout(each.layout if each.layout is not None else ((),) * each.type.rank)
+def _layout(array: Input) -> str:
+    return show_layout(array.layout if array.layout is not None else ((),) * array.type.rank)
 
 
 def _digests(prepare: Graph, originals: Sequence[Input]) -> Iterator[str]:
-    """For each packed parameter, a digest of the ops that make it and of what they read."""
+    """For every packed parameter a digest of the ops that compute it, and of their inputs."""
     graph = loosened(prepare)
     for number in range(len(graph.outputs)):
-        own, used = alone(graph, [number])
-        text = "\n".join([*(originals[each].name for each in used), show_graph(own)])
+        part, used = alone(graph, [number])
+        text = "\n".join([*(originals[source].name for source in used), show_graph(part)])
         yield hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _between(there: Sequence[Array], here: Sequence[Array]) -> Iterator[str]:
-    theirs, ours = ({each.name: each for each in arrays} for arrays in (there, here))
-    otherwise = []
+    theirs, ours = ({array.name: array for array in arrays} for arrays in (there, here))
+    recomputed = []
     for name in dict.fromkeys((*ours, *theirs)):
-        one, other = theirs.get(name), ours.get(name)
-        if one is None or other is None:
-            yield f"{name} is only {'here' if one is None else 'there'}"
-        elif one.type != other.type:
-            yield f"{name} is {one.type} there, {other.type} here"
-        elif one.layout != other.layout:
-            yield f"{name} lies as {one.layout or '()'} there, as {other.layout or '()'} here"
-        elif one.made != other.made:
-            otherwise.append(f"{name} is computed otherwise there")
-    yield from otherwise
+        before, after = theirs.get(name), ours.get(name)
+        if before is None or after is None:
+            yield f"{name} is only {'here' if before is None else 'there'}"
+        elif before.type != after.type:
+            yield f"{name} is {before.type} there, {after.type} here"
+        elif before.layout != after.layout:
+            sharding = f"{before.layout or '()'} there, {after.layout or '()'} here"
+            yield f"{name} has the sharding {sharding}"
+        elif before.made != after.made:
+            recomputed.append(f"{name} is computed by other ops there")
+    yield from recomputed
 
 
 def _plans(there: str, here: str) -> Iterator[str]:
     theirs, ours = _decisions(there), _decisions(here)
     for key in dict.fromkeys((*ours, *theirs)):
         if theirs.get(key) != ours.get(key):
-            one, other = theirs.get(key, "not decided"), ours.get(key, "not decided")
-            yield f"{'' if key == 'plan' else f'{key} '}{one} there, {other} here"
+            before, after = theirs.get(key, "not decided"), ours.get(key, "not decided")
+            yield f"{'' if key == 'plan' else f'{key} '}{before} there, {after} here"
 
 
 def _decisions(plan: str) -> dict[str, str]:
-    """`{"weights": "d_model@x d_ff@y,z"}`: what a plan decides, without what it predicts."""
+    """`{"weights": "d_model@x d_ff@y,z"}`: a plan's shardings, without predictions."""
     lines = (line.split(maxsplit=1) for line in plan.splitlines())
     return {line[0]: " ".join(line[1:]) for line in lines if line and line[0] in _DECISIONS}
 
@@ -178,7 +180,7 @@ def _pipelines(there: Sequence[str], here: Sequence[str]) -> Iterator[str]:
             yield f"{line[2:]} only {'there' if line[0] == '-' else 'here'}"
 
 
-def _few(title: str, found: Sequence[str]) -> Iterator[str]:
-    yield from (f"{title}: {line}" for line in found[:_SHOWN])
-    if len(found) > _SHOWN:
-        yield f"{title}: and {len(found) - _SHOWN} more"
+def _few(title: str, lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"{title}: {line}" for line in lines[:_SHOWN])
+    if len(lines) > _SHOWN:
+        yield f"{title}: and {len(lines) - _SHOWN} more"

@@ -1,15 +1,15 @@
-"""The safetensors format, read and written array by array, share by share.
+"""The safetensors format, read and written shard by shard.
 
-Eight bytes with the length of the header, the header as JSON, and the arrays behind one another
-(https://huggingface.co/docs/safetensors). The library of that name wants all arrays in the host's
-memory at once, and knows neither bfloat16 as numpy has it nor int4; here a file is mapped, and each
-device's share is written and read by itself.
+A file is eight bytes with the length of the header, the header as JSON, and the arrays
+(https://huggingface.co/docs/safetensors). The safetensors library needs all arrays in host memory
+at once, and supports neither numpy's bfloat16 nor int4; here the file is memory-mapped, and shards
+are written and read one at a time.
 
-A file written here holds a CRC-32 of each array and one of its header, which are compared when it
-is read: a flipped bit is refused. Other programs read it all the same.
+A file written here has a CRC-32 of every array and of the header, which are verified when it is
+read. Other programs can read it.
 
-Integers of four bits are two to a byte, the first in the lower half, where the last axis divides
-so on every device, and one to a byte elsewhere.
+4-bit integers are packed two to a byte, the first in the lower half, if the last axis of every
+shard consists of such pairs, and stored one to a byte otherwise.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from rewrite.ir import Type, bits
 
 SUFFIX = ".safetensors"
 _LARGEST_HEADER_BYTES = 100_000_000  # the format's own limit
-_ARRAYS, _HEADER = "crc32", "header_crc32"  # our checksums, among the texts of a file
-_UNKNOWN = "0" * 8  # stands for a checksum until it is known
+_ARRAYS, _HEADER = "crc32", "header_crc32"  # the keys of our checksums in the metadata of a file
+_UNKNOWN = "0" * 8  # a placeholder for a checksum
 _CHUNK_BYTES = 1 << 24
-_MOST_AXES = 32  # of what can be mapped
+_MOST_AXES = 32  # of a numpy memory map
 _NAMES = {"bool": "BOOL", "c64": "C64", "f8_e4m3fn": "F8_E4M3", "f8_e5m2": "F8_E5M2"}
 _NAMES |= {"f8_e8m0fnu": "F8_E8M0"}
 _NAMES |= {n.lower(): n for n in ("BF16", "F16", "F32", "F64", *(f"I{n}" for n in (8, 16, 32, 64)))}
@@ -49,7 +49,7 @@ _TYPES = {name: short for short, name in _NAMES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """An array in a file: its dtype and shape as they are stored, and its bytes from, up to."""
+    """An array in a file: its stored dtype and shape, and its bytes [first, last)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -57,22 +57,23 @@ class Entry:
     last: int
 
     def mapped(self, path: Path, mode: str) -> np.memmap:
+        """The array as a memory map of the file."""
         stored = dtype_of(_TYPES[self.dtype])
         return np.memmap(path, stored, mode, self.first, self.shape, "C")
 
     def crc32(self, path: Path) -> str:
-        """The checksum of its bytes in a file."""
-        found = 0
+        """The CRC-32 of its bytes in the file, in hexadecimal."""
+        checksum = 0
         with open(path, "rb") as file:
             file.seek(self.first)
             for start in range(self.first, self.last, _CHUNK_BYTES):
-                found = zlib.crc32(file.read(min(_CHUNK_BYTES, self.last - start)), found)
-        return f"{found:08x}"
+                checksum = zlib.crc32(file.read(min(_CHUNK_BYTES, self.last - start)), checksum)
+        return f"{checksum:08x}"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: arrays and texts by name, and checksums of the arrays, if any."""
+    """The header of a file: arrays and metadata by name, and checksums of the arrays, if any."""
 
     arrays: dict[str, Entry]
     about: dict[str, str]
@@ -80,16 +81,16 @@ class Header:
 
 
 def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str]) -> None:
-    """Writes arrays and some text. The file is there whole or not at all.
+    """Writes arrays and metadata atomically.
 
-    Raises PackedError for an array that lies on other machines too, FileError where the system
-    refuses.
+    Raises PackedError for an array with shards on other hosts, FileError for an error of the
+    system.
     """
     for name, array in arrays.items():
         if not array.is_fully_addressable:
             raise PackedError(
-                f"{name} lies on several machines, and a {SUFFIX} file is written by one",
-                hint="save to a folder, which orbax writes from all of them",
+                f"{name} has shards on several hosts, and one host writes a {SUFFIX} file",
+                hint="save to a folder, which orbax writes from all hosts",
             )
     entries: dict[str, Entry] = {}
     end = 0
@@ -99,15 +100,15 @@ def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str])
         entries[name] = Entry(dtype, shape, first, end)
     begin = len(_header(entries, about, dict.fromkeys(entries, _UNKNOWN)))
     placed = {
-        name: Entry(each.dtype, each.shape, begin + each.first, begin + each.last)
-        for name, each in entries.items()
+        name: Entry(entry.dtype, entry.shape, begin + entry.first, begin + entry.last)
+        for name, entry in entries.items()
     }
     with written_whole(path) as part:
         with open(part, "wb") as file:
             file.truncate(begin + end)
         for name, array in arrays.items():
-            _write_shares(part, placed[name], array)
-        checksums = {name: each.crc32(part) for name, each in placed.items()}
+            _write_shards(part, placed[name], array)
+        checksums = {name: entry.crc32(part) for name, entry in placed.items()}
         with open(part, "r+b") as file:
             file.write(_header(entries, about, checksums))
 
@@ -115,23 +116,23 @@ def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str])
 def _header(
     entries: Mapping[str, Entry], about: Mapping[str, str], checksums: Mapping[str, str]
 ) -> bytes:
-    """The beginning of a file, as long whatever the checksums are."""
+    """The header of a file; its length does not depend on the checksums."""
 
-    def written(own: str) -> bytes:
-        texts = {**about, _ARRAYS: json.dumps(checksums, ensure_ascii=False), _HEADER: own}
+    def written(checksum: str) -> bytes:
+        texts = {**about, _ARRAYS: json.dumps(checksums, ensure_ascii=False), _HEADER: checksum}
         header: dict[str, Any] = {"__metadata__": texts}
-        for name, each in entries.items():
-            place = {"data_offsets": [each.first, each.last]}
-            header[name] = {"dtype": each.dtype, "shape": list(each.shape), **place}
+        for name, entry in entries.items():
+            place = {"data_offsets": [entry.first, entry.last]}
+            header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), **place}
         text = json.dumps(header, ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 64)  # so that arrays begin where processors like them to
+        text += b" " * (-len(text) % 64)  # aligns the arrays
         return len(text).to_bytes(8, "little") + text
 
     return written(f"{zlib.crc32(written(_UNKNOWN)):08x}")
 
 
 def _stored(array: jax.Array) -> tuple[str, tuple[int, ...]]:
-    """The dtype and shape in the file. A dtype that the format lacks goes by its bytes."""
+    """The stored dtype and shape. A dtype that the format lacks is stored as bytes."""
     type_ = type_of(array)
     if type_.dtype in _NAMES:
         return _NAMES[type_.dtype], type_.shape
@@ -143,38 +144,38 @@ def _stored(array: jax.Array) -> tuple[str, tuple[int, ...]]:
 
 
 def _wide(type_: Type) -> tuple[int, ...]:
-    """A last axis for the bytes of an element, where it has several."""
+    """The size of a last axis for the bytes of an element, if it has several."""
     size = dtype_of(type_.dtype).itemsize
     return (size,) if size > 1 else ()
 
 
 def _pairs(array: jax.Array) -> bool:
-    """Whether the last axis falls into pairs on every device."""
+    """Whether the last axis of every shard consists of aligned pairs."""
     if not array.ndim:
         return False
-    bounds = (each.index[-1].indices(array.shape[-1])[:2] for each in array.addressable_shards)
+    bounds = (shard.index[-1].indices(array.shape[-1])[:2] for shard in array.addressable_shards)
     return all(edge % 2 == 0 for pair in bounds for edge in pair)
 
 
-def _write_shares(path: Path, entry: Entry, array: jax.Array) -> None:
-    """Each share once, however many devices have it; only one is in the host's memory."""
+def _write_shards(path: Path, entry: Entry, array: jax.Array) -> None:
+    """Writes every distinct shard, with one at a time in host memory."""
     if not array.size:
         return
-    whole = entry.mapped(path, "r+")
+    mapped = entry.mapped(path, "r+")
     in_pairs = _in_pairs(entry, type_of(array))
     for shard in array.addressable_shards:
         if shard.replica_id:
             continue
-        share, index = np.asarray(shard.data), shard.index
+        data, index = np.asarray(shard.data), shard.index
         if in_pairs:
-            low, high = (share[..., i::2].view(np.uint8) & 15 for i in (0, 1))
-            share = low | high << 4
+            low, high = (data[..., i::2].view(np.uint8) & 15 for i in (0, 1))
+            data = low | high << 4
             start, stop, _ = index[-1].indices(array.shape[-1])
             index = (*index[:-1], slice(start // 2, stop // 2))
-        elif share.dtype != whole.dtype:
-            share = share.view(whole.dtype).reshape((*share.shape, *entry.shape[share.ndim :]))
-        whole[index] = share
-    whole.flush()
+        elif data.dtype != mapped.dtype:
+            data = data.view(mapped.dtype).reshape((*data.shape, *entry.shape[data.ndim :]))
+        mapped[index] = data
+    mapped.flush()
 
 
 def _in_pairs(entry: Entry, type_: Type) -> bool:
@@ -182,30 +183,31 @@ def _in_pairs(entry: Entry, type_: Type) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """What a file holds. Raises PackedError for what is no such file, is cut off or damaged."""
+    """The header of a file. Raises PackedError if the file is truncated, damaged, or of another
+    format."""
     with refusing(path):
         size = path.stat().st_size
         if not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with open(path, "rb") as file:
             first = file.read(8)
             length = int.from_bytes(first, "little")
             if not 2 <= length <= min(size - 8, _LARGEST_HEADER_BYTES):
                 raise ValueError(f"its header would have {length} bytes")
             text = file.read(length)
-        found = _json(text)
-        about = found.pop("__metadata__", {})
+        data = _json(text)
+        about = data.pop("__metadata__", {})
         if not isinstance(about, dict) or not all(isinstance(x, str) for x in about.values()):
-            raise ValueError("its texts are no texts")
+            raise ValueError("its metadata are not texts")
         checksums = _json(about.pop(_ARRAYS, "{}"))
         if checksums or _HEADER in about:
             _check_header(first + text, about.pop(_HEADER, ""))
-        arrays = {name: _entry(name, each, 8 + length) for name, each in found.items()}
+        arrays = {name: _entry(name, fields, 8 + length) for name, fields in data.items()}
         end = 8 + length
-        for name, each in sorted(arrays.items(), key=lambda pair: (pair[1].first, pair[1].last)):
-            if each.first != end:
-                raise ValueError(f"{brief(name)} begins at {each.first}, and not at {end}")
-            end = each.last
+        for name, entry in sorted(arrays.items(), key=lambda pair: (pair[1].first, pair[1].last)):
+            if entry.first != end:
+                raise ValueError(f"{brief(name)} begins at {entry.first}, and not at {end}")
+            end = entry.last
         if end != size:
             raise ValueError(f"it has {size} bytes, and its arrays end at {end}")
         if checksums and set(checksums) != set(arrays):
@@ -215,18 +217,18 @@ def read_header(path: Path) -> Header:
 
 @contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Raises PackedError where a file cannot be read, or is not what it should be."""
+    """Turns errors of reading a file into PackedError."""
     try:
         yield
     except OSError as error:
         raise PackedError(f"cannot read {path}: {error}") from error
     except (ValueError, RecursionError) as error:
-        what = f"{path} is no safetensors file, or is damaged"
+        what = f"{path} is not a safetensors file, or is damaged"
         raise PackedError(f"{what}: {brief(str(error))}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises ValueError, OSError."""
+    """The object in a JSON file. Raises ValueError, OSError."""
     with open(path, "rb") as file:
         text = file.read(_LARGEST_HEADER_BYTES + 1)
     if len(text) > _LARGEST_HEADER_BYTES:
@@ -235,33 +237,33 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _json(text: str | bytes) -> dict[str, Any]:
-    """An object in JSON. Raises ValueError for what is none, and for a name that stands twice."""
+    """An object in JSON. Raises ValueError for any other value, and for a repeated name."""
 
     def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name stands there twice")
-        return found
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            raise ValueError("a name is repeated")
+        return data
 
-    found = json.loads(text, object_pairs_hook=unique)
-    if not isinstance(found, dict):
-        raise ValueError("its header is no object")
-    return found
+    data = json.loads(text, object_pairs_hook=unique)
+    if not isinstance(data, dict):
+        raise ValueError("its header is not an object")
+    return data
 
 
 def _check_header(text: bytes, checksum: str) -> None:
-    """Compares the header with its own checksum. Raises ValueError."""
-    told, unknown = (f'"{_HEADER}": "{each}"'.encode() for each in (checksum, _UNKNOWN))
-    if f"{zlib.crc32(text.replace(told, unknown, 1)):08x}" != checksum:
+    """Verifies the checksum of the header. Raises ValueError."""
+    written, unknown = (f'"{_HEADER}": "{text_}"'.encode() for text_ in (checksum, _UNKNOWN))
+    if f"{zlib.crc32(text.replace(written, unknown, 1)):08x}" != checksum:
         raise ValueError("its header is not what was written")
 
 
-def _entry(name: str, said: Any, begin: int) -> Entry:
-    """An array as the header says it. Raises ValueError where that is nonsense."""
+def _entry(name: str, fields_: Any, begin: int) -> Entry:
+    """The entry of an array in the header. Raises ValueError if it is invalid."""
     fields = ("dtype", "shape", "data_offsets")
-    if not isinstance(said, dict) or set(said) != set(fields):
+    if not isinstance(fields_, dict) or set(fields_) != set(fields):
         raise ValueError(f"{brief(name)} has not the fields {', '.join(fields)}")
-    dtype, shape, offsets = (said[field] for field in fields)
+    dtype, shape, offsets = (fields_[field] for field in fields)
     if not isinstance(dtype, str) or dtype not in _TYPES:
         raise ValueError(f"{brief(name)} has the dtype {brief(str(dtype))}, which is unknown here")
     for numbers in (shape, offsets):
@@ -276,10 +278,10 @@ def _entry(name: str, said: Any, begin: int) -> Entry:
 
 
 def read(path: Path, types: Mapping[str, Type] | None = None) -> dict[str, Lazy]:
-    """The arrays of a file by name, to be read when they are needed.
+    """The arrays of a file by name, to be read on demand.
 
-    `types` are those of arrays whose dtype the format lacks. Raises PackedError, also when an
-    array is read that is not what was written.
+    `types` are the types of arrays with a dtype that the format lacks. Raises PackedError, also
+    later when a damaged array is read.
     """
     header = read_header(path)
     lazy = {}
@@ -307,26 +309,26 @@ def _lazy(path: Path, name: str, entry: Entry, type_: Type | None, checksum: str
     def part(index: tuple[slice, ...]) -> np.ndarray:
         check()
         if not type_.size:
-            return np.zeros([each.stop - each.start for each in index], dtype)
-        whole = entry.mapped(path, "r")
+            return np.zeros([bounds.stop - bounds.start for bounds in index], dtype)
+        mapped = entry.mapped(path, "r")
         if not in_pairs:
-            found = np.array(whole[index])
-            return found if found.dtype == dtype else _as(found, dtype, len(type_.shape))
+            part_ = np.array(mapped[index])
+            return part_ if part_.dtype == dtype else _as(part_, dtype, len(type_.shape))
         start, stop = index[-1].start, index[-1].stop
-        pairs = np.asarray(whole[(*index[:-1], slice(start // 2, -(-stop // 2)))])
+        pairs = np.asarray(mapped[(*index[:-1], slice(start // 2, -(-stop // 2)))])
         halves = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*pairs.shape[:-1], -1)
         return _signed(halves[..., start % 2 :][..., : stop - start], dtype)
 
     return Lazy(type_.shape, dtype, part, f"{path.name}: {name}")
 
 
-def _as(found: np.ndarray, dtype: np.dtype, rank: int) -> np.ndarray:
-    """The bytes as elements of a dtype that the format lacks."""
-    return found.view(dtype).reshape(found.shape[:rank])
+def _as(array: np.ndarray, dtype: np.dtype, rank: int) -> np.ndarray:
+    """Bytes viewed as elements of a dtype that the format lacks."""
+    return array.view(dtype).reshape(array.shape[:rank])
 
 
 def _signed(halves: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Four bits in a byte each as the dtype of four bits: the upper bits carry the sign."""
+    """4-bit values in the lower halves of bytes, as a 4-bit dtype with the sign extended."""
     if dtype == dtype_of("i4"):
         return ((halves.astype(np.int8) ^ 8) - 8).astype(dtype)
     return halves.view(dtype)

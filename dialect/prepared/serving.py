@@ -1,7 +1,7 @@
-"""A step that is compiled: what it holds between calls, and how arrays go in and come out.
+"""A compiled step: its packed parameters, its state, and its calls.
 
-Parameters are packed once. State that the program keeps in another form than the user does is a
-`State` leaf of the user's pytree (`dialect.prepared.state`).
+Parameters are packed once. State in a form other than the user's is a `State` leaf of the user's
+pytree (`dialect.prepared.state`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from rewrite.ir import Type
 
 
 class Packed:
-    """Parameters as a step wants them: quantised, merged, precomputed, laid out on the mesh.
+    """Packed parameters of a step: quantised, merged, precomputed, and sharded over the mesh.
 
-    Made by `step.prepare` or read by `step.load`. `schema` tells what the arrays are, `tree` is
-    the pytree of the originals. Until the step has seen the shapes of its other arguments it holds
-    those originals, `raw`, and packs them at the first call; `donate` says whether they may be
-    deleted then.
+    Returned by `step.prepare` and `step.load`. `schema` describes the arrays, and `tree` is the
+    pytree of the originals. Before the step knows the shapes of its other arguments this holds the
+    originals, `raw`; the first call packs them, and deletes them if `donate` is set.
     """
 
     def __init__(
@@ -44,20 +43,20 @@ class Packed:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The path of each array: `params/layers/wq.quantize`."""
-        return tuple(each.name for each in self.schema.packed) if self.schema else ()
+        """The paths of the arrays: `params/layers/wq.quantize`."""
+        return tuple(array.name for array in self.schema.packed) if self.schema else ()
 
     def originals(self) -> Any:
-        """What is packed here, as the step's function takes it: shapes, where it was packed."""
+        """The originals as the step's function takes them; as shapes, if they are packed."""
         if self.schema is None:
             return self.raw
-        structs = [struct_of(Type.parse(each.type)) for each in self.schema.model]
+        structs = [struct_of(Type.parse(array.type)) for array in self.schema.model]
         return jax.tree.unflatten(self.tree, structs)
 
     def save(self, path: str | Path) -> None:
-        """Writes a file that ends in `.safetensors`, or else a folder, by orbax; see `step.load`.
+        """Writes a file if the path ends in `.safetensors`, else an orbax folder; see `step.load`.
 
-        A file replaces one of that name, a folder must be new. Raises PackedError.
+        A file is replaced, a folder must not exist. Raises PackedError.
         """
         if self.schema is None:
             raise PackedError(
@@ -78,7 +77,7 @@ jax.tree_util.register_pytree_node(
 
 
 class Executable:
-    """One program of a step, compiled for one set of shapes. `tree`: that of its parameters."""
+    """A program of a step, compiled for one set of shapes; `tree`: the pytree of its parameters."""
 
     def __init__(self, compilable: Compilable, tree: Any) -> None:
         self.compilable, program = compilable, compilable.program
@@ -87,27 +86,27 @@ class Executable:
         self.call = callable_with(
             compilable.jitted(),
             self.compiled,
-            (each.type.dtype for each in compilable.inputs("param")),
+            (input_.type.dtype for input_ in compilable.inputs("param")),
         )
         # With the memory layouts that the compiler chose for the state.
         self.formats = dict(zip(("param", "state", "arg"), self.compiled.input_formats[0]))
         self.schema = Schema.of(program, compilable.mesh)
         self._fitting = {id(self.schema): self.schema}  # held, so that no other gets its id
-        self.roles = [each.role for each in program.inputs if each.role != "param"]
+        self.roles = [input_.role for input_ in program.inputs if input_.role != "param"]
         self.out_tree = treedef(program.tree[1])
         self.form = Form(program)
         self.shardings = compilable.shardings("param")
-        originals = [each for each in program.inputs if each.role == "param"]
+        originals = [input_ for input_ in program.inputs if input_.role == "param"]
         self.prepare = Preparation(prepare_of(program), originals, self.shardings)
 
     def __call__(self, packed: Packed, others: list[Any]) -> Any:
-        """The step's results. Raises PackedError for parameters that are another program's."""
+        """The step's results. Raises PackedError for parameters of another program."""
         if id(packed.schema) not in self._fitting:
-            refuse("what the step was given", packed.schema.differences(self.schema))
+            refuse("the argument of the step", packed.schema.differences(self.schema))
             self._fitting[id(packed.schema)] = packed.schema
-        given = list(zip(jax.tree.leaves(others, is_leaf=is_state), self.roles))
-        state = self.form.parts([leaf for leaf, role in given if role == "state"])
-        rest = [leaf for leaf, role in given if role == "arg"]
+        leaves = list(zip(jax.tree.leaves(others, is_leaf=is_state), self.roles))
+        state = self.form.parts([leaf for leaf, role in leaves if role == "state"])
+        rest = [leaf for leaf, role in leaves if role == "arg"]
         try:
             results = self.call(packed.leaves, state, rest)
         except (ValueError, TypeError):
@@ -115,29 +114,32 @@ class Executable:
             if wrong:
                 message = "\n  ".join(["the packed parameters were changed", *wrong[:4]])
                 raise PackedError(message) from None
-            # Arrays that live elsewhere are moved; anything else fails again, and says why.
+            # Arrays on other devices are moved; any other error is raised again.
             groups = zip((packed.leaves, state, rest), ("param", "state", "arg"))
             results = self.call(*(self.placed(group, role) for group, role in groups))
         return jax.tree.unflatten(self.out_tree, self.form.collected(results))
 
     def placed(self, leaves: list[Any], role: str) -> list[Any]:
+        """The leaves on the devices, in the formats of the executable."""
         return jax.device_put(leaves, self.formats[role])
 
     def packed(self, params: Any, donate: bool = False) -> Packed:
-        """The parameters packed; with `donate`, those on devices are deleted as it goes."""
+        """The packed parameters; with `donate`, originals on devices are deleted on the way."""
         leaves, tree = jax.tree.flatten(params)
         return Packed(self.prepare(leaves, donate), self.schema, tree)
 
     def loaded(self, path: str | Path) -> Packed:
-        """What `Packed.save` wrote. Raises PackedError where it is another program's."""
+        """The parameters that `Packed.save` wrote. Raises PackedError for another program's."""
         return Packed(load(path, self.schema, self.shardings), self.schema, self.tree)
 
     def adapted(self, state: Any) -> Any:
+        """The user's state in the step's form."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
-        # A copy: the step gives its state away, and the user's own array must live on.
+        # Copied, since the step donates its state and the user may keep the array.
         parts = self.placed(self.form.parts(leaves, copy=True), "state")
         return jax.tree.unflatten(tree, self.form.states(parts))
 
     def restored(self, state: Any) -> Any:
+        """The state in the user's form."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
         return jax.tree.unflatten(tree, self.form.restored(leaves))

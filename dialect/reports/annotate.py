@@ -1,4 +1,4 @@
-"""The printed program with what is known of each value: its axes, and where they lie on the mesh.
+"""The printed program with comments on every value: its named axes, and their mesh axes.
 
 %37 = contract "a b c, c d e -> a b d e" (%36, %30) : bf16[64,1,32,128]  // batch 1 heads d_head
 %38 = constrain(%37) {layout=...} : bf16[64,1,32,128]                    // batch 1 heads@xy d_head
@@ -13,23 +13,23 @@ from rewrite.text import show_program
 
 
 def annotated(program: Program, origins: bool = False) -> str:
-    """`str(program)` with the inferred axes, and layouts where they are decided, as comments."""
+    """`str(program)` with inferred axes and declared shardings as comments."""
     axes = infer_axes(program)
-    decided = {
-        value: each.layout
-        for value, each in zip(program.graph.inputs, program.step_inputs)
-        if each.layout is not None
+    declared = {
+        value: input_.layout
+        for value, input_ in zip(program.graph.inputs, program.step_inputs)
+        if input_.layout is not None
     }
 
     def note(value: Value) -> str:
-        layout = value.op.get("layout") if value.op.name == "constrain" else decided.get(value)
+        layout = value.op.get("layout") if value.op.name == "constrain" else declared.get(value)
         return axes_and_layout(axes, value, layout)
 
     return show_program(program, origins, note)
 
 
 def axes_and_layout(axes: Axes, value: Value, layout: Layout | None) -> str:
-    """`batch@xy 1 d_model`, or nothing where no axis has a name."""
+    """`batch@xy 1 d_model`, or "" if no axis has a name."""
     names = axes.of(value)
     if not any(name != "_" for dimension in names for name in dimension):
         return ""
@@ -37,6 +37,6 @@ def axes_and_layout(axes: Axes, value: Value, layout: Layout | None) -> str:
     for i, dimension in enumerate(names):
         text = " ".join(dimension) or "1"
         text = f"({text})" if len(dimension) > 1 else text
-        lies = "".join(layout[i] or ()) if layout else ""
-        shown.append(f"{text}@{lies}" if lies else text)
+        mesh_axes = "".join(layout[i] or ()) if layout else ""
+        shown.append(f"{text}@{mesh_axes}" if mesh_axes else text)
     return " ".join(shown)

@@ -1,14 +1,15 @@
-"""Which piece of the decoder each op serves: attention, a norm, the feed-forward unit ...
+"""Op attribution: the part of the decoder that an op belongs to (attention, a norm, ...).
 
-An *anchor* is an op that says what a piece is. Every other op serves the anchor
+An *anchor* is an op that identifies a part (a piece). Any other op belongs to the piece of an
+anchor
 
 - that reads it as a mask, as rotary angles, or as indices;
-- that it lies behind, as a scale, a bias or a layout;
-- on either side of it, where the op is a product with weights;
-- whose routing it does, between a router and the residual stream.
+- whose result it scales, shifts or reshapes;
+- that is nearest to it, if the op is a product with weights;
+- that routes it, between a router and the residual stream.
 
-What serves no anchor is not recognised. What depends on parameters alone is done once, and belongs
-to no piece of the step. Linear in the size of the graph.
+An op without an anchor is not recognised. A static op, which depends on parameters only, runs once
+and belongs to no piece. Linear in the size of the graph.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _ANCHORS = {
     "cache_put": "cache write",
 }
 _TABLES = {"vocab": "embedding", "positions": "position embedding"}
-# Where an anchor's side arguments begin, and what they are.
+# The first side argument of an anchor, and what the side arguments are.
 _SIDES = {
     "attend": (3, "mask"),
     "rope": (1, "rotary angles"),
@@ -54,21 +55,21 @@ _COUNTS = ("i", "u", "b")  # dtypes of indices and masks; bf16 alone begins like
 
 
 def is_layout(op: Op) -> bool:
-    """Whether an op gives all that it is given in another form, or a part that is cut out."""
+    """Whether an op only moves elements: reshapes, transposes, converts, slices."""
     known = opdef.traits(op)
     moves = known.moves and not known.writes and op.name not in ("gather", "take")
     return moves or op.name == "convert_element_type"
 
 
 class Piece(NamedTuple):
-    """What an op belongs to: the name of the piece, and the op that says so."""
+    """A part of the decoder: its name, and the op that identifies it."""
 
     name: str
     anchor: Op
 
 
 def is_index(op: Op) -> bool:
-    """Whether an op computes with whole numbers and truth values alone, and is no product."""
+    """Whether an op computes with integers and booleans only, and is not a product."""
     values = (*op.args, *op.results)
     return op.name not in PRODUCTS and not op.regions and all(map(_counts, values))
 
@@ -78,7 +79,7 @@ def _counts(value: Value) -> bool:
 
 
 def given_inside(op: Op) -> list[dict[Value, tuple[Value, bool]]]:
-    """For each region of an op: its inputs, what they are given, and whether that is carried on."""
+    """For every region of an op: {input: (argument, whether it is carried between iterations)}."""
     if op.name == "scan":
         _, carried, _ = scan_parts(op)
         numbers = [[(i, carried.start <= i < carried.stop) for i in range(len(op.args))]]
@@ -96,11 +97,11 @@ def given_inside(op: Op) -> list[dict[Value, tuple[Value, bool]]]:
 
 
 class Pieces:
-    """`of`: the piece of each op of a graph that has one; `inside`: the same for each loop's body.
+    """`of`: {op: its piece} for a graph; `inside`: {loop: the Pieces of its bodies}.
 
-    `fixed` are the inputs that are the same at every step, and `params` those of them that are
-    parameters. What depends on them alone is done once: it is `known`, and no piece of the step.
-    A few sweeps over the graph; an op keeps the first piece that it is given.
+    `fixed` are the inputs that are the same in all steps, and `params` those of them that are
+    parameters. Values that depend only on `fixed` are `known` and belong to no piece. Several
+    sweeps over the graph; an op keeps its first piece.
     """
 
     def __init__(
@@ -116,23 +117,23 @@ class Pieces:
         self._find_anchors()
         self._find_sides()
         self._find_products()
-        self._find_what_lies_behind()
-        self._find_what_lies_before()
+        self._find_epilogues()
+        self._find_prologues()
         self._join_experts()
 
     def place(self, op: Op) -> Op:
-        """The op in whose layer an op belongs: its anchor, or itself where layers may share it."""
+        """The op whose layer an op belongs to: its anchor, or itself if layers may share it."""
         piece = self.of.get(op)
         return op if piece is None or piece.name in SIDES else piece.anchor
 
     def _inside(self, op: Op) -> list[Pieces]:
-        found = []
+        bodies = []
         for region, given in zip(op.regions, given_inside(op)):
             kept = {inner: arg for inner, (arg, carried) in given.items() if not carried}
             fixed = [inner for inner, arg in kept.items() if arg in self.known]
             params = [inner for inner, arg in kept.items() if arg in self.weights]
-            found.append(Pieces(region, fixed, params, self.axes))
-        return found
+            bodies.append(Pieces(region, fixed, params, self.axes))
+        return bodies
 
     def _unknown(self, op: Op) -> list[Value]:
         return [arg for arg in op.args if arg not in self.known]
@@ -152,7 +153,7 @@ class Pieces:
                 self.of.setdefault(op, Piece(name, op))
 
     def _anchor(self, op: Op) -> str:
-        """The piece that an op says it is, or nothing."""
+        """The name of the piece that an op identifies, or ""."""
         if op.name in _ANCHORS:
             return _ANCHORS[op.name]
         if op.name == "take" and op.args[0] in self.weights:
@@ -171,7 +172,7 @@ class Pieces:
         both = op.name == "add" and len(self._unknown(op)) == 2
         return both and any("d_model" in names for names in self.axes.of(op.results[0]))
 
-    # Routing: all that depends on which experts were chosen, up to the residual stream.
+    # Routing: everything that depends on the chosen experts, up to the residual stream.
 
     def _find_routing(self) -> None:
         for op in self.ops:
@@ -183,7 +184,7 @@ class Pieces:
             if routed and not ends:
                 self.of[op] = routed[0]
 
-    # Sides: what is read only as a mask, as angles or as indices.
+    # Sides: values that are read only as masks, rotary angles or indices.
 
     def _find_sides(self) -> None:
         for op in reversed(self.ops):
@@ -197,11 +198,11 @@ class Pieces:
                 self.of[op] = Piece(_TABLES["positions"], op)
 
     def _holds_positions(self, table: Value) -> bool:
-        """Whether a value is a constant table of positions, as sinusoidal ones are."""
+        """Whether a value is a constant table of positions, such as a sinusoidal one."""
         return table in self.known and table.type.rank == 2 and self._axis(table, 0) == "positions"
 
     def _sides_of(self, value: Value) -> Piece | None:
-        """The piece that a value is a side of, if it is nothing else."""
+        """The piece that all readers of a value read it as a side of, if any."""
         sides = [self._side(value, *reader) for reader in self._readers(value)]
         return sides[0] if sides and all(sides) else None
 
@@ -211,10 +212,10 @@ class Pieces:
             return Piece(name, reader)
         if reader.regions:
             return self._side_of_loop(value, reader)
-        found = self.of.get(reader)
-        if found is None or found.anchor is reader and found.name != EXPERTS:
+        piece = self.of.get(reader)
+        if piece is None or piece.anchor is reader and piece.name != EXPERTS:
             return None
-        return None if found.name == EXPERTS and reader.name in PRODUCTS else found
+        return None if piece.name == EXPERTS and reader.name in PRODUCTS else piece
 
     def _side_of_loop(self, value: Value, loop: Op) -> Piece | None:
         sides = [
@@ -225,7 +226,7 @@ class Pieces:
         ]
         return sides[0] if sides and all(sides) else None
 
-    # Products with weights: the nearest piece that reads them, or that they read.
+    # Products with weights: the nearest piece after or before them.
 
     def _find_products(self) -> None:
         before = self._before_pieces()
@@ -240,21 +241,21 @@ class Pieces:
                 behind[op] = nearest
 
     def _before_pieces(self) -> dict[Op, Piece]:
-        """For each op the piece that it flows into without passing another product."""
-        found: dict[Op, Piece] = {}
+        """{op: the piece that it flows into without another product in between}."""
+        pieces: dict[Op, Piece] = {}
         for op in reversed(self.ops):
             if self._has_products(op):
-                found[op] = self.of[op]
+                pieces[op] = self.of[op]
                 continue
             if self._is_residual(op):
                 continue
             readers = (reader for value in op.results for reader in self._readers(value))
             for reader, position in readers:
-                aside = position >= _SIDES.get(reader.name, (len(reader.args), ""))[0]
-                if reader in found and reader.name not in PRODUCTS and not aside:
-                    found[op] = found[reader]
+                is_side = position >= _SIDES.get(reader.name, (len(reader.args), ""))[0]
+                if reader in pieces and reader.name not in PRODUCTS and not is_side:
+                    pieces[op] = pieces[reader]
                     break
-        return found
+        return pieces
 
     def _has_products(self, op: Op) -> bool:
         piece = self.of.get(op)
@@ -264,10 +265,10 @@ class Pieces:
         piece = self.of.get(op)
         return piece is not None and piece.name == RESIDUAL
 
-    # Behind a piece: its layout, scales and biases; all that is done to logits.
+    # Epilogues of a piece: layout, scales and biases; everything after the logits.
 
-    def _find_what_lies_behind(self) -> None:
-        passing: dict[Op, None] = {}  # what may as well belong to something that is not recognised
+    def _find_epilogues(self) -> None:
+        passing: dict[Op, None] = {}  # ops that may belong to an unrecognised reader
         for op in self.ops:
             args = self._unknown(op)
             if op in self.of or not args or any(arg.op not in self.of for arg in args):
@@ -286,9 +287,9 @@ class Pieces:
             if self.outputs.isdisjoint(op.results) and not any(r in self.of for r in readers):
                 del self.of[op]
 
-    # Before a piece: its layout. Experts: those that a router's choice is applied to behind them.
+    # Prologues of a piece: layout. Experts: feed-forward units with results that routing reads.
 
-    def _find_what_lies_before(self) -> None:
+    def _find_prologues(self) -> None:
         for op in reversed(self.ops):
             readers = [reader for value in op.results for reader, _ in self._readers(value)]
             plain = op not in self.of and is_layout(op) and len(self._unknown(op)) == 1

@@ -1,9 +1,8 @@
-"""What of a program was recognised, what nearly was and why not, and what each piece costs.
+"""Recognition coverage: recognised pieces, unrecognised ops with the nearest rule, and costs.
 
-Nothing that is not recognised stops compilation: it stays as it is. This says what it costs to
-leave it so, layer by layer, equal layers once. Costs are those of the whole model before it is
-split over chips, each op by itself (`dialect.reports.op_cost`): what a compiler fuses moves
-fewer bytes.
+Unrecognised ops are compiled as they are; this report shows their share of the cost, layer by
+layer, with equal layers once. Costs are of the unsharded model, op by op
+(`dialect.reports.op_cost`): after fusion a program moves fewer bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from dialect.arrays.components import connected
 from dialect.layered.layers import find_layers
 from dialect.naming.axes import infer_axes
 from dialect.reports.attribution import Piece, Pieces, given_inside, is_index
@@ -21,13 +21,13 @@ from rewrite.ir import Op
 from rewrite.program import Program
 from rewrite.rules import Miss, Rule
 
-_NAMES_SHOWN = 6  # ops of a group
-_RUNS_SHOWN = 4  # of layers that are alike
+_NAMES_SHOWN = 6  # names of ops per group
+_RUNS_SHOWN = 4  # ranges of equal layers
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """`count` pieces of one kind, and what all of them cost in one run."""
+    """`count` pieces of one kind, and their total cost in one run."""
 
     piece: str
     kind: str
@@ -37,7 +37,7 @@ class Recognised:
 
 @dataclass(frozen=True)
 class NearMiss:
-    """The rule that came nearest to taking an op, why it did not, and how many ops had matched."""
+    """The rule that came nearest to matching, why it did not match, and how many ops matched."""
 
     rule: str
     reason: str
@@ -47,7 +47,7 @@ class NearMiss:
 
 @dataclass(frozen=True)
 class Unrecognised:
-    """`count` equal groups of connected ops that no rule took, and what all of them cost."""
+    """`count` equal groups of connected ops that no rule matched, and their total cost."""
 
     ops: str
     source: str
@@ -58,9 +58,9 @@ class Unrecognised:
 
 @dataclass(frozen=True)
 class Part:
-    """Layers that are the same program, a loop's body, or what lies around them.
+    """Equal layers, a loop body, or the ops around them.
 
-    What it holds is counted once; a step runs it `times`. A loop has a source line.
+    Counts and costs are of one run; a step has `times` runs. A loop has a source line.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a step consists of.
+    """The coverage of a step.
 
-    - plain: how many ops only index or rename, and cost next to nothing;
-    - once: how many depend on parameters and constants alone, so that no step needs them.
+    - plain: the number of ops that only compute indices or change layouts, at almost no cost
+    - once: the number of static ops, which depend on parameters and constants only
     """
 
     parts: tuple[Part, ...]
@@ -85,46 +85,46 @@ class Coverage:
 
     @property
     def recognised(self) -> tuple[Recognised, ...]:
-        """All pieces of a step by their name, the dearest in bytes first."""
-        found: dict[str, Recognised] = {}
+        """All pieces of a step by name, by descending bytes."""
+        pieces: dict[str, Recognised] = {}
         for part in self.parts:
-            for each in part.recognised:
-                known = found.get(each.piece, Recognised(each.piece, "", 0, Cost()))
-                count = known.count + part.times * each.count
-                cost = known.cost + each.cost.times(part.times)
-                found[each.piece] = Recognised(each.piece, "", count, cost)
-        return tuple(sorted(found.values(), key=lambda each: -each.cost.bytes))
+            for piece in part.recognised:
+                known = pieces.get(piece.piece, Recognised(piece.piece, "", 0, Cost()))
+                count = known.count + part.times * piece.count
+                cost = known.cost + piece.cost.times(part.times)
+                pieces[piece.piece] = Recognised(piece.piece, "", count, cost)
+        return tuple(sorted(pieces.values(), key=lambda piece: -piece.cost.bytes))
 
     @property
     def unrecognised(self) -> tuple[Unrecognised, ...]:
-        """All that was not recognised, the dearest in bytes first."""
-        found: dict[tuple, Unrecognised] = {}
+        """All unrecognised groups, by descending bytes."""
+        groups: dict[tuple, Unrecognised] = {}
         for part in self.parts:
-            for each in part.unrecognised:
-                key = each.ops, each.source, each.near
-                known = found.get(key, replace(each, count=0, cost=Cost()))
-                count = known.count + part.times * each.count
-                cost = known.cost + each.cost.times(part.times)
-                found[key] = replace(each, count=count, cost=cost)
-        return tuple(sorted(found.values(), key=lambda each: -each.cost.bytes))
+            for group in part.unrecognised:
+                key = group.ops, group.source, group.near
+                known = groups.get(key, replace(group, count=0, cost=Cost()))
+                count = known.count + part.times * group.count
+                cost = known.cost + group.cost.times(part.times)
+                groups[key] = replace(group, count=count, cost=cost)
+        return tuple(sorted(groups.values(), key=lambda group: -group.cost.bytes))
 
     @property
     def near_misses(self) -> tuple[NearMiss, ...]:
-        """The nearest miss of each unrecognised group, deepest first."""
-        found = dict.fromkeys(each.near for each in self.unrecognised if each.near is not None)
-        return tuple(sorted(found, key=lambda near: -near.depth))
+        """The nearest misses of unrecognised groups, deepest first."""
+        misses = dict.fromkeys(group.near for group in self.unrecognised if group.near is not None)
+        return tuple(sorted(misses, key=lambda near: -near.depth))
 
     @property
     def cost(self) -> Cost:
-        """What a step costs, everything included."""
-        every = (*self.recognised, *self.unrecognised)
-        return sum((each.cost for each in every), self.plain_cost)
+        """The total cost of a step."""
+        items = (*self.recognised, *self.unrecognised)
+        return sum((item.cost for item in items), self.plain_cost)
 
 
 def coverage(program: Program, rules: Iterable[Rule] = ()) -> Coverage:
-    """What is recognised in a program that has been through `recognize`.
+    """The coverage of a program after `recognize`.
 
-    `rules` are those that recognise: what they say of the ops they left is why they left them.
+    `rules` are the recognition rules; their misses explain unrecognised ops.
     """
     return _Survey(program, rules).coverage()
 
@@ -135,17 +135,17 @@ class _Survey:
     def __init__(self, program: Program, rules: Iterable[Rule]) -> None:
         self.program = program
         axes, params = infer_axes(program), program.values("param")
-        self.whole = Pieces(program.graph, params, params, axes)
+        self.pieces = Pieces(program.graph, params, params, axes)
         self.describer = Describer(axes, dict(zip(program.graph.inputs, program.step_inputs)))
         self.rules: dict[str, list[Rule]] = defaultdict(list)
         for rule in rules:
             for root in rule.roots:
                 self.rules[root].append(rule)
         self.once, self.plain, self.plain_cost = 0, 0, Cost()
-        self.learn(self.whole)
+        self.learn(self.pieces)
 
     def learn(self, pieces: Pieces) -> None:
-        """Remembers what is given to loops, and the tables of embeddings, before the words."""
+        """Records the arguments of loops, and embedding tables, which descriptions need."""
         computed = sum(op.name != "const" for op in pieces.graph.ops)
         self.once += computed - len(pieces.ops)
         for op, piece in pieces.of.items():
@@ -157,28 +157,31 @@ class _Survey:
                 self.learn(inner)
 
     def coverage(self) -> Coverage:
-        parts = [*self.written_out(), *self.loops(self.whole, 1)]
-        told = [part for part in parts if part.recognised or part.unrecognised]
-        told = [replace(part, name="the whole step") for part in told] if len(told) == 1 else told
-        return Coverage(tuple(told), self.plain, self.plain_cost, self.once)
+        parts = [*self.unrolled(), *self.loops(self.pieces, 1)]
+        shown = [part for part in parts if part.recognised or part.unrecognised]
+        shown = (
+            [replace(part, name="the whole step") for part in shown] if len(shown) == 1 else shown
+        )
+        return Coverage(tuple(shown), self.plain, self.plain_cost, self.once)
 
-    def written_out(self) -> Iterator[Part]:
-        """What lies outside of loops: around the layers, and layers that are alike together."""
+    def unrolled(self) -> Iterator[Part]:
+        """The ops outside of loops: those around the layers, then unrolled layers, equal ones
+        together."""
         layers = find_layers(self.program)
-        looped = {layers.layer(loop) for loop in self.whole.inside}
+        looped = {layers.layer(loop) for loop in self.pieces.inside}
         by_layer: dict[int, list[Op]] = defaultdict(list)
-        for op in self.whole.ops:
-            layer = layers.layer(self.whole.place(op))
+        for op in self.pieces.ops:
+            layer = layers.layer(self.pieces.place(op))
             by_layer[-1 if layer is None or layer in looped else layer].append(op)
-        yield self.part("around the layers", "", self.whole, by_layer.pop(-1, []))
-        alike: dict[Part, list[int]] = defaultdict(list)
+        yield self.part("around the layers", "", self.pieces, by_layer.pop(-1, []))
+        equal: dict[Part, list[int]] = defaultdict(list)
         for layer, ops in sorted(by_layer.items()):
-            alike[self.part("", "", self.whole, ops)].append(layer)
-        for part, numbers in alike.items():
+            equal[self.part("", "", self.pieces, ops)].append(layer)
+        for part, numbers in equal.items():
             yield replace(part, name=_layers(numbers), times=len(numbers))
 
     def loops(self, pieces: Pieces, times: int, inside: str = "") -> Iterator[Part]:
-        """The bodies of loops, the outer before the inner."""
+        """The bodies of loops, outer loops first."""
         for loop, bodies in pieces.inside.items():
             for number, body in enumerate(bodies):
                 name = f"{_loop(loop, number)}{inside}"
@@ -201,62 +204,51 @@ class _Survey:
         return Part(name, source, times, recognised, unrecognised)
 
     def recognised(self, members: dict[Piece, list[Op]]) -> tuple[Recognised, ...]:
-        found: dict[tuple[str, str], tuple[int, Cost]] = {}
+        counts: dict[tuple[str, str], tuple[int, Cost]] = {}
         for piece, ops in members.items():
             key = self.describer.name_and_kind(piece, ops)
-            count, cost = found.get(key, (0, Cost()))
-            found[key] = count + 1, cost + cost_of(ops)
-        return tuple(Recognised(*key, *counted) for key, counted in found.items())
+            count, cost = counts.get(key, (0, Cost()))
+            counts[key] = count + 1, cost + cost_of(ops)
+        return tuple(Recognised(*key, *count_and_cost) for key, count_and_cost in counts.items())
 
     def unrecognised(self, ops: Sequence[Op], times: int) -> tuple[Unrecognised, ...]:
-        found: Counter[Unrecognised] = Counter()
+        groups: Counter[Unrecognised] = Counter()
         costs = {op: op_cost(op) for op in ops}
         plain = {op for op in ops if is_index(op) or costs[op] == Cost()}
         self.plain += len(plain)
         self.plain_cost += sum((costs[op] for op in plain), Cost()).times(times)
         for group in _connected(ops, plain):
-            dearest = max(group, key=lambda op: (bool(op.origin.source), costs[op].bytes))
+            largest = max(group, key=lambda op: (bool(op.origin.source), costs[op].bytes))
             cost = sum((costs[op] for op in group), Cost())
             near = self.nearest_miss(group)
             group = sorted(group, key=lambda op: -costs[op].bytes)
-            found[Unrecognised(_names(group), dearest.origin.source, 1, cost, near)] += 1
+            groups[Unrecognised(_names(group), largest.origin.source, 1, cost, near)] += 1
         return tuple(
-            replace(each, count=count, cost=each.cost.times(count)) for each, count in found.items()
+            replace(group, count=count, cost=group.cost.times(count))
+            for group, count in groups.items()
         )
 
     def nearest_miss(self, ops: Iterable[Op]) -> NearMiss | None:
-        """The deepest miss of any rule at any of `ops`."""
-        found = [
+        """The deepest miss of any rule on any of `ops`."""
+        misses = [
             NearMiss(rule.name, outcome.reason, outcome.depth, op.origin.source)
             for op in ops
             for rule in self.rules[op.name]
             if isinstance(outcome := rule.apply(op), Miss)
         ]
-        return max(found, key=lambda near: near.depth, default=None)
+        return max(misses, key=lambda near: near.depth, default=None)
 
 
 def _connected(ops: Sequence[Op], plain: set[Op]) -> list[list[Op]]:
-    """Ops that feed each other, directly or through plain ones; the plain ones are left out."""
-    leader: dict[Op, Op] = {}
-
-    def first(op: Op) -> Op:
-        while leader[op] is not op:
-            leader[op] = leader[leader[op]]
-            op = leader[op]
-        return op
-
+    """The connected components of `ops`, linked directly or through plain ops, without these."""
+    linked: set[Op] = set()
+    links: list[list[Op]] = []
     for op in ops:
-        before = [first(arg.op) for arg in op.args if arg.op in leader]
-        if op in plain and not before:
-            continue
-        leader[op] = before[0] if before else op
-        for other in before[1:]:
-            leader[first(other)] = first(op)
-    groups: dict[Op, list[Op]] = defaultdict(list)
-    for op in ops:
-        if op not in plain:
-            groups[first(op)].append(op)
-    return list(groups.values())
+        before = [arg.op for arg in op.args if arg.op in linked]
+        if before or op not in plain:
+            linked.add(op)
+            links.append([op, *before])
+    return [[op for op in group if op not in plain] for group in connected(links)]
 
 
 # In words.
@@ -284,7 +276,7 @@ def _layers(numbers: Sequence[int]) -> str:
         return f"layer {numbers[0]}"
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
-    shown = [f"{one}-{other}" if other > one else f"{one}" for one, other in zip(starts, ends)]
+    shown = [f"{start}-{end}" if end > start else f"{start}" for start, end in zip(starts, ends)]
     if len(shown) <= _RUNS_SHOWN:
         return f"layers {', '.join(shown)}"
     return f"{len(numbers)} layers: {', '.join(shown[: _RUNS_SHOWN - 1])} ... {shown[-1]}"

@@ -1,4 +1,4 @@
-"""A coverage for people: the whole step, each of its parts, and what was not recognised."""
+"""Coverage as tables: the step, its parts, and what was not recognised."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from dialect.reports.op_cost import Cost
 _COUNTED = (">count", ">FLOP", ">bytes")
 
 
-def coverage_tables(found: Coverage) -> list[Table]:
-    """Costs are of each op by itself: before ops are fused, and before the model is split."""
-    tables = [_whole(found), *map(_part, found.parts)]
-    return [*tables, _unrecognised(found)] if found.unrecognised else tables
+def coverage_tables(report: Coverage) -> list[Table]:
+    """The tables of a coverage. Costs are op by op, without fusion and without sharding."""
+    tables = [_totals(report), *map(_part, report.parts)]
+    return [*tables, _unrecognised(report)] if report.unrecognised else tables
 
 
-def _whole(found: Coverage) -> Table:
-    whole = found.cost
-    left = sum((each.cost for each in found.unrecognised), Cost())
-    flops = percent(whole.flops - left.flops, whole.flops)
-    moved = percent(whole.bytes - left.bytes, whole.bytes)
-    plain = Recognised("indices and layout", "", found.plain, found.plain_cost)
-    pieces = (*found.recognised, *([plain] if found.plain else []))
-    rows = [(each.piece, *_counted(each)) for each in pieces]
-    rows += [("done once, not in the step", str(found.once), "", "")] if found.once else []
-    shares = f"{flops} of {amount(whole.flops, 'FLOP')}, {moved} of {size(whole.bytes)} moved"
+def _totals(report: Coverage) -> Table:
+    total = report.cost
+    left = sum((group.cost for group in report.unrecognised), Cost())
+    flops = percent(total.flops - left.flops, total.flops)
+    moved = percent(total.bytes - left.bytes, total.bytes)
+    plain = Recognised("indices and layout", "", report.plain, report.plain_cost)
+    pieces = (*report.recognised, *([plain] if report.plain else []))
+    rows = [(piece.piece, *_counted(piece)) for piece in pieces]
+    rows += [("done once, not in the step", str(report.once), "", "")] if report.once else []
+    shares = f"{flops} of {amount(total.flops, 'FLOP')}, {moved} of {size(total.bytes)} moved"
     return Table(f"recognised: {shares}", ("in one step", *_COUNTED), tuple(rows))
 
 
 def _part(part: Part) -> Table:
     place = f"{part.name} at {brief(part.source)}" if part.source else part.name
-    rows = [(each.piece, *_counted(each), each.kind) for each in part.recognised]
-    rows += [("NOT RECOGNISED", *_counted(each), each.ops) for each in part.unrecognised]
-    first = "in each" if part.times > 1 else "once"
+    rows = [(piece.piece, *_counted(piece), piece.kind) for piece in part.recognised]
+    rows += [("NOT RECOGNISED", *_counted(group), group.ops) for group in part.unrecognised]
+    first = "per layer" if part.times > 1 else "once"
     return Table(place, (first, *_COUNTED, "what"), tuple(rows))
 
 
-def _unrecognised(found: Coverage) -> Table:
+def _unrecognised(report: Coverage) -> Table:
     rows = []
-    for each in found.unrecognised:
-        rows.append((*_counted(each), f"{each.ops}{_at(each.source)}"))
-        rows.append(("", "", "", f"  {_why(each)}"))
+    for group in report.unrecognised:
+        rows.append((*_counted(group), f"{group.ops}{_at(group.source)}"))
+        rows.append(("", "", "", f"  {_why(group)}"))
     return Table("not recognised, in one step", (*_COUNTED, "what and why"), tuple(rows))
 
 
-def _why(each: Unrecognised) -> str:
-    near = each.near
+def _why(group: Unrecognised) -> str:
+    near = group.near
     if near is None:
         return "no rule came near"
     return f"nearly {near.rule} ({near.depth} ops deep){_at(near.source)}: {near.reason}"
@@ -56,5 +56,5 @@ def _at(source: str) -> str:
     return f" at {brief(source)}" if source else ""
 
 
-def _counted(each: Recognised | Unrecognised) -> tuple[str, str, str]:
-    return str(each.count), amount(each.cost.flops, ""), size(each.cost.bytes)
+def _counted(entry: Recognised | Unrecognised) -> tuple[str, str, str]:
+    return str(entry.count), amount(entry.cost.flops, ""), size(entry.cost.bytes)

@@ -1,4 +1,4 @@
-"""What a recognised piece is, in words: `grouped, 64 heads on 8 KV heads of 128, masked`."""
+"""Descriptions of recognised pieces: `grouped, 64 heads on 8 KV heads of 128, masked`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FORMS = {"gate": "gated", "activate": "plain", "rms_norm": "RMS", "layer_norm":
 
 
 class Describer:
-    """Puts pieces into words. `inputs` are those of the program; loops are told by `enter`."""
+    """Describes pieces. `inputs` are those of the program; `enter` adds the arguments of a loop."""
 
     def __init__(self, axes: Axes, inputs: Mapping[Value, Input]) -> None:
         self.axes, self.inputs = axes, inputs
@@ -48,20 +48,20 @@ class Describer:
         }
 
     def enter(self, given: Mapping[Value, tuple[Value, bool]]) -> None:
-        """Remembers what the inputs of a loop's body are given."""
+        """Records the arguments of a loop body."""
         self.given |= {inner: arg for inner, (arg, _) in given.items()}
 
     def source(self, value: Value) -> Value:
-        """The array that a value is read from: an input of the program where there is one."""
+        """The array that a value is a form of: if possible an input of the program."""
         while True:
-            while _on_the_way(value.op):
+            while _is_form(value.op):
                 value = value.op.args[0]
             if value not in self.given:
                 return value
             value = self.given[value]
 
     def name_and_kind(self, piece: Piece, members: Sequence[Op]) -> tuple[str, str]:
-        """What a piece is called, and what kind of that it is; `members` are its ops."""
+        """(name, description) of a piece with the ops `members`."""
         name = piece.name
         if name == FEED_FORWARD and self._experts(members):
             name = EXPERTS
@@ -71,20 +71,20 @@ class Describer:
         return name, describe(piece.anchor, members) if describe else ""
 
     def _attention(self, op: Op, members: Sequence[Op]) -> str:
-        found = Signature.parse(op["axes"])
+        spec = Signature.parse(op["axes"])
         sizes = {
             axes[0]: size
-            for value, array in zip(op.args, found.inputs)
+            for value, array in zip(op.args, spec.inputs)
             for size, axes in zip(value.type.shape, array)
             if axes and size > 1
         }
-        named = zip(found.inputs[0], self.axes.of(op.args[0]))
+        named = zip(spec.inputs[0], self.axes.of(op.args[0]))
         heads = {axes[0] for axes, names in named if axes and set(HEADS) & set(names)}
         queries = math.prod(sizes[axis] for axis in heads)
-        # Libraries repeat KV heads for the queries that share them.
+        # Libraries repeat KV heads for grouped queries.
         key = op.args[1]
         repeats = key.type.size // through(key, "reshape", "broadcast_in_dim").type.size
-        kv_heads = math.prod(sizes[axis] for axis in heads & set(letters(found.inputs[1])))
+        kv_heads = math.prod(sizes[axis] for axis in heads & set(letters(spec.inputs[1])))
         kv_heads //= repeats
         if kv_heads == queries:
             kind = f"multi-head, {queries} heads"
@@ -92,23 +92,23 @@ class Describer:
             kind = f"multi-query, {queries} heads on one KV head"
         else:
             kind = f"grouped, {queries} heads on {kv_heads} KV heads"
-        told = [f"{kind} of {sizes.get('k', 1)}", *describe_attend(op)]
-        told += [f"soft-cap {op['cap']:g}"] if op.get("cap") is not None else []
-        return ", ".join(told)
+        words = [f"{kind} of {sizes.get('k', 1)}", *describe_attend(op)]
+        words += [f"soft-cap {op['cap']:g}"] if op.get("cap") is not None else []
+        return ", ".join(words)
 
     def _feed_forward(self, op: Op, members: Sequence[Op]) -> str:
-        units = [each for each in members if each.name in ("gate", "activate")]
-        told = [
-            f"{_FORMS[each.name]} {each['kind']}, {each.types[0].shape[-1]} wide" for each in units
+        units = [unit for unit in members if unit.name in ("gate", "activate")]
+        words = [
+            f"{_FORMS[unit.name]} {unit['kind']}, {unit.types[0].shape[-1]} wide" for unit in units
         ]
         experts = [f"{count} experts" for count in sorted(self._experts(members))]
-        return ", ".join([*experts, *dict.fromkeys(told)])
+        return ", ".join([*experts, *dict.fromkeys(words)])
 
     def _mixture(self, op: Op, members: Sequence[Op]) -> str:
         return f"{op['k']} of {self._feed_forward(op, members)}"
 
     def _experts(self, members: Sequence[Op]) -> set[int]:
-        """How many experts the weights of products have."""
+        """The numbers of experts in the weights of the products."""
         return {
             axis.size
             for op in members
@@ -120,9 +120,9 @@ class Describer:
 
     def _logits(self, op: Op, members: Sequence[Op]) -> str:
         tied = any(self.source(arg) in self.tables for arg in op.args)
-        told = [f"{op.types[0].shape[-1]} wide", "tied" if tied else "not tied"]
-        told += ["soft-capped"] if any(each.name == "tanh" for each in members) else []
-        return ", ".join(told)
+        words = [f"{op.types[0].shape[-1]} wide", "tied" if tied else "not tied"]
+        words += ["soft-capped"] if any(op_.name == "tanh" for op_ in members) else []
+        return ", ".join(words)
 
     def _product(self, op: Op, members: Sequence[Op]) -> str:
         for arg in op.args:
@@ -148,13 +148,13 @@ class Describer:
 
 
 def unnumbered(path: str) -> str:
-    """A path with `*` for the numbers of layers in it: what a layer calls its own stays."""
+    """A path with `*` for the layer numbers in it; digits in the last name stay."""
     *above, last = path.split("/")
-    above = [re.sub(r"\d+", "*", each) for each in above]
+    above = [re.sub(r"\d+", "*", part) for part in above]
     return "/".join([*above, "*" if last.isdigit() else last])
 
 
-def _on_the_way(op: Op) -> bool:
-    """Whether a parameter is read through an op: another form of it, or what is written to it."""
+def _is_form(op: Op) -> bool:
+    """Whether an op returns another form of its first argument, or writes to it."""
     written = opdef.traits(op).writes or op.name == "dequantize"
     return bool(op.args) and (bool(written) or is_layout(op))

@@ -1,4 +1,4 @@
-"""What `recognize` found in a program, and what `quantize` did, kept for whoever asks."""
+"""A hook that keeps the results of `recognize` and `quantize` for reports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ RECOGNIZE, QUANTIZE = "recognize", "quantize"
 
 
 class Explained(Hook):
-    """Listens for the program as `recognize` leaves it, and as `quantize` does: later passes take
-    its pieces apart.
+    """Keeps the program after `recognize` and after `quantize`, before later passes change it.
 
-    Nothing is worked out before it is asked for.
+    Reports are computed on request.
     """
 
     program: Program | None = None
@@ -30,29 +29,30 @@ class Explained(Hook):
     quantized: Program | None = None
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
+        """Keeps the program after either pass."""
         if step.pass_name() == RECOGNIZE:
             self.program, self.rules = program, step.rewrites
         if step.pass_name() == QUANTIZE:
             self.quantized = program
 
     def tables(self) -> list[Table]:
-        """Coverage and axes, where the pipeline recognizes; bytes, where it quantizes."""
-        made = [packed_table(packed(self.quantized))] if self.quantized else []
+        """Coverage and axes, if the pipeline has `recognize`; bytes, if it has `quantize`."""
+        tables = [packed_table(packed(self.quantized))] if self.quantized else []
         if self.program is None:
-            return made
-        found = coverage(self.program, self.rules)
-        return [*made, *coverage_tables(found), *provenance_tables(provenance(self.program))]
+            return tables
+        report = coverage(self.program, self.rules)
+        return [*tables, *coverage_tables(report), *provenance_tables(provenance(self.program))]
 
     def facts(self) -> dict[str, Any] | None:
-        """The same for machines."""
+        """The same as data for JSON; None without `recognize`."""
         if self.program is None:
             return None
-        found = coverage(self.program, self.rules)
-        told = asdict(found) | {
-            name: [asdict(each) for each in getattr(found, name)]
+        report = coverage(self.program, self.rules)
+        facts = asdict(report) | {
+            name: [asdict(entry) for entry in getattr(report, name)]
             for name in ("recognised", "unrecognised", "near_misses")
         }
         return {
-            "coverage": told | {"cost": asdict(found.cost)},
+            "coverage": facts | {"cost": asdict(report.cost)},
             "axes": asdict(provenance(self.program)),
         }

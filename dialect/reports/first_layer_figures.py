@@ -1,4 +1,4 @@
-"""What looking up the first layer saves, and what it costs: the figures of Graef's tables."""
+"""Savings and costs of precomputing the first layer, as in Graef's tables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from math import ceil
 
 @dataclass(frozen=True)
 class Figures:
-    """Graef 2024 (arXiv:2402.13388, section 2), all counted in values, none in bytes.
+    """The figures of Graef 2024 (arXiv:2402.13388, section 2), in numbers of values, not bytes.
 
-    - eliminated: weights of products that the step reads no more (W)
-    - width: of a row of the embedding (d);  row: read for each token now (2 (d + e))
-    - stored: of a row of the tables that are added to the embedding, or stand in its place
-    - vocab: rows of each table;  tokens: in a step, over all sequences
-    - dropped: of a row of the embedding, where nobody reads the embedding itself any more
-    - parameters: of the whole model
+    - eliminated: weights that the step does not read any more (W)
+    - width: of an embedding row (d);  row: values read per token after precomputing (2 (d + e))
+    - stored: values per row of the new tables, which extend or replace the embedding
+    - vocab: rows of a table;  tokens: per step, over all sequences
+    - dropped: values per embedding row that is not read any more
+    - parameters: of the model
     """
 
     eliminated: int
@@ -29,28 +29,32 @@ class Figures:
 
     @property
     def reads_before(self) -> int:
+        """Values read per step without precomputing."""
         return self.tokens * self.width + self.eliminated
 
     @property
     def reads_after(self) -> int:
+        """Values read per step with precomputing."""
         return self.tokens * self.row
 
     @property
     def break_even_tokens(self) -> int | None:
-        """The tokens a step at which looking up reads as much as computing; None where never."""
+        """The tokens per step at which both read the same number of values; None if never."""
         more = self.row - self.width
         return ceil(self.eliminated / more) if more > 0 else None
 
     @property
     def embedding_increase(self) -> int:
+        """Values added to the tables."""
         return self.vocab * (self.stored - self.dropped)
 
     @property
     def memory_change(self) -> int:
+        """Values added to the model; negative if it shrinks."""
         return self.embedding_increase - self.eliminated
 
     def lines(self) -> tuple[str, str]:
-        """The figures as the pass tells them."""
+        """The notes of the pass."""
         fewer = self.reads_before / max(1, self.reads_after)
         below = self.break_even_tokens
         share = self.memory_change / self.parameters

@@ -1,9 +1,9 @@
-"""What a mask is: causal, a sliding window, a length, padding; and whether a bias is ALiBi.
+"""The kind of a mask: causal, sliding window, length, padding; and whether a bias is ALiBi.
 
-A mask is read as bounds on the position in the context, `first <= s <= last`, whose ends are sums
-of row numbers, of values that the context does not enter (a position, a cache's index, a length)
-and of a number. However a library computes it (comparisons of iotas, a slice of a triangle, both at
-once), the bounds say what it lets through. For reports, and for passes that skip what is masked.
+A mask is analysed as bounds on the context position, `first <= s <= last`, with ends that are sums
+of row numbers, of values that do not depend on the context (a position, a cache's index, a length)
+and of a constant. The bounds are the same however a library computes the mask (comparisons of
+iotas, a slice of a triangle). For reports, and for passes that skip masked positions.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum of indices along dimensions, of values and of a number, each with its factor."""
+    """A linear form: indices along dimensions and values with their factors, and a constant."""
 
     dims: tuple[tuple[int, int], ...] = ()
     terms: tuple[tuple[Value, int], ...] = ()
     number: int = 0
 
     def plus(self, other: Sum, factor: int = 1) -> Sum:
+        """self + factor * other."""
         return Sum(
             _added(self.dims, other.dims, factor),
             _added(self.terms, other.terms, factor),
@@ -35,10 +36,11 @@ class Sum:
         )
 
     def along(self, dim: int) -> int:
+        """The factor of the index along a dimension."""
         return dict(self.dims).get(dim, 0)
 
     def moved(self, place: Callable[[int], int | None]) -> Sum:
-        """The sum with its dimensions elsewhere; those of size one are gone, being index 0."""
+        """The sum with renumbered dimensions; None drops one, since its index is 0."""
         moved = ((place(dim), factor) for dim, factor in self.dims)
         return replace(self, dims=tuple(sorted((d, f) for d, f in moved if d is not None)))
 
@@ -53,7 +55,7 @@ def _added(left: tuple, right: tuple, factor: int) -> tuple:
 
 @dataclass(frozen=True)
 class Bound:
-    """s <= end, or s >= end where it is `lowest`."""
+    """s <= end, or s >= end if `lowest`."""
 
     end: Sum
     lowest: bool
@@ -63,37 +65,37 @@ Facts = tuple[Bound | str, ...]
 
 
 def describe_attend(op: Op) -> tuple[str, ...]:
-    """What beside query, key and value an `attend` has: `("causal", "window 4096", "alibi")`."""
-    found: list[str] = []
+    """The other inputs of an `attend`: `("causal", "window 4096", "alibi")`."""
+    words: list[str] = []
     arrays = Signature.parse(op["axes"]).inputs[3:]
     for name, value, axes in zip(op.get("given", "").split(), op.args[3:], arrays):
         context = axes.index(("s",)) if ("s",) in axes else None
         if name == "mask":
-            found += describe_mask(value, context)
+            words += describe_mask(value, context)
         elif name == "bias":
-            found += describe_bias(value, context)
+            words += describe_bias(value, context)
         else:
-            found.append(name)
-    return tuple(found)
+            words.append(name)
+    return tuple(words)
 
 
 def describe_mask(value: Value, context: int | None = -1) -> tuple[str, ...]:
-    """What a boolean lets through, the position in the context counted along dimension `context`.
+    """The kinds of a boolean mask; `context` is the dimension of the context position.
 
-    - `causal`: what is not behind the query's position;
-    - `window n`: the last n positions up to there, `ahead n`: also n behind it;
-    - `length`: what was written of a cache, or of a sequence; `first n`: that many, always;
-    - `prefix`: all of a prefix, and behind it what is causal;
-    - `padding`: what an argument says of each position; `segments`: what has the query's label;
-    - `other`: none of these.
+    - `causal`: positions up to the query's
+    - `window n`: the last n positions up to the query's; `ahead n`: also n after it
+    - `length`: the filled part of a cache or sequence; `first n`: a constant number of positions
+    - `prefix`: a prefix, and causal after it
+    - `padding`: an argument marks every position; `segments`: positions with the query's label
+    - `other`: none of these
     """
     if context is None:
         return (OTHER,)
-    return _said(_facts(value, context % value.type.rank))
+    return _words(_facts(value, context % value.type.rank))
 
 
 def describe_bias(value: Value, context: int | None = -1) -> tuple[str, ...]:
-    """`alibi` for a bias that is a slope times the position (Press et al. 2022), else `bias`."""
+    """`alibi` if the bias is a slope times the position (Press et al. 2022), else `bias`."""
     value = through(value, "convert_element_type", "reshape", "neg", "broadcast_in_dim")
     if context is None or value.op.name not in ("mul", "contract"):
         return ("bias",)
@@ -109,31 +111,31 @@ def _counts(value: Value) -> bool:
     return any(map(_counts, inner))
 
 
-def _said(facts: Facts) -> tuple[str, ...]:
-    """Facts in words, the tightest bound from each base alone."""
+def _words(facts: Facts) -> tuple[str, ...]:
+    """Facts in words; of bounds with the same base only the tightest."""
     words: dict[str, None] = {}
-    bounds = [each for each in facts if isinstance(each, Bound)]
-    last = _tightest((each.end for each in bounds if not each.lowest), min)
-    first = _tightest((each.end for each in bounds if each.lowest), max)
+    bounds = [bound for bound in facts if isinstance(bound, Bound)]
+    last = _tightest((bound.end for bound in bounds if not bound.lowest), min)
+    first = _tightest((bound.end for bound in bounds if bound.lowest), max)
     for base, end in last.items():
         words[_last(base, end)] = None
     for base, end in first.items():
         words[f"window {min(last.get(base, 0), 0) - end + 1}"] = None
     if "causal" in words:
-        words = {each: None for each in words if not each.startswith("ahead")}
-    return tuple(dict.fromkeys((*words, *(each for each in facts if isinstance(each, str)))))
+        words = {word: None for word in words if not word.startswith("ahead")}
+    return tuple(dict.fromkeys((*words, *(fact for fact in facts if isinstance(fact, str)))))
 
 
 def _tightest(ends: Iterable[Sum], choose: Callable[[int, int], int]) -> dict[Sum, int]:
-    found: dict[Sum, int] = {}
+    ends_: dict[Sum, int] = {}
     for end in ends:
         base = replace(end, number=0)
-        found[base] = choose(found.get(base, end.number), end.number)
-    return found
+        ends_[base] = choose(ends_.get(base, end.number), end.number)
+    return ends_
 
 
 def _last(base: Sum, end: int) -> str:
-    """What s <= base + end is called."""
+    """The name of s <= base + end."""
     if base == Sum():
         return f"first {end + 1}"
     if end == 0:
@@ -145,19 +147,19 @@ def _last(base: Sum, end: int) -> str:
 
 
 def _varies_by_row(value: Value) -> bool:
-    """Whether a value has more axes than one for the sequences."""
+    """Whether a value has another axis than one over sequences."""
     return sum(size > 1 for size in value.type.shape) > 1
 
 
 def _facts(value: Value, context: int) -> Facts:
-    """What a boolean says of the position along a dimension."""
+    """The facts of a boolean about the position along a dimension."""
     op = value.op
     if number(value) is not None:
         return () if number(value) else (OTHER,)
     if op.name == "and":
         return tuple(fact for arg in op.args for fact in _facts(arg, context))
     if op.name == "or":
-        sides = {_said(_facts(arg, context)) for arg in op.args}
+        sides = {_words(_facts(arg, context)) for arg in op.args}
         return ("prefix",) if sides == {("causal",), ("length",)} else (OTHER,)
     if op.name in _COMPARED:
         bound = _bounds(op, context)
@@ -168,7 +170,7 @@ def _facts(value: Value, context: int) -> Facts:
 
 
 def _moved_facts(value: Value, context: int) -> Facts | None:
-    """The facts of a mask behind a layout op or a slice, in the dimensions of this one."""
+    """The facts of the argument of a layout op or slice, in the dimensions of its result."""
     op, rank = value.op, value.type.rank
     if op.name == "dynamic_slice":
         facts = _facts(op.args[0], context)
@@ -186,7 +188,7 @@ def _moved_facts(value: Value, context: int) -> Facts | None:
 
 
 def _inner(value: Value, rank: int) -> Operand | None:
-    """What a layout op lays out, its dimensions numbered as behind it."""
+    """The argument of a layout op, with dimensions numbered as in its result."""
     op = value.op
     if op.name == "broadcast_in_dim" and len(op.args) == 1:
         sizes = zip(op.args[0].type.shape, op["broadcast_dimensions"])
@@ -203,7 +205,7 @@ def _inner(value: Value, rank: int) -> Operand | None:
 def _shifted(
     fact: Bound | str, starts: list[Sum], context: int, shape: tuple[int, ...]
 ) -> Bound | str:
-    """A bound in the indices of a slice that starts there."""
+    """A bound in the indices of a slice that begins at `starts`."""
     if isinstance(fact, str):
         return fact
     end = fact.end.plus(starts[context], -1)
@@ -216,11 +218,11 @@ _COMPARED = {"lt": (-1, False), "le": (0, False), "gt": (1, True), "ge": (0, Tru
 
 
 def _bounds(op: Op, context: int) -> Facts | None:
-    """The bound that a comparison puts on the position, which enters it once."""
+    """The bound of a comparison on the position; None if the position does not occur once."""
     sides = [_sum(arg, context) for arg in op.args]
     if None in sides:
         return None
-    difference = sides[0].plus(sides[1], -1)  # of which the op compares the sign
+    difference = sides[0].plus(sides[1], -1)  # the op compares it with 0
     factor = difference.along(context)
     if factor not in (1, -1):
         return None
@@ -232,7 +234,8 @@ def _bounds(op: Op, context: int) -> Facts | None:
 
 
 def _sum(value: Value, context: int | None) -> Sum | None:
-    """A number as a sum, None where the context enters it otherwise; `context` None: nowhere."""
+    """A value as a linear form; None if it depends on the context in another way. `context` None:
+    the value does not depend on the context."""
     op, known = value.op, number(value)
     if known is not None:
         return Sum(number=int(known)) if float(known).is_integer() else None
@@ -248,14 +251,14 @@ def _sum(value: Value, context: int | None) -> Sum | None:
     if inner is not None:
         place = {d: axis[0] for d, axis in enumerate(inner.axes) if axis}
         within = next((d for d, outer in place.items() if outer == context), None)
-        found = _sum(inner.value, within)
-        return None if found is None else found.moved(place.get)
+        total = _sum(inner.value, within)
+        return None if total is None else total.moved(place.get)
     varies = context is not None and value.type.shape[context : context + 1] not in ((), (1,))
     return None if varies else Sum(terms=((value, 1),))
 
 
 def _by_content(value: Value, context: int) -> str:
-    """What a mask that is no bound is called: by what it reads for each position."""
+    """The name of a mask that is not a bound, by what it reads per position."""
     inner = through(value, "not", "convert_element_type")
     sides = [arg for arg in inner.op.args if number(arg) is None]
     if inner.op.name == "eq" and len(sides) == 2:

@@ -1,8 +1,8 @@
-"""What one op costs: arithmetic and bytes, read off its axes and types.
+"""The cost of an op: FLOPs and bytes, from its axes and types.
 
-A product does two operations for every combination of its axes, any other primitive one for every
-element of its largest array, and what only moves data none. A word of the vocabulary costs what
-its reference does, a loop its body as often as it runs.
+A product has two FLOPs per combination of its axes, a data movement none, and any other primitive
+one per element of its largest array. A composite op costs as much as its reference, and a loop as
+its body times the trip count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOOPS = {"scan": sum, "while": sum, "cond": max}
 
 @dataclass(frozen=True)
 class Cost:
-    """Arithmetic operations, and bytes read and written."""
+    """FLOPs, and bytes read and written."""
 
     flops: int = 0
     bytes: int = 0
@@ -33,28 +33,29 @@ class Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
 
     def times(self, count: int) -> Cost:
+        """The same, `count` times."""
         return Cost(self.flops * count, self.bytes * count)
 
 
 def cost_of(ops: Iterable[Op]) -> Cost:
-    """The cost of all of `ops`."""
+    """The total cost of `ops`."""
     return sum(map(op_cost, ops), Cost())
 
 
 def op_cost(op: Op) -> Cost:
-    """`flops` and `bytes_moved` of an op."""
+    """The cost of one op: `flops` and `bytes_moved`."""
     return Cost(flops(op), bytes_moved(op))
 
 
 def trips(op: Op) -> int:
-    """How often a loop runs its body; one where that is not known before it runs."""
+    """The trip count of a loop; 1 if it is not known before the loop runs."""
     return op.get("length", 1)
 
 
 def flops(op: Op) -> int:
-    """Arithmetic operations of one run of `op`, of integers too; loops times their trip count.
+    """Operations of one run of `op`, on floats or integers; loops times their trip count.
 
-    A `while`, whose trip count nobody knows, counts once; a `cond` as its dearest branch.
+    A `while`, which has no static trip count, counts once; a `cond` as its most expensive branch.
     """
     if op.regions:
         parts = [sum(map(flops, region.ops)) for region in op.regions]
@@ -64,16 +65,16 @@ def flops(op: Op) -> int:
     summed = _summed(op)
     if summed is not None:
         return 2 * op.types[0].size * summed
-    if opdef.lookup(op.name).attrs is not None:  # a word; a primitive takes any attributes
+    if opdef.lookup(op.name).attrs is not None:  # a composite op; a primitive takes any attributes
         return _flops_of_reference(op.name, tuple(arg.type for arg in op.args), op.attrs)
     return max((each.size for each in (*op.types, *(arg.type for arg in op.args))), default=0)
 
 
 def bytes_moved(op: Op) -> int:
-    """Bytes that one run of `op` reads and writes by itself; loops times their trip count.
+    """Bytes that one run of `op` reads and writes without fusion; loops times their trip count.
 
-    A compiler that fuses neighbours moves less. Updates are in place, tables are read by rows,
-    and weights that are dequantised on the way in are read as the integers they are stored as.
+    Updates are in place, tables are read by rows, and dequantised weights are read as the stored
+    integers.
     """
     if op.regions:
         parts = [sum(map(bytes_moved, region.ops)) for region in op.regions]
@@ -90,7 +91,7 @@ def bytes_moved(op: Op) -> int:
 
 
 def _stored_bytes(value: Value) -> int:
-    """Bytes of what a value is read from, behind views and dequantisation."""
+    """Bytes of the array that a value is read from, through views and dequantisation."""
     stored = through(value, "reshape", "broadcast_in_dim")
     if stored.op.name == "dequantize":
         return sum(map(_stored_bytes, stored.op.args))
@@ -98,11 +99,11 @@ def _stored_bytes(value: Value) -> int:
 
 
 def _summed(op: Op) -> int | None:
-    """How many products one element of the result sums up; None for what is no product."""
+    """The number of products that an element of the result sums; None if `op` is not a product."""
     if op.name in ("contract", "dot_general"):
-        found = opdef.signature(op)
-        kept = letters(found.outputs[0])
-        sizes = zip(op.args[0].type.shape, found.inputs[0])
+        spec = opdef.signature(op)
+        kept = letters(spec.outputs[0])
+        sizes = zip(op.args[0].type.shape, spec.inputs[0])
         return math.prod(size for size, axes in sizes if not set(axes) & set(kept))
     if op.name == "conv_general_dilated":
         out_channels = dict(op["dimension_numbers"].fields)["rhs_spec"][0]
@@ -121,7 +122,7 @@ def _flops_of_reference(name: str, types: tuple[Type, ...], attrs: tuple) -> int
 
 
 def _reference(name: str, types: tuple[Type, ...], attrs: tuple) -> Graph:
-    """What an op of the vocabulary means, in primitives."""
+    """The reference of a composite op, in primitives."""
     reference = opdef.lookup(name).reference
 
     def traced(*arrays: object) -> list[object]:

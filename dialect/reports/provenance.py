@@ -1,4 +1,4 @@
-"""What the axes of a program are, and what named each of them."""
+"""The named axes of a program, and the provenance of their names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rewrite.program import ROLES, Program
 
 @dataclass(frozen=True)
 class InputAxes:
-    """The axes of an input, `d_model (heads d_head)`; `count` layers have an input like it."""
+    """The axes of an input, `d_model (heads d_head)`; `count`: equal inputs of other layers."""
 
     name: str
     role: str
@@ -29,7 +29,7 @@ class InputAxes:
 
 @dataclass(frozen=True)
 class NamedAxis:
-    """An axis: its name, its size, and the op, with its source line, that named it."""
+    """An axis: its name, its size, and the op (with source line) that named it."""
 
     name: str
     size: int
@@ -38,34 +38,34 @@ class NamedAxis:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The axes of all inputs, and where each of their names comes from."""
+    """The axes of all inputs, and the provenance of their names."""
 
     inputs: tuple[InputAxes, ...]
     axes: tuple[NamedAxis, ...]
 
 
 def provenance(program: Program) -> Provenance:
-    """What the axes of a program's inputs are called, and why. Layers that are alike count once."""
+    """The axes of a program's inputs and outputs; inputs of equal layers are merged."""
     axes, graph = infer_axes(program), program.graph
     declared = list(zip(graph.inputs, program.step_inputs))
-    found = Counter(
-        (unnumbered(each.name), each.role, str(each.type), axes.show(value))
-        for value, each in declared
+    counts = Counter(
+        (unnumbered(input_.name), input_.role, str(input_.type), axes.show(value))
+        for value, input_ in declared
     )
-    inputs = [InputAxes(*told, count) for told, count in found.items()]
-    telling: dict[tuple[str, int], tuple[int, str]] = {}
+    inputs = [InputAxes(*fields_, count) for fields_, count in counts.items()]
+    naming: dict[tuple[str, int], tuple[int, str]] = {}
     for value in (*graph.inputs, *graph.outputs):
-        for name, size, told in _named(axes, value):
-            telling[name, size] = max(told, telling.get((name, size), told), key=lambda t: t[0])
-    named = [NamedAxis(*axis, where) for axis, (_, where) in telling.items()]
+        for name, size, source in _named(axes, value):
+            naming[name, size] = max(source, naming.get((name, size), source), key=lambda t: t[0])
+    named = [NamedAxis(*axis, where) for axis, (_, where) in naming.items()]
     return Provenance(
-        tuple(sorted(inputs, key=lambda each: ROLES.index(each.role))),
-        tuple(sorted(named, key=lambda each: (NAMES.index(each.name), each.size))),
+        tuple(sorted(inputs, key=lambda entry: ROLES.index(entry.role))),
+        tuple(sorted(named, key=lambda entry: (NAMES.index(entry.name), entry.size))),
     )
 
 
 def _named(axes: Axes, value: Value) -> Iterator[tuple[str, int, tuple[int, str]]]:
-    """(name, size, (priority, provenance)) of each named axis of a value."""
+    """(name, size, (priority, provenance)) of every named axis of a value."""
     for axis in axes.at(value):
         for name, group in itertools.groupby(leaves(axis), key=lambda leaf: leaf.name):
             parts = list(group)
@@ -74,10 +74,12 @@ def _named(axes: Axes, value: Value) -> Iterator[tuple[str, int, tuple[int, str]
                 yield name, size, parts[0].names[name]
 
 
-def provenance_tables(found: Provenance) -> list[Table]:
-    """The inputs by role, and the names with what gave them."""
-    inputs = [(each.name, str(each.count), each.type, each.axes or "-") for each in found.inputs]
-    named = [(each.name, str(each.size), brief(each.named_by)) for each in found.axes]
+def provenance_tables(report: Provenance) -> list[Table]:
+    """The inputs by role, and the names with their provenance."""
+    inputs = [
+        (entry.name, str(entry.count), entry.type, entry.axes or "-") for entry in report.inputs
+    ]
+    named = [(entry.name, str(entry.size), brief(entry.named_by)) for entry in report.axes]
     return [
         Table("axes", ("input", ">count", "type", "axes"), tuple(inputs)),
         Table("names of axes", ("axis", ">size", "named by"), tuple(named)),

@@ -1,10 +1,10 @@
-"""What quantisation saves and costs, parameter by parameter: bytes, and the error of the weights.
+"""Quantisation report per parameter: bytes before and after, and the error of the weights.
 
-    packed(program)             bytes before and after, and why a parameter was left alone
-    errors(program, params)     the error of each quantised parameter
+    packed(program)             bytes, and why a parameter was not quantised
+    errors(program, params)     the error of every quantised parameter
 
-Both read the program as it stands, staged or not: a parameter is quantised where an op `quantize`
-reads what was made of it alone.
+Both take a program that is staged or not. A parameter is quantised if an op `quantize` reads a
+value that depends on parameters only.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _NOT_READ = "no product reads it as its weight"
 
 @dataclass(frozen=True)
 class Packed:
-    """A parameter, or several that one packed weight is made of: bytes before and after.
+    """A parameter, or several that share one packed weight: bytes before and after.
 
-    `form` is that of its numbers and how many of them share a scale, `int4/64`; empty for what was
-    left alone, of which `reason` says why.
+    `form` is the integer form and the group size of scales, `int4/64`. It is empty if the parameter
+    was not quantised, for this `reason`.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Packed:
 
 @dataclass(frozen=True)
 class Error:
-    """How far a parameter's quantised weights are from the weights themselves.
+    """The error of a parameter's quantised weights.
 
-    `max` and `rms` are in the weights' own units; `snr_db` is 10 log10(sum w² / sum error²).
+    `max` and `rms` are in the unit of the weights; `snr_db` is 10 log10(sum w² / sum error²).
     """
 
     name: str
@@ -62,14 +62,14 @@ class Error:
     snr_db: float
 
     def facts(self) -> dict[str, Any]:
-        """For machines: what has no noise has no ratio."""
+        """The error as data for JSON, with None for an infinite ratio."""
         ratio = self.snr_db if math.isfinite(self.snr_db) else None
         return asdict(self) | {"snr_db": ratio}
 
 
 @dataclass(frozen=True)
-class _Found:
-    """An op `quantize`: the parameters that it reads, and how often its loops run it."""
+class _Quantised:
+    """An op `quantize`, the parameters that it reads, and its executions in loops."""
 
     op: Op
     names: frozenset[str]
@@ -77,7 +77,7 @@ class _Found:
 
     @property
     def form(self) -> str:
-        """`int4/64`: 64 numbers share a scale."""
+        """`int4/64`: a scale per 64 numbers."""
         return f"{self.op['form']}/{self.op.types[0].size // self.op.args[1].type.size}"
 
     @property
@@ -86,19 +86,19 @@ class _Found:
 
 
 def packed(program: Program) -> tuple[Packed, ...]:
-    """Every parameter of a program, in its order; those that share a packed weight together."""
-    params = [each for each in program.inputs if each.role == "param"]
-    sizes = {each.name: each.type.bytes for each in params}
+    """The parameters of a program, in order; those that share a packed weight in one row."""
+    params = [input_ for input_ in program.inputs if input_.role == "param"]
+    sizes = {input_.name: input_.type.bytes for input_ in params}
     reasons = dict(_reasons(program))
-    by_names: dict[frozenset[str], list[_Found]] = {}
-    for found in _quantised(*_bound_graph(program)):
-        by_names.setdefault(found.names, []).append(found)
+    by_names: dict[frozenset[str], list[_Quantised]] = {}
+    for weight in _quantised(*_bound_graph(program)):
+        by_names.setdefault(weight.names, []).append(weight)
     rows = {
         min(names, key=list(sizes).index): Packed(
             name=", ".join(sorted(names)),
-            form=", ".join(dict.fromkeys(each.form for each in several)),
+            form=", ".join(dict.fromkeys(weight.form for weight in several)),
             before_bytes=sum(sizes[name] for name in names),
-            after_bytes=sum(each.bytes for each in several),
+            after_bytes=sum(weight.bytes for weight in several),
         )
         for names, several in by_names.items()
     }
@@ -110,24 +110,24 @@ def packed(program: Program) -> tuple[Packed, ...]:
 
 
 def errors(program: Program, params: Any) -> tuple[Error, ...]:
-    """The error of every quantised parameter. `params` is the user's own pytree."""
+    """The error of every quantised parameter. `params` is the user's pytree of originals."""
     graph, names = _bound_graph(program)
-    found = list(_errors(graph, names))
+    measured_ = list(_errors(graph, names))
     leaves = jax.tree.leaves(params)
     order = [value for value in graph.inputs if value in names]
-    measured = evaluate(Graph(tuple(order), tuple(value for _, value in found)), leaves)
-    return tuple(map(_error, (each for each, _ in found), map(np.asarray, measured)))
+    measured = evaluate(Graph(tuple(order), tuple(value for _, value in measured_)), leaves)
+    return tuple(map(_error, (weight for weight, _ in measured_), map(np.asarray, measured)))
 
 
 def packed_table(rows: Sequence[Packed]) -> Table:
-    """A row for each parameter; one for all layers that are written out and fare alike."""
-    alike: dict[tuple[str, str, str], list[Packed]] = {}
-    for each in rows:
-        place = re.sub(r"\d+", "#", each.name)
-        alike.setdefault((place, each.form, each.reason), []).append(each)
+    """A row per parameter; equal rows of unrolled layers are merged."""
+    equal: dict[tuple[str, str, str], list[Packed]] = {}
+    for row in rows:
+        place = re.sub(r"\d+", "#", row.name)
+        equal.setdefault((place, row.form, row.reason), []).append(row)
     shown = [
         (_counted(place, several), form or "as it is", *_bytes(several), reason)
-        for (place, form, reason), several in alike.items()
+        for (place, form, reason), several in equal.items()
     ]
     total = ("all", "", *_bytes(rows), "")
     columns = ("parameter", "form", ">bytes", ">packed", ">of them", "left alone because")
@@ -135,11 +135,11 @@ def packed_table(rows: Sequence[Packed]) -> Table:
 
 
 def error_table(rows: Sequence[Error], of: str = "") -> Table:
-    """A row for each parameter; `of` names the parameters as a whole."""
+    """A row per parameter; `of` names the configuration in the title."""
     columns = ("parameter", "form", ">max error", ">rms error", ">signal to noise")
     shown = (
-        (each.name, each.form, f"{each.max:.3g}", f"{each.rms:.3g}", f"{each.snr_db:.1f} dB")
-        for each in rows
+        (row.name, row.form, f"{row.max:.3g}", f"{row.rms:.3g}", f"{row.snr_db:.1f} dB")
+        for row in rows
     )
     title = "errors of quantised weights" + (f", {of}" if of else "")
     return Table(title, columns, tuple(shown))
@@ -156,41 +156,43 @@ def _bytes(rows: Sequence[Packed]) -> tuple[str, str, str]:
 
 def _reasons(program: Program) -> Iterator[tuple[str, str]]:
     for step in program.history:
-        yield from ((each.of, each.text) for each in step.remarks if each.kind == LEFT_ALONE)
+        yield from (
+            (remark.of, remark.text) for remark in step.remarks if remark.kind == LEFT_ALONE
+        )
 
 
 def _bound_graph(program: Program) -> tuple[Graph, Paths]:
-    """The graph that reads the parameters, and their names. Raises PipelineError."""
+    """(the graph that reads the originals, their names). Raises PipelineError for a lowered one."""
     if any(step.name == "lower" for step in program.history):
-        hint = "ask for a program that has not been through `lower`"
-        raise PipelineError("a lowered program does not tell its quantised weights", hint=hint)
+        hint = "give a program that has not been through `lower`"
+        raise PipelineError("a lowered program does not show its quantised weights", hint=hint)
     graph = program.stages.prepare if program.stages else program.graph
-    params = [each for each in program.inputs if each.role == "param"]
+    params = [input_ for input_ in program.inputs if input_.role == "param"]
     values = graph.inputs if program.stages else program.values("param")
-    return graph, {value: frozenset({each.name}) for value, each in zip(values, params)}
+    return graph, {value: frozenset({input_.name}) for value, input_ in zip(values, params)}
 
 
-def _quantised(graph: Graph, names: Paths, trips: int = 1) -> Iterator[_Found]:
+def _quantised(graph: Graph, names: Paths, trips: int = 1) -> Iterator[_Quantised]:
     paths = paths_in(graph, names)
     for op in graph.ops:
         if op.name == "quantize" and op.results[0] in paths:
-            yield _Found(op, paths[op.args[0]], trips)
+            yield _Quantised(op, paths[op.args[0]], trips)
         elif op.name == "scan":
             inner = paths_inside(op, paths)
             yield from _quantised(op.regions[0], inner, trips * op["length"])
 
 
-def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Found, Value]]:
-    """Each quantised weight with a value [..., 4]: max|e|, sum e², sum w², and how many.
+def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Quantised, Value]]:
+    """(quantised weight, value [..., 4] of max|e|, sum e², sum w², count).
 
-    Those of a loop's body are computed by a loop that does nothing else.
+    Those of a loop body are computed by another loop.
     """
     paths = paths_in(graph, names)
     for op in graph.ops:
         if op.name == "quantize" and op.results[0] in paths:
             args = (op.args[0], op.results[0], op.args[1])
             measure = trace_graph(_measured, *(struct_of(arg.type) for arg in args))
-            yield _Found(op, paths[op.args[0]], 1), substitute(measure, args)[0]
+            yield _Quantised(op, paths[op.args[0]], 1), substitute(measure, args)[0]
         elif op.name == "scan":
             body = op.regions[0]
             inner = list(_errors(body, paths_inside(op, paths)))
@@ -199,8 +201,8 @@ def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Found, Value]]:
             consts, carry, xs = scan_parts(op)
             inputs = (*body.inputs[consts], *body.inputs[xs])
             loop = Graph(inputs, tuple(value for _, value in inner))
-            made = remade_scan(op, loop, op.args[consts], (), op.args[xs])
-            yield from zip((each for each, _ in inner), made.results)
+            results = remade_scan(op, loop, op.args[consts], (), op.args[xs])
+            yield from zip((weight for weight, _ in inner), results.results)
 
 
 def _measured(weights: Any, q: Any, scale: Any) -> list[Any]:
@@ -210,13 +212,13 @@ def _measured(weights: Any, q: Any, scale: Any) -> list[Any]:
     return [jnp.stack(sums)]
 
 
-def _error(found: _Found, measured: np.ndarray) -> Error:
+def _error(weight: _Quantised, measured: np.ndarray) -> Error:
     rows = measured.reshape(-1, 4).astype(np.float64)
     noise, signal, count = rows[:, 1:].sum(axis=0)
     ratio = signal / noise if noise else math.inf
     return Error(
-        name=", ".join(sorted(found.names)),
-        form=found.form,
+        name=", ".join(sorted(weight.names)),
+        form=weight.form,
         max=float(rows[:, 0].max()),
         rms=math.sqrt(noise / count),
         snr_db=10 * math.log10(ratio) if ratio > 0 else -math.inf,

@@ -1,9 +1,9 @@
-"""What a decoder costs on other machines, with other batches and weights: a Pareto sweep.
+"""A sweep over chips, batch sizes and weight dtypes, and its Pareto front of latency and cost.
 
-A decoder is traced once, for its shape; batch, chips and the dtype of the weights are then varied
-analytically, and the best plan is searched for each (`dialect.planning.search`). Nothing is
-compiled. Of all that is found the Pareto front is what no other beats in both latency and cost:
-Figure 1 of "Efficiently Scaling Transformer Inference" (arXiv:2211.05102).
+A decoder is traced once, for its shape. Batch, chips and the dtype of the weights are varied
+analytically, and the best plan is searched for every combination (`dialect.planning.search`);
+nothing is compiled. The front is as in Figure 1 of "Efficiently Scaling Transformer Inference"
+(arXiv:2211.05102).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from dialect.display.quantities import size
 from dialect.display.tables import Table
-from dialect.machine.chips import GIB
 from dialect.machine.mesh import MeshSpec, TargetError, Topology, cubic
 from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
@@ -29,13 +29,13 @@ from rewrite.ir import bits
 from rewrite.program import Program
 
 WEIGHTS = ("f32", "bf16", "fp8", "int8", "int4")
-TRACED_BATCH = 64  # any will do: it is varied afterwards
+TRACED_BATCH = 64  # arbitrary, since the batch is varied
 _ALONE = MeshSpec((("x", 1),))
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A function of the user's with one of its configurations ("" without any), and its shape."""
+    """A user's function with one of its configurations ("" if it has none), and its shape."""
 
     function: str
     config: str
@@ -43,26 +43,27 @@ class Decoder:
 
     @staticmethod
     def of(function: str, config: str, program: Program) -> Decoder:
-        """Of a program that is recognised. Raises PlanError where a part of it is not."""
+        """The decoder of a program. Raises PlanError if a part of it was not recognised."""
         shape = decoder_shape(program, infer_axes(program))
         unknown = [*shape.absent, *shape.unknown]
         if unknown:
-            message = f"{function} cannot be costed: of {', '.join(unknown)} the cost is not known"
+            message = f"{function} cannot be costed: no cost model for {', '.join(unknown)}"
             raise PlanError(message, hint="see what was recognised: `shardwright coverage`")
         return Decoder(function, config, shape)
 
     @property
     def name(self) -> str:
+        """The function and its configuration."""
         return f"{self.function} {self.config}".strip()
 
     @property
     def parameters(self) -> int:
-        """All weights, the embedding included."""
+        """The number of weights, including the embedding."""
         return self._weights(self.shape.experts)
 
     @property
     def active(self) -> int:
-        """Those that a token is routed to: the N of `Cost.mfu`."""
+        """The number of weights that a token is routed to: N in `Cost.mfu`."""
         return self._weights(self.shape.experts_per_token)
 
     def _weights(self, experts: int) -> int:
@@ -73,12 +74,12 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Cost:
-    """The best plan of one size, as section 4 of arXiv:2211.05102 counts.
+    """The best plan of a point, with the metrics of section 4 of arXiv:2211.05102.
 
     - label: the partitioning
-    - time_s: one step; in decode the latency of a token, in prefill that of all new tokens
-    - chip_s_per_token: chips * time over the new tokens of all sequences
-    - mfu: 2 N tokens over what the chips could compute in that time, in bf16
+    - time_s: seconds per step; in decode the latency per token, in prefill that of all new tokens
+    - chip_s_per_token: chips * time / new tokens of all sequences
+    - mfu: model FLOPs utilisation: 2 N tokens / (bf16 peak of the chips * time)
     - memory_bytes: per device
     """
 
@@ -90,14 +91,15 @@ class Cost:
 
     @property
     def rank(self) -> tuple[float, float, int]:
+        """The order of points: by latency, then cost, then memory."""
         return (self.time_s, self.chip_s_per_token, self.memory_bytes)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One size, with what it costs, or the reason why it cannot be had.
+    """One combination of the sweep, with its cost or the reason why it is impossible.
 
-    new_tokens: of each sequence in a step, 1 in decode.
+    new_tokens: per sequence and step, 1 in decode.
     """
 
     function: str
@@ -114,10 +116,9 @@ class Point:
 
 def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Point:
     """The best plan for a decoder with this batch and weights of this dtype."""
-    size = bits(weights) / 8
-    shape = replace(decoder.shape, batch=batch, weight_bytes_per_element=size)
+    shape = replace(decoder.shape, batch=batch, weight_bytes_per_element=bits(weights) / 8)
     mesh = topology.mesh_axes()
-    found = searched(shape, topology, mesh)
+    result = searched(shape, topology, mesh)
     point = Point(
         function=decoder.function,
         config=decoder.config,
@@ -128,9 +129,9 @@ def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Po
         context=shape.context,
         new_tokens=shape.time,
     )
-    if not found.candidates:
-        return replace(point, reason=_reason(shape, mesh, found))
-    best = found.candidates[0]
+    if not result.candidates:
+        return replace(point, reason=_reason(shape, mesh, result))
+    best = result.candidates[0]
     time_s = best.predicted.time_s
     possible = topology.devices * topology.chip.bf16_flops_per_s * time_s
     cost = Cost(
@@ -143,33 +144,33 @@ def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Po
     return replace(point, cost=cost)
 
 
-def _reason(shape: DecoderShape, mesh: MeshSpec, found: SearchResult) -> str:
-    """Of the named partitionings that only lack memory the one that lacks least; else any."""
+def _reason(shape: DecoderShape, mesh: MeshSpec, result: SearchResult) -> str:
+    """Why nothing fits: the named partitioning that needs the least memory, or any other."""
     needed: dict[str, float] = {}
-    for label in found.unavailable:
+    for label in result.unavailable:
         try:
-            made = partition(*label.split("/"), shape, mesh)
+            partitioning = partition(*label.split("/"), shape, mesh)
         except Unavailable:
             continue
-        needed[label] = sum(Workload(shape, mesh, made).memory().values())
-    closest = min(needed or found.unavailable, key=lambda label: needed.get(label, 0))
-    return f"{closest}: {found.unavailable[closest].message}"
+        needed[label] = sum(Workload(shape, mesh, partitioning).memory().values())
+    closest = min(needed or result.unavailable, key=lambda label: needed.get(label, 0))
+    return f"{closest}: {result.unavailable[closest].message}"
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """Those that no other beats in both latency and cost, the fastest first; of equals the one
-    that takes the least memory."""
+    """The Pareto front: points that no other beats in both latency and cost, fastest first. Of
+    equal points the one with the least memory."""
     best: list[Point] = []
-    had = [each for each in points if each.cost is not None]
-    for each in sorted(had, key=lambda each: each.cost.rank):
-        if not best or each.cost.chip_s_per_token < best[-1].cost.chip_s_per_token:
-            best.append(each)
+    possible = [point for point in points if point.cost is not None]
+    for point in sorted(possible, key=lambda point: point.cost.rank):
+        if not best or point.cost.chip_s_per_token < best[-1].cost.chip_s_per_token:
+            best.append(point)
     return best
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is varied, every combination of it."""
+    """A sweep over all combinations of its fields."""
 
     decoders: tuple[Decoder, ...]
     topologies: tuple[Topology, ...]
@@ -181,68 +182,68 @@ class Sweep:
         return len(list(itertools.product(*varied)))
 
     def points(self) -> Iterator[Point]:
-        """One by one, since all together may take a minute."""
+        """The points, one at a time, since all of them may take a minute."""
         varied = (self.decoders, self.topologies, self.weights, self.batches)
         for decoder, topology, weights, batch in itertools.product(*varied):
             yield costed(decoder, topology, batch, weights)
 
     def tables(self, points: Sequence[Point]) -> list[Table]:
-        """For each decoder the front, and all points with those of the front marked."""
-        return [table for each in self.decoders for table in _tables(each, points)]
+        """Two tables per decoder: the front, and all points with the front marked."""
+        return [table for decoder in self.decoders for table in _tables(decoder, points)]
 
 
 def facts(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The same for machines."""
+    """The points as data for JSON."""
     best = {point for group in grouped(points).values() for point in front(group)}
-    return [asdict(each) | {"pareto": each in best} for each in points]
+    return [asdict(point) | {"pareto": point in best} for point in points]
 
 
 def grouped(points: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
-    """The points of each decoder: of different ones none is better than another."""
-    found: dict[tuple[str, str], list[Point]] = {}
-    for each in points:
-        found.setdefault((each.function, each.config), []).append(each)
-    return found
+    """The points by decoder: {(function, config): points}."""
+    by_decoder: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        by_decoder.setdefault((point.function, point.config), []).append(point)
+    return by_decoder
 
 
 _COLUMNS = (
-    *("", ">chips", "topology", ">batch", "weights", ">ms", ">chip-s/token", ">MFU", ">GiB/device"),
+    *("", ">chips", "topology", ">batch", "weights", ">ms", ">chip-s/token", ">MFU", ">per device"),
     "partitioning, or why there is none",
 )
 
 
 def _tables(decoder: Decoder, points: Sequence[Point]) -> list[Table]:
-    own = grouped(points)[decoder.function, decoder.config]
-    best, shape = front(own), decoder.shape
-    size = f"{decoder.parameters / 1e9:.4g} B parameters"
-    title = f"{decoder.name}, {size}, context {shape.context}, new tokens {shape.time}"
+    own_points = grouped(points)[decoder.function, decoder.config]
+    best, shape = front(own_points), decoder.shape
+    count = f"{decoder.parameters / 1e9:.4g} B parameters"
+    title = f"{decoder.name}, {count}, context {shape.context}, new tokens {shape.time}"
     return [
-        Table(f"{title}: the Pareto front", _COLUMNS, tuple(_row(each, best) for each in best)),
-        Table(f"{title}: all", _COLUMNS, tuple(_row(each, best) for each in own)),
+        Table(f"{title}: the Pareto front", _COLUMNS, tuple(_row(point, best) for point in best)),
+        Table(f"{title}: all", _COLUMNS, tuple(_row(point, best) for point in own_points)),
     ]
 
 
 def _row(point: Point, best: Sequence[Point]) -> tuple[str, ...]:
-    size = (str(point.chips), point.topology, str(point.batch), point.weights)
+    varied = (str(point.chips), point.topology, str(point.batch), point.weights)
     cost = point.cost
     if cost is None:
-        return ("", *size, "", "", "", "", point.reason)
+        return ("", *varied, "", "", "", "", point.reason)
     return (
         "*" if point in best else "",
-        *size,
+        *varied,
         f"{cost.time_s * 1e3:.4g}",
         f"{cost.chip_s_per_token:.4g}",
         f"{100 * cost.mfu:.1f} %",
-        f"{cost.memory_bytes / GIB:.2f}",
+        size(cost.memory_bytes),
         cost.label,
     )
 
 
-# What the command line says.
+# Arguments of the command line.
 
 
 def standard_slice(chip: str, chips: int) -> Topology:
-    """The standard slice with so many chips. Raises TargetError where the chip has none."""
+    """The standard slice with so many chips. Raises TargetError if there is none."""
     for rank in (3, 2):
         try:
             return Topology.parse(f"{chip}:" + "x".join(map(str, cubic(chips, rank))))
@@ -252,8 +253,8 @@ def standard_slice(chip: str, chips: int) -> Topology:
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Reads "8..64" (8 16 32 64: each twice the one before), "8,12", or both: "1,8..64"."""
-    found: list[int] = []
+    """Reads "8..64" (doublings: 8 16 32 64), "8,12", or both: "1,8..64". Raises UsageError."""
+    values: list[int] = []
     for word in text.split(","):
         match = re.fullmatch(r"\s*([0-9]+)(?:\.\.([0-9]+))?\s*", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -261,12 +262,12 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
             hint = f"write {option} 8,16,32 or {option} 8..32"
             raise UsageError(f"{option} has no numbers in {word!r}", hint=hint)
         doubled = (first << i for i in range(last.bit_length()))
-        found += [number for number in doubled if number <= last]
-    return tuple(dict.fromkeys(found))
+        values += [number for number in doubled if number <= last]
+    return tuple(dict.fromkeys(values))
 
 
 def weight_dtypes(text: str) -> tuple[str, ...]:
-    """Reads "bf16,int8"."""
+    """Reads "bf16,int8". Raises UsageError."""
     words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
     for word in words:
         if word not in WEIGHTS:

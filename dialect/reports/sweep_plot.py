@@ -1,8 +1,8 @@
-"""A sweep as a picture: cost over latency, as Figure 1 of arXiv:2211.05102 draws them.
+"""A plot of a sweep: cost over latency, as in Figure 1 of arXiv:2211.05102.
 
-One panel for each function (decode, prefill), one line for each configuration and dtype of
-weights: its own Pareto front, with the chips that each stretch of it takes. The front of all
-dtypes together lies under it as a band; what no front needs is a faint dot.
+One panel per function (decode, prefill), one line per configuration and weight dtype: its Pareto
+front, labelled with the number of chips. The front over all dtypes is a band under the lines, and
+points on no front are faint dots.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dialect.reports.sweep import Point, front, grouped
 from rewrite.errors import PlanError
 from rewrite.files import written_whole
 
-# One hue for each configuration, in two depths: dark and filled, light and open, in turn by dtype.
+# One hue per configuration, in two shades: dark and filled, light and open, alternating by dtype.
 _HUES = (("#1d4e89", "#4f9fdc"), ("#b3401a", "#f0954a"), ("#1b6b4a", "#56b98a"))
 _HUES += (("#5b3a8c", "#a283d6"), ("#8a1c4a", "#d9709c"))
 _MARKS = ("o", "s", "^", "D", "v")
@@ -25,11 +25,11 @@ _WIDTH_IN, _HEIGHT_IN, _DOTS_PER_IN = 7.0, 5.2, 160
 
 
 class PlotError(PlanError):
-    """A picture cannot be drawn."""
+    """Raised if a plot cannot be drawn."""
 
 
 def must_be_possible(path: Path) -> None:
-    """Raises PlotError where matplotlib is not installed, or does not know this kind of file."""
+    """Raises PlotError if matplotlib is not installed, or does not support this kind of file."""
     known = _figure(1)[0].canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
         hint = f"name it {path.stem or 'sweep'}.png, .svg or .pdf"
@@ -39,23 +39,27 @@ def must_be_possible(path: Path) -> None:
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
-    """Draws all points that could be costed. Raises PlotError, FileError."""
-    functions = list(dict.fromkeys(each.function for each in points))
-    configs = list(dict.fromkeys(each.config for each in points))
-    dtypes = list(dict.fromkeys(each.weights for each in points))
+    """Draws all points that have a cost. Raises PlotError, FileError."""
+    functions = list(dict.fromkeys(point.function for point in points))
+    configs = list(dict.fromkeys(point.config for point in points))
+    dtypes = list(dict.fromkeys(point.weights for point in points))
     figure, axes = _figure(len(functions))
     for panel, function in zip(axes, functions):
-        own = [each for each in points if each.function == function and each.cost]
-        _dress(panel, function, own)
-        for group in grouped(own).values():
+        panel_points = [point for point in points if point.function == function and point.cost]
+        _dress(panel, function, panel_points)
+        for group in grouped(panel_points).values():
             panel.plot(
                 *_xy(front(group)), color=_BAND, linewidth=11, solid_capstyle="round", zorder=1
             )
         for config, weights in itertools.product(configs, dtypes):
-            series = [each for each in own if (each.config, each.weights) == (config, weights)]
+            series = [
+                point
+                for point in panel_points
+                if (point.config, point.weights) == (config, weights)
+            ]
             style = _style(configs.index(config), dtypes.index(weights))
             _line(panel, series, f"{config} {weights}".strip(), style, dtypes.index(weights) % 2)
-        _legend(panel, own)
+        _legend(panel, panel_points)
     with written_whole(path) as part:
         figure.savefig(part, dpi=_DOTS_PER_IN)
 
@@ -79,7 +83,7 @@ def _style(config: int, dtype: int) -> dict[str, Any]:
 
 
 def _unit(points: Sequence[Point]) -> tuple[float, str]:
-    """What a latency is multiplied with, and the name of its axis."""
+    """(factor of a latency, label of its axis)."""
     new = points[0].new_tokens if points else 1
     if new == 1:
         return 1e3, "latency per token (ms)"
@@ -87,17 +91,17 @@ def _unit(points: Sequence[Point]) -> tuple[float, str]:
 
 
 def _xy(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """Latency, and cost in chip-milliseconds per token."""
+    """(latencies, costs in chip-milliseconds per token)."""
     scale = _unit(points)[0]
-    x = [each.cost.time_s * scale for each in points]
-    return x, [each.cost.chip_s_per_token * 1e3 for each in points]
+    x = [point.cost.time_s * scale for point in points]
+    return x, [point.cost.chip_s_per_token * 1e3 for point in points]
 
 
 def _line(
     panel: Any, series: Sequence[Point], label: str, style: dict[str, Any], below: int
 ) -> None:
     best = front(series)
-    rest = [each for each in series if each not in best]
+    rest = [point for point in series if point not in best]
     panel.plot(*_xy(rest), linestyle="", marker=".", color=style["color"], alpha=0.22, zorder=2)
     if not best:
         return
@@ -106,11 +110,11 @@ def _line(
 
 
 def _annotate(panel: Any, best: Sequence[Point], color: str, below: int) -> None:
-    """The number of chips, once for each stretch of the line; every other line has it below, so
-    that lines which touch keep theirs apart."""
+    """Labels the line with numbers of chips, above or below it so that adjacent lines do not
+    collide."""
     from matplotlib.patheffects import withStroke
 
-    for chips, run in itertools.groupby(best, key=lambda each: each.chips):
+    for chips, run in itertools.groupby(best, key=lambda point: point.chips):
         stretch = list(run)
         (x,), (y,) = _xy([stretch[len(stretch) // 2]])
         panel.annotate(
