@@ -41,14 +41,14 @@ class Audit(Pass):
             if self.strict:
                 hint = "run `plan` and `shard` before `lower` and `audit`"
                 raise PlanError("there is no plan that says what it exchanges", hint=hint)
-            return self.said(program, "no plan says what is exchanged, so nothing is compared")
+            return self.recorded(program, "no plan says what is exchanged, so nothing is compared")
         found = audit(program, target)
         large = list(self.surprises(found, program))
         if self.strict and large:
             message = f"the compiled program exchanges what {program.plan.label} does not ask for"
             hint = "other constraints there, another plan, or audit{strict=false} to accept it"
             raise PlanError("\n  ".join([f"{message}:", *large]), hint=hint)
-        return self.said(program, *totals(found), *large, *self.rest(found), *found.said)
+        return self.recorded(program, *totals(found), *large, *self.rest(found), *found.said)
 
     def surprises(self, found: Audited, program: Program) -> Iterator[str]:
         """Those that are too large, in words."""

@@ -35,7 +35,7 @@ class CarryCache(Pass):
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str] = []
         graph = _carried(program.graph, notes)
-        return self.said(program.with_graph(graph), *notes)
+        return self.recorded(program.with_graph(graph), *notes)
 
 
 def _carried(graph: Graph, notes: list[str]) -> Graph:

@@ -32,4 +32,4 @@ class FoldScales(Pass):
         before = marked(program.graph, program.values("param"))
         graph = unmarked(rewrite(before, rules_of(fold_rules), report))
         notes = report.notes() or ("nothing to fold",)
-        return self.said(program.with_graph(normal_form(graph)), *notes)
+        return self.recorded(program.with_graph(normal_form(graph)), *notes)

@@ -67,7 +67,7 @@ class Lower(Pass):
             }
             lowered = replace(lowered, stages=replace(program.stages, **stages))
         notes = (*expanded.notes(), *moved.notes(), *dict.fromkeys(_widened(scaled)))
-        return self.said(lowered, *notes)
+        return self.recorded(lowered, *notes)
 
 
 def _widened(graph: Graph) -> Iterator[str]:

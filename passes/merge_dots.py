@@ -49,7 +49,7 @@ class MergeDots(Pass):
         if merger.notes:
             graph = normal_form(graph)
         notes = list(merger.notes) or ["no products share an input or are summed"]
-        return self.said(program.with_graph(graph), *notes)
+        return self.recorded(program.with_graph(graph), *notes)
 
 
 @dataclass(frozen=True)

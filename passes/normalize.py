@@ -21,4 +21,4 @@ class Normalize(Pass):
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
         graph = normal_form(program.graph, report)
-        return self.said(program.with_graph(graph), *report.notes())
+        return self.recorded(program.with_graph(graph), *report.notes())

@@ -68,7 +68,7 @@ class Pad(Pass):
             axes = axes if program is before else infer_axes(program)
         if not target.mesh:
             notes.append("there is no mesh, so only what is asked for is padded")
-        return self.said(program, *notes)
+        return self.recorded(program, *notes)
 
 
 def _asked(

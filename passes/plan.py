@@ -63,7 +63,7 @@ class Plan(Pass):
         else:
             chosen, notes = self.chosen(program, target)
         said = (f"{chosen.label} on {chosen.target}", *notes)
-        return self.said(replace(program, plan=chosen), *said)
+        return self.recorded(replace(program, plan=chosen), *said)
 
     def loaded(self, target: Target) -> Chosen:
         """The saved plan. Raises PlanError where it is for another mesh."""

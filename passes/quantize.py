@@ -90,7 +90,7 @@ class Quantize(Pass):
         names = parameter_paths(program)
         graph = rewrite(made.graph(program.graph, names), ())  # what is asked for twice is one
         unmatched = made.unmatched({name for paths in names.values() for name in paths})
-        return self.said(program.with_graph(graph), *made.lines(), *unmatched, *notes)
+        return self.recorded(program.with_graph(graph), *made.lines(), *unmatched, *notes)
 
 
 @dataclass

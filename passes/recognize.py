@@ -61,7 +61,7 @@ class Recognize(Pass):
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
         graph = typed_as(program.graph, graph)
-        return self.said(
+        return self.recorded(
             _taken_finite(program.with_graph(graph), parameters.finite), *report.notes()
         )
 

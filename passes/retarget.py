@@ -56,7 +56,7 @@ class Retarget(Pass):
         else:
             stages = replace(program.stages, inputs=tuple(inputs))
             made = replace(program, graph=graph, stages=stages)
-        return self.said(made, *fitting.lines())
+        return self.recorded(made, *fitting.lines())
 
 
 @dataclass(frozen=True)

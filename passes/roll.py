@@ -95,7 +95,7 @@ class Roll(Pass):
             graph = replace_values(graph, rolled(layers.groups(run)))
         notes = [_rolled(layers, run, self.least) for run in layers.runs]
         made = program.with_graph(rewrite(graph, RULES)) if runs else program
-        return self.said(made, *notes, *_outside(layers))
+        return self.recorded(made, *notes, *_outside(layers))
 
 
 def _rolled(layers: Layers, run: Run, least: int) -> str:

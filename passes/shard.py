@@ -65,7 +65,7 @@ class Shard(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         if program.plan is None:
-            return self.said(program, "no plan, so nothing is constrained: run `plan` first")
+            return self.recorded(program, "no plan, so nothing is constrained: run `plan` first")
         program = program.with_graph(split_heads(program.graph, program.plan))
         params = frozenset(program.values("param"))
         axes = planned_axes(program, program.plan.mesh)
@@ -73,7 +73,7 @@ class Shard(Pass):
         graph = emitted.graph(program.graph, params)
         outputs = tuple(map(emitted.output, program.graph.outputs, graph.outputs))
         placed = with_input_layouts(program.with_graph(Graph(graph.inputs, outputs)))
-        return self.said(placed, *emitted.lines())
+        return self.recorded(placed, *emitted.lines())
 
 
 class _Constraints:

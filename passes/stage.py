@@ -55,7 +55,7 @@ class Stage(Pass):
             outputs=declared,
         )
         staged = replace(program, graph=step, stages=stages)
-        return self.said(with_input_layouts(staged), *_notes(program, stages))
+        return self.recorded(with_input_layouts(staged), *_notes(program, stages))
 
 
 # Loops over layers.

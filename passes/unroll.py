@@ -42,4 +42,4 @@ class Unroll(Pass):
             return moved.results
 
         graph = normal_form(rebuilt(program.graph, visit), rules=EXACT_RULES)
-        return self.said(program.with_graph(typed_as(program.graph, graph)), *notes)
+        return self.recorded(program.with_graph(typed_as(program.graph, graph)), *notes)

@@ -53,7 +53,7 @@ class Report:
     def misses(self) -> dict[str, tuple[Miss, Origin]]:
         """The deepest near miss of each rule."""
         deepest = {
-            name: max(places.items(), key=lambda each: each[1].depth)
+            name: max(places.items(), key=lambda place: place[1].depth)
             for name, places in self.near.items()
             if places
         }
@@ -79,9 +79,9 @@ def rewrite(graph: Graph, rules: Iterable[Rule], report: Report | None = None) -
         for root in rule.roots:
             by_root.setdefault(root, []).append(rule)
     report = report if report is not None else Report()
-    made = _Driver(by_root, report).graph(graph)
-    report.forget_all_but(made)
-    return made
+    rewritten = _Driver(by_root, report).graph(graph)
+    report.forget_all_but(rewritten)
+    return rewritten
 
 
 class _Driver:
@@ -112,16 +112,16 @@ class _Driver:
         rebuilt = self.rebuild(op, done, shared)
         results = rebuilt.results
         if results[0] not in done:
-            made = self.fire(rebuilt)
-            if made is None:
+            replacement = self.fire(rebuilt)
+            if replacement is None:
                 done.update(zip(results, results))
             else:
                 self.depth += 1
                 if self.depth > _DEEPEST_CHAIN:
-                    names = ", ".join(made[0].op.origin.rules[-3:])
+                    names = ", ".join(replacement[0].op.origin.rules[-3:])
                     raise InvalidProgram(f"rules do not come to an end at {op.name}: {names}")
-                self.sweep(_fresh_ops(made, done), done, shared)
-                done.update(zip(results, (done[value] for value in made)))
+                self.sweep(_fresh_ops(replacement, done), done, shared)
+                done.update(zip(results, (done[value] for value in replacement)))
                 self.depth -= 1
         if op is not rebuilt:
             done.update(zip(op.results, [done[value] for value in results]))
@@ -140,32 +140,32 @@ class _Driver:
             if isinstance(outcome, Miss):
                 misses.append((rule, outcome))
             elif outcome is not None:
-                made = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
-                if made == op.results or not allowed(rule, op, made):
+                replacement = (outcome,) if isinstance(outcome, Value) else tuple(outcome)
+                if replacement == op.results or not allowed(rule, op, replacement):
                     continue
-                _check_types(made, op, rule)
+                _check_types(replacement, op, rule)
                 self.report.count(rule)
-                return _signed(made, op, rule)
+                return _signed(replacement, op, rule)
         for rule, miss in misses:  # where another rule fired, nothing was missed
             self.report.missed(rule, miss, op)
         return None
 
 
-def _check_types(made: tuple[Value, ...], op: Op, rule: Rule) -> None:
+def _check_types(replacement: tuple[Value, ...], op: Op, rule: Rule) -> None:
     """Raises InvalidProgram where a rule gives arrays of other shapes or dtypes."""
-    types = tuple(value.type for value in made)
+    types = tuple(value.type for value in replacement)
     if [(t.dtype, t.shape) for t in types] == [(t.dtype, t.shape) for t in op.types]:
         return
-    was, would = (", ".join(map(str, each)) for each in (op.types, types))
-    told = f"the rule {rule.name} would turn {op.name} of type {was} into {would}"
-    raise InvalidProgram(told, where=op.origin.source)
+    was, would = (", ".join(map(str, group)) for group in (op.types, types))
+    message = f"the rule {rule.name} would turn {op.name} of type {was} into {would}"
+    raise InvalidProgram(message, where=op.origin.source)
 
 
-def _fresh_ops(made: tuple[Value, ...], done: dict[Value, Value]) -> list[Op]:
-    """The ops behind `made` that the sweep has not seen, arguments first."""
+def _fresh_ops(replacement: tuple[Value, ...], done: dict[Value, Value]) -> list[Op]:
+    """The ops behind `replacement` that the sweep has not seen, arguments first."""
     order: list[Op] = []
     seen: set[Op] = set()
-    stack: list[tuple[Op, bool]] = [(value.op, False) for value in reversed(made)]
+    stack: list[tuple[Op, bool]] = [(value.op, False) for value in reversed(replacement)]
     while stack:
         op, ready = stack.pop()
         if ready:
@@ -179,12 +179,12 @@ def _fresh_ops(made: tuple[Value, ...], done: dict[Value, Value]) -> list[Op]:
     return order
 
 
-def _signed(made: tuple[Value, ...], op: Op, rule: Rule) -> tuple[Value, ...]:
+def _signed(replacement: tuple[Value, ...], op: Op, rule: Rule) -> tuple[Value, ...]:
     """The values of a rule, its new root carrying where it came from."""
     signed: dict[Op, Op] = {}
-    for value in made:
+    for value in replacement:
         root = value.op
         if root is op or root in signed or root.name == "input" or root.origin.rules:
             continue
         signed[root] = replace(root, origin=op.origin.then(rule.name))
-    return tuple(Value(signed.get(value.op, value.op), value.index) for value in made)
+    return tuple(Value(signed.get(value.op, value.op), value.index) for value in replacement)

@@ -50,7 +50,7 @@ class PlanError(ShardwrightError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint with the known words closest to `word`, or the first of them where none is close."""
     # Comparing long words takes quadratic time, and nobody mistypes them.
-    known = sorted(each for each in known if len(each) <= _WORD)[:_KNOWN]
+    known = sorted(name for name in known if len(name) <= _WORD)[:_KNOWN]
     close = difflib.get_close_matches(word[:_WORD], known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(close) + "?"
@@ -59,8 +59,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def cause(error: Exception) -> str:
     """What an error says, whoever raised it, in short."""
-    said = error.message if isinstance(error, ShardwrightError) else str(error)
-    return brief(said or type(error).__name__)
+    message = error.message if isinstance(error, ShardwrightError) else str(error)
+    return brief(message or type(error).__name__)
 
 
 def brief(text: str, most: int = 400) -> str:

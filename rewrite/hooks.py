@@ -48,8 +48,8 @@ class TimePasses(Hook):
 
     def finished(self, reports: Sequence[PassReport]) -> None:
         lines = [f"{'ms':>10} {'ops':>8} {'->':>8}  pass"]
-        for each in reports:
-            counts = f"{each.ops_before:>8} {each.ops_after:>8}"
-            lines.append(f"{each.seconds * 1e3:>10.1f} {counts}  {each.text}")
-        total_s = sum(each.seconds for each in reports)
+        for report in reports:
+            counts = f"{report.ops_before:>8} {report.ops_after:>8}"
+            lines.append(f"{report.seconds * 1e3:>10.1f} {counts}  {report.text}")
+        total_s = sum(report.seconds for report in reports)
         self.write("\n".join([*lines, f"{total_s * 1e3:>10.1f} {'':>17}  total"]))

@@ -39,7 +39,7 @@ class Hook:
         """Called with the program that `step` is about to get."""
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
-        """Called with the verified program that `step` made. What it raises, `step` failed with."""
+        """Called with the verified program that `step` gave. If it raises, `step` failed."""
 
     def failed(
         self, rest: Sequence[Pass], program: Program, target: Target, error: Exception
@@ -64,14 +64,14 @@ def run(
         for hook in hooks:
             hook.before(step, program)
         try:
-            made, report = _apply(step, program, target)
+            result, report = _apply(step, program, target)
             for hook in hooks:
-                hook.after(step, made, report)
+                hook.after(step, result, report)
         except ShardwrightError as error:
             for hook in hooks:
                 hook.failed(passes[number:], program, target, error)
             raise
-        program = made
+        program = result
         reports.append(report)
     for hook in hooks:
         hook.finished(reports)
@@ -81,35 +81,35 @@ def run(
 def _apply(step: Pass, program: Program, target: Target) -> tuple[Program, PassReport]:
     started = time.perf_counter()
     try:
-        made = step.run(program, target)
+        result = step.run(program, target)
     except ShardwrightError:
         raise
     except Exception as error:
         raise _broken(step, error) from error
     seconds = time.perf_counter() - started
-    if not isinstance(made, Program):
-        raise PassError(f"pass {step} returned a {type(made).__name__}, not a Program")
-    made = _in_history(step, program, made)
-    made.verify(blame=f"pass {step}")
-    added = made.history[len(program.history) :]
+    if not isinstance(result, Program):
+        raise PassError(f"pass {step} returned a {type(result).__name__}, not a Program")
+    result = _in_history(step, program, result)
+    result.verify(blame=f"pass {step}")
+    added = result.history[len(program.history) :]
     report = PassReport(
         text=str(step),
         seconds=seconds,
         ops_before=program.graph.op_count,
-        ops_after=made.graph.op_count,
-        notes=tuple(note for each in added for note in each.notes),
-        keeps=max((each.keeps for each in added), key=KEEPS.index),
+        ops_after=result.graph.op_count,
+        notes=tuple(note for entry in added for note in entry.notes),
+        keeps=max((entry.keeps for entry in added), key=KEEPS.index),
     )
-    return made, report
+    return result, report
 
 
-def _in_history(step: Pass, program: Program, made: Program) -> Program:
-    """`made` with the pass in its history, where the pass itself did not see to that."""
+def _in_history(step: Pass, program: Program, result: Program) -> Program:
+    """`result` with the pass in its history, where the pass itself did not see to that."""
     known = len(program.history)
-    if made.history[:known] != program.history:
+    if result.history[:known] != program.history:
         raise PassError(f"pass {step} changed the history of the passes before it")
-    added = [each.text for each in made.history[known:]]
-    return made if str(step) in added else step.said(made)
+    added = [entry.text for entry in result.history[known:]]
+    return result if str(step) in added else step.recorded(result)
 
 
 def _broken(step: Pass, error: Exception) -> PassError:

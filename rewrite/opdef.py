@@ -91,13 +91,13 @@ def resolve_with(resolver: Callable[[str], OpDef | None]) -> None:
 
 def lookup(name: str) -> OpDef:
     """The definition of an op. Raises InvalidProgram with the nearest names."""
-    found = _DEFINED.get(name)
-    if found is not None:
-        return found
+    known = _DEFINED.get(name)
+    if known is not None:
+        return known
     for resolver in _RESOLVERS:
-        found = resolver(name)
-        if found is not None:
-            return _DEFINED.setdefault(name, found)
+        definition = resolver(name)
+        if definition is not None:
+            return _DEFINED.setdefault(name, definition)
     raise InvalidProgram(f"there is no op {name!r}", hint=nearest(name, _DEFINED))
 
 

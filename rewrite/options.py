@@ -68,7 +68,7 @@ def fit(written: Any, wanted: Any) -> Any:
 
 def _first_fit(written: Any, members: tuple[Any, ...]) -> Any:
     # Every atom fits `str`, and `none` is a word as well, so these two go last and first.
-    for member in sorted(members, key=lambda each: (each is str) - (each is NoneType)):
+    for member in sorted(members, key=lambda member: (member is str) - (member is NoneType)):
         try:
             return fit(written, member)
         except ValueError:
@@ -90,7 +90,7 @@ def _listed(written: Any, items: tuple[Any, ...]) -> tuple[Any, ...]:
     if not isinstance(written, tuple):
         raise ValueError("not a list")
     wanted = items[:1] * len(written) if items[1:] == (...,) else items
-    return tuple(fit(each, item) for each, item in zip(written, wanted, strict=True))
+    return tuple(fit(text, item) for text, item in zip(written, wanted, strict=True))
 
 
 def describe(wanted: Any) -> str:
@@ -112,5 +112,5 @@ def choices(wanted: Any) -> tuple[str, ...]:
     if get_origin(wanted) is Literal:
         return tuple(map(show, get_args(wanted)))
     if get_origin(wanted) in (Union, UnionType):
-        return tuple(each for member in get_args(wanted) for each in choices(member))
+        return tuple(choice for member in get_args(wanted) for choice in choices(member))
     return ()

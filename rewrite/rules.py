@@ -106,22 +106,22 @@ def pattern(
     `constants`, the rule's test. `guard` gets the matched types and constants, and returns a
     reason not to fire. `normal` normalises what `before` traces to.
     """
-    made = _Pattern(name, before, after, example, normal, guard, constants or {})
+    compiled = _Pattern(name, before, after, example, normal, guard, constants or {})
 
     def shown(*arrays: Any) -> Any:
         return before(*arrays, **(constants or {}))
 
-    return Rule(name, doc, _Roots(made), made.apply, keeps, shown, example, needs)
+    return Rule(name, doc, _Roots(compiled), compiled.apply, keeps, shown, example, needs)
 
 
 class _Roots:
     """The roots of a pattern, known once it has been traced; tracing waits for the first use."""
 
-    def __init__(self, made: _Pattern) -> None:
-        self.made = made
+    def __init__(self, compiled: _Pattern) -> None:
+        self.compiled = compiled
 
     def __iter__(self) -> Iterator[str]:
-        return iter({self.made.graph(dtype).outputs[0].op.name for dtype in FLOATS})
+        return iter({self.compiled.graph(dtype).outputs[0].op.name for dtype in FLOATS})
 
 
 class _Pattern:
@@ -147,15 +147,15 @@ class _Pattern:
 
         A rule whose example mixes float dtypes is about conversions, and is traced as it stands.
         """
-        floats = {each.dtype for each in self.example if each.dtype in FLOATS}
+        floats = {type_.dtype for type_ in self.example if type_.dtype in FLOATS}
         if dtype not in FLOATS or len(floats) > 1:
             dtype = ""
         if dtype not in self._graphs:
             types = tuple(
-                Type(dtype, each.shape) if dtype and each.dtype in FLOATS else each
-                for each in self.example
+                Type(dtype, type_.shape) if dtype and type_.dtype in FLOATS else type_
+                for type_ in self.example
             )
-            sentinels = {each.name: each.sentinel for each in self.constants}
+            sentinels = {constant.name: constant.sentinel for constant in self.constants}
             self._graphs[dtype] = self.trace(self.before, types, sentinels)
         return self._graphs[dtype]
 
@@ -168,14 +168,14 @@ class _Pattern:
     def apply(self, op: Op) -> Outcome:
         root = op.results[0]
         graph = self.graph(root.type.dtype)
-        search = _Search(graph, {each.sentinel: each.name for each in self.constants})
-        found = next(search.match(graph.outputs[0], root, {}), None)
-        if found is None:
+        search = _Search(graph, {constant.sentinel: constant.name for constant in self.constants})
+        bound = next(search.match(graph.outputs[0], root, {}), None)
+        if bound is None:
             deep = search.deepest >= max(4, graph.op_count // 2)
             return Miss(search.reason, search.deepest) if deep else None
-        if any(each.name not in search.constants for each in self.constants):
+        if any(constant.name not in search.constants for constant in self.constants):
             return Miss("a constant of the rule is no constant there", graph.op_count)
-        args = [found[value] for value in graph.inputs]
+        args = [bound[value] for value in graph.inputs]
         types = tuple(arg.type for arg in args)
         reason = self.guard(*types, **search.constants)
         if reason:
@@ -202,7 +202,7 @@ class _Pattern:
 
 
 class _Search:
-    """Finds how a pattern lies in a program, trying both orders of commutative ops."""
+    """Finds a pattern in a program, trying both orders of commutative ops."""
 
     def __init__(self, graph: Graph, names: dict[float, str], strict: bool = False) -> None:
         self.inputs = set(graph.inputs)
@@ -241,8 +241,8 @@ class _Search:
             yield bound
             return
         (want, have), *rest = pairs
-        for found in self.match(want, have, bound, depth):
-            yield from self.match_all(tuple(rest), found, depth)
+        for more in self.match(want, have, bound, depth):
+            yield from self.match_all(tuple(rest), more, depth)
 
     def same_op(self, want: Value, have: Value, depth: int) -> bool:
         one, two = ((value.op.name, value.index, len(value.op.args)) for value in (want, have))

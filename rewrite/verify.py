@@ -68,16 +68,18 @@ def check(op: Op) -> None:
             raise InvalidOp(op, f"op {op.name} {bare}")
     wanted = definition.regions
     if len(op.regions) != wanted and (wanted is not None or not op.regions):
-        said = "one or more" if wanted is None else wanted
-        raise InvalidOp(op, f"op {op.name} has {len(op.regions)} regions, and takes {said}")
+        count = "one or more" if wanted is None else wanted
+        raise InvalidOp(op, f"op {op.name} has {len(op.regions)} regions, and takes {count}")
     try:
         types = opdef.infer(op)
     except Exception as error:  # whatever it asks of attributes and shapes that it did not expect
-        said = f"op {op.name} does not accept its arguments: {cause(error)}"
-        raise InvalidOp(op, said) from error
+        message = f"op {op.name} does not accept its arguments: {cause(error)}"
+        raise InvalidOp(op, message) from error
     if _strong(types) != _strong(op.types):
-        said, found = (", ".join(map(str, group)) for group in (op.types, types))
-        raise InvalidOp(op, f"op {op.name} says its results are {said}, but they are {found}")
+        declared, inferred = (", ".join(map(str, group)) for group in (op.types, types))
+        raise InvalidOp(
+            op, f"op {op.name} says its results are {declared}, but they are {inferred}"
+        )
     _CHECKED.add(op)
 
 
@@ -108,14 +110,14 @@ def _shown(graph: Graph, op: Op, blame: str, reason: str, hint: str = "") -> Inv
 def window(graph: Graph, op: Op, lines_around: int = 5) -> str:
     """The IR around `op`, the op itself marked."""
     names: dict[Value, str] = {value: f"%i{n}" for n, value in enumerate(graph.inputs)}
-    for number, each in enumerate(graph.ops):
-        names |= {value: f"%{number}.{value.index}" for value in each.results}
+    for number, other in enumerate(graph.ops):
+        names |= {value: f"%{number}.{value.index}" for value in other.results}
     at = graph.ops.index(op)
     shown = []
-    for each in graph.ops[max(0, at - lines_around) : at + lines_around + 1]:
-        args = ", ".join(names.get(arg, "%?") for arg in each.args)
-        types = ", ".join(map(str, each.types))
-        mark = ">>" if each is op else "  "
-        head = names[each.results[0]] if each.types else "()"
-        shown.append(brief(f"  {mark} {head} = {each.name}({args}) : {types}", _WIDTH))
+    for other in graph.ops[max(0, at - lines_around) : at + lines_around + 1]:
+        args = ", ".join(names.get(arg, "%?") for arg in other.args)
+        types = ", ".join(map(str, other.types))
+        mark = ">>" if other is op else "  "
+        head = names[other.results[0]] if other.types else "()"
+        shown.append(brief(f"  {mark} {head} = {other.name}({args}) : {types}", _WIDTH))
     return "\n".join(shown)

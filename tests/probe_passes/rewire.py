@@ -25,7 +25,7 @@ class Rewire(Pass):
         doubled = self.doubled(program)
         match self.way:
             case "double":
-                return self.said(doubled, "doubled once", f"on {target.topology}")
+                return self.recorded(doubled, "doubled once", f"on {target.topology}")
             case "silent":
                 return doubled
             case "crash":

@@ -24,4 +24,4 @@ class CountOps(Pass):
     def run(self, program: Program, target: Target) -> Program:
         counts = Counter(op.name for op, _ in program.graph.walk())
         most = counts.most_common(self.top or None)
-        return self.said(program, *(f"{name}: {count}" for name, count in most))
+        return self.recorded(program, *(f"{name}: {count}" for name, count in most))
