@@ -30,8 +30,8 @@ class Pass:
     """Base of all passes: valid program in, valid program out, nothing mutated.
 
     `keeps` says what the results keep: `bits`, `reals` (equal in exact arithmetic) or `approx`.
-    `run` returns the new program; what it wants to tell goes out with `recorded`. `rewrites` are its
-    rules, where a report may ask which of them nearly matched.
+    `run` returns the new program, its notes added with `recorded`. `rewrites` are its rules, where
+    a report may ask which of them nearly matched.
     """
 
     keeps: ClassVar[str] = "reals"

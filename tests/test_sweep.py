@@ -116,7 +116,8 @@ def test_a_prefill_reads_what_it_writes(context: int) -> None:
 
 def test_what_is_not_recognised_is_not_costed() -> None:
     plain = trace(lambda w, x: x @ w, *(jax.ShapeDtypeStruct((8, 8), "float32"),) * 2)
-    with pytest.raises(PlanError, match="double cannot be costed: no cost model for .*attention") as caught:
+    message = "double cannot be costed: no cost model for .*attention"
+    with pytest.raises(PlanError, match=message) as caught:
         Decoder.of("double", "", Pipeline.parse("normalize, recognize").run(plain))
     assert caught.value.hint == "see what was recognised: `shardwright coverage`"
 
