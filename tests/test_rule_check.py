@@ -23,6 +23,7 @@ from rewrite.ir import Op, Type
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local
 from tests.fuzz.interpreted import interpreted
+from tests.more_examples import every_rule
 
 SEED = 1
 
@@ -35,7 +36,7 @@ def checked(rule: Rule, instances: int) -> RuleReport:
 
 # The rules that there are.
 
-RULES = all_rules("dialect", "passes")
+RULES = every_rule()
 
 
 @pytest.mark.parametrize("found", RULES, ids=lambda found: found.name)

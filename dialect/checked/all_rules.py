@@ -19,11 +19,15 @@ Family = tuple[Rule, ...]
 
 @dataclass(frozen=True)
 class FoundRule:
-    """A rule, the module that defines it, and the sets of rules that it is used in."""
+    """A rule, the module that defines it, and the sets of rules that it is used in.
+
+    `more` is the rule with other examples: further programs to try it on, near misses too.
+    """
 
     rule: Rule
     module: str
     families: tuple[Family, ...]
+    more: tuple[Rule, ...] = ()
 
     @property
     def name(self) -> str:

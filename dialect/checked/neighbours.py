@@ -42,20 +42,26 @@ class Neighbour:
 
 
 def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighbour | None:
-    """The program of this number; None where its edits fit no types. Number 0 is the example."""
+    """The program of this number; None where its edits fit no types.
+
+    The first numbers are the example itself and what else the rule is to be tried on.
+    """
     random = Random(f"{found.name} {seed} {number}")
-    chosen = 0 if number == 0 else _chosen(random)
-    traced = variant(found.rule, chosen)
+    examples = (found.rule, *found.more)
+    as_it_is = number < len(examples)
+    rule = examples[number] if as_it_is else random.choice(examples) if found.more else found.rule
+    chosen = 0 if as_it_is else _chosen(random)
+    traced = variant(rule, chosen)
     if traced is None:
         return None
     wide = is_wide([value.type for value in traced.inputs])
-    many = 0 if number == 0 else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
+    many = 0 if as_it_is else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
     roots = set(found.rule.roots)
-    early = bool(first) and random.random() < 0.3
+    early = bool(first) and not as_it_is and random.random() < 0.3
     with jax.enable_x64(wide):
         try:
             graph = _edited(traced, many if early else 0, wide, roots, random)
-            graph = brought(graph, first) if early else _brought(found.rule, chosen, first)
+            graph = brought(graph, first) if early else _brought(rule, chosen, first)
             graph = _edited(graph, 0 if early else many, wide, roots, random)
             verify(graph)
         except _UNFIT:

@@ -9,13 +9,14 @@ import argparse
 import sys
 
 from dialect.checked import rule_tables
-from dialect.checked.all_rules import FoundRule, all_rules
+from dialect.checked.all_rules import FoundRule
 from dialect.checked.evaluated import op_by_op
 from dialect.checked.rule_check import check
 from dialect.checked.trial import RuleReport
 from dialect.display.tables import as_text
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from tests.fuzz.interpreted import interpreted
+from tests.more_examples import every_rule
 
 # JAX, which compiles each op for each shape, gets every eighth program.
 EVALUATORS = (interpreted,) * 7 + (op_by_op,)
@@ -41,7 +42,7 @@ def main() -> None:
 
 def chosen(args: argparse.Namespace) -> list[FoundRule]:
     """The rules that were asked for."""
-    rules = [each for each in all_rules("dialect", "passes") if args.rule in (None, each.name)]
+    rules = [each for each in every_rule() if args.rule in (None, each.name)]
     first, _, last = (args.rules or "..").partition("..")
     return rules[int(first or 0) : int(last or len(rules))]
 
