@@ -527,7 +527,7 @@ def test_weights_that_are_kept_exactly_have_no_noise(rng: np.random.Generator) -
 
 def test_a_lowered_program_says_that_it_cannot_tell() -> None:
     program = after(traced(Case("llama")), f"{FIRST}, quantize, stage, lower")
-    with pytest.raises(PipelineError, match="a lowered program does not tell"):
+    with pytest.raises(PipelineError, match="a lowered program does not show"):
         packed(program)
 
 

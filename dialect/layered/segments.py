@@ -217,7 +217,7 @@ def difference(first: Segment, second: Segment) -> str:
         if op.name != theirs.name:
             return f"{op.told} stands where the other has {theirs.name}"
         if op.types != theirs.types:
-            types = (" ".join(map(str, each.types)) for each in (op, theirs))
+            types = (" ".join(map(str, op_.types)) for op_ in (op, theirs))
             return f"{op.told} gives {next(types)} where the other gives {next(types)}"
         for (name, value), (_, their_value) in zip(op.attrs, theirs.attrs):
             if value != their_value:

@@ -285,18 +285,29 @@ def best_plans(
     rejected = [Alternative(label, None, _reason(error)) for label, error in missing.items()]
     ranked = best_first(allowed)
     best_of_kind = {candidate.kind: candidate for candidate in reversed(ranked)}
-    return [
-        Plan(
-            label=best.label,
-            target=str(topology),
-            mesh=mesh.axes,
-            groups=best.partitioning.groups,
-            predicted=best.predicted,
-            exchanges=tuple(planned_exchanges(shape, topology, mesh, best.partitioning)),
-            alternatives=(*_runners_up(best, allowed), *rejected),
-        )
-        for best in sorted(best_of_kind.values(), key=ranked.index)[:count]
-    ]
+    plans = []
+    for best in sorted(best_of_kind.values(), key=ranked.index)[:count]:
+        alternatives = (*_runners_up(best, allowed), *rejected)
+        plans.append(_plan(best, alternatives, shape, topology, mesh))
+    return plans
+
+
+def _plan(
+    candidate: Candidate,
+    alternatives: tuple[Alternative, ...],
+    shape: DecoderShape,
+    topology: Topology,
+    mesh: MeshSpec,
+) -> Plan:
+    return Plan(
+        label=candidate.label,
+        target=str(topology),
+        mesh=mesh.axes,
+        groups=candidate.partitioning.groups,
+        predicted=candidate.predicted,
+        exchanges=tuple(planned_exchanges(shape, topology, mesh, candidate.partitioning)),
+        alternatives=alternatives,
+    )
 
 
 def optimality_gap(plan: Plan) -> float:

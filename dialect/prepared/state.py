@@ -78,7 +78,7 @@ class Form:
             (program.inputs[i].type.shape, dtype_of(program.inputs[i].type.dtype)) for i in users
         ]
         number = {i: n for n, i in enumerate(users)}
-        self._updates = [number.get(each.updates) for each in program.outputs]
+        self._updates = [number.get(output.updates) for output in program.outputs]
         # Positions among the step's results: of plain outputs, and of the new value of every part.
         self._plain = [i for i, out in enumerate(outputs) if out.updates is None]
         updated = {out.updates: i for i, out in enumerate(outputs) if out.updates is not None}

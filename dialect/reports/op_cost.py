@@ -67,7 +67,7 @@ def flops(op: Op) -> int:
         return 2 * op.types[0].size * summed
     if opdef.lookup(op.name).attrs is not None:  # a composite op; a primitive takes any attributes
         return _flops_of_reference(op.name, tuple(arg.type for arg in op.args), op.attrs)
-    return max((each.size for each in (*op.types, *(arg.type for arg in op.args))), default=0)
+    return max((type_.size for type_ in (*op.types, *(arg.type for arg in op.args))), default=0)
 
 
 def bytes_moved(op: Op) -> int:
