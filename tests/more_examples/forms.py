@@ -1,18 +1,12 @@
-"""Further programs that rules are tried on: other forms that they fire on, and near misses.
-
-A rule's own example stands with it and explains it; these keep its guards. `EQUAL` are mutants of a
-rule (`tests/fuzz/mutants.py`) that compute the same, with the reason.
-"""
+"""For the rules that change forms: caching, padding, planning, quantised products, staging."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.ops.vocabulary import Traced
 from rewrite.ir import Symbol
 
@@ -36,17 +30,3 @@ MORE: dict[str, list[Example]] = {
     ],
 }
 EQUAL: dict[str, dict[str, str]] = {}
-
-
-def every_rule() -> list[FoundRule]:
-    """Every rule of the packages, with its further examples."""
-    return [
-        replace(
-            found,
-            more=tuple(
-                replace(found.rule, example=example, types=types)
-                for example, types in MORE.get(found.name, ())
-            ),
-        )
-        for found in all_rules("dialect", "passes")
-    ]

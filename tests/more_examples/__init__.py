@@ -1,0 +1,29 @@
+"""Further programs that rules are tried on: other forms that they fire on, and near misses.
+
+A rule's own example stands with it and explains it; those of `MORE` keep its guards. `EQUAL` are
+mutants of a rule (`tests/fuzz/mutants.py`) that compute the same, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dialect.checked.all_rules import FoundRule, all_rules
+from tests.more_examples import forms, spellings
+
+MORE = forms.MORE | spellings.MORE
+EQUAL = forms.EQUAL | spellings.EQUAL
+
+
+def every_rule() -> list[FoundRule]:
+    """Every rule of the packages, with its further examples."""
+    return [
+        replace(
+            found,
+            more=tuple(
+                replace(found.rule, example=example, types=types)
+                for example, types in MORE.get(found.name, ())
+            ),
+        )
+        for found in all_rules("dialect", "passes")
+    ]
