@@ -87,7 +87,9 @@ def _are_sizes(counts: Any) -> bool:
 
 
 def _vanishes_along_an_axis(exponents: Any, made: Any) -> bool:
-    """Whether the exponentials along some axis are all zero, though not all of -infinity."""
-    kept, zero = np.isfinite(np.asarray(exponents)), np.asarray(made) == 0
-    axes = range(zero.ndim) if zero.size else ()
-    return any((zero.all(axis) & kept.any(axis)).any() for axis in axes)
+    """Whether an exponential is zero where another shift would show it: none is beside it, along
+    some axis, that is 1 or more."""
+    powers = np.asarray(made)
+    vanished = np.isfinite(np.asarray(exponents)) & (powers == 0)
+    axes = range(powers.ndim) if powers.size else ()
+    return any((vanished.any(axis) & (powers.max(axis) < 1)).any() for axis in axes)
