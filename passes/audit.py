@@ -17,7 +17,7 @@ from typing import ClassVar
 from dialect.arrays.source_lines import tag
 from dialect.display.quantities import percent, size
 from dialect.reports.audit import Audit as Audited
-from dialect.reports.audit import Ran, audit
+from dialect.reports.audit import CompiledCollective, audit
 from rewrite.errors import PlanError
 from rewrite.ir import Graph
 from rewrite.passbase import Pass
@@ -48,23 +48,24 @@ class Audit(Pass):
             message = f"the compiled program exchanges what {program.plan.label} does not ask for"
             hint = "other constraints there, another plan, or audit{strict=false} to accept it"
             raise PlanError("\n  ".join([f"{message}:", *large]), hint=hint)
-        return self.recorded(program, *totals(found), *large, *self.rest(found), *found.said)
+        return self.recorded(program, *totals(found), *large, *self.rest(found), *found.notes)
 
     def surprises(self, found: Audited, program: Program) -> Iterator[str]:
         """Those that are too large, in words."""
         lines = user_lines(program.graph)
-        for each in found.larger(self.tolerance):
+        for each in found.unplanned_above(self.tolerance):
             share = percent(each.bytes, found.planned_bytes)
-            yield f"not planned: {shown(each.ran, lines)}: {size(each.bytes)}, {share} of the plan"
+            what = shown(each.collective, lines)
+            yield f"not planned: {what}: {size(each.bytes)}, {share} of the plan"
 
     def rest(self, found: Audited) -> Iterator[str]:
         """What is too small to be named, and what the plan asks for in vain."""
         limit = self.tolerance * found.planned_bytes
-        small = [each.bytes for each in found.surprises if each.bytes <= limit]
+        small = [each.bytes for each in found.unplanned if each.bytes <= limit]
         if small:
             share = percent(sum(small), found.planned_bytes)
             yield f"not planned, too small to be named: {len(small)}, together {share} of the plan"
-        for exchange, left in found.left:
+        for exchange, left in found.missing:
             if left > limit:
                 what = f"{exchange.kind} over {' '.join(exchange.axes)} for {exchange.part}"
                 share = percent(left, found.planned_bytes)
@@ -82,7 +83,7 @@ def totals(found: Audited) -> Iterator[str]:
         yield f"{what}: {size(compiled_bytes)}, planned {size(planned_bytes)}{times}"
 
 
-def shown(each: Ran, lines: dict[str, str]) -> str:
+def shown(each: CompiledCollective, lines: dict[str, str]) -> str:
     """`all-gather over y z, 118 times 576.00 KiB, for dot_general at /my/palm.py:83 (block)`"""
     known = "once" if each.times == 1 else f"{each.times} times"
     often = known if each.trips_known else "in a loop of unknown length"

@@ -17,7 +17,13 @@ from dialect.compiled.compiling import Compilable, compiled
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.ops import lax  # noqa: F401  (defines sin)
 from dialect.planning.plan import Exchange, Plan, Prediction
-from dialect.reports.audit import Audit, Ran, compared, planned_bytes, ran
+from dialect.reports.audit import (
+    Audit,
+    CompiledCollective,
+    compared,
+    compiled_collectives,
+    planned_bytes,
+)
 from passes.audit import Audit as AuditPass
 from passes.audit import user_lines
 from rewrite import Pipeline, Program, Target
@@ -36,13 +42,15 @@ def asks(kind: str, axes: str, kib: float, times: int = 10) -> Exchange:
     return Exchange(kind, tuple(axes), round(kib * KIB), times, "ffn")
 
 
-def did(kind: str, axes: str, kib: float, times: int = 10, source: str = "") -> Ran:
+def did(kind: str, axes: str, kib: float, times: int = 10, source: str = "") -> CompiledCollective:
     exchange = asks(kind, axes, kib, times)
     received = round(planned_bytes(exchange, SIZES))
-    return Ran(kind, exchange.axes, exchange.bytes, received, times, source)
+    return CompiledCollective(kind, exchange.axes, exchange.bytes, received, times, source)
 
 
-def beside(planned: list[Exchange], collectives: list[Ran], memory_bytes: int = 1000) -> Audit:
+def beside(
+    planned: list[Exchange], collectives: list[CompiledCollective], memory_bytes: int = 1000
+) -> Audit:
     plan = Plan("own", MESH, (), predicted=PREDICTED, exchanges=tuple(planned))
     return compared(plan, collectives, memory_bytes)
 
@@ -50,8 +58,8 @@ def beside(planned: list[Exchange], collectives: list[Ran], memory_bytes: int = 
 def surprises(found: Audit) -> list[tuple[str, str, float]]:
     """(kind, axes, KiB that nothing pays for)."""
     return [
-        (each.ran.kind, "".join(each.ran.axes), round(each.bytes / KIB, 3))
-        for each in found.surprises
+        (each.collective.kind, "".join(each.collective.axes), round(each.bytes / KIB, 3))
+        for each in found.unplanned
     ]
 
 
@@ -85,7 +93,7 @@ def test_axis_by_axis_is_as_much_as_at_once() -> None:
 def test_what_is_done_as_planned_is_no_surprise() -> None:
     plan = [asks("all-gather", "yz", 32), asks("all-to-all", "x", 64)]
     found = beside(plan, [did("all-gather", "yz", 32), did("all-to-all", "x", 64)], 1500)
-    assert (found.surprises, found.left) == ((), ())
+    assert (found.unplanned, found.missing) == ((), ())
     assert found.compiled_bytes == found.planned_bytes == (10 * 31 + 10 * 32) * KIB
     assert (found.compiled_memory_bytes, found.planned_memory_bytes) == (1500, 1000)
 
@@ -99,25 +107,29 @@ def test_what_is_done_as_planned_is_no_surprise() -> None:
         [did("all-gather", "y", 64)],  # as many bytes
     ],
 )
-def test_another_way_over_the_same_axes_is_no_surprise(collectives: list[Ran]) -> None:
+def test_another_way_over_the_same_axes_is_no_surprise(
+    collectives: list[CompiledCollective],
+) -> None:
     found = beside([asks("reduce-scatter", "y", 32), asks("all-gather", "y", 32)], collectives)
-    assert (found.surprises, found.left) == ((), ())
+    assert (found.unplanned, found.missing) == ((), ())
 
 
 def test_an_all_reduce_may_be_done_in_its_two_halves() -> None:
     halves = [did("reduce-scatter", "z", 32), did("all-gather", "z", 32)]
-    assert beside([asks("all-reduce", "z", 32)], halves).surprises == ()
+    assert beside([asks("all-reduce", "z", 32)], halves).unplanned == ()
 
 
 def test_several_axes_may_be_taken_at_once_or_in_turn() -> None:
     in_turn = [did("all-gather", "x", 8), did("all-gather", "y", 32)]
-    assert beside([asks("all-gather", "xy", 32)], in_turn).surprises == ()
+    assert beside([asks("all-gather", "xy", 32)], in_turn).unplanned == ()
     planned = [asks("all-gather", "x", 8), asks("all-gather", "y", 32)]
-    assert beside(planned, [did("all-gather", "xy", 32)]).surprises == ()
+    assert beside(planned, [did("all-gather", "xy", 32)]).unplanned == ()
 
 
 def test_permutes_may_also_stand_for_an_all_to_all() -> None:
-    assert beside([asks("all-to-all", "y", 32)], [did("collective-permute", "y", 8, 30)]).left == ()
+    assert (
+        beside([asks("all-to-all", "y", 32)], [did("collective-permute", "y", 8, 30)]).missing == ()
+    )
 
 
 # Surprises.
@@ -132,7 +144,7 @@ def test_an_all_reduce_costs_twice_a_reduce_scatter() -> None:
 def test_other_axes_pay_for_nothing() -> None:
     found = beside([asks("all-gather", "y", 32)], [did("all-gather", "x", 48)])
     assert surprises(found) == [("all-gather", "x", 240)]
-    ((exchange, left),) = found.left
+    ((exchange, left),) = found.missing
     assert (exchange.axes, left) == (("y",), 240 * KIB)
     crossing = beside([asks("all-gather", "xy", 32)], [did("all-gather", "yz", 32)])
     assert surprises(crossing) == [("all-gather", "yz", 310)]
@@ -147,7 +159,7 @@ def test_no_byte_is_paid_for_twice() -> None:
     twice = [did("all-gather", "y", 32), did("all-gather", "y", 32, source="again")]
     found = beside([asks("all-gather", "y", 32)], twice)
     assert surprises(found) == [("all-gather", "y", 240)]
-    assert found.surprises[0].ran.source == "again"
+    assert found.unplanned[0].collective.source == "again"
 
 
 def test_who_is_most_alike_draws_first() -> None:
@@ -171,13 +183,13 @@ def test_what_is_large_enough_to_be_named() -> None:
     small, large = did("all-to-all", "y", 9), did("all-to-all", "x", 60)
     found = beside(plan, [did("all-gather", "y", 1000), small, large])
     assert surprises(found) == [("all-to-all", "x", 300), ("all-to-all", "y", 67.5)]
-    assert [each.ran for each in found.larger(0.01)] == [large]
-    assert found.larger(0.05) == ()
+    assert [each.collective for each in found.unplanned_above(0.01)] == [large]
+    assert found.unplanned_above(0.05) == ()
 
 
 def test_a_plan_without_exchanges_is_surprised_by_any() -> None:
     found = beside([], [did("all-gather", "y", 32)])
-    assert len(found.larger(0.01)) == 1
+    assert len(found.unplanned_above(0.01)) == 1
 
 
 # What ran, read from a text.
@@ -219,7 +231,7 @@ def test_collectives_of_a_text(known: bool, times: int) -> None:
     text = MODULE.replace("NAMED", NAMED).replace(" TRIPS", trips)
     executable = SimpleNamespace(as_text=lambda: text)
     mesh = SimpleNamespace(shape={"x": 2, "y": 4})
-    (found,) = ran(executable, Topology.parse("v5e:2x4"), mesh)
+    (found,) = compiled_collectives(executable, Topology.parse("v5e:2x4"), mesh)
     assert (found.kind, found.axes, found.bytes) == ("all-reduce", ("y",), KIB)
     assert (found.times, found.trips_known) == (times, known)
     assert found.received_bytes == times * 2 * KIB * 3 // 4

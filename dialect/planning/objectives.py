@@ -8,7 +8,6 @@ from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import searched
 
-OBJECTIVES = ("latency", "throughput", "cost")
 MOST_SEQUENCES = 1 << 14
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dialect.arrays.source_lines import line_of
@@ -42,7 +42,7 @@ SAME_SIZE = 0.01  # relative tolerance of equal sizes
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompiledCollective:
     """A collective of an executable that runs `times` per step.
 
     `bytes` as in a plan's `Exchange`; the message of a permute. `received_bytes` over all `times`.
@@ -70,10 +70,10 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Surprise:
-    """Unplanned `bytes` of a collective."""
+class Unplanned:
+    """A collective of which `bytes` were not planned."""
 
-    ran: Ran
+    collective: CompiledCollective
     bytes: float
 
 
@@ -81,26 +81,23 @@ class Surprise:
 class Audit:
     """Planned and compiled bytes per chip: received per step, and memory.
 
-    - surprises: unplanned collectives, largest first
-    - left: planned exchanges that were not compiled, as (exchange, bytes), largest first
-    - said: the compiler's messages
+    - unplanned: collectives without a budget, largest first
+    - missing: planned exchanges that were not compiled, as (exchange, bytes), largest first
+    - notes: the compiler's messages
     """
 
     planned_bytes: float
     compiled_bytes: float
     planned_memory_bytes: int
     compiled_memory_bytes: int
-    surprises: tuple[Surprise, ...]
-    left: tuple[tuple[Exchange, float], ...]
-    said: tuple[str, ...] = ()
+    unplanned: tuple[Unplanned, ...]
+    missing: tuple[tuple[Exchange, float], ...]
+    notes: tuple[str, ...] = ()
 
-    def larger(self, tolerance: float) -> tuple[Surprise, ...]:
-        """The surprises above this fraction of the plan's bytes."""
-        return tuple(
-            surprise
-            for surprise in self.surprises
-            if surprise.bytes > tolerance * self.planned_bytes
-        )
+    def unplanned_above(self, tolerance: float) -> tuple[Unplanned, ...]:
+        """The unplanned collectives above this fraction of the plan's bytes."""
+        least = tolerance * self.planned_bytes
+        return tuple(collective for collective in self.unplanned if collective.bytes > least)
 
 
 def audit(program: Program, target: Target) -> Audit:
@@ -111,49 +108,57 @@ def audit(program: Program, target: Target) -> Audit:
     topology = Topology.parse(target.topology)
     mesh = jax_mesh(topology, MeshSpec(target.mesh))
     executable, notes = compiled(Compilable(program, mesh))
-    memory_bytes = read(executable).memory.total_bytes
-    return compared(program.plan, ran(executable, topology, mesh), memory_bytes, notes)
+    collectives = compiled_collectives(executable, topology, mesh)
+    return compared(program.plan, collectives, read(executable).memory.total_bytes, notes)
 
 
-def ran(executable: Any, topology: Topology, mesh: Any) -> list[Ran]:
+def compiled_collectives(
+    executable: Any, topology: Topology, mesh: Any
+) -> list[CompiledCollective]:
     """The distinct collectives of a `jax.stages.Compiled` that receive any bytes.
 
     Raises ValueError if the replica groups of one cannot be read.
     """
     module, places = hlo.Module(executable.as_text()), Places(topology, mesh)
-    counts: Counter[Ran] = Counter()
+    counts: Counter[CompiledCollective] = Counter()
     for collective in hlo.collectives(module):
-        exchange, known = exchanged(collective, places), collective.trips is not None
+        exchange, trips = exchanged(collective, places), collective.trips
         if exchange.received_bytes:
-            fields_ = (exchange.kind, exchange.axes, exchange.bytes, exchange.received_bytes)
-            counts[Ran(*fields_, collective.trips if known else 1, collective.source, known)] += 1
+            once = CompiledCollective(
+                *(exchange.kind, exchange.axes, exchange.bytes, exchange.received_bytes),
+                times=1 if trips is None else trips,
+                source=collective.source,
+                trips_known=trips is not None,
+            )
+            counts[once] += 1
     return [
-        Ran(
-            *(collective.kind, collective.axes, collective.bytes),
-            received_bytes=collective.received_bytes * collective.times * count,
-            times=collective.times * count,
-            source=collective.source,
-            trips_known=collective.trips_known,
+        replace(
+            once,
+            received_bytes=once.received_bytes * once.times * count,
+            times=once.times * count,
         )
-        for collective, count in counts.items()
+        for once, count in counts.items()
     ]
 
 
 def compared(
-    plan: Plan, collectives: Iterable[Ran], memory_bytes: int, notes: tuple[str, ...] = ()
+    plan: Plan,
+    collectives: Iterable[CompiledCollective],
+    memory_bytes: int,
+    notes: tuple[str, ...] = (),
 ) -> Audit:
     """Matches compiled collectives with the exchanges of a plan that has a prediction."""
     collectives = sorted(collectives, key=lambda collective: -collective.received_bytes)
     planned = [planned_bytes(exchange, dict(plan.mesh)) for exchange in plan.exchanges]
-    surprises, left = _matched(collectives, plan.exchanges, planned)
+    unplanned, missing = _matched(collectives, plan.exchanges, planned)
     return Audit(
         planned_bytes=sum(planned),
         compiled_bytes=sum(collective.received_bytes for collective in collectives),
         planned_memory_bytes=plan.predicted.memory_bytes,
         compiled_memory_bytes=memory_bytes,
-        surprises=tuple(sorted(surprises, key=lambda surprise: -surprise.bytes)),
-        left=tuple(sorted(left, key=lambda pair: -pair[1])),
-        said=notes,
+        unplanned=tuple(sorted(unplanned, key=lambda collective: -collective.bytes)),
+        missing=tuple(sorted(missing, key=lambda pair: -pair[1])),
+        notes=notes,
     )
 
 
@@ -164,9 +169,9 @@ def planned_bytes(exchange: Exchange, mesh: dict[str, int]) -> float:
 
 
 def _matched(
-    collectives: list[Ran], exchanges: tuple[Exchange, ...], planned: list[float]
-) -> tuple[list[Surprise], list[tuple[Exchange, float]]]:
-    """(unplanned bytes per collective, bytes left of the budgets)."""
+    collectives: list[CompiledCollective], exchanges: tuple[Exchange, ...], planned: list[float]
+) -> tuple[list[Unplanned], list[tuple[Exchange, float]]]:
+    """(unplanned bytes per collective, remaining bytes per exchange)."""
     budgets = list(planned)
     unmatched = [float(collective.received_bytes) for collective in collectives]
     for matches in _ROUNDS:
@@ -175,35 +180,36 @@ def _matched(
                 if unmatched[i] and budgets[j] and matches(collective, exchange):
                     count = min(unmatched[i], budgets[j])
                     unmatched[i], budgets[j] = unmatched[i] - count, budgets[j] - count
-    surprises = [Surprise(*pair) for pair in zip(collectives, unmatched) if pair[1] >= 1]
-    return surprises, [pair for pair in zip(exchanges, budgets) if pair[1] >= 1]
+    unplanned = [Unplanned(*pair) for pair in zip(collectives, unmatched) if pair[1] >= 1]
+    return unplanned, [pair for pair in zip(exchanges, budgets) if pair[1] >= 1]
 
 
-def _same_size(ran: Ran, exchange: Exchange) -> bool:
-    return _same_kind(ran, exchange) and math.isclose(ran.bytes, exchange.bytes, rel_tol=SAME_SIZE)
+def _same_size(collective: CompiledCollective, exchange: Exchange) -> bool:
+    is_close = math.isclose(collective.bytes, exchange.bytes, rel_tol=SAME_SIZE)
+    return is_close and _same_kind(collective, exchange)
 
 
-def _same_kind(ran: Ran, exchange: Exchange) -> bool:
-    return ran.kind == exchange.kind and _same_axes(ran, exchange)
+def _same_kind(collective: CompiledCollective, exchange: Exchange) -> bool:
+    return collective.kind == exchange.kind and _same_axes(collective, exchange)
 
 
-def _replaces(ran: Ran, exchange: Exchange) -> bool:
-    return _same_axes(ran, exchange) and _same_class(ran, exchange)
+def _replaces(collective: CompiledCollective, exchange: Exchange) -> bool:
+    return _same_axes(collective, exchange) and _same_class(collective, exchange)
 
 
-def _nested(ran: Ran, exchange: Exchange) -> bool:
-    first, second = set(ran.axes), set(exchange.axes)
-    return (first <= second or second <= first) and _same_class(ran, exchange)
+def _nested(collective: CompiledCollective, exchange: Exchange) -> bool:
+    first, second = set(collective.axes), set(exchange.axes)
+    return (first <= second or second <= first) and _same_class(collective, exchange)
 
 
-def _same_axes(ran: Ran, exchange: Exchange) -> bool:
-    return set(ran.axes) == set(exchange.axes)
+def _same_axes(collective: CompiledCollective, exchange: Exchange) -> bool:
+    return set(collective.axes) == set(exchange.axes)
 
 
-def _same_class(ran: Ran, exchange: Exchange) -> bool:
-    return any(ran.kind in kinds and exchange.kind in kinds for kinds in _CLASSES)
+def _same_class(collective: CompiledCollective, exchange: Exchange) -> bool:
+    return any(collective.kind in kinds and exchange.kind in kinds for kinds in _CLASSES)
 
 
-_ROUNDS: tuple[Callable[[Ran, Exchange], bool], ...] = (
+_ROUNDS: tuple[Callable[[CompiledCollective, Exchange], bool], ...] = (
     *(_same_size, _same_kind, _replaces, _nested),
 )
