@@ -330,5 +330,5 @@ def test_the_compiler_exchanges_what_is_planned() -> None:
     program = Pipeline.parse(pipeline).run(large(), target)
     assert program.plan.split("weights")["experts"] == ("x", "y", "z")
     found = audit(program, target)
-    assert found.larger(0.01) == ()
+    assert found.unplanned_above(0.01) == ()
     assert found.compiled_bytes == pytest.approx(found.planned_bytes, rel=0.02)
