@@ -146,7 +146,7 @@ def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
         ("E_yzF>B_xyzE/batch", ()),  # read whole
     ],
 )
-def test_what_is_gathered_in_pieces(label: str, over: tuple[str, ...]) -> None:
+def test_axes_of_the_collective_matmul(label: str, over: tuple[str, ...]) -> None:
     v4 = Topology.parse("v4:2x2x4")
     assert collective_matmul_axes(partitioning(label, replace(PALM_62B, time=2048), v4)) == over
 
@@ -180,7 +180,7 @@ def test_plans_as_fast_by_the_model_are_compared_as_they_are_compiled() -> None:
     assert told[whole.label].endswith(" under the current compiler")
 
 
-def test_weights_in_pieces_are_beside_the_arithmetic() -> None:
+def test_a_collective_matmul_overlaps_with_compute() -> None:
     """Llama-70B's prefill of 16 on v6e, which gathers nothing else beside."""
     v6e = Topology.parse("v6e:4x4")
     plan = choose(replace(LLAMA_70B, batch=16, time=2048), v6e, v6e.mesh_axes())
@@ -200,7 +200,7 @@ def test_beside_weights_in_pieces_the_stream_is_split_where_it_can_be_scattered(
     assert choose(replace(PREFILL, batch=batch), CUBE, CUBE.mesh_axes()).label == label
 
 
-def test_the_compiler_gathers_in_pieces_as_planned() -> None:
+def test_the_compiler_emits_the_planned_collective_matmul() -> None:
     """PaLM-62B's prefill of 64 on v4:2x2x4, all 64 layers: every byte is the plan's."""
     pytest.importorskip("libtpu")
     config = palm.CONFIGS["62b"]

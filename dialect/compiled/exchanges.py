@@ -90,15 +90,15 @@ class Places:
 
     def way(self, source: int, target: int) -> Iterator[Hop]:
         """The hops between two chips, the shorter way around a ring."""
-        at = self.in_machine[source].tolist()
+        place = self.in_machine[source].tolist()
         for axis, to in enumerate(self.in_machine[target].tolist()):
             run = self.topology.physical[axis]
-            apart = to - at[axis]
+            apart = to - place[axis]
             around = run.links > 1 and 2 * abs(apart) > run.size
             direction = 1 if (apart > 0) != around else -1
-            while at[axis] != to:
-                yield axis, direction, tuple(at)
-                at[axis] = (at[axis] + direction) % run.size
+            while place[axis] != to:
+                yield axis, direction, tuple(place)
+                place[axis] = (place[axis] + direction) % run.size
 
 
 def _plain(topology: Topology) -> bool:
@@ -117,32 +117,32 @@ def exchanged(collective: CollectiveInstruction, places: Places) -> Exchanged:
         raise ValueError(f"cannot read the replica groups of: {collective.line.strip()[:200]}")
     group = max(groups, key=len)
     arrays = [(hlo.array_bytes(*array), array[0]) for array in hlo.arrays(collective.type)]
-    held, chips = sum(size for size, _ in arrays), len(group)
+    local_bytes, chips = sum(size for size, _ in arrays), len(group)
     physical = places.topology.physical
     kind = _LIKE.get(collective.kind, collective.kind)
     if kind == "reduce-scatter":
-        held *= chips
+        local_bytes *= chips
     if kind == "collective-permute":
         pairs = hlo.permuted(collective.line)
         loads = places.loads(pairs)
         links = tuple({(axis, direction): None for axis, direction, _ in loads})
-        received, together = (held if loads else 0), 1
+        received, together = (local_bytes if loads else 0), 1
         hops = max(sum(1 for _ in places.way(*pair)) for pair in pairs)
         runs = [physical[axis] for axis, _ in links]
         # The busiest hop carries its messages one after the other.
-        ideal_s = max(loads.values(), default=0) * transfer_s(kind, held, runs)
+        ideal_s = max(loads.values(), default=0) * transfer_s(kind, local_bytes, runs)
     else:
         extents = places.extents(group)
         runs = [physical[axis].part(extent) for axis, extent in extents.items()]
         links = tuple((axis, direction) for axis in extents for direction in (1, -1))
-        received, together = int(own_bytes(kind, held, chips)), max(1, len(runs))
-        ideal_s, hops = transfer_s(kind, held, runs), sum(run.hops for run in runs)
+        received, together = int(own_bytes(kind, local_bytes, chips)), max(1, len(runs))
+        ideal_s, hops = transfer_s(kind, local_bytes, runs), sum(run.hops for run in runs)
     return Exchanged(
         kind=collective.kind,
         axes=places.axes(group),
         dtype=max(arrays)[1],
         group_size=chips,
-        bytes=held,
+        bytes=local_bytes,
         received_bytes=received,
         ideal_s=ideal_s,
         together=together,

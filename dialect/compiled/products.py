@@ -103,14 +103,16 @@ def _positions(
     `lhs_dilate`."""
     windows, total = np.arange(written) * stride - low, 0
     for position in range(0, size * step, step):
-        at = windows + position
-        total += int(np.count_nonzero((at >= 0) & (at <= (read - 1) * spread) & (at % spread == 0)))
+        index = windows + position
+        total += int(
+            np.count_nonzero((index >= 0) & (index <= (read - 1) * spread) & (index % spread == 0))
+        )
     return total
 
 
 def _dtype(body: dict[str, Instruction], op: Instruction) -> str:
-    held = {_element(body[operand]) for operand in op.operands[:2] if operand in body}
-    return "int8" if held and held <= _INT8 else "bf16"
+    dtypes = {_element(body[operand]) for operand in op.operands[:2] if operand in body}
+    return "int8" if dtypes and dtypes <= _INT8 else "bf16"
 
 
 def _element(op: Instruction) -> str:

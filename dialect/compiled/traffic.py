@@ -133,14 +133,14 @@ def async_part(module: Module, op: Instruction) -> str:
 def _read(module: Module, body: dict[str, Instruction], op: Instruction, inside: str | None) -> int:
     total = 0
     for number, operand in enumerate(op.operands):
-        held = _in_hbm(_arrays(body[operand])) if operand in body else 0
-        if held and inside:
-            held = min(held, _read_inside(module, inside, number))
-        elif held and op.opcode in _SLICES and number == 0:
-            held = min(held, _size(op))
+        count = _in_hbm(_arrays(body[operand])) if operand in body else 0
+        if count and inside:
+            count = min(count, _read_inside(module, inside, number))
+        elif count and op.opcode in _SLICES and number == 0:
+            count = min(count, _size(op))
         elif op.opcode == "dynamic-update-slice" and number == 0:
-            held = 0
-        total += held
+            count = 0
+        total += count
     return total
 
 
@@ -168,11 +168,11 @@ def _written(
 def _result_bytes(computation: dict[str, Instruction], name: str, size: int, aliased: bool) -> int:
     """Bytes that a fusion writes of one result: the update of an array updated in place; nothing of
     an operand that it returns, or that an asynchronous collective fills."""
-    at = computation[name]
-    while at.opcode in ("bitcast", "copy", "reshape"):
-        at = computation[at.operands[0]]
-    if at.opcode == "dynamic-update-slice":
-        return min(size, _size(computation[at.operands[1]]))
+    source = computation[name]
+    while source.opcode in ("bitcast", "copy", "reshape"):
+        source = computation[source.operands[0]]
+    if source.opcode == "dynamic-update-slice":
+        return min(size, _size(computation[source.operands[1]]))
     return 0 if aliased else size
 
 

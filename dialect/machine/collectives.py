@@ -83,10 +83,10 @@ def _parts(
     if kind == "all-to-all":
         yield from ((link, bytes_per_chip * link.all_to_all) for link in links)
         return
-    held = ROUNDS[kind] * bytes_per_chip / math.prod(link.size for link in links)
+    gathered = ROUNDS[kind] * bytes_per_chip / math.prod(link.size for link in links)
     for link in sorted(links, key=_bytes_per_s):
-        yield link, held * (link.size - 1)
-        held *= link.size
+        yield link, gathered * (link.size - 1)
+        gathered *= link.size
 
 
 def _must_be_known(kind: str) -> None:

@@ -160,10 +160,10 @@ class _Line:
         number, unit = (float(match[1]), match[2]) if match else (0.0, "")
         if not _LEAST < number < _MOST:
             self.fail(token, f"expected {SHOWN[kind]} here")
-        at = token if unit else self.next("unit")
-        unit = unit or at[0]
+        place = token if unit else self.next("unit")
+        unit = unit or place[0]
         if unit not in UNITS[kind]:
-            self.fail(at, f"{unit!r} is no unit of {SHOWN[kind]}", nearest(unit, UNITS[kind]))
+            self.fail(place, f"{unit!r} is no unit of {SHOWN[kind]}", nearest(unit, UNITS[kind]))
         amount = number * UNITS[kind][unit]
         amount = round(amount) if kind == "size" else amount
         if not _LEAST < amount < _MOST:

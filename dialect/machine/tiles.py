@@ -34,7 +34,7 @@ def order_for_tiles(type_: Type, default: tuple[int, ...], free: Sequence[int]) 
         return tiled_bytes(Type(type_.dtype, tuple(type_.shape[d] for d in order)))
 
     orders = [default]
-    for some in permutations([default[place] for place in free]):
-        moved = dict(zip(free, some))
+    for order in permutations([default[place] for place in free]):
+        moved = dict(zip(free, order))
         orders.append(tuple(moved.get(place, axis) for place, axis in enumerate(default)))
     return min(orders, key=size_bytes)

@@ -120,15 +120,15 @@ class Topology:
     def rings(self, mesh: MeshSpec) -> dict[str, tuple[Links, ...]]:
         """The physical links of every mesh axis, in the order of `jax_mesh`."""
         runs = [self.physical[axis] for axis in placement(self.grid, mesh.sizes)]
-        left = [run.size for run in runs]
+        remaining = [run.size for run in runs]
         joins = {}
         for name, size in mesh.axes:
             parts = []
             for number, run in enumerate(runs):
-                shared = math.gcd(size, left[number])
+                shared = math.gcd(size, remaining[number])
                 if shared > 1:
                     parts.append(run.part(shared))
-                    left[number] //= shared
+                    remaining[number] //= shared
                     size //= shared
             joins[name] = tuple(parts)
         return joins

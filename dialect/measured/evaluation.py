@@ -87,8 +87,8 @@ def logits(program: Program, params: Any, cache: Any, tokens: np.ndarray) -> np.
             groups = {"param": iter(packed), "state": iter(state), "arg": iter([tokens])}
             inputs = [next(groups[input_.role]) for input_ in program.step_inputs]
             results = evaluate(program.graph, inputs)
-            left = {out.updates: result for result, out in zip(results, program.step_outputs)}
-            return [left[place] for place in places], left[None]
+            new_values = {out.updates: result for result, out in zip(results, program.step_outputs)}
+            return [new_values[place] for place in places], new_values[None]
 
         return jax.lax.scan(step, state, tokens)[1]
 

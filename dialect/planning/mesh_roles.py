@@ -92,7 +92,9 @@ def collective_matmul_axes(plan: Plan | Partitioning) -> MeshAxes:
     return over if stays and alike and "d_ff" in used else ()
 
 
-def arranged(label: str, roles: MeshRoles, shape: DecoderShape, mesh: MeshSpec) -> Partitioning:
+def partitioning_of(
+    label: str, roles: MeshRoles, shape: DecoderShape, mesh: MeshSpec
+) -> Partitioning:
     """The partitioning that follows from the roles of the mesh axes.
 
     Every axis of a tensor is sharded over those of its mesh axes that divide it, in their order,

@@ -29,7 +29,14 @@ from dataclasses import dataclass
 from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.planning.mesh_roles import Fit, MeshAxes, MeshRole, MeshRoles, Partitioning, arranged
+from dialect.planning.mesh_roles import (
+    Fit,
+    MeshAxes,
+    MeshRole,
+    MeshRoles,
+    Partitioning,
+    partitioning_of,
+)
 from rewrite.errors import PlanError, nearest
 
 
@@ -101,7 +108,7 @@ def partition(ffn: str, attention: str, shape: DecoderShape, mesh: MeshSpec) -> 
         raise Unavailable("the batch takes every mesh axis, so none is left for the heads")
     if same != label:
         raise Unavailable(f"on the mesh {mesh} this is {same}")
-    partitioning = arranged(label, roles, shape, mesh)
+    partitioning = partitioning_of(label, roles, shape, mesh)
     _must_divide(partitioning, roles, shape, mesh)
     return partitioning
 

@@ -24,8 +24,8 @@ from dialect.planning.mesh_roles import (
     MeshRole,
     MeshRoles,
     Partitioning,
-    arranged,
     mesh_roles_of,
+    partitioning_of,
 )
 from dialect.planning.partitionings import (
     ATTENTION,
@@ -236,7 +236,7 @@ def _fitted(roles: MeshRoles, shape: DecoderShape, mesh: MeshSpec) -> Partitioni
 
     A name of Pope et al. gets the prefix `fit_`: `_named` generates the exact ones.
     """
-    partitioning = arranged("", roles, shape, mesh)
+    partitioning = partitioning_of("", roles, shape, mesh)
     label = label_of(mesh_roles_of(partitioning, mesh), mesh)
     return replace(partitioning, label=f"fit_{label}" if label in NAMES else label)
 

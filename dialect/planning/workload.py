@@ -227,9 +227,9 @@ class Workload:
     def summed(self, partial: MeshAxes, size: float, times: int, part: str) -> Iterator[Collective]:
         """The reduction of a residual stream's partial sums: scattered along its mesh axes."""
         scattered = tuple(axis for axis in partial if axis in self.residual)
-        left = size / self.mesh.ways(scattered)
+        remaining = size / self.mesh.ways(scattered)
         yield Collective("reduce-scatter", scattered, size, times, part)
-        yield Collective("all-reduce", without(partial, scattered), left, times, part)
+        yield Collective("all-reduce", without(partial, scattered), remaining, times, part)
 
     def attention(self) -> Iterator[Collective]:
         """All-to-alls from heads to batch and back, if attention shards more of the batch (section

@@ -79,13 +79,13 @@ def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
 
     Raises TraceError for a missing or superfluous array, and for one of another shape or dtype.
     """
-    left = dict(arrays)
+    unused = dict(arrays)
 
     def filled(path: Any, wanted: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in arrays:
             raise TraceError(f"there is no array {name!r}", hint=nearest(name, arrays))
-        array = left.pop(name)
+        array = unused.pop(name)
         if tuple(array.shape) != tuple(wanted.shape):
             raise TraceError(f"{name} has the shape {array.shape}, not {wanted.shape}")
         if array.dtype != wanted.dtype:
@@ -97,10 +97,10 @@ def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
         return array
 
     tree = jax.tree_util.tree_map_with_path(filled, shapes)
-    if left:
-        names = ", ".join(sorted(left)[:4])
+    if unused:
+        names = ", ".join(sorted(unused)[:4])
         raise TraceError(
-            f"the step has no parameter for {len(left)} of the arrays: {names}",
+            f"the step has no parameter for {len(unused)} of the arrays: {names}",
             hint="leave out what it does not need",
         )
     return tree

@@ -147,10 +147,10 @@ class _Run:
             call, (wanted,) = self.preparation.at_once(part)
             self.keep(part, call([self.fetch(*request) for request in zip(reads, wanted)]))
         else:
-            held = dict(zip(part.graph.inputs, reads))
+            sources = dict(zip(part.graph.inputs, reads))
             wanted = [self.preparation.shardings[number] for number in part.makes]
             values = zip(part.graph.outputs, wanted)
-            self.keep(part, [self.fetch(held[value], sharding) for value, sharding in values])
+            self.keep(part, [self.fetch(sources[value], sharding) for value, sharding in values])
 
     def layer(self, part: Part, unit: int, reads: tuple[Read, ...]) -> None:
         call, (_, _, wanted) = self.preparation.layer(part)

@@ -87,12 +87,12 @@ def given_inside(op: Op) -> list[dict[Value, tuple[Value, bool]]]:
         first, fixed = op["cond_consts"], op["cond_consts"] + op["body_consts"]
         carry = [(i, True) for i in range(fixed, len(op.args))]
         consts = range(first), range(first, fixed)
-        numbers = [[*((i, False) for i in some), *carry] for some in consts]
+        numbers = [[*((i, False) for i in numbers_), *carry] for numbers_ in consts]
     else:
         numbers = [[(i, False) for i in range(1, len(op.args))] for _ in op.regions]
     return [
-        {inner: (op.args[i], carried) for inner, (i, carried) in zip(region.inputs, some)}
-        for region, some in zip(op.regions, numbers)
+        {inner: (op.args[i], carried) for inner, (i, carried) in zip(region.inputs, numbers_)}
+        for region, numbers_ in zip(op.regions, numbers)
     ]
 
 

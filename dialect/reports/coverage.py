@@ -193,14 +193,14 @@ class _Survey:
         self, name: str, source: str, pieces: Pieces, ops: Sequence[Op], times: int = 1
     ) -> Part:
         members: dict[Piece, list[Op]] = defaultdict(list)
-        left: list[Op] = []
+        unmatched: list[Op] = []
         for op in ops:
             piece = pieces.of.get(op)
             if piece is not None:
                 members[piece].append(op)
             elif not op.regions:
-                left.append(op)
-        recognised, unrecognised = self.recognised(members), self.unrecognised(left, times)
+                unmatched.append(op)
+        recognised, unrecognised = self.recognised(members), self.unrecognised(unmatched, times)
         return Part(name, source, times, recognised, unrecognised)
 
     def recognised(self, members: dict[Piece, list[Op]]) -> tuple[Recognised, ...]:

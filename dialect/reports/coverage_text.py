@@ -18,9 +18,9 @@ def coverage_tables(report: Coverage) -> list[Table]:
 
 def _totals(report: Coverage) -> Table:
     total = report.cost
-    left = sum((group.cost for group in report.unrecognised), Cost())
-    flops = percent(total.flops - left.flops, total.flops)
-    moved = percent(total.bytes - left.bytes, total.bytes)
+    unrecognised = sum((group.cost for group in report.unrecognised), Cost())
+    flops = percent(total.flops - unrecognised.flops, total.flops)
+    moved = percent(total.bytes - unrecognised.bytes, total.bytes)
     plain = Recognised("indices and layout", "", report.plain, report.plain_cost)
     pieces = (*report.recognised, *([plain] if report.plain else []))
     rows = [(piece.piece, *_counted(piece)) for piece in pieces]

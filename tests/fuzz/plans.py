@@ -33,7 +33,7 @@ from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.ops.sharding import lowering_on, named_sharding
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.fallback_plans import planned_axes
-from dialect.planning.mesh_roles import MESH_ROLES, arranged
+from dialect.planning.mesh_roles import MESH_ROLES, partitioning_of
 from dialect.planning.plan import GROUPS, Plan
 from dialect.prepared.serving import Executable
 from rewrite import Program, Target, manager, trace
@@ -114,7 +114,7 @@ def _of_uses(source: random.Random, program: Program, case: Case) -> Plan:
     """Any use of any mesh axis."""
     axes = planned_axes(program, case.mesh)
     uses = tuple((name, source.choice(MESH_ROLES)) for name, _ in case.mesh)
-    made = arranged("drawn", uses, decoder_shape(program, axes), MeshSpec(case.mesh))
+    made = partitioning_of("drawn", uses, decoder_shape(program, axes), MeshSpec(case.mesh))
     return Plan("drawn", case.mesh, made.groups, TOPOLOGY)
 
 
