@@ -45,12 +45,12 @@ def auto_shard(
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
 
     - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
-      "cpu:8"); left out, the pipeline's own target, or all devices there are.
+      "cpu:8"); left out, the pipeline's target, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
-    - params, state: argument numbers or names; state is found by itself: inputs that come back.
+    - params, state: argument numbers or names; without state, it is what comes back updated.
     - axes: what cannot be inferred of the arrays, `{"params/.../wq": "d_model (heads d_head)"}`.
 
-    Raises TraceError, PipelineError, PlanError with the user's own line.
+    Raises TraceError, PipelineError, PlanError with the user's line.
     """
     if function is None:
         return functools.partial(
@@ -65,11 +65,11 @@ def auto_shard(
             axes=axes,
         )
     chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
-    jax_mesh, found = resolve(mesh, target, chosen)
+    jax_mesh, machine_target = resolve(mesh, target, chosen)
     return Step(
         function,
         jax_mesh,
-        found,
+        machine_target,
         chosen,
         params=params,
         state=state,
@@ -104,8 +104,8 @@ def _laid(mesh: Any, target: str | None, asked: Target) -> tuple[Any, Target]:
     spec = topology.mesh_axes()
     if asked.mesh:
         wanted = machine.MeshSpec(asked.mesh)
-        own = asked.topology and machine.Topology.parse(asked.topology) == topology
-        spec = wanted if own or wanted.size == topology.devices else spec
+        same = asked.topology and machine.Topology.parse(asked.topology) == topology
+        spec = wanted if same or wanted.size == topology.devices else spec
     return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
 
 

@@ -74,7 +74,7 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     add = _add_decoder(parser, context=256).add_argument
     add("--batch", type=int, default=32, metavar="N", help="rows of the text (32)")
-    add("--text", nargs="+", default=(), metavar="FILE", help="instead of its own held_out()")
+    add("--text", nargs="+", default=(), metavar="FILE", help="instead of its held_out()")
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -82,14 +82,14 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--prefill", metavar="FILE.py:FUNCTION", help="costed too, with --tokens (all of context)")
     add = parser.add_argument_group(
         "what is varied",
-        "Each function is traced once, with each of --config A,B; from there its sizes are varied"
+        "Every function is traced once for every --config; its sizes are then varied"
         " analytically: nothing is compiled. A range doubles: 8..64 is 8,16,32,64.",
     ).add_argument
     add("--chip", required=True, metavar="NAME", help="v4, v5e, ..., or the file of a machine")
     add("--chips", default="8..256", metavar="RANGE", help="in standard slices (8..256)")
     add("--batch", default="1..1024", metavar="RANGE", help="sequences (1..1024)")
     add("--dtype", default="bf16,int8", metavar="LIST", help="of the weights (bf16,int8)")
-    add = parser.add_argument_group("what is made of it").add_argument
+    add = parser.add_argument_group("where the result goes").add_argument
     add("--plot", metavar="FILE", help="cost over latency, as .png, .svg or .pdf")
     add("--out", metavar="FILE", help="the table, or with --json the facts, instead of printing")
 
@@ -100,14 +100,14 @@ def _add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
     add = group.add_argument
     add("function", metavar="FILE.py:FUNCTION", help="or package.module:FUNCTION")
     add("--params", default=0, metavar="NAME", type=_argument, help="its parameters (the first)")
-    add("--state", metavar="NAME", type=_argument, help="what comes back updated (is found)")
+    add("--state", metavar="NAME", type=_argument, help="what comes back updated (detected)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--args", metavar="FILE.py:FUNCTION", help="returns a tuple of arguments, or of shapes")
     add("--config", metavar="NAME", help="of a decoder as in examples/: a name in its CONFIGS")
     called = parser.add_argument_group("what a --config is called with")
     add = called.add_argument
-    told = f"positions in the cache ({context})"
-    add("--context", type=int, default=context, metavar="N", help=told)
+    text = f"positions in the cache ({context})"
+    add("--context", type=int, default=context, metavar="N", help=text)
     add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
     add("--unrolled", action="store_true", help="layers one by one, not in a loop")
     return called
@@ -120,11 +120,11 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    told = "a module, package, Python file or file of rules (all rules there are)"
-    add("places", nargs="*", default=("dialect", "passes"), metavar="MODULE", help=told)
+    text = "a module, package, Python file or file of rules (all rules there are)"
+    add("places", nargs="*", default=("dialect", "passes"), metavar="MODULE", help=text)
     add("--rule", metavar="NAME", help="one alone")
     add("--seed", type=int, default=0, metavar="N", help="of the programs and numbers (0)")
-    add("--instances", type=int, default=20, metavar="N", help="programs each fires on (20)")
+    add("--instances", type=int, default=20, metavar="N", help="firings of every rule (20)")
 
 
 def _add_passes(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +169,7 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
 _COMMANDS = (
     (
         "compile",
-        "Rewrites a function, compiles it, and shows what the compiler made of it.",
+        "Rewrites a function, compiles it, and shows the executable.",
         (_add_function, _add_passes, _add_json),
     ),
     (
@@ -184,7 +184,7 @@ _COMMANDS = (
     ),
     (
         "eval",
-        "Measures on held-out text what each pass costs in accuracy and saves in bytes.",
+        "Measures on held-out text the accuracy that every pass costs and the bytes that it saves.",
         (_add_eval, _add_passes, _add_json),
     ),
     (

@@ -43,13 +43,13 @@ def run(args: Arguments) -> None:
 
 
 def compile_(args: Arguments, screen: Screen) -> None:
-    """Rewrites a function, compiles it, and shows what the compiler made of it."""
+    """Rewrites a function, compiles it, and shows the executable."""
     done = rewritten(args, screen)
     with screen.working(f"compiling for {done.target.topology}"), session.kept(args, done):
         started = time.perf_counter()
-        made, notes = compiled(Compilable(done.program, done.mesh))
+        executable, notes = compiled(Compilable(done.program, done.mesh))
         seconds = time.perf_counter() - started
-        report = read_executable(made, done.mesh)
+        report = read_executable(executable, done.mesh)
     if args.json:
         built = asdict(report)
         _print_json(done.facts() | {"compile_s": seconds, "notes": notes, "executable": built})
@@ -87,13 +87,13 @@ def coverage(args: Arguments, screen: Screen) -> None:
 
 def sweep(args: Arguments, screen: Screen) -> None:
     """Costs a decoder over chips, batches and dtypes of weights, and marks the Pareto front."""
-    outputs = [Path(each) for each in (args.out, args.plot) if each]
+    outputs = [Path(name) for name in (args.out, args.plot) if name]
     for path in outputs:
         files.must_be_writable(path)
     if args.plot:
         sweep_plot.must_be_possible(outputs[-1])
     chips, batches = (pareto.numbers(getattr(args, n), f"--{n}") for n in ("chips", "batch"))
-    slices = tuple(pareto.standard_slice(args.chip, each) for each in chips)
+    slices = tuple(pareto.standard_slice(args.chip, count) for count in chips)
     weights = pareto.weight_dtypes(args.dtype)
     varied = pareto.Sweep(_decoders(args, screen), slices, batches, weights)
     points = []
@@ -118,34 +118,34 @@ def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
     """A `dialect.reports.sweep.Decoder` for every function and every configuration."""
     functions = [(args.function, None if args.prefill else args.tokens)]
     functions += [(args.prefill, args.tokens or args.context)] if args.prefill else []
-    found = []
+    decoders = []
     for function, tokens in functions:
         for config in args.config.split(",") if args.config else [None]:
             one = {"function": function, "tokens": tokens, "config": config}
             one |= {"batch": TRACED_BATCH, "args": None if function == args.prefill else args.args}
             done = rewritten(Arguments(**vars(args) | one), screen, "normalize, recognize")
-            found.append(Decoder.of(function.rpartition(":")[2], config or "", done.program))
-    return tuple(found)
+            decoders.append(Decoder.of(function.rpartition(":")[2], config or "", done.program))
+    return tuple(decoders)
 
 
 def eval_(args: Arguments, screen: Screen) -> None:
-    """Measures on held-out text what each pass costs in accuracy, and what it saves in bytes."""
+    """Measures on held-out text the accuracy that every pass costs, and the bytes that it saves."""
     if args.args:
         hint = "name a configuration that has them: --config NAME"
         raise usercode.UsageError("--args tells no trained parameters", hint=hint)
-    found = evaluation.Evaluation(args.function.rpartition(":")[2])
+    measured = evaluation.Evaluation(args.function.rpartition(":")[2])
     for config in (args.config or "").split(","):
         one = Arguments(**vars(args) | {"config": config})
         prefixes = evaluation.Prefixes()
         target = rewritten(one, screen, "normalize, recognize", (prefixes,)).target
         with screen.working("measuring") as spinner:
             trained = usercode.trained(args.function, session.sizes(one), args.text)
-            for each in found.measure(trained, prefixes, target):
-                spinner.update(text=f"measuring {config}, after {each.text}")
+            for result in measured.measure(trained, prefixes, target):
+                spinner.update(text=f"measuring {config}, after {result.text}")
     if args.json:
-        _print_json(found.facts())
+        _print_json(measured.facts())
     else:
-        screen.tables(found.tables())
+        screen.tables(measured.tables())
 
 
 def opt(args: Arguments, screen: Screen) -> None:
@@ -184,11 +184,11 @@ def check_rules(args: Arguments, screen: Screen) -> None:
 
 def passes(args: Arguments, screen: Screen) -> None:
     """Lists every pass, those of other packages included."""
-    found = [_described(find_pass(name)) for name in pass_names()]
+    listed = [_described(find_pass(name)) for name in pass_names()]
     if args.json:
-        _print_json(found)
+        _print_json(listed)
     else:
-        screen.listing(found)
+        screen.listing(listed)
 
 
 def _described(kind: type[Pass]) -> dict[str, Any]:
@@ -230,8 +230,8 @@ def bisect(args: Arguments, screen: Screen) -> None:
         screen.show(f"all {len(traced.passes)} passes keep what they claim")
         return
     if args.out:
-        told = (traced.program, traced.passes, traced.target, str(departure), args.seed)
-        Failure.of("numbers", *told).save(Path(args.out))
+        case = (traced.program, traced.passes, traced.target, str(departure), args.seed)
+        Failure.of("numbers", *case).save(Path(args.out))
     raise FaultFound(str(departure), where=departure.blame.source if departure.blame else "")
 
 
@@ -252,14 +252,14 @@ def reproduce(args: Arguments, screen: Screen) -> None:
         with screen.working("making it smaller") as spinner:
 
             def watch(program: Program, passes: Any) -> None:
-                told = f"{program.graph.op_count} ops, {len(passes)} passes"
-                spinner.update(text=f"making it smaller: {told}")
+                size = f"{program.graph.op_count} ops, {len(passes)} passes"
+                spinner.update(text=f"making it smaller: {size}")
 
             smaller = again.reduced(args.seconds, watch)
         path = Path(args.out or f"{args.file}.reduced")
         smaller.save(path)
-        told = f"{failure.program.graph.op_count} ops to {smaller.program.graph.op_count}"
-        screen.show(f"reduced from {told}: {path}")
+        sizes = f"{failure.program.graph.op_count} ops to {smaller.program.graph.op_count}"
+        screen.show(f"reduced from {sizes}: {path}")
     raise (
         error
         if isinstance(error, ShardwrightError)

@@ -67,10 +67,10 @@ class Screen:
         self.show(Padding(table, (0, 0, 0, 2), expand=False))
 
     def tables(self, tables: Iterable[Any]) -> None:
-        """Tables of `dialect.display.tables`, each under its title."""
-        for each in tables:
-            self.heading(each.title)
-            self.table(each.columns, each.rows)
+        """Tables of `dialect.display.tables`, every one under its title."""
+        for table in tables:
+            self.heading(table.title)
+            self.table(table.columns, table.rows)
 
     def lines(self, lines: Sequence[str], style: str = "") -> None:
         """Indented, also where the terminal has to wrap them."""
@@ -93,9 +93,9 @@ class Screen:
     def listing(self, passes: Sequence[dict[str, Any]]) -> None:
         """Every pass with its options, one to a line."""
         rows = []
-        for each in passes:
-            lines = (f"{o['name']}={o['default']}  ({o['takes']})" for o in each["options"])
-            rows.append((each["name"], each["keeps"], each["what"], "\n".join(lines)))
+        for known in passes:
+            lines = (f"{o['name']}={o['default']}  ({o['takes']})" for o in known["options"])
+            rows.append((known["name"], known["keeps"], known["what"], "\n".join(lines)))
         self.table(("pass", "keeps", "what it does", "options and their defaults"), rows)
 
     def rewriting(
@@ -104,18 +104,18 @@ class Screen:
         """Each pass with its time, what it changed and what it had to say; then the plan."""
         mesh = " ".join(f"{axis}={chips}" for axis, chips in target.mesh)
         self.show(f"{what} for {target.topology}, mesh {mesh}")
-        widest = max((len(each.text) for each in reports), default=0)
+        widest = max((len(report.text) for report in reports), default=0)
         self.heading(f"{'passes':{widest}}  {'ms':>8}  {'ops':>14}  keeps")
-        for each in reports:
-            ops = f"{each.ops_before} -> {each.ops_after}"
-            timed = f"{each.seconds * 1e3:8.1f}  {ops:>14}"
-            self.show(f"{each.text:{widest}}  {timed}  {each.keeps}")
-            self.lines(_packed(each.notes, self.console.width), style="dim")
+        for report in reports:
+            ops = f"{report.ops_before} -> {report.ops_after}"
+            timed = f"{report.seconds * 1e3:8.1f}  {ops:>14}"
+            self.show(f"{report.text:{widest}}  {timed}  {report.keeps}")
+            self.lines(_packed(report.notes, self.console.width), style="dim")
         self.heading("plan")
         self.show("no pass made a plan" if plan is None else plan.explain())
 
     def executable(self, report: Any, notes: Sequence[str], seconds: float, hbm_bytes: int) -> None:
-        """A `dialect.compiled.executable.Report`, what the compiler said, and a chip's HBM."""
+        """A `dialect.compiled.executable.Report`, the compiler's notes, and a chip's HBM."""
         memory, collectives = report.memory, _collectives(report)
         self.heading(f"executable, compiled in {seconds:.1f} s")
         self.show(f"memory per chip: {size(memory.total_bytes)} of {size(hbm_bytes)}")
@@ -133,7 +133,7 @@ class Screen:
         self.table(("dtype", ">arrays", ">size"), shown)
         self.heading("collectives, per step" if collectives else "no collectives")
         if collectives:
-            self.table(("kind", "dtype", "over", ">count x trips", ">size each"), collectives)
+            self.table(("kind", "dtype", "over", ">count x trips", ">size of one"), collectives)
         self.heading("compiler notes" if notes else "no compiler notes")
         self.lines(notes)
 
@@ -164,11 +164,13 @@ def _packed(notes: Sequence[str], width: int) -> list[str]:
 def _collectives(report: Any) -> list[tuple[str, ...]]:
     """Equal collectives as one row, whatever they were made for."""
     counts: Counter[tuple[str, ...]] = Counter()
-    for each in report.collectives:
-        axes = "?" if each.axes is None else " ".join(each.axes)
-        trips = "?" if each.trip_count is None else str(each.trip_count)
-        counts[each.kind, each.dtype, axes, trips, size(each.result_bytes)] += each.count
+    for collective in report.collectives:
+        axes = "?" if collective.axes is None else " ".join(collective.axes)
+        trips = "?" if collective.trip_count is None else str(collective.trip_count)
+        counts[collective.kind, collective.dtype, axes, trips, size(collective.result_bytes)] += (
+            collective.count
+        )
     return [
-        (kind, dtype, axes, f"{count} x {trips}", each)
-        for (kind, dtype, axes, trips, each), count in counts.items()
+        (kind, dtype, axes, f"{count} x {trips}", result_size)
+        for (kind, dtype, axes, trips, result_size), count in counts.items()
     ]

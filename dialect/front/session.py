@@ -60,7 +60,7 @@ class Rewritten:
         return {
             "target": self.target.topology,
             "mesh": dict(self.target.mesh),
-            "passes": [asdict(each) for each in self.reports],
+            "passes": [asdict(report) for report in self.reports],
             "plan": None if plan is None else str(plan),
         }
 
@@ -98,15 +98,15 @@ def kept(args: Arguments, done: Rewritten) -> Iterator[None]:
         yield
     except Exception as error:
         if args.crash_reproducer:
-            told = done.asked
-            failure = Failure.of("compilation", told.program, told.passes, told.target, error)
+            traced = done.asked
+            failure = Failure.of("compilation", traced.program, traced.passes, traced.target, error)
             Reproducer(Path(args.crash_reproducer)).keep(failure, "compilation")
         raise
 
 
 def sizes(args: Arguments) -> Sizes:
     """The sizes that a decoder is called with."""
-    return Sizes(**{each.name: getattr(args, each.name) for each in fields(Sizes)})
+    return Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
 
 
 def pipeline(args: Arguments) -> Pipeline | None:
@@ -118,11 +118,11 @@ def pipeline(args: Arguments) -> Pipeline | None:
 
 def listening_to(args: Arguments, target: Target) -> list[Hook]:
     """What was asked to be shown or kept while the passes run."""
-    found: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
-    found += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
-    found += [hooks.TimePasses()] if args.time_passes else []
+    listeners: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
+    listeners += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
+    listeners += [hooks.TimePasses()] if args.time_passes else []
     if args.crash_reproducer:
-        found.append(Reproducer(Path(args.crash_reproducer)))
+        listeners.append(Reproducer(Path(args.crash_reproducer)))
     if args.verify_numerics:
-        found.append(VerifyNumbers(target))
-    return found
+        listeners.append(VerifyNumbers(target))
+    return listeners

@@ -85,7 +85,7 @@ class Step:
         return self._programs[key]
 
     def ir(self, *args: Any) -> str:
-        """The rewritten program as text, its axes and layouts beside it."""
+        """The rewritten program as text, with axes and layouts as comments."""
         return annotated(self.program(*args))
 
     def plan(self, *args: Any) -> Any:
@@ -95,19 +95,19 @@ class Step:
     def explain(self, *args: Any) -> str:
         """What was done and why, pass by pass; what was chosen and what was rejected.
 
-        Then what was recognised and what was not, with what each costs, and what the axes are.
+        Then what was recognised and what was not, the cost of both, and the axes.
         """
         program = self.program(*args)
         lines = []
-        for each in program.history:
-            lines.append(f"{each.text}  (keeps {each.keeps})")
-            lines += [f"  {note}" for note in each.notes]
+        for step in program.history:
+            lines.append(f"{step.text}  (keeps {step.keeps})")
+            lines += [f"  {note}" for note in step.notes]
         lines += [program.plan.explain()] if program.plan is not None else []
         reports = self._explained[self._key(args)].tables()
         return "\n".join([*lines, *([as_text(reports)] if reports else [])])
 
     def lower(self, *args: Any) -> Any:
-        """A `jax.stages.Lowered` for the step's own mesh: for a TPU too, where there is none."""
+        """A `jax.stages.Lowered` for the step's mesh: for a TPU too, where there is none."""
         return self._compilable(self.program(*args)).lower()
 
     # Running it.
@@ -155,13 +155,17 @@ class Step:
     def init_state(self, init: Callable[[], Any]) -> Any:
         """The state that `init()` makes, in the program's layout at once, and on the mesh.
 
-        The user's own form of it is never in memory. A new step waits for a call.
+        The user's form of it is never in memory. A new step waits for a call.
         """
-        found = next(iter(self._executables.values()), None)
-        return init() if found is None else fresh_state(found.form, found.formats["state"], init)
+        executable = next(iter(self._executables.values()), None)
+        return (
+            init()
+            if executable is None
+            else fresh_state(executable.form, executable.formats["state"], init)
+        )
 
     def restore(self, state: Any) -> Any:
-        """The user's own state back from the program's."""
+        """The user's state back from the program's."""
         executable = next(iter(self._executables.values()), None)
         return state if executable is None else executable.restored(state)
 
@@ -178,11 +182,11 @@ class Step:
     def _key(self, args: tuple[Any, ...]) -> Any:
         at = self._params_at(args)
         parts = []
-        for i, each in enumerate(args):
+        for i, argument in enumerate(args):
             if i in self.static_argnums:
-                parts.append(each)
+                parts.append(argument)
             elif i != at:
-                leaves, tree = jax.tree.flatten(each, is_leaf=is_state)
+                leaves, tree = jax.tree.flatten(argument, is_leaf=is_state)
                 parts.append((tree, tuple(map(_shape, leaves))))
         return tuple(parts)
 
@@ -193,13 +197,13 @@ class Step:
 
     def _executable(self, args: tuple[Any, ...]) -> Executable:
         key = self._key(args)
-        found = self._executables.get(key)
-        if found is None:
+        executable = self._executables.get(key)
+        if executable is None:
             program = self.program(*args)
             with self._told_where():
-                found = Executable(self._compilable(program), self._tree(args))
-            self._executables[key] = found
-        return found
+                executable = Executable(self._compilable(program), self._tree(args))
+            self._executables[key] = executable
+        return executable
 
     @contextmanager
     def _told_where(self) -> Iterator[None]:
@@ -220,8 +224,12 @@ class Step:
     def _packed(self, executable: Executable, params: Any) -> Packed:
         if isinstance(params, Packed):
             if params.raw is not None:
-                made = executable.packed(params.raw, params.donate)
-                params.leaves, params.schema, params.tree = made.leaves, made.schema, made.tree
+                packed = executable.packed(params.raw, params.donate)
+                params.leaves, params.schema, params.tree = (
+                    packed.leaves,
+                    packed.schema,
+                    packed.tree,
+                )
                 params.raw = None
             return params
         leaves = jax.tree.leaves(params)

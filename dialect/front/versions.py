@@ -21,12 +21,12 @@ class UnsupportedVersion(ShardwrightError):
 def check() -> None:
     """Raises UnsupportedVersion unless a supported JAX is installed: 0.10.2, or any 0.12."""
     try:
-        found = importlib.metadata.version("jax")
+        version = importlib.metadata.version("jax")
     except importlib.metadata.PackageNotFoundError:
         raise UnsupportedVersion("JAX is not installed", hint=_command()) from None
-    if not any(f"{found}.".startswith(start) for _, start, _ in SUPPORTED):
+    if not any(f"{version}.".startswith(start) for _, start, _ in SUPPORTED):
         wanted = " or ".join(spec for _, _, spec in SUPPORTED)
-        message = f"JAX {found} is installed; Shardwright works with {wanted}"
+        message = f"JAX {version} is installed; Shardwright works with {wanted}"
         raise UnsupportedVersion(message, hint=_command())
 
 

@@ -56,9 +56,9 @@ class _Reader:
         keeps = "reals"
         if rest and isinstance(rest[0], Tree) and rest[0].data == "keeps":
             keeps = self.keeps(rest.pop(0).children[0])
-        *parameters, before, after = (each for each in rest if each is not None)
-        arrays = self.named(each for each in parameters if each.data == "array")
-        constants = self.named(each for each in parameters if each.data == "constant")
+        *parameters, before, after = (part for part in rest if part is not None)
+        arrays = self.named(part for part in parameters if part.data == "array")
+        constants = self.named(part for part in parameters if part.data == "constant")
         known = [*arrays, *constants]
         if len(set(known)) < len(known):
             self.source.fail(name, f"a parameter of {name} is given twice")
@@ -79,16 +79,16 @@ class _Reader:
 
     def named(self, parameters: Iterable[Parsed]) -> dict[str, Any]:
         """The types of arrays, or the values of constants, by their names."""
-        found = {}
-        for name, said in (each.children for each in parameters):
-            if name in found:
+        values = {}
+        for name, text in (part.children for part in parameters):
+            if name in values:
                 self.source.fail(name, f"{name} is given twice")
-            read = _number if said.type == "NUMBER" else Type.parse
+            read = _number if text.type == "NUMBER" else Type.parse
             try:
-                found[str(name)] = read(said.replace(" ", ""))
+                values[str(name)] = read(text.replace(" ", ""))
             except ValueError as error:
-                self.source.fail(said, str(error))
-        return found
+                self.source.fail(text, str(error))
+        return values
 
     def try_out(
         self,
@@ -100,8 +100,8 @@ class _Reader:
         """Both sides of a rule mean something at its example, and are of one type."""
         types = list(arrays.values())
         try:
-            for each in types:
-                dtypes.check(each)
+            for type_ in types:
+                dtypes.check(type_)
             structs = list(map(dtypes.struct_of, types))
             (one,), (other,) = (
                 jaxpr.trace_graph(
@@ -123,9 +123,9 @@ class _Reader:
 
     def check(self, tree: Parsed, known: list[str]) -> None:
         """Every name on either side must be a parameter of the rule."""
-        for each in tree.iter_subtrees():
-            if each.data == "name" and each.children[0] not in known:
-                word = each.children[0]
+        for part in tree.iter_subtrees():
+            if part.data == "name" and part.children[0] not in known:
+                word = part.children[0]
                 self.source.fail(word, f"{word} is no parameter", nearest(word, known))
 
 
@@ -143,14 +143,14 @@ def _evaluate(tree: Parsed, known: dict[str, Any]) -> Any:
         return known[str(tree.children[0])]
     if tree.data == "number":
         return _number(tree.children[0])
-    name, *rest = (each for each in tree.children if each is not None)
+    name, *rest = (part for part in tree.children if part is not None)
     attrs = {}
     if rest and rest[0].data == "attributes":
         pairs = rest.pop(0).children
         if len(set(pairs[::2])) < len(pairs[::2]):
             raise ValueError(f"an attribute of {name} is given twice")
         attrs = {str(key): _value(value) for key, value in zip(pairs[::2], pairs[1::2])}
-    return _applied(str(name), [_evaluate(each, known) for each in rest], attrs)
+    return _applied(str(name), [_evaluate(part, known) for part in rest], attrs)
 
 
 def _applied(name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
@@ -161,8 +161,8 @@ def _applied(name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
     if name.startswith("_") or isinstance(function, type) or not callable(function):
         known = nearest(name, [*Traced, *dir(jax.lax)])
         raise TextError(f"there is no op {name!r}", hint=known)
-    dtype = next((each.dtype for each in arrays if hasattr(each, "dtype")), None)
-    return function(*(jnp.asarray(each, dtype) for each in arrays), **attrs)
+    dtype = next((array.dtype for array in arrays if hasattr(array, "dtype")), None)
+    return function(*(jnp.asarray(array, dtype) for array in arrays), **attrs)
 
 
 def _value(tree: Parsed) -> Number | str:
@@ -177,7 +177,7 @@ def _number(word: str) -> Number:
 def _shown(tree: Parsed) -> str:
     if tree.data in ("name", "number"):
         return str(tree.children[0])
-    name, *rest = (each for each in tree.children if each is not None)
+    name, *rest = (part for part in tree.children if part is not None)
     if rest and rest[0].data == "attributes":
         pairs = rest.pop(0).children
         inside = ", ".join(f"{k}={v.children[0]}" for k, v in zip(pairs[::2], pairs[1::2]))

@@ -44,40 +44,40 @@ def trace(
     place = {number: position for position, number in enumerate(dynamic)}
     given = [args[i] for i in dynamic]
     leaves, tree = jax.tree.flatten(tuple(given))
-    found: dict[str, Any] = {}
+    returned: dict[str, Any] = {}
 
     def flat(*arrays: Any) -> list[Any]:
         full = list(args)
-        for number, each in zip(dynamic, jax.tree.unflatten(tree, arrays)):
-            full[number] = each
-        out, found["tree"] = jax.tree.flatten(function(*full))
+        for number, argument in zip(dynamic, jax.tree.unflatten(tree, arrays)):
+            full[number] = argument
+        out, returned["tree"] = jax.tree.flatten(function(*full))
         return out
 
     graph = _traced(flat, leaves, function)
     at_params = _dynamic(params, names, "params", place)
-    owners = [i for i, each in enumerate(given) for _ in jax.tree.leaves(each)]
-    outputs = _outputs(found["tree"])
+    owners = [i for i, argument in enumerate(given) for _ in jax.tree.leaves(argument)]
+    outputs = _outputs(returned["tree"])
     if state is None:
-        updates = _updates_found(graph, owners, outputs, given, found["tree"], at_params)
+        updates = _updates_found(graph, owners, outputs, given, returned["tree"], at_params)
     else:
         at = _places_of_state(state, names, place, at_params)
-        updates = _updates_named(graph, owners, found["tree"], given, at, names, dynamic)
+        updates = _updates_named(graph, owners, returned["tree"], given, at, names, dynamic)
     states = set(updates.values())
     roles = [
         "param" if owner == at_params else "state" if i in states else "arg"
         for i, owner in enumerate(owners)
     ]
     paths = _paths(given, [names[i] for i in dynamic])
-    said = hints_for(axes or {}, paths, [value.type for value in graph.inputs])
+    hints = hints_for(axes or {}, paths, [value.type for value in graph.inputs])
     return Program(
         name=getattr(inspect.unwrap(_unbound(function)), "__name__", "step").strip("<>"),
         graph=graph,
         inputs=tuple(
-            Input(path, value.type, role, axes=said.get(path, ""))
+            Input(path, value.type, role, axes=hints.get(path, ""))
             for path, value, role in zip(paths, graph.inputs, roles)
         ),
         outputs=tuple(Output(name, updates.get(i)) for i, name in enumerate(outputs)),
-        tree=(describe(tree), describe(found["tree"])),
+        tree=(describe(tree), describe(returned["tree"])),
     )
 
 
@@ -149,7 +149,9 @@ def _traced(flat: Callable[..., list[Any]], leaves: list[Any], function: Any) ->
         return jaxpr.trace_graph(flat, *structs)
     except ShardwrightError:
         raise
-    except Exception as error:  # whatever the user's function raises, told with the user's line
+    except (
+        Exception
+    ) as error:  # whatever the user's function raises, is raised again with the user's line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
             f"{getattr(_unbound(function), '__name__', function)} cannot be traced: "
@@ -173,18 +175,18 @@ def first_line(function: Any) -> str:
 
 
 def users_line(error: BaseException) -> str:
-    """The innermost line of the user's own code in an error's traceback."""
+    """The innermost line of the user's code in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
+    frames = [
         f for f in frames if not f.filename.startswith(jaxpr.OURS) and "<frozen" not in f.filename
     ]
-    return f"{own[-1].filename}:{own[-1].lineno} ({own[-1].name})" if own else ""
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
 
 
 def _paths(given: list[Any], names: list[str]) -> list[str]:
     paths = []
-    for name, each in zip(names, given):
-        for path, _ in jax.tree_util.tree_flatten_with_path(each)[0]:
+    for name, argument in zip(names, given):
+        for path, _ in jax.tree_util.tree_flatten_with_path(argument)[0]:
             inner = jax.tree_util.keystr(path, simple=True, separator="/")
             paths.append(f"{name}/{inner}" if inner else name)
     return paths
@@ -197,7 +199,7 @@ def _outputs(tree: Any) -> list[str]:
 
 
 def _parts(tree: Any) -> list[tuple[Any, list[int]]]:
-    """The whole result and each of its top-level parts: (structure, output numbers)."""
+    """The whole result and its top-level parts: (structure, output numbers)."""
     whole = jax.tree.unflatten(tree, range(tree.num_leaves))
     parts = [whole]
     if isinstance(whole, (tuple, list)):
@@ -212,12 +214,12 @@ def _updates_found(
 ) -> dict[int, int]:
     """Output number -> input number, for every argument that comes back updated."""
     updates: dict[int, int] = {}
-    for i, each in enumerate(given):
+    for i, argument in enumerate(given):
         inputs = [n for n, owner in enumerate(owners) if owner == i]
         if i == params or not inputs or _looks_like_tokens(graph, inputs):
             continue
         for structure, numbers in _parts(tree):
-            if structure != jax.tree.structure(each) or any(n in updates for n in numbers):
+            if structure != jax.tree.structure(argument) or any(n in updates for n in numbers):
                 continue
             pairs = list(zip(numbers, inputs))
             if all(_same_type(graph, out, n) for out, n in pairs) and _computed_from(graph, pairs):
@@ -258,7 +260,7 @@ def _updates_named(
     for i in at:
         structure = jax.tree.structure(given[i])
         inputs = [n for n, owner in enumerate(owners) if owner == i]
-        matching = [numbers for found, numbers in _parts(tree) if found == structure]
+        matching = [numbers for part, numbers in _parts(tree) if part == structure]
         matching = [numbers for numbers in matching if not any(n in updates for n in numbers)]
         if not matching:
             raise TraceError(

@@ -1,7 +1,7 @@
 """The user's code as a command line names it: `FILE.py:FUNCTION` or `package.module:FUNCTION`.
 
 A function is traced from arguments of which only the shapes matter. A decoder written as those in
-`examples/` has its own: a file with CONFIGS, init_params and init_cache tells all of them.
+`examples/` shows how: a file with CONFIGS, init_params and init_cache has all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Function = Callable[..., Any]
 
 
 class UsageError(ShardwrightError):
-    """The user's code is not where it was said to be, or does not do what it was asked for."""
+    """The user's code is not at the place that was named, or returns something else."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Sizes:
 
 
 def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
-    """f(params, cache, tokens) and the shapes of its arguments; no array is made.
+    """f(params, cache, tokens) and the shapes of its arguments, without allocating any.
 
     Raises UsageError where the file lacks what tells them, or has no such configuration.
     """
@@ -59,7 +59,7 @@ def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
         cache = module.init_cache(config, sizes.batch, sizes.context, sizes.unrolled)
         return params, cache, jnp.zeros(shape, jnp.int32)
 
-    with _told(f"the arguments of {text} cannot be made"):
+    with _blamed(f"the arguments of {text} cannot be made"):
         return functools.partial(function, config), jax.eval_shape(arguments)
 
 
@@ -106,24 +106,24 @@ def trained(text: str, sizes: Sizes, files: Sequence[str] = ()) -> Trained:
     if not files and not hasattr(module, "held_out"):
         hint = "write held_out(), which returns bytes, or name files: --text FILE ..."
         raise UsageError(f"{text} comes without held_out, the text to measure on", hint=hint)
-    with _told(f"trained_params of {text} failed"):
+    with _blamed(f"trained_params of {text} failed"):
         params = module.trained_params(config, sizes.unrolled)
     key = jax.random.key(0)
     expected = jax.eval_shape(lambda: module.init_params(config, key, sizes.unrolled))
     _must_fit(params, expected, f"trained_params of {text}")
-    with _told(f"the text of {text} cannot be had"):
-        found = b"".join(Path(file).read_bytes() for file in files) or module.held_out()
-    if not isinstance(found, bytes):
-        raise UsageError(f"held_out of {text} returns {type(found).__name__}, not bytes")
+    with _blamed(f"the text of {text} cannot be had"):
+        text_bytes = b"".join(Path(file).read_bytes() for file in files) or module.held_out()
+    if not isinstance(text_bytes, bytes):
+        raise UsageError(f"held_out of {text} returns {type(text_bytes).__name__}, not bytes")
     cache = module.init_cache(config, sizes.batch, sizes.context, sizes.unrolled)
-    return Trained(sizes, params, cache, found, getattr(module, "encode", None))
+    return Trained(sizes, params, cache, text_bytes, getattr(module, "encode", None))
 
 
 def _must_fit(params: Any, expected: Any, what: str) -> None:
     """Raises UsageError unless the arrays are of the structure and types that are expected."""
     if jax.tree.structure(params) != jax.tree.structure(expected):
-        found = jax.tree.structure(params)
-        raise UsageError(f"{what} returns {found}, init_params {jax.tree.structure(expected)}")
+        structure = jax.tree.structure(params)
+        raise UsageError(f"{what} returns {structure}, init_params {jax.tree.structure(expected)}")
     pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(expected))
     for (path, leaf), wanted in pairs:
         if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
@@ -139,12 +139,12 @@ def function(text: str, arguments: str) -> tuple[Function, tuple[Any, ...]]:
 
     Raises UsageError where one is not there, or fails, or returns something else.
     """
-    found, maker = _named(text)[1], _named(arguments)[1]
-    with _told(f"{arguments} failed"):
-        made = maker()
-    if not isinstance(made, tuple):
-        raise UsageError(f"{arguments} returns {type(made).__name__}, not a tuple of arguments")
-    return found, made
+    function, maker = _named(text)[1], _named(arguments)[1]
+    with _blamed(f"{arguments} failed"):
+        shapes = maker()
+    if not isinstance(shapes, tuple):
+        raise UsageError(f"{arguments} returns {type(shapes).__name__}, not a tuple of arguments")
+    return function, shapes
 
 
 def _named(text: str) -> tuple[ModuleType, Function]:
@@ -154,7 +154,7 @@ def _named(text: str) -> tuple[ModuleType, Function]:
         raise UsageError(f"{text!r} names no function", hint=hint)
     module = module_of(place)
     if not callable(getattr(module, name, None)):
-        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
         raise UsageError(f"{place} has no function {name!r}", hint=nearest(name, functions))
     return module, getattr(module, name)
 
@@ -169,7 +169,7 @@ def module_of(place: str) -> ModuleType:
     folder = str((path.parent if is_file else Path.cwd()).resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    with _told(f"cannot import {place}"):
+    with _blamed(f"cannot import {place}"):
         if is_file:
             return _run(path)
         if not _is_module(place):
@@ -194,8 +194,8 @@ def _run(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Whatever the user's own code raises becomes one message with the user's line."""
+def _blamed(what: str) -> Iterator[None]:
+    """Whatever the user's code raises becomes one message with the user's line."""
     try:
         yield
     except ShardwrightError:
