@@ -56,7 +56,7 @@ class Rule:
     roots: Iterable[str]
     apply: Callable[[Op], Outcome] = field(compare=False)
     keeps: str = "bits"
-    example: Callable[..., Any] | None = field(default=None, compare=False)
+    example: Callable[..., Any] | None = None
     types: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 

@@ -42,6 +42,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What a chip multiplies natively -> what its products are summed in.
 _SUMS = {"int8": "i32", "fp8": "f32"}
 _NOWHERE: Mapping[str, int] = {}
+_ALONE = {"x": 2}  # where a rule is tried by itself
 
 
 def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE) -> list[Rule]:
@@ -68,7 +69,7 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
     ),
     types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
 )
-def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
+def integers_multiplied(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     """contract(q * s, r * t) of integers q and r  ->  contract(q, r) * s * t"""
     return _multiplied(op, "int8", mesh)
 
@@ -85,7 +86,7 @@ def integers_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
     ),
     types=("f32[2,3]", "f8_e4m3fn[3,4]", "f32[1,4]"),
 )
-def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
+def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     """contract(q * s, r * t) of 8-bit floats q and r  ->  contract(q, r) * s * t"""
     return _multiplied(op, "fp8", mesh)
 
@@ -99,7 +100,7 @@ def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outc
     ),
     types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
 )
-def scale_behind_product(op: Op, mesh: Mapping[str, int] = _NOWHERE) -> Outcome:
+def scale_behind_product(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     """contract(x, dequantize(q, s))  ->  contract(x, q) * s, where s is one per output channel
     or one per group of a summed axis; each group is then summed by itself, and scaled"""
     product = _Product.of(op)
@@ -134,7 +135,7 @@ def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
         return Miss("a scale varies along a summed axis", 2)
     if form == "int8" and product.group_length > LONGEST_SUM:
         return Miss("its sum may exceed 32 bits, where it wraps", 2)
-    return product.in_dtypes([FORMS[form].dtype] * 2).made(_SUMS[form], mesh)
+    return product.in_dtypes([FORMS[form].dtype for _ in dtypes]).made(_SUMS[form], mesh)
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ class _Factor:
             return self
         return replace(self, numbers=in_dtype(self.numbers, dtype))
 
-    def split_over(self, letter: str) -> tuple[str, ...]:
-        return dict(zip(self.axes, self.layout)).get(letter) or ()
+    def split_over(self, letter: str) -> tuple[str, ...] | None:
+        return dict(zip(self.axes, self.layout)).get(letter)
 
     def cut(self, letter: str, ways: int, outer: str) -> _Factor:
         """The same numbers, an axis cut into `ways` parts: axis `outer`, then what is left."""
@@ -210,7 +211,7 @@ def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
             rest = scale.type.shape[front:]
             scale = reshaped(scale, (prod(scale.type.shape[:front]), *rest))
             numbers = reshaped(numbers, op.types[0].shape)
-            return numbers, scale, row_layout(layout, front) if layout else ()
+            return numbers, scale, row_layout(layout, front)
     return value, None, ()
 
 
@@ -218,7 +219,7 @@ def _rows_merged(op: Op) -> int:
     """How many leading axes a reshape makes one, leaving the others; 0 where it does not."""
     before, after = op.args[0].type.shape, op.types[0].shape
     front = len(before) - len(after) + 1
-    return front if front > 0 and after and before[front:] == after[1:] else 0
+    return front if before[front:] == after[1:] else 0
 
 
 def _are_alike(numbers: Value, scale: Value, front: int) -> bool:

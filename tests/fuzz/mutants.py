@@ -4,7 +4,8 @@
 
 A mutant is noticed where the checker complains of it (numbers, an exception, an invalid graph),
 where the rule's example fires it no more, as it is or at other dtypes (see `reach`), and where it
-does not come to an end. What is not noticed is printed: `fires less` is right, and finds less.
+does not come to an end. A rule that approximates is noticed too where its examples, which lose
+nothing, lose something. What is not noticed is printed: `fires less` is right, and finds less.
 Mutants that compute the same are left out; `tests/more_examples.py` lists them with the reason.
 """
 
@@ -15,11 +16,13 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
 from dialect.checked.all_rules import FoundRule
+from dialect.checked.compared import difference
 from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import Neighbour, neighbour
 from dialect.checked.reach import reach
@@ -34,6 +37,7 @@ from tests.more_examples import EQUAL
 
 _MOST_TRIED = 8  # programs for each on which the rule fires
 _LONGEST_S = 60
+_NOTHING_LOST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ def fate(found: FoundRule, mutant: Mutant, programs: list[Case], seed: int) -> s
     try:
         with _alarm(_LONGEST_S):
             rule = compiled(found, mutant)
-            return "gone" if rule is None else _fate(found, rule, programs, seed)
+            if rule is None:
+                return "gone"
+            rule = replace(rule, example=found.rule.example, types=found.rule.types)
+            return _fate(found, rule, programs, seed)
     except TimeoutError:
         return "endless"
     except Exception:
@@ -91,13 +98,30 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
         violation = trial.violation()
         if violation is not None:
             return "raises" if "it raises" in violation.what else "differs"
-        if case.known is not None and not _fires(rule, case.program):
-            if case.number <= len(found.more):
+        if case.known is None:
+            continue
+        as_it_is = case.number <= len(found.more)
+        if not _fires(rule, case.program):
+            if as_it_is:
                 return "example"
             fewer = True
+        elif as_it_is and rule.keeps == "approx" and _loses(rule, case, trial):
+            return "differs"
     if reach(rule, first) != reach(found.rule, first):
         return "reach"
     return "fires less" if fewer else "survives"
+
+
+def _loses(rule: Rule, case: Case, trial: Trial) -> bool:
+    """Whether a rule that approximates gives other numbers where the rule as it is loses none."""
+    made = _left(rule, case.program)
+    with jax.enable_x64(case.program.wide):
+        arrays = trial.arrays("plain", np.random.default_rng(trial.seed))
+        expected, known, got = (
+            interpreted(graph, arrays) for graph in (case.program.graph, case.known, made)
+        )
+        loses = difference(expected, known, "reals", _NOTHING_LOST)
+        return loses is None and difference(expected, got, "reals", _NOTHING_LOST) is not None
 
 
 def _fires(rule: Rule, program: Neighbour) -> bool:

@@ -115,9 +115,21 @@ def _statements(module: ModuleType, name: str) -> list[ast.stmt]:
         if statement is None or statement in chosen:
             continue
         chosen[statement] = None
-        used = (node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
+        used = (node.id for node in _of_the_rule(statement) if isinstance(node, ast.Name))
         stack += [each for each in used if each in named and _defines(named[each])]
     return [statement for statement in _tree(module).body if statement in chosen]
+
+
+def _of_the_rule(statement: ast.stmt) -> Iterator[ast.AST]:
+    """Every node of a statement, but for the example of a rule: that is its test."""
+    examples = {
+        each
+        for decorator in getattr(statement, "decorator_list", ())
+        for keyword in ast.walk(decorator)
+        if isinstance(keyword, ast.keyword) and keyword.arg == "example"
+        for each in ast.walk(keyword)
+    }
+    return (node for node in ast.walk(statement) if node not in examples)
 
 
 def _names(statement: ast.stmt) -> list[str]:
