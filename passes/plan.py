@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from dialect.display.quantities import size
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
@@ -97,8 +98,8 @@ class Plan(Pass):
             both = shared_storage(
                 planned, Serving(self.prompt, self.prompts, self.answer), topology, mesh
             )
-            stored, more = both.decode.partitioning, both.notes()
-            notes += more
+            stored = both.decode.partitioning
+            notes.append(both.note())
         found = best_plans(planned, topology, mesh, *asked, max(1, self.refine), stored)
         plans = [with_fallback_layouts(each, shape, axes) for each in found]
         if self.refine:
@@ -139,4 +140,4 @@ def _listed(inputs: list[Input], most: int = 5) -> str:
     shown = [f"{each.name} {each.type}" for each in largest[:most]]
     shown += [f"{len(inputs) - most} more"] if len(inputs) > most else []
     total = sum(each.type.bytes for each in inputs)
-    return f"{', '.join(shown)} ({total / 2**20:,.1f} MiB)"
+    return f"{', '.join(shown)} ({size(total)})"

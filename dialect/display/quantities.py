@@ -22,6 +22,11 @@ def _scaled(count: float, base: int, units: Sequence[str]) -> str:
     return f"{count:.2f} {units[power]}" if power else f"{count} {units[power]}"
 
 
+def milliseconds(seconds: float) -> str:
+    """Seconds in milliseconds, with four significant digits: `28.79 ms`."""
+    return f"{seconds * 1e3:.4g} ms"
+
+
 def percent(part: float, total: float) -> str:
     """A percentage with one decimal; only all reads 100 %, and only nothing 0 %."""
     share = round(100 * part / total, 1) if total else 100.0

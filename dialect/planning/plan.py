@@ -25,7 +25,7 @@ from typing import Any
 
 from lark import Lark, Token
 
-from dialect.display.quantities import size
+from dialect.display.quantities import milliseconds, size
 from rewrite import runtime
 from rewrite.errors import PlanError, nearest
 from rewrite.files import written_whole
@@ -218,14 +218,14 @@ class Plan:
 
 
 def _milliseconds(timed: Prediction | Alternative | None) -> str:
-    return "-" if timed is None or timed.time_s is None else f"{timed.time_s * 1e3:.4g} ms"
+    return "-" if timed is None or timed.time_s is None else milliseconds(timed.time_s)
 
 
 def _parts(predicted: Prediction | None) -> str:
     if predicted is None:
         return "not costed"
     parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
-    times = [f"{part[:-2]} {getattr(predicted, part) * 1e3:.4g} ms" for part in parts]
+    times = [f"{part[:-2]} {milliseconds(getattr(predicted, part))}" for part in parts]
     return ", ".join(times) + f"; {size(predicted.memory_bytes)} per chip"
 
 

@@ -13,6 +13,7 @@ from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import DoesNotFit
 from dialect.compiled.schedule import schedule
 from dialect.display.progress import tracked
+from dialect.display.quantities import milliseconds
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.planning.plan import Plan
 from rewrite.errors import PlanError
@@ -27,11 +28,11 @@ class Compiled:
     time_s: float | None
 
     def __str__(self) -> str:
-        predicted = self.plan.predicted.time_s * 1e3 if self.plan.predicted else 0.0
-        result = f"{(self.time_s or 0.0) * 1e3:.4g} ms by its schedule"
-        if self.time_s is None:
-            result = "does not fit"
-        return f"compiled {self.plan.label}: {result}, predicted {predicted:.4g} ms"
+        predicted = milliseconds(self.plan.predicted.time_s if self.plan.predicted else 0.0)
+        result = "does not fit"
+        if self.time_s is not None:
+            result = f"{milliseconds(self.time_s)} by its schedule"
+        return f"compiled {self.plan.label}: {result}, predicted {predicted}"
 
 
 def refined(

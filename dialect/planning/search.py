@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from dialect.display.quantities import milliseconds
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.machine.tiles import LANES
@@ -364,12 +365,12 @@ def _runner_up(candidate: Candidate, first: Candidate) -> Alternative:
     predicted, best = candidate.predicted, first.predicted
     parts = ("compute_s", "hbm_s", "communication_s", "latency_s")
     worst = max(parts, key=lambda part: getattr(predicted, part) - getattr(best, part))
-    before, after = getattr(best, worst) * 1e3, getattr(predicted, worst) * 1e3
-    reason = f"{worst[:-2]} {after:.4g} ms instead of {before:.4g} ms"
+    before, after = milliseconds(getattr(best, worst)), milliseconds(getattr(predicted, worst))
+    reason = f"{worst[:-2]} {after} instead of {before}"
     tied = predicted.time_s <= (1 + TIE) * best.time_s
     if tied and candidate.compiled_s > (1 + TIE) * first.compiled_s:
-        before, after = first.compiled_s * 1e3, candidate.compiled_s * 1e3
-        reason = f"tied, but {after:.4g} ms instead of {before:.4g} ms under the current compiler"
+        before, after = milliseconds(first.compiled_s), milliseconds(candidate.compiled_s)
+        reason = f"tied, but {after} instead of {before} under the current compiler"
     elif tied and candidate.collectives > first.collectives:
         counts = f"{candidate.collectives} collectives per layer instead of {first.collectives}"
         reason = f"tied, but {counts}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dialect.display.quantities import milliseconds
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import Candidate, SearchResult, Storage, searched
@@ -42,19 +43,17 @@ class SharedStorage:
     decode_alone: Candidate
     prefill_alone: Candidate
 
-    def notes(self) -> list[str]:
-        """How much time sharing costs, per phase."""
-        notes = []
-        for phase, here, alone in (
+    def note(self) -> str:
+        """The time of both phases, and how much of it sharing costs."""
+        phases = []
+        for phase, shared, alone in (
             ("decode", self.decode, self.decode_alone),
             ("prefill", self.prefill, self.prefill_alone),
         ):
-            time_s, best_s = here.predicted.time_s, alone.predicted.time_s
-            notes.append(
-                f"prefill and decode share their weights: {phase} {here.label} {time_s * 1e3:.4g}"
-                f" ms, {100 * (time_s / best_s - 1):.1f} % more than {alone.label} alone"
-            )
-        return notes
+            time_s, alone_s = shared.predicted.time_s, alone.predicted.time_s
+            more = f"{100 * (time_s / alone_s - 1):.1f} % more than {alone.label} alone"
+            phases.append(f"{phase} {shared.label} {milliseconds(time_s)} ({more})")
+        return f"prefill and decode share their weights: {', '.join(phases)}"
 
 
 def shared_storage(
