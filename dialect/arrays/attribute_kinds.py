@@ -113,9 +113,9 @@ for _names, _told, _holds in (
 def check(op: str, types: tuple[Type, ...], attrs: dict[str, Any]) -> None:
     """Raises ValueError for an attribute that is of another kind than its name says."""
     for name, value in attrs.items():
-        told, holds = _KINDS.get(name, _ANY)
+        kind, holds = _KINDS.get(name, _ANY)
         if not holds(value):
-            raise ValueError(f"`{name}` is {told}, not {brief(show_value(value), 100)}")
+            raise ValueError(f"`{name}` is {kind}, not {brief(show_value(value), 100)}")
     if op == "reshape" and math.prod(attrs["new_sizes"]) != types[0].size:
         raise ValueError(f"{types[0]} has not as many elements as {attrs['new_sizes']}")
     order = attrs.get("dimensions") if op == "reshape" else None

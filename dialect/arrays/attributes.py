@@ -111,6 +111,6 @@ def _decode_symbol(text: str) -> Any:
         return dtypes.dtype_of(text)
     name, _, member = text.partition(".")
     if name not in _ENUMS or member not in _ENUMS[name].__members__:
-        known = [f"{each}.{one}" for each, enum in _ENUMS.items() for one in enum.__members__]
+        known = [f"{kind}.{name}" for kind, enum in _ENUMS.items() for name in enum.__members__]
         raise ValueError(f"there is no {brief(text)}: {nearest(text, known)}")
     return _ENUMS[name][member]

@@ -26,7 +26,7 @@ def _constant(value: Any, type: Type) -> Any:
     array = np.asarray(decode(value), dtypes.dtype_of(type.dtype)).reshape(type.shape)
     if type.weak and not type.shape:
         scalar = array.item()
-        # Only of the dtype that JAX gives to it: what computes with it must see the constant's own.
+        # Only of the dtype that JAX gives to it: what computes with it must see the constant's.
         return scalar if jax.typeof(scalar).dtype == array.dtype else array
     return array
 
@@ -47,8 +47,8 @@ def must_hold(type_: Type, value: Any) -> None:
     """
     count = len(value) if isinstance(value, tuple) else None
     if count != (type_.size if type_.shape else None):
-        said = "a single value" if count is None else f"{count} values"
-        raise ValueError(f"{said} cannot be {type_}")
+        count_text = "a single value" if count is None else f"{count} values"
+        raise ValueError(f"{count_text} cannot be {type_}")
     for number in value if type_.shape else (value,):
         if not _holds(type_.dtype, number):
             raise ValueError(f"{number} is no {type_.dtype}")

@@ -1,4 +1,4 @@
-"""Export: a graph is run by applying each op's reference, under tracing or on real arrays.
+"""Export: a graph is run by applying the reference of every op, under tracing or on real arrays.
 
 This is all there is to lowering: evaluated inside `jax.jit`, a graph becomes a jaxpr again, in
 which every operation is named after the user's line.
@@ -20,12 +20,12 @@ def evaluate(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
     """The outputs of `graph` for its inputs, in order. Traceable; loops over ops, no recursion."""
     if len(arrays) != len(graph.inputs):
         raise ValueError(f"{len(graph.inputs)} inputs, but {len(arrays)} arrays were given")
-    found: dict[Value, Any] = dict(zip(graph.inputs, arrays))
+    results_of: dict[Value, Any] = dict(zip(graph.inputs, arrays))
     for op in graph.ops:
         with under_line(op.origin.source):
-            results = applied(op, [found[arg] for arg in op.args])
-        found.update(zip(op.results, results))
-    return [_array(found[value]) for value in graph.outputs]
+            results = applied(op, [results_of[arg] for arg in op.args])
+        results_of.update(zip(op.results, results))
+    return [_array(results_of[value]) for value in graph.outputs]
 
 
 def applied(op: Op, args: Sequence[Any]) -> Sequence[Any]:

@@ -1,6 +1,6 @@
 """JAX's primitives by name: the only file that touches `jax.extend`.
 
-`jax.extend.core.primitives` lists most of them; those it leaves out are found by tracing a public
+`jax.extend.core.primitives` lists most of them; those it leaves out come from tracing a public
 function that uses them. A primitive met in a user's program is remembered as well, so that even
 one from another library re-binds.
 """
@@ -48,7 +48,7 @@ def _known() -> dict[str, Primitive]:
 
 
 def _probed(probe: Callable[..., Any], *types: jax.ShapeDtypeStruct) -> list[Any]:
-    """The equations of a function. A thread of its own has none of the contexts of whoever asks:
+    """The equations of a function. Another thread has none of the contexts of whoever asks:
     `ensure_compile_time_eval` would evaluate what takes no argument."""
     with ThreadPoolExecutor(1) as thread:
         return _equations(thread.submit(jax.make_jaxpr(probe), *types).result())
@@ -57,7 +57,7 @@ def _probed(probe: Callable[..., Any], *types: jax.ShapeDtypeStruct) -> list[Any
 def _equations(jaxpr: Any) -> list[Any]:
     jaxpr, _ = opened(jaxpr)
     inner = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if "jaxpr" in eqn.params]
-    return [*jaxpr.eqns, *(eqn for each in inner for eqn in _equations(each))]
+    return [*jaxpr.eqns, *(eqn for jaxpr in inner for eqn in _equations(jaxpr))]
 
 
 def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -78,7 +78,7 @@ _LATER = {"top_k": "is_stable"}
 
 @lru_cache(maxsize=1)
 def _unsaid() -> dict[str, dict[str, Any]]:
-    """For each primitive that has optional parameters, their values where nobody asked."""
+    """The optional parameters of primitives, with their values where nobody asked."""
     square, index = jax.ShapeDtypeStruct((2, 2), "float32"), jax.ShapeDtypeStruct((2,), "int32")
     unary = (
         "cos sin tan exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt erf erf_inv"
@@ -90,15 +90,15 @@ def _unsaid() -> dict[str, dict[str, Any]]:
         shapes = [x[:, None], x[:1], x.reshape(4), x.astype("int32"), jax.lax.iota("int32", 3)]
         return [*plain, *sums, *shapes, x * x, x @ x, x[i], jax.lax.top_k(x, 1), jnp.argmax(x)]
 
-    found: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
     for eqn in _probed(probe, square, index):
-        name, known = eqn.primitive.name, found.get(eqn.primitive.name, eqn.params)
-        found[name] = {
+        name, known = eqn.primitive.name, defaults.get(eqn.primitive.name, eqn.params)
+        defaults[name] = {
             key: value
             for key, value in eqn.params.items()
             if key in known and (value is None or key == _LATER.get(name))
         }
-    return found
+    return defaults
 
 
 def unsaid(name: str) -> dict[str, Any]:
@@ -133,17 +133,17 @@ def bind(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
 
 
 def call(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that traces to one op `name`: how a rule's `after` writes an op of our own.
+    """A function that traces to one op `name`: how a rule's `after` writes a composite op.
 
-    A reference that is said to give a list has several results.
+    A reference annotated to return a list has several results.
     """
     _OURS.add(name)
     primitive = Primitive(name)
     primitive.multiple_results = get_type_hints(reference).get("return") == list[Any]
 
     def types(*avals: Any, **attrs: Any) -> Any:
-        found = jax.eval_shape(lambda *arrays: reference(*arrays, **attrs), *map(_struct, avals))
-        return jax.tree.map(jax.typeof, found)
+        structs = jax.eval_shape(lambda *arrays: reference(*arrays, **attrs), *map(_struct, avals))
+        return jax.tree.map(jax.typeof, structs)
 
     primitive.def_abstract_eval(types)
     primitive.def_impl(reference)

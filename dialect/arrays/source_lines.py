@@ -29,5 +29,5 @@ def under_line(source: str) -> AbstractContextManager:
 
 def line_of(name: str) -> str:
     """The innermost line in an operation's name, or nothing where it has none."""
-    found = [part for part in name.split("/") if _TAG.fullmatch(part)]
-    return found[-1] if found else ""
+    tags = [part for part in name.split("/") if _TAG.fullmatch(part)]
+    return tags[-1] if tags else ""

@@ -22,10 +22,10 @@ class Jax(runtime.Framework):
         return evaluate(graph, arrays)
 
     def flatten(self, tree: Any, structure: Any) -> list[Any]:
-        leaves, found = jax.tree.flatten(structure)
+        leaves, actual = jax.tree.flatten(structure)
         expected = treedef(tree)
-        if found != expected:
-            raise TraceError(f"the arguments have the structure {found}, expected {expected}")
+        if actual != expected:
+            raise TraceError(f"the arguments have the structure {actual}, expected {expected}")
         return leaves
 
     def unflatten(self, tree: Any, leaves: Sequence[Any]) -> Any:
@@ -42,7 +42,7 @@ class Jax(runtime.Framework):
 
 
 def describe(tree: Any) -> Any:
-    """A pytree's structure as plain data: its containers, each leaf by its number.
+    """A pytree's structure as plain data: its containers, a leaf as its number.
 
     Dicts, lists, tuples and None print and parse; any other container makes it an Opaque handle.
     """

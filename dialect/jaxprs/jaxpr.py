@@ -180,7 +180,7 @@ class _Importer:
             _refuse_type(atom.aval, lambda: self.origin(eqn).source)
 
     def placed(self, eqn: Any, values: list[Value], parameter: str) -> list[Value]:
-        """The arguments or results of a call, constrained where the call says how they lie."""
+        """The arguments or results of a call, constrained to the shardings that the call names."""
         shardings = eqn.params.get(parameter) or (None,) * len(values)
         return [
             self.constraint(eqn, value, sharding) if isinstance(sharding, Sharding) else value
@@ -224,7 +224,7 @@ class _Importer:
         return (), attributes.encode_params(given)
 
     def origin(self, eqn: Any) -> Origin:
-        """The innermost frame of the user's own code."""
+        """The innermost frame of the user's code."""
         traceback = eqn.source_info.traceback
         if traceback is None:
             return NOWHERE
@@ -252,18 +252,18 @@ def _refuse_type(aval: Any, where: Callable[[], str] = str) -> None:
 
 def _side_effects(eqn: Any) -> list[Any]:
     """The effects that need an order: that a collective reads the name of an axis is none."""
-    return [each for each in eqn.effects if type(each).__name__ != "NamedAxisEffect"]
+    return [effect for effect in eqn.effects if type(effect).__name__ != "NamedAxisEffect"]
 
 
 def _effectful(eqn: Any) -> Any:
-    """The innermost equation that has the effects of `eqn`: it stands on the user's own line."""
+    """The innermost equation that has the effects of `eqn`: it is on the user's line."""
     inner = [
-        each
+        inner_eqn
         for value in eqn.params.values()
         for jaxpr in (value if isinstance(value, tuple) else (value,))
         if hasattr(primitives.opened(jaxpr)[0], "eqns")
-        for each in primitives.opened(jaxpr)[0].eqns
-        if _side_effects(each)
+        for inner_eqn in primitives.opened(jaxpr)[0].eqns
+        if _side_effects(inner_eqn)
     ]
     return _effectful(inner[0]) if inner else eqn
 

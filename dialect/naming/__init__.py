@@ -1,1 +1,1 @@
-"""Which dimensions are the same axis, and what each one is called."""
+"""Which dimensions are the same axis, and what they are called."""

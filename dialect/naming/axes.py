@@ -1,4 +1,4 @@
-"""Axis inference: which dimensions of a program are the same axis, and what each one is.
+"""Axis inference: which dimensions of a program are the same axis, and what they are.
 
 Every op's signature says which of its dimensions belong together. Joining them over the whole
 program (a union-find whose members split where a reshape cuts a dimension) leaves a few dozen
@@ -100,7 +100,7 @@ def _join_padded(axes: Axes, op: Op) -> None:
 def _join_compound(known: dict[str, list[Axis]], axis: Axis, dimension: tuple[str, ...]) -> None:
     """Cuts an axis into the letters of its dimension; one that nothing else has is the rest."""
     fresh = [letter for letter in dimension if letter not in known]
-    others = math.prod(leaf.size for each in dimension for leaf in known.get(each, ()))
+    others = math.prod(leaf.size for name in dimension for leaf in known.get(name, ()))
     if len(fresh) > 1 or others == 0:
         return
     for letter in fresh:

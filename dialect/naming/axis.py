@@ -110,24 +110,22 @@ class Axes:
         return tuple(_named(axis) if axis.size > 1 else () for axis in self.at(value))
 
     def at(self, value: Value) -> tuple[Axis, ...]:
-        """The axis of each dimension of a value, made where none is known."""
-        found = self.dimensions.get(value)
-        if found is None:
-            found = tuple(Axis(size) for size in value.type.shape)
-            self.dimensions[value] = found
-        return found
+        """The axis of every dimension of a value; a fresh one where none is known."""
+        if value not in self.dimensions:
+            self.dimensions[value] = tuple(Axis(size) for size in value.type.shape)
+        return self.dimensions[value]
 
     def sizes(self) -> dict[str, int]:
-        """The size of each named axis that the program has, the largest where several differ.
+        """The size of every named axis that the program has, the largest where several differ.
 
         An axis of no elements is nothing to plan for, and left out.
         """
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for axis in {axis for axes in self.dimensions.values() for axis in axes}:
             for name, group in itertools.groupby(leaves(axis), key=lambda leaf: leaf.name):
                 size = math.prod(leaf.size for leaf in group)
-                found[name] = max(found.get(name, 0), size)
-        return {name: found[name] for name in NAMES if found.get(name)}
+                sizes[name] = max(sizes.get(name, 0), size)
+        return {name: sizes[name] for name in NAMES if sizes.get(name)}
 
     def show(self, value: Value) -> str:
         """`batch time (heads d_head)`."""

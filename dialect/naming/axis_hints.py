@@ -30,15 +30,15 @@ LETTERS = {
     "e": "experts",
 }
 _HINTED = 100  # the priority of a user's word over every op's
-_WHERE = "said by the user"
+_WHERE = "a hint of the user"
 
 
 def hints_for(
-    said: Mapping[str, str], paths: Sequence[str], types: Sequence[Type]
+    hints: Mapping[str, str], paths: Sequence[str], types: Sequence[Type]
 ) -> dict[str, str]:
-    """The axes said of each path, in full names. Raises TraceError for a hint that fits nothing."""
-    found: dict[str, str] = {}
-    for pattern, text in said.items():
+    """The hinted axes of paths, in full names. Raises TraceError for a hint that fits nothing."""
+    axes: dict[str, str] = {}
+    for pattern, text in hints.items():
         hint = f"axes={{{in_quotes(pattern)}: {in_quotes(text)}}}"
         matching = [i for i, path in enumerate(paths) if _matches(pattern, path)]
         if not matching:
@@ -47,8 +47,8 @@ def hints_for(
         for i in matching:
             if len(array) != types[i].rank:
                 raise TraceError(f"{hint} has {len(array)} axes, but {paths[i]} is {types[i]}")
-            found[paths[i]] = show_array(array)
-    return found
+            axes[paths[i]] = show_array(array)
+    return axes
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -86,18 +86,18 @@ def _parsed(text: str, hint: str) -> Array:
 def place_hints(axes: Axes, program: Program) -> None:
     """Names the axes that the user spoke of. Raises TraceError where a cut cannot be placed."""
     inputs = zip(program.graph.inputs, program.step_inputs)
-    hinted = [(value, each) for value, each in inputs if each.axes]
-    for value, each in hinted:
-        for axis, names in zip(axes.at(value), parse_array(each.axes)):
+    hinted = [(value, declared) for value, declared in inputs if declared.axes]
+    for value, declared in hinted:
+        for axis, names in zip(axes.at(value), parse_array(declared.axes)):
             parts = leaves(axis)
             for leaf, name in zip(parts, names * len(parts) if len(names) == 1 else names):
                 if name != "_" and len(names) in (1, len(parts)):
                     leaf.call(name, _HINTED, _WHERE)
     sizes = axes.sizes() if hinted else {}
-    for value, each in hinted:
-        for axis, names in zip(axes.at(value), parse_array(each.axes)):
+    for value, declared in hinted:
+        for axis, names in zip(axes.at(value), parse_array(declared.axes)):
             if len(names) > 1 and len(names) != len(leaves(axis)):
-                _cut(axis, names, sizes, each.name, value)
+                _cut(axis, names, sizes, declared.name, value)
 
 
 def _cut(

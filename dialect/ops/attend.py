@@ -1,6 +1,6 @@
 """Attention as one word: `attend` (Vaswani et al. 2017, section 3.2), in all its variants.
 
-Grouped and single heads of keys (Ainslie et al. 2023, Shazeer 2019) need no word of their own: they
+Grouped and single heads of keys (Ainslie et al. 2023, Shazeer 2019) need no op of their own: they
 are axes that the keys lack. What a variant adds (a mask, a bias, a cap, a sink) is an operand or an
 attribute that is absent where it is not used.
 """
@@ -20,15 +20,12 @@ from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.signature import Array, Signature
 
-# What an `attend` may have beside query, key and value.
-BESIDE = ("key_scale", "value_scale", "mask", "bias", "sink")
-
 
 def attend(
     query: Any,
     key: Any,
     value: Any,
-    *beside: Any,
+    *operands: Any,
     axes: str,
     given: str = "",
     scale: float = 1.0,
@@ -47,59 +44,57 @@ def attend(
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
-    `axes` names every array's axes, those of `beside` too, and those of the result: `k` is summed
-    between query and key, `s` is the context, `v` the value's own. Of the others, one that query
-    and key share is batch or KV heads, one that only query has is time or query heads; `1` is an
-    axis of size one. `given` says which arrays are `beside`, in this order:
+    `axes` names the axes of all arrays and of the result: `k` is summed between query and key, `s`
+    is the context, `v` the value's alone. An axis that query and key share is batch or KV heads,
+    one that only the query has is time or query heads; `1` is an axis of size one. `given` names
+    the further operands, in this order:
 
-    - `key_scale` and `value_scale` are those of integer keys and values, one for each head of
-      d_head numbers: they multiply the logits and the weights, so that both products read
-      integers and nothing else (a product of integers is made in f32).
-    - `mask` is boolean and keeps where true. Elsewhere the logits are `fill`, -infinity unless
-      said; where `added`, it is added to them instead. A row that keeps no key is then what it is
-      in
-      the library: NaN of -infinity, the mean of the values of another `fill`, and their mean by
-      the logits where it is added. Where `dropped`, it is zero: the weights are 0 where the mask is
+    - `key_scale` and `value_scale` are those of integer keys and values, one per head of d_head
+      numbers. They multiply the logits and the weights, so that both products read integers alone
+      (a product of integers is computed in f32).
+    - `mask` is boolean and keeps where true. Elsewhere the logits are `fill` (by default
+      -infinity); where `added`, it is added to them. A row that keeps no key is what the library
+      makes of it: NaN for -infinity, the mean of the values for another `fill`, their mean weighted
+      by the logits where it is added, zero where `dropped`: the weights are 0 where the mask is
       false.
     - `bias` is added to the logits, as ALiBi is (Press et al. 2022).
     - `sink` are logits that take their share of the softmax and lead to no value (Xiao et al.
-      2024): one for each place on its axes, or `n` for each.
+      2024): one for every place on its axes, or `n`.
 
-    The logits are capped by cap * tanh(logits / cap) (Gemma 2) where `cap` is given. They are made
-    in dtype `logits` (query's unless said) and stay, up to the softmax, in `inner` (`logits`'s
-    unless said); the weights meet the values in `weights` (value's unless said), and the result is
-    in `dtype` (query's unless said). The precisions are those of the two products. With `rounds`
-    the weights are `rounded` over the context, in steps of int8 of that `largest` and `least`.
-    With `base` 2 the logits carry log2(e) already, `fill` too, and the softmax is that of
-    2 ** logits.
+    The logits are capped by cap * tanh(logits / cap) (Gemma 2) where `cap` is given. Their dtype is
+    `logits` (by default the query's) and, up to the softmax, `inner` (by default `logits`); the
+    weights meet the values in `weights` (the value's), and the result is in `dtype` (the query's).
+    The precisions are those of the two products. With `rounds` the weights are `rounded` over the
+    context, in steps of int8 of that `largest` and `least`. With `base` 2 the logits carry log2(e)
+    already, `fill` too, and the softmax is that of 2 ** logits.
     """
     named = Signature.parse(axes)
     over = (*(axis for axis in named.inputs[0] if axis and axis != ("k",)), ("s",))
-    more = zip(given.split(), beside, named.inputs[3:], strict=True)
+    more = zip(given.split(), operands, named.inputs[3:], strict=True)
     extra = {name: (array, its) for name, array, its in more}
     logits, factor = decode(logits) or query.dtype, extra.get("key_scale")
     pair = [_squeezed(query, named.inputs[0])]
     pair += [_squeezed(key if factor is None else key.astype(query.dtype), named.inputs[1])]
-    made, _ = _product(*pair, over, logits if factor is None else jnp.float32, key_precision)
+    scores, _ = _product(*pair, over, logits if factor is None else jnp.float32, key_precision)
     if rounds is not None:  # libtpu 0.0.42 overflows its stack if it merges long ones with these
-        made = jax.lax.optimization_barrier(made)
+        scores = jax.lax.optimization_barrier(scores)
     if factor is not None:
-        made = made * _aligned(*factor, over).astype(made.dtype)
-    made = made.astype(logits).astype(decode(inner) or logits)
+        scores = scores * _aligned(*factor, over).astype(scores.dtype)
+    scores = scores.astype(logits).astype(decode(inner) or logits)
     if scale != 1.0:
-        made = made * jnp.asarray(scale, made.dtype)
+        scores = scores * jnp.asarray(scale, scores.dtype)
     if cap is not None:
-        made = jnp.tanh(made / jnp.asarray(cap, made.dtype)) * jnp.asarray(cap, made.dtype)
+        scores = jnp.tanh(scores / jnp.asarray(cap, scores.dtype)) * jnp.asarray(cap, scores.dtype)
     if "bias" in extra:
-        made = made + _aligned(*extra["bias"], over).astype(made.dtype)
+        scores = scores + _aligned(*extra["bias"], over).astype(scores.dtype)
     mask = _aligned(*extra["mask"], over) if "mask" in extra else None
     if mask is not None:
-        nothing = jnp.asarray(-jnp.inf if fill is None else fill, made.dtype)
-        made = made + jnp.where(mask, 0, nothing) if added else jnp.where(mask, made, nothing)
+        nothing = jnp.asarray(-jnp.inf if fill is None else fill, scores.dtype)
+        scores = scores + jnp.where(mask, 0, nothing) if added else jnp.where(mask, scores, nothing)
     sink = None
     if "sink" in extra:
-        sink = _aligned(*extra["sink"], (*over[:-1], ("n",))).astype(made.dtype)
-    shares = _softmax(made, sink, jnp.exp if base is None else jnp.exp2)
+        sink = _aligned(*extra["sink"], (*over[:-1], ("n",))).astype(scores.dtype)
+    shares = _softmax(scores, sink, jnp.exp if base is None else jnp.exp2)
     if dropped:
         shares = jnp.where(mask, shares, jnp.zeros((), shares.dtype))
     if "value_scale" in extra:
@@ -155,8 +150,8 @@ def _aligned(array: Any, axes: Array, over: Array) -> Any:
 
 
 def _attend_axes(op: Op) -> Signature:
-    found = Signature.parse(op["axes"])
-    return Signature(found.inputs, found.outputs, frozenset("k"))
+    axes = Signature.parse(op["axes"])
+    return Signature(axes.inputs, axes.outputs, frozenset("k"))
 
 
 word(

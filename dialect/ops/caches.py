@@ -1,7 +1,7 @@
 """Caches: how a step writes its new keys and values into its state, in whatever spelling.
 
     cache_write  one place for all sequences: a dynamic_update_slice, done in place
-    cache_put    places of its own for each sequence, or for each position: a scatter
+    cache_put    places that differ by sequence, or by position: a scatter
 
 A library may also rewrite the whole cache through a one-hot mask; that is a `cache_put` too, and
 then touches only what it writes.
@@ -36,10 +36,10 @@ def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) ->
 
 
 def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode: Any) -> Any:
-    """Writes each row of `new` into `cache` at its own place along `axis`.
+    """Writes every row of `new` into `cache` at a place of its own along `axis`.
 
     `new` has the cache's rank, with t rows along `axis`. positions: [t], or [b, t] where the first
-    axis of the cache has places of its own. With a `layer`, a scalar, the cache is [layers, ...]
+    axis of the cache has different places. With a `layer`, a scalar, the cache is [layers, ...]
     and `new` that of one layer. `mode` says what a place out of bounds does.
     """
     batched, first = positions.ndim == 2, len(layer)
@@ -52,7 +52,7 @@ def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode
         operand_batching_dims=rows,
         scatter_indices_batching_dims=(0,) if batched else (),
     )
-    layers = [jnp.broadcast_to(_in_int32(each), positions.shape) for each in layer]
+    layers = [jnp.broadcast_to(_in_int32(number), positions.shape) for number in layer]
     indices = jnp.stack([*layers, _in_int32(positions)], axis=-1)
     return jax.lax.scatter(cache, indices, new, numbers, mode=decode(mode))
 

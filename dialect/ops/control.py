@@ -1,7 +1,7 @@
 """Control flow: `scan`, `while` and `cond`, whose bodies are regions.
 
 They go out through the public `jax.lax`, never by building a jaxpr. The regions take their
-arguments in the order of JAX's own bodies:
+arguments in the order of JAX's bodies:
 
     scan   (consts, carry, xs)          body(consts, carry, x) -> carry, y
     while  (cond consts, body consts, carry)
@@ -23,7 +23,7 @@ from rewrite.ir import Graph, Op, Type, Value
 from rewrite.opdef import OpDef
 from rewrite.signature import Signature, opaque
 
-# For each branch of a choice by platform the names of its platforms; None stands for all others.
+# The platforms of every branch of a choice by platform; None stands for all others.
 Platforms = tuple[tuple[str, ...] | None, ...] | None
 
 
@@ -113,8 +113,8 @@ def must_take(what: str, region: Graph, types: Sequence[Type]) -> None:
     _must_be(f"what {what} takes", [value.type for value in region.inputs], types)
 
 
-def _must_be(what: str, found: Sequence[Type], expected: Sequence[Type]) -> None:
-    pairs = [[f"{t.dtype}{list(t.shape)}" for t in group] for group in (found, expected)]
+def _must_be(what: str, actual: Sequence[Type], expected: Sequence[Type]) -> None:
+    pairs = [[f"{t.dtype}{list(t.shape)}" for t in group] for group in (actual, expected)]
     if pairs[0] != pairs[1]:
         one, other = (", ".join(group) or "nothing" for group in pairs)
         raise ValueError(f"{what} is {one}, and should be {other}")
@@ -133,7 +133,7 @@ def _while(*args: Any, regions: tuple[Graph, ...], cond_consts: int, body_consts
         return tuple(evaluate(body, (*for_body, *state)))
 
     def step_of_some(state: tuple) -> tuple:
-        """What `jax.vmap` makes of a loop: each row stops where its own condition says so."""
+        """What `jax.vmap` makes of a loop: every row stops by its condition."""
         rows = goes_on(state)
         return tuple(_rows_of(rows, new, old) for new, old in zip(step(state), state))
 
@@ -205,13 +205,13 @@ def _infer_cond(
 
 
 def _check_platforms(platforms: Any, count: int) -> None:
-    """Raises ValueError unless each branch has its platforms, and only the last may have none."""
+    """Raises ValueError unless every branch has its platforms, and only the last may have none."""
     if not isinstance(platforms, tuple) or len(platforms) != count:
-        raise ValueError(f"platforms are told for each of the {count} branches")
+        raise ValueError(f"`platforms` has an entry for every one of the {count} branches")
     named = platforms[:-1] if platforms[-1:] == (None,) else platforms
     names = [name for group in named for name in (group if isinstance(group, tuple) else (group,))]
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise ValueError("platforms are names, each in one branch; only the last branch has none")
+        raise ValueError("a platform is a name in one branch; only the last branch has none")
     if {"gpu", "default"} & set(names):
         raise ValueError("no platform has that name: cpu, tpu, cuda and rocm are some")
 
@@ -250,7 +250,7 @@ opdef.define(
         reference=_cond,
         regions=None,
         attrs=("platforms",),
-        doc="jax.lax.cond and switch; one region per branch. `platforms` names those of each branch"
-        " of a platform_dependent, None all others.",
+        doc="jax.lax.cond and switch; one region per branch. `platforms` are those of the branches"
+        " of a platform_dependent; None stands for all others.",
     )
 )

@@ -1,7 +1,7 @@
-"""Neighbouring heads made one, and one made several: the words for it.
+"""Neighbouring heads merged into one, and a head spread over several.
 
     merge_heads   n neighbours along an axis -> their mean, or the first of them
-    spread_heads  each head n times, as jnp.repeat does: its inverse where neighbours are the same
+    spread_heads  every head n times, as jnp.repeat does: its inverse where neighbours are the same
     shared_heads  n neighbouring projections -> one in the directions that they have in common
 
 Query head h of H reads the key-value head h // n of H / n, as in grouped-query attention.
@@ -30,7 +30,7 @@ def _grouped(x: Any, axis: int, count: int) -> Any:
 
 
 def merge_heads(x: Any, *, axis: int, count: int, by: str) -> Any:
-    """Every `count` neighbours along `axis` made one: the `first` of them, or the `mean`, in f32 at
+    """Every `count` neighbours along `axis` as one: the `first` of them, or the `mean`, in f32 at
     least. Of neighbours that are the `same` it is the first too; nothing is lost then."""
     groups = _grouped(x, axis, count)
     if by != "mean":
@@ -45,7 +45,7 @@ def spread_heads(x: Any, *, axis: int, count: int, by: str) -> Any:
 
 
 def shared_heads(w: Any, *, axis: int, count: int, summed: tuple[int, ...]) -> Any:
-    """Every `count` neighbouring projections along `axis` made one: U U' times their mean.
+    """Every `count` neighbouring projections along `axis` as one: U U' times their mean.
 
     w: [.., heads, .., k] with d = the product of the axes `summed` by the product that reads it. U
     [d, k] are the leading left singular vectors of the group's projections side by side [d, n k]:
@@ -53,7 +53,7 @@ def shared_heads(w: Any, *, axis: int, count: int, summed: tuple[int, ...]) -> A
     span gives the best approximation of rank k (Eckart and Young 1936). Each head would need a
     [k, k] matrix of its own to be approximated in them, which the queries would have to take up;
     with queries and outputs untouched there can be one for all, and the nearest in least squares
-    is U' times the mean. So this is the mean without what lies outside of those directions, and
+    is U' times the mean. So this is the mean without what is outside of those directions, and
     farther from the heads themselves than the mean, which is their least-squares optimum.
     Computed in f32.
     """
@@ -66,9 +66,9 @@ def shared_heads(w: Any, *, axis: int, count: int, summed: tuple[int, ...]) -> A
     side_by_side = jnp.transpose(groups, (0, 2, 1, 3)).reshape(groups.shape[0], -1, count * size)
     left = jnp.linalg.svd(side_by_side, full_matrices=False)[0][..., :size]
     mean = jnp.mean(groups, axis=1)
-    made = jnp.einsum("gdr,ger,gek->gdk", left, left, mean)
-    made = made.reshape(kept[0] // count, *kept[1:])
-    return jnp.transpose(made, [order.index(d) for d in range(rank)]).astype(w.dtype)
+    projected = jnp.einsum("gdr,ger,gek->gdk", left, left, mean)
+    projected = projected.reshape(kept[0] // count, *kept[1:])
+    return jnp.transpose(projected, [order.index(d) for d in range(rank)]).astype(w.dtype)
 
 
 def _merge_axes(op: Op) -> Signature:
@@ -82,7 +82,7 @@ def _spread_axes(op: Op) -> Signature:
 
 def _joined(op: Op, before: Array, after: Array) -> Signature:
     rest, at = tuple((f"x{i}",) for i in range(op.args[0].type.rank)), op["axis"]
-    arrays = [(*rest[:at], *own, *rest[at + 1 :]) for own in (before, after)]
+    arrays = [(*rest[:at], *letters, *rest[at + 1 :]) for letters in (before, after)]
     need = {"n"}
     if op.name == "shared_heads":
         need.update(name for d, (name,) in enumerate(rest) if d != at)

@@ -47,15 +47,15 @@ def _elementwise(op: Op) -> Signature:
 
 
 @lru_cache(maxsize=4096)
-def _mapped(read: tuple[tuple[int, ...], ...], made: tuple[tuple[int, ...], ...]) -> Signature:
-    outputs = tuple(_axes(len(shape)) for shape in made)
+def _mapped(read: tuple[tuple[int, ...], ...], written: tuple[tuple[int, ...], ...]) -> Signature:
+    outputs = tuple(_axes(len(shape)) for shape in written)
 
     def axes(shape: tuple[int, ...]) -> Array:
-        if len(shape) != len(made[0]):
+        if len(shape) != len(written[0]):
             return ()
         return tuple(
             () if size == 1 and size != whole else axis
-            for size, whole, axis in zip(shape, made[0], outputs[0])
+            for size, whole, axis in zip(shape, written[0], outputs[0])
         )
 
     return Signature(tuple(axes(shape) for shape in read), outputs)
@@ -165,20 +165,20 @@ def _same_or_need(out: tuple[int, ...], *inputs: tuple[int, ...]) -> Signature:
 
 
 def _slice(op: Op) -> Signature:
-    found = _same_or_need(op.types[0].shape, op.args[0].type.shape)
-    return Signature(found.inputs + ((),) * (len(op.args) - 1), found.outputs, found.need)
+    axes = _same_or_need(op.types[0].shape, op.args[0].type.shape)
+    return Signature(axes.inputs + ((),) * (len(op.args) - 1), axes.outputs, axes.need)
 
 
 def _static_slice(op: Op) -> Signature:
     """One of several equal parts of an axis is `(p x) -> x`: the part is an axis of its own."""
-    found, strides = _slice(op), op.get("strides")
-    read, need = list(found.inputs[0]), set(found.need)
+    axes, strides = _slice(op), op.get("strides")
+    read, need = list(axes.inputs[0]), set(axes.need)
     sizes = zip(op.args[0].type.shape, op.types[0].shape, op["start_indices"])
     for d, (whole, part, start) in enumerate(sizes):
         if part != whole and not strides and part and whole % part == start % part == 0:
             need = (need - {read[d][0]}) | {f"p{d}"}
             read[d] = (f"p{d}", f"x{d}")
-    return Signature((tuple(read),), found.outputs, frozenset(need))
+    return Signature((tuple(read),), axes.outputs, frozenset(need))
 
 
 def _pad(op: Op) -> Signature:
@@ -192,8 +192,8 @@ def _pad(op: Op) -> Signature:
 
 def _dynamic_update_slice(op: Op) -> Signature:
     operand, update, *indices = op.args
-    found = _same_or_need(op.types[0].shape, operand.type.shape, update.type.shape)
-    return Signature(found.inputs + ((),) * len(indices), found.outputs, found.need)
+    axes = _same_or_need(op.types[0].shape, operand.type.shape, update.type.shape)
+    return Signature(axes.inputs + ((),) * len(indices), axes.outputs, axes.need)
 
 
 def _concatenate(op: Op) -> Signature:
@@ -216,7 +216,7 @@ def _along(attr: str) -> Callable[[Op], Signature]:
                 for i in range(rank)
             )
 
-        outputs = tuple(result(number, each.shape) for number, each in enumerate(op.types))
+        outputs = tuple(result(number, type_.shape) for number, type_ in enumerate(op.types))
         cut = {x for array in outputs for (x,) in array} - {x for (x,) in axes}
         return Signature((axes,) * len(op.args), outputs, need | cut)
 
@@ -291,7 +291,7 @@ def _iota(op: Op) -> Signature:
     return Signature(((),) * len(op.args), (_axes(op.types[0].rank),))
 
 
-# Scatters that go out through the public function: their `update_jaxpr` is made there.
+# Scatters that go out through the public function: which makes their `update_jaxpr`.
 SCATTERS = {
     "scatter": jax.lax.scatter,
     "scatter-add": jax.lax.scatter_add,
@@ -353,7 +353,7 @@ def _evaluated(name: str, types: tuple[Type, ...], attrs: tuple, wide: bool) -> 
     reference = opdef.lookup(name).reference
     out = jax.eval_shape(lambda *arrays: reference(*arrays, **dict(attrs)), *structs)
     return tuple(
-        dtypes.type_of(each) for each in (out if isinstance(out, (list, tuple)) else [out])
+        dtypes.type_of(array) for array in (out if isinstance(out, (list, tuple)) else [out])
     )
 
 

@@ -1,6 +1,6 @@
-"""A function of blocks: `mapped`, what a program's own `shard_map` becomes, and `whole`.
+"""A function of blocks: `mapped`, what a program's `shard_map` becomes, and `whole`.
 
-Both are programs for one chip at a time, which the compiler does not split. `mapped` gives each
+Both are programs for one chip at a time, which the compiler does not split. `mapped` gives every
 chip its block of every array and lets the chips exchange values by the names of mesh axes.
 Lowered on a mesh that has these axes it is `jax.shard_map`; anywhere else it is the same function
 under `jax.vmap` over all blocks at once, since a collective means the same under either.
@@ -38,20 +38,20 @@ def mapped(
     inputs: tuple[Layout, ...],
     outputs: tuple[Layout, ...],
 ) -> list[Any]:
-    """`body`, a Graph over blocks, on the blocks that `inputs` cuts of each array.
+    """`body`, a Graph over blocks, on the blocks that `inputs` cuts of every array.
 
     `axes` are the mesh axes that the body knows, with their sizes; the layouts name no others.
     """
     mesh, graph = lowering_mesh(), body.payload
     if mesh is None or any(dict(mesh.shape).get(name) != size for name, size in axes):
         return over_all_blocks(graph, axes, inputs, outputs, arrays)
-    own = {name for name, _ in axes}
+    manual = {name for name, _ in axes}
     return jax.shard_map(
         lambda *blocks: evaluate(graph, blocks),
         mesh=mesh,
         in_specs=tuple(map(partition_spec, inputs)),
         out_specs=[partition_spec(layout) for layout in outputs],
-        axis_names=own,
+        axis_names=manual,
         check_vma=False,
     )(*arrays)
 
@@ -73,7 +73,7 @@ def over_all_blocks(
         cut = [0 if name in _cutting(layout, cuts) else None for layout in inputs]
         function = jax.vmap(function, in_axes=cut, axis_name=name, axis_size=size)
     blocks = [_cut(array, layout, cuts) for array, layout in zip(arrays, inputs)]
-    return [_joined(made, layout, axes) for made, layout in zip(function(*blocks), outputs)]
+    return [_joined(block, layout, axes) for block, layout in zip(function(*blocks), outputs)]
 
 
 def _evaluated(body: Graph, *blocks: Any) -> list[Any]:
@@ -118,7 +118,7 @@ def whole(*arrays: Any, regions: tuple[Graph, ...]) -> list[Any]:
     if mesh is None:
         return evaluate(regions[0], arrays)
     return jax.shard_map(
-        lambda *each: evaluate(regions[0], each),
+        lambda *arrays: evaluate(regions[0], arrays),
         mesh=mesh,
         in_specs=jax.sharding.PartitionSpec(),
         out_specs=jax.sharding.PartitionSpec(),

@@ -1,4 +1,4 @@
-"""The decoder's own vocabulary: what an engineer calls the pieces, as ops.
+"""The decoder's vocabulary: its pieces under the names that engineers use, as composite ops.
 
 Each carries its reference, so recognising a piece can never lose its meaning. None of them takes
 a weight matrix: products stay visible as `contract`, where quantisation, sharding and cost see

@@ -1,4 +1,4 @@
-"""An axis made longer with zeros, and cut back again: `padded` and `unpadded`; `cleared` between.
+"""An axis padded with zeros, and cut back again: `padded` and `unpadded`; `cleared` between.
 
 Padding is exact where nothing that is kept reads it as anything but zeros; `dialect.padded.longer`
 sees to that, and clears it where something else may stand there. A padded axis is the axis it was
@@ -63,11 +63,11 @@ def resized(word: str, value: Value, axis: int, size: int) -> Value:
 
 def as_padded(graph: Graph, value: Value) -> Value:
     """What is read of an input: its padded form, or the input itself where it has none."""
-    found = at = value
+    whole = at = value
     while len(readers := graph.users.get(at, ())) == 1:
         op = readers[0][0]
         if op.name not in ("reshape", "padded"):
             break
         at = op.results[0]
-        found = at if op.name == "padded" else found
-    return found
+        whole = at if op.name == "padded" else whole
+    return whole

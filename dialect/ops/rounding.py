@@ -30,7 +30,7 @@ def steps(
 ) -> list[Any]:
     """[q of `form`, scale], x being about q * scale. The scale has size one along `axes`.
 
-    Both are made in f32 at least: in bf16 a quotient beyond 64 would be rounded to halves first.
+    Both are computed in f32 at least: in bf16 a quotient beyond 64 would be rounded to halves.
     Where x holds NaN or infinity the scale is NaN.
     """
     wide = widened(x)
@@ -43,7 +43,7 @@ def rounded(x: Any, *, axes: tuple[int, ...], largest: float, least: float, **op
     """x in 2 * `largest` steps of its greatest magnitude along `axes`, symmetric about zero.
 
     Dynamic quantisation per token where `axes` is the last axis. A scale below `least` is one. The
-    greatest itself lies between two steps, of which it takes the smaller, but where `lowest` says
+    greatest itself is between two steps, of which it takes the smaller, but where `lowest` says
     that there is one more below zero: -128, which a library that only converts to int8 reaches.
     """
     q, scale = steps(x, axes=axes, largest=largest, least=least, **options)

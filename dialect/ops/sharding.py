@@ -1,6 +1,6 @@
 """Sharding: the `constrain` op, and the mesh in which a program is being lowered.
 
-A program names mesh axes, never a mesh; which devices stand behind them is said when it is
+A program names mesh axes, never a mesh; which devices stand behind them is decided when it is
 lowered. Evaluated without a mesh, a constraint is the identity.
 
 A layout gives the mesh axes of each dimension. In a constraint that a user wrote a dimension may
@@ -59,8 +59,8 @@ def spec_layout(spec: PartitionSpec, rank: int) -> Layout:
     entries = (*spec, *(None,) * (rank - len(spec)))
     free = PartitionSpec.UNCONSTRAINED
     return tuple(
-        None if each is free else () if each is None else (each,) if isinstance(each, str) else each
-        for each in entries
+        None if axis is free else () if axis is None else (axis,) if isinstance(axis, str) else axis
+        for axis in entries
     )
 
 
@@ -69,10 +69,10 @@ class Misfit(Exception):
 
 
 def fitted(sharding: Any, shape: tuple[int, ...], mesh: dict[str, int]) -> Layout:
-    """The layout that a program's own sharding asks for, on a mesh of these axes and sizes.
+    """The layout that a program's sharding asks for, on a mesh of these axes and sizes.
 
     Names decide, not devices. A name that the mesh has not is left out where it splits nothing on
-    the program's own mesh. Raises Misfit.
+    the program's mesh. Raises Misfit.
     """
     if not mesh:
         raise Misfit("there is no mesh to lay them over")
@@ -80,15 +80,15 @@ def fitted(sharding: Any, shape: tuple[int, ...], mesh: dict[str, int]) -> Layou
         raise Misfit("they name no devices")
     if not isinstance(sharding, NamedSharding):
         raise Misfit(f"a {type(sharding).__name__} names no mesh axes")
-    own = dict(sharding.mesh.shape)
+    theirs = dict(sharding.mesh.shape)
     if sharding.mesh.size == 1:
-        raise Misfit(f"their own mesh {_shown(own)} has one device")
+        raise Misfit(f"their mesh {_shown(theirs)} has one device")
     if sharding.memory_kind not in (None, "device"):
         raise Misfit(f"the memory {sharding.memory_kind!r} cannot be asked for here")
     asked = spec_layout(sharding.spec, len(shape))
-    names = {name for axes in asked for name in axes or () if name in mesh or own[name] > 1}
-    # What is whole is whole along axes of its own mesh: it says nothing of others.
-    unknown = sorted((names or {name for name in own if own[name] > 1}) - set(mesh))
+    names = {name for axes in asked for name in axes or () if name in mesh or theirs[name] > 1}
+    # What is whole is whole along axes of its mesh, and unknown along others.
+    unknown = sorted((names or {name for name in theirs if theirs[name] > 1}) - set(mesh))
     if unknown:
         raise Misfit(f"the mesh {brief(_shown(mesh))} has no axis {' or '.join(unknown)}")
     layout = tuple(axes and tuple(name for name in axes if name in names) for axes in asked)

@@ -48,7 +48,7 @@ def contract(x: Any, y: Any, *, spec: str, dtype: Any = None, precision: Any = N
 
 
 def partial_contract(x: Any, y: Any, *, spec: str, parts: int, **more: Any) -> Any:
-    """`contract` with what it sums cut into parts, each summed apart.
+    """`contract` with what it sums cut into parts, every one summed apart.
 
     `"b t f, f d -> p b t d"`: the first letter that is summed is cut, its parts are the first axis
     of the result. Added up over it they are the whole product. What else: as in `contract`.
@@ -61,7 +61,7 @@ def partial_contract(x: Any, y: Any, *, spec: str, parts: int, **more: Any) -> A
 
 
 def _cut(value: Any, axes: Array, letter: str, parts: int, part: str) -> tuple[Any, Array]:
-    """`value` with one axis made two, the parts in front, and the axes that it then has."""
+    """`value` with one axis split in two, the parts in front, and the axes that it then has."""
     at = axes.index((letter,))
     shape = (*value.shape[:at], parts, value.shape[at] // parts, *value.shape[at + 1 :])
     return value.reshape(shape), (*axes[:at], (part,), *axes[at:])

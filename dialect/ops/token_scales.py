@@ -3,7 +3,7 @@
     s = max|x| / 127 over d_head;  q = int8(round(x / s));  x is about q * s
 
 A token is rounded when it is written and never again: what is read back and rounded once more is
-what it was. One scale for each d_head numbers costs 2 / d_head of the cache's bytes (KVQuant,
+what it was. One scale per d_head numbers costs 2 / d_head of the cache's bytes (KVQuant,
 Hooper et al. 2024, section 3, and KIVI, Liu et al. 2024, round keys per channel instead; a token's
 own scale is known when it comes, which a channel's is not).
 """

@@ -1,6 +1,6 @@
 """What is known of JAX's primitives besides their axes and their meaning, one line an op.
 
-`rewrite.opdef.Traits` says what each fact means; `tests/test_traits.py` checks it on numbers.
+`rewrite.opdef.Traits` says what the facts mean; `tests/test_traits.py` checks it on numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How an op of the decoder's own vocabulary is declared: its reference says what it means.
+"""How a composite op is declared: its reference says what it means.
 
 `word` defines the op and remembers in `Traced` the function that rules call to write it.
 """
