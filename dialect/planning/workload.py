@@ -44,7 +44,19 @@ class Collective:
 
 
 class Workload:
-    """What every chip holds, computes, reads and exchanges in one step of a partitioned decoder."""
+    """What every chip holds, computes, reads and exchanges in one step of a partitioned decoder.
+
+    Mesh axes:
+
+    - batch, residual: of the residual stream's batch and d_model
+    - d_model, experts, d_ff, heads, kv_heads: of the weights as the products read them
+    - gathered: over which weights are all-gathered
+    - scattered: over which partial sums of hidden values are scattered to rows
+    - attention_batch: of the batch in attention
+
+    tokens: per chip and step; q_width, kv_width: elements of queries, and of keys and values, per
+    token.
+    """
 
     def __init__(self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning) -> None:
         self.shape, self.mesh, self.partitioning = shape, mesh, partitioning
@@ -64,7 +76,7 @@ class Workload:
         self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
         self.heads = axes("used", *HEADS)
         self.kv_heads = axes("used", *self.kv_names)
-        self.owned_batch = axes("attention", "batch")
+        self.attention_batch = axes("attention", "batch")
         self.tokens = shape.tokens / mesh.ways(self.batch)
         self.q_width = shape.heads * shape.d_head
         self.kv_width = 2 * shape.kv_heads * shape.d_head
@@ -80,7 +92,7 @@ class Workload:
         rows: every chip computes only the keys and values of its rows."""
         if not self.scattered or self.batch:
             return ()
-        return without(self.owned_batch, (*self.scattered, *self.kv_heads))
+        return without(self.attention_batch, (*self.scattered, *self.kv_heads))
 
     # Weights, in elements per chip.
 
@@ -236,7 +248,7 @@ class Workload:
         3.3), and from scattered rows to heads, if it shards more of the heads."""
         axes, shape = self.partitioning.axes, self.shape
         owned = axes("attention", *HEADS)
-        moved = without(self.owned_batch, (*self.batch, *self.scattered))
+        moved = without(self.attention_batch, (*self.batch, *self.scattered))
         turned = tuple(axis for axis in self.scattered if axis in owned)
         ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
         per_token = shape.activation_bytes_per_element * self.tokens
@@ -245,10 +257,10 @@ class Workload:
         yield Collective("all-to-all", moved, queries + keys, shape.layers, "attention")
         yield Collective("all-to-all", moved, queries, shape.layers, "attention")
         yield Collective("all-to-all", turned, queries, shape.layers, "attention")
-        kept = (*self.owned_batch, *axes("attention", *self.kv_names))
+        kept = (*self.attention_batch, *axes("attention", *self.kv_names))
         size = self.kv_width * per_token / self.mesh.ways(self.kv_heads)
-        whole_over = without(self.scattered, kept)
-        yield Collective("all-gather", whole_over, size, shape.layers, "attention")
+        gathered_over = without(self.scattered, kept)
+        yield Collective("all-gather", gathered_over, size, shape.layers, "attention")
 
     def gathers(self) -> Iterator[Collective]:
         """The all-gathers of weights over mesh axes that shard the batch too (section 3.2.3)."""
