@@ -16,7 +16,7 @@ import numpy as np
 
 from dialect.compiled import hlo
 from dialect.compiled.hlo import CollectiveInstruction
-from dialect.machine.collectives import own_bytes, transfer_s
+from dialect.machine.collectives import destination_bytes, transfer_s
 from dialect.machine.mesh import MeshSpec, Topology, placement
 
 # Kinds that use the links like another kind.
@@ -135,7 +135,7 @@ def exchanged(collective: CollectiveInstruction, places: Places) -> Exchanged:
         extents = places.extents(group)
         runs = [physical[axis].part(extent) for axis, extent in extents.items()]
         links = tuple((axis, direction) for axis in extents for direction in (1, -1))
-        received, together = int(own_bytes(kind, local_bytes, chips)), max(1, len(runs))
+        received, together = int(destination_bytes(kind, local_bytes, chips)), max(1, len(runs))
         ideal_s, hops = transfer_s(kind, local_bytes, runs), sum(run.hops for run in runs)
     return Exchanged(
         kind=collective.kind,

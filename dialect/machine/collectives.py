@@ -37,7 +37,7 @@ def received_bytes(kind: str, bytes_per_chip: float, links: Sequence[Links]) -> 
     return sum(size for _, size in _parts(kind, bytes_per_chip, links))
 
 
-def own_bytes(kind: str, bytes_per_chip: float, chips: int) -> float:
+def destination_bytes(kind: str, bytes_per_chip: float, chips: int) -> float:
     """Bytes that arrive at a chip as their destination, independent of the links."""
     if kind == "collective-permute":
         return bytes_per_chip

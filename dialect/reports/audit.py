@@ -30,7 +30,7 @@ from dialect.compiled import hlo
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.exchanges import Places, exchanged
 from dialect.compiled.executable import read
-from dialect.machine.collectives import ROUNDS, own_bytes
+from dialect.machine.collectives import ROUNDS, destination_bytes
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
 from dialect.planning.plan import Exchange, Plan
 from rewrite.program import Program
@@ -165,7 +165,7 @@ def compared(
 def planned_bytes(exchange: Exchange, mesh: dict[str, int]) -> float:
     """Bytes that a chip receives over all `times` of an exchange; mesh: {axis: size}."""
     chips = math.prod(mesh[axis] for axis in exchange.axes)
-    return own_bytes(exchange.kind, exchange.bytes * exchange.times, chips)
+    return destination_bytes(exchange.kind, exchange.bytes * exchange.times, chips)
 
 
 def _matched(
