@@ -1,4 +1,4 @@
-"""Firings of rules, counted and stopped after so many: how a wrong one is found among thousands.
+"""Firings of rules, counted and stopped after so many: to single out a wrong one among thousands.
 
 with counted(limit=17) as firings:
     step.run(program, target)     # as if no rule had fired after the 17th

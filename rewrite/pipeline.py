@@ -27,7 +27,7 @@ SUFFIX = ".pipeline"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The passes of each phase; a plain list of passes is one phase named "".
+    """The passes of every phase; a plain list of passes is one phase named "".
 
     `topology` and `mesh` are what a target is made of (see `Target`); `where` is the line that
     names the topology, for whoever finds that it does not exist.
@@ -97,7 +97,7 @@ class Pipeline:
         phase: str | None = None,
         hooks: Sequence[Hook] = (),
     ) -> Program:
-        """`program` after the passes of a phase; `target` stands in for the pipeline's own.
+        """`program` after the passes of a phase; `target` stands in for the pipeline's.
 
         `rewrite.manager.run` gives the reports of the passes as well.
         """
@@ -157,9 +157,9 @@ class _Reader:
         return mesh
 
     def passes(self, tree: Parsed) -> tuple[Pass, ...]:
-        return tuple(self.made(*each.children) for each in tree.children)
+        return tuple(self.step(*entry.children) for entry in tree.children)
 
-    def made(self, name: Token, *written: Parsed) -> Pass:
+    def step(self, name: Token, *written: Parsed) -> Pass:
         """The pass that `name{option=value, ...}` stands for."""
         try:
             kind = self.find(str(name))
@@ -175,11 +175,11 @@ class _Reader:
             self.fail(name, f"pass {name}: {error}")
 
     def given(self, name: Token, kind: type[Pass], written: tuple[Parsed, ...]) -> dict[str, Any]:
-        """The options by name, each as the type of its field."""
+        """The options by name, as the types of its fields."""
         types = get_type_hints(kind)
-        known = [each.name for each in dataclasses.fields(kind) if each.init]
+        known = [field.name for field in dataclasses.fields(kind) if field.init]
         given: dict[str, Any] = {}
-        for option, value in (each.children for each in written):
+        for option, value in (entry.children for entry in written):
             if option not in known:
                 hint = nearest(option, known) if known else "it takes no options"
                 self.fail(option, f"pass {name} has no option {str(option)!r}", hint)
@@ -207,4 +207,4 @@ class _Reader:
 
 def _is_needed(option: dataclasses.Field[Any]) -> bool:
     defaults = (option.default, option.default_factory)
-    return option.init and all(each is dataclasses.MISSING for each in defaults)
+    return option.init and all(default is dataclasses.MISSING for default in defaults)

@@ -30,8 +30,8 @@ _DIGEST = re.compile(r"[0-9a-f]{8,}")
 def show_program(program: Program, origins: bool = False, notes: Notes | None = None) -> str:
     """The text of a program, in time linear in its size.
 
-    `origins` adds to each op, as a comment, the user's line and the rules that it came from;
-    `notes(value)` gives one more comment for each value (its axes and layout, say), or "".
+    `origins` adds to every op, as a comment, the user's line and the rules that it came from;
+    `notes(value)` gives one more comment for a value (its axes and layout, say), or "".
     """
     printer = _Printer(origins, notes)
     inputs = list(zip(_display_names(program.inputs), program.inputs))
@@ -67,7 +67,7 @@ def show_graph(graph: Graph, origins: bool = False, notes: Notes | None = None) 
 
 
 class _Printer:
-    """Collects lines. Every value of a section has a name of its own, those of regions too."""
+    """Collects lines. Every value of a section has its name, those of regions too."""
 
     def __init__(self, origins: bool, notes: Notes | None) -> None:
         self.origins, self.notes = origins, notes
@@ -84,19 +84,19 @@ class _Printer:
 
     def inputs(self, declared: Sequence[Named], values: Sequence[Value]) -> list[str]:
         lines = []
-        for number, (name, each) in enumerate(declared):
-            path = "" if name == f"%{each.name}" else f" {quoted(each.name)}"
-            layout = "" if each.layout is None else f" @ {_layout(each.layout)}"
-            axes = f" axes {quoted(each.axes)}" if each.axes else ""
+        for number, (name, source) in enumerate(declared):
+            path = "" if name == f"%{source.name}" else f" {quoted(source.name)}"
+            layout = "" if source.layout is None else f" @ {_layout(source.layout)}"
+            axes = f" axes {quoted(source.axes)}" if source.axes else ""
             remark = self.remark(values[number : number + 1])
-            role = f"{each.role} finite" if each.finite else each.role
-            lines.append(f"{name}{path} : {each.type} {role}{axes}{layout}{remark}")
+            role = f"{source.role} finite" if source.finite else source.role
+            lines.append(f"{name}{path} : {source.type} {role}{axes}{layout}{remark}")
         return lines
 
     def section(self, head: str, graph: Graph, declared: Sequence[Named]) -> None:
         """A graph of those declared inputs; they are written again only where it has others."""
         self.count = 0
-        if [value.type for value in graph.inputs] != [each.type for _, each in declared]:
+        if [value.type for value in graph.inputs] != [source.type for _, source in declared]:
             self.region(graph, f"{head} ")
             return
         self.lines.append(f"{head} {{")
@@ -224,11 +224,11 @@ def _constant(op: Op) -> str:
 
 
 def _display_names(declared: Sequence[Input]) -> list[str]:
-    """`%params/wq` for each input: its own name where the grammar can read it, and unique."""
+    """`%params/wq` for an input: its name where the grammar can read it, and unique."""
     taken: dict[str, int] = {}
     names = []
-    for each in declared:
-        name = re.sub(r"[^A-Za-z0-9_./-]+|^/|/$|/(?=/)", "_", each.name)
+    for source in declared:
+        name = re.sub(r"[^A-Za-z0-9_./-]+|^/|/$|/(?=/)", "_", source.name)
         name = name if re.match("[A-Za-z_]", name) else f"_{name}"  # numbers are for ops
         while name in taken:
             taken[name] += 1
@@ -248,14 +248,14 @@ def _outputs(declared: Sequence[Output], inputs: Sequence[Named]) -> list[str]:
 def _step(step: Step) -> list[str]:
     asked = (f" asks {_word(key)}={_word(value)}" for key, value in step.requests)
     lines = [f"{quoted(step.text)} {step.keeps}{''.join(asked)}"]
-    for each in step.remarks:
-        of = f" of {quoted(each.of)} as {quoted(each.kind)}" if each.of else ""
-        lines.append(f"  - {quoted(each.text)}{of}")
+    for remark in step.remarks:
+        of = f" of {quoted(remark.of)} as {quoted(remark.kind)}" if remark.of else ""
+        lines.append(f"  - {quoted(remark.text)}{of}")
     return lines
 
 
 def _layout(layout: Layout) -> str:
-    """`(x y, _)`: the mesh axes of each dimension, `_` where it is not split."""
+    """`(x y, _)`: the mesh axes of every dimension, `_` where it is not sharded."""
     shown = (" ".join(map(_word, dimension)) or "_" for dimension in layout)
     return f"({', '.join(shown)})"
 

@@ -4,7 +4,7 @@
 
 Until it is staged, a program is one graph from the user's inputs to the user's outputs. Staged,
 it is four: `prepare` runs once on the parameters, `adapt` once on the state, the graph itself
-every step, and `restore` gives the user's own state back.
+every step, and `restore` gives the user's state back.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from rewrite.verify import verify
 ROLES = ("param", "state", "arg")
 KEEPS = ("bits", "reals", "approx")  # from strongest to weakest
 LEFT_ALONE = "left alone"  # the kind of a remark about an input that a pass could have changed
-Layout = tuple[tuple[str, ...], ...]  # mesh axes of each dimension
+Layout = tuple[tuple[str, ...], ...]  # mesh axes of every dimension: a partition spec
 
 
 @dataclass(frozen=True)
 class Input:
     """One array that goes in: its path in the user's pytree, its type, its role.
 
-    `layout` gives the mesh axes of each dimension once a plan has decided them; `axes` is what
-    the user said of its axes (`"d_model (heads d_head)"`), where these cannot be inferred. `finite`
-    is set where a rewrite holds only if no element is NaN or infinite: `prepare` sees to that.
+    `layout` gives the mesh axes of every dimension once a plan has decided them. `axes` is the
+    user's hint (`"d_model (heads d_head)"`) where axes cannot be inferred. `finite` is set where a
+    rewrite holds only if no element is NaN or infinite: `prepare` sees to that.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Stages:
-    """The graphs around the step, and the step's own inputs and outputs.
+    """The graphs around the step, and the step's inputs and outputs.
 
     - prepare: parameters -> packed parameters
     - adapt: state -> packed state;  restore: packed state -> state
@@ -132,22 +132,22 @@ class Program:
     def requested(self, what: str) -> str | None:
         """What the passes ask of later ones, the last of them first: `requested("owner")`."""
         asked = (dict(step.requests) for step in reversed(self.history))
-        return next((each[what] for each in asked if what in each), None)
+        return next((requests[what] for requests in asked if what in requests), None)
 
     @property
     def step_inputs(self) -> tuple[Input, ...]:
-        """The inputs of `graph`: the user's own, or the packed ones of a staged program."""
+        """The inputs of `graph`: the user's, or the packed ones of a staged program."""
         return self.stages.inputs if self.stages else self.inputs
 
     @property
     def step_outputs(self) -> tuple[Output, ...]:
-        """The outputs of `graph`: the user's own, or the packed ones of a staged program."""
+        """The outputs of `graph`: the user's, or the packed ones of a staged program."""
         return self.stages.outputs if self.stages else self.outputs
 
     def values(self, role: str) -> list[Value]:
         """The inputs of `graph` that have this role."""
         pairs = zip(self.graph.inputs, self.step_inputs)
-        return [value for value, each in pairs if each.role == role]
+        return [value for value, source in pairs if source.role == role]
 
     @property
     def keeps(self) -> str:
@@ -183,11 +183,11 @@ class Program:
                 f"the step takes {len(graph.inputs)} arrays and gives {len(graph.outputs)}, "
                 f"but {len(inputs)} inputs and {len(outputs)} outputs are declared"
             )
-        for value, each in zip(graph.inputs, inputs):
-            if (value.type.dtype, value.type.shape) != (each.type.dtype, each.type.shape):
-                return f"input {each.name} is declared {each.type}, the step takes {value.type}"
-            if each.layout is not None and len(each.layout) != each.type.rank:
-                return f"input {each.name} has a layout of {len(each.layout)} dimensions"
+        for value, source in zip(graph.inputs, inputs):
+            if (value.type.dtype, value.type.shape) != (source.type.dtype, source.type.shape):
+                return f"input {source.name} is declared {source.type}, the step takes {value.type}"
+            if source.layout is not None and len(source.layout) != source.type.rank:
+                return f"input {source.name} has a layout of {len(source.layout)} dimensions"
         updated = [out.updates for out in outputs if out.updates is not None]
         if len(set(updated)) < len(updated):
             return "two outputs update the same input"
@@ -203,14 +203,14 @@ class Program:
 
     def _staged_misfit(self, stages: Stages) -> str | None:
         """What does not fit between the stages: what one gives another takes."""
-        made = {role: _types(x for x in stages.inputs if x.role == role) for role in ROLES}
-        own = {role: _types(x for x in self.inputs if x.role == role) for role in ROLES}
-        told = [stages.inputs[x.updates] for x in stages.outputs if x.updates is not None]
+        packed = {role: _types(x for x in stages.inputs if x.role == role) for role in ROLES}
+        users = {role: _types(x for x in self.inputs if x.role == role) for role in ROLES}
+        updated = [stages.inputs[x.updates] for x in stages.outputs if x.updates is not None]
         back = [self.inputs[x.updates] for x in self.outputs if x.updates is not None]
         for name, takes, gives in (
-            ("prepare", own["param"], made["param"]),
-            ("adapt", own["state"], made["state"]),
-            ("restore", _types(told), _types(back)),
+            ("prepare", users["param"], packed["param"]),
+            ("adapt", users["state"], packed["state"]),
+            ("restore", _types(updated), _types(back)),
         ):
             graph = self.graphs[name]
             for what, values, wanted in (
@@ -240,7 +240,7 @@ class Program:
 
     def take(self, leaves: list[Any], role: str) -> list[Any]:
         """The leaves of the user's inputs that have this role."""
-        return [leaf for leaf, each in zip(leaves, self.inputs) if each.role == role]
+        return [leaf for leaf, source in zip(leaves, self.inputs) if source.role == role]
 
     def restored(self, results: list[Any]) -> list[Any]:
         """The step's results with the packed state turned back into the user's state."""
@@ -252,4 +252,4 @@ class Program:
 
 
 def _types(typed: Iterable[Input | Value]) -> str:
-    return ", ".join(f"{each.type.dtype}{list(each.type.shape)}" for each in typed) or "nothing"
+    return ", ".join(f"{value.type.dtype}{list(value.type.shape)}" for value in typed) or "nothing"

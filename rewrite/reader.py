@@ -73,7 +73,7 @@ def _lines_parser() -> Lark:
 
 
 class _Reader:
-    """Reads one text. `scopes` holds what is defined, by name, in each region that is open."""
+    """Reads one text. `scopes` holds what is defined, by name, in every open region."""
 
     def __init__(self, text: str) -> None:
         self.source = Source(text, most=MOST_OF_A_PROGRAM)
@@ -93,8 +93,8 @@ class _Reader:
 
     def line_of(self, word: str) -> int:
         """Where the section of this name begins."""
-        found = re.search(rf"^({word})\b", self.source.text, re.MULTILINE)
-        return found.start() if found else 0
+        place = re.search(rf"^({word})\b", self.source.text, re.MULTILINE)
+        return place.start() if place else 0
 
     # Programs.
 
@@ -126,34 +126,34 @@ class _Reader:
         return replace(program, graph=self.section(step, packed), stages=stages)
 
     def inputs(self, tree: Parsed) -> tuple[tuple[Input, ...], dict[str, int]]:
-        """The inputs as declared, and the number of each by the name that the text has for it."""
+        """The inputs as declared, and their numbers by the names of the text."""
         names: dict[str, int] = {}
         inputs = []
-        for each in tree.children:
-            value, name, types, role, finite, axes, layout = each.children
+        for entry in tree.children:
+            value, name, types, role, finite, axes, layout = entry.children
             if value in names:
                 self.fail(value, f"{value} is declared twice")
             names[str(value)] = len(names)
             path = _text(name) if name else str(value[1:])
-            said = _text(axes) if axes else ""
+            hint = _text(axes) if axes else ""
             type_ = self.one_type(types)
-            self.check_axes(axes, said, type_)
+            self.check_axes(axes, hint, type_)
             place = _layout(layout)
-            inputs.append(Input(path, type_, str(role), place, said, finite is not None))
+            inputs.append(Input(path, type_, str(role), place, hint, finite is not None))
         return tuple(inputs), names
 
-    def check_axes(self, token: Token, said: str, type_: Type) -> None:
-        """What is said of an input's axes is said of all of them."""
+    def check_axes(self, token: Token, hint: str, type_: Type) -> None:
+        """A hint about an input's axes names all of them."""
         try:
-            axes = parse_array(said)
+            axes = parse_array(hint)
         except TextError as error:
             self.fail(token, error.message)
-        if said and len(axes) != type_.rank:
+        if hint and len(axes) != type_.rank:
             self.fail(token, f"{len(axes)} axes are named, {type_} has {type_.rank}")
 
     def outputs(self, tree: Parsed, names: dict[str, int]) -> tuple[Output, ...]:
         outputs = []
-        for name, value in (each.children for each in tree.children):
+        for name, value in (entry.children for entry in tree.children):
             if value is not None and value not in names:
                 self.fail(value, f"there is no input {value}", nearest(value, names))
             outputs.append(Output(_text(name), None if value is None else names[value]))
@@ -174,12 +174,12 @@ class _Reader:
 
     def trees(self, tree: Parsed, counts: tuple[int, int]) -> tuple[Any, Any]:
         """The structures of arguments and results, whose leaves are numbered in their order."""
-        made = (self.skeleton(tree.children[0]), self.skeleton(tree.children[1]))
-        for one, count in zip(made, counts):
+        trees = (self.skeleton(tree.children[0]), self.skeleton(tree.children[1]))
+        for one, count in zip(trees, counts):
             if list(_leaves(one)) != list(range(count)):
-                said = f"the leaves of a tree of {count} arrays are numbered in order, from 0"
-                self.source.fail(self.line_of("tree"), said)
-        return made
+                message = f"the leaves of a tree of {count} arrays are numbered in order, from 0"
+                self.source.fail(self.line_of("tree"), message)
+        return trees
 
     def skeleton(self, node: Parsed) -> Any:
         """A pytree's structure; depth is that of the user's tree."""
@@ -189,14 +189,14 @@ class _Reader:
             return None if node.type == "NONE" else self.word(node)
         if node.data == "dict":
             entries: dict[Any, Any] = {}
-            for key, item in (each.children for each in node.children):
+            for key, item in (entry.children for entry in node.children):
                 if self.word(key) in entries:
                     self.fail(key, f"{key} is given twice")
                 if key.type != node.children[0].children[0].type:
                     self.fail(key, "the keys of a dict are texts or numbers, not both")
                 entries[self.word(key)] = self.skeleton(item)
             return entries
-        items = [self.skeleton(each) for each in node.children]
+        items = [self.skeleton(child) for child in node.children]
         return items if node.data == "list" else tuple(items)
 
     # Graphs.
@@ -206,12 +206,12 @@ class _Reader:
         inner = tree.children[0]
         if inner.data == "region":
             return self.region(inner)
-        return self.body(inner, {name: new_input(each.type) for name, each in declared})
+        return self.body(inner, {name: new_input(source.type) for name, source in declared})
 
     def region(self, tree: Parsed) -> Graph:
         params, body = tree.children
         scope: dict[str, Value] = {}
-        for value, types in (each.children for each in params.children):
+        for value, types in (entry.children for entry in params.children):
             self.define(scope, str(value), new_input(self.one_type(types)), value)
         return self.body(body, scope)
 
@@ -235,7 +235,7 @@ class _Reader:
             tuple(self.values(args, args[:-1], 1, scope)),
             self.attributes(name, lead, braces),
             types,
-            tuple(self.region(each) for each in regions),
+            tuple(self.region(region) for region in regions),
             Origin(f"line {head.line}"),
         )
         shown, _, count = head[:-1].rstrip().partition(":")
@@ -271,28 +271,28 @@ class _Reader:
         """The values and constants listed in `text`, a copy of `token`, from `at` to its end."""
         values, end = [], len(text.rstrip())
         while at < end:
-            found = _ARG.match(text, at)
-            if found is None:
+            match = _ARG.match(text, at)
+            if match is None:
                 gap = len(text) - len(text[at:].lstrip())
                 self.fail(token, "expected values with commas between them", at=gap)
-            name = found["name"]
+            name = match["name"]
             if name not in scope:
-                scope[name] = self.constant(token, found)
+                scope[name] = self.constant(token, match)
             values.append(scope[name])
-            at = found.end()
+            at = match.end()
         return values
 
-    def constant(self, token: Token, found: re.Match[str]) -> Value:
-        """The constant that was found; a name is none, and therefore unknown."""
-        name, content, at = found["name"], found["content"], found.start("name")
+    def constant(self, token: Token, match: re.Match[str]) -> Value:
+        """The constant of a match; a name is none, and therefore unknown."""
+        name, content, at = match["name"], match["content"], match.start("name")
         if content is None:
-            known = [each for each in self.scopes[-1] if each.startswith("%")]
+            known = [value for value in self.scopes[-1] if value.startswith("%")]
             named = known and not name[1:].isdigit()  # any two numbers look alike
             hint = nearest(name, known) if named else "define it above the line that reads it"
             if any(name in scope for scope in self.scopes[:-1]):
-                hint = "a region sees only its own inputs: hand it over as an argument"
+                hint = "a region sees only its inputs: hand it over as an argument"
             self.fail(token, f"there is no value {name} here", hint, at, len(name))
-        (type_,) = self.types(token, _listed(found["type"]), at, len(name))
+        (type_,) = self.types(token, _listed(match["type"]), at, len(name))
         value = self.read(token, content, "value", at)
         self.refuse_handles(f"a constant of type {type_}", value, token)
         op = Op("const", (), attrs_of({"type": type_, "value": value}), (type_,))
@@ -371,10 +371,10 @@ def _leaves(tree: Any) -> Iterator[Any]:
 
 def _step(tree: Parsed) -> Step:
     text, keeps, *rest = tree.children
-    words = [(each.data, [_text(word) for word in each.children if word]) for each in rest]
-    told = tuple(Remark(*texts) for kind, texts in words if kind == "remark")
+    words = [(part.data, [_text(word) for word in part.children if word]) for part in rest]
+    remarks = tuple(Remark(*texts) for kind, texts in words if kind == "remark")
     asked = tuple((texts[0], texts[1]) for kind, texts in words if kind == "request")
-    return Step(_text(text), str(keeps), told, asked)
+    return Step(_text(text), str(keeps), remarks, asked)
 
 
 def _layout(tree: Parsed | None) -> Layout | None:

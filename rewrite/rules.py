@@ -8,7 +8,7 @@ A rule reads like the formula it is. Most are two plain functions of the framewo
         example=("f32[2,8]",))
 
 traced and normalised by the same code as the program. `before` is first matched by structure
-alone, then traced again at the types that were found and compared exactly, so that one rule
+alone, then traced again at the types of the match and compared exactly, so that one rule
 serves every rank and dtype. Keyword-only parameters stand for constants.
 
 Where the formula depends on shapes, a rule is a function of one op (`local`). Either way it has a

@@ -60,8 +60,8 @@ def plan(text: str, source: str) -> Any:
 
 def check(type: Type) -> None:
     """Raises ValueError for a type that no array has, where a framework is there to tell."""
-    for each in _framework:
-        each.check(type)
+    for known in _framework:
+        known.check(type)
 
 
 def framework() -> Framework:

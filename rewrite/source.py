@@ -58,11 +58,13 @@ class Source:
         ended = not named and error.token.type == "$END"
         place = len(read.rstrip()) if ended else error.pos_in_stream
         wanted = (error.allowed if named else error.accepts) or set()
-        expected = sorted({_in_words(each, grammar, words) for each in wanted - {"$END"}})
-        found = "" if ended else _FOUND.findall(read, place)[0]
-        said = f"expected {' or '.join(expected) or 'the end'}, found "
-        hint = "end the string on its own line" if found == '"' else ""
-        self.fail(at + place, said + (repr(brief(found)) if found else "the end"), hint, len(found))
+        expected = sorted({_in_words(token, grammar, words) for token in wanted - {"$END"}})
+        actual = "" if ended else _FOUND.findall(read, place)[0]
+        message = f"expected {' or '.join(expected) or 'the end'}, found "
+        hint = "end the string on the same line" if actual == '"' else ""
+        self.fail(
+            at + place, message + (repr(brief(actual)) if actual else "the end"), hint, len(actual)
+        )
 
     def fail(
         self,
@@ -72,7 +74,7 @@ class Source:
         width: int = 1,
         error: type[ShardwrightError] = TextError,
     ) -> NoReturn:
-        """Raises `error` at a place in the text; a token or a tree has its own width."""
+        """Raises `error` at a place in the text; a token or a tree has a width."""
         if not isinstance(place, int):
             meta: Any = place.meta if isinstance(place, Tree) else place
             place, width = meta.start_pos, meta.end_pos - meta.start_pos
@@ -84,11 +86,11 @@ class Source:
         if len(row) > _SHOWN:  # a window of it, the column near its middle
             cut = max(0, min(column - _SHOWN // 2, len(row) - _SHOWN))
             row, column = row[cut : cut + _SHOWN], column - cut
-        shown = "".join(each if each.isprintable() else " " for each in row)
+        shown = "".join(letter if letter.isprintable() else " " for letter in row)
         marks = " " * column + "^" * max(1, min(width, len(row) - column))
-        said = brief(message) if self.name else f"line {number}: {brief(message)}"
+        text = brief(message) if self.name else f"line {number}: {brief(message)}"
         where = f"{self.name}:{number}" if self.name else ""
-        raise error(f"{said}\n    {shown}\n    {marks}", where=where, hint=brief(hint)) from None
+        raise error(f"{text}\n    {shown}\n    {marks}", where=where, hint=brief(hint)) from None
 
     def string(self, token: Token) -> str:
         """What stands in quotes."""

@@ -1,4 +1,4 @@
-"""Reading: the values of attributes, and types, each distinct text of them once."""
+"""Reading: the values of attributes, and types, every distinct text once."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def types_of(text: str) -> tuple[Type, ...]:
     if long := _LONG.search(text):
         raise ValueError(f"an axis of {len(long[0]):,} digits is too long")
     types = tuple(map(Type.parse, _TYPE.findall(text)))
-    for each in types:
-        runtime.check(each)
+    for type_ in types:
+        runtime.check(type_)
     return types
 
 
 class _Values(Transformer[Token, Any]):
-    """Attribute values, made while they are read."""
+    """Attribute values, built while they are read."""
 
     NONE = staticmethod(lambda token: None)
     TRUE = staticmethod(lambda token: True)
@@ -84,11 +84,11 @@ class _Values(Transformer[Token, Any]):
 @lru_cache(maxsize=1)
 def values_parser() -> Lark:
     """The parser of attributes, as they stand behind an op."""
-    start, made = ["attributes", "value"], _Values()
+    start, transformer = ["attributes", "value"], _Values()
     return grammar(
         Path(__file__).with_name("program.lark"),
         start=start,
-        transformer=made,
+        transformer=transformer,
         propagate_positions=False,
     )
 

@@ -273,7 +273,7 @@ def test_wrong_names_and_values(text: str, message: str, at: str, hint: str) -> 
             'options_probe{skip="embed}',
             "expected '(' or a value, found '\"'",
             '"',
-            "end the string on its own line",
+            "end the string on the same line",
         ),
         (
             r'options_probe{skip="\d"}',

@@ -63,7 +63,7 @@ LAZY = {
 }
 PRIMITIVES = "dialect.arrays.primitives"  # the only module that touches jax.extend
 MOST_LINES = 400
-MOST_ENGINE_LINES = 3400
+MOST_ENGINE_LINES = 3500
 
 
 def module_name(path: Path) -> str:

@@ -653,7 +653,7 @@ def error_of(line: str) -> str:
             line 2: there is no value %x here
                   %1 = cond(%x) : f32[4] () { %2 = neg(%x) : f32[4] return %2 }
                                                        ^^
-              try: a region sees only its own inputs: hand it over as an argument
+              try: a region sees only its inputs: hand it over as an argument
             """,
         ),
         (
