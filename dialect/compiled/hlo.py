@@ -173,17 +173,10 @@ def _walk(module: Module, name: str, trips: int | None) -> Iterator[CollectiveIn
                 yield from _walk(module, callee, trips)
         else:
             inside = list(collectives_of(module, body, op))
-            again = seen if op.opcode == "fusion" else set()
-            yield from (
-                replace(collective, trips=trips)
-                for collective in inside
-                if collective.channel not in again
-            )
-            seen |= {
-                collective.channel
-                for collective in inside
-                if collective.channel and op.opcode == "fusion"
-            }
+            if op.opcode == "fusion":
+                inside = [part for part in inside if part.channel not in seen]
+                seen |= {part.channel for part in inside} - {""}
+            yield from (replace(collective, trips=trips) for collective in inside)
 
 
 def collectives_of(
@@ -197,12 +190,8 @@ def collectives_of(
         for callee in callees(op):
             inside = module.computation(callee)
             for inner in inside.values():
-                for collective in collectives_of(module, inside, inner):
-                    yield (
-                        _scattered(op, collective)
-                        if callee.startswith(_REDUCE_SCATTER)
-                        else collective
-                    )
+                for part in collectives_of(module, inside, inner):
+                    yield _scattered(op, part) if callee.startswith(_REDUCE_SCATTER) else part
 
 
 def _source(op: Instruction, body: dict[str, Instruction]) -> str:
@@ -211,11 +200,9 @@ def _source(op: Instruction, body: dict[str, Instruction]) -> str:
     for name in (names := [op.name]):
         if near[name].source:
             return near[name].source
-        read = [
-            operand for operand in near[name].operands if operand in body and operand not in near
-        ]
-        near |= {operand: body[operand] for operand in read}
-        names += read
+        operands = [n for n in near[name].operands if n in body and n not in near]
+        near |= {operand: body[operand] for operand in operands}
+        names += operands
     return ""
 
 
@@ -229,9 +216,7 @@ def loop_of(
 
 def _scattered(fusion: Instruction, collective: CollectiveInstruction) -> CollectiveInstruction:
     source = collective.source or fusion.source
-    return CollectiveInstruction(
-        "reduce-scatter", fusion.type, collective.line, collective.trips, source
-    )
+    return replace(collective, kind="reduce-scatter", type=fusion.type, source=source)
 
 
 def callees(op: Instruction) -> list[str]:

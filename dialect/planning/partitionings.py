@@ -31,9 +31,9 @@ from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import (
     Fit,
-    MeshAxes,
     MeshRole,
     MeshRoles,
+    OfferedAxes,
     Partitioning,
     partitioning_of,
 )
@@ -117,20 +117,21 @@ def _must_divide(
     partitioning: Partitioning, roles: MeshRoles, shape: DecoderShape, mesh: MeshSpec
 ) -> None:
     """Raises Unavailable if an axis is sharded over fewer mesh axes than the name implies."""
-    required: list[tuple[str, str, MeshAxes]] = []
-    for axis in ("d_model", "d_ff"):
-        required.append(("weights", axis, tuple(n for n, role in roles if role.weights == axis)))
-    required.append(("weights", "heads", tuple(n for n, role in roles if role.weights == "d_ff")))
-    for axis in ("batch", "d_model"):
-        required.append(("residual", axis, tuple(n for n, role in roles if role.stream == axis)))
-    over_batch = tuple(name for name, role in roles if role.attention == "batch")
-    required.append(("attention", "batch", over_batch))
+    offered = OfferedAxes(roles)
+    required = (
+        ("weights", "d_model", offered.weights("d_model")),
+        ("weights", "d_ff", offered.weights("d_ff")),
+        ("weights", "heads", offered.weights("d_ff")),
+        ("residual", "batch", offered.stream("batch")),
+        ("residual", "d_model", offered.stream("d_model")),
+        ("attention", "batch", offered.attention("batch")),
+    )
     for group, axis, axes in required:
         size = Fit(shape, mesh).size(axis)
         names = _TOGETHER.get(axis, (axis,))
         if size and set(partitioning.axes(group, *names)) != set(axes):
             ways = mesh.ways(axes)
-            over = " ".join(f"{name}={mesh.ways((name,))}" for name in axes)
+            over = " ".join(f"{name}={count}" for name, count in mesh.axes if name in axes)
             raise Unavailable(
                 f"{group}: {axis} ({size}) does not divide over {over} ({ways} chips)",
                 hint=f"pad {axis} to {-(-size // ways) * ways}, or shard another axis",
