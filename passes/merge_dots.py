@@ -5,7 +5,7 @@ contract(x, w) + contract(y, v)  ->  contract([x y], [w v])
 
 Query, key and value; gate and up; in a parallel block the query with the feed-forward input, and
 both outputs (Pope et al. 2022, section 3.4). The weights are joined once, in `prepare`. They are
-joined *behind* the axis that a mesh splits (heads, d_ff), each chip's own parts side by side, so
+joined *behind* the axis that a mesh splits (heads, d_ff), the parts of a chip side by side, so
 the joined weight splits as its parts did; where that is not possible they are left apart.
 """
 
@@ -31,7 +31,7 @@ from rewrite.program import Program
 from rewrite.signature import Signature, letters
 from rewrite.target import Target
 
-SPLIT = {"heads", "kv_heads", "d_ff"}  # what a mesh splits of a weight beside d_model
+SPLIT = {"heads", "kv_heads", "d_ff"}  # what a mesh shards of a weight besides d_model
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _QUANTISED = "its weights are integers, which joining would make floats: merge before quantizing"
 
@@ -54,7 +54,7 @@ class MergeDots(Pass):
 
 @dataclass(frozen=True)
 class Product:
-    """A product of an activation with a weight, `own` being the axes that the weight adds.
+    """A product of an activation with a weight, `added` being the axes that only the weight has.
 
     `kept` and `summed` are places in the activation; `weight_order` puts the summed axes first.
     """
@@ -79,12 +79,12 @@ class Product:
         spec = Signature.parse(op["spec"])
         if any(len(dimension) != 1 for array in spec.inputs for dimension in array):
             return None
-        own, x, out = (
+        weight, x, out = (
             letters(a) for a in (spec.inputs[side], spec.inputs[1 - side], *spec.outputs)
         )
         summed = tuple(i for i, letter in enumerate(x) if letter not in out)
-        added = [letter for letter in own if letter in out]
-        if any(x[i] not in own for i in summed) or set(added) & set(x) or not added:
+        added = [letter for letter in weight if letter in out]
+        if any(x[i] not in weight for i in summed) or set(added) & set(x) or not added:
             return None
         kept = tuple(i for i, letter in enumerate(x) if letter in out)
         plain = [*(x[i] for i in kept), *added]
@@ -94,7 +94,7 @@ class Product:
             op.args[side],
             kept,
             summed,
-            tuple(own.index(x[i]) for i in summed) + tuple(map(own.index, added)),
+            tuple(weight.index(x[i]) for i in summed) + tuple(map(weight.index, added)),
             tuple(plain.index(letter) for letter in out),
         )
 
@@ -114,7 +114,7 @@ class Product:
         return tuple(self.x.type.shape[i] for i in self.summed)
 
     @property
-    def own(self) -> tuple[int, ...]:
+    def added(self) -> tuple[int, ...]:
         """The sizes of the axes that the weight adds."""
         return tuple(self.weight.type.shape[i] for i in self.weight_order[len(self.summed) :])
 
@@ -122,7 +122,7 @@ class Product:
     def alike(self) -> Any:
         """How numbers are multiplied: the dtypes and the precision."""
         dtypes = (self.x.type.dtype, self.weight.type.dtype, self.op.types[0].dtype)
-        return dtypes, tuple(each for each in self.op.attrs if each[0] != "spec")
+        return dtypes, tuple(attr for attr in self.op.attrs if attr[0] != "spec")
 
     @property
     def same_input(self) -> Any:
@@ -132,7 +132,7 @@ class Product:
     @property
     def same_output(self) -> Any:
         """What products must have in common to be merged over their sum."""
-        return self.rows, self.own, self.result_order, self.alike
+        return self.rows, self.added, self.result_order, self.alike
 
     def plain_weight(self) -> Value:
         """The weight with the axes that are summed in front."""
@@ -149,26 +149,26 @@ class Family:
     def results(self, x: Value) -> Iterator[Value]:
         """The results of the products, cut from the one product of `x` with the joined weight."""
         first = self.products[0]
-        weights = [each.plain_weight() for each in self.products]
+        weights = [product.plain_weight() for product in self.products]
         if self.slots is None:
             joined = make("stack", *weights, axis=len(first.depth))
         else:
             shape = (*first.depth, self.slots)
             parts = [
-                reshaped(w, (*shape, math.prod(p.own) // self.slots))
+                reshaped(w, (*shape, math.prod(p.added) // self.slots))
                 for w, p in zip(weights, self.products)
             ]
             joined = make("concatenate", *parts, dimension=len(shape))
         whole = _product(first, x, joined)
         parts = self.parts(whole, len(first.rows))
-        for each, part in zip(self.products, parts):
-            yield transposed(reshaped(part, (*each.rows, *each.own)), each.result_order)
+        for product, part in zip(self.products, parts):
+            yield transposed(reshaped(part, (*product.rows, *product.added)), product.result_order)
 
     def parts(self, whole: Value, rows: int) -> Iterable[Value]:
-        """The result of each product, cut from the one product of all."""
+        """The results of the products, cut from the one product of all."""
         if self.slots is None:
             return build("unstack", whole, axis=rows).results
-        sizes = [math.prod(each.own) // self.slots for each in self.products]
+        sizes = [math.prod(product.added) // self.slots for product in self.products]
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return [_cut(whole, end - size, end) for size, end in zip(sizes, ends)]
 
@@ -191,7 +191,7 @@ class _Merger:
         summed = _sums(graph, self.paths)
         memo = {value: value for value in graph.inputs}
         # Weights first: a family is built where its first product stands.
-        for op in sorted(graph.ops, key=lambda each: each.results[0] not in known):
+        for op in sorted(graph.ops, key=lambda op: op.results[0] not in known):
             regions = op.regions
             if op.name == "scan":
                 paths = paths_in(op.regions[0], paths_inside(op, self.paths))
@@ -203,9 +203,10 @@ class _Merger:
                 moved = with_args(op, tuple(memo[arg] for arg in op.args), regions)
                 memo.update(zip(op.results, moved.results))
             elif op.results[0] not in memo:
-                made = family.results(memo[family.products[0].x])
+                results = family.results(memo[family.products[0].x])
                 memo.update(
-                    (each.op.results[0], value) for each, value in zip(family.products, made)
+                    (product.op.results[0], value)
+                    for product, value in zip(family.products, results)
                 )
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
@@ -219,21 +220,23 @@ class _Merger:
                 self.left(product, _QUANTISED)
             elif product is not None:
                 siblings[product.same_input].append(product)
-        found = [f for group in siblings.values() if len(group) > 1 for f in self.divided(group)]
-        return {product.op: family for family in found for product in family.products}
+        families = [f for group in siblings.values() if len(group) > 1 for f in self.divided(group)]
+        return {product.op: family for family in families for product in family.products}
 
     def divided(self, products: list[Product]) -> Iterator[Family]:
         """Products of one input in families that can be joined."""
-        joined = [each for each in products if self.splits(each)]
-        while joined and math.gcd(*(each.own[0] for each in joined)) % self.chips:
-            least = min(each.own[0] for each in joined)
-            joined = [each for each in joined if each.own[0] > least]
-        if len({each.own for each in joined}) > 1:
-            yield self.noted(Family(tuple(joined), math.gcd(*(each.own[0] for each in joined))))
-            products = [each for each in products if each not in joined]
+        joined = [product for product in products if self.splits(product)]
+        while joined and math.gcd(*(product.added[0] for product in joined)) % self.chips:
+            least = min(product.added[0] for product in joined)
+            joined = [product for product in joined if product.added[0] > least]
+        if len({product.added for product in joined}) > 1:
+            yield self.noted(
+                Family(tuple(joined), math.gcd(*(product.added[0] for product in joined)))
+            )
+            products = [product for product in products if product not in joined]
         alike: dict[tuple[int, ...], list[Product]] = defaultdict(list)
-        for each in products:
-            alike[each.own].append(each)
+        for product in products:
+            alike[product.added].append(product)
         for group in alike.values():
             if len(group) > 1:
                 yield self.noted(Family(tuple(group)))
@@ -246,7 +249,7 @@ class _Merger:
         return bool(SPLIT.intersection(self.axes.of(product.weight)[first]))
 
     def noted(self, family: Family) -> Family:
-        names = [self.name(each) for each in family.products]
+        names = [self.name(product) for product in family.products]
         how = "stacked" if family.slots is None else f"joined in {family.slots} slots"
         self.notes[f"{', '.join(names)}: one product of their input, {how}"] = None
         return family
@@ -264,18 +267,18 @@ class _Merger:
     ) -> Value:
         """The sum of `terms` with its products merged, if they can be."""
         groups: dict[Any, list[Product]] = defaultdict(list)
-        for each in products:
-            groups[each.same_output].append(each)
+        for product in products:
+            groups[product.same_output].append(product)
         total = None
         merged: dict[Value, Value | None] = {}
         for group in groups.values():
-            slots = math.gcd(*(each.depth[0] for each in group))
+            slots = math.gcd(*(product.depth[0] for product in group))
             if len(group) > 1 and slots % self.chips == 0:
                 names = ", ".join(map(self.name, group))
                 self.notes[f"{names}: one product into their sum, joined in {slots} slots"] = None
-                made = _summed(group, [memo[each.x] for each in group], slots)
-                merged |= {each.op.results[0]: None for each in group}
-                merged[group[-1].op.results[0]] = made
+                sum_ = _summed(group, [memo[product.x] for product in group], slots)
+                merged |= {product.op.results[0]: None for product in group}
+                merged[group[-1].op.results[0]] = sum_
             elif len(group) > 1:
                 self.left(group[0], f"{slots} slots do not split over {self.chips} chips")
         for term in terms:
@@ -288,29 +291,29 @@ class _Merger:
 def _sums(graph: Graph, bound: Container[Value]) -> dict[Op, tuple[list[Value], list[Product]]]:
     """The sums that hold several products which nobody else reads: their terms in order, and
     these products."""
-    found = {}
+    sums_of = {}
     for op, terms in sums(graph).items():
         alone = (Product.of(term.op, bound) for term in terms if len(graph.users[term]) == 1)
-        products = [each for each in alone if each is not None and not each.is_quantised]
+        products = [p for p in alone if p is not None and not p.is_quantised]
         if len(products) > 1:
-            found[op] = terms, products
-    return found
+            sums_of[op] = terms, products
+    return sums_of
 
 
 def _summed(products: list[Product], inputs: list[Value], slots: int) -> Value:
     """contract([x y], [w v])"""
     first = products[0]
-    sizes = [math.prod(each.depth) // slots for each in products]
+    sizes = [math.prod(product.depth) // slots for product in products]
     x = [
-        reshaped(transposed(value, (*each.kept, *each.summed)), (*each.rows, slots, size))
-        for each, value, size in zip(products, inputs, sizes)
+        reshaped(transposed(value, (*product.kept, *product.summed)), (*product.rows, slots, size))
+        for product, value, size in zip(products, inputs, sizes)
     ]
     weights = [
-        reshaped(each.plain_weight(), (slots, size, *each.own))
-        for each, size in zip(products, sizes)
+        reshaped(product.plain_weight(), (slots, size, *product.added))
+        for product, size in zip(products, sizes)
     ]
-    rows, own = len(first.rows), len(first.own)
-    names = _LETTERS[: rows + 2 + own]
+    rows, added = len(first.rows), len(first.added)
+    names = _LETTERS[: rows + 2 + added]
     kept, pair, added = names[:rows], names[rows : rows + 2], names[rows + 2 :]
     return transposed(
         make(

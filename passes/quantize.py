@@ -1,4 +1,4 @@
-"""quantize: what only products read becomes integers; scales stand beside them, and commute.
+"""quantize: weights that only products read become integers, with scales of their own.
 
     contract(x, w)  ->  contract(x, dequantize(quantize(w)))            weights
     contract(x, w)  ->  contract(rounded(x), dequantize(quantize(w)))   and activations, per token
@@ -52,9 +52,9 @@ _LEAST = 1e-30  # below this scale, activations are zero
 class Quantize(Pass):
     """Quantises weights, activations and caches, symmetric.
 
-    - `weights` and `group`: the form of all weights; one scale for each output channel, or for
-      each `group` of neighbours along the summed axes
-    - `activations`: of each product with quantised weights, one scale per token, found as it comes
+    - `weights` and `group`: the form of all weights; one scale per output channel, or per
+      `group` of neighbours along the summed axes
+    - `activations`: of products with quantised weights, one scale per token, computed as it comes
     - `cache`: one scale per token and head
     - `rules`: for parameters whose path matches, in place of `weights` and `group`: texts
       `REGEX: FORM[/GROUP]`, of which the first match wins; FORM may be none
@@ -86,11 +86,11 @@ class Quantize(Pass):
         if self.cache:
             program, notes = with_quantized_cache(program, self.cache)
         chip = Topology.parse(target.topology).chip if target.topology else None
-        made = _Quantized(self, infer_axes(program), chip)
+        quantized = _Quantized(self, infer_axes(program), chip)
         names = parameter_paths(program)
-        graph = rewrite(made.graph(program.graph, names), ())  # what is asked for twice is one
-        unmatched = made.unmatched({name for paths in names.values() for name in paths})
-        return self.recorded(program.with_graph(graph), *made.lines(), *unmatched, *notes)
+        graph = rewrite(quantized.graph(program.graph, names), ())  # what is asked for twice is one
+        unmatched = quantized.unmatched({name for paths in names.values() for name in paths})
+        return self.recorded(program.with_graph(graph), *quantized.lines(), *unmatched, *notes)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class _Quantized:
     chip: Chip | None
     quantised: dict[str, None] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    said: dict[str, None] = field(default_factory=dict)
+    remarks: dict[str, None] = field(default_factory=dict)
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
@@ -113,7 +113,7 @@ class _Quantized:
         for name, reason in self.skipped.items():
             if name not in self.quantised:
                 yield Remark(reason, name, LEFT_ALONE)
-        yield from self.said
+        yield from self.remarks
 
     def unmatched(self, paths: set[str]) -> Iterator[str]:
         yield from (
@@ -123,7 +123,7 @@ class _Quantized:
     # What is rewritten.
 
     def graph(self, graph: Graph, names: Paths) -> Graph:
-        """`names` gives the parameters that each bound input of the graph comes from."""
+        """`names` gives the parameters that every parameter-only input of the graph comes from."""
         paths = paths_in(graph, names)
         return rebuilt(graph, lambda op, args: self.op(op, args, paths).results)
 
@@ -151,13 +151,13 @@ class _Quantized:
             return moved
         (position,) = weights
         weight = op.args[position]
-        found = paths[weight]
+        paths_of = paths[weight]
         spec = Signature.parse(op["spec"])
-        own, out = letters(spec.inputs[position]), letters(spec.outputs[0])
-        sizes = dict(zip(own, weight.type.shape))
+        inside, out = letters(spec.inputs[position]), letters(spec.outputs[0])
+        sizes = dict(zip(inside, weight.type.shape))
         summed = {x: n for x, n in sizes.items() if x not in out}
-        choice = _kept(weight, len(summed), len(own)) or self.choice(found, weight)
-        name = shown(found)
+        choice = _kept(weight, len(summed), len(inside)) or self.choice(paths_of, weight)
+        name = shown(paths_of)
         if isinstance(choice, str):
             self.skipped[name] = choice
             return moved
@@ -168,7 +168,7 @@ class _Quantized:
             moved = replace(cut, origin=op.origin)
         spec = Signature.parse(moved["spec"])
         inner, rows = letters(spec.inputs[position]), letters(spec.inputs[1 - position])
-        axes = tuple(d for d, x in enumerate(inner) if x in shared or x not in own)
+        axes = tuple(d for d, x in enumerate(inner) if x in shared or x not in inside)
         form = self.form(choice.form)
         args = list(moved.args)
         args[position] = _stored(args[position], axes, form, weight.type.dtype)
@@ -205,7 +205,7 @@ class _Quantized:
         return cut or ({}, tuple(summed))
 
     def activation(self, value: Value, axes: tuple[int, ...]) -> Value:
-        """The activations that a product sums along `axes`, in steps of eight bits, each token by
+        """The activations that a product sums along `axes`, in steps of eight bits, every token by
         itself."""
         asked = self.asked.activations
         if asked is None or value.type.dtype not in _FLOATS or value.op.name == "rounded":
@@ -216,11 +216,11 @@ class _Quantized:
         options |= {"axes": axes, "largest": largest, "least": _LEAST}
         return make("rounded", value, origin=value.op.origin, **options)
 
-    def ragged(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
-        """Experts' matrices, met by the rows of their own tokens: a scale per output channel."""
+    def ragged(self, op: Op, moved: Op, paths_of: frozenset[str]) -> Op:
+        """Experts' matrices, times the rows of their tokens: a scale per output channel."""
         weight, axis = op.args[1], summed_axis(op)
-        choice = _kept(weight, axis is not None, weight.type.rank) or self.choice(found, weight)
-        name = shown(found)
+        choice = _kept(weight, axis is not None, weight.type.rank) or self.choice(paths_of, weight)
+        name = shown(paths_of)
         if isinstance(choice, Choice):
             # The compiler's kernel takes eight bits as they are where the chip multiplies them,
             # and rows of int8 then; it widens the whole weight elsewhere, and takes no int4.
@@ -239,10 +239,10 @@ class _Quantized:
             self.say(f"activations that meet {name} stay as they are: its product is ragged")
         return with_args(moved, (rows, stored, *moved.args[2:]))
 
-    def rows(self, op: Op, moved: Op, found: frozenset[str]) -> Op:
+    def rows(self, op: Op, moved: Op, paths_of: frozenset[str]) -> Op:
         """Rows of a table that is named: the rows of its integers, and those of its scales."""
-        table, name = op.args[0], shown(found)
-        choice = self.of_rows(op, table, found)
+        table, name = op.args[0], shown(paths_of)
+        choice = self.of_rows(op, table, paths_of)
         if isinstance(choice, str):
             self.skipped.setdefault(name, choice)
             return moved
@@ -257,25 +257,25 @@ class _Quantized:
         ids, form = moved.args[1], self.form(choice.form)
         cut = reshaped(moved.args[0], tuple(shape)) if parts else moved.args[0]
         stored = _stored(cut, tuple(axes), form, table.type.dtype).op
-        taken = [make("take", each, ids, **dict(op.attrs)) for each in stored.args]
+        taken = [make("take", array, ids, **dict(op.attrs)) for array in stored.args]
         value = make("dequantize", *taken, origin=op.origin, **dict(stored.attrs))
         return (reshaped(value, op.types[0].shape) if parts else value).op
 
-    def of_rows(self, op: Op, table: Value, found: frozenset[str]) -> Choice | str:
+    def of_rows(self, op: Op, table: Value, paths_of: frozenset[str]) -> Choice | str:
         """What a table becomes of which rows are taken, or why it is left alone."""
-        named = self.asked.vocab and self.over_vocab(table) or self.rule(found) is not None
+        named = self.asked.vocab and self.over_vocab(table) or self.rule(paths_of) is not None
         if op.get("fill") is not None:
             return "its rows are filled with a number where there are none"
         if not named and not self.over_vocab(table):
             return "rows are taken of it (a rule that names it takes it too)"
-        return _kept(table, 1, table.type.rank) or self.choice(found, table)
+        return _kept(table, 1, table.type.rank) or self.choice(paths_of, table)
 
     # What is asked.
 
-    def choice(self, found: frozenset[str], weight: Value) -> Choice | str:
+    def choice(self, paths_of: frozenset[str], weight: Value) -> Choice | str:
         """What a weight becomes, or why it is left alone."""
-        asked, rule = self.asked, self.rule(found)
-        if asked.skip and any(re.search(asked.skip, path) for path in found):
+        asked, rule = self.asked, self.rule(paths_of)
+        if asked.skip and any(re.search(asked.skip, path) for path in paths_of):
             return f"its path matches skip={asked.skip!r}"
         if rule is not None:
             return f"the rule {str(rule)!r}" if rule.choice.form == NONE else rule.choice
@@ -283,8 +283,8 @@ class _Quantized:
             return "it is a table over the vocabulary (quantize{vocab=true} takes it too)"
         return Choice(asked.weights, asked.group) if asked.weights else "weights=none"
 
-    def rule(self, found: frozenset[str]) -> Rule | None:
-        return next((rule for rule in self.rules if rule.matches(found)), None)
+    def rule(self, paths_of: frozenset[str]) -> Rule | None:
+        return next((rule for rule in self.rules if rule.matches(paths_of)), None)
 
     def over_vocab(self, value: Value) -> bool:
         return any("vocab" in names for names in self.axes.of(value))
@@ -297,7 +297,7 @@ class _Quantized:
         return form
 
     def say(self, note: str) -> None:
-        self.said[note] = None
+        self.remarks[note] = None
 
 
 def _kept(weight: Value, summed: int, rank: int) -> str | None:

@@ -2,7 +2,7 @@
 
 product(x, w)  ->  constrain{layout}(product(x, w))
 
-Products are pinned where they are made, in the layout of their weights; what attention owns
+Products are constrained to the sharding of their weights; what attention owns
 otherwise is resharded in a second constraint behind the first, and what is added to the residual
 stream is pinned as partial sums, each on its chip, before it is added up. A pair of constraints
 tells the compiler the collective; a single one leaves it to guess, and it guesses badly.
@@ -80,19 +80,19 @@ class _Constraints:
     def __init__(self, plan: Plan, axes: Axes, decided: frozenset[Value]) -> None:
         self.plan, self.axes, self.decided = plan, axes, decided
         self.chip = Topology.parse(plan.target).chip if plan.target else None
-        self.said: dict[str, int] = {}
+        self.reasons: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
         windows = self.chip is not None and self.chip.has_collective_matmul
         self.in_windows = windows and bool(collective_matmul_axes(plan))
 
     def ways(self, layout: Layout) -> int:
-        """Over how many chips an array that lies so is split."""
+        """Over how many chips an array of this layout is sharded."""
         sizes = dict(self.plan.mesh)
-        return math.prod(sizes[axis] for each in layout for axis in each)
+        return math.prod(sizes[axis] for dimension in layout for axis in dimension)
 
     def lines(self) -> list[str]:
         """Each kind of constraint once, with its reason and how often it was set."""
-        return [f"{text} ({count} times)" for text, count in self.said.items()]
+        return [f"{text} ({count} times)" for text, count in self.reasons.items()]
 
     def graph(self, graph: Graph, params: frozenset[Value]) -> Graph:
         """`params` are the inputs of the graph that depend on parameters alone."""
@@ -141,7 +141,7 @@ class _Constraints:
             elif op.name in ("contract", "take") or is_residual_add(op, self.axes):
                 results = (self.product(op, results[0], fused),)
             elif op.name == "slice" and self.is_stream(op):
-                why = "a part of the stream lies as all of it"
+                why = "a slice of the residual stream is sharded as all of it"
                 results = (self.constrain(results[0], op.results[0], "residual", why),)
             elif op in parts:
                 results = tuple(map(self.part, op.results, results))
@@ -149,10 +149,10 @@ class _Constraints:
         return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
 
     def output(self, known: Value, value: Value) -> Value:
-        """What is said of every word of the vocabulary goes out as it lies."""
+        """An output over the vocabulary stays sharded."""
         if activation_group(self.axes.of(known)) != "logits":
             return value
-        return self.constrain(value, known, "logits", "the step gives its logits split")
+        return self.constrain(value, known, "logits", "the step returns sharded logits")
 
     def is_stream(self, op: Op) -> bool:
         values = (*op.args, *op.results)
@@ -166,13 +166,15 @@ class _Constraints:
         if group is None:
             return value
         if op.name == "take" and group == "residual":
-            value = self.constrain(value, op.results[0], "tables", "a row lies as its table does")
+            value = self.constrain(
+                value, op.results[0], "tables", "rows are sharded as their table"
+            )
         if group == "residual":
             return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
         if group == "logits":
-            value = self.as_weights(value, op.results[0], "the table leaves it so")
-            return self.constrain(value, op.results[0], "logits", "the logits stay split")
-        value = self.as_weights(value, op.results[0], f"{op.name} leaves it as its weights lie")
+            value = self.as_weights(value, op.results[0], "the table gives it so")
+            return self.constrain(value, op.results[0], "logits", "logits stay sharded")
+        value = self.as_weights(value, op.results[0], f"{op.name} gives it sharded as its weights")
         if not any(set(dimension) & OF_HEADS for dimension in names) or op.results[0] in fused:
             return value
         return self.owned(value, op.results[0])
@@ -184,12 +186,12 @@ class _Constraints:
         present = {name for dimension in self.axes.of(known) for name in dimension}
         if present & _HIDDEN:
             layout = hidden_layout(self.plan, self.axes, known)
-            return self.constrained(value, known, layout, "a part lies as its product does")
+            return self.constrained(value, known, layout, "a part is sharded as its product")
         return self.owned(value, known) if present & OF_HEADS else value
 
     def owned(self, value: Value, known: Value) -> Value:
-        value = self.halfway(value, known, "heads go where attention owns them")
-        return self.constrain(value, known, "attention", "attention owns its heads")
+        value = self.halfway(value, known, "heads are resharded for attention, one axis at a time")
+        return self.constrain(value, known, "attention", "heads are sharded as attention is")
 
     def scattered(
         self,
@@ -208,7 +210,7 @@ class _Constraints:
         left = product_layout(self.plan, self.axes, known)
         front = leading(op, number)
         names = [self.axes.of(value) for value in (known, *fused.get(known, ()))]
-        inner = any(_HIDDEN & set(dimension) for each in names for dimension in each)
+        inner = any(_HIDDEN & set(dimension) for array in names for dimension in array)
         kept = self.rows_are_kept(known, hidden, left)
         if not (inner or kept) or hidden == left or front == 0:
             return None
@@ -216,14 +218,14 @@ class _Constraints:
         weight = through(op.args[1 - number], "dequantize")
         stored = weight.type.bytes / weight.type.size
         if inner and self.chip and hides_reading(count, stored, self.chip):
-            why = "partial sums are scattered as they are made"
+            why = "partial sums are reduce-scattered"
             return self.constrained(with_args(op, args).results[0], known, hidden, why)
         sizes, before, after = self.rows(known, hidden, left, front)
         value = row_product(op, args, number, front, sizes)
-        why = "the product leaves it as its weights lie"
+        why = "the product gives it sharded as its weights"
         layout = (*before, *left[front:])
         value = make("constrain", value, layout=layout, why=why, origin=op.origin)
-        why = "partial sums are scattered over the rows"
+        why = "partial sums are reduce-scattered over the rows"
         layout = (*after, *hidden[front:])
         value = make("constrain", value, layout=layout, why=why, origin=op.origin)
         self.note(why, known, hidden)
@@ -233,8 +235,8 @@ class _Constraints:
     def partial_sums(
         self, op: Op, args: tuple[Value, ...], bound: frozenset[Value]
     ) -> Value | None:
-        """What a product gives the residual as partial sums, each where it is made; a matrix of
-        them is scattered as it is. None for any other op."""
+        """The partial sums that a product adds to the residual, on the chips that compute them; a
+        matrix of them is scattered as it is. None for any other op."""
         known = op.results[0]
         number = _activation(op, bound)
         if number is None or known in self.decided:
@@ -250,24 +252,24 @@ class _Constraints:
             return None
         value = partial_product(op, args, parts)
         whole = layout_of(self.plan, "residual", self.axes, known)
-        rest = (tuple(axis for axis in each if axis not in over) for each in whole)
-        why = "partial sums stay where they are made"
+        rest = (tuple(axis for axis in dimension if axis not in over) for dimension in whole)
+        why = "partial sums stay on their chips"
         return make("constrain", value, layout=(over, *rest), why=why, origin=op.origin)
 
     def summed(self, value: Value, known: Value) -> Value:
         value = reduce_partial_sums(value, known.type.rank)
-        return self.constrain(value, known, "residual", "partial sums are added up")
+        return self.constrain(value, known, "residual", "partial sums are all-reduced")
 
     def rows(
         self, known: Value, hidden: Layout, left: Layout, front: int
     ) -> tuple[tuple[int, ...], Layout, Layout]:
-        """The rows of a product with partial sums: how many, and how they lie before and after
-        these are scattered. Of copies that attention splits each chip makes its own part alone."""
+        """The rows of a product with partial sums: how many, and their sharding before and after
+        the reduce-scatter. Of copies that attention shards, a chip computes its part alone."""
         count = math.prod(known.type.shape[:front])
-        left_rows, hidden_rows = (row_layout(each, front)[0] for each in (left, hidden))
+        left_rows, hidden_rows = (row_layout(layout, front)[0] for layout in (left, hidden))
         owned = row_layout(layout_of(self.plan, "attention", self.axes, known), front)[0]
         copies = owned[len(hidden_rows) :]
-        taken = {axis for each in (*left, *hidden) for axis in each}
+        taken = {axis for dimension in (*left, *hidden) for axis in dimension}
         ways, of = self.ways((hidden_rows,)), self.ways((copies,))
         begins = owned[: len(hidden_rows)] == hidden_rows
         if left_rows or not copies or not begins or taken & set(copies):
@@ -287,17 +289,19 @@ class _Constraints:
         )
 
     def factor(self, op: Op, known: Value, value: Value) -> Value:
-        """What is multiplied with weights: along the axis that is summed it lies as they do."""
+        """An activation, sharded as the weights along the contracted axis."""
         group = activation_group(self.axes.of(known))
         over = activation_group(self.axes.of(op.results[0]))
         if group not in ("residual", "hidden") or over is None:
             return value
         heads = any(set(dimension) & OF_HEADS for dimension in self.axes.of(known))
         if known.op.name == "rounded" and not heads:  # so that its integers travel
-            value = self.constrain(value, known, group, "activations are rounded where they lie")
+            value = self.constrain(value, known, group, "activations travel in int8")
         if over == "logits":
-            return self.constrain(value, known, "tables", "the product reads it as its table lies")
-        return self.as_weights(value, known, "the product reads it as its weights lie")
+            return self.constrain(
+                value, known, "tables", "the product reads it sharded as its table"
+            )
+        return self.as_weights(value, known, "the product reads it sharded as its weights")
 
     def weight(self, known: Value, value: Value) -> Value:
         """A weight as its product reads it. Large ones may be gathered in pieces beside that, which
@@ -318,17 +322,19 @@ class _Constraints:
 
     def attention_inputs(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
         """The query, moved from where its product left it to where attention owns it."""
-        query = self.constrain(args[0], op.args[0], "attention", "attention reads its query")
+        query = self.constrain(
+            args[0], op.args[0], "attention", "the query is resharded for attention"
+        )
         return (query, *args[1:])
 
     def cache_update(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
         """New keys and values, moved to where the cache keeps them."""
-        new = self.constrain(args[1], op.args[1], "cache", "the cache is written where it lies")
+        new = self.constrain(args[1], op.args[1], "cache", "new entries are resharded to the cache")
         return (args[0], new, *args[2:])
 
     def attention_output(self, op: Op, value: Value) -> Value:
-        """Attention's result, moved to where the output product's weights lie."""
-        why = "attention leaves it to the output product"
+        """Attention's result, resharded for the weights of the output product."""
+        why = "the output of attention is resharded for its product"
         value = self.constrain(
             value, op.results[0], "attention", "attention gives it as it owns it"
         )
@@ -351,7 +357,7 @@ class _Constraints:
 
     def note(self, why: str, known: Value, layout: Layout) -> None:
         text = f"{why}: {self.axes.show(known)} @ {show_layout(layout)}"
-        self.said[text] = self.said.get(text, 0) + 1
+        self.reasons[text] = self.reasons.get(text, 0) + 1
 
     def as_weights(self, value: Value, known: Value, why: str) -> Value:
         layout = product_layout(self.plan, self.axes, known)
@@ -372,12 +378,12 @@ class _Constraints:
 
 def _activation(op: Op, bound: Container[Value]) -> int | None:
     """Which argument of a product with weights is none; None for any other op."""
-    found = [i for i, arg in enumerate(op.args) if arg not in bound]
-    return found[0] if op.name == "contract" and len(found) == 1 else None
+    activations = [i for i, arg in enumerate(op.args) if arg not in bound]
+    return activations[0] if op.name == "contract" and len(activations) == 1 else None
 
 
 def _parts(graph: Graph) -> tuple[set[Op], dict[Value, list[Value]]]:
-    """The ops that cut a product in parts, and the parts of each product that is only cut."""
+    """The ops that cut a product in parts, and the parts of a product that is only cut."""
     parts: set[Op] = set()
     fused: dict[Value, list[Value]] = {}
     for op in graph.ops:

@@ -5,7 +5,7 @@ step(params, state, args)  ->  prepare(params), adapt(state), step(packed, packe
 Parameters are cut where the step has the fewest bytes to read (`dialect.staging.binding`); a loop
 over layers is first split in two, so that what its body does to parameters alone runs in a loop of
 its own. State that is changed in form on the way in and changed back on the way out, by ops that
-declare each other as inverse (transposed, padded, quantised, many arrays stacked as one), is kept
+declare one another as inverse (transposed, padded, quantised, many arrays stacked as one), is kept
 in the new form: `adapt` changes it once, `restore` changes it back.
 """
 
@@ -62,7 +62,7 @@ class Stage(Pass):
 
 
 def split_loops(graph: Graph, inputs: Iterable[Value]) -> Graph:
-    """`graph` with every loop split: what its body does to parameters alone becomes its own loop.
+    """`graph` with every loop split: what its body does to parameters alone becomes another loop.
 
     scan(body: w -> f(w), x)  ->  scan(x) over [scan: w -> f(w)]
     """
@@ -137,7 +137,7 @@ def _users_state(program: Program, graph: Graph) -> list[_Part]:
 
 
 def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
-    """The parts behind every change of form that the step undoes for all that it was made of."""
+    """The parts behind every change of form that the step undoes."""
     held = {part.entering: part for part in parts}
     results = set(graph.outputs)
     waiting = deque(held)
@@ -152,7 +152,7 @@ def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
             continue
         changed = [held[arg] for arg in op.args]
         if any(part.entering == part.leaving for part in changed):
-            continue  # it stays as it is: nothing lies between
+            continue  # it stays as it is
         other = changed[0].leaving.op
         if other == op:
             continue  # it leaves as what it has become
@@ -168,14 +168,14 @@ def _changed(op: Op, other: Op, parts: Sequence[_Part]) -> Iterator[_Part]:
     """What the parts are between `op`, which takes them all, and `other`, which gives them back."""
     several = len(op.types) > 1
     for number, (entering, leaving) in enumerate(zip(op.results, other.args)):
-        own, suffix = ((number,), f".{number}") if several else ((), "")
+        at, suffix = ((number,), f".{number}") if several else ((), "")
         yield _Part(
             entering,
             leaving,
             _spanning([part.name for part in parts]) + suffix,
             _spanning([part.output_name for part in parts]) + suffix,
-            (*min(part.place for part in parts), *own),
-            (*min(part.output for part in parts), *own),
+            (*min(part.place for part in parts), *at),
+            (*min(part.output for part in parts), *at),
         )
 
 
@@ -193,16 +193,16 @@ def _numbers(name: str) -> list[int]:
 def _restore(program: Program, graph: Graph, parts: Sequence[_Part]) -> Graph:
     """From the packed state, in the order of the step's outputs, to the user's."""
     leaving = [part.leaving for part in sorted(parts, key=lambda part: part.output)]
-    own = [new_input(value.type) for value in leaving]
+    inputs = [new_input(value.type) for value in leaving]
     updated = (v for v, out in zip(graph.outputs, program.outputs) if out.updates is not None)
-    shell = replace_values(Graph((), tuple(updated)), dict(zip(leaving, own)))
-    return Graph(tuple(own), shell.outputs)
+    shell = replace_values(Graph((), tuple(updated)), dict(zip(leaving, inputs)))
+    return Graph(tuple(inputs), shell.outputs)
 
 
 def _step_outputs(
     program: Program, graph: Graph, parts: Sequence[_Part], packed: int
 ) -> tuple[tuple[Value, ...], tuple[Output, ...]]:
-    """The step's outputs: the user's, each state replaced by the parts that leave for it."""
+    """The step's outputs: the user's, a state replaced by the parts that leave for it."""
     number = {part.entering: packed + n for n, part in enumerate(parts)}
     leaving = [
         (part.output, part.leaving, Output(part.output_name, number[part.entering]))
@@ -213,7 +213,7 @@ def _step_outputs(
         for i, (value, out) in enumerate(zip(graph.outputs, program.outputs))
         if out.updates is None
     ]
-    in_order = sorted((*leaving, *plain), key=lambda each: each[0])
+    in_order = sorted((*leaving, *plain), key=lambda entry: entry[0])
     return tuple(value for _, value, _ in in_order), tuple(out for *_, out in in_order)
 
 
@@ -221,11 +221,11 @@ def _step_inputs(
     program: Program, graph: Graph, front: Sequence[Value], parts: Sequence[_Part]
 ) -> tuple[Input, ...]:
     declared = zip(program.graph.inputs, program.inputs)
-    names = {value: each.name for value, each in declared if each.role == "param"}
+    names = {value: source.name for value, source in declared if source.role == "param"}
     behind, taken = _Behind.of(graph, names), set[str]()
     inputs = [Input(_packed_name(v, names, behind, taken), v.type, "param") for v in front]
     inputs += [Input(part.name, part.entering.type, "state") for part in parts]
-    return (*inputs, *(each for each in program.inputs if each.role == "arg"))
+    return (*inputs, *(source for source in program.inputs if source.role == "arg"))
 
 
 _LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_type", "unstack"}
@@ -233,30 +233,30 @@ _LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_
 
 def _packed_name(value: Value, names: dict[Value, str], behind: _Behind, taken: set[str]) -> str:
     """The path of the parameter it comes from, and the last thing that was done to it."""
-    made: list[str] = []
-    path = _path(value, names, behind, made)
-    told = next((each for each in made if each not in _LAYOUT_NOISE), None)
-    name = f"{path}.{told}" if told else path
+    steps: list[str] = []
+    path = _path(value, names, behind, steps)
+    last = next((step for step in steps if step not in _LAYOUT_NOISE), None)
+    name = f"{path}.{last}" if last else path
     tries = itertools.chain([name], (f"{name}.{i}" for i in itertools.count(2)))
-    name = next(each for each in tries if each not in taken)
+    name = next(candidate for candidate in tries if candidate not in taken)
     taken.add(name)
     return name
 
 
-def _path(value: Value, names: dict[Value, str], behind: _Behind, made: list[str]) -> str:
+def _path(value: Value, names: dict[Value, str], behind: _Behind, steps: list[str]) -> str:
     """The path of the parameter behind a packed value; notes the ops on the way."""
     at = value
     while at not in names:
         if at.op.name == "stack":
             parts = [arg for arg in at.op.args if arg in behind.steps]
-            return _spanning([_path(arg, names, behind, made) for arg in parts])
-        at = behind.towards(at, made)
+            return _spanning([_path(arg, names, behind, steps) for arg in parts])
+        at = behind.towards(at, steps)
     return names[at]
 
 
 @dataclass(frozen=True)
 class _Behind:
-    """What some inputs of a graph lie behind, and how many ops lie between, at least."""
+    """How many ops, at least, are between some inputs and the values behind them."""
 
     steps: dict[Value, int]
 
@@ -269,16 +269,16 @@ class _Behind:
                 steps.update(dict.fromkeys(op.results, 1 + min(before)))
         return _Behind(steps)
 
-    def towards(self, value: Value, made: list[str]) -> Value:
+    def towards(self, value: Value, steps: list[str]) -> Value:
         """The argument to follow from a value to the nearest input; notes the ops on the way."""
         op = value.op
         bound = [arg for arg in op.args if arg in self.steps]
         if op.name == "scan":
-            return self.into_loop(value, made) or bound[0]
-        made.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
+            return self.into_loop(value, steps) or bound[0]
+        steps.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
         return min(bound, key=self.steps.__getitem__)
 
-    def into_loop(self, value: Value, made: list[str]) -> Value | None:
+    def into_loop(self, value: Value, steps: list[str]) -> Value | None:
         """The argument that a loop's result comes from; None where its body makes it of nothing."""
         op = value.op
         body = op.regions[0]
@@ -286,15 +286,15 @@ class _Behind:
         inside = _Behind.of(body, (v for v, arg in outer.items() if arg in self.steps))
         at = body.outputs[value.index]
         while at not in outer and at in inside.steps:
-            at = inside.towards(at, made)
+            at = inside.towards(at, steps)
         return outer[at] if at in inside.steps else None
 
 
 def _notes(program: Program, stages: Stages) -> list[str]:
-    before = sum(each.type.bytes for each in program.inputs if each.role == "param")
-    after = sum(each.type.bytes for each in stages.inputs if each.role == "param")
-    kept = {each.name for each in stages.inputs}
-    gone = [each.name for each in program.inputs if each.role == "param" and each.name not in kept]
+    before = sum(source.type.bytes for source in program.inputs if source.role == "param")
+    after = sum(source.type.bytes for source in stages.inputs if source.role == "param")
+    kept = {source.name for source in stages.inputs}
+    gone = [x.name for x in program.inputs if x.role == "param" and x.name not in kept]
     notes = [f"parameters: {before:,} bytes -> {after:,} bytes packed"]
     alike: dict[str, list[str]] = {}
     for name in gone:
