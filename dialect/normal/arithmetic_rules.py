@@ -14,7 +14,7 @@ from dialect.arrays import dtypes
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.averages import average_of
 from dialect.matching.proofs import has_no_sign, is_never_minus_zero, range_of
-from dialect.matching.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
+from dialect.matching.values import REALS, in_shape, number, reshaped, through, unrounded
 from dialect.ops import lax
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Value
@@ -30,8 +30,9 @@ def _has_sign(op: Op) -> bool:
     return op.types[0].dtype not in ("c64", "c128", "f8_e8m0fnu")
 
 
-def _same_type(value: Value, op: Op) -> bool:
-    return value.type.shape == op.types[0].shape and value.type.dtype == op.types[0].dtype
+def _whole(value: Value, op: Op) -> bool:
+    """Whether an argument of an elementwise op has its shape: it broadcasts against none."""
+    return value.type.shape == op.types[0].shape
 
 
 @local(
@@ -44,7 +45,7 @@ def max_of_more(op: Op) -> Outcome:
     """max(x, y)  ->  x, where no x is less than a y:  max(x, -inf), max(mean(x²), 0)"""
     for one, other in (op.args, op.args[::-1]):
         least, most = range_of(other).low, range_of(one).high
-        if range_of(one).nan or least < most or not _same_type(other, op):
+        if range_of(one).nan or least < most or not _whole(other, op):
             continue
         if most != 0 or is_never_minus_zero(other):
             return other
@@ -64,7 +65,8 @@ def sum_of_gradients(op: Op) -> Outcome:
 @local("mul", example=lambda x: x * x, types=("f32[4]",))
 def mul_by_itself(op: Op) -> Outcome:
     """x * x  ->  square(x)"""
-    return make("square", op.args[0]) if op.args[0] == op.args[1] else None
+    left, right = op.args
+    return make("square", left) if left == right else None
 
 
 @local("integer_pow", example=lambda x: x**2, types=("f32[4]",))
@@ -132,7 +134,7 @@ def div_by_root(op: Op) -> Outcome:
     if inner.op.name != "sqrt" or op.types[0].dtype not in REALS:
         return None
     root = reshaped(make("rsqrt", inner.op.args[0]), divisor.type.shape)
-    return root if number(dividend) == 1 and _same_type(root, op) else make("mul", dividend, root)
+    return root if number(dividend) == 1 and _whole(root, op) else make("mul", dividend, root)
 
 
 @local("mul", "div", "sub", example=lambda x: x * 1.0 - 0.0, types=("f32[4]",))
@@ -141,7 +143,7 @@ def neutral(op: Op) -> Outcome:
     nothing = 0 if op.name == "sub" else 1
     pairs = (op.args, op.args[::-1]) if op.name == "mul" else (op.args,)
     for left, right in pairs:
-        if number(right) == nothing and _same_type(left, op):
+        if number(right) == nothing and _whole(left, op):
             return left
     return None
 
@@ -150,7 +152,7 @@ def neutral(op: Op) -> Outcome:
 def neutral_sum(op: Op) -> Outcome:
     """x + 0  ->  x, where no x is -0.0: the sum would be 0.0"""
     for left, right in (op.args, op.args[::-1]):
-        if number(right) == 0 and _same_type(left, op):
+        if number(right) == 0 and _whole(left, op):
             return left if is_never_minus_zero(left) else Miss("an element may be -0.0")
     return None
 
@@ -171,7 +173,7 @@ def sign_outward(op: Op) -> Outcome:
 def mul_by_minus_one(op: Op) -> Outcome:
     """x * -1  ->  -x"""
     for one, other in (op.args, op.args[::-1]):
-        if number(one) == -1 and _same_type(other, op):
+        if number(one) == -1 and _whole(other, op):
             return make("neg", other)
     return None
 
@@ -260,7 +262,7 @@ def variance(op: Op) -> Outcome:
     distance = make("square", make("sub", source, reshaped(mean, tuple(kept))))
     total = make("reduce_sum", distance, **dict(squares.total.attrs))
     average = make(squares.quotient, total, squares.scalar)
-    return reshaped(in_dtype(average, op.types[0].dtype), op.types[0].shape)
+    return reshaped(average, op.types[0].shape)
 
 
 @local(
@@ -274,15 +276,11 @@ def variance(op: Op) -> Outcome:
 )
 def constant_fold(op: Op) -> Outcome:
     """f(constants)  ->  a constant, where small enough to print"""
-    if not op.args or any(arg.op.name != "const" for arg in op.args):
+    if any(arg.op.name != "const" for arg in op.args):
         return None
     if op.name == "broadcast_in_dim" and not op.args[0].type.shape:
         return None  # a splat says more than its elements do
-    if (
-        len(op.types) > 1
-        or op.types[0].size > _LARGEST_FOLDED
-        or op.types[0].dtype.startswith("key")
-    ):
+    if op.types[0].size > _LARGEST_FOLDED or op.types[0].dtype.startswith("key"):
         return None
     with jax.ensure_compile_time_eval():
         (folded,) = runtime.framework().evaluate(Graph((), op.results), [])

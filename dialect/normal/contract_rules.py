@@ -34,7 +34,7 @@ def dot_to_contract(op: Op) -> Outcome:
         "contract",
         *op.args,
         spec=str(_renamed(found, name)),
-        dtype=op.get("preferred_element_type") or Symbol(op.types[0].dtype),
+        dtype=Symbol(op.types[0].dtype),
         **({"precision": asked} if asked is not None else {}),
     )
 

@@ -44,7 +44,7 @@ def squeeze_to_reshape(op: Op) -> Outcome:
 @local("broadcast_in_dim", example=lambda x: x[:, None], types=("f32[4]",))
 def expand_to_reshape(op: Op) -> Outcome:
     """broadcast(x) that only adds axes of size one  ->  reshape(x)"""
-    same = op.args[0].type.size == op.types[0].size and len(op.args) == 1
+    same = op.args[0].type.size == op.types[0].size
     rising = op["broadcast_dimensions"] == tuple(sorted(op["broadcast_dimensions"]))
     return reshaped(op.args[0], op.types[0].shape) if same and rising else None
 
@@ -129,8 +129,6 @@ def cut_towards(op: Op, name: str) -> Outcome:
     """reshape(f(x, y))  ->  f(reshape(x), reshape(y)), where ops of this name made x or y."""
     inner = op.args[0].op
     if inner.name not in lax.MAPS or not cuts(op) or not made_by((name,), op.args[0]):
-        return None
-    if any(arg.type.shape and arg.type.rank != op.args[0].type.rank for arg in inner.args):
         return None
     return make(inner.name, *cut_pieces(op, inner.args), **dict(inner.attrs))
 
@@ -278,12 +276,10 @@ def broadcast_by_consumer(op: Op) -> Outcome:
     """
     args = list(op.args)
     for i, arg in enumerate(args):
-        if arg.op.name != "broadcast_in_dim" or len(arg.op.args) > 1:
+        if arg.op.name != "broadcast_in_dim":
             continue
         shorter = unbroadcast(arg)
         others = [other.type.shape for j, other in enumerate(args) if j != i]
-        if shorter.type.shape and not any(others):
-            continue  # scalars alone would not give the result its rank
         if _broadcast_shape([*others, shorter.type.shape]) == op.types[0].shape:
             args[i] = shorter
     if tuple(args) == op.args:

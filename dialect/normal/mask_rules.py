@@ -35,7 +35,7 @@ def _as_bool(value: Value) -> Value | None:
     op = value.op
     if op.name == "convert_element_type" and op.types[0].dtype != _WITHOUT_ZERO:
         return op.args[0] if op.args[0].type.dtype == "bool" else _as_bool(op.args[0])
-    if op.name in ("reshape", "broadcast_in_dim", "transpose") and len(op.args) == 1:
+    if op.name in ("reshape", "broadcast_in_dim", "transpose"):
         inner = _as_bool(op.args[0])
         return None if inner is None else with_args(op, (inner,)).results[0]
     return None
@@ -108,14 +108,13 @@ def test_of_mask(op: Op) -> Outcome:
     types=("f32[4]",),
 )
 def convert_of_mask(op: Op) -> Outcome:
-    """convert(convert(m))  ->  convert(m), and to bool  ->  m"""
+    """convert(convert(m))  ->  convert(m)"""
     source = op.args[0]
     if source.op.name != "convert_element_type" or source.op.args[0].type.dtype != "bool":
         return None
     if source.type.dtype == _WITHOUT_ZERO:
         return None
-    mask = source.op.args[0]
-    return mask if op.types[0].dtype == "bool" else with_args(op, (mask,)).results[0]
+    return with_args(op, source.op.args).results[0]
 
 
 @local("mul", "min", "max", example=lambda x, y: (x > 0) * 1 * (y > 0), types=("f32[4]",) * 2)
@@ -207,12 +206,9 @@ def not_of_reshape(op: Op) -> Outcome:
 @local("select_n", example=lambda x, y: jnp.where(x > 0, y > 0, False), types=("f32[4]",) * 2)
 def choice_of_masks(op: Op) -> Outcome:
     """select(c, m, false)  ->  c and m,  select(c, true, m)  ->  c or m, and so on"""
-    if len(op.args) != 3 or op.types[0].dtype != "bool":
+    if {arg.type.dtype for arg in op.args} != {"bool"}:
         return None
     which, no, yes = op.args
-    which = in_shape(which, op.types[0].shape) if which.type.shape else None
-    if which is None or which.type.dtype != "bool":
-        return None
     if number(no) is not None:
         return make("or", make("not", which), yes) if number(no) else make("and", which, yes)
     if number(yes) is not None:
@@ -223,7 +219,8 @@ def choice_of_masks(op: Op) -> Outcome:
 @local("select_n", example=lambda x, y: jnp.where(x > 0, y, y), types=("f32[4]",) * 2)
 def choice_of_same(op: Op) -> Outcome:
     """select(m, x, x)  ->  x"""
-    return op.args[1] if len(set(op.args[1:])) == 1 else None
+    choices = set(op.args[1:])
+    return choices.pop() if len(choices) == 1 else None
 
 
 # Broadcasts, outward.
@@ -231,8 +228,7 @@ def choice_of_same(op: Op) -> Outcome:
 
 def _narrow(value: Value) -> Value:
     """The value before it was broadcast: a scalar, or with size one where an axis grew."""
-    grown = value.op.name == "broadcast_in_dim" and len(value.op.args) == 1
-    return unbroadcast(value) if grown else value
+    return unbroadcast(value) if value.op.name == "broadcast_in_dim" else value
 
 
 @local(
@@ -242,8 +238,6 @@ def _narrow(value: Value) -> Value:
 )
 def broadcast_outward(op: Op) -> Outcome:
     """f(broadcast(x), broadcast(y))  ->  broadcast(f(x, y))"""
-    if not any(arg.op.name == "broadcast_in_dim" for arg in op.args):
-        return None
     args = [_narrow(arg) for arg in op.args]
     shape = np.broadcast_shapes(*(arg.type.shape for arg in args))
     if shape == op.types[0].shape:
@@ -263,7 +257,7 @@ def broadcast_of_broadcast(op: Op) -> Outcome:
     inner, places = op.args[0].op, op["broadcast_dimensions"]
     if op.args[0].type.shape == op.types[0].shape and places == tuple(range(op.types[0].rank)):
         return op.args[0]
-    if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
+    if inner.name != "broadcast_in_dim":
         return None
     moved = tuple(places[d] for d in inner["broadcast_dimensions"])
     return make("broadcast_in_dim", inner.args[0], shape=op["shape"], broadcast_dimensions=moved)
@@ -277,7 +271,7 @@ def broadcast_of_broadcast(op: Op) -> Outcome:
 def reshape_of_broadcast(op: Op) -> Outcome:
     """reshape(broadcast(x)) that moves axes of size one alone  ->  broadcast(x)"""
     inner, shape = op.args[0].op, op.types[0].shape
-    if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
+    if inner.name != "broadcast_in_dim":
         return None
     if not inner.args[0].type.shape:
         return in_shape(inner.args[0], shape)

@@ -21,12 +21,10 @@ from rewrite.signature import Signature, letters
 @local("tile", example=lambda x: jnp.tile(x, (2, 3)), types=("f32[4,2]",))
 def tile_to_broadcast(op: Op) -> Outcome:
     """tile(x)  ->  reshape(broadcast(x))"""
-    source, repeats = op.args[0], op["reps"]
-    if len(repeats) != source.type.rank:
-        return None
+    source = op.args[0]
     shape: tuple[int, ...] = ()
     places = []
-    for repeat, size in zip(repeats, source.type.shape):
+    for repeat, size in zip(op["reps"], source.type.shape):
         shape += (size,) if repeat == 1 else (repeat, size)
         places.append(len(shape) - 1)
     grown = make("broadcast_in_dim", source, shape=shape, broadcast_dimensions=tuple(places))
@@ -72,11 +70,10 @@ def contract_of_repeat(op: Op) -> Outcome:
 
 def _repeated(value: Value) -> list[tuple[int, ...]] | None:
     """The sizes that a reshape merges in each dimension, where one of them was broadcast."""
-    grown = value.op.args[0] if value.op.name == "reshape" else value
-    if grown == value or grown.op.name != "broadcast_in_dim" or len(grown.op.args) > 1:
+    if value.op.name != "reshape" or value.op.args[0].op.name != "broadcast_in_dim":
         return None
     found = opdef.signature(value.op)
-    sizes = dict(zip(letters(found.inputs[0]), grown.type.shape))
+    sizes = dict(zip(letters(found.inputs[0]), value.op.args[0].type.shape))
     if any(len(axis) != 1 for axis in found.inputs[0]) or not all(found.outputs[0]):
         return None
     if not sizes.keys() >= set(letters(found.outputs[0])):
@@ -95,7 +92,7 @@ def contract_of_broadcast(op: Op) -> Outcome:
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
         inner = arg.op
-        if inner.name != "broadcast_in_dim" or len(inner.args) > 1:
+        if inner.name != "broadcast_in_dim":
             continue
         shape, places = inner.args[0].type.shape, inner["broadcast_dimensions"]
         own = [d for size, d in zip(shape, places) if size == arg.type.shape[d]]

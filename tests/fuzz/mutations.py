@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from dialect.checked.all_rules import FoundRule
+from rewrite import opdef
 from rewrite.rules import Rule
 
 _FLIPS: dict[type, type] = {
@@ -263,7 +264,8 @@ def _other_calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
     op, *args = node.args
     if op.value in ("transpose", "reshape", "convert_element_type", "broadcast_in_dim"):
         yield f"no {op.value} of `{_brief(args[0])}`", args[0]
-    if len(args) == 2 and not any(isinstance(arg, ast.Starred) for arg in args):
+    starred = any(isinstance(arg, ast.Starred) for arg in args)
+    if len(args) == 2 and not starred and not opdef.lookup(op.value).traits.commutes:
         swapped = ast.Call(node.func, [op, args[1], args[0]], node.keywords)
         yield f"arguments swapped in `{_brief(node)}`", swapped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from string import ascii_letters
 from typing import Any
 
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def dot_general(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -
     if kind == bool or any(each.dtype == bool for each in args):
         return None
     left, right = (each.astype(work, order="C") for each in args)
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    letters = iter(ascii_letters)
     names = [[next(letters) for _ in range(each.ndim)] for each in (left, right)]
     for i, j in zip((*left_batch, *left_sum), (*right_batch, *right_sum)):
         names[1][j] = names[0][i]

@@ -5,7 +5,366 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dialect.ops.vocabulary import Traced
+
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
-MORE: dict[str, list[Example]] = {}
-EQUAL: dict[str, dict[str, str]] = {}
+_ALL = "a b c d e f g h i j k l m n o p q r s t u v w x y z, z -> a b c d e f g h i j k l m n o p q r s t u v w x y"
+ONE, TWO = ("f32[4]",), ("f32[4]",) * 2
+NO_ZERO = "float8_e8m0fnu"  # a format of powers of two
+
+
+def _ones(rank: int) -> str:
+    """The type of an array of one element."""
+    return f"f32[{','.join('1' * rank)}]"
+
+
+def _over_last(x: Any, y: Any) -> Any:
+    """A product summed over the last axis of both."""
+    return lax.dot_general(x, y, (((x.ndim - 1,), (y.ndim - 1,)), ((), ())))
+
+
+def _key() -> Any:
+    with jax.ensure_compile_time_eval():
+        return jax.random.key(0)
+
+
+def _positive(x: Any) -> Any:
+    return jnp.where(x > 0, x, jnp.full(x.shape, 2.0))
+
+
+def _far(x: Any) -> Any:
+    """Eight ops behind x."""
+    for _ in range(4):
+        x = jnp.sin(jnp.cos(x))
+    return x
+
+
+def _siblings(of: Callable[..., Any], *types: str) -> Example:
+    """A stack of what a function makes of x and each part of w, and of other arrays."""
+    return lambda x, w, *more: jnp.stack([of(x, part, *more) for part in w]), types
+
+
+def _masks(read: Callable[[Any], Any]) -> list[Example]:
+    """Numbers made of masks, and what is not quite one, each read."""
+
+    def example(of: Callable[..., Any], *types: str) -> Example:
+        return lambda *arrays: read(of(*arrays)), types or ONE
+
+    return [
+        example(lambda x: jnp.where(x > 0, 2.0, 3.0)),
+        example(lambda x: jnp.where(x > 0, 2.5, 3.0).astype("int32").astype("float32")),
+        example(lambda x: 1 - (x > 0).astype("float32")),
+        example(lambda x: (x > 0).astype("float32")[None].reshape(2, 2, 1).T),
+        example(lambda x: (x > 0).astype("bfloat16").astype("float32")),
+        # near misses
+        example(lambda x: (x > 0).astype(NO_ZERO)),
+        example(lambda x: (x > 0).astype(NO_ZERO).astype("float32")),
+        example(lambda x: jnp.sin(x)),
+        example(lambda x: 1 - x),
+        example(lambda x: x.astype("int32").astype("float32")),
+        example(lambda x, y: y - (x > 0), *TWO),
+        example(lambda x, y: jnp.where(x > 0, y, 3.0), *TWO),
+        example(lambda x, y: jnp.where(x > 0, 3.0, y), *TWO),
+        example(lambda i: lax.select_n(i, *(jnp.full(4, n) for n in (1.0, 0.0))), "i32[4]"),
+        example(lambda i: lax.select_n(i, *(jnp.full(4, n) for n in (1.0, 0.0, 4.0))), "i32[4]"),
+        example(lambda x: lax.select_n(x > 0, jnp.full(4, 2.0), jnp.full(4, 0.0)), "f32[]"),
+    ]
+
+
+_WHERE_ELSE = "it holds there too: this only says in which direction"
+_MADE_BY = {
+    "`value.op.name not in names`": _WHERE_ELSE,
+    "without `steps > 0`": _WHERE_ELSE,
+    "without `value.op.name in lax.MAPS`": _WHERE_ELSE,
+    "without `any((arg.type.shape == value.type.shape and made_by(names, arg, st ...`": _WHERE_ELSE,
+    "`steps >= 0`": _WHERE_ELSE,
+    "without `arg.type.shape == value.type.shape`": _WHERE_ELSE,
+    "without `made_by(names, arg, steps - 1)`": _WHERE_ELSE,
+    "`steps + 1`": _WHERE_ELSE,
+}
+
+MORE: dict[str, list[Example]] = {
+    "broadcast_by_consumer": [
+        (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
+    ],
+    "broadcast_of_broadcast": [
+        # as transposed as a broadcast may be
+        (lambda x: lax.broadcast_in_dim(x, (2, 2), (1, 0)), ("f32[2,2]",)),
+    ],
+    "broadcast_outward": [
+        (
+            lambda x, y: jnp.broadcast_to(x[:, None], (4, 3)) * jnp.sin(y),
+            ("f32[4]", "f32[4,3]"),
+        ),
+        (
+            lambda x, y: lax.select_n(
+                lax.broadcast_in_dim(x, (4, 3, 2), (0,)) > 0,
+                lax.broadcast_in_dim(y, (4, 3, 2), (1,)),
+                lax.broadcast_in_dim(x, (4, 3, 2), (0,)),
+            ),
+            ("f32[4]", "f32[3]"),
+        ),
+        # ops that broadcast nothing by themselves
+        (lambda x: jax.grad(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)))(x), ONE),
+    ],
+    "choice_of_masks": [
+        (lambda x, y: jnp.where(x > 0, True, y > 0), TWO),
+        (lambda x, y: jnp.where(x > 0, False, y > 0), TWO),
+        (lambda x, y: jnp.where(x > 0, y > 0, True), TWO),
+        (lambda x, y: lax.select_n(x > 0, jnp.full(4, False), y > 0), ("f32[]", "f32[4]")),
+        (lambda x, y: jnp.where(x > 0, y, 0.0), TWO),
+        (lambda x, y, z: jnp.where(x > 0, y > 0, z > 0), ("f32[4]",) * 3),
+        (lambda i, y: lax.select_n(i, jnp.full(4, False), y > 0), ("i32[4]", "f32[4]")),
+        (lambda i, y: lax.select_n(i, jnp.full(4, False), y > 0, y < 2), ("i32[4]", "f32[4]")),
+    ],
+    "constant_fold": [
+        (lambda x: x + lax.neg(np.ones((2, 32), np.float32)), ("f32[2,32]",)),
+        (lambda x: x + lax.broadcast_in_dim(np.ones(2, np.float32), (2, 3), (0,)), ("f32[2,3]",)),
+        (lambda x: (x, lax.reshape(_key(), (1,))), ONE),
+    ],
+    "contract_of_broadcast": [
+        (
+            lambda q, k: jnp.einsum("hk,shk->hs", q, jnp.broadcast_to(k, (7, 3, 4))),
+            ("f32[3,4]", "f32[7,1,4]"),
+        ),
+    ],
+    "contract_of_merge": [
+        (lambda x, w: x.reshape(6, 4) @ w, ("f32[2,3,4]", "f32[4,5]")),
+    ],
+    "contract_of_repeat": [
+        (
+            lambda q, k: jnp.einsum(
+                "thk,hk->ht", q, jnp.broadcast_to(k[:, None, None], (2, 1, 3, 4)).reshape(6, 4)
+            ),
+            ("f32[5,6,4]", "f32[2,4]"),
+        ),
+        (
+            lambda q, k: jnp.einsum(
+                "thxk,hxk->ht", q, jnp.broadcast_to(k[:, None], (2, 3, 4)).reshape(6, 1, 4)
+            ),
+            ("f32[5,6,1,4]", "f32[2,4]"),
+        ),
+        (
+            lambda q, k: jnp.einsum("thk,hk->ht", q, jnp.broadcast_to(k, (6, 4)).reshape(4, 6)),
+            ("f32[5,4,6]", "f32[6,1]"),
+        ),
+        (
+            lambda q, k: jnp.einsum("thk,shk->hts", q, jnp.repeat(k, 3, axis=1)),
+            ("f32[5,0,4]", "f32[7,0,4]"),
+        ),
+        # of what is summed
+        (
+            lambda q, k: jnp.einsum("thk,shk->ts", q, jnp.repeat(k, 3, axis=1)),
+            ("f32[5,6,4]", "f32[7,2,4]"),
+        ),
+    ],
+    "convert_of_mask": [
+        (lambda x: (x > 0).astype(NO_ZERO).astype("float32"), ONE),
+    ],
+    "cut_inward": [
+        (
+            lambda x, w, y: (x @ w + y).reshape(2, 3, 5, 2, 2),
+            ("f32[2,3,5,7]", "f32[7,4]", "f32[2,1,5,1]"),
+        ),
+        # torn where something broadcasts
+        (
+            lambda x, w, y: (x @ w + y).reshape(4, 6, 3, 2),
+            ("f32[6,4,5]", "f32[5,6]", "f32[1,4,6]"),
+        ),
+        (lambda x, w: jnp.sin(jnp.cos(jnp.sin(x @ w))).reshape(3, 2, 2), ("f32[3,5]", "f32[5,4]")),
+        (
+            lambda x, w: jnp.sin(jnp.cos(jnp.sin(jnp.cos(x @ w)))).reshape(3, 2, 2),
+            ("f32[3,5]", "f32[5,4]"),
+        ),
+    ],
+    "cut_through_unstack": [
+        (lambda x: jnp.unstack(x, axis=1)[1].reshape(4, 6, 3, 2), ("f32[6,2,4,6]",)),
+        (lambda x: jnp.unstack(x, axis=1)[1].reshape(2, 2), ("f32[4,2,1]",)),
+    ],
+    "div_by_root": [
+        (lambda x, y: x / jnp.sqrt(jnp.exp(y)).reshape(2, 2), ("f32[2,2]", "f32[4]")),
+        (lambda y: 1 / jnp.sqrt(jnp.exp(y)), ONE),
+        (lambda y: jnp.ones(3) / jnp.sqrt(jnp.exp(y)), ("f32[]",)),
+    ],
+    "dot_to_contract": [
+        # as many axes as there are letters, and more
+        (_over_last, (_ones(14), _ones(13))),
+        (_over_last, (_ones(14), _ones(14))),
+    ],
+    "expand_to_reshape": [
+        (lambda x: lax.broadcast_in_dim(x, (4, 2), (1, 0)), ("f32[2,4]",)),
+    ],
+    "known_choice": [
+        (lambda x: lax.select_n(jnp.int32(7), x, x + 1, x * 2), ONE),
+        (lambda x: lax.select_n(jnp.int32(-1), x, x + 1, x * 2), ONE),
+    ],
+    "mask_times_number": _masks(lambda value: value * value.dtype.type(4)),
+    "mask_with_itself": [
+        (lambda x, y: (x > 0) ^ ((x > 0) & (y > 0)), TWO),
+        (lambda x, y: (x > 0) ^ ((y > 0) & (x > 0)), TWO),
+        (lambda x, y: ((y > 0) & (x > 0)) ^ (x > 0), TWO),
+        (lambda x, y: (x > 0) & ((x > 0) & (y > 0)), TWO),
+        (lambda x, y: (x > 0) | ((x > 0) & (y > 0)), TWO),
+        (lambda x, y: (x > 0) ^ ((x > 0) | (y > 0)), TWO),
+        (lambda x, y, z: (x > 0) ^ ((z > 0) & (y > 0)), ("f32[4]",) * 3),
+    ],
+    "mask_with_splat": [
+        (lambda i: i & 1, ("i32[4]",)),
+    ],
+    "max_of_more": [
+        (lambda x: jnp.maximum(x, -jnp.inf), ONE),
+        (lambda x, y: jnp.maximum(jnp.minimum(x, -1.0), jnp.exp(y)), TWO),
+        (lambda x: jnp.maximum(jnp.sqrt(x), 0.0), ONE),
+    ],
+    "merge_of_stack": [
+        (lambda x: jnp.stack([x], axis=1).reshape(3, 4), ("f32[3,4]",)),
+        (lambda x, y: jnp.stack([x, y]).reshape(6, 4), ("f32[3,4]",) * 2),
+    ],
+    "neutral": [
+        (lambda x: lax.mul(1.0, x), ONE),
+    ],
+    "not_of_comparison": [
+        (lambda i: ~(i < 2), ("i32[4]",)),
+        (lambda i: ~(i <= 2), ("i32[4]",)),
+        (lambda i: ~(i > 2), ("i32[4]",)),
+        (lambda i: ~(i == 2), ("i32[4]",)),
+        (lambda i: ~(i != 2), ("i32[4]",)),
+        (lambda x: ~(x >= 2.0), ONE),
+    ],
+    "part_of_complex": [
+        (lambda x, y: jnp.imag(lax.complex(x, y)), TWO),
+        (
+            lambda x, y: jnp.imag(lax.complex(x, y).reshape(2, 2) * lax.complex(x, x + y)[:2]),
+            ("f32[4]",) * 2,
+        ),
+        (
+            lambda x, y: jnp.real(lax.complex(x, y).reshape(4) * lax.complex(y, x).reshape(4)),
+            ("f32[2,2]",) * 2,
+        ),
+    ],
+    "plain_slice": [
+        (lambda x: lax.slice(x, (0,), (4,)), ONE),
+    ],
+    "power_of_two": [
+        (lambda x: lax.pow(x, jnp.int32(2)), ("c64[4]",)),
+    ],
+    "power_to_root": [
+        (lambda x: jnp.square(x) ** jnp.asarray(0.5, x.dtype), ("f8_e4m3fn[4]",)),
+    ],
+    "product_of_masks": [
+        (lambda x, y: ((x > 0) * 1)[None] * ((y > 0) * 1).reshape(1, 4), TWO),
+        (lambda x, y: (x > 0).astype(NO_ZERO) * (y > 0).astype(NO_ZERO), TWO),
+        (lambda x, y: (x > 0) * 1 * jnp.sin(y).astype("int32"), TWO),
+    ],
+    "reshape_of_broadcast": [
+        (lambda x: jnp.broadcast_to(x[:, None, None], (4, 1, 3)).reshape(4, 3), ONE),
+        (lambda x: jnp.broadcast_to(x, (3, 1, 4)).reshape(1, 3, 4, 1), ("f32[1,4]",)),
+        (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(1, 2, 2), ("f32[2,1]",)),
+        (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(2, 1, 2), ("f32[2]",)),
+    ],
+    "sign_outward": [
+        (lambda x, y: -x / y, TWO),
+        (lambda x, y: lax.div(-x, y), ("i32[4]",) * 2),
+    ],
+    "slice_of_broadcast": [
+        (
+            lambda x, i: lax.dynamic_slice(jnp.broadcast_to(x, (3, 2)), (i, i), (1, 1)),
+            ("f32[2]", "i32[]"),
+        ),
+    ],
+    "stack_of_same": [
+        _siblings(lambda x, w: x @ w, "f32[3,4]", "f32[1,4,5]"),
+        _siblings(lambda x, w: _far(x @ w), "f32[3,4]", "f32[2,4,5]"),
+        _siblings(lambda x, w: jnp.sin(x @ w).T, "f32[2,3,4]", "f32[2,4,5]"),
+        _siblings(lambda x, w: jnp.sin(x @ w).reshape(5, 3), "f32[3,4]", "f32[2,4,5]"),
+        _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[3,4]", "f32[2,4,5]", "f32[3,5]"),
+        _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[3,4]", "f32[2,4,5]", "f32[1,5]"),
+        _siblings(lambda x, w, y: jnp.sin(x @ w * y), "f32[3,4]", "f32[2,4,5]", "f32[]"),
+        _siblings(
+            lambda x, w: Traced["contract"](x, w, spec="a z, z b -> a b"), "f32[3,4]", "f32[2,4,5]"
+        ),
+        (
+            lambda x, w, s: jnp.stack([jnp.sin(x @ w[0] * s[0]), jnp.sin(x @ w[1] * s[1])]),
+            ("f32[3,4]", "f32[2,4,5]", "f32[2]"),
+        ),
+        (
+            lambda x, w: jnp.stack([jnp.sin(x @ part) for part in jnp.unstack(w, axis=1)]),
+            ("f32[3,4]", "f32[4,2,5]"),
+        ),
+        (
+            lambda x, w: jnp.stack([jnp.sin(x @ part) for part in jnp.unstack(w)], axis=1),
+            ("f32[3,4]", "f32[2,4,5]"),
+        ),
+        (lambda x, w: jnp.stack([x @ w[:1], x @ w[1:]]), ("f32[3,1]", "f32[2,5]")),
+        (lambda x, w: jnp.stack([x @ w[:, :1], x @ w[:, 1:]]), ("f32[3,4]", "f32[4,2]")),
+        # near misses
+        (
+            lambda x, w: jnp.stack([jnp.sin(x @ part) for part in jnp.unstack(w)[::-1]]),
+            ("f32[3,4]", "f32[2,4,5]"),
+        ),
+        (
+            lambda x, v, y, w: jnp.stack([x @ v, y @ w]),
+            ("f32[3,4]", "f32[4,5]", "f32[3,6]", "f32[6,5]"),
+        ),
+        (
+            lambda x, w, i: jnp.stack([x @ w[:1], x @ lax.dynamic_slice(w, (i, 0), (1, 5))]),
+            ("f32[3,1]", "f32[2,5]", "i32[]"),
+        ),
+        (lambda x, w: jnp.stack([x @ w[:1, :1], x @ w[1:, 1:]]), ("f32[3,1]", "f32[2,2]")),
+        (lambda x, w: jnp.stack([x @ w[:1, :2], x @ w[1:, :2]]), ("f32[3,1]", "f32[2,3]")),
+        (lambda x, w: jnp.stack([x @ w[0:0], x @ w[1:1]]), ("f32[3,0]", "f32[2,5]")),
+        _siblings(lambda x, w: jnp.cumsum(x @ w, axis=0), "f32[3,4]", "f32[2,4,5]"),
+        _siblings(lambda x, w: Traced["contract"](x, w, spec=_ALL), _ones(26), "f32[2,1]"),
+    ],
+    "statistic_reshaped_last": [
+        (lambda x: jnp.sum(x, axis=-1, keepdims=True) * 0.5, ("f32[2,4]",)),
+        (lambda x: jnp.sum(x, axis=-1, keepdims=True) * jnp.full((2, 1), 0.5), ("f32[2,4]",)),
+        (lambda x, s: jnp.sum(x, axis=-1, keepdims=True) * s, ("f32[2,4]", "f32[]")),
+        (lambda x: _positive(jnp.sum(x, axis=-1, keepdims=True)), ("f32[2,4]",)),
+        (lambda x: jnp.sin(jnp.exp(jnp.sum(x, axis=-1))[:, None]), ("f32[2,4]",)),
+        (
+            lambda x: jnp.sin(jnp.exp(jnp.sin(jnp.sin(jnp.exp(jnp.sum(x, axis=-1)))))[:, None]),
+            ("f32[2,4]",),
+        ),
+        # reshaped otherwise
+        (lambda x: jnp.sum(x, axis=1)[:, None] * jnp.sum(x, axis=1), ("f32[2,4]",)),
+        (
+            lambda x, y: jnp.sum(x, axis=1)[:, None] * y.reshape(2, 1),
+            ("f32[2,4]", "f32[1,2]"),
+        ),
+    ],
+    "test_of_mask": [
+        *_masks(lambda value: value > value.dtype.type(2)),
+        (lambda x: lax.gt(jnp.full(4, 2.5), jnp.where(x > 0, 2.0, 3.0)), ONE),
+    ],
+    "transpose_of_transpose": [
+        (lambda x: jnp.transpose(jnp.transpose(x, (1, 2, 0)), (1, 2, 0)), ("f32[2,3,4]",)),
+    ],
+    "variance": [
+        (lambda x: jnp.mean(x * x, 0) - jnp.mean(x, 1) ** 2, ("f32[3,3]",)),
+        (
+            lambda x: jnp.mean(x * x, 0, keepdims=True) - (jnp.mean(x, 0) ** 2)[:, None],
+            ("f32[2,3]",),
+        ),
+        (
+            lambda x: (
+                jnp.mean(x * x, 1).astype("bfloat16") - jnp.mean(x, 1).astype("bfloat16") ** 2
+            ),
+            ("f32[2,3]",),
+        ),
+    ],
+}
+EQUAL: dict[str, dict[str, str]] = {
+    "cut_inward": {
+        **_MADE_BY,
+        "without `not made_by((name,), op.args[0])`": _WHERE_ELSE,
+        "without `all((dimension for dimension in merged))`": _WHERE_ELSE,
+    },
+    "statistic_reshaped_last": _MADE_BY,
+}
