@@ -134,7 +134,7 @@ def div_by_root(op: Op) -> Outcome:
     if inner.op.name != "sqrt" or op.types[0].dtype not in REALS:
         return None
     root = reshaped(make("rsqrt", inner.op.args[0]), divisor.type.shape)
-    return root if number(dividend) == 1 and _whole(root, op) else make("mul", dividend, root)
+    return make("mul", dividend, root)
 
 
 @local("mul", "div", "sub", example=lambda x: x * 1.0 - 0.0, types=("f32[4]",))

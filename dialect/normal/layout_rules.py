@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dialect.matching.operands import transposed
 from dialect.matching.values import number, reshaped, through
 from dialect.ops import lax
 from rewrite import opdef
 from rewrite.ir import Op, Value
 from rewrite.opdef import build, make
 from rewrite.rules import Outcome, local
-from rewrite.signature import Array, letters
+from rewrite.signature import Array
 
 
 @local(*lax.IDENTITIES, example=lambda x: jax.lax.stop_gradient(x), types=("f32[4]",))
@@ -145,7 +146,6 @@ def only_cuts(merged: Array, split: Array) -> bool:
         all(len(dimension) == 1 for dimension in split)
         and all(dimension for dimension in merged)
         and any(len(dimension) > 1 for dimension in merged)
-        and letters(merged) == letters(split)
     )
 
 
@@ -295,6 +295,7 @@ def unbroadcast(value: Value) -> Value:
     shape = [1] * value.type.rank
     for size, place in zip(source.type.shape, places):
         shape[place] = size
+    source = transposed(source, sorted(range(len(places)), key=places.__getitem__))
     return reshaped(source, tuple(shape)) if tuple(shape) != source.type.shape else source
 
 

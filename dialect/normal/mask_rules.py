@@ -77,8 +77,8 @@ def _of_mask(value: Value) -> _OfMask | None:
 
 
 def _scalar(value: Value) -> Value:
-    """A value that is one number everywhere as this number; any other as it is."""
-    return through(value, "broadcast_in_dim", "reshape") if number(value) is not None else value
+    """The number that a value is everywhere."""
+    return through(value, "broadcast_in_dim", "reshape")
 
 
 def _evaluated(value: Value) -> np.ndarray:
@@ -121,7 +121,7 @@ def convert_of_mask(op: Op) -> Outcome:
 def product_of_masks(op: Op) -> Outcome:
     """convert(m) * convert(n)  ->  convert(m and n),  max(convert(m), convert(n))  ->  m or n"""
     both = [_as_bool(arg) for arg in op.args]
-    if None in both or both[0].type.rank != both[1].type.rank:
+    if None in both:
         return None
     made = make("or" if op.name == "max" else "and", *both)
     return make("convert_element_type", made, **_to(op))
@@ -206,7 +206,7 @@ def not_of_reshape(op: Op) -> Outcome:
 @local("select_n", example=lambda x, y: jnp.where(x > 0, y > 0, False), types=("f32[4]",) * 2)
 def choice_of_masks(op: Op) -> Outcome:
     """select(c, m, false)  ->  c and m,  select(c, true, m)  ->  c or m, and so on"""
-    if {arg.type.dtype for arg in op.args} != {"bool"}:
+    if len(op.args) != 3 or {arg.type.dtype for arg in op.args} != {"bool"}:
         return None
     which, no, yes = op.args
     if number(no) is not None:

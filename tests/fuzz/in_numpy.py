@@ -47,10 +47,11 @@ def _typed(array: Any, type_: Shaped) -> np.ndarray:
 
 
 def _broadcast_in_dim(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -> Any:
-    sizes = [1] * len(params["shape"])
-    for size, dimension in zip(args[0].shape, params["broadcast_dimensions"]):
+    sizes, places = [1] * len(params["shape"]), params["broadcast_dimensions"]
+    for size, dimension in zip(args[0].shape, places):
         sizes[dimension] = size
-    return np.broadcast_to(args[0].reshape(sizes), types[0].shape)
+    rising = args[0].transpose(np.argsort(places).astype(int))
+    return np.broadcast_to(rising.reshape(sizes), types[0].shape)
 
 
 def _reshape(args: Arrays, params: dict[str, Any], types: Sequence[Shaped]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_lowercase
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from dialect.ops.vocabulary import Traced
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
-_ALL = "a b c d e f g h i j k l m n o p q r s t u v w x y z, z -> a b c d e f g h i j k l m n o p q r s t u v w x y"
+_ALL = f"{' '.join(ascii_lowercase)}, z -> {' '.join(ascii_lowercase[:-1])}"
 ONE, TWO = ("f32[4]",), ("f32[4]",) * 2
 NO_ZERO = "float8_e8m0fnu"  # a format of powers of two
 
@@ -38,6 +39,12 @@ def _positive(x: Any) -> Any:
     return jnp.where(x > 0, x, jnp.full(x.shape, 2.0))
 
 
+def _often_rounded(x: Any) -> Any:
+    for _ in range(2):
+        x = x.astype("bfloat16").astype("float32")
+    return x
+
+
 def _far(x: Any) -> Any:
     """Eight ops behind x."""
     for _ in range(4):
@@ -57,8 +64,8 @@ def _masks(read: Callable[[Any], Any]) -> list[Example]:
         return lambda *arrays: read(of(*arrays)), types or ONE
 
     return [
-        example(lambda x: jnp.where(x > 0, 2.0, 3.0)),
-        example(lambda x: jnp.where(x > 0, 2.5, 3.0).astype("int32").astype("float32")),
+        example(lambda x: jnp.where(x > 0, 0.0, 3.0)),
+        example(lambda x: jnp.where(x > 0, 0.5, 3.0).astype("int32").astype("float32")),
         example(lambda x: 1 - (x > 0).astype("float32")),
         example(lambda x: (x > 0).astype("float32")[None].reshape(2, 2, 1).T),
         example(lambda x: (x > 0).astype("bfloat16").astype("float32")),
@@ -74,6 +81,7 @@ def _masks(read: Callable[[Any], Any]) -> list[Example]:
         example(lambda i: lax.select_n(i, *(jnp.full(4, n) for n in (1.0, 0.0))), "i32[4]"),
         example(lambda i: lax.select_n(i, *(jnp.full(4, n) for n in (1.0, 0.0, 4.0))), "i32[4]"),
         example(lambda x: lax.select_n(x > 0, jnp.full(4, 2.0), jnp.full(4, 0.0)), "f32[]"),
+        example(lambda x: lax.select_n(x > 0, jnp.full(4, 2.0))),
     ]
 
 
@@ -89,9 +97,16 @@ _MADE_BY = {
     "`steps + 1`": _WHERE_ELSE,
 }
 
+_CUTS = {
+    "without `all((dimension for dimension in merged))`": _WHERE_ELSE,
+}
+_TO_ITS_OWN_SHAPE = "a reshape to the shape that an array has does nothing"
+_PRINTED = "a constant that is only longer to print"
+
 MORE: dict[str, list[Example]] = {
     "broadcast_by_consumer": [
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
+        (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4, 2), (2, 1)), ("f32[3,4,2]", "f32[2,4]")),
     ],
     "broadcast_of_broadcast": [
         # as transposed as a broadcast may be
@@ -110,6 +125,7 @@ MORE: dict[str, list[Example]] = {
             ),
             ("f32[4]", "f32[3]"),
         ),
+        (lambda x: jnp.exp(lax.broadcast_in_dim(x, (3, 4, 2), (2, 1))), ("f32[2,4]",)),
         # ops that broadcast nothing by themselves
         (lambda x: jax.grad(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)))(x), ONE),
     ],
@@ -120,6 +136,7 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: lax.select_n(x > 0, jnp.full(4, False), y > 0), ("f32[]", "f32[4]")),
         (lambda x, y: jnp.where(x > 0, y, 0.0), TWO),
         (lambda x, y, z: jnp.where(x > 0, y > 0, z > 0), ("f32[4]",) * 3),
+        (lambda x, y: lax.select_n(x > 0, y > 0), TWO),
         (lambda i, y: lax.select_n(i, jnp.full(4, False), y > 0), ("i32[4]", "f32[4]")),
         (lambda i, y: lax.select_n(i, jnp.full(4, False), y > 0, y < 2), ("i32[4]", "f32[4]")),
     ],
@@ -129,6 +146,10 @@ MORE: dict[str, list[Example]] = {
         (lambda x: (x, lax.reshape(_key(), (1,))), ONE),
     ],
     "contract_of_broadcast": [
+        (
+            lambda q, k: jnp.einsum("thk,shk->hts", q, lax.broadcast_in_dim(k, (7, 3, 4), (2, 0))),
+            ("f32[5,3,4]", "f32[4,7]"),
+        ),
         (
             lambda q, k: jnp.einsum("hk,shk->hs", q, jnp.broadcast_to(k, (7, 3, 4))),
             ("f32[3,4]", "f32[7,1,4]"),
@@ -172,6 +193,7 @@ MORE: dict[str, list[Example]] = {
             lambda x, w, y: (x @ w + y).reshape(2, 3, 5, 2, 2),
             ("f32[2,3,5,7]", "f32[7,4]", "f32[2,1,5,1]"),
         ),
+        (lambda x, w: (x @ w + 1).reshape(3, 2, 1, 2), ("f32[3,5]", "f32[5,4]")),
         # torn where something broadcasts
         (
             lambda x, w, y: (x @ w + y).reshape(4, 6, 3, 2),
@@ -184,6 +206,8 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
     "cut_through_unstack": [
+        (lambda x: jnp.unstack(x, axis=1)[1].reshape(2, 2, 1, 2), ("f32[4,3,2]",)),
+        (lambda x: jnp.unstack(x)[1].reshape(3, 2, 2, 2), ("f32[3,6,4]",)),
         (lambda x: jnp.unstack(x, axis=1)[1].reshape(4, 6, 3, 2), ("f32[6,2,4,6]",)),
         (lambda x: jnp.unstack(x, axis=1)[1].reshape(2, 2), ("f32[4,2,1]",)),
     ],
@@ -204,7 +228,10 @@ MORE: dict[str, list[Example]] = {
         (lambda x: lax.select_n(jnp.int32(7), x, x + 1, x * 2), ONE),
         (lambda x: lax.select_n(jnp.int32(-1), x, x + 1, x * 2), ONE),
     ],
-    "mask_times_number": _masks(lambda value: value * value.dtype.type(4)),
+    "mask_times_number": [
+        *_masks(lambda value: value * value.dtype.type(4)),
+        (lambda x: jnp.where(x > 0, 2.0, 3.0) * jnp.full((3, 4), 2.0), ("f32[1,4]",)),
+    ],
     "mask_with_itself": [
         (lambda x, y: (x > 0) ^ ((x > 0) & (y > 0)), TWO),
         (lambda x, y: (x > 0) ^ ((y > 0) & (x > 0)), TWO),
@@ -215,12 +242,18 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y, z: (x > 0) ^ ((z > 0) & (y > 0)), ("f32[4]",) * 3),
     ],
     "mask_with_splat": [
+        (lambda x: (x > 0) & False, ONE),
+        (lambda x: (x > 0) | False, ONE),
+        (lambda x: (x > 0) | True, ONE),
+        (lambda x: (x > 0) ^ False, ONE),
+        (lambda x: (x > 0) ^ True, ONE),
         (lambda i: i & 1, ("i32[4]",)),
     ],
     "max_of_more": [
         (lambda x: jnp.maximum(x, -jnp.inf), ONE),
         (lambda x, y: jnp.maximum(jnp.minimum(x, -1.0), jnp.exp(y)), TWO),
-        (lambda x: jnp.maximum(jnp.sqrt(x), 0.0), ONE),
+        (lambda x: lax.max(0.0, jnp.sqrt(x)), ONE),
+        (lambda i: jnp.maximum(lax.iota("int32", 4), jnp.maximum(i, 5)), ("i32[]",)),
     ],
     "merge_of_stack": [
         (lambda x: jnp.stack([x], axis=1).reshape(3, 4), ("f32[3,4]",)),
@@ -251,11 +284,8 @@ MORE: dict[str, list[Example]] = {
     "plain_slice": [
         (lambda x: lax.slice(x, (0,), (4,)), ONE),
     ],
-    "power_of_two": [
-        (lambda x: lax.pow(x, jnp.int32(2)), ("c64[4]",)),
-    ],
     "power_to_root": [
-        (lambda x: jnp.square(x) ** jnp.asarray(0.5, x.dtype), ("f8_e4m3fn[4]",)),
+        (lambda x: jnp.square(x) ** jnp.float32(0.5), ONE),
     ],
     "product_of_masks": [
         (lambda x, y: ((x > 0) * 1)[None] * ((y > 0) * 1).reshape(1, 4), TWO),
@@ -263,6 +293,7 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: (x > 0) * 1 * jnp.sin(y).astype("int32"), TWO),
     ],
     "reshape_of_broadcast": [
+        (lambda x: lax.broadcast_in_dim(x, (3, 4, 2), (2, 1)).reshape(3, 1, 4, 2), ("f32[2,4]",)),
         (lambda x: jnp.broadcast_to(x[:, None, None], (4, 1, 3)).reshape(4, 3), ONE),
         (lambda x: jnp.broadcast_to(x, (3, 1, 4)).reshape(1, 3, 4, 1), ("f32[1,4]",)),
         (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(1, 2, 2), ("f32[2,1]",)),
@@ -273,6 +304,12 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: lax.div(-x, y), ("i32[4]",) * 2),
     ],
     "slice_of_broadcast": [
+        (
+            lambda x, i: lax.dynamic_slice(
+                lax.broadcast_in_dim(x, (3, 4, 2), (2, 1)), (i, i, 0), (1, 2, 2)
+            ),
+            ("f32[2,4]", "i32[]"),
+        ),
         (
             lambda x, i: lax.dynamic_slice(jnp.broadcast_to(x, (3, 2)), (i, i), (1, 1)),
             ("f32[2]", "i32[]"),
@@ -326,6 +363,12 @@ MORE: dict[str, list[Example]] = {
         (lambda x: jnp.sum(x, axis=-1, keepdims=True) * 0.5, ("f32[2,4]",)),
         (lambda x: jnp.sum(x, axis=-1, keepdims=True) * jnp.full((2, 1), 0.5), ("f32[2,4]",)),
         (lambda x, s: jnp.sum(x, axis=-1, keepdims=True) * s, ("f32[2,4]", "f32[]")),
+        (
+            lambda x, p: jnp.where(
+                p[:, None], jnp.sum(x, -1, keepdims=True), jnp.full((2, 1), 2.0)
+            ),
+            ("f32[2,4]", "bool[2]"),
+        ),
         (lambda x: _positive(jnp.sum(x, axis=-1, keepdims=True)), ("f32[2,4]",)),
         (lambda x: jnp.sin(jnp.exp(jnp.sum(x, axis=-1))[:, None]), ("f32[2,4]",)),
         (
@@ -340,13 +383,23 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
     "test_of_mask": [
-        *_masks(lambda value: value > value.dtype.type(2)),
-        (lambda x: lax.gt(jnp.full(4, 2.5), jnp.where(x > 0, 2.0, 3.0)), ONE),
+        *_masks(lambda value: value > value.dtype.type(0.5)),
+        (lambda x: (x > 0).astype(NO_ZERO).astype("float32") != 0, ONE),
+        (lambda x: lax.dynamic_slice(x > 0, (0, 0), (2, 2)) == True, ("f32[2,2]",)),  # noqa: E712
+        (lambda x: lax.gt(jnp.full(4, 2.5), jnp.where(x > 0, 0.0, 3.0)), ONE),
     ],
     "transpose_of_transpose": [
         (lambda x: jnp.transpose(jnp.transpose(x, (1, 2, 0)), (1, 2, 0)), ("f32[2,3,4]",)),
     ],
     "variance": [
+        (
+            lambda x: jnp.mean(x * x, 0)[:, None] - _often_rounded(jnp.mean(x, 0))[:, None] ** 2,
+            ("f32[2,3]",),
+        ),
+        (
+            lambda x: jnp.mean(x * x, 0)[None] - _often_rounded(jnp.mean(x, 0))[:, None] ** 2,
+            ("f32[2,3]",),
+        ),
         (lambda x: jnp.mean(x * x, 0) - jnp.mean(x, 1) ** 2, ("f32[3,3]",)),
         (
             lambda x: jnp.mean(x * x, 0, keepdims=True) - (jnp.mean(x, 0) ** 2)[:, None],
@@ -361,10 +414,43 @@ MORE: dict[str, list[Example]] = {
     ],
 }
 EQUAL: dict[str, dict[str, str]] = {
+    "broadcast_by_consumer": {"always `reshaped(source, tuple(shape))`": _TO_ITS_OWN_SHAPE},
+    "constant_fold": {
+        "without `if op.name == 'broadcast_in_dim' and (not op.args[0].type.shape)`": _PRINTED,
+        "without `op.types[0].size > _LARGEST_FOLDED`": _PRINTED,
+    },
+    "contract_of_merge": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
+    "contract_of_repeat": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
+    "convert_to_same": {
+        "without `if op.args[0].op.name == 'const'`": "only whether the constant is weakly typed"
+    },
     "cut_inward": {
         **_MADE_BY,
+        **_CUTS,
         "without `not made_by((name,), op.args[0])`": _WHERE_ELSE,
-        "without `all((dimension for dimension in merged))`": _WHERE_ELSE,
     },
-    "statistic_reshaped_last": _MADE_BY,
+    "cut_through_unstack": _CUTS,
+    "dot_to_contract": {
+        "without `if op.get('out_sharding') is not None`": "where it lies is no number",
+        "always `{'precision': asked}`": "none is what it is where nothing is said",
+        "never `{'precision': asked}`": "on a CPU every precision is the same",
+        "`asked is None`": "on a CPU every precision is the same",
+    },
+    "mask_times_number": {
+        "without `op.name == 'select_n'`": "nothing else reads a mask and two numbers",
+        "without `op.args[0].type.dtype == 'bool'`": "the select that it makes is of the same mask",
+    },
+    "mask_with_itself": {"without `if op.types[0].dtype != 'bool'`": "it is so of integers, too"},
+    "not_of_comparison": {"1 for 0": "both sides of a comparison have one dtype"},
+    "power_of_two": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
+    "power_to_root": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
+    "split_of_contract": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
+    "variance": {
+        "arguments swapped in `make('sub', source, reshaped(mean, tuple(kept)))`": "it is squared"
+    },
+    "statistic_reshaped_last": {
+        **_MADE_BY,
+        "without `not shape`": _WHERE_ELSE,
+        "without `not any((made_by(_REDUCTIONS, each) for each in sources))`": _WHERE_ELSE,
+    },
 }
