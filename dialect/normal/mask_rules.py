@@ -187,7 +187,8 @@ def not_of_comparison(op: Op) -> Outcome:
     """not (i >= j)  ->  i < j, for integers"""
     inner = op.args[0].op
     opposite = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
-    if inner.name not in opposite or inner.args[0].type.dtype[0] not in "iu":
+    integers = all(arg.type.dtype[0] in "iu" for arg in inner.args)
+    if inner.name not in opposite or not integers:
         return None
     return make(opposite[inner.name], *inner.args, **dict(inner.attrs))
 

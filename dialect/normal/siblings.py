@@ -117,16 +117,16 @@ class _Batched:
 
     def indexed(self, values: tuple[Value, ...]) -> Value | None:
         """The source whose indices 0, 1, 2 ... along one axis the values are, that axis first."""
-        ops = [value.op for value in values]
-        source = ops[0].args[0] if ops[0].args else None
-        if any(op.name != ops[0].name or op.args[:1] != (source,) for op in ops):
+        op, ops = values[0].op, [value.op for value in values]
+        if any(each.name != op.name or each.args != op.args for each in ops):
             return None
-        if ops[0].name == "unstack":
-            whole = list(values) == list(ops[0].results)
-            return self.first(source, ops[0]["axis"]) if whole else None
-        if ops[0].name != "slice" or any(op.get("strides") for op in ops):
+        if op.name == "unstack":
+            whole = list(values) == list(op.results)
+            return self.first(*op.args, op["axis"]) if whole else None
+        if op.name != "slice":
             return None
-        shape, starts = values[0].type.shape, [op["start_indices"] for op in ops]
+        (source,), shape = op.args, op.types[0].shape
+        starts = [each["start_indices"] for each in ops]
         moving = [d for d, place in enumerate(zip(*starts)) if len(set(place)) > 1]
         if len(moving) != 1 or shape[moving[0]] != 1:
             return None
@@ -167,7 +167,7 @@ class _Batched:
         """An argument of an elementwise op with the rank of the result of all siblings: one that
         they share has no new axis yet, one number for each of them has no other."""
         shape = op.types[0].shape
-        if batched and arg.type.rank == 1 < 1 + len(shape):
+        if batched and arg.type.rank == 1 and shape:
             return make(
                 "broadcast_in_dim", arg, shape=(self.count, *shape), broadcast_dimensions=(0,)
             )

@@ -39,6 +39,11 @@ def _positive(x: Any) -> Any:
     return jnp.where(x > 0, x, jnp.full(x.shape, 2.0))
 
 
+def _grown(x: Any, shape: tuple[int, ...], places: tuple[int, ...]) -> Any:
+    """A broadcast that is written even where it changes no shape."""
+    return lax.broadcast_in_dim_p.bind(x, shape=shape, broadcast_dimensions=places, sharding=None)
+
+
 def _often_rounded(x: Any) -> Any:
     for _ in range(2):
         x = x.astype("bfloat16").astype("float32")
@@ -98,6 +103,8 @@ _MADE_BY = {
 }
 
 _CUTS = {
+    "without `any((len(dimension) > 1 for dimension in merged))`": _WHERE_ELSE,
+    "`len(dimension) >= 1`": _WHERE_ELSE,
     "without `all((dimension for dimension in merged))`": _WHERE_ELSE,
 }
 _TO_ITS_OWN_SHAPE = "a reshape to the shape that an array has does nothing"
@@ -110,7 +117,8 @@ MORE: dict[str, list[Example]] = {
     ],
     "broadcast_of_broadcast": [
         # as transposed as a broadcast may be
-        (lambda x: lax.broadcast_in_dim(x, (2, 2), (1, 0)), ("f32[2,2]",)),
+        (lambda x: _grown(x, (2, 2), (1, 0)), ("f32[2,2]",)),
+        (lambda x: _grown(x, (2, 3), (0, 1)), ("f32[2,3]",)),
     ],
     "broadcast_outward": [
         (
@@ -139,6 +147,13 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: lax.select_n(x > 0, y > 0), TWO),
         (lambda i, y: lax.select_n(i, jnp.full(4, False), y > 0), ("i32[4]", "f32[4]")),
         (lambda i, y: lax.select_n(i, jnp.full(4, False), y > 0, y < 2), ("i32[4]", "f32[4]")),
+    ],
+    "concatenate_to_stack": [
+        (lambda x, y: jnp.concatenate([x[None], y[None]]), ("f32[3]",) * 2),
+        (
+            lambda x, y: jnp.concatenate([lax.reshape(each, (3, 1, 4)) for each in (x, y)], axis=1),
+            ("f32[3,4]",) * 2,
+        ),
     ],
     "constant_fold": [
         (lambda x: x + lax.neg(np.ones((2, 32), np.float32)), ("f32[2,32]",)),
@@ -178,6 +193,10 @@ MORE: dict[str, list[Example]] = {
         (
             lambda q, k: jnp.einsum("thk,shk->hts", q, jnp.repeat(k, 3, axis=1)),
             ("f32[5,0,4]", "f32[7,0,4]"),
+        ),
+        (
+            lambda q, k: jnp.einsum("thk,hk->ht", q, jnp.repeat(k, 3, axis=0)),
+            ("f32[5,6,4]", "f32[2,4]"),
         ),
         # of what is summed
         (
@@ -293,6 +312,8 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: (x > 0) * 1 * jnp.sin(y).astype("int32"), TWO),
     ],
     "reshape_of_broadcast": [
+        (lambda x: jnp.broadcast_to(x[:, None], (4, 3)).reshape(3, 4), ONE),
+        (lambda x: jnp.broadcast_to(x[:, None], (4, 3)).reshape(12), ONE),
         (lambda x: lax.broadcast_in_dim(x, (3, 4, 2), (2, 1)).reshape(3, 1, 4, 2), ("f32[2,4]",)),
         (lambda x: jnp.broadcast_to(x[:, None, None], (4, 1, 3)).reshape(4, 3), ONE),
         (lambda x: jnp.broadcast_to(x, (3, 1, 4)).reshape(1, 3, 4, 1), ("f32[1,4]",)),
@@ -316,6 +337,9 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
     "stack_of_same": [
+        (lambda x, w: jnp.stack([x @ Traced["unstack"](w, axis=0)[0]]), ("f32[3,4]", "f32[1,4,5]")),
+        _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[4]", "f32[2,4,5]", "f32[5]"),
+        _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[4]", "f32[5,4,5]", "f32[5]"),
         _siblings(lambda x, w: x @ w, "f32[3,4]", "f32[1,4,5]"),
         _siblings(lambda x, w: _far(x @ w), "f32[3,4]", "f32[2,4,5]"),
         _siblings(lambda x, w: jnp.sin(x @ w).T, "f32[2,3,4]", "f32[2,4,5]"),
@@ -420,7 +444,19 @@ EQUAL: dict[str, dict[str, str]] = {
         "without `op.types[0].size > _LARGEST_FOLDED`": _PRINTED,
     },
     "contract_of_merge": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
-    "contract_of_repeat": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
+    "concatenate_to_stack": {
+        "without `not _expanded(arg, inner)`": _WHERE_ELSE,
+        "`value.op.args[0].type.rank >= 0`": _WHERE_ELSE,
+        "without `value.op.args[0].type.shape == inner`": _WHERE_ELSE,
+    },
+    "contract_of_repeat": {
+        "always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE,
+        "without `if axis in letters(spec.outputs[0])`": _WHERE_ELSE,
+        "without `if all((len(sizes) == 1 for axis, sizes in named.items() if axis in l ...`": (
+            _WHERE_ELSE
+        ),
+        "without `value.op.args[0].op.name != 'broadcast_in_dim'`": _WHERE_ELSE,
+    },
     "convert_to_same": {
         "without `if op.args[0].op.name == 'const'`": "only whether the constant is weakly typed"
     },
@@ -436,14 +472,32 @@ EQUAL: dict[str, dict[str, str]] = {
         "never `{'precision': asked}`": "on a CPU every precision is the same",
         "`asked is None`": "on a CPU every precision is the same",
     },
+    "map_of_repeat": {
+        "without `if grown.op.name != 'broadcast_in_dim' or grown.op.args[0].type.size  ...`": (
+            _WHERE_ELSE
+        ),
+        "without `grown.op.args[0].type.size == grown.type.size`": _WHERE_ELSE,
+    },
     "mask_times_number": {
         "without `op.name == 'select_n'`": "nothing else reads a mask and two numbers",
         "without `op.args[0].type.dtype == 'bool'`": "the select that it makes is of the same mask",
     },
     "mask_with_itself": {"without `if op.types[0].dtype != 'bool'`": "it is so of integers, too"},
-    "not_of_comparison": {"1 for 0": "both sides of a comparison have one dtype"},
     "power_of_two": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
     "power_to_root": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
+    "slice_of_broadcast": {
+        "without `source.type.rank != inner.type.rank`": "of a scalar nothing is sliced",
+        "never `constant(0, start.type)`": "a start goes no further than the slice fits",
+    },
+    "stack_of_same": {
+        "without `steps == 0`": _WHERE_ELSE,
+        "`steps + 1`": _WHERE_ELSE,
+        "without `if len(self.known) > _LARGEST`": _WHERE_ELSE,
+        "`len(self.known) >= _LARGEST`": _WHERE_ELSE,
+        "always `make('transpose', source, permutation=order)`": "it moves nothing",
+        "without `shape`": "it grows nothing",
+    },
+    "tile_to_broadcast": {"never `(size,)`": "repeated once it is as it was"},
     "split_of_contract": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
     "variance": {
         "arguments swapped in `make('sub', source, reshaped(mean, tuple(kept)))`": "it is squared"
