@@ -328,6 +328,14 @@ def test_composites_declare_axes_of_their_own_shapes(name: str) -> None:
 def composite(name: str) -> Op:
     x, mode = drawn(2, 3, 4), lax.GatherScatterMode.CLIP
     made: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "contract": (
+            lambda x, w: Traced["contract"](x, w, spec="a b c, c d -> a b d"),
+            (x, drawn(4, 5)),
+        ),
+        "partial_contract": (
+            lambda x, w: Traced["partial_contract"](x, w, spec="a b c, c d -> e a b d", parts=2),
+            (x, drawn(4, 5)),
+        ),
         "softmax": (Traced["softmax"], (x,)),
         "rms_norm": (lambda x: Traced["rms_norm"](x, epsilon=1e-5), (x,)),
         "layer_norm": (lambda x: Traced["layer_norm"](x, epsilon=1e-5), (x,)),
