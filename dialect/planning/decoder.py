@@ -11,11 +11,10 @@ from dialect.naming.axes import Axes, Names, leaves_of
 from dialect.ops.quant import FORMS
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.staging.binding import region_bound
-from rewrite.dataflow import bound_values
-from rewrite.ir import Op, Value, bits
+from rewrite.dataflow import bound_values, dependents
+from rewrite.ir import Graph, Op, Value, bits
 from rewrite.program import Program
 
-_NORMS = ("rms_norm", "layer_norm")
 _HEADS = ("heads", "kv_heads")
 _PRODUCTS = ("contract", "ragged_dot_general")
 
@@ -33,7 +32,6 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     caches = _inputs_over(program, axes, "state", "context", "time")
     attentions = sum(trips for op, trips in counted if _is_attention(axes, op))
     layers = attentions or sizes.get("layers", 1)
-    norms = sum(trips for op, trips in counted if op.name in _NORMS)
     heads, kv_heads = _heads(sizes, caches, axes) if attentions else (0, 1)
     factors = next(_factors(products, axes), None)
     routing = _routing(products, axes)
@@ -54,7 +52,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         experts=experts,
         experts_per_token=(_experts_chosen(axes, counted) or experts) if routing else 1,
         routing=routing,
-        parallel=norms - 1 <= layers and not routing,
+        parallel=_is_parallel(program.graph, axes) and not routing,
         logits_time=_logits_time(products, axes, sizes),
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted),
@@ -109,6 +107,27 @@ def _is_attention(axes: Axes, op: Op) -> bool:
     """Attention, or the softmax of attention that was not recognised."""
     weights = op.name == "softmax" and "context" in axes.of(op.results[0])[-1]
     return weights or op.name == "attend"
+
+
+def _is_parallel(graph: Graph, axes: Axes) -> bool:
+    """Whether the feed-forward network of a layer does not read its attention.
+
+    Attention and network then read the same activations, as in GPT-J (Wang & Komatsuzaki 2021). The
+    ops of a graph stand behind their arguments, so the last of a kind are those of the last layer:
+    the first may have been precomputed.
+    """
+    attentions = [op for op in graph.ops if _is_attention(axes, op)]
+    hidden = [op for op in graph.ops if _is_hidden(axes, op)]
+    if attentions and hidden:
+        return hidden[-1].results[0] not in dependents(graph, attentions[-1].results)
+    return any(_is_parallel(region, axes) for op in graph.ops for region in op.regions)
+
+
+def _is_hidden(axes: Axes, op: Op) -> bool:
+    """Whether an op gives the hidden values of a feed-forward network."""
+    product = op.name in _PRODUCTS and any(_weight_over(axes, arg, "d_ff") for arg in op.args)
+    gives = product and _has(axes.of(op.results[0]), "d_ff")
+    return gives or op.name in ("gate", "activate")
 
 
 def _heads(sizes: dict[str, int], caches: list[Value], axes: Axes) -> tuple[int, int]:
