@@ -107,6 +107,18 @@ def test_raw_parameters_and_caches_are_accepted_and_packed_once():
     assert step._known[1] is packed
 
 
+def test_a_state_that_was_donated_is_refused_by_name():
+    """Its memory is that of the state that came back; reading it ended the process."""
+    function, params, cache, tokens = toy("llama")
+    step = auto_shard(function, "cpu:8")
+    packed, given = step.prepare(params, cache, tokens), step.adapt(cache)
+    _, returned = step(packed, given, tokens)
+    with pytest.raises(ShardwrightError, match="cache/k was donated to an earlier step") as error:
+        step(packed, given, tokens)
+    assert "donate_state=False" in error.value.hint
+    assert step(packed, returned, tokens)[0].shape == (BATCH, 256)
+
+
 def test_packing_waits_for_the_shapes():
     function, params, cache, tokens = toy("palm")
     step = auto_shard(function, "cpu:8")

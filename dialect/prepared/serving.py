@@ -19,6 +19,7 @@ from dialect.prepared.packed_schema import PackedError, Schema, refuse
 from dialect.prepared.state import Form, is_state
 from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import prepare_of
+from rewrite.errors import ShardwrightError
 from rewrite.ir import Type
 
 
@@ -76,6 +77,10 @@ jax.tree_util.register_pytree_node(
 )
 
 
+class DonatedError(ShardwrightError):
+    """A state was given to a step a second time; the first step reused its memory."""
+
+
 class Executable:
     """A program of a step, compiled for one set of shapes; `tree`: the pytree of its parameters."""
 
@@ -93,6 +98,7 @@ class Executable:
         self.schema = Schema.of(program, compilable.mesh)
         self._fitting = {id(self.schema): self.schema}  # held, so that no other gets its id
         self.roles = [input_.role for input_ in program.inputs if input_.role != "param"]
+        self.names = [input_.name for input_ in program.inputs if input_.role == "state"]
         self.out_tree = treedef(program.tree[1])
         self.form = Form(program)
         self.shardings = compilable.shardings("param")
@@ -100,12 +106,18 @@ class Executable:
         self.prepare = Preparation(prepare_of(program), originals, self.shardings)
 
     def __call__(self, packed: Packed, others: list[Any]) -> Any:
-        """The step's results. Raises PackedError for parameters of another program."""
+        """The step's results.
+
+        Raises PackedError for parameters of another program, DonatedError for a state that an
+        earlier step was given: its memory is that of the state that came back.
+        """
         if id(packed.schema) not in self._fitting:
             refuse("the argument of the step", packed.schema.differences(self.schema))
             self._fitting[id(packed.schema)] = packed.schema
         leaves = list(zip(jax.tree.leaves(others, is_leaf=is_state), self.roles))
-        state = self.form.parts([leaf for leaf, role in leaves if role == "state"])
+        states = [leaf for leaf, role in leaves if role == "state"]
+        _must_be_there(states, self.names)
+        state = self.form.parts(states)
         rest = [leaf for leaf, role in leaves if role == "arg"]
         try:
             results = self.call(packed.leaves, state, rest)
@@ -143,3 +155,14 @@ class Executable:
         """The state in the user's form."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
         return jax.tree.unflatten(tree, self.form.restored(leaves))
+
+
+def _must_be_there(states: list[Any], names: list[str]) -> None:
+    """Raises DonatedError, with its name, for a state whose arrays are deleted."""
+    for state, name in zip(states, names):
+        arrays = state.parts if is_state(state) else [state]
+        if any(isinstance(array, jax.Array) and array.is_deleted() for array in arrays):
+            raise DonatedError(
+                f"{name} was donated to an earlier step, which updated it in place",
+                hint="pass the state that the step returned, or build it with donate_state=False",
+            )
