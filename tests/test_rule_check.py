@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.checked.arrays import array_of
 from dialect.checked.compared import difference
 from dialect.checked.evaluated import op_by_op
-from dialect.checked.forms import brought, example_graph, first_rules
+from dialect.checked.forms import brought, example_graph, fires, first_rules
+from dialect.checked.neighbours import neighbour
 from dialect.checked.rule_check import check
 from dialect.checked.trial import RuleReport
 from dialect.jaxprs.jaxpr import constant
@@ -23,7 +25,7 @@ from rewrite.ir import Op, Type
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local
 from tests.fuzz.interpreted import interpreted
-from tests.more_examples import every_rule
+from tests.more_examples import every_rule, is_left_alone
 
 SEED = 1
 
@@ -43,6 +45,24 @@ RULES = every_rule()
 def test_a_rule_keeps_what_it_claims_in_its_neighbourhood(found: FoundRule) -> None:
     report = check(found, SEED, 6, 20, evaluators=(interpreted,))
     assert not report.violations and report.fired
+
+
+LEFT_ALONE = [
+    (found, number)
+    for found in RULES
+    for number in range(1, len(found.more) + 1)
+    if is_left_alone(found, number)
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "number"), LEFT_ALONE, ids=lambda each: getattr(each, "name", str(each))
+)
+def test_a_rule_leaves_alone_what_it_would_make_dearer(found: FoundRule, number: int) -> None:
+    program = neighbour(found, first_rules(found), SEED, number)
+    assert program is not None
+    with jax.enable_x64(program.wide):
+        assert not fires(found.rule, program.graph)
 
 
 APPROXIMATE = [found for found in RULES if found.rule.keeps == "approx"]

@@ -27,13 +27,13 @@ def one_part(value: Value, axis: int, index: int) -> Value:
     op = value.op
     found = opdef.signature(op) if op.name in _BY_PART else None
     own = found.outputs[0][axis] if found else ()
-    if len(own) != 1 or found.kind(own[0]) != "map":
+    if len(own) != 1:
         return build("unstack", value, axis=axis).results[index]
     args = list(op.args)
     for i, (arg, array) in enumerate(zip(op.args, found.inputs)):
         if own in array:
             args[i] = one_part(arg, array.index(own), index)
-        elif op.name != "contract" and arg.type.rank:  # one for all parts
+        elif op.name != "contract":  # one for all parts
             sizes = arg.type.shape
             args[i] = reshaped(arg, (*sizes[:axis], *sizes[axis + 1 :]))
     attrs = dict(op.attrs)

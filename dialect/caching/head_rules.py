@@ -58,9 +58,8 @@ def _example(x: object, axis: int = 1, count: int = 2) -> object:
     return Traced["spread_heads"](x, axis=axis, count=count, by="mean")
 
 
-def _spread(value: Value, op: Op, axis: int | None = None) -> Value:
-    """Another value spread as `op` does."""
-    axis = op["axis"] if axis is None else axis
+def _spread(value: Value, op: Op, axis: int) -> Value:
+    """Another value spread as `op` does, along that axis."""
     return make("spread_heads", value, axis=axis, count=op["count"], by=op["by"])
 
 
@@ -76,7 +75,7 @@ def write_of_spread(op: Op) -> Outcome:
     if inner.name != "spread_heads" or inner["axis"] in op["axes"]:
         return None
     (new,) = merged(op.args[1], **dict(inner.attrs))
-    return _spread(written(op, inner.args[0], new), inner)
+    return _spread(written(op, inner.args[0], new), inner, inner["axis"])
 
 
 @local(
@@ -96,7 +95,7 @@ def put_of_spread(op: Op) -> Outcome:
     if inner["axis"] < first + (positions.type.rank == 2):
         return None
     (new,) = merged(new, **{**dict(inner.attrs), "axis": inner["axis"] - first})
-    return _spread(written(op, inner.args[0], new), inner)
+    return _spread(written(op, inner.args[0], new), inner, inner["axis"])
 
 
 @local(
@@ -310,7 +309,7 @@ def merge_of_repeat(op: Op) -> Outcome:
     if outer.name == "reshape":
         named = opdef.signature(outer)
         last = named.outputs[0][axis][-1:]
-        if not last or last not in named.inputs[0]:
+        if last not in named.inputs[0]:
             return None
         place = named.inputs[0].index(last)
     copies = grown.type.shape[place]

@@ -108,9 +108,8 @@ def _exact(q: jax.Array) -> jax.Array:
     return jnp.sign(q) * jnp.float32(127)
 
 
-def _again(q: Value, scale: Value, op: Op, axis: int | None = None) -> Value:
+def _again(q: Value, scale: Value, op: Op, axis: int) -> Value:
     """What other arrays stand for, as `op` says, their d_head being at `axis`."""
-    axis = op["axis"] if axis is None else axis
     return make("dequantize_tokens", q, scale, axis=axis, dtype=op["dtype"])
 
 
@@ -190,7 +189,7 @@ def reshape_of_dequantize(op: Op) -> Outcome:
     old, new = inner.types[0].shape, op.types[0].shape
     named = reshape_signature(old, new)
     head = named.inputs[0][inner["axis"]]
-    if len(head) != 1 or head not in named.outputs[0]:
+    if head not in named.outputs[0]:
         return Miss("it cuts d_head, or merges it with another axis", 2)
     axis = named.outputs[0].index(head)
     q, scale = inner.args
@@ -211,7 +210,7 @@ def slice_of_dequantize(op: Op) -> Outcome:
     if op.types[0].shape[axis] != q.type.shape[axis]:
         return Miss("it cuts d_head", 2)
     places = {name: each and each[:axis] + each[axis + 1 :] for name, each in op.attrs}
-    return _again(make("slice", q, **dict(op.attrs)), make("slice", scale, **places), inner)
+    return _again(make("slice", q, **dict(op.attrs)), make("slice", scale, **places), inner, axis)
 
 
 @local(
@@ -230,7 +229,7 @@ def write_of_dequantize(op: Op) -> Outcome:
     new_q, new_scale = _quantized(op.args[1], axis=axis, form=form)
     places = tuple(place - (place > axis) for place in op["axes"])
     scales = make("cache_write", scale, new_scale, *op.args[2:], axes=places)
-    return _again(written(op, q, new_q), scales, inner)
+    return _again(written(op, q, new_q), scales, inner, axis)
 
 
 @local(
@@ -253,7 +252,7 @@ def put_of_dequantize(op: Op) -> Outcome:
     new_q, new_scale = _quantized(new, axis=axis - first, form=form)
     place = op["axis"] - (op["axis"] > axis)
     scales = make("cache_put", scale, new_scale, *op.args[2:], axis=place, mode=op["mode"])
-    return _again(written(op, q, new_q), scales, inner)
+    return _again(written(op, q, new_q), scales, inner, axis)
 
 
 @local(

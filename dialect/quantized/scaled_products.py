@@ -108,7 +108,7 @@ def scale_behind_product(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
         return None
     if product.shares_no_scale:
         return Miss("a scale varies along a summed axis", 2)
-    if product.groups and product.rows > product.group_length:
+    if product.groups and _rows(product) > product.group_length:
         return Miss("it has more rows than a group is long", 2)
     floats = [arg.type.dtype for arg in reversed(op.args)]  # each as what it is multiplied with
     dtype = op.types[0].dtype
@@ -277,12 +277,6 @@ class _Product:
         """Whether every number that is summed has a scale of its own."""
         return bool(self.groups) and self.group_length == 1
 
-    @property
-    def rows(self) -> int:
-        """How many rows of activations meet each group's scales."""
-        grouped = [each.axes for each in self.factors if each.varies & set(self.groups)]
-        return prod(self.sizes[x] for x in self.out if any(x not in axes for axes in grouped))
-
     def in_dtypes(self, dtypes: Sequence[str]) -> _Product:
         """With the numbers of each scaled factor in a dtype that holds them all."""
         return replace(self, factors=tuple(map(_Factor.in_dtype, self.factors, dtypes)))
@@ -326,6 +320,12 @@ class _Product:
                 found[outer] = over
                 factors = tuple(each.cut(letter, ways, outer) for each in factors)
         return replace(self, factors=factors), found
+
+
+def _rows(product: _Product) -> int:
+    """How many rows of activations meet each group's scales."""
+    grouped = [each.axes for each in product.factors if each.varies & set(product.groups)]
+    return prod(product.sizes[x] for x in product.out if any(x not in axes for axes in grouped))
 
 
 def _wide(dtype: str) -> str:

@@ -105,7 +105,7 @@ def scale_of_product(op: Op) -> Outcome:
 )
 def scale_of_scaled(op: Op) -> Outcome:
     """x * known(s) * c  ->  x * known(s * c)"""
-    return _into_known(op, "mul", "mul")
+    return _into_known(op, "mul")
 
 
 @local(
@@ -116,7 +116,7 @@ def scale_of_scaled(op: Op) -> Outcome:
 )
 def shift_of_shifted(op: Op) -> Outcome:
     """x + known(a) + known(b)  ->  x + known(a + b)"""
-    return _into_known(op, "add", "add")
+    return _into_known(op, "add")
 
 
 @local(
@@ -147,11 +147,11 @@ def scale_before_product(op: Op) -> Outcome:
     """contract(x * known(s), w) * c  ->  contract(x * known(s * c), w), w having other readers"""
     for value, scale in (op.args, op.args[::-1]):
         inner = value.op.args[0].op if value.op.name == "contract" else None
-        if inner is None or inner.name != "mul" or value.type != op.types[0]:
+        if inner is None or value.type != op.types[0]:
             continue
         if not _is_moderate(scale) or not _are_wide(value):
             continue
-        moved = _into_known(inner, "mul", "mul", _one(scale))
+        moved = _into_known(inner, "mul", _one(scale))
         if isinstance(moved, Value):
             return make("contract", moved, *value.op.args[1:], **dict(value.op.attrs))
     return None
@@ -178,10 +178,11 @@ def scale_of_rows(op: Op) -> Outcome:
         table, ids = rows.op.args
         if not _are_wide(table) or rows.op.get("fill") is not None:
             return Miss(_NARROW if table.type.dtype == "f16" else "it fills with a number", 2)
-        if table.op.name == "known" and table.op["alone"]:
-            return make("take", _known_times(table, scale), ids, **dict(rows.op.attrs))
-        if table.op.name == "known":
+        if table.op.name != "known":
+            continue
+        if not table.op["alone"]:
             return Miss("the table is read elsewhere too", 2)
+        return make("take", _known_times(table, scale), ids, **dict(rows.op.attrs))
     return None
 
 
@@ -225,7 +226,7 @@ def _of_two(fill: float, op: Op) -> float:
 def _weight(op: Op) -> int:
     """The place of the product's one known factor; -1 where there is none."""
     places = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
-    return places[0] if len(places) == 1 and len(op.args) == 2 else -1
+    return places[0] if len(places) == 1 else -1
 
 
 def _operand(op: Op, value: Value, axes: Array) -> Operand | None:
@@ -238,7 +239,7 @@ def _operand(op: Op, value: Value, axes: Array) -> Operand | None:
     sizes = {x: size for v, a in arrays for (x,), size in zip(a, v.type.shape)}
     if value.type.rank == 0:
         return Operand(value, ())
-    return bare(named(value, axes), sizes) if value.type.rank == len(axes) else None
+    return bare(named(value, axes), sizes)
 
 
 def _missing(operand: Operand, op: Op, place: int) -> bool:
@@ -292,7 +293,7 @@ def _times_known(op: Op, place: int, found: Operand) -> Value:
     shape = tuple(n if x in used else 1 for (x,), n in zip(axes, weight.type.shape))
     factor = found.value
     if factor.type.shape:
-        factor = laid_out(found, tuple(axis for axis in axes if axis[0] in used), shape)
+        factor = laid_out(found, axes, shape)
     alone = op.args[place].op["alone"]
     return make("known", _times(weight, factor), alone=alone)
 
@@ -310,12 +311,12 @@ def _known_times(value: Value, factor: Value) -> Value:
     return make("known", _times(value.op.args[0], factor), alone=value.op["alone"])
 
 
-def _into_known(op: Op, name: str, inner: str, extra: Value | None = None) -> Outcome:
+def _into_known(op: Op, name: str, extra: Value | None = None) -> Outcome:
     """(x . known(a)) . known(b)  ->  x . known(a . b), where b may be a number."""
     pairs = [(op.results[0], extra)] if extra is not None else [op.args, op.args[::-1]]
     for value, last in pairs:
         fits = last.op.name == "known" or _is_moderate(last)
-        if not fits or value.op.name != inner or value.type != op.types[0]:
+        if not fits or value.op.name != name or value.type != op.types[0]:
             continue
         for x, first in (value.op.args, value.op.args[::-1]):
             if first.op.name != "known" or x.type != value.type or not _are_wide(first, value):

@@ -15,6 +15,11 @@ MORE = forms.MORE | spellings.MORE
 EQUAL = forms.EQUAL | spellings.EQUAL
 
 
+def is_left_alone(found: FoundRule, number: int) -> bool:
+    """Whether a rule must not fire on this program of its own: see `forms.left_alone`."""
+    return number > 0 and hasattr(found.more[number - 1].example, "left_alone")
+
+
 def every_rule() -> list[FoundRule]:
     """Every rule of the packages, with its further examples."""
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dialect.arrays import primitives
@@ -15,7 +16,358 @@ from rewrite.ir import Symbol
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 CLIP = Symbol("GatherScatterMode.CLIP")
 
+
+def left_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A program on which a rule must not fire, though its numbers would not tell: it costs more, or
+    the rule approximates."""
+    function.left_alone = True
+    return function
+
+
 constrain = primitives.call("constrain", sharding.constrain)
+
+
+# Heads that are merged and spread.
+
+
+def _spread(x: Any, axis: int = 1, count: int = 2, by: str = "mean") -> Any:
+    return Traced["spread_heads"](x, axis=axis, count=count, by=by)
+
+
+def _merge(x: Any, axis: int = 1, count: int = 2, by: str = "mean") -> Any:
+    return Traced["merge_heads"](x, axis=axis, count=count, by=by)
+
+
+def _writes() -> list[Example]:
+    def write(c: Any, new: Any, *places: int, axes: tuple[int, ...]) -> Any:
+        return Traced["cache_write"](c, new, *places, axes=axes)
+
+    return [
+        (
+            left_alone(lambda c, new: write(_spread(c), _spread(new), 2, axes=(1,))),
+            ("f32[2,3,8]", "f32[2,1,8]"),
+        ),
+        (
+            left_alone(lambda c, new: write(_spread(c), _spread(new), 1, 2, axes=(0, 1))),
+            ("f32[2,3,8]", "f32[1,1,8]"),
+        ),
+        (
+            lambda c, new: write(_spread(c, 2, 3), _spread(new, 2, 3), 1, 2, axes=(0, 1)),
+            ("f32[2,3,8]", "f32[1,1,8]"),
+        ),
+        (lambda c, new: write(c + 1.0, new, 1, axes=(1,)), ("f32[2,3,8]", "f32[2,1,8]")),
+    ]
+
+
+def _puts_of_spread() -> list[Example]:
+    def put(axis: int, places: Any, *layer: int, at: int) -> Callable[..., Any]:
+        first = len(layer)
+        return lambda c, new: Traced["cache_put"](
+            _spread(c, at), _spread(new, at - first), places, *layer, axis=axis, mode=CLIP
+        )
+
+    row, rows = jnp.array([2]), jnp.full((4, 1), 2)
+    stacked = ("f32[2,4,8,2]", "f32[4,1,2]")
+    return [
+        # a place for each sequence, and one for all; of one layer of a stack
+        (put(2, jnp.full((3, 1), 2), 1, at=3), ("f32[2,3,8,2]", "f32[3,1,2]")),
+        (put(1, row, at=0), ("f32[2,8,2]", "f32[2,1,2]")),
+        (put(1, row, at=2), ("f32[2,8,2]", "f32[2,1,2]")),
+        (put(2, row, 1, at=1), ("f32[2,2,8,2]", "f32[2,1,2]")),
+        # along the axis of places, of sequences, of layers
+        (left_alone(put(1, jnp.array([1, 2]), at=1)), ("f32[2,4,2]", "f32[2,1,2]")),
+        (left_alone(put(1, rows, at=0)), ("f32[2,8,2]", "f32[2,1,2]")),
+        (left_alone(put(2, rows, 1, at=1)), ("f32[2,2,8,2]", "f32[2,1,2]")),
+        (
+            left_alone(
+                lambda c, new: Traced["cache_put"](_spread(c, 0), new, rows, 1, axis=2, mode=CLIP)
+            ),
+            stacked,
+        ),
+        (
+            lambda c, new: Traced["cache_put"](c + 1.0, new, rows, 1, axis=2, mode=CLIP),
+            stacked,
+        ),
+    ]
+
+
+def _stacks(enter: Callable[..., Any], other: Callable[..., Any], types: Any) -> list[Example]:
+    """Stacks of what is in one form, of that and something else, and along other axes."""
+    return [
+        (lambda *arrays: jnp.stack([enter(*arrays)]), types),
+        *(
+            (lambda *arrays, axis=axis: jnp.stack([enter(*arrays)] * 2, axis), types)
+            for axis in range(4)
+        ),
+        (lambda *arrays: jnp.stack([enter(*arrays), other(*arrays)]), types),
+        (lambda *arrays: jnp.stack([other(*arrays), enter(*arrays)]), types),
+    ]
+
+
+def _unstacks(enter: Callable[..., Any], types: Any) -> list[Example]:
+    return [
+        (lambda *arrays, axis=axis: jnp.unstack(enter(*arrays), axis=axis)[1], types)
+        for axis in range(3)
+    ]
+
+
+def _attends_in_groups() -> list[Example]:
+    def of(axes: str, k: int, v: int, counts: tuple[int, int] = (2, 2), given: str = "") -> Any:
+        more = {"given": given} if given else {}
+        return lambda q, x, y, *beside: Traced["attend"](
+            q, _spread(x, k, counts[0]), _spread(y, v, counts[1]), *beside, axes=axes, **more
+        )
+
+    plain = "t h k, s h k, s h v -> t h v"
+    types = ("f32[3,4,5]", "f32[7,2,5]", "f32[7,2,5]")
+    one = ("f32[3,4,5]", "f32[7,1,5]", "f32[7,1,5]")
+    beside = "t h k, s h k, s h v, h t s, 1 s -> t h v"
+    more = ("f32[4,3,7]", "bool[1,7]")
+    turned = "h k t, h s k, s v h -> t v h"
+    return [
+        # in letters that the groups would have, with what stands beside, in other orders
+        (of("i h k, s h k, s h v -> i h v", 1, 1), types),
+        (of(beside, 1, 1, given="bias mask"), (*types, *more)),
+        (of(turned, 0, 2), ("f32[4,5,3]", "f32[2,7,5]", "f32[7,5,2]")),
+        (
+            of("b t h k, b s h k, b s h v -> b h t v", 2, 2),
+            ("f32[2,3,4,5]", "f32[2,7,2,5]", "f32[2,7,2,5]"),
+        ),
+        # one head for all queries
+        (of(plain, 1, 1, (4, 4)), one),
+        (of(beside, 1, 1, (4, 4), given="bias mask"), (*one, *more)),
+        (of(turned, 0, 2, (4, 4)), ("f32[4,5,3]", "f32[1,7,5]", "f32[7,5,1]")),
+        # keys and values that differ, and what is no head of the queries
+        (of(plain, 1, 1, (2, 4)), ("f32[3,4,5]", "f32[7,2,5]", "f32[7,1,5]")),
+        (of(plain, 1, 2), ("f32[3,4,5]", "f32[7,2,5]", "f32[7,4,5]")),
+        (of("t h k, s h k, h v s -> t h v", 1, 0), types[:2] + ("f32[2,5,7]",)),
+        (of(plain, 0, 0), ("f32[3,4,5]", "f32[7,4,5]", "f32[7,4,5]")),
+        (of("t 1 k, s 1 k, s 1 v -> t 1 v", 1, 1, (1, 1)), ("f32[3,1,5]", *one[1:])),
+        (
+            lambda q, x, y: Traced["attend"](q, _spread(x), _spread(y) + 1.0, axes=plain),
+            types,
+        ),
+    ]
+
+
+def _merges() -> dict[str, list[Example]]:
+    def contract(x: Any, w: Any) -> Any:
+        return Traced["contract"](x, w, spec="b d, d h k -> b h k", dtype=Symbol("f32"))
+
+    types = ("f32[3,5]", "f32[5,4,2]")
+    batched = "b h d, h d k -> b h k"
+
+    def rms(x: Any) -> Any:
+        return Traced["rms_norm"](x, epsilon=1e-6)
+
+    return {
+        "first_of_each": [
+            (lambda x, w: _merge(jnp.exp(contract(x, w))), types),
+            (lambda x: _merge(rms(x), by="first"), ("f32[3,4]",)),
+            (lambda x: _merge(rms(x), by="first"), ("f32[3,4,5]",)),
+            (lambda x: _merge(jnp.exp(x), count=1, by="first"), ("f32[3,1,5]",)),
+        ],
+        "merge_of_linear": [
+            (left_alone(lambda x, w: _merge(contract(x, w), by="first")), types),
+            (lambda x, w: _merge(_spread(x) / w), ("f32[3,2,5]", "f32[3,1,5]")),
+            (left_alone(lambda x, w: _merge(w / _spread(x))), ("f32[3,2,5]", "f32[3,1,5]")),
+            (left_alone(lambda x, w: _merge(w / _spread(x))), ("f32[3,2,5]", "f32[3,4,5]")),
+            (lambda x, w: _merge(_spread(x) * w), ("f32[3,2,5]", "f32[3,1,5]")),
+            (lambda x, w: _merge(w * _spread(x)), ("f32[3,2,5]", "f32[3,1,5]")),
+            (left_alone(lambda x, w: _merge(_spread(x) * w)), ("f32[3,2,5]", "f32[3,4,5]")),
+            (lambda x, w: _merge(_spread(x) + w), ("f32[3,2,5]", "f32[3,4,5]")),
+            (
+                left_alone(lambda x, w: _merge(_product(x, w, batched))),
+                ("f32[3,4,5]", "f32[4,5,2]"),
+            ),
+            (left_alone(lambda x: _merge(jnp.exp(x))), ("f32[3,4,5]",)),
+            (left_alone(lambda x: _merge(-x)), ("i32[3,4,5]",)),
+            (left_alone(lambda x: _merge(rms(x))), ("f32[3,4]",)),
+            (lambda x: _merge(-x, count=1), ("f32[3,1,5]",)),
+        ],
+        "merge_of_part": [
+            (
+                lambda q, s: _merge(
+                    jnp.unstack(Traced["dequantize"](q, s, dtype=Symbol("f32")), axis=0)[1]
+                ),
+                ("i8[3,5,4]", "f32[3,1,4]"),
+            ),
+            (
+                lambda q, s: _merge(
+                    jnp.unstack(Traced["dequantize"](q, s, dtype=Symbol("f32")), axis=0)[1]
+                ),
+                ("i8[3,5,4]", "f32[]"),
+            ),
+            (
+                lambda q, s: _merge(jnp.unstack(q - s, axis=0)[1]),
+                ("f32[3,5,4]", "f32[1,5,4]"),
+            ),
+            (lambda q: _merge(jnp.unstack(q + 1.0, axis=0)[0]), ("f32[1,5,4]",)),
+        ],
+        "merge_of_repeat": [
+            (lambda x: _merge(jnp.broadcast_to(x, (3, 6, 2)), count=3), ("f32[3,1,2]",)),
+            (lambda x: _merge(jnp.broadcast_to(x, (3, 6, 2)), count=6), ("f32[3,1,2]",)),
+            (lambda x: _merge(jnp.broadcast_to(x, (3, 6, 2)), count=3), ("f32[3,6,2]",)),
+            (lambda x: _merge(jnp.broadcast_to(x, (3, 6, 2)), count=3), ("f32[6,2]",)),
+            (lambda x: _merge(jnp.broadcast_to(x, (3, 0, 2)), count=2), ("f32[3,1,2]",)),
+            (lambda x: _merge(jnp.repeat(x, 2, axis=1)), ("f32[3,4,2]",)),
+            (lambda x: _merge(jnp.repeat(x, 2, axis=1), count=4), ("f32[3,4,2]",)),
+            (lambda x: _merge(jnp.repeat(x, 3, axis=1), count=2), ("f32[3,4,2]",)),
+            (lambda x: _merge(jnp.repeat(x, 2, axis=1), by="first"), ("i32[3,4,2]",)),
+            (lambda x: _merge(jnp.repeat(x, 2, axis=0)), ("f32[3,4,2]",)),
+            (lambda x: _merge(jnp.tile(x, (1, 2, 1)), count=4), ("f32[3,4,2]",)),
+            (lambda x: _merge(jnp.repeat(x, 2, axis=2).reshape(3, 16)), ("f32[3,4,2]",)),
+        ],
+        "merge_of_spread": [
+            (lambda x: _merge(_spread(x), by="first"), ("i32[3,4,2]",)),
+            (lambda x: _merge(_spread(x, 2)), ("f32[3,4,2]",)),
+            (lambda x: _merge(_spread(x, count=4)), ("f32[3,4,2]",)),
+        ],
+        "merged_in_common": [
+            (
+                left_alone(lambda x, w: contract(x, _merge(jnp.repeat(w, 2, axis=1), by="first"))),
+                ("f32[3,5]", "f32[5,2,2]"),
+            ),
+            (
+                left_alone(lambda x, w: _product(x, _merge(w, 0), "b h, h k -> b k")),
+                ("f32[3,2]", "f32[4,5]"),
+            ),
+            (
+                lambda x, w: _product(_merge(jnp.repeat(w, 2, axis=1)), x, "d h k, b d -> b h k"),
+                ("f32[3,5]", "f32[5,2,2]"),
+            ),
+        ],
+    }
+
+
+def _dequantized(q: Any, s: Any, axis: int = 2) -> Any:
+    return Traced["dequantize_tokens"](q, s, axis=axis, dtype=Symbol("f32"))
+
+
+def _exact(q: Any) -> Any:
+    """Numbers that quantisation keeps as they are."""
+    return jnp.sign(q) * jnp.float32(127)
+
+
+def _quantized_caches() -> dict[str, list[Example]]:
+    q, s = "i8[2,3,4]", "f32[2,3]"
+    middle = ("i8[4,2,3]", "f32[4,3]")
+
+    def write(c: Any, new: Any, *places: int, axes: tuple[int, ...]) -> Any:
+        return Traced["cache_write"](c, new, *places, axes=axes)
+
+    def put(axis: int, places: Any, *layer: int, at: int) -> Callable[..., Any]:
+        return lambda q, s, new: Traced["cache_put"](
+            _dequantized(q, s, at), _exact(new), places, *layer, axis=axis, mode=CLIP
+        )
+
+    def again(axis: int) -> Callable[..., Any]:
+        return lambda q, s: Traced["quantize_tokens"](_dequantized(q, s), axis=axis, form="int8")[0]
+
+    row, rows = jnp.array([2]), jnp.full((2, 1), 2)
+    other = Traced["dequantize"]
+    return {
+        "quantize_of_dequantize": [
+            (left_alone(again(1)), ("i8[2,4,4]", "bf16[2,4]")),
+            (lambda x: Traced["quantize_tokens"](x, axis=1, form="int8")[0], ("f32[2,4,4]",)),
+        ],
+        "transpose_of_dequantize": [
+            (lambda q, s: jnp.transpose(_dequantized(q, s, 1), (2, 0, 1)), middle),
+        ],
+        "reshape_of_dequantize": [
+            (lambda q, s: _dequantized(q, s).reshape(6, 1), ("i8[2,3,1]", s)),
+            (lambda q, s: _dequantized(q, s).reshape(1, 6), ("i8[2,3,1]", s)),
+            (lambda q, s: _dequantized(q, s).reshape(6), ("i8[2,3,1]", s)),
+            (lambda q, s: _dequantized(q, s).reshape(2, 12), (q, s)),
+            (lambda q, s: _dequantized(q, s).reshape(2, 3, 2, 2), (q, s)),
+            (lambda q, s: _dequantized(q, s, 1).reshape(2, 2, 2, 3), middle),
+        ],
+        "slice_of_dequantize": [
+            (left_alone(lambda q, s: _dequantized(q, s)[:, :, 1:]), (q, s)),
+            (lambda q, s: _dequantized(q, s, 1)[1:, :, ::2], middle),
+            (lambda q, s: _dequantized(q, s, 0)[:, :1, 1:], ("i8[4,2,3]", "f32[2,3]")),
+        ],
+        "write_of_dequantize": [
+            (
+                lambda q, s, r: write(_dequantized(q, s, 1), _exact(r), 1, axes=(2,)),
+                ("i8[4,2,3]", "bf16[4,3]", "i8[4,2,1]"),
+            ),
+            (
+                lambda q, s, r: write(_dequantized(q, s, 1), _exact(r), 1, 2, axes=(0, 2)),
+                ("i8[4,2,3]", "bf16[4,3]", "i8[1,2,1]"),
+            ),
+            (
+                left_alone(lambda q, s, r: write(_dequantized(q, s), _exact(r), 1, axes=(2,))),
+                ("i8[4,2,3]", "bf16[4,2]", "i8[4,2,1]"),
+            ),
+            (
+                left_alone(lambda q, s, r: write(_dequantized(q, s), _exact(r), 1, axes=(1,))),
+                ("i8[2,3,4]", "f32[2,3]", "i8[2,1,4]"),
+            ),
+            (
+                left_alone(lambda q, s, r: write(_dequantized(q, s), _exact(r), 1, axes=(1,))),
+                ("i8[0,3,4]", "bf16[0,3]", "i8[0,1,4]"),
+            ),
+            (
+                lambda q, s, r: write(other(q, s, dtype=Symbol("f32")), _exact(r), 1, axes=(1,)),
+                ("i8[2,3,4]", "bf16[2,3,1]", "i8[2,1,4]"),
+            ),
+        ],
+        "put_of_dequantize": [
+            # d_head in the middle, in front, and behind a layer
+            (put(2, row, at=1), ("i8[2,4,8]", "bf16[2,8]", "i8[2,4,1]")),
+            (put(1, row, at=0), ("i8[4,8,2]", "bf16[8,2]", "i8[4,1,2]")),
+            (put(2, row, 1, at=1), ("i8[3,4,8,2]", "bf16[3,8,2]", "i8[4,1,2]")),
+            (put(2, rows, 1, at=3), ("i8[3,2,8,4]", "bf16[3,2,8]", "i8[2,1,4]")),
+            (put(3, rows, 1, at=2), ("i8[3,2,4,8]", "bf16[3,2,8]", "i8[2,4,1]")),
+            (put(2, rows, at=1), ("i8[2,4,8]", "bf16[2,8]", "i8[2,4,1]")),
+            (left_alone(put(2, row, at=2)), ("i8[2,4,8]", "bf16[2,4]", "i8[2,4,1]")),
+            (left_alone(put(2, rows, at=0)), ("i8[2,4,8]", "bf16[4,8]", "i8[2,4,1]")),
+            (left_alone(put(2, row, 1, at=0)), ("i8[2,4,8,3]", "bf16[4,8,3]", "i8[4,1,3]")),
+            (left_alone(put(2, rows, 1, at=1)), ("i8[3,2,8,2]", "bf16[3,8,2]", "i8[2,1,2]")),
+            (left_alone(put(2, row, at=1)), ("i8[0,4,8]", "bf16[0,8]", "i8[0,4,1]")),
+            (left_alone(put(2, row, at=1)), ("i8[2,4,8]", "f32[2,8]", "i8[2,4,1]")),
+            (
+                lambda q, s, new: Traced["cache_put"](
+                    other(q, s, dtype=Symbol("f32")), _exact(new), row, axis=2, mode=CLIP
+                ),
+                ("i8[2,4,8]", "bf16[2,1,8]", "i8[2,4,1]"),
+            ),
+        ],
+        "read_of_dequantize": [
+            (lambda q, s: Traced["cache_read"](_dequantized(q, s, 1), 1), middle),
+            (
+                lambda q, s: Traced["cache_read"](_dequantized(q, s, 0), 1),
+                ("i8[4,2,3]", "f32[2,3]"),
+            ),
+        ],
+        "stack_of_dequantize": [
+            *_stacks(lambda q, s: _dequantized(q, s, 1), lambda q, s: q + 1.0, middle),
+            *_stacks(
+                lambda q, s: _dequantized(q, s, 1),
+                lambda q, s: _dequantized(q, s, 2),
+                ("i8[4,3,3]", "f32[4,3]"),
+            ),
+        ],
+        "unstack_of_dequantize": [
+            *_unstacks(lambda q, s: _dequantized(q, s, 1), middle),
+            *_unstacks(lambda q, s: _dequantized(q, s, 2), ("i8[2,3,4]", "f32[2,3]")),
+        ],
+        "loop_over_dequantized": [
+            (
+                left_alone(
+                    lambda q, s: jax.lax.fori_loop(0, 3, lambda i, c: c * 1.0, _dequantized(q, s))
+                ),
+                ("i8[2,0,4]", "bf16[2,0]"),
+            ),
+            (
+                left_alone(
+                    lambda q, s: jax.lax.fori_loop(0, 3, lambda i, c: c * 1.0, _dequantized(q, s))
+                ),
+                ("i8[2,3,4]", "f32[2,3]"),
+            ),
+        ],
+    }
 
 
 # Products of scaled numbers.
@@ -172,6 +524,511 @@ def _scaled_products(form: str) -> list[Example]:
     ]
 
 
+# Factors and shifts that go into weights.
+
+
+def _known(x: Any) -> Any:
+    return Traced["known"](x, alone=True)
+
+
+def _read(x: Any) -> Any:
+    """Known, and read elsewhere too."""
+    return Traced["known"](x, alone=False)
+
+
+def _factors(make: Callable[[Any, Any, Any], Any], rank: int) -> list[Example]:
+    """Programs `make(x, w, c)` with a number c: those that move, and those that stay."""
+    types = ("f32[3,4]", "f32[4,5]")
+    result = (3, 5) if rank else ()
+
+    def of(c: float) -> Callable[..., Any]:
+        return lambda x, w: make(x, w, c)
+
+    moved = [(of(c), types) for c in (0.0, -3.0, 2.0**64, 2.0**-64)]
+    beyond = [(left_alone(of(c)), types) for c in (2.0**65, 2.0**-65, -(2.0**100))]
+    spread = (lambda x, w: make(x, w, jnp.full(result, 0.5)), types)
+    return [*moved, *beyond, spread]
+
+
+_W = ("f32[3,4]", "f32[4]", "f32[4,5]")
+_MM, _TURNED = "b d, d f -> b f", "d f, b d -> b f"
+
+
+def _scale_of_input() -> list[Example]:
+    return [
+        (lambda x, s, w: _product(_known(w), x * _known(s[None]), _TURNED), _W),
+        (lambda x, s, w: _product(_known(s[None]) * x, _known(w), _MM), _W),
+        (
+            lambda x, s, w: _product(x * _known(s), _known(w), "d, d f -> f"),
+            ("f32[4]", "f32[4]", "f32[4,5]"),
+        ),
+        # along another axis, along two, and of a stack
+        (
+            lambda x, s, w: _product(x * _known(s[:, None]), _known(w), _MM),
+            ("f32[3,4]", "f32[3]", "f32[4,5]"),
+        ),
+        (
+            lambda x, s, w: _product(x * _known(s), _known(w), "b t d, b d f -> b t f"),
+            ("f32[3,2,4]", "f32[3,1,4]", "f32[3,4,5]"),
+        ),
+        (
+            lambda x, s, w: _product(x * _known(s), _known(w), "t d b, h d k b -> t h k b"),
+            ("f32[2,4,3]", "f32[1,4,1]", "f32[5,4,2,3]"),
+        ),
+        # of several dtypes
+        (
+            lambda x, s, w: _product((x * _known(s[None])).astype("float32"), _known(w), _MM),
+            ("bf16[3,4]", "bf16[4]", "f32[4,5]"),
+        ),
+        (
+            lambda x, s, w: _product((x * _known(s[None])).astype("bfloat16"), _known(w), _MM),
+            ("f32[3,4]", "f32[4]", "bf16[4,5]"),
+        ),
+        (
+            lambda x, s, w: _product((x * _known(s[None])).astype("float32"), _known(w), _MM),
+            ("f64[3,4]", "f64[4]", "f32[4,5]"),
+        ),
+        (
+            lambda x, s, w: _product((x * _known(s[None])).astype("float64"), _known(w), _MM),
+            ("f32[3,4]", "f32[4]", "f64[4,5]"),
+        ),
+        (
+            left_alone(lambda x, s, w: _product(x * _known(s[None]), _known(w), _MM)),
+            ("f32[3,4]", "f32[4]", "f16[4,5]"),
+        ),
+        (
+            left_alone(lambda x, s, w: _product(x * _known(s[None]), _known(w), _MM)),
+            ("i32[3,4]", "i32[4]", "f32[4,5]"),
+        ),
+        (
+            left_alone(lambda x, s, w: _product(x * _known(s[None]), _known(w), _MM)),
+            ("f32[0,4]", "f32[4]", "f32[4,5]"),
+        ),
+        (
+            left_alone(lambda x, s, w: _product(x * _known(s[None]), _known(w), _MM)),
+            ("f32[3,4]", "f32[4]", "f32[4,0]"),
+        ),
+        # of weights that others read, that are quantised, or that there are two of
+        (left_alone(lambda x, s, w: _product(x * _known(s[None]), _read(w), _MM)), _W),
+        (
+            left_alone(
+                lambda x, s, q, t: _product(
+                    x * _known(s[None]),
+                    _known(Traced["dequantize"](q, t, dtype=Symbol("f32"))),
+                    _MM,
+                )
+            ),
+            ("f32[3,4]", "f32[4]", "i8[4,5]", "f32[1,5]"),
+        ),
+        (
+            left_alone(lambda x, s, w: _product(_known(x * _known(s[None])), _known(w), _MM)),
+            _W,
+        ),
+        # what is no factor
+        (lambda x, s, w: _product(x * s[None], _known(w), _MM), _W),
+        (
+            lambda x, s, w: _product(x * _known(s), _known(w), _MM),
+            ("f32[1,4]", "f32[3,4]", "f32[4,5]"),
+        ),
+        *_factors(lambda x, w, c: _product(x * c, _known(w), _MM), 0),
+        (
+            lambda x, w: _product(x * jnp.full((3, 4), 0.5), _known(w), _MM),
+            ("f32[3,4]", "f32[4,5]"),
+        ),
+    ]
+
+
+def _shift_of_input() -> list[Example]:
+    return [
+        (lambda x, b, w: _product(_known(w), x + _known(b[None]), _TURNED), _W),
+        (lambda x, b, w: _product(_known(b[None]) + x, _known(w), _MM), _W),
+        (
+            lambda x, b, w: _product(x + _known(b), _known(w), "d, d f -> f"),
+            ("f32[4]", "f32[4]", "f32[4,5]"),
+        ),
+        (
+            lambda x, b, w: _product(x + _known(b[:, None]), _known(w), _MM),
+            ("f32[3,1]", "f32[3]", "f32[1,5]"),
+        ),
+        (
+            lambda x, b, w: _product(x + _known(b[:, None]), _known(w), _MM),
+            ("f32[3,4]", "f32[3]", "f32[4,5]"),
+        ),
+        (
+            lambda x, b, w: _product(x + _known(b), _known(w), "b t d, b d f -> b t f"),
+            ("f32[3,2,4]", "f32[3,1,4]", "f32[3,4,5]"),
+        ),
+        (
+            lambda x, b, w: _product(x + _known(b), _known(w), "b t d, d h k -> k b t h"),
+            ("f32[3,2,4]", "f32[1,1,4]", "f32[4,5,2]"),
+        ),
+        (
+            lambda x, b, w: _product((x + _known(b[None])).astype("float32"), _known(w), _MM),
+            ("bf16[3,4]", "bf16[4]", "f32[4,5]"),
+        ),
+        (
+            lambda x, b, w: _product(
+                (x + _known(b[None])).astype("float64"), _known(w), _MM, "f64"
+            ),
+            ("f32[3,4]", "f32[4]", "f64[4,5]"),
+        ),
+        (
+            lambda x, b, w: _product((x + _known(b[None])), _known(w), _MM, "bf16"),
+            ("bf16[3,4]", "bf16[4]", "bf16[4,5]"),
+        ),
+        (
+            left_alone(lambda x, b, w: _product(x + _known(b[None]), _known(w), _MM)),
+            ("f32[0,4]", "f32[4]", "f32[4,5]"),
+        ),
+        (
+            left_alone(lambda x, b, w: _product(x + _known(b[None]), _known(w), _MM)),
+            ("f32[3,0]", "f32[0]", "f32[0,5]"),
+        ),
+        (lambda x, b, w: _product(x + b[None], _known(w), _MM), _W),
+        (
+            lambda x, w: _product(x + 0.5, _known(w), _MM),
+            ("f32[3,4]", "f32[4,5]"),
+        ),
+        (
+            lambda x, w: _product(x + 0.5, _known(w), _MM),
+            ("f32[3,1]", "f32[1,5]"),
+        ),
+        (
+            lambda x, w: _product(x + jnp.full((3, 4), 0.5), _known(w), _MM),
+            ("f32[3,4]", "f32[4,5]"),
+        ),
+    ]
+
+
+def _scale_of_product() -> list[Example]:
+    types = ("f32[3,4]", "f32[4,5]", "f32[5]")
+    return [
+        (lambda x, w, s: _product(_known(w), x, _TURNED) * _known(s[None]), types),
+        (lambda x, w, s: _known(s[None]) * _product(x, _known(w), _MM), types),
+        (
+            lambda x, w, s: _product(x, _known(w), "d, d f -> f") * _known(s),
+            ("f32[4]", "f32[4,5]", "f32[5]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), _MM) * _known(s[:, None]),
+            ("f32[3,4]", "f32[4,5]", "f32[3]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), "t d b, h d k b -> t h k b") * _known(s),
+            ("f32[2,4,3]", "f32[5,4,2,3]", "f32[1,5,1,3]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), _MM, "f64") * _known(s[None]),
+            ("f32[3,4]", "f32[4,5]", "f64[5]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), _MM) * _known(s[None]),
+            ("bf16[3,4]", "bf16[4,5]", "f32[5]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), _MM) * _known(s[None]),
+            ("f32[3,4]", "f64[4,5]", "f32[5]"),
+        ),
+        (
+            left_alone(lambda x, w, s: _product(x, _known(w), _MM) * _known(s[None])),
+            ("f32[3,4]", "f16[4,5]", "f32[5]"),
+        ),
+        (
+            left_alone(lambda x, w, s: _product(x, _known(w), _MM) * _known(s[None])),
+            ("f32[3,0]", "f32[0,5]", "f32[5]"),
+        ),
+        (left_alone(lambda x, w, s: _product(x, _read(w), _MM) * _known(s[None])), types),
+        (
+            left_alone(
+                lambda x, q, t, s: (
+                    _product(x, _known(Traced["dequantize"](q, t, dtype=Symbol("f32"))), _MM)
+                    * _known(s[None])
+                )
+            ),
+            ("f32[3,4]", "i8[4,5]", "f32[1,5]", "f32[5]"),
+        ),
+        (left_alone(lambda x, w, s: _product(_known(x), _known(w), _MM) * _known(s[None])), types),
+        (lambda x, w, s: _product(x, _known(w), _MM) * s[None], types),
+        (lambda x, w, s: _product(x, w, _MM) * _known(s[None]), types),
+        (
+            lambda x, w, s: (x + _known(w)) * _known(s),
+            ("f32[3,4]", "f32[3,4]", "f32[1,4]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), _MM) * _known(s),
+            ("f32[1,4]", "f32[4,5]", "f32[3,5]"),
+        ),
+        (
+            lambda x, w, s: _product(x, _known(w), "d, d -> ") * _known(s),
+            ("f32[4]", "f32[4]", "f32[3]"),
+        ),
+        *_factors(lambda x, w, c: _product(x, _known(w), _MM) * c, 2),
+    ]
+
+
+def _twice(name: str) -> list[Example]:
+    """(x . known(a)) . known(b), . being a product or a sum."""
+
+    def op(x: Any, y: Any) -> Any:
+        return x * y if name == "mul" else x + y
+
+    types = ("f32[3,4]", "f32[1,4]", "f32[3,1]")
+    return [
+        (lambda x, a, b: op(op(x, _known(a)), _known(b)), types),
+        (lambda x, a, b: op(_known(b), op(_known(a), x)), types),
+        (lambda x, a, b: op(op(x, _known(a)), _known(b)), ("bf16[3,4]", "bf16[1,4]", "bf16[3,1]")),
+        (
+            left_alone(lambda x, a, b: op(op(x, _known(a)), _known(b))),
+            ("f32[1,4]", "f32[1,4]", "f32[3,1]"),
+        ),
+        (
+            left_alone(lambda x, a, b: op(op(x, _known(a)), _known(b))),
+            ("f32[1,4]", "f32[3,4]", "f32[3,1]"),
+        ),
+        (
+            left_alone(lambda x, a, b: op(op(x, _known(a)), _known(b))),
+            ("f16[3,4]", "f16[1,4]", "f16[3,1]"),
+        ),
+        (
+            left_alone(lambda x, a, b: op(op(x, _known(a)), _known(b))),
+            ("f32[0,4]", "f32[1,4]", "f32[1,1]"),
+        ),
+        (lambda x, a, b: op(op(x, _known(a)), b), types),
+        (lambda x, a, b: op(op(x, a), _known(b)), types),
+        (lambda x, a, b: op(x / _known(a), _known(b)), types),
+        (lambda x, a, b: op(x - _known(a), _known(b)), types),
+        (lambda x, a, b: op(x + _known(a) if name == "mul" else x * _known(a), _known(b)), types),
+        *(
+            (lambda x, a, c=c: op(op(x, _known(a)), c), types[:2])
+            for c in (0.5, 0.0, 2.0**64, 2.0**-64)
+        ),
+        *(
+            (left_alone(lambda x, a, c=c: op(op(x, _known(a)), c)), types[:2])
+            for c in (2.0**65, 2.0**-65, 2.0**100)
+        ),
+        (lambda x, a: op(op(x, _known(a)), jnp.full((3, 4), 0.5)), types[:2]),
+    ]
+
+
+def _scale_of_shifted() -> list[Example]:
+    types = ("f32[3,4]", "f32[4,5]", "f32[1,5]")
+
+    def of(c: Any) -> Callable[..., Any]:
+        return lambda x, w, b: (_product(x, w, _MM) + _known(b)) * c
+
+    return [
+        (lambda x, w, b: 0.5 * (_known(b) + _product(x, w, _MM)), types),
+        *((of(c), types) for c in (0.0, 2.0**64, 2.0**-64)),
+        *((left_alone(of(c)), types) for c in (2.0**65, 2.0**-65, 2.0**100)),
+        (lambda x, w, b: (_product(x, w, _MM) + _known(b)) * jnp.full((3, 5), 0.5), types),
+        (
+            lambda x, w, b: (_product(x, w, _MM) + _known(b)) * jnp.full((3, 5), 0.5),
+            ("f32[3,4]", "f32[4,5]", "f32[3,5]"),
+        ),
+        (
+            lambda x, w, b: (_product(x, w, _MM) + _known(b)) * jnp.full((3, 5), 0.5),
+            ("f32[1,4]", "f32[4,5]", "f32[1,5]"),
+        ),
+        (left_alone(lambda x, w, b: (x + _known(b)) * 0.5), ("f32[3,5]", "f32[4,5]", "f32[1,5]")),
+        (lambda x, w, b: (_product(x, w, _MM) + b) * 0.5, types),
+        (
+            left_alone(lambda x, w, b: (_product(x, w, _MM) + _known(b)) * 0.5),
+            ("f32[1,4]", "f32[4,5]", "f32[3,5]"),
+        ),
+        (
+            left_alone(lambda x, w, b: (_product(x, w, _MM, "f16") + _known(b)) * 0.5),
+            ("f16[3,4]", "f16[4,5]", "f16[1,5]"),
+        ),
+        (
+            left_alone(lambda x, w, b: (_product(x, w, _MM) + _known(b)) * 0.5),
+            ("f32[0,4]", "f32[4,5]", "f32[0,5]"),
+        ),
+        (left_alone(lambda x, w, b: (_product(x, w, _MM) - _known(b)) * 0.5), types),
+        (lambda x, w, b: (_product(x, w, _MM) + _known(b)) * x[:, :1], types),
+    ]
+
+
+def _scale_before_product() -> list[Example]:
+    def of(c: Any, out: str = "f32") -> Callable[..., Any]:
+        return lambda x, s, w: _product(x * _known(s[None]), _read(w), _MM, out) * c
+
+    types, w = _W, "f32[4,5]"
+    return [
+        *((of(c), types) for c in (0.0, 2.0**64, 2.0**-64)),
+        *((left_alone(of(c)), types) for c in (2.0**65, 2.0**-65, 2.0**100)),
+        (lambda x, s, w: 0.5 * _product(_known(s[None]) * x, w, _MM), types),
+        (lambda x, s, w: _product(x * _known(s[None]), w, _MM) * jnp.full((3, 5), 0.5), types),
+        (
+            lambda x, s, w: _product(x * _known(s[None]), w, _MM) * jnp.full((3, 5), 0.5),
+            ("f32[1,4]", "f32[4]", w),
+        ),
+        (lambda x, s, w: _product(x * _known(s[None]), w, _MM) * x[:, :1], types),
+        (lambda x, s, w: _product(x + _known(s[None]), w, _MM) * 0.5, types),
+        (lambda x, s, w: _product(x, w, _MM) * 0.5, types),
+        (lambda x, s, w: (x * _known(s[None])) * 0.5, types),
+        (lambda x, s, w: jnp.exp(x * _known(s[None])) * 0.5, types),
+        (of(0.5, "f64"), ("f64[3,4]", "f64[4]", "f64[4,5]")),
+        (of(0.5, "bf16"), ("bf16[3,4]", "bf16[4]", "bf16[4,5]")),
+        (lambda x, s, w: of(jnp.float32(0.5))(x, s, w), ("bf16[3,4]", "bf16[4]", "bf16[4,5]")),
+        (lambda x, s, w: of(jnp.bfloat16(0.5), "bf16")(x, s, w), _W),
+        (left_alone(of(0.5, "f16")), types),
+        (left_alone(of(0.5)), ("f16[3,4]", "f16[4]", "f16[4,5]")),
+        (left_alone(of(0.5)), ("f32[0,4]", "f32[4]", "f32[4,5]")),
+        (left_alone(of(0.5)), ("f32[3,0]", "f32[0]", "f32[0,5]")),
+        (of(0.5), types),
+        (
+            left_alone(lambda x, s, w: _product(x * _known(s), w, _MM) * 0.5),
+            ("f32[1,4]", "f32[3,4]", "f32[4,5]"),
+        ),
+    ]
+
+
+def _scale_of_rows() -> list[Example]:
+    clip, fills = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_OR_DROP"))
+
+    def rows(table: Any, mode: Symbol = clip, **more: Any) -> Any:
+        return Traced["take"](table, jnp.array([1, 0]), mode=mode, **more)
+
+    types = ("f32[3,4]",)
+    return [
+        *((lambda t, c=c: rows(_known(t)) * c, types) for c in (0.0, 2.0**64, 2.0**-64)),
+        *((left_alone(lambda t, c=c: rows(_known(t)) * c), types) for c in (2.0**65, 2.0**-65)),
+        (left_alone(lambda t: rows(_known(t)) * 2.0**100), types),
+        (lambda t: 0.5 * rows(_known(t)), types),
+        (lambda t: rows(_known(t)) * jnp.full((2, 4), 0.5), types),
+        (lambda t: rows(_known(t)) * jnp.full((5, 4), 0.5)[:2], types),
+        (lambda t: rows(_known(t)) * t[:2], types),
+        (lambda t: rows(_known(t), fills) * 0.5, types),
+        (lambda t: rows(_known(t), fills, fill=3.0) * 0.5, types),
+        (
+            lambda t: Traced["take"](_known(t), jnp.array([1, 9]), mode=fills, fill=3.0) * 0.5,
+            types,
+        ),
+        (left_alone(lambda t: rows(_read(t)) * 0.5), types),
+        (lambda t: rows(t) * 0.5, types),
+        (left_alone(lambda t: rows(_known(t)) * 0.5), ("f16[3,4]",)),
+        (left_alone(lambda t: rows(_known(t)) * 0.5), ("f32[3,0]",)),
+        (lambda t: rows(_known(t)) * 0.5, ("bf16[3,4]",)),
+        (lambda t: rows(_known(t)) * 0.5, ("f64[3,4]",)),
+        (lambda t: jnp.exp(_known(t)) * 0.5, types),
+    ]
+
+
+def _scale_of_query() -> list[Example]:
+    types = ("f32[2,3]", "f32[3,4]", "f32[2,5,4]", "f32[2,5,4]")
+    axes = "b k, b s k, b s v"
+
+    def of(query: Callable[..., Any], *beside: str, given: str = "", **options: Any) -> Any:
+        named = f"{', '.join((axes, *beside))} -> b v"
+        more = {"given": given} if given else {}
+
+        def program(x: Any, w: Any, k: Any, v: Any, *rest: Any) -> Any:
+            q = query(x, w)
+            return Traced["attend"](q, k, v, *rest, axes=named, **{"scale": 0.5, **more, **options})
+
+        return program
+
+    def plain(x: Any, w: Any) -> Any:
+        return _product(x, _known(w), "b d, d k -> b k")
+
+    beside = (*types, "f32[2,5]")
+    mask = (*types, "bool[2,5]")
+    half = ("f16[2,3]", "f16[3,4]", "f16[2,5,4]", "f16[2,5,4]")
+    narrow = tuple(each.replace("f32", "bf16") for each in types)
+    wide = tuple(each.replace("f32", "f64") for each in types)
+    f16, f32, bf16 = (Symbol(name) for name in ("f16", "f32", "bf16"))
+
+    def query_of(f: Callable[..., Any]) -> Example:
+        return (of(f), types)
+
+    return [
+        (of(plain, scale=1.0), types),
+        (of(plain, scale=3.0), types),
+        (of(plain, scale=0.0), types),
+        *((of(plain, scale=c, base=2.0), types) for c in (2.0**64, 2.0**-64, 0.0)),
+        *((left_alone(of(plain, scale=c, base=2.0)), types) for c in (2.0**65, 2.0**-65, 2.0**100)),
+        (of(plain, base=2.0), types),
+        (left_alone(of(plain, base=2.0, scale=1.0)), types),
+        (of(plain, cap=3.0), types),
+        (of(plain, "b s", given="bias"), beside),
+        (of(plain, "b s", given="mask"), mask),
+        (of(plain, "b n", given="sink"), (*types, "f32[2,1]")),
+        (of(plain, "b s", "b s", given="mask bias"), (*mask, "f32[2,5]")),
+        (left_alone(of(plain, "b s", given="bias", scale=1.0)), beside),
+        (of(plain, "b s", given="bias", scale=3.0), beside),
+        *(
+            (of(plain, "b s", given="mask", **options), mask)
+            for options in (
+                {"fill": -3.0},
+                {"fill": -3.0, "added": True},
+                {"fill": -1e30},
+                {"fill": -1e39, "added": True},
+                {"fill": -3.0, "dropped": True},
+                {"fill": 2.0, "added": True, "scale": 1.0},
+                {"fill": -60000.0, "added": True, "logits": f16},
+                {"fill": -60000.0, "added": True, "inner": f16, "logits": f32},
+                {"fill": -60000.0, "added": True, "inner": f32, "logits": f16},
+                {"fill": -65504.0, "added": True, "inner": f16},
+                {"fill": -3.4e38, "added": True},
+                {"fill": 3.4e38},
+                {"fill": -3.4028234663852886e38, "added": True},
+                {"fill": -3.39e38, "logits": bf16, "added": True},
+                {"fill": float("-inf")},
+                {"fill": float("-inf"), "scale": 1.0},
+            )
+        ),
+        (of(plain, "b s", given="mask", fill=-3.0), (*narrow, "bool[2,5]")),
+        (of(plain, "b s", given="mask", fill=-3.0, added=True), (*wide, "bool[2,5]")),
+        (of(plain, "b s", given="mask", fill=-1e300, added=True), (*wide, "bool[2,5]")),
+        (of(plain), narrow),
+        (of(plain), wide),
+        (left_alone(of(plain)), half),
+        # what stands between the query and the weight
+        query_of(lambda x, w: _product(_known(w), x, "d k, b d -> b k")),
+        query_of(lambda x, w: jnp.transpose(_product(x, _known(w), "b d, d k -> k b"))),
+        query_of(
+            lambda x, w: _product(x, _known(w), "b d, d k -> b k").reshape(4, 2).reshape(2, 4)
+        ),
+        query_of(lambda x, w: _product(x, _known(w), "b d, d k -> b k", "bf16").astype("float32")),
+        (
+            lambda x, w, k, v: of(
+                lambda x, w: _product(x, _known(w), "b d, d k -> b k", "f16").astype("float32")
+            )(x, w, k, v),
+            types,
+        ),
+        query_of(lambda x, w: Traced["rope"](plain(x, w), w[0, :2], w[1, :2])),
+        query_of(lambda x, w: plain(x, w) + _known(w[:1])),
+        query_of(lambda x, w: plain(x, w) + w[:1]),
+        query_of(lambda x, w: plain(x, w) - _known(w[:1])),
+        query_of(lambda x, w: plain(x, w) * _known(w[:1])),
+        query_of(lambda x, w: _known(w[:1]) * jnp.exp(x[:, :1] * w[:1])),
+        query_of(lambda x, w: jnp.exp(x[:, :1] * w[:1]) * _known(w[:1])),
+        query_of(lambda x, w: _known(w[:2])),
+        query_of(lambda x, w: jnp.exp(_known(w[:2]))),
+        query_of(lambda x, w: jnp.exp(plain(x, w))),
+        query_of(lambda x, w: jnp.exp(x[:, :1]) * w[:1]),
+        query_of(lambda x, w: plain(x, w) / _known(w[:1])),
+        (left_alone(of(lambda x, w: _product(x, _read(w), "b d, d k -> b k"))), types),
+        (left_alone(of(lambda x, w: _product(_known(x), _known(w), "b d, d k -> b k"))), types),
+        (
+            left_alone(
+                of(
+                    lambda x, w: _product(
+                        x,
+                        _known(
+                            Traced["dequantize"](
+                                jnp.ones((3, 4), "int8"), w[:, :1], dtype=Symbol("f32")
+                            )
+                        ),
+                        "b d, d k -> b k",
+                    )
+                )
+            ),
+            types,
+        ),
+    ]
+
+
 def _scale_behind() -> list[Example]:
     """Products of one array with a scale, and one without."""
 
@@ -215,22 +1072,42 @@ def _scale_behind() -> list[Example]:
 _INTEGERS = _scaled_products("int8")
 
 MORE: dict[str, list[Example]] = {
+    "attend_in_groups": _attends_in_groups(),
     "integers_multiplied": _INTEGERS,
     "narrow_floats_multiplied": _scaled_products("fp8"),
-    "put_of_spread": [
-        # of one layer of a stack
-        (
-            lambda x, new: Traced["cache_put"](
-                Traced["spread_heads"](x, axis=3, count=2, by="mean"),
-                Traced["spread_heads"](new, axis=2, count=2, by="mean"),
-                jnp.full((3, 1), 2),
-                1,
-                axis=2,
-                mode=CLIP,
-            ),
-            ("f32[2,3,8,2]", "f32[3,1,2]"),
-        ),
+    "put_of_spread": _puts_of_spread(),
+    "read_of_spread": [
+        (lambda c: Traced["cache_read"](_spread(c, 2), 1), ("f32[3,2,8]",)),
+        (lambda c: Traced["cache_read"](_spread(c, 0), 1), ("f32[3,2,8]",)),
     ],
+    "scale_before_product": _scale_before_product(),
     "scale_behind_product": [*_scale_behind(), *_INTEGERS],
+    "scale_of_input": _scale_of_input(),
+    "scale_of_product": _scale_of_product(),
+    "scale_of_query": _scale_of_query(),
+    "scale_of_rows": _scale_of_rows(),
+    "scale_of_scaled": _twice("mul"),
+    "scale_of_shifted": _scale_of_shifted(),
+    "shift_of_input": _shift_of_input(),
+    "shift_of_shifted": _twice("add"),
+    "stack_of_spread": [
+        *_stacks(
+            lambda x: _spread(x),
+            lambda x: _spread(jnp.concatenate([x, x], 1)[:, :, :1], 2),
+            ("f32[2,2,2]",),
+        ),
+        *_stacks(lambda x: _spread(x, 2), lambda x: jnp.repeat(x, 2, axis=2), ("f32[2,3,2]",)),
+        *_stacks(lambda x: _spread(x), lambda x: _spread(_spread(x), count=1), ("f32[2,3,2]",)),
+    ],
+    "transpose_of_spread": [
+        (lambda c: jnp.transpose(_spread(c, 2), (1, 2, 0)), ("f32[3,2,8]",)),
+    ],
+    "unstack_of_spread": [
+        *_unstacks(lambda x: _spread(x), ("f32[2,3,3]",)),
+        *_unstacks(lambda x: _spread(x, 2), ("f32[2,3,3]",)),
+    ],
+    "write_of_spread": _writes(),
+    **_merges(),
+    **_quantized_caches(),
 }
 EQUAL: dict[str, dict[str, str]] = {}
