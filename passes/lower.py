@@ -40,7 +40,7 @@ def _expand(op: Op) -> Outcome:
 
 EXPAND = Rule(
     name="expand",
-    doc=_expand.__doc__ or "",
+    doc=str(_expand.__doc__),
     roots=_Composites(),
     apply=_expand,
     keeps="bits",

@@ -175,7 +175,7 @@ def attend_in_groups(op: Op) -> Outcome:
     if len(own) > 1 or not all(own):
         return Miss("keys and values are merged along different axes", 2)
     ((letter,),) = own
-    if not all(letter in letters(array) for array in (named.inputs[0], named.outputs[0])):
+    if letter not in letters(named.outputs[0]):
         return Miss("what is merged is no axis of the queries", 2)
     fresh = next(each for each in _FREE_LETTERS if each not in named.letters)
     left = inner[0].args[0].type.shape[inner[0]["axis"]]
@@ -190,7 +190,7 @@ def attend_in_groups(op: Op) -> Outcome:
         return tuple(part for parts in split for part in parts)
 
     def cut(value: Value, array: Array) -> Value:
-        if left == 1 or (letter,) not in array:
+        if left == 1:
             return value
         shape = zip(value.type.shape, array)
         parts = [sizes if each == (letter,) else (size,) for size, each in shape]

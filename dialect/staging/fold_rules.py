@@ -8,6 +8,8 @@ conversion to integers, nor into f16, out of whose small range it could take a w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -68,10 +70,12 @@ def shift_of_input(op: Op) -> Outcome:
     if source is None or source.op.name != "add" or not _are_wide(source, op.results[0]):
         return None
     for x, shift in (source.op.args, source.op.args[::-1]):
-        found = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
-        if found is None or x.type.shape != source.type.shape:
+        if shift.op.name != "known" and number(shift) is None:
             continue
-        if _missing(found, op, place) or not _is_summed(op, found):
+        found = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
+        if x.type.shape != source.type.shape or _missing(found, op, place):
+            continue
+        if not _is_summed(op, found):
             continue
         row = in_dtype(_row(op, place, found), op.types[0].dtype)
         dtype = op.args[1 - place].type.dtype
@@ -89,8 +93,8 @@ def shift_of_input(op: Op) -> Outcome:
 )
 def scale_of_product(op: Op) -> Outcome:
     """contract(x, known(w)) * s  ->  contract(x, known(w * s))"""
-    for product, scale in (op.args, op.args[::-1]):
-        if product.op.name == "contract" and product.type == op.types[0]:
+    for product, scale in _orders(op):
+        if product.op.name == "contract":
             made = _scaled_product(product, scale)
             if made is not None:
                 return made
@@ -105,7 +109,7 @@ def scale_of_product(op: Op) -> Outcome:
 )
 def scale_of_scaled(op: Op) -> Outcome:
     """x * known(s) * c  ->  x * known(s * c)"""
-    return _into_known(op, "mul")
+    return _into_known(_orders(op), "mul", _times)
 
 
 @local(
@@ -116,7 +120,7 @@ def scale_of_scaled(op: Op) -> Outcome:
 )
 def shift_of_shifted(op: Op) -> Outcome:
     """x + known(a) + known(b)  ->  x + known(a + b)"""
-    return _into_known(op, "add")
+    return _into_known(_orders(op), "add", partial(make, "add"))
 
 
 @local(
@@ -127,8 +131,8 @@ def shift_of_shifted(op: Op) -> Outcome:
 )
 def scale_of_shifted(op: Op) -> Outcome:
     """(contract(x, w) + known(b)) * c  ->  contract(x, w) * c + known(b * c)"""
-    for value, scale in (op.args, op.args[::-1]):
-        if not _is_moderate(scale) or value.op.name != "add" or value.type != op.types[0]:
+    for value, scale in _orders(op):
+        if not _is_moderate(scale) or value.op.name != "add":
             continue
         for product, shift in (value.op.args, value.op.args[::-1]):
             fits = product.op.name == "contract" and product.type == value.type
@@ -145,14 +149,11 @@ def scale_of_shifted(op: Op) -> Outcome:
 )
 def scale_before_product(op: Op) -> Outcome:
     """contract(x * known(s), w) * c  ->  contract(x * known(s * c), w), w having other readers"""
-    for value, scale in (op.args, op.args[::-1]):
-        inner = value.op.args[0].op if value.op.name == "contract" else None
-        if inner is None or value.type != op.types[0]:
+    for value, scale in _orders(op):
+        if value.op.name != "contract" or not _is_moderate(scale) or not _are_wide(value):
             continue
-        if not _is_moderate(scale) or not _are_wide(value):
-            continue
-        moved = _into_known(inner, "mul", _one(scale))
-        if isinstance(moved, Value):
+        moved = _into_known([(value.op.args[0], _one(scale))], "mul", _times)
+        if moved is not None:
             return make("contract", moved, *value.op.args[1:], **dict(value.op.attrs))
     return None
 
@@ -170,8 +171,8 @@ def scale_before_product(op: Op) -> Outcome:
 )
 def scale_of_rows(op: Op) -> Outcome:
     """take(known(table), ids) * c  ->  take(known(table * c), ids), if nobody else reads it"""
-    for rows, scale in (op.args, op.args[::-1]):
-        if rows.op.name != "take" or rows.type != op.types[0] or not _is_moderate(scale):
+    for rows, scale in _orders(op):
+        if rows.op.name != "take" or not _is_moderate(scale):
             continue
         if scale.type.shape:
             return Miss("the scale is laid out over the rows", 2)
@@ -229,16 +230,17 @@ def _weight(op: Op) -> int:
     return places[0] if len(places) == 1 else -1
 
 
-def _operand(op: Op, value: Value, axes: Array) -> Operand | None:
-    """A known value or number beside an array of the product that has these axes."""
-    if value.op.name != "known" and number(value) is None:
-        return None
+def _orders(op: Op) -> list[tuple[Value, ...]]:
+    """(value, other), both ways round, where the value has the type of the result."""
+    return [pair for pair in (op.args, op.args[::-1]) if pair[0].type == op.types[0]]
+
+
+def _operand(op: Op, value: Value, axes: Array) -> Operand:
+    """A value beside an array of the product that has these axes."""
     value = through(value, "known")
     spec = Signature.parse(op["spec"])
     arrays = zip((*op.args, op.results[0]), (*spec.inputs, *spec.outputs))
     sizes = {x: size for v, a in arrays for (x,), size in zip(a, v.type.shape)}
-    if value.type.rank == 0:
-        return Operand(value, ())
     return bare(named(value, axes), sizes)
 
 
@@ -256,7 +258,7 @@ def _is_summed(op: Op, operand: Operand) -> bool:
 def _scaled(op: Op, place: int, scale: Value, axes: Array) -> Value | None:
     """The weight times a factor beside an array with these axes; None where it lacks one."""
     found = _operand(op, scale, axes)
-    if found is None or _missing(found, op, place) or not _may_scale(op.args[place], scale):
+    if _missing(found, op, place) or not _may_scale(op.args[place], scale):
         return None
     return _times_known(op, place, found)
 
@@ -311,23 +313,20 @@ def _known_times(value: Value, factor: Value) -> Value:
     return make("known", _times(value.op.args[0], factor), alone=value.op["alone"])
 
 
-def _into_known(op: Op, name: str, extra: Value | None = None) -> Outcome:
-    """(x . known(a)) . known(b)  ->  x . known(a . b), where b may be a number."""
-    pairs = [(op.results[0], extra)] if extra is not None else [op.args, op.args[::-1]]
+def _into_known(
+    pairs: Sequence[tuple[Value, ...]], name: str, combined: Callable[[Value, Value], Value]
+) -> Value | None:
+    """x . known(a . b) of the first pair that is x . known(a) and known(b), or a number b."""
     for value, last in pairs:
         fits = last.op.name == "known" or _is_moderate(last)
-        if not fits or value.op.name != name or value.type != op.types[0]:
+        if not fits or value.op.name != name:
             continue
         for x, first in (value.op.args, value.op.args[::-1]):
             if first.op.name != "known" or x.type != value.type or not _are_wide(first, value):
                 continue
             second = last.op.args[0] if last.op.name == "known" else _one(last)
-            if name == "mul":
-                both = _times(first.op.args[0], second)
-            else:
-                both = make("add", first.op.args[0], second)
-            if both.type.dtype == first.type.dtype:
-                return make(name, x, make("known", both, alone=True))
+            both = combined(first.op.args[0], second)
+            return make(name, x, make("known", both, alone=True))
     return None
 
 

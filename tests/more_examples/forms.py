@@ -20,8 +20,12 @@ CLIP = Symbol("GatherScatterMode.CLIP")
 def left_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """A program on which a rule must not fire, though its numbers would not tell: it costs more, or
     the rule approximates."""
-    function.left_alone = True
-    return function
+
+    def alone(*arrays: Any) -> Any:
+        return function(*arrays)
+
+    alone.left_alone = True
+    return alone
 
 
 constrain = primitives.call("constrain", sharding.constrain)
@@ -142,6 +146,10 @@ def _attends_in_groups() -> list[Example]:
         (of(plain, 1, 2), ("f32[3,4,5]", "f32[7,2,5]", "f32[7,4,5]")),
         (of("t h k, s h k, h v s -> t h v", 1, 0), types[:2] + ("f32[2,5,7]",)),
         (of(plain, 0, 0), ("f32[3,4,5]", "f32[7,4,5]", "f32[7,4,5]")),
+        (
+            of("t h k, s h k, s h v, t s -> t h v", 0, 0, given="mask"),
+            ("f32[3,4,5]", "f32[7,4,5]", "f32[7,4,5]", "bool[3,14]"),
+        ),
         (of("t 1 k, s 1 k, s 1 v -> t 1 v", 1, 1, (1, 1)), ("f32[3,1,5]", *one[1:])),
         (
             lambda q, x, y: Traced["attend"](q, _spread(x), _spread(y) + 1.0, axes=plain),
@@ -165,7 +173,7 @@ def _merges() -> dict[str, list[Example]]:
             (lambda x, w: _merge(jnp.exp(contract(x, w))), types),
             (lambda x: _merge(rms(x), by="first"), ("f32[3,4]",)),
             (lambda x: _merge(rms(x), by="first"), ("f32[3,4,5]",)),
-            (lambda x: _merge(jnp.exp(x), count=1, by="first"), ("f32[3,1,5]",)),
+            (lambda x: _merge(x.reshape(3, 1, 5), count=1, by="first"), ("f32[3,5]",)),
         ],
         "merge_of_linear": [
             (left_alone(lambda x, w: _merge(contract(x, w), by="first")), types),
@@ -183,7 +191,7 @@ def _merges() -> dict[str, list[Example]]:
             (left_alone(lambda x: _merge(jnp.exp(x))), ("f32[3,4,5]",)),
             (left_alone(lambda x: _merge(-x)), ("i32[3,4,5]",)),
             (left_alone(lambda x: _merge(rms(x))), ("f32[3,4]",)),
-            (lambda x: _merge(-x, count=1), ("f32[3,1,5]",)),
+            (lambda x: _merge(x.reshape(3, 1, 5), count=1), ("f32[3,5]",)),
         ],
         "merge_of_part": [
             (
@@ -224,6 +232,7 @@ def _merges() -> dict[str, list[Example]]:
             (lambda x: _merge(_spread(x, count=4)), ("f32[3,4,2]",)),
         ],
         "merged_in_common": [
+            (left_alone(lambda x, w: contract(x, _merge(w))), ("f32[3,5]", "f32[5,0,2]")),
             (
                 left_alone(lambda x, w: contract(x, _merge(jnp.repeat(w, 2, axis=1), by="first"))),
                 ("f32[3,5]", "f32[5,2,2]"),
@@ -250,6 +259,7 @@ def _exact(q: Any) -> Any:
 
 
 def _quantized_caches() -> dict[str, list[Example]]:
+    cached = ("f32[2,3,4]", "i8[2,5,4]", "f32[2,5]", "i8[2,6,5]", "f32[2,5]", "bool[3,5]")
     q, s = "i8[2,3,4]", "f32[2,3]"
     middle = ("i8[4,2,3]", "f32[4,3]")
 
@@ -353,6 +363,53 @@ def _quantized_caches() -> dict[str, list[Example]]:
             *_unstacks(lambda q, s: _dequantized(q, s, 1), middle),
             *_unstacks(lambda q, s: _dequantized(q, s, 2), ("i8[2,3,4]", "f32[2,3]")),
         ],
+        "attend_in_integers": [
+            *(
+                (
+                    lambda q, k, s, v, t, m, options=options: Traced["attend"](
+                        q,
+                        _dequantized(k, s),
+                        _dequantized(v, t, 1),
+                        m,
+                        axes="g t k, g s k, g v s, t s -> g t v",
+                        given="mask",
+                        **options,
+                    ),
+                    cached,
+                )
+                for options in ({}, {"weights": Symbol("bf16")})
+            ),
+            (
+                lambda q, k, s, v, t, m: Traced["attend"](
+                    q, _dequantized(k, s), v * 1.0, axes="g t k, g s k, g v s -> g t v"
+                ),
+                cached,
+            ),
+            (
+                lambda q, k, s, v, t, m: Traced["attend"](
+                    q, k * 1.0, _dequantized(v, t, 1), axes="g t k, g s k, g v s -> g t v"
+                ),
+                cached,
+            ),
+            (
+                left_alone(
+                    lambda q, k, s, v, t, m: Traced["attend"](
+                        q,
+                        _dequantized(k, s),
+                        v * 1.0,
+                        axes="g t k, g s k, g v s -> g t v",
+                        rounds=(127.5, 1e-19),
+                    )
+                ),
+                cached,
+            ),
+            (
+                lambda q, k, s: Traced["attend"](
+                    q, _dequantized(k, s, 1), k * 1.0, axes="g t k, g s k, g s v -> g t v"
+                ),
+                ("f32[2,3,4]", "i8[2,4,4]", "f32[2,4]"),
+            ),
+        ],
         "loop_over_dequantized": [
             (
                 left_alone(
@@ -365,6 +422,133 @@ def _quantized_caches() -> dict[str, list[Example]]:
                     lambda q, s: jax.lax.fori_loop(0, 3, lambda i, c: c * 1.0, _dequantized(q, s))
                 ),
                 ("i8[2,3,4]", "f32[2,3]"),
+            ),
+        ],
+    }
+
+
+def _transposed_caches() -> dict[str, list[Example]]:
+    def put(order: tuple[int, ...], axis: int, places: Any, *layer: int) -> Callable[..., Any]:
+        return lambda c, new: Traced["cache_put"](
+            jnp.transpose(c, order), new, places, *layer, axis=axis, mode=CLIP
+        )
+
+    def turned(x: Any) -> Any:
+        return jnp.transpose(x, (0, 2, 1))
+
+    row, rows = jnp.array([2]), jnp.full((3, 1), 2)
+    key = "t h k, s h k, s h v, t s -> t h v"
+    return {
+        "put_transposed": [
+            (put((0, 1, 3, 2), 2, row, 1), ("f32[2,3,4,8]", "f32[3,1,4]")),
+            (put((0, 1, 3, 2), 2, rows, 1), ("f32[2,3,4,8]", "f32[3,1,4]")),
+            (put((0, 3, 1, 2), 3, row, 1), ("f32[2,3,8,4]", "f32[4,3,1]")),
+            (put((1, 0, 2), 2, row), ("f32[3,2,8]", "f32[2,3,1]")),
+            (put((1, 0, 2), 2, rows), ("f32[2,3,8]", "f32[3,2,1]")),
+            (put((1, 0, 2, 3), 2, row, 1), ("f32[3,2,8,4]", "f32[3,1,4]")),
+        ],
+        "attend_transposed": [
+            (
+                lambda q, k, v, m: Traced["attend"](
+                    q, turned(k), v, jnp.transpose(m), axes=key, given="mask"
+                ),
+                ("f32[3,2,4]", "f32[5,4,2]", "f32[5,2,4]", "bool[5,3]"),
+            ),
+            (
+                lambda q, k, v, m: Traced["attend"](
+                    turned(q), k, jnp.transpose(v, (2, 0, 1)), m, axes=key, given="mask"
+                ),
+                ("f32[3,4,2]", "f32[5,2,4]", "f32[2,4,5]", "bool[3,5]"),
+            ),
+        ],
+        "stack_of_transposed": _stacks(
+            turned, lambda x: jnp.transpose(x, (1, 2, 0)), ("f32[2,2,2]",)
+        ),
+    }
+
+
+# Layers in loops, and what a loop is made of.
+
+
+def _rows_of_a_stack() -> list[Example]:
+    def stack(*numbers: int, axis: int = 0) -> Callable[..., Any]:
+        return lambda x: jnp.stack([x[i] for i in numbers], axis)
+
+    def cut(x: Any, start: int, stop: int, stride: int = 1, row: int = 0) -> Any:
+        return jax.lax.slice(x, (row, start), (row + 1, stop), (1, stride)).reshape(-1)
+
+    types = ("f32[4,6]",)
+    return [
+        *(
+            (stack(*numbers), types)
+            for numbers in (
+                *((0, 1, 2, 3), (0, 1), (2, 3), (0, 2), (1, 3), (2, 0), (0, 0), (0, 1, 3), (1,)),
+                *((3, 2, 1, 0), (1, 2, 2), (0, 3), (0, 2, 3)),
+            )
+        ),
+        (stack(0), ("f32[1,6]",)),
+        (stack(0, 1), ("f32[2,6]",)),
+        (stack(0, 1, axis=1), ("f32[2,6]",)),
+        (stack(0, 1, axis=1), ("f32[2,2]",)),
+        (stack(0, 1), ("f32[2]",)),
+        (lambda x: jnp.stack(jnp.unstack(x)), types),
+        (lambda x: jnp.stack(jnp.unstack(x)[1:]), types),
+        (lambda x: jnp.stack(jnp.unstack(x, axis=1)), ("f32[4,4]",)),
+        (lambda x: jnp.stack([each.reshape(2, 3) for each in jnp.unstack(x)]), types),
+        (lambda x: jnp.stack([x[0], (x + 1.0)[1]]), types),
+        (lambda x: jnp.stack([cut(x, 1, 6), cut(x, 1, 6, row=1)]), types),
+        (lambda x: jnp.stack([cut(x, 0, 5), cut(x, 0, 5, row=1)]), types),
+        (lambda x: jnp.stack([cut(x, 0, 6, 2), cut(x, 0, 6, 2, row=1)]), types),
+        (lambda x: jnp.stack([x[0:2].reshape(-1), x[2:4].reshape(-1)]), types),
+        (lambda x: jnp.stack([x[0:2].reshape(-1), x[1:3].reshape(-1)]), types),
+        (lambda x: jnp.stack([jax.lax.slice(x, (), ()), x]), ("f32[]",)),
+        (lambda x: jnp.stack([x[0:1], x[1:2]]), types),
+    ]
+
+
+# Weights that libraries have quantised.
+
+
+def _dequantizations() -> dict[str, list[Example]]:
+    def times(q: Any, s: Any) -> Any:
+        return q.astype("float32") * s
+
+    def cut(*shape: int) -> Callable[..., Any]:
+        return lambda q, s: Traced["dequantize"](q, s, dtype=Symbol("f32")).reshape(shape)
+
+    rope = Traced["rope"]
+    return {
+        "dequantized": [
+            (lambda q, s: s * q.astype("float32"), ("i8[4,6]", "f32[4,1]")),
+            (times, ("i4[4,6]", "f32[4,1]")),
+            (left_alone(times), ("i16[4,6]", "f32[4,1]")),
+            (left_alone(times), ("u8[4,6]", "f32[4,1]")),
+            (left_alone(times), ("i8[1,6]", "f32[4,6]")),
+            (left_alone(times), ("i8[1,6]", "f32[4,1]")),
+            (left_alone(times), ("i8[4,6]", "f32[4,6]")),
+            (left_alone(times), ("i8[4,6]", "f32[]")),
+            (left_alone(lambda q: q.astype("float32") * _all(0.5, 1, 6)), ("i8[4,6]",)),
+            (left_alone(lambda q: q.astype("float32") * 0.5), ("i8[4,6]",)),
+        ],
+        "cut_of_dequantized": [
+            (cut(2, 2, 6), ("i8[4,6]", "f32[4,1]")),
+            (left_alone(cut(2, 2, 0)), ("i8[4,0]", "f32[4,1]")),
+            (left_alone(cut(2, 2, 6)), ("i8[4,6]", "f32[]")),
+            (left_alone(cut(2, 3)), ("i8[6]", "f32[]")),
+            (left_alone(cut(24)), ("i8[4,6]", "f32[4,1]")),
+        ],
+        "cut_of_rope": [
+            (
+                lambda x, cos, sin: rope(x, cos, sin).reshape(2, 6, 2, 4),
+                ("f32[2,6,8]", "f32[2,1,4]", "f32[2,1,4]"),
+            ),
+            (
+                lambda x, cos, sin: rope(x, cos, sin).reshape(2, 2, 3, 8),
+                ("f32[2,6,8]", "f32[4]", "f32[4]"),
+            ),
+            (
+                lambda x, cos, sin: rope(x, cos, sin).reshape(2, 2, 3, 8),
+                ("f32[2,6,8]", "f32[2,6,4]", "f32[1,6,4]"),
             ),
         ],
     }
@@ -531,6 +715,11 @@ def _known(x: Any) -> Any:
     return Traced["known"](x, alone=True)
 
 
+def _all(number: float, *shape: int) -> Any:
+    """An array of one number, as no tracing makes it a scalar."""
+    return jnp.full(shape[::-1], jnp.float32(number)).reshape(shape)
+
+
 def _read(x: Any) -> Any:
     """Known, and read elsewhere too."""
     return Traced["known"](x, alone=False)
@@ -545,8 +734,8 @@ def _factors(make: Callable[[Any, Any, Any], Any], rank: int) -> list[Example]:
         return lambda x, w: make(x, w, c)
 
     moved = [(of(c), types) for c in (0.0, -3.0, 2.0**64, 2.0**-64)]
-    beyond = [(left_alone(of(c)), types) for c in (2.0**65, 2.0**-65, -(2.0**100))]
-    spread = (lambda x, w: make(x, w, jnp.full(result, 0.5)), types)
+    beyond = [(left_alone(of(c)), types) for c in (1.5 * 2.0**64, 0.75 * 2.0**-64, -(2.0**100))]
+    spread = (lambda x, w: make(x, w, _all(0.5, *result)), types)
     return [*moved, *beyond, spread]
 
 
@@ -625,14 +814,18 @@ def _scale_of_input() -> list[Example]:
             _W,
         ),
         # what is no factor
-        (lambda x, s, w: _product(x * s[None], _known(w), _MM), _W),
+        (left_alone(lambda x, s, w: _product(x * s[None], _known(w), _MM)), _W),
+        (
+            lambda x, s, w: _product(x * _known(s[None]), _known(w), _MM),
+            ("f32[3,1]", "f32[4]", "f32[4,5]"),
+        ),
         (
             lambda x, s, w: _product(x * _known(s), _known(w), _MM),
             ("f32[1,4]", "f32[3,4]", "f32[4,5]"),
         ),
         *_factors(lambda x, w, c: _product(x * c, _known(w), _MM), 0),
         (
-            lambda x, w: _product(x * jnp.full((3, 4), 0.5), _known(w), _MM),
+            lambda x, w: _product(x * _all(0.5, 3, 4), _known(w), _MM),
             ("f32[3,4]", "f32[4,5]"),
         ),
     ]
@@ -684,7 +877,12 @@ def _shift_of_input() -> list[Example]:
             left_alone(lambda x, b, w: _product(x + _known(b[None]), _known(w), _MM)),
             ("f32[3,0]", "f32[0]", "f32[0,5]"),
         ),
-        (lambda x, b, w: _product(x + b[None], _known(w), _MM), _W),
+        (left_alone(lambda x, b, w: _product(x + b[None], _known(w), _MM)), _W),
+        (
+            lambda x, b, w: _product(x + _known(b[None]), _known(w), _MM),
+            ("f32[3,1]", "f32[4]", "f32[4,5]"),
+        ),
+        (lambda x, w: _product(x + 0.5, _known(w), "b, f -> b f"), ("f32[3]", "f32[5]")),
         (
             lambda x, w: _product(x + 0.5, _known(w), _MM),
             ("f32[3,4]", "f32[4,5]"),
@@ -694,7 +892,7 @@ def _shift_of_input() -> list[Example]:
             ("f32[3,1]", "f32[1,5]"),
         ),
         (
-            lambda x, w: _product(x + jnp.full((3, 4), 0.5), _known(w), _MM),
+            lambda x, w: _product(x + _all(0.5, 3, 4), _known(w), _MM),
             ("f32[3,4]", "f32[4,5]"),
         ),
     ]
@@ -804,9 +1002,9 @@ def _twice(name: str) -> list[Example]:
         ),
         *(
             (left_alone(lambda x, a, c=c: op(op(x, _known(a)), c)), types[:2])
-            for c in (2.0**65, 2.0**-65, 2.0**100)
+            for c in (1.5 * 2.0**64, 0.75 * 2.0**-64, 2.0**100)
         ),
-        (lambda x, a: op(op(x, _known(a)), jnp.full((3, 4), 0.5)), types[:2]),
+        (lambda x, a: op(op(x, _known(a)), _all(0.5, 3, 4)), types[:2]),
     ]
 
 
@@ -819,14 +1017,14 @@ def _scale_of_shifted() -> list[Example]:
     return [
         (lambda x, w, b: 0.5 * (_known(b) + _product(x, w, _MM)), types),
         *((of(c), types) for c in (0.0, 2.0**64, 2.0**-64)),
-        *((left_alone(of(c)), types) for c in (2.0**65, 2.0**-65, 2.0**100)),
-        (lambda x, w, b: (_product(x, w, _MM) + _known(b)) * jnp.full((3, 5), 0.5), types),
+        *((left_alone(of(c)), types) for c in (1.5 * 2.0**64, 0.75 * 2.0**-64, 2.0**100)),
+        (lambda x, w, b: (_product(x, w, _MM) + _known(b)) * _all(0.5, 3, 5), types),
         (
-            lambda x, w, b: (_product(x, w, _MM) + _known(b)) * jnp.full((3, 5), 0.5),
+            lambda x, w, b: (_product(x, w, _MM) + _known(b)) * _all(0.5, 3, 5),
             ("f32[3,4]", "f32[4,5]", "f32[3,5]"),
         ),
         (
-            lambda x, w, b: (_product(x, w, _MM) + _known(b)) * jnp.full((3, 5), 0.5),
+            lambda x, w, b: (_product(x, w, _MM) + _known(b)) * _all(0.5, 3, 5),
             ("f32[1,4]", "f32[4,5]", "f32[1,5]"),
         ),
         (left_alone(lambda x, w, b: (x + _known(b)) * 0.5), ("f32[3,5]", "f32[4,5]", "f32[1,5]")),
@@ -855,11 +1053,11 @@ def _scale_before_product() -> list[Example]:
     types, w = _W, "f32[4,5]"
     return [
         *((of(c), types) for c in (0.0, 2.0**64, 2.0**-64)),
-        *((left_alone(of(c)), types) for c in (2.0**65, 2.0**-65, 2.0**100)),
+        *((left_alone(of(c)), types) for c in (1.5 * 2.0**64, 0.75 * 2.0**-64, 2.0**100)),
         (lambda x, s, w: 0.5 * _product(_known(s[None]) * x, w, _MM), types),
-        (lambda x, s, w: _product(x * _known(s[None]), w, _MM) * jnp.full((3, 5), 0.5), types),
+        (lambda x, s, w: _product(x * _known(s[None]), w, _MM) * _all(0.5, 3, 5), types),
         (
-            lambda x, s, w: _product(x * _known(s[None]), w, _MM) * jnp.full((3, 5), 0.5),
+            lambda x, s, w: _product(x * _known(s[None]), w, _MM) * _all(0.5, 3, 5),
             ("f32[1,4]", "f32[4]", w),
         ),
         (lambda x, s, w: _product(x * _known(s[None]), w, _MM) * x[:, :1], types),
@@ -892,11 +1090,14 @@ def _scale_of_rows() -> list[Example]:
     types = ("f32[3,4]",)
     return [
         *((lambda t, c=c: rows(_known(t)) * c, types) for c in (0.0, 2.0**64, 2.0**-64)),
-        *((left_alone(lambda t, c=c: rows(_known(t)) * c), types) for c in (2.0**65, 2.0**-65)),
+        *(
+            (left_alone(lambda t, c=c: rows(_known(t)) * c), types)
+            for c in (1.5 * 2.0**64, 0.75 * 2.0**-64)
+        ),
         (left_alone(lambda t: rows(_known(t)) * 2.0**100), types),
         (lambda t: 0.5 * rows(_known(t)), types),
-        (lambda t: rows(_known(t)) * jnp.full((2, 4), 0.5), types),
-        (lambda t: rows(_known(t)) * jnp.full((5, 4), 0.5)[:2], types),
+        (lambda t: rows(_known(t)) * _all(0.5, 2, 4), types),
+        (lambda t: rows(_known(t)) * _all(0.5, 2, 4), ("f32[3,1]",)),
         (lambda t: rows(_known(t)) * t[:2], types),
         (lambda t: rows(_known(t), fills) * 0.5, types),
         (lambda t: rows(_known(t), fills, fill=3.0) * 0.5, types),
@@ -924,7 +1125,9 @@ def _scale_of_query() -> list[Example]:
 
         def program(x: Any, w: Any, k: Any, v: Any, *rest: Any) -> Any:
             q = query(x, w)
-            return Traced["attend"](q, k, v, *rest, axes=named, **{"scale": 0.5, **more, **options})
+            attrs = {"scale": 0.5, **more, **options}
+            attrs = {name: each for name, each in attrs.items() if each is not None}
+            return Traced["attend"](q, k, v, *rest, axes=named, **attrs)
 
         return program
 
@@ -943,10 +1146,17 @@ def _scale_of_query() -> list[Example]:
 
     return [
         (of(plain, scale=1.0), types),
+        (of(plain, scale=None), types),
+        (left_alone(of(lambda x, w: _known(w[:2]), scale=2.0**100)), types),
+        (left_alone(of(plain)), ("f32[0,3]", "f32[3,4]", "f32[0,5,4]", "f32[0,5,4]")),
+        (of(plain, "b s", "b s", given="mask bias", fill=-3.0), (*mask, "f32[2,5]")),
         (of(plain, scale=3.0), types),
         (of(plain, scale=0.0), types),
         *((of(plain, scale=c, base=2.0), types) for c in (2.0**64, 2.0**-64, 0.0)),
-        *((left_alone(of(plain, scale=c, base=2.0)), types) for c in (2.0**65, 2.0**-65, 2.0**100)),
+        *(
+            (left_alone(of(plain, scale=c, base=2.0)), types)
+            for c in (1.5 * 2.0**64, 0.75 * 2.0**-64, 2.0**100)
+        ),
         (of(plain, base=2.0), types),
         (left_alone(of(plain, base=2.0, scale=1.0)), types),
         (of(plain, cap=3.0), types),
@@ -975,6 +1185,7 @@ def _scale_of_query() -> list[Example]:
                 {"fill": -3.39e38, "logits": bf16, "added": True},
                 {"fill": float("-inf")},
                 {"fill": float("-inf"), "scale": 1.0},
+                {"fill": float("nan")},
             )
         ),
         (of(plain, "b s", given="mask", fill=-3.0), (*narrow, "bool[2,5]")),
@@ -991,9 +1202,9 @@ def _scale_of_query() -> list[Example]:
         ),
         query_of(lambda x, w: _product(x, _known(w), "b d, d k -> b k", "bf16").astype("float32")),
         (
-            lambda x, w, k, v: of(
-                lambda x, w: _product(x, _known(w), "b d, d k -> b k", "f16").astype("float32")
-            )(x, w, k, v),
+            left_alone(
+                of(lambda x, w: _product(x, _known(w), "b d, d k -> b k", "f16").astype("float32"))
+            ),
             types,
         ),
         query_of(lambda x, w: Traced["rope"](plain(x, w), w[0, :2], w[1, :2])),
@@ -1026,6 +1237,87 @@ def _scale_of_query() -> list[Example]:
             ),
             types,
         ),
+    ]
+
+
+def _ragged(rows: Callable[[Any], Any]) -> list[Example]:
+    """Ragged products of `rows` of x: of every form that there is."""
+
+    def of(
+        summed: Any = ((1,), (1,)),
+        batch: Any = ((), ()),
+        ragged: int = 0,
+        experts: tuple[int, ...] = (0,),
+        counts: tuple[int, ...] = (4, 1),
+        **options: Any,
+    ) -> Callable[..., Any]:
+        numbers = jax.lax.RaggedDotDimensionNumbers((summed, batch), [ragged], list(experts))
+        return lambda x, q, s: jax.lax.ragged_dot_general(
+            rows(x),
+            Traced["dequantize"](q, s, dtype=Symbol(str(x.dtype).replace("float", "f"))),
+            jnp.asarray(counts, jnp.int32),
+            numbers,
+            **options,
+        )
+
+    x, s = "f32[6,3]", "f32[2,1,4]"
+    q = "i8[2,3,4]"
+    return [
+        (of(((1,), (2,))), (x, "i8[2,4,3]", "f32[2,4,1]")),
+        (of(counts=(4, 2)), (x, q, s)),
+        (of(counts=(0, 3)), (x, q, s)),
+        (of(counts=(2, 0, 3, 1)), (x, "i8[4,3,4]", "f32[4,1,4]")),
+        (of(), (x, q, "f32[2,1,1]")),
+        (of(), ("f16[6,3]", q, s)),
+        (of(), ("f64[6,3]", q, s)),
+        (of(preferred_element_type=jnp.bfloat16), (x, q, s)),
+        (of(preferred_element_type=jnp.float8_e4m3fn), (x, q, s)),
+        (of(), (x, "i4[2,3,4]", s)),
+        (of(), (x, "i16[2,3,4]", s)),
+        # scales along other axes, and no weights
+        (of(), (x, q, "f32[2,3,1]")),
+        (left_alone(of()), (x, q, "f32[1,1,4]")),
+        (left_alone(of()), (x, q, "f32[]")),
+        (left_alone(of()), ("f32[6,0]", "i8[2,0,4]", s)),
+        (left_alone(of()), (x, "i8[2,3,0]", "f32[2,1,1]")),
+        (left_alone(of(counts=())), (x, "i8[0,3,4]", "f32[0,1,4]")),
+        # other products
+        (of(((1,), (0,)), experts=(2,)), (x, "i8[3,4,2]", "f32[1,4,2]")),
+        (of(((0,), (1,)), ragged=1), ("f32[3,6]", q, s)),
+        (of(((), ())), (x, "i8[2,5,4]", s)),
+        (of(((0,), (0,)), experts=()), (x, "i8[6,4]", "f32[1,4]")),
+        (of(((0,), (0,)), experts=()), (x, "i8[6,4,2]", "f32[1,4,2]")),
+        (of(((1,), (1,)), ((0,), (0,)), experts=()), (x, "i8[6,3,4]", "f32[6,1,4]")),
+        (of(), (x, "i8[2,3,4,2]", "f32[2,1,4,2]")),
+        (of(((2,), (1,))), ("f32[6,5,3]", q, s)),
+        (of(((1,), (1,)), ragged=0), ("f32[6,3,5]", q, s)),
+        (of(((1, 2), (1, 2))), ("f32[6,3,2]", "i8[2,3,2,4]", "f32[2,1,1,4]")),
+        (
+            of(((2,), (2,)), ((0,), (1,)), ragged=1),
+            ("f32[2,6,3]", "i8[2,2,3,4]", "f32[2,2,1,4]"),
+        ),
+        (
+            lambda x, w, s: jax.lax.ragged_dot(rows(x), w * s, jnp.asarray([4, 1], jnp.int32)),
+            (x, "f32[2,3,4]", s),
+        ),
+    ]
+
+
+def _ragged_integers() -> list[Example]:
+    def of(x: Any, q: Any, s: Any, **options: Any) -> Any:
+        return jax.lax.ragged_dot(
+            Traced["rounded"](x, **{"axes": (1,), "largest": 127.5, "least": 1e-19, **options}),
+            Traced["dequantize"](q, s, dtype=Symbol("f32")),
+            jnp.asarray([4, 1], jnp.int32),
+        )
+
+    types = ("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]")
+    return [
+        (lambda x, q, s: of(x, q, s, form="int8"), types),
+        (lambda x, q, s: of(x, q, s, form="fp8", largest=448.0), types),
+        (lambda x, q, s: of(x, q, s, axes=(0,)), types),
+        (lambda x, q, s: of(x, q, s, axes=(0, 1)), types),
+        (lambda x, q, s: of(x, q, s, lowest=-128), types),
     ]
 
 
@@ -1073,14 +1365,34 @@ _INTEGERS = _scaled_products("int8")
 
 MORE: dict[str, list[Example]] = {
     "attend_in_groups": _attends_in_groups(),
+    "expand": [
+        (left_alone(lambda x: _merge(x, by="same")), ("f32[3,4]",)),
+        (lambda x: _merge(x), ("f32[3,4]",)),
+    ],
     "integers_multiplied": _INTEGERS,
     "narrow_floats_multiplied": _scaled_products("fp8"),
     "put_of_spread": _puts_of_spread(),
+    "ragged_integers_multiplied": [
+        *_ragged_integers(),
+        *_ragged(lambda x: Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-19)),
+    ],
     "read_of_spread": [
         (lambda c: Traced["cache_read"](_spread(c, 2), 1), ("f32[3,2,8]",)),
         (lambda c: Traced["cache_read"](_spread(c, 0), 1), ("f32[3,2,8]",)),
     ],
     "scale_before_product": _scale_before_product(),
+    "scale_behind_ragged_product": [
+        *_ragged(lambda x: x),
+        (
+            lambda x, q, s: jax.lax.ragged_dot(
+                x,
+                Traced["dequantize"](q, s, dtype=Symbol("f32")),
+                jnp.asarray([4, 1], jnp.int32),
+                preferred_element_type=jnp.float32,
+            ),
+            ("i8[6,3]", "i8[2,3,4]", "f32[2,1,4]"),
+        ),
+    ],
     "scale_behind_product": [*_scale_behind(), *_INTEGERS],
     "scale_of_input": _scale_of_input(),
     "scale_of_product": _scale_of_product(),
@@ -1090,6 +1402,7 @@ MORE: dict[str, list[Example]] = {
     "scale_of_shifted": _scale_of_shifted(),
     "shift_of_input": _shift_of_input(),
     "shift_of_shifted": _twice("add"),
+    "stack_of_rows": _rows_of_a_stack(),
     "stack_of_spread": [
         *_stacks(
             lambda x: _spread(x),
@@ -1102,12 +1415,18 @@ MORE: dict[str, list[Example]] = {
     "transpose_of_spread": [
         (lambda c: jnp.transpose(_spread(c, 2), (1, 2, 0)), ("f32[3,2,8]",)),
     ],
+    "unstack_of_stack": [
+        (lambda x: jnp.unstack(jnp.stack([x, x + 1]), axis=1), ("f32[2]",)),
+        (lambda x: jnp.unstack(jnp.stack([x, x + 1], 1), axis=1), ("f32[3]",)),
+    ],
     "unstack_of_spread": [
         *_unstacks(lambda x: _spread(x), ("f32[2,3,3]",)),
         *_unstacks(lambda x: _spread(x, 2), ("f32[2,3,3]",)),
     ],
     "write_of_spread": _writes(),
+    **_dequantizations(),
     **_merges(),
     **_quantized_caches(),
+    **_transposed_caches(),
 }
 EQUAL: dict[str, dict[str, str]] = {}
