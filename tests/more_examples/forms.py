@@ -1240,6 +1240,129 @@ def _scale_of_query() -> list[Example]:
     ]
 
 
+def _library_products() -> list[Example]:
+    """What libraries write, and what nearly is it."""
+
+    def scale_of(x: Any, axis: Any = 1, **options: Any) -> Any:
+        top = options.get("top", lambda x: jnp.max(jnp.abs(x), axis=axis, keepdims=True))(x)
+        share = options.get("share", lambda top: top / jnp.asarray(127.5, x.dtype))(top)
+        is_small = options.get("is_small", lambda share: share < 1e-19)(share)
+        return jnp.where(is_small, jnp.asarray(options.get("one", 1.0), x.dtype), share)
+
+    def steps(x: Any, scale: Any, round_: Callable[[Any], Any] = jnp.round) -> Any:
+        return round_(x / scale).astype(jnp.int8)
+
+    def product(q: Any, w: Any, spec: str = _MM, dtype: Any = "float32") -> Any:
+        return Traced["contract"](q, w, spec=spec, dtype=Symbol("i32")).astype(dtype)
+
+    def of(**options: Any) -> Callable[..., Any]:
+        def program(x: Any, w: Any, s: Any) -> Any:
+            scale = scale_of(x, **options)
+            q = steps(x, scale, options.get("round_", jnp.round))
+            return product(q, w) * s * scale
+
+        return program
+
+    types = ("f32[2,3]", "i8[3,4]", "f32[1,4]")
+    square = ("f32[3,3]", "i8[3,3]", "f32[1,3]")
+
+    def both(x: Any, y: Any, axis: int = 0) -> Any:
+        one, two = scale_of(x), scale_of(y, axis)
+        return product(steps(x, one), steps(y, two)) * one * two
+
+    def turned(x: Any, w: Any, s: Any) -> Any:
+        scale = scale_of(x)
+        return s * (scale.T * product(w, steps(x, scale), "d f, b d -> f b"))
+
+    def three(x: Any, w: Any, s: Any) -> Any:
+        scale = scale_of(x, 2)
+        return product(steps(x, scale), w, "b t d, d h k -> b t h k") * s * scale[..., None]
+
+    def grouped(x: Any, w: Any, s: Any) -> Any:
+        scale = scale_of(x, (1, 2))
+        return product(steps(x, scale), w, "b h d, h d f -> b f") * s * scale[:, 0]
+
+    return [
+        *(
+            (of(), each)
+            for each in (square, ("f32[1,3]", *types[1:]), ("f32[2,1]", "i8[1,4]", types[2]))
+        ),
+        *(
+            (of(), ("f32[2,3]", "i8[3,4]", each))
+            for each in ("f32[1,1]", "f32[]", "f32[2,4]", "f32[2,1]")
+        ),
+        (of(), ("f32[2,3]", "i4[3,4]", "f32[1,4]")),
+        (of(), ("bf16[2,3]", "i8[3,4]", "bf16[1,4]")),
+        (of(), ("f64[2,3]", "i8[3,4]", "f64[1,4]")),
+        (both, ("f32[2,3]", "f32[3,4]")),
+        (both, ("f32[3,3]", "f32[3,3]")),
+        (lambda x, y: both(x, y, 1), ("f32[3,3]", "f32[3,3]")),
+        (turned, ("f32[2,3]", "i8[3,4]", "f32[4,1]")),
+        (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[4,2]")),
+        (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[4,1]")),
+        (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[1,1,4,2]")),
+        (grouped, ("f32[2,3,5]", "i8[3,5,4]", "f32[1,4]")),
+        # scales along what is summed, and others that are none
+        *((of(axis=axis), square) for axis in (0, (0, 1))),
+        (of(round_=lambda x: jax.lax.round(x)), types),
+        (of(round_=jnp.floor), types),
+        (of(one=2.0), types),
+        (of(one=0.5), types),
+        (of(is_small=lambda share: share <= 1e-19), types),
+        (of(is_small=lambda share: share > 1e-19), types),
+        (of(is_small=lambda share: share == 0.0), types),
+        (of(is_small=lambda share: share < 0.0), types),
+        (of(is_small=lambda share: share * 2.0 < 1e-19), types),
+        (of(is_small=lambda share: share < share + 1.0), types),
+        (of(share=lambda top: top * 0.01), types),
+        (of(share=lambda top: top / top), types),
+        (of(share=lambda top: top / 64.0), types),
+        (of(top=lambda x: jnp.max(x, axis=1, keepdims=True)), types),
+        (of(top=lambda x: jnp.min(jnp.abs(x), axis=1, keepdims=True)), types),
+        (of(top=lambda x: jnp.max(jnp.abs(x + 1.0), axis=1, keepdims=True)), types),
+        (of(top=lambda x: jnp.max(jnp.abs(x), axis=1)[None, :]), square),
+        (of(top=lambda x: jnp.max(jnp.abs(x), axis=1)[:, None]), square),
+        (of(top=lambda x: jnp.max(jnp.abs(x), axis=0)[:, None]), square),
+        (of(top=lambda x: jnp.abs(x)[:, :1]), types),
+        (
+            lambda x, w, s: product(steps(x, scale_of(x)), w) * s * scale_of(x + 1.0),
+            types,
+        ),
+        (lambda x, w, s: product(steps(x, scale_of(x)), w) * scale_of(x), types),
+        (lambda x, w, s: product(steps(x, scale_of(x)), w) * s, types),
+        (lambda x, w, s: product(steps(x, scale_of(x)), w) * s * s, types),
+        (lambda x, w, s: product(steps(x, scale_of(x)), w) * s * s * scale_of(x), types),
+        (
+            lambda x, w, s: product(steps(x, scale_of(x)), w) * product(steps(x, scale_of(x)), w),
+            types,
+        ),
+        (
+            lambda x, w, s: product(steps(x, scale_of(x)), w) * s * scale_of(x),
+            ("f32[1,3]", "i8[3,4]", "f32[2,4]"),
+        ),
+        (
+            lambda x, w, s: product(x, w) * s * x[:, :1].astype("float32"),
+            ("i8[2,3]", "i8[3,4]", "f32[1,4]"),
+        ),
+        (lambda x, w, s, t: product(x, w) * s * t, ("i8[2,3]", "i8[3,4]", "f32[1,4]", "f32[2,1]")),
+        (lambda x, w, s, t: product(x, w) * s * t, ("i8[3,3]", "i8[3,3]", "f32[1,3]", "f32[3,1]")),
+        (
+            lambda x, w, s, t: product(x, w) * s * t,
+            ("u8[2,3]", "i8[3,4]", "f32[1,4]", "f32[2,1]"),
+        ),
+        (
+            lambda x, w, s, t: product(x, w, dtype="int32") * s * t,
+            ("i8[2,3]", "i8[3,4]", "i32[1,4]", "i32[2,1]"),
+        ),
+        (
+            lambda x, w, s, t: (
+                Traced["contract"](x, w, spec=_MM, dtype=Symbol("i8")).astype("float32") * s * t
+            ),
+            ("i8[2,3]", "i8[3,4]", "f32[1,4]", "f32[2,1]"),
+        ),
+    ]
+
+
 def _ragged(rows: Callable[[Any], Any]) -> list[Example]:
     """Ragged products of `rows` of x: of every form that there is."""
 
@@ -1371,6 +1494,7 @@ MORE: dict[str, list[Example]] = {
     ],
     "integers_multiplied": _INTEGERS,
     "narrow_floats_multiplied": _scaled_products("fp8"),
+    "product_of_integers": _library_products(),
     "put_of_spread": _puts_of_spread(),
     "ragged_integers_multiplied": [
         *_ragged_integers(),
