@@ -1401,7 +1401,6 @@ def _ragged(rows: Callable[[Any], Any]) -> list[Example]:
         (of(), (x, q, "f32[2,3,1]")),
         (left_alone(of()), (x, q, "f32[1,1,4]")),
         (left_alone(of()), (x, q, "f32[]")),
-        (left_alone(of()), ("f32[6,0]", "i8[2,0,4]", s)),
         (left_alone(of()), (x, "i8[2,3,0]", "f32[2,1,1]")),
         (left_alone(of(counts=())), (x, "i8[0,3,4]", "f32[0,1,4]")),
         # other products
@@ -1507,6 +1506,16 @@ MORE: dict[str, list[Example]] = {
     "scale_before_product": _scale_before_product(),
     "scale_behind_ragged_product": [
         *_ragged(lambda x: x),
+        (
+            left_alone(
+                lambda x, q, s: jax.lax.ragged_dot(
+                    x,
+                    Traced["dequantize"](q, s, dtype=Symbol("f32")),
+                    jnp.asarray([4, 1], jnp.int32),
+                )
+            ),
+            ("f32[6,0]", "i8[2,0,4]", "f32[2,1,4]"),
+        ),
         (
             lambda x, q, s: jax.lax.ragged_dot(
                 x,
