@@ -116,7 +116,26 @@ def test_a_state_that_was_donated_is_refused_by_name():
     with pytest.raises(ShardwrightError, match="cache/k was donated to an earlier step") as error:
         step(packed, given, tokens)
     assert "donate_state=False" in error.value.hint
+    with pytest.raises(ShardwrightError, match="cache/k was donated to an earlier step"):
+        step.restore(given)
     assert step(packed, returned, tokens)[0].shape == (BATCH, 256)
+
+
+def test_keys_in_state_and_parameters_draw_what_the_function_draws():
+    def sample(params, state, x):
+        key, now = jax.random.split(state["key"])
+        noise = jax.random.normal(now, x.shape) + jax.random.normal(params["key"], x.shape)
+        return x @ params["w"] + noise, {"key": key, "count": state["count"] + 1}
+
+    params = {"w": jnp.ones((4, 4)), "key": jax.random.key(1)}
+    state, x = {"key": jax.random.key(0), "count": jnp.zeros(8, jnp.int32)}, jnp.ones((8, 4))
+    step = auto_shard(sample, "cpu:8", state=1)
+    packed, adapted = step.prepare(params, state, x), step.adapt(state)
+    for _ in range(2):
+        expected, state = sample(params, state, x)
+        found, adapted = step(packed, adapted, x)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (step.restore(adapted)["key"] == state["key"]).all()
 
 
 def test_packing_waits_for_the_shapes():

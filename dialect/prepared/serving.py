@@ -21,6 +21,7 @@ from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Type
+from rewrite.program import Input
 
 
 class Packed:
@@ -94,7 +95,10 @@ class Executable:
             (input_.type.dtype for input_ in compilable.inputs("param")),
         )
         # With the memory layouts that the compiler chose for the state.
-        self.formats = dict(zip(("param", "state", "arg"), self.compiled.input_formats[0]))
+        self.formats = {
+            role: [_placement(*pair) for pair in zip(formats, compilable.inputs(role), strict=True)]
+            for role, formats in zip(("param", "state", "arg"), self.compiled.input_formats[0])
+        }
         self.schema = Schema.of(program, compilable.mesh)
         self._fitting = {id(self.schema): self.schema}  # held, so that no other gets its id
         self.roles = [input_.role for input_ in program.inputs if input_.role != "param"]
@@ -152,9 +156,15 @@ class Executable:
         return jax.tree.unflatten(tree, self.form.states(parts))
 
     def restored(self, state: Any) -> Any:
-        """The state in the user's form."""
+        """The state in the user's form. Raises DonatedError for one that a step was given."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
+        _must_be_there(leaves, self.names)
         return jax.tree.unflatten(tree, self.form.restored(leaves))
+
+
+def _placement(format_: Any, input_: Input) -> Any:
+    """Where an input goes: in the compiler's memory layout, which PRNG keys do not take."""
+    return format_.sharding if input_.type.dtype.startswith("key<") else format_
 
 
 def _must_be_there(states: list[Any], names: list[str]) -> None:

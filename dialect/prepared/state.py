@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.arrays.components import connected
-from dialect.arrays.dtypes import dtype_of
+from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.compiling import compiled_stage
 from rewrite.errors import TraceError
@@ -74,9 +74,8 @@ class Form:
     def __init__(self, program: Program) -> None:
         outputs = program.step_outputs
         users, packed = (_states(inputs) for inputs in (program.inputs, program.step_inputs))
-        self._about = [
-            (program.inputs[i].type.shape, dtype_of(program.inputs[i].type.dtype)) for i in users
-        ]
+        structs = [struct_of(program.inputs[i].type) for i in users]
+        self._about = [(struct.shape, struct.dtype) for struct in structs]
         number = {i: n for n, i in enumerate(users)}
         self._updates = [number.get(output.updates) for output in program.outputs]
         # Positions among the step's results: of plain outputs, and of the new value of every part.
