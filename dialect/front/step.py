@@ -148,8 +148,12 @@ class Step:
         return next(iter(self._executables.values())).loaded(path)
 
     def adapt(self, state: Any) -> Any:
-        """The user's state in the program's layout, on the mesh. A new step waits for a call."""
-        executable = next(iter(self._executables.values()), None)
+        """The user's state in the program's layout, on the mesh.
+
+        Before a call with a state of these shapes it is returned as it is.
+        """
+        fitting = (known for known in self._executables.values() if known.takes(state))
+        executable = next(fitting, None)
         return state if executable is None else executable.adapted(state)
 
     def init_state(self, init: Callable[[], Any]) -> Any:

@@ -148,6 +148,11 @@ class Executable:
         """The parameters that `Packed.save` wrote. Raises PackedError for another program's."""
         return Packed(load(path, self.schema, self.shardings), self.schema, self.tree)
 
+    def takes(self, state: Any) -> bool:
+        """Whether a state has the arrays, shapes and dtypes that the step was compiled for."""
+        leaves = jax.tree.leaves(state, is_leaf=is_state)
+        return [(leaf.shape, leaf.dtype) for leaf in map(_array, leaves)] == self.form.about
+
     def adapted(self, state: Any) -> Any:
         """The user's state in the step's form."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
@@ -160,6 +165,11 @@ class Executable:
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
         _must_be_there(leaves, self.names)
         return jax.tree.unflatten(tree, self.form.restored(leaves))
+
+
+def _array(leaf: Any) -> Any:
+    """A leaf of a state; a Python number as the array that it stands for."""
+    return leaf if hasattr(leaf, "dtype") else jax.typeof(leaf)
 
 
 def _placement(format_: Any, input_: Input) -> Any:

@@ -68,14 +68,25 @@ class _Group:
         return self.adapt(arrays)
 
 
+def _other_form() -> TraceError:
+    return TraceError(
+        "the state is in the form of another step",
+        hint="give step.adapt what the other step's restore(state) returns",
+    )
+
+
 class Form:
-    """Conversions between the two forms of a program's state: the user's arrays, and the step's."""
+    """Conversions between the two forms of a program's state: the user's arrays, and the step's.
+
+    `about`: the shape and dtype of every array of the user's state.
+    """
 
     def __init__(self, program: Program) -> None:
         outputs = program.step_outputs
         users, packed = (_states(inputs) for inputs in (program.inputs, program.step_inputs))
         structs = [struct_of(program.inputs[i].type) for i in users]
-        self._about = [(struct.shape, struct.dtype) for struct in structs]
+        self.about = [(struct.shape, struct.dtype) for struct in structs]
+        self._kept = [program.step_inputs[i].type.shape for i in packed]
         number = {i: n for n, i in enumerate(users)}
         self._updates = [number.get(output.updates) for output in program.outputs]
         # Positions among the step's results: of plain outputs, and of the new value of every part.
@@ -98,6 +109,8 @@ class Form:
         Raises TraceError if only some of several merged arrays are `State` leaves.
         """
         state: list[Any] = [None] * len(self._arrives)
+        if any(is_state(leaves[mine]) for mine, _ in self._same):
+            raise _other_form()
         for mine, place in self._same:
             state[place] = jnp.array(leaves[mine], copy=True) if copy else leaves[mine]
         for group in self._groups:
@@ -106,6 +119,8 @@ class Form:
                 parts_ = group.adapted(values)
             elif all(map(is_state, values)):
                 parts_ = values[0].parts
+                if [part.shape for part in parts_] != [self._kept[n] for n in group.parts]:
+                    raise _other_form()
             else:
                 raise TraceError(
                     f"{len(values)} arrays of the state are merged into one, and some of them were "
@@ -118,13 +133,13 @@ class Form:
 
     def states(self, parts: Sequence[Any]) -> list[Any]:
         """The user's leaves for a state in the step's form."""
-        states_: list[Any] = [None] * len(self._about)
+        states_: list[Any] = [None] * len(self.about)
         for mine, place in self._same:
             states_[mine] = parts[place]
         for group in self._groups:
             kept = [parts[number] for number in group.parts]
             for number in group.members:
-                states_[number], kept = State(kept, *self._about[number]), []
+                states_[number], kept = State(kept, *self.about[number]), []
         return states_
 
     def restored(self, leaves: Sequence[Any]) -> list[Any]:
