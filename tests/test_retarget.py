@@ -77,7 +77,7 @@ def test_on_a_mesh_of_one_device_they_mean_nothing() -> None:
     assert ops_but_constants(program) == ["dot_general"]
     (note,) = notes_of(program)
     assert note.startswith(
-        "removed shardings: their own mesh data=1 tensor=1 has one device (2 times, first at "
+        "removed shardings: their mesh data=1 tensor=1 has one device (2 times, first at "
         f"{__file__}:{line_of(function, 1)} "
     )
 
