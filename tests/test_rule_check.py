@@ -25,7 +25,7 @@ from rewrite.ir import Op, Type
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local
 from tests.fuzz.interpreted import interpreted
-from tests.more_examples import every_rule, is_left_alone
+from tests.more_examples import every_rule, is_left_alone, makes
 
 SEED = 1
 
@@ -63,6 +63,25 @@ def test_a_rule_leaves_alone_what_it_would_make_dearer(found: FoundRule, number:
     assert program is not None
     with jax.enable_x64(program.wide):
         assert not fires(found.rule, program.graph)
+
+
+MAKES = [
+    (found, number)
+    for found in RULES
+    for number in range(1, len(found.more) + 1)
+    if makes(found, number)
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "number"), MAKES, ids=lambda each: getattr(each, "name", str(each))
+)
+def test_a_rule_makes_the_word_that_it_is_for(found: FoundRule, number: int) -> None:
+    program = neighbour(found, first_rules(found), SEED, number)
+    assert program is not None
+    with jax.enable_x64(program.wide):
+        made = rewrite(program.graph, [found.rule])
+    assert makes(found, number) in {op.name for op, _ in made.walk()}
 
 
 APPROXIMATE = [found for found in RULES if found.rule.keeps == "approx"]

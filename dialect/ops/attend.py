@@ -89,7 +89,7 @@ def attend(
         scores = scores + _aligned(*extra["bias"], over).astype(scores.dtype)
     mask = _aligned(*extra["mask"], over) if "mask" in extra else None
     if mask is not None:
-        nothing = jnp.asarray(-jnp.inf if fill is None else fill, scores.dtype)
+        nothing = jnp.asarray(-jnp.inf if fill is None else decode(fill), scores.dtype)
         scores = scores + jnp.where(mask, 0, nothing) if added else jnp.where(mask, scores, nothing)
     sink = None
     if "sink" in extra:

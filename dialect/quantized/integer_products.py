@@ -57,7 +57,7 @@ def product_of_integers(op: Op) -> Outcome:
         if place < 0:
             return Miss("a scale is of neither integers", 4)
         args[place] = _stands_for(product.args[place], spec.inputs[place], found, dtype)
-    if len(scales) != 2 or None in args:
+    if None in args:
         return Miss("not both of the integers that are multiplied have a scale", 4)
     return make("contract", *args, **{**dict(product.attrs), "dtype": Symbol(dtype)})
 
@@ -130,5 +130,5 @@ def _stands_for(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
         return make("rounded", found.x, **options, lowest=-128)  # as far as a conversion goes
     known = {x for (x,) in filter(None, scale.axes)}
     shape = [size if x in known else 1 for (x,), size in zip(axes, q.type.shape)]
-    aligned = laid_out(scale, tuple(axis for axis in axes if axis[0] in known), tuple(shape))
+    aligned = laid_out(scale, axes, tuple(shape))
     return make("dequantize", q, aligned, dtype=Symbol(dtype))

@@ -32,11 +32,10 @@ def summed_axis(op: Op) -> int | None:
     """The axis of the experts' matrices that a ragged product sums, where rows are ragged, the
     experts come first and there is no batch; None elsewhere."""
     numbers = dict(op["ragged_dot_dimension_numbers"].fields)
-    (_, summed), batch = numbers["dot_dimension_numbers"]
+    (_, summed), _ = numbers["dot_dimension_numbers"]
     rows, experts = numbers["lhs_ragged_dimensions"], numbers["rhs_group_dimensions"]
-    plain = (tuple(rows), tuple(experts)) == ((0,), (0,)) and not any(batch)
     ranks = [arg.type.rank for arg in op.args[:2]]
-    plain = plain and ranks == [2, 3] and len(op.args) == 3 and len(summed) == 1
+    plain = (tuple(rows), tuple(experts)) == ((0,), (0,)) and ranks == [2, 3] and len(summed) == 1
     return summed[0] if plain and op.get("group_offset") is None else None
 
 

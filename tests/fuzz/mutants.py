@@ -33,7 +33,7 @@ from rewrite.rules import Rule
 from tests.fuzz.interpreted import interpreted
 from tests.fuzz.mutations import Mutant, compiled, mutants
 from tests.fuzz.rules import arguments, chosen
-from tests.more_examples import EQUAL, is_left_alone
+from tests.more_examples import EQUAL, is_left_alone, makes
 
 _MOST_TRIED = 8  # programs for each on which the rule fires
 _LONGEST_S = 60
@@ -109,6 +109,8 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
             fewer = True
         elif as_it_is and rule.keeps == "approx" and _loses(rule, case, trial):
             return "differs"
+        elif as_it_is and not _has(_left(rule, case.program), makes(found, case.number)):
+            return "example"
     if reach(rule, first) != reach(found.rule, first):
         return "reach"
     return "fires less" if fewer else "survives"
@@ -124,6 +126,11 @@ def _loses(rule: Rule, case: Case, trial: Trial) -> bool:
         )
         loses = difference(expected, known, "reals", _NOTHING_LOST)
         return loses is None and difference(expected, got, "reals", _NOTHING_LOST) is not None
+
+
+def _has(graph: Graph | None, name: str) -> bool:
+    """Whether a graph has an op of this name, where one is asked for."""
+    return not name or (graph is not None and any(op.name == name for op, _ in graph.walk()))
 
 
 def _fires(rule: Rule, program: Neighbour) -> bool:

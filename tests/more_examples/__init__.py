@@ -20,6 +20,11 @@ def is_left_alone(found: FoundRule, number: int) -> bool:
     return number > 0 and hasattr(found.more[number - 1].example, "left_alone")
 
 
+def makes(found: FoundRule, number: int) -> str:
+    """The op that a rule must leave of this program of its own; nothing where any will do."""
+    return getattr(found.more[number - 1].example, "makes", "") if number else ""
+
+
 def every_rule() -> list[FoundRule]:
     """Every rule of the packages, with its further examples."""
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,16 @@ def left_alone(function: Callable[..., Any]) -> Callable[..., Any]:
 
     alone.left_alone = True
     return alone
+
+
+def making(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A program of which a rule must leave an op of this name."""
+
+    def made(*arrays: Any) -> Any:
+        return function(*arrays)
+
+    made.makes = name
+    return made
 
 
 constrain = primitives.call("constrain", sharding.constrain)
@@ -449,6 +460,12 @@ def _transposed_caches() -> dict[str, list[Example]]:
         ],
         "attend_transposed": [
             (
+                lambda q, k, v: Traced["attend"](
+                    q, turned(k), v, axes="t h k, s h k, s h v -> t h v"
+                ),
+                ("f32[3,2,4]", "f32[5,4,2]", "f32[5,2,4]"),
+            ),
+            (
                 lambda q, k, v, m: Traced["attend"](
                     q, turned(k), v, jnp.transpose(m), axes=key, given="mask"
                 ),
@@ -521,6 +538,8 @@ def _dequantizations() -> dict[str, list[Example]]:
         "dequantized": [
             (lambda q, s: s * q.astype("float32"), ("i8[4,6]", "f32[4,1]")),
             (times, ("i4[4,6]", "f32[4,1]")),
+            (lambda q, s: q.astype(s.dtype) * s, ("i8[4,6]", "c64[4,1]")),
+            (lambda q, s: q.astype(s.dtype) * s, ("i8[4,6]", "f8_e4m3fn[4,1]")),
             (left_alone(times), ("i16[4,6]", "f32[4,1]")),
             (left_alone(times), ("u8[4,6]", "f32[4,1]")),
             (left_alone(times), ("i8[1,6]", "f32[4,6]")),
@@ -533,6 +552,7 @@ def _dequantizations() -> dict[str, list[Example]]:
         "cut_of_dequantized": [
             (cut(2, 2, 6), ("i8[4,6]", "f32[4,1]")),
             (left_alone(cut(2, 2, 0)), ("i8[4,0]", "f32[4,1]")),
+            (left_alone(cut(0, 2, 2)), ("i8[0,4]", "f32[1,4]")),
             (left_alone(cut(2, 2, 6)), ("i8[4,6]", "f32[]")),
             (left_alone(cut(2, 3)), ("i8[6]", "f32[]")),
             (left_alone(cut(24)), ("i8[4,6]", "f32[4,1]")),
@@ -1282,14 +1302,56 @@ def _library_products() -> list[Example]:
         scale = scale_of(x, (1, 2))
         return product(steps(x, scale), w, "b h d, h d f -> b f") * s * scale[:, 0]
 
+    def near(**options: Any) -> Example:
+        """A product of two arrays that are rounded, the first otherwise than `rounded` does."""
+
+        def program(x: Any, y: Any) -> Any:
+            one, two = scale_of(x, **options), scale_of(y, 0)
+            q = options.get("steps", steps)(x, one)
+            return product(q, steps(y, two)) * one * two
+
+        return making("dequantize", program), ("f32[2,3]", "f32[3,4]")
+
+    def halves(x: Any, w: Any, s: Any, round_: Callable[[Any], Any] = jnp.round) -> Any:
+        x = jnp.concatenate([jnp.full((2, 1), 127.5), jnp.sign(x) + 1.5], axis=1)
+        return product(steps(x, scale_of(x), round_), w) * s * scale_of(x)
+
+    rounded = partial(making, "rounded")
     return [
-        *(
-            (of(), each)
-            for each in (square, ("f32[1,3]", *types[1:]), ("f32[2,1]", "i8[1,4]", types[2]))
+        *((rounded(of()), each) for each in (types, square)),
+        *((rounded(of()), ("f32[2,3]", "i8[3,4]", each)) for each in ("f32[1,1]", "f32[]")),
+        (of(), ("f32[1,3]", *types[1:])),
+        (of(), ("f32[2,1]", "i8[1,4]", types[2])),
+        *((of(), ("f32[2,3]", "i8[3,4]", each)) for each in ("f32[2,4]", "f32[2,1]")),
+        (halves, ("f32[2,3]", "i8[4,4]", "f32[1,4]")),
+        (
+            lambda x, w, s: halves(x, w, s, lambda x: jax.lax.round(x)),
+            ("f32[2,3]", "i8[4,4]", "f32[1,4]"),
         ),
-        *(
-            (of(), ("f32[2,3]", "i8[3,4]", each))
-            for each in ("f32[1,1]", "f32[]", "f32[2,4]", "f32[2,1]")
+        near(steps=lambda x, scale: steps(x, scale, lambda x: jax.lax.round(x))),
+        near(steps=lambda x, scale: jnp.round(x * scale).astype(jnp.int8)),
+        near(steps=lambda x, scale: (x / scale).astype(jnp.int8)),
+        near(steps=lambda x, scale: steps(x + 1.0, scale)),
+        near(one=2.0),
+        near(is_small=lambda share: share <= 1e-19),
+        near(is_small=lambda share: share >= 1e-19),
+        near(is_small=lambda share: share * 2.0 < 1e-19),
+        near(is_small=lambda share: share < 0.0),
+        near(share=lambda top: top * 0.01),
+        near(share=lambda top: top / 0.0),
+        near(share=lambda top: top / (top + 1.0)),
+        near(top=lambda x: jnp.sum(jnp.abs(x), axis=1, keepdims=True)),
+        near(top=lambda x: jnp.max(x * x, axis=1, keepdims=True)),
+        near(top=lambda x: jnp.max(jnp.abs(x + 1.0), axis=1, keepdims=True)),
+        (of(is_small=lambda share: share >= 1e-19), types),
+        (of(top=lambda x: jnp.sum(jnp.abs(x), axis=1, keepdims=True)), types),
+        (
+            lambda q, s, t: q.astype("int32").astype("float32") * s * t,
+            ("i8[2,4]", "f32[1,4]", "f32[2,1]"),
+        ),
+        (
+            lambda x, w, s, t: product(x, w, dtype="complex64") * s * t,
+            ("i8[2,3]", "i8[3,4]", "c64[1,4]", "c64[2,1]"),
         ),
         (of(), ("f32[2,3]", "i4[3,4]", "f32[1,4]")),
         (of(), ("bf16[2,3]", "i8[3,4]", "bf16[1,4]")),
@@ -1298,10 +1360,10 @@ def _library_products() -> list[Example]:
         (both, ("f32[3,3]", "f32[3,3]")),
         (lambda x, y: both(x, y, 1), ("f32[3,3]", "f32[3,3]")),
         (turned, ("f32[2,3]", "i8[3,4]", "f32[4,1]")),
-        (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[4,2]")),
+        (rounded(three), ("f32[2,5,3]", "i8[3,4,2]", "f32[4,2]")),
         (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[4,1]")),
         (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[1,1,4,2]")),
-        (grouped, ("f32[2,3,5]", "i8[3,5,4]", "f32[1,4]")),
+        (rounded(grouped), ("f32[2,3,5]", "i8[3,5,4]", "f32[1,4]")),
         # scales along what is summed, and others that are none
         *((of(axis=axis), square) for axis in (0, (0, 1))),
         (of(round_=lambda x: jax.lax.round(x)), types),
@@ -1316,12 +1378,13 @@ def _library_products() -> list[Example]:
         (of(is_small=lambda share: share < share + 1.0), types),
         (of(share=lambda top: top * 0.01), types),
         (of(share=lambda top: top / top), types),
-        (of(share=lambda top: top / 64.0), types),
+        (rounded(of(share=lambda top: top / 64.0)), types),
         (of(top=lambda x: jnp.max(x, axis=1, keepdims=True)), types),
         (of(top=lambda x: jnp.min(jnp.abs(x), axis=1, keepdims=True)), types),
         (of(top=lambda x: jnp.max(jnp.abs(x + 1.0), axis=1, keepdims=True)), types),
         (of(top=lambda x: jnp.max(jnp.abs(x), axis=1)[None, :]), square),
-        (of(top=lambda x: jnp.max(jnp.abs(x), axis=1)[:, None]), square),
+        (rounded(of(top=lambda x: jnp.max(jnp.abs(x), axis=1)[:, None])), square),
+        (rounded(of(top=lambda x: jnp.max(jnp.abs(x), axis=1).reshape(3, 1))), square),
         (of(top=lambda x: jnp.max(jnp.abs(x), axis=0)[:, None]), square),
         (of(top=lambda x: jnp.abs(x)[:, :1]), types),
         (
@@ -1562,4 +1625,165 @@ MORE: dict[str, list[Example]] = {
     **_quantized_caches(),
     **_transposed_caches(),
 }
-EQUAL: dict[str, dict[str, str]] = {}
+# Mutants that compute the same, by what they share.
+
+
+def _equal(reason: str, *changes: str) -> dict[str, str]:
+    return dict.fromkeys(changes, reason)
+
+
+_PRECISION = _equal(
+    "more bits or fewer: the reals are the same",
+    "always `'f64'`",
+    "never `'f64'`",
+)
+_OF_FACTORS = _PRECISION | _equal(
+    "more bits or fewer: the reals are the same",
+    "`'f64' not in (dtype, factor.type.dtype)`",
+    "`make('mul', in_dtype(value, wide), in_dtype(factor, wide))` for `in_dtype(make('mul', "
+    "in_dtype(value, wide), in_dtype(factor, wide) ...`",
+)
+_ONE_DTYPE = _equal(
+    "factors of one product have one dtype",
+    "`factor.type.dtype != dtype`",
+    "`value` for `in_dtype(value, wide)`",
+    "`factor` for `in_dtype(factor, wide)`",
+)
+_MARKS = _equal(
+    "a mark computes nothing", "False for True", "`value` for `through(value, 'known')`"
+)
+_A_NUMBER = _equal(
+    "a number that is spread is the same number",
+    "always `constant(number(value), Type(value.type.dtype, ()))`",
+    "never `constant(number(value), Type(value.type.dtype, ()))`",
+)
+_MIXED = "a product takes mixed dtypes, as the reals are the same"
+_LONG = _equal(
+    "programs here are too small to wrap: tests/test_sound_quantizing.py has the length",
+    "without `if form == 'int8' and product.group_length > LONGEST_SUM`",
+    "without `form == 'int8'`",
+    "without `product.group_length > LONGEST_SUM`",
+    "`form != 'int8'`",
+    "`product.group_length >= LONGEST_SUM`",
+    "without `if dtype == 'i32' and q.type.shape[axis] > LONGEST_SUM`",
+    "without `dtype == 'i32'`",
+    "without `q.type.shape[axis] > LONGEST_SUM`",
+    "`dtype != 'i32'`",
+    "`q.type.shape[axis] >= LONGEST_SUM`",
+    "without `if prod((lengths[x] for x in spec.summed)) > LONGEST_SUM`",
+    "`prod((lengths[x] for x in spec.summed)) >= LONGEST_SUM`",
+)
+_BOTH_SCALED = _equal(
+    "both factors have a scale there",
+    "always `self.scale.type.shape`",
+    "`self.scale is not None`",
+)
+_OVER_CHIPS = _PRECISION | _equal(
+    "where a sum is cut, and how it is laid out, its numbers do not tell",
+    "always `axes`",
+    "never `axes`",
+    "`size >= 1`",
+    "`bits(dtype) >= bits(result)`",
+    "always `self.over_chips(mesh)`",
+    "never `self.over_chips(mesh)`",
+    "without `ways > 1`",
+    "`ways >= 1`",
+    "`self.sizes[letter] * ways`",
+    "`dtype != 'f64'`",
+    "always `make('reduce_sum', value, axes=axes, out_sharding=None)`",
+    "`self.numbers` for `in_dtype(self.numbers, dtype)`",
+)
+_ITSELF = "an axis is not compared with itself"
+
+EQUAL: dict[str, dict[str, str]] = {
+    "dequantized": _equal("no integers have nine bits", "9 for 8"),
+    "integers_multiplied": _LONG
+    | _OVER_CHIPS
+    | _BOTH_SCALED
+    | _equal("with one scale or none it is right too", "without `len(product.scales) < 2`"),
+    "loop_over_dequantized": _equal(
+        "`carries` asks it too", "without `op.name == 'dequantize_tokens'`"
+    ),
+    "merge_of_linear": _equal(
+        "nothing linear needs its heads", "without `found.kind(own[0]) != 'map'`"
+    ),
+    "merge_of_repeat": _equal("a merge of one head does nothing", "never `less`"),
+    "narrow_floats_multiplied": _LONG
+    | _OVER_CHIPS
+    | _BOTH_SCALED
+    | _equal("no product of floats gives these", "without `if op.types[0].dtype not in REALS`"),
+    "product_of_integers": _LONG | _equal("no step is so far below", "129 for 128"),
+    "put_of_dequantize": _equal(_ITSELF, "`op['axis'] >= axis`"),
+    "quantize_of_transpose": _equal(_ITSELF, "`place >= axis`"),
+    "ragged_integers_multiplied": _LONG
+    | _equal("JAX has no offset yet", "without `op.get('group_offset') is None`")
+    | _equal("the rule asks it before", "without `weight.name != 'dequantize'`")
+    | _equal("JAX clamps an index", "`len(counts) + 1`")
+    | _equal("its rows have a scale", "never `scaled`"),
+    "scale_before_product": _OF_FACTORS
+    | _MARKS
+    | _equal(
+        "its factor is a number, which is asked before",
+        "without `last.op.name == 'known'`",
+        "`last.op.name != 'known'`",
+        "without `not fits`",
+        "never `last.op.args[0]`",
+    )
+    | _A_NUMBER,
+    "scale_behind_product": _OVER_CHIPS,
+    "scale_behind_ragged_product": _LONG
+    | _equal("JAX has no offset yet", "without `op.get('group_offset') is None`")
+    | _equal("JAX clamps an index", "`len(counts) + 1`")
+    | _equal("rows behind the last expert's are zero already", "`expert <= len(counts)`")
+    | _equal("its rows have no scale", "always `scaled`", "`scaled / row_scale`"),
+    "scale_of_input": _OF_FACTORS
+    | _MARKS
+    | _equal(
+        "it is asked again, and told apart for its reason alone",
+        "without `if op.args[place].type.dtype not in _WIDE`",
+        "without `each.type.dtype in _WIDE`",
+    )
+    | _equal(_MIXED, "`x` for `in_dtype(x, op.args[1 - place].type.dtype)`"),
+    "scale_of_product": _OF_FACTORS | _MARKS,
+    "scale_of_query": _OF_FACTORS
+    | _MARKS
+    | _equal(
+        "its factor is one number",
+        "`x in own`",
+        "without `_missing(found, op, place)`",
+        "without `scale.op.name == 'known' or _is_moderate(scale)`",
+        "without `scale.op.name == 'known'`",
+        "`scale.op.name != 'known'`",
+        "without `factor is not None`",
+        "always `n`",
+        "never `n`",
+        "`x not in used`",
+        "`found` for `laid_out(found, axes, shape)`",
+    ),
+    "scale_of_rows": _OF_FACTORS | _ONE_DTYPE,
+    "scale_of_scaled": _OF_FACTORS | _ONE_DTYPE | _MARKS | _A_NUMBER,
+    "scale_of_shifted": _OF_FACTORS | _ONE_DTYPE,
+    "shift_of_input": _PRECISION
+    | _MARKS
+    | _equal(
+        _MIXED,
+        "`op.types[0].dtype != 'f64'`",
+        "`x` for `in_dtype(x, dtype)`",
+        "`reshaped(found.value, [n for n in found.value.type.shape if n > 1])` for "
+        "`in_dtype(reshaped(found.value, [n for n in found.value.type.shape  ...`",
+        "`op.args[place].op.args[0]` for `in_dtype(op.args[place].op.args[0], wide)`",
+    ),
+    "shift_of_shifted": _MARKS | _A_NUMBER,
+    "stack_of_rows": _equal(
+        "a slice of all, in steps of one, is the whole",
+        "`len(numbers) <= whole.type.shape[0]`",
+        "always `(step, *(1 for _ in rest))`",
+        "`step >= 1`",
+        "never `whole`",
+    )
+    | _equal("JAX cuts no scalar", "without `not at.type.rank`"),
+    "transpose_of_dequantize": _equal(_ITSELF, "`place >= axis`"),
+    "unstack_of_dequantize": _equal(_ITSELF, "`at >= axis`", "`at <= axis`"),
+    "unstack_of_spread": _equal(_ITSELF, "`at <= inner['axis']`"),
+    "write_of_dequantize": _equal(_ITSELF, "`place >= axis`"),
+}
