@@ -252,8 +252,8 @@ def variance(op: Op) -> Outcome:
     averaged = average_of(mean)
     if averaged is None or averaged.source != unrounded(source) or averaged.axes != squares.axes:
         return None
-    shapes = {arg.type.shape for arg in op.args} | {op.types[0].shape}
-    if len(shapes) > 1 or mean.type.dtype != source.type.dtype:
+    whole = all(_whole(arg, op) for arg in op.args)
+    if not whole or mean.type.dtype != source.type.dtype:
         return None
     for each in (squares, averaged):
         if not each.is_mean:

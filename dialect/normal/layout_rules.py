@@ -290,8 +290,8 @@ def broadcast_by_consumer(op: Op) -> Outcome:
 def unbroadcast(value: Value) -> Value:
     """What was broadcast, with axes of size one where it grew: it broadcasts by itself."""
     source, places = value.op.args[0], value.op["broadcast_dimensions"]
-    if not source.type.shape:
-        return source
+    if source.type.shape in ((), value.type.shape):
+        return source  # one that changes no shape moves nothing
     shape = [1] * value.type.rank
     for size, place in zip(source.type.shape, places):
         shape[place] = size
