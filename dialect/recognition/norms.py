@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dialect.matching.averages import average_of, mean_of
 from dialect.matching.proofs import is_bounded
-from dialect.matching.values import REALS, in_dtype, number, reshaped, through, unrounded
+from dialect.matching.values import in_dtype, number, reshaped, through, unrounded
 from dialect.normal.normal_form import normal_form
 from dialect.ops import nn  # noqa: F401  (defines the norms)
 from dialect.ops.vocabulary import Traced
@@ -30,7 +30,7 @@ from rewrite.rules import Miss, Outcome, local, pattern
 )
 def rms_norm(op: Op) -> Outcome:
     """x * rsqrt(mean(x²) + epsilon) * ...  ->  rms_norm(x) * ..."""
-    if op.types[0].shape[-1:] in ((), (1,)) or op.types[0].dtype not in REALS:
+    if op.types[0].shape[-1:] in ((), (1,)):
         return None
     for root, _ in _factors(op.results[0]):
         found = _normalised(root)
@@ -62,7 +62,7 @@ def _factors(value: Value, whole: Value | None = None, dtype: str = "") -> list[
     `whole` is taken as one factor, even if it is a product.
     """
     inner, dtype = unrounded(value), dtype or value.type.dtype
-    if whole not in (value, inner) and inner.op.name == "mul" and inner.type.dtype in REALS:
+    if whole not in (value, inner) and inner.op.name == "mul":
         return [each for arg in inner.op.args for each in _factors(arg, whole, dtype)]
     return [(value, dtype)]
 
@@ -83,7 +83,7 @@ def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
     if average is None:
         return None
     square = average.source.op
-    if not average.is_mean or average.total.types[0].size != root.type.size:
+    if not average.is_mean:
         return Miss("the sum is not divided by the number of its terms", 5)
     if square.name != "square":
         return Miss(f"the mean is of {square.name}, not of squares", 4)
@@ -112,13 +112,11 @@ def _is_of(value: Value, source: Value, axis: int) -> bool:
 )
 def centred(op: Op) -> Outcome:
     """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..., where no w is infinite"""
-    if op.types[0].dtype not in REALS:
-        return None
     terms = _terms(op.results[0])
     for i, (sign, less) in enumerate(terms):
         for mean in less:
             source = mean_of(mean)
-            if source is None or source.type.shape != op.types[0].shape:
+            if source is None:
                 continue
             for j, (other, whole) in enumerate(terms):
                 scale = _without(whole, source)

@@ -160,6 +160,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         yield
     finally:
         _DEADLINE[0] = float("inf")
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main() -> None:

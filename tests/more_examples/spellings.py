@@ -16,6 +16,7 @@ from dialect.ops.vocabulary import Traced
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
 _ALL = f"{' '.join(ascii_lowercase)}, z -> {' '.join(ascii_lowercase[:-1])}"
+NORM = ("f32[2,8]", "f32[8]")
 ONE, TWO = ("f32[4]",), ("f32[4]",) * 2
 NO_ZERO = "float8_e8m0fnu"  # a format of powers of two
 
@@ -37,6 +38,35 @@ def _key() -> Any:
 
 def _positive(x: Any) -> Any:
     return jnp.where(x > 0, x, jnp.full(x.shape, 2.0))
+
+
+CLIP = "clip"
+CACHE, ROWS = "f32[2,8,4]", "f32[2,3,4]"
+
+
+def _scattered(
+    window: tuple[int, ...],
+    inserted: tuple[int, ...],
+    places: tuple[int, ...],
+    *types: str,
+    mode: str = CLIP,
+    index: Callable[[Any], Any] = lambda index: index,
+) -> Example:
+    """A scatter of updates into a cache: the axes of a window, and of what an index names."""
+    numbers = lax.ScatterDimensionNumbers(window, inserted, places)
+    return (
+        lambda cache, new, i: lax.scatter(cache, index(i), new, numbers, mode=mode),
+        (CACHE, *types),
+    )
+
+
+def _counted(index: Any) -> Any:
+    """The number of a sequence beside its place."""
+    return jnp.stack([jnp.arange(2, dtype=index.dtype), index], axis=-1)
+
+
+def _root(x: Any, axis: int = -1, keepdims: bool = True) -> Any:
+    return lax.rsqrt(jnp.mean(x * x, axis, keepdims=keepdims) + 1e-5)
 
 
 def _often_rounded(x: Any) -> Any:
@@ -126,6 +156,39 @@ MORE: dict[str, list[Example]] = {
         (lambda x: jnp.exp(lax.broadcast_in_dim(x, (3, 4, 2), (2, 1))), ("f32[2,4]",)),
         # ops that broadcast nothing by themselves
         (lambda x: jax.grad(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)))(x), ONE),
+    ],
+    "cache_write_of_update": [
+        (lambda c, n: lax.dynamic_update_slice(c, n, (0, 0)), ("f32[2,8]",) * 2),
+    ],
+    "centred": [
+        (lambda x, w: (w := jnp.tanh(w)) * x - w * jnp.mean(x, -1, keepdims=True), NORM),
+        (lambda x, w: jnp.mean(x, -1, keepdims=True) * (w := jnp.tanh(w)) - x * w, NORM),
+        (lambda x, w: x * (w := jnp.tanh(w)) + (-jnp.mean(x, -1))[:, None] * w, NORM),
+        (
+            lambda x, w, b: (
+                x * (w := jnp.tanh(w))
+                + (jnp.sin(b) + (jnp.cos(b) + (b - jnp.mean(x, -1, keepdims=True) * w)))
+            ),
+            ("f32[2,8]", "f32[8]", "f32[8]"),
+        ),
+        (
+            lambda x, w, b: (
+                (
+                    ((b - jnp.mean(x, -1, keepdims=True) * (w := jnp.tanh(w))) + jnp.cos(b))
+                    + jnp.sin(b)
+                )
+                + x * w
+            ),
+            ("f32[2,8]", "f32[8]", "f32[8]"),
+        ),
+        # rounded before they are subtracted
+        (
+            lambda x, w: (
+                (x * (w := jnp.tanh(w))).astype("bfloat16")
+                - (jnp.mean(x, -1, keepdims=True) * w).astype("bfloat16")
+            ),
+            NORM,
+        ),
     ],
     "choice_of_masks": [
         (lambda x, y: jnp.where(x > 0, True, y > 0), TWO),
@@ -301,6 +364,50 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: (x > 0).astype(NO_ZERO) * (y > 0).astype(NO_ZERO), TWO),
         (lambda x, y: (x > 0) * 1 * jnp.sin(y).astype("int32"), TWO),
     ],
+    "put_of_scatter": [
+        (lambda cache, new, i: cache.at[:, i].set(new), (CACHE, "f32[2,4]", "i32[]")),
+        # near misses
+        (lambda cache, i: cache.at[:, i].apply(jnp.sin), (CACHE, "i32[3]")),
+        (lambda cache, new, i: cache.at[i, i].set(new), (CACHE, "f32[3,4]", "i32[3]")),
+        (lambda cache, new, i: cache.at[:, i].set(new), (CACHE, "f32[2,3,2,4]", "i32[3,2]")),
+        (
+            lambda cache, new, i: jax.vmap(lambda c, n, j: c.at[j].set(n))(cache, new, i),
+            (CACHE, "f32[2,4]", "i32[2]"),
+        ),
+        _scattered((0, 1, 2), (), (1,), ROWS, "i32[1]"),
+        _scattered((0, 2), (1,), (1,), "f32[2,3,2]", "i32[3,1]"),
+        _scattered((1, 2), (1,), (1,), "f32[3,2,4]", "i32[3,1]"),
+        _scattered((0, 2), (1,), (0,), ROWS, "i32[3,1]"),
+    ],
+    "put_of_scatter_by_row": [
+        (
+            lambda cache, new, i: cache.at[jnp.arange(2)[:, None], i].set(new),
+            (CACHE, ROWS, "i32[2,3]"),
+        ),
+        # near misses
+        (lambda cache, i: cache.at[jnp.arange(2), i].apply(jnp.sin), (CACHE, "i32[2]")),
+        (
+            lambda cache, new, i, j: cache.at[jnp.arange(2), i, j].set(new),
+            (CACHE, "f32[2]", "i32[2]", "i32[2]"),
+        ),
+        (
+            lambda cache, new, i: cache.at[jnp.arange(2)[:, None], :, i].set(new),
+            (CACHE, "f32[2,3,8]", "i32[2,3]"),
+        ),
+        _scattered((1,), (1, 2), (1, 2), "f32[2,2]", "i32[2]", index=_counted),
+        _scattered((1,), (0, 1), (0, 1), "f32[2,4]", "i32[2]", index=lambda i: _counted(i).T),
+        _scattered(
+            (1,),
+            (0, 1),
+            (0, 1),
+            "f32[2,4]",
+            "i32[2]",
+            index=lambda i: jnp.stack([jnp.arange(2, dtype="int32"), i]),
+        ),
+        _scattered((1,), (0, 1), (0, 1), "f32[2,2]", "i32[2]", index=_counted),
+        _scattered((0,), (0, 1), (0, 1), "f32[4,2]", "i32[2]", index=_counted),
+        _scattered((1,), (0, 1), (1, 0), "f32[2,4]", "i32[2]", index=_counted),
+    ],
     "reshape_of_broadcast": [
         (lambda x: jnp.broadcast_to(x[:, None], (0, 3)).reshape(0, 3, 1), ("f32[0]",)),
         (lambda x: jnp.broadcast_to(x[:, None], (4, 3)).reshape(3, 4), ONE),
@@ -310,6 +417,24 @@ MORE: dict[str, list[Example]] = {
         (lambda x: jnp.broadcast_to(x, (3, 1, 4)).reshape(1, 3, 4, 1), ("f32[1,4]",)),
         (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(1, 2, 2), ("f32[2,1]",)),
         (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(2, 1, 2), ("f32[2]",)),
+    ],
+    "rms_norm": [
+        (lambda x: x * lax.rsqrt(1e-5 + jnp.mean(x * x, -1, keepdims=True)), ("f32[2,8]",)),
+        (lambda x, y: (z := x * y) * _root(z), ("f32[2,8]",) * 2),
+        (lambda x: x.T * _root(x, 0, False)[:, None], ("f32[8,2]",)),
+        (
+            lambda x, w: w * ((y := x.astype("float32")) * _root(y)).astype("bfloat16"),
+            ("bf16[2,8]", "bf16[2,8]"),
+        ),
+        (
+            lambda x, w: w * (x * _root(x.astype("float32")).astype("bfloat16")),
+            ("bf16[2,8]", "bf16[2,8]"),
+        ),
+        (lambda x, w: (x * _root(x)).astype("bfloat16") * w, ("f32[2,8]", "bf16[2,8]")),
+        # near misses
+        (lambda x: jnp.transpose(x, (2, 1, 0)) * _root(x, 0, False)[..., None], ("f32[8,4,4]",)),
+        (lambda x, y: y.T * _root(x, 0, False)[:, None], ("f32[8,2]",) * 2),
+        (lambda x: x * _root(x, 0), ("f32[8,8]",)),
     ],
     "sign_outward": [
         (lambda x, y: -x / y, TWO),
@@ -404,6 +529,22 @@ MORE: dict[str, list[Example]] = {
         (lambda x: lax.dynamic_slice(x > 0, (0, 0), (2, 2)) == True, ("f32[2,2]",)),  # noqa: E712
         (lambda x: lax.gt(jnp.full(4, 2.5), jnp.where(x > 0, 0.0, 3.0)), ONE),
     ],
+    "write_of_scatter": [
+        _scattered((0, 1, 2), (), (1,), ROWS, "i32[1]", mode="drop"),
+        _scattered((0, 1), (1,), (1,), "f32[2,4]", "i32[1]"),
+        _scattered((0, 1, 2), (), (1,), "f32[1,3,4]", "i32[1]"),
+        (
+            lambda cache, i: lax.scatter_apply(
+                cache,
+                i,
+                jnp.sin,
+                lax.ScatterDimensionNumbers((0, 1, 2), (), (1,)),
+                update_shape=(2, 3, 4),
+                mode=CLIP,
+            ),
+            (CACHE, "i32[1]"),
+        ),
+    ],
     "transpose_of_transpose": [
         (lambda x: jnp.transpose(jnp.transpose(x, (1, 2, 0)), (1, 2, 0)), ("f32[2,3,4]",)),
     ],
@@ -436,6 +577,18 @@ EQUAL: dict[str, dict[str, str]] = {
         "without `op.types[0].size > _LARGEST_FOLDED`": _PRINTED,
     },
     "contract_of_merge": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
+    "cache_write_of_update": {
+        "without `not partial`": "what writes everything writes it along no axis",
+        "without `any((number(start[i]) != 0 for i in range(len(start)) if i not in  ...`": (
+            "along an axis that it writes whole it starts at 0 wherever it is told to"
+        ),
+    },
+    "centred": {
+        "without `if source is None`": "it is no factor, either",
+        "without `deepest`": _WHERE_ELSE,
+        "`deepest + 1`": _WHERE_ELSE,
+        "`sign >= 0`": "it is 1 or -1",
+    },
     "concatenate_to_stack": {
         "without `not _expanded(arg, inner)`": _WHERE_ELSE,
         "`value.op.args[0].type.rank >= 0`": _WHERE_ELSE,
@@ -477,6 +630,11 @@ EQUAL: dict[str, dict[str, str]] = {
     "mask_with_itself": {"without `if op.types[0].dtype != 'bool'`": "it is so of integers, too"},
     "power_of_two": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
     "power_to_root": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
+    "put_of_scatter_by_row": {
+        "without `value.type.size > 1000000`": _PRINTED,
+        "`value.type.size >= 1000000`": _PRINTED,
+        "1000001 for 1000000": _PRINTED,
+    },
     "slice_of_broadcast": {
         "without `source.type.rank != inner.type.rank`": "of a scalar nothing is sliced",
         "never `constant(0, start.type)`": "a start goes no further than the slice fits",
