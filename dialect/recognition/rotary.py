@@ -161,7 +161,7 @@ def leading_part(op: Op) -> Outcome:
     head, rest = (unrounded(x).op for x in (turned.args[0], op.args[1]))
     if not (head.name == rest.name == "slice" and head.args == rest.args):
         return None
-    if head.get("strides") is not None or rest.get("strides") is not None:
+    if head.get("strides") is not None:
         return None
     whole, last = in_dtype(head.args[0], dtype), op.types[0].rank - 1
     if op["dimension"] != last or whole.type != op.types[0]:

@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 
 from dialect.ops.vocabulary import Traced
+from dialect.recognition import rotary
+from rewrite.rules import Rule
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
@@ -38,6 +40,29 @@ def _key() -> Any:
 
 def _positive(x: Any) -> Any:
     return jnp.where(x > 0, x, jnp.full(x.shape, 2.0))
+
+
+Q, K, V, MASK = "f32[3,4]", "f32[5,4]", "f32[5,6]", "bool[3,5]"
+
+
+def _attention(change: Callable[..., Any], *types: str) -> Example:
+    """Attention with something done to the logits."""
+    return (
+        lambda q, k, v, *more: jax.nn.softmax(change(q @ k.T, *more)) @ v,
+        (Q, K, V, *types),
+    )
+
+
+def _rotated(rule: Rule, angles: int) -> list[Example]:
+    """Tables of other shapes, and those that are not beside what they turn."""
+    shapes = (
+        (f"f32[1,{angles}]",) * 2,
+        ("f32[2,1]",) * 2,
+        (f"f32[2,{angles}]", "f32[2,1]"),
+        (f"f32[3,{angles}]",) * 2,
+    )
+    rows = ("f32[2,8]", "f32[2,8]", "f32[2,8]", "f32[1,8]")
+    return [(rule.example, (x, *tables)) for x, tables in zip(rows, shapes)]
 
 
 CLIP = "clip"
@@ -136,6 +161,126 @@ _TO_ITS_OWN_SHAPE = "a reshape to the shape that an array has does nothing"
 _PRINTED = "a constant that is only longer to print"
 
 MORE: dict[str, list[Example]] = {
+    "attend": [
+        _attention(lambda x: x / 4),
+        _attention(lambda x, m: jnp.where(m, x, -jnp.inf), MASK),
+        _attention(lambda x, m: jnp.where(m, -1e9, x / 2), MASK),
+        _attention(lambda x, m: x + jnp.where(m, 0, -1e9), MASK),
+        _attention(lambda x, b: x * 0.5 + b, "f32[3,5]"),
+        _attention(lambda x, b, c: (b + x - c) * 0.5, "f32[3,5]", "f32[1,5]"),
+        _attention(lambda x, b, m: x + b + jnp.where(m, 0, -1e9), "f32[3,5]", MASK),
+        _attention(lambda x, m, b: jnp.where(m, x + b, -1e9), MASK, "f32[3,5]"),
+        _attention(lambda x: jnp.tanh(x / 3) * 3),
+        _attention(lambda x, b: (jnp.tanh(x) + b) * 3, "f32[3,5]"),
+        _attention(lambda x, m, n: jnp.where(m & ~n, x, -jnp.inf), MASK, MASK),
+        _attention(lambda x, m, n: jnp.where(m, jnp.where(n, -1e9, x), -1e9), MASK, MASK),
+        (lambda q, k, v: jax.nn.softmax((q * 0.5) @ (k / 4).T) @ v, (Q, K, V)),
+        (
+            lambda q, k, v: jax.nn.softmax((0.5 * q).astype("bfloat16") @ k.T) @ v,
+            (Q, "bf16[5,4]", "bf16[5,6]"),
+        ),
+        (
+            lambda q, k, v: (
+                jax.nn.softmax((q @ k.T).astype("float32") * 0.5).astype("bfloat16") @ v
+            ),
+            ("bf16[3,4]", "bf16[5,4]", "bf16[5,6]"),
+        ),
+        (
+            lambda q, k, v, b: (
+                jax.nn.softmax(q.astype("float32") @ k.astype("float32").T + b)
+                @ v.astype("float32")
+            ),
+            ("bf16[3,4]", "bf16[5,4]", "bf16[5,6]", "bf16[3,5]"),
+        ),
+        (
+            lambda q, k, v: jnp.einsum(
+                "bhts,bshv->bthv", jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k)), v
+            ),
+            ("f32[2,3,2,4]", "f32[2,5,2,4]", "f32[2,5,2,6]"),
+        ),
+        (lambda q, k, v: jax.nn.softmax(q @ k.T) @ v, ("f32[1,4]", K, "f32[5,1]")),
+        (
+            lambda q, k, v, m: jnp.where(m, jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)), 0) @ v,
+            (Q, K, V, MASK),
+        ),
+        (
+            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([q @ k.T, s], axis=-1))[:, :-1] @ v,
+            (Q, K, V, "f32[3,1]"),
+        ),
+        (
+            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([s, q @ k.T], axis=-1))[:, 1:] @ v,
+            (Q, K, V, "f32[3,1]"),
+        ),
+        # near misses
+        (lambda q, k, v: jax.nn.softmax(q @ k.T, axis=0) @ v, (Q, K, V)),
+        (lambda q, k, v: jax.nn.softmax(q @ k.T).T @ v, (Q, K, "f32[3,6]")),
+        (lambda q, k, v: jnp.exp(q @ k.T) @ v, (Q, K, V)),
+        (lambda q, k, v: jax.nn.softmax(jnp.sin(q @ k.T)) @ v, (Q, K, V)),
+        (lambda q, k, v: jax.nn.softmax(q @ k.T).astype("int32").astype("float32") @ v, (Q, K, V)),
+        _attention(lambda x, m, n: jnp.where(m, jnp.where(n, x, -1e9), -5.0), MASK, MASK),
+        _attention(lambda x, m: jnp.tanh(jnp.where(m, x, -1.0)), MASK),
+        _attention(lambda x, b: jnp.tanh(x + b), "f32[3,5]"),
+        _attention(lambda x: jnp.tanh(jnp.tanh(x) * 2)),
+        _attention(lambda x, m, b: jnp.where(m, x, -1e9) + b, MASK, "f32[3,5]"),
+        _attention(lambda x, m: jnp.where(m, x, -1.0) * 0.5, MASK),
+        _attention(lambda x: x * -2.0),
+        _attention(lambda x: x + x.T[:5, :5] if x.shape == (5, 5) else x + jnp.sin(x)),
+        (
+            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([q @ k.T, s], axis=-1)) @ v,
+            (Q, K, "f32[6,6]", "f32[3,1]"),
+        ),
+        (
+            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([q @ k.T, s], axis=-1))[:, 1:] @ v,
+            (Q, K, V, "f32[3,1]"),
+        ),
+        (
+            lambda q, k, v, m: jnp.where(m, jax.nn.softmax(q @ k.T), 0) @ v,
+            (Q, K, V, MASK),
+        ),
+        (
+            lambda q, k, v, m: jnp.where(m, jax.nn.softmax(jnp.where(m, q @ k.T, -1.0)), 2.0) @ v,
+            (Q, K, V, MASK),
+        ),
+        (
+            lambda q, k, v: jax.nn.softmax(jnp.einsum("thk,shk->ts", q, k)) @ v,
+            ("f32[3,2,4]", "f32[5,2,4]", V),
+        ),
+        (
+            lambda q, k, v: jnp.einsum(
+                "tgs,sv->tgv", jax.nn.softmax(jnp.einsum("tk,sgk->tgs", q, k)), v
+            ),
+            (Q, "f32[5,2,4]", V),
+        ),
+        (
+            lambda q, k, v: jnp.einsum(
+                "hts,hsv->tv", jax.nn.softmax(jnp.einsum("thk,shk->hts", q, k)), v
+            ),
+            ("f32[3,2,4]", "f32[5,2,4]", "f32[2,5,6]"),
+        ),
+        (lambda q, k, v: jax.nn.softmax(q @ k.T) @ v, ("f32[0,4]", K, V)),
+        (
+            lambda q, k, v: jax.nn.softmax((q @ k.T).reshape(3, 2, 3)).reshape(3, 6) @ v,
+            (Q, "f32[6,4]", "f32[6,6]"),
+        ),
+    ],
+    "blend_to_select": [
+        *(
+            (
+                lambda x, y, m: (
+                    x.astype("float32") * (1 - (m := (m > 0).astype("float32")))
+                    + y.astype("float32") * m
+                ),
+                types,
+            )
+            for types in (
+                ("i8[1,4]", "i8[3,4]", "f32[3,4]"),
+                ("f32[4]", "i8[4]", "f32[4]"),
+                ("i8[4]", "f32[4]", "f32[4]"),
+                ("i8[3,4]", "i8[3,4]", "f32[1,4]"),
+            )
+        ),
+        (lambda x, y, m: x * (1 - m) + y * m, ("i32[4]",) * 3),
+    ],
     "broadcast_by_consumer": [
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4, 2), (2, 1)), ("f32[3,4,2]", "f32[2,4]")),
@@ -300,6 +445,32 @@ MORE: dict[str, list[Example]] = {
         (lambda x: lax.select_n(jnp.int32(7), x, x + 1, x * 2), ONE),
         (lambda x: lax.select_n(jnp.int32(-1), x, x + 1, x * 2), ONE),
     ],
+    "leading_part": [
+        (
+            lambda x, c, s: jnp.concatenate(
+                [
+                    Traced["rope"](x[:, :4].astype("float32"), c, s),
+                    x[:, 4:].astype("float32"),
+                ],
+                axis=-1,
+            ),
+            ("bf16[2,8]", "f32[2,2]", "f32[2,2]"),
+        ),
+        *(
+            (
+                lambda x, c, s, head=head, rest=rest: jnp.concatenate(
+                    [Traced["rope"](x[:, head], c, s), *(x[:, each] for each in rest)], axis=-1
+                ),
+                ("f32[2,8]", "f32[2,2]", "f32[2,2]"),
+            )
+            for head, rest in (
+                (slice(4), (slice(4, 6), slice(4, 6))),
+                (slice(0, 8, 2), (slice(4, 8),)),
+                (slice(4), (slice(3, 7),)),
+                (slice(1, 5), (slice(4, 8),)),
+            )
+        ),
+    ],
     "mask_times_number": [
         *_masks(lambda value: value * value.dtype.type(4)),
         (lambda x: jnp.where(x > 0, 2.0, 3.0) * jnp.full((3, 4), 2.0), ("f32[1,4]",)),
@@ -408,6 +579,9 @@ MORE: dict[str, list[Example]] = {
         _scattered((0,), (0, 1), (0, 1), "f32[4,2]", "i32[2]", index=_counted),
         _scattered((1,), (0, 1), (1, 0), "f32[2,4]", "i32[2]", index=_counted),
     ],
+    "remainder": [
+        (lambda i: lax.select_n(i < 0, lax.rem(i, 8)), ("i32[3]",)),
+    ],
     "reshape_of_broadcast": [
         (lambda x: jnp.broadcast_to(x[:, None], (0, 3)).reshape(0, 3, 1), ("f32[0]",)),
         (lambda x: jnp.broadcast_to(x[:, None], (4, 3)).reshape(3, 4), ONE),
@@ -436,6 +610,11 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: y.T * _root(x, 0, False)[:, None], ("f32[8,2]",) * 2),
         (lambda x: x * _root(x, 0), ("f32[8,8]",)),
     ],
+    "rope": _rotated(rotary.halves, 4),
+    "rope_neighbours": _rotated(rotary.neighbours, 4),
+    "rope_neighbours_of_reshape": _rotated(rotary.neighbours_of_reshape, 4),
+    "rope_neighbours_wide": _rotated(rotary.neighbours_wide, 8),
+    "rope_wide": _rotated(rotary.halves_wide, 8),
     "sign_outward": [
         (lambda x, y: -x / y, TWO),
         (lambda x, y: lax.div(-x, y), ("i32[4]",) * 2),
@@ -547,6 +726,13 @@ MORE: dict[str, list[Example]] = {
     ],
     "transpose_of_transpose": [
         (lambda x: jnp.transpose(jnp.transpose(x, (1, 2, 0)), (1, 2, 0)), ("f32[2,3,4]",)),
+    ],
+    "turn_of_converted": [
+        (lambda x: rotary.quarter_turn(x, "neighbours").astype("float32"), ("bf16[2,8]",)),
+        (lambda x: rotary.quarter_turn(x, "halves").astype("bfloat16"), ("f16[2,8]",)),
+    ],
+    "wrapped": [
+        (lambda i: lax.select_n(i < 0, i), ("i32[3]",)),
     ],
     "variance": [
         (
