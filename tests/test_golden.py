@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rewrite import Program, Target, trace
 from rewrite.passbase import pass_names
@@ -64,7 +64,7 @@ def step(w: Any, cache: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
 
 def pinned(w: Any, x: jax.Array) -> jax.Array:
     """Split over the mesh of another machine."""
-    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    mesh = jax.sharding.AbstractMesh((8,), ("data",), axis_types=(AxisType.Auto,))
     return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data"))) @ w
 
 
