@@ -108,7 +108,7 @@ def scale_behind_product(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
         return None
     if product.shares_no_scale:
         return Miss("a scale varies along a summed axis", 2)
-    if product.groups and _rows(product) > product.group_length:
+    if _rows(product) > product.group_length:
         return Miss("it has more rows than a group is long", 2)
     floats = [arg.type.dtype for arg in reversed(op.args)]  # each as what it is multiplied with
     dtype = op.types[0].dtype

@@ -588,12 +588,18 @@ def _product(x: Any, w: Any, spec: str, out: str = "f32", parts: int = 0) -> Any
     return Traced[name](x, w, spec=spec, dtype=Symbol(out), **more)
 
 
-def _scaled_products(form: str) -> list[Example]:
+def _scaled_products(form: str, plain: bool = False) -> list[Example]:
+    """Products of rows that are rounded, and weights that are quantised or `plain`."""
+
     def rows(x: Any, *axes: int) -> Any:
         return Traced["rounded"](x, axes=axes, least=1e-19, **_STEPS[form])
 
     def weight(q: Any, s: Any, dtype: str = "f32") -> Any:
-        return Traced["dequantize"](q, s, dtype=Symbol(dtype))
+        return (
+            q.astype(dtype.replace("f", "float"))
+            if plain
+            else Traced["dequantize"](q, s, dtype=Symbol(dtype))
+        )
 
     q = {"int8": "i8", "fp8": "f8_e4m3fn"}[form]
     groups = (f"{q}[2,5,3]", "f32[2,1,3]")
@@ -686,7 +692,7 @@ def _scaled_products(form: str) -> list[Example]:
         *(
             (
                 lambda x, w, s, layout=layout: _product(
-                    rows(x, 1), constrain(weight(w, s), layout=layout), "b d, d f -> b f", "bf16"
+                    rows(x, 1), constrain(weight(w, s), layout=layout), "a d, d b -> a b", "bf16"
                 ),
                 ("f32[3,6]", f"{q}[6,4]", "f32[1,4]"),
             )
@@ -1518,7 +1524,34 @@ def _scale_behind() -> list[Example]:
         (lambda x, w, s: _product(x, weight(w, s), grouped), ("f32[3,2,9]", *groups)),
         (lambda x, w, s: _product(x, weight(w, s), grouped), ("f32[4,2,9]", *groups)),
         (lambda x, w, s: _product(x, weight(w, s), grouped), ("f32[9,2,9]", *groups)),
-        (lambda x, w, s: _product(x, weight(w, s), grouped), ("f32[10,2,9]", *groups)),
+        (left_alone(lambda x, w, s: _product(x, weight(w, s), grouped)), ("f32[10,2,9]", *groups)),
+        (
+            left_alone(lambda x, w, s: _product(x, weight(w, s), "b d, d f -> b f")),
+            ("f32[1,5]", "i8[5,3]", "f32[5,1]"),
+        ),
+        (
+            lambda x, w, s: _product(
+                50.0 + 50.0 * jnp.abs(x),
+                weight(jnp.abs(w), s * 0.001, "f16"),
+                "b d, d f -> b f",
+                "f16",
+            ),
+            ("f16[2,99]", "i8[99,3]", "f32[1,3]"),
+        ),
+        *(
+            (
+                lambda x, w, s, layout=layout: _product(
+                    x, constrain(weight(w, s, "f16"), layout=layout), "a d, d b -> a b", "f16"
+                ),
+                (f"f16[3,{size}]", f"i8[{size},4]", "f32[1,4]"),
+            )
+            for size in (5, 6)
+            for layout in ((("x",), ()), (("y",), ()), ((), ("x",)), (("x", "y"), ()))
+        ),
+        (
+            lambda x, w, s: _product(x, weight(w, s), "b d, d f -> p b f", parts=2),
+            ("f32[3,6]", "i8[6,4]", "f32[1,4]"),
+        ),
         (lambda x, w, s: _product(x, weight(w, s), grouped, "bf16"), ("bf16[3,2,9]", *groups)),
         (lambda x, w, s: _product(x, weight(w, s), grouped, "f64"), ("f64[3,2,9]", *groups)),
         (
@@ -1589,7 +1622,11 @@ MORE: dict[str, list[Example]] = {
             ("i8[6,3]", "i8[2,3,4]", "f32[2,1,4]"),
         ),
     ],
-    "scale_behind_product": [*_scale_behind(), *_INTEGERS],
+    "scale_behind_product": [
+        *_scale_behind(),
+        *_INTEGERS,
+        *_scaled_products("int8", plain=True),
+    ],
     "scale_of_input": _scale_of_input(),
     "scale_of_product": _scale_of_product(),
     "scale_of_query": _scale_of_query(),
@@ -1675,6 +1712,7 @@ _LONG = _equal(
 )
 _BOTH_SCALED = _equal(
     "both factors have a scale there",
+    "without `if each.scale is not None`",
     "always `self.scale.type.shape`",
     "`self.scale is not None`",
 )
@@ -1730,7 +1768,14 @@ EQUAL: dict[str, dict[str, str]] = {
         "never `last.op.args[0]`",
     )
     | _A_NUMBER,
-    "scale_behind_product": _OVER_CHIPS,
+    "scale_behind_product": _OVER_CHIPS
+    | _equal(
+        _MIXED,
+        "`op.args` for `reversed(op.args)`",
+        "`self.scale is not None`",
+        "always `_wide(dtype)`",
+    )
+    | _equal("they are three dtypes at most", "`{*floats, dtype} < set(REALS)`"),
     "scale_behind_ragged_product": _LONG
     | _equal("JAX has no offset yet", "without `op.get('group_offset') is None`")
     | _equal("JAX clamps an index", "`len(counts) + 1`")
