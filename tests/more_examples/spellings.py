@@ -65,6 +65,37 @@ def _rotated(rule: Rule, angles: int) -> list[Example]:
     return [(rule.example, (x, *tables)) for x, tables in zip(rows, shapes)]
 
 
+def _shares(exponential: Callable[..., Any], *types: str) -> Example:
+    """What a function makes of logits, divided by its sum."""
+
+    def example(x: Any, *more: Any) -> Any:
+        made = exponential(x, *more)
+        return made / jnp.sum(made, axis=-1, keepdims=True)
+
+    return example, ("f32[2,8]", *types)
+
+
+def _most(x: Any, axis: int = -1) -> Any:
+    return jnp.max(x, axis=axis, keepdims=True)
+
+
+def _finite(x: Any, of: Any = None) -> Any:
+    """x, or 0 where it, or another array, is infinite."""
+    return _where(jnp.isfinite(x if of is None else of), x, 0.0)
+
+
+def _where(mask: Any, yes: Any, no: Any) -> Any:
+    """A select between two arrays of one dtype."""
+    whole = jnp.broadcast_shapes(mask.shape, jnp.shape(yes), jnp.shape(no))
+    return jnp.where(mask, *(jnp.full(whole, each, "float32") for each in (yes, no)))
+
+
+def _wrapped(rest: Any, other: Any = None, test: Any = lax.lt, size: int = 8) -> Any:
+    """A remainder with the size added where it, or another number, is negative."""
+    added = (rest if other is None else other) + size
+    return jnp.where(test(rest, jnp.zeros_like(rest)), added, rest)
+
+
 CLIP = "clip"
 CACHE, ROWS = "f32[2,8,4]", "f32[2,3,4]"
 
@@ -433,6 +464,44 @@ MORE: dict[str, list[Example]] = {
         (lambda y: 1 / jnp.sqrt(jnp.exp(y)), ONE),
         (lambda y: jnp.ones(3) / jnp.sqrt(jnp.exp(y)), ("f32[]",)),
     ],
+    "division_before_product": [
+        (
+            lambda x, v, m: (
+                ((y := _where(m, jnp.exp(x), 0.0)) @ v) / jnp.sum(y, axis=-1, keepdims=True)
+            ),
+            ("f32[2,8]", "f32[8,3]", "bool[2,8]"),
+        ),
+        (
+            lambda x, v: (
+                (jnp.exp(x).astype("bfloat16") @ v).astype("float32")
+                / jnp.sum(jnp.exp(x), axis=-1, keepdims=True)
+            ),
+            ("f32[2,8]", "bf16[8,3]"),
+        ),
+        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), axis=-1), ("f32[2,8]", "f32[8]")),
+        (
+            lambda x, v: (jnp.exp(x) @ v).reshape(2, 1, 3) / jnp.sum(jnp.exp(x), -1)[:, None, None],
+            ("f32[2,8]", "f32[8,3]"),
+        ),
+        # near misses
+        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), axis=0), ("f32[3,3]",) * 2),
+        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), axis=-1), ("f32[3,3]",) * 2),
+        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x)), ("f32[2,8]", "f32[8,3]")),
+        (
+            lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(v), axis=0, keepdims=True),
+            ("f32[2,8]", "f32[8,3]"),
+        ),
+        (
+            lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), -1, keepdims=True),
+            ("f32[2,0]", "f32[0,3]"),
+        ),
+        (
+            lambda x, v, m: (
+                (_where(m, jnp.exp(x), 1.0) @ v) / jnp.sum(jnp.exp(x), axis=-1, keepdims=True)
+            ),
+            ("f32[2,8]", "f32[8,3]", "bool[2,8]"),
+        ),
+    ],
     "dot_to_contract": [
         # as many axes as there are letters, and more
         (_over_last, (_ones(14), _ones(13))),
@@ -580,6 +649,11 @@ MORE: dict[str, list[Example]] = {
         _scattered((1,), (0, 1), (1, 0), "f32[2,4]", "i32[2]", index=_counted),
     ],
     "remainder": [
+        (lambda i: lax.rem(i, 8), ("i32[3]",)),
+        (lambda i: jnp.remainder(i, 1), ("i32[3]",)),
+        (lambda i, j: _wrapped(lax.rem(i, 8), j), ("i32[3]",) * 2),
+        (lambda i: _wrapped(r := lax.rem(i, 8), r, lax.gt), ("i32[3]",)),
+        (lambda i: _wrapped(lax.rem(i, 8), size=7), ("i32[3]",)),
         (lambda i: lax.select_n(i < 0, lax.rem(i, 8)), ("i32[3]",)),
     ],
     "reshape_of_broadcast": [
@@ -629,6 +703,76 @@ MORE: dict[str, list[Example]] = {
         (
             lambda x, i: lax.dynamic_slice(jnp.broadcast_to(x, (3, 2)), (i, i), (1, 1)),
             ("f32[2]", "i32[]"),
+        ),
+    ],
+    "softmax_of_exp": [
+        _shares(lambda x: jnp.exp(x - _most(x))),
+        _shares(lambda x: jnp.exp(x - _finite(_most(x)))),
+        _shares(lambda x: jnp.exp(x - jnp.maximum(_most(x), -1e30))),
+        _shares(lambda x: jnp.exp(x - jnp.maximum(0.0, _most(x)))),
+        _shares(lambda x, s: jnp.exp(x - jnp.tanh(s)), "f32[2,1]"),
+        _shares(lambda x, m: _where(m, jnp.exp(x), 0.0), "bool[2,8]"),
+        _shares(lambda x, m: _where(m, 0.0, jnp.exp(x)), "bool[2,8]"),
+        _shares(lambda x, m: _where(m, jnp.exp(_where(m, x, -1e9)), 0.0), "bool[2,8]"),
+        _shares(
+            lambda x, m: _where(m, jnp.exp(x - _most(_where(m, x, -jnp.inf))), 0.0),
+            "bool[2,8]",
+        ),
+        _shares(
+            lambda x, m: _where(m, jnp.exp(x - _finite(_most(_where(m, x, -jnp.inf)))), 0.0),
+            "bool[2,8]",
+        ),
+        (lambda x: (y := jnp.exp(x.T - _most(x.T))) / jnp.sum(y, -1)[:, None], ("f32[8,2]",)),
+        (lambda x: (y := jnp.exp(x - _most(x, 0))) / jnp.sum(y, 0), ("f32[4,4]",)),
+        # near misses
+        _shares(lambda x: x),
+        _shares(lambda x, s: jnp.exp(x - s), "f32[2,1]"),
+        _shares(lambda x, y: jnp.exp(x - y), "f32[2,8]"),
+        _shares(lambda x, y: jnp.exp(x - _most(y)), "f32[2,8]"),
+        _shares(lambda x: jnp.exp(x - jnp.max(x, axis=0))),
+        _shares(lambda x, y: jnp.exp(x - _finite(_most(x), _most(y))), "f32[2,8]"),
+        _shares(lambda x: jnp.exp(x - _where(_most(x) > 0, _most(x), 0.0))),
+        _shares(lambda x: jnp.exp(x - _where(jnp.isfinite(_most(x)), 0.0, _most(x)))),
+        _shares(lambda x: jnp.exp(x - jnp.maximum(_most(x), jnp.inf))),
+        _shares(lambda x: jnp.exp(x - jnp.minimum(_most(x), 1.0))),
+        _shares(lambda x, m: _where(m, jnp.exp(x), 1.0), "bool[2,8]"),
+        _shares(lambda x, m: _where(m, jnp.exp(x), 0.0), "bool[2,1]"),
+        _shares(lambda x, m: _where(m, jnp.cosh(x), 0.0), "bool[2,8]"),
+        _shares(
+            lambda x, m, n: _where(m, jnp.exp(_where(n, x, -1e9)), 0.0),
+            "bool[2,8]",
+            "bool[2,8]",
+        ),
+        _shares(
+            lambda x, m: _where(m, jnp.exp(_where(m, -1e9, x)), 0.0),
+            "bool[2,8]",
+        ),
+        _shares(
+            lambda x, m, n: _where(m, jnp.exp(x - _most(_where(n, x, -jnp.inf))), 0.0),
+            "bool[2,8]",
+            "bool[2,8]",
+        ),
+        _shares(
+            lambda x, m: _where(m, jnp.exp(x - _most(_where(m, -jnp.inf, x))), 0.0),
+            "bool[2,8]",
+        ),
+        _shares(
+            lambda x, m: _where(m, jnp.exp(x - _most(_where(m, x, jnp.inf))), 0.0),
+            "bool[2,8]",
+        ),
+        _shares(
+            lambda x, m, y: _where(m, jnp.exp(x - _most(_where(m, y, -jnp.inf))), 0.0),
+            "bool[2,8]",
+            "f32[2,8]",
+        ),
+        (lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), axis=0), ("f32[4,4]",)),
+        (lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), axis=0)[:, None], ("f32[4,4]",)),
+        (lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x)), ("f32[2,4]",)),
+        (lambda x, y: jnp.exp(x) / jnp.sum(jnp.exp(y), -1, keepdims=True), ("f32[2,4]",) * 2),
+        (lambda x: jnp.exp(x) / _most(jnp.exp(x)), ("f32[2,4]",)),
+        (
+            lambda x, m: _where(m, jnp.exp(x), 0.0) / jnp.sum(jnp.exp(x), axis=-1, keepdims=True),
+            ("f32[2,4]", "bool[2,4]"),
         ),
     ],
     "stack_of_same": [
@@ -797,6 +941,19 @@ EQUAL: dict[str, dict[str, str]] = {
         "without `not made_by((name,), op.args[0])`": _WHERE_ELSE,
     },
     "cut_through_unstack": _CUTS,
+    "division_before_product": dict.fromkeys(
+        (
+            "without `if keep and self.x.op.args[0] == self.mask`",
+            "`self.mask is not None`",
+            "without `self.x.op.args[0] == self.mask`",
+            "`self.x.op.args[0] != self.mask`",
+            "always `again[0]`",
+            "never `again[0]`",
+            "always `mask`",
+            "never `mask`",
+        ),
+        "it asks whether there is an exponent, not for which",
+    ),
     "dot_to_contract": {
         "without `if op.get('out_sharding') is not None`": "where it lies is no number",
         "always `{'precision': asked}`": "none is what it is where nothing is said",
