@@ -52,7 +52,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         experts=experts,
         experts_per_token=(_experts_chosen(axes, counted) or experts) if routing else 1,
         routing=routing,
-        parallel=_is_parallel(program.graph, axes) and not routing,
+        parallel=not routing and not _is_serial(program.graph, axes),
         logits_time=_logits_time(products, axes, sizes),
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted),
@@ -109,18 +109,18 @@ def _is_attention(axes: Axes, op: Op) -> bool:
     return weights or op.name == "attend"
 
 
-def _is_parallel(graph: Graph, axes: Axes) -> bool:
-    """Whether the feed-forward network of a layer does not read its attention.
+def _is_serial(graph: Graph, axes: Axes) -> bool:
+    """Whether the feed-forward network of a layer reads the layer's attention.
 
-    Attention and network then read the same activations, as in GPT-J (Wang & Komatsuzaki 2021). The
-    ops of a graph stand behind their arguments, so the last of a kind are those of the last layer:
-    the first may have been precomputed.
+    In a parallel block it does not: both read the same activations, as in GPT-J (Wang & Komatsuzaki
+    2021). The ops of a graph stand behind their arguments, so the last of a kind are those of the
+    last layer: the first may have been precomputed.
     """
     attentions = [op for op in graph.ops if _is_attention(axes, op)]
     hidden = [op for op in graph.ops if _is_hidden(axes, op)]
     if attentions and hidden:
-        return hidden[-1].results[0] not in dependents(graph, attentions[-1].results)
-    return any(_is_parallel(region, axes) for op in graph.ops for region in op.regions)
+        return hidden[-1].results[0] in dependents(graph, attentions[-1].results)
+    return any(_is_serial(region, axes) for op in graph.ops for region in op.regions)
 
 
 def _is_hidden(axes: Axes, op: Op) -> bool:
