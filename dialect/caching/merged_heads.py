@@ -26,7 +26,7 @@ from rewrite import opdef
 from rewrite.dataflow import bound_values
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value
-from rewrite.program import Program
+from rewrite.program import LEFT_ALONE, Program, Remark
 
 _MERGES = ("merge_heads", "shared_heads")
 _PLACE = (
@@ -35,7 +35,7 @@ _PLACE = (
 )
 
 
-def with_real_heads(program: Program) -> tuple[Program, list[str]]:
+def with_real_heads(program: Program) -> tuple[Program, list[str | Remark]]:
     """`program` with every cache of repeated KV heads keeping each once, and notes.
 
     Exact for what the step itself writes into an empty cache. Of another one whose copies differ
@@ -71,7 +71,9 @@ def _merged_inside(graph: Graph, forms: Mapping[int, tuple[Value, Value]]) -> It
             yield op
 
 
-def with_fewer_heads(program: Program, kv_heads: int, by: str) -> tuple[Program, list[str]]:
+def with_fewer_heads(
+    program: Program, kv_heads: int, by: str
+) -> tuple[Program, list[str | Remark]]:
     """`program` with its KV heads merged to `kv_heads` of them, and notes.
 
     `by` is `mean`, `first` (of each group of neighbours) or `svd` (`shared_heads`, of the weights
@@ -134,10 +136,13 @@ def _heads(axes: Axes, value: Value) -> list[int]:
     return [d for d, name in enumerate(axes.of(value)) if name in (("kv_heads",), ("heads",))]
 
 
-def _notes(program: Program, told: dict[int, str], alone: dict[int, str]) -> list[str]:
-    lines = {i: text for i, text in told.items() if i not in alone}
-    lines |= {i: f"left alone: {reason}" for i, reason in alone.items()}
-    return [f"{program.inputs[i].name} {text}" for i, text in sorted(lines.items())]
+def _notes(program: Program, merged: dict[int, str], alone: dict[int, str]) -> list[str | Remark]:
+    """What became of every cache, in the order of the inputs."""
+    names = {i: program.inputs[i].name for i in merged | alone}
+    return [
+        Remark(alone[i], name, LEFT_ALONE) if i in alone else f"{name} {merged[i]}"
+        for i, name in sorted(names.items())
+    ]
 
 
 def _copies(value: Value, axis: int) -> int:

@@ -16,11 +16,9 @@ import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
 from dialect.ops.vocabulary import word
-from rewrite.ir import Op, Symbol
+from rewrite.ir import Op
 from rewrite.opdef import Traits
 from rewrite.signature import Signature
-
-_CLIP, _DROP = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_OR_DROP"))
 
 
 def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
