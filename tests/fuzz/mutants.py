@@ -4,7 +4,8 @@
 
 A mutant is noticed where the checker complains of it (numbers, an exception, an invalid graph),
 where too few or too many of the rule's examples fire it, as they are or at other dtypes (see
-`reach`), and where it does not end. One that approximates is noticed where its examples, which
+`reach`), where it leaves more ops of one of them than the rule does (`longer`: it has lost part of
+the pattern), and where it does not end. One that approximates is noticed where its examples, which
 lose nothing, lose something. What is not noticed is printed: `fires less` is right, and finds less.
 Mutants that compute the same are left out; `tests/more_examples.py` lists them with the reason.
 """
@@ -109,8 +110,10 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
             fewer = True
         elif as_it_is and rule.keeps == "approx" and _loses(rule, case, trial):
             return "differs"
-        elif as_it_is and not _has(_left(rule, case.program), makes(found, case.number)):
+        elif as_it_is and not _has(made := _left(rule, case.program), makes(found, case.number)):
             return "example"
+        elif as_it_is and made.op_count > case.known.op_count:
+            return "longer"
     if reach(rule, first) != reach(found.rule, first):
         return "reach"
     return "fires less" if fewer else "survives"
