@@ -84,6 +84,22 @@ KEPT = {
         lambda c, n, p: jnp.where((jnp.arange(8)[:, None] == p)[:, :, None], n, c),
         (normal(8, 2, 4), normal(1, 2, 4), jnp.array([3, 5])),
     ),
+    "a mask of places that spreads along other axes": (
+        lambda c, n, p: jnp.where(
+            lax.broadcast_in_dim((jnp.arange(8) == p[:, None])[:, :, None], (8, 8, 3), (1, 0, 2)),
+            n,
+            c,
+        ),
+        (normal(8, 8, 3), normal(8, 1, 3), jnp.array([3, 5, 0, 1, 1, 7, 2, 4])),
+    ),
+    "rows that spread along other axes": (
+        lambda c, n, p: jnp.where(
+            (jnp.arange(8) == p[:, None])[:, :, None],
+            lax.broadcast_in_dim(n, (3, 8, 3), (2, 1, 0)),
+            c,
+        ),
+        (normal(3, 8, 3), normal(3, 1, 3), jnp.array([3, 5, 0])),
+    ),
     "some rows of a cache": (
         lambda c, n, p: c.at[jnp.arange(2), p].set(n),
         (normal(4, 8, 3), normal(2, 3), jnp.array([3, 5])),

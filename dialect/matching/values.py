@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewrite.ir import Op, Symbol, Value, bits
-from rewrite.opdef import make
+from rewrite.opdef import make, with_args
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
@@ -24,6 +24,12 @@ def in_shape(value: Value, shape: tuple[int, ...]) -> Value:
         return value
     places = tuple(range(value.type.rank))
     return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
+
+
+def grown_from(value: Value) -> Value:
+    """What `in_shape` broadcast, where it did."""
+    op, own = value.op, tuple(range(value.type.rank))
+    return op.args[0] if op.get("broadcast_dimensions") == own else value
 
 
 def is_splat(value: Value) -> bool:
@@ -64,6 +70,20 @@ def _only_rounds(op: Op) -> bool:
     return op.types[0].dtype in REALS and op.args[0].type.dtype in REALS
 
 
+WITHOUT_ZERO = "f8_e8m0fnu"  # a format of powers of two
+
+
+def as_bool(value: Value) -> Value | None:
+    """The boolean of which the value is the number, 0 or 1, seen through its layout."""
+    op = value.op
+    if op.name == "convert_element_type" and op.types[0].dtype != WITHOUT_ZERO:
+        return op.args[0] if op.args[0].type.dtype == "bool" else as_bool(op.args[0])
+    if op.name in ("reshape", "broadcast_in_dim", "transpose"):
+        inner = as_bool(op.args[0])
+        return None if inner is None else with_args(op, (inner,)).results[0]
+    return None
+
+
 def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
     """(ids, the axis that counts, its length) where the value is ids == arange(n)."""
     if value.op.name != "eq":
@@ -97,6 +117,8 @@ def _holds(dtype: str, number: int) -> bool:
 
 def columns(indices: Value) -> list[Value] | None:
     """The columns of indices [..., n], each [..., 1]; None where they cannot be told apart."""
+    if indices.op.name == "stack" and indices.op["axis"] == indices.type.rank - 1:
+        return [reshaped(part, (*part.type.shape, 1)) for part in indices.op.args]
     if indices.op.name == "concatenate" and indices.op["dimension"] == indices.type.rank - 1:
         parts = indices.op.args
         return list(parts) if all(part.type.shape[-1] == 1 for part in parts) else None

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.jaxprs.jaxpr import constant
-from dialect.matching.values import in_dtype, in_shape, number, reshaped, through
+from dialect.matching.values import (
+    WITHOUT_ZERO,
+    as_bool,
+    in_dtype,
+    in_shape,
+    number,
+    reshaped,
+    through,
+)
 from dialect.normal.layout_rules import unbroadcast
 from dialect.ops import lax
 from rewrite import runtime
@@ -28,20 +36,6 @@ def splat(value: Any, type_: Type) -> Value:
     """An array of one number."""
     scalar = constant(value, Type(type_.dtype, ()))
     return make("broadcast_in_dim", scalar, shape=type_.shape, broadcast_dimensions=())
-
-
-def _as_bool(value: Value) -> Value | None:
-    """The boolean of which the value is the number, 0 or 1, seen through its layout."""
-    op = value.op
-    if op.name == "convert_element_type" and op.types[0].dtype != _WITHOUT_ZERO:
-        return op.args[0] if op.args[0].type.dtype == "bool" else _as_bool(op.args[0])
-    if op.name in ("reshape", "broadcast_in_dim", "transpose"):
-        inner = _as_bool(op.args[0])
-        return None if inner is None else with_args(op, (inner,)).results[0]
-    return None
-
-
-_WITHOUT_ZERO = "f8_e8m0fnu"  # a format of powers of two
 
 
 class _OfMask(NamedTuple):
@@ -60,7 +54,7 @@ class _OfMask(NamedTuple):
 
 def _of_mask(value: Value) -> _OfMask | None:
     """The mask, and the numbers, that make up a value."""
-    mask, op = _as_bool(value), value.op
+    mask, op = as_bool(value), value.op
     if mask is not None:
         numbers = (constant(each, Type("bool", ())) for each in (False, True))
         return _OfMask(mask, *(in_dtype(each, value.type.dtype) for each in numbers))
@@ -112,7 +106,7 @@ def convert_of_mask(op: Op) -> Outcome:
     source = op.args[0]
     if source.op.name != "convert_element_type" or source.op.args[0].type.dtype != "bool":
         return None
-    if source.type.dtype == _WITHOUT_ZERO:
+    if source.type.dtype == WITHOUT_ZERO:
         return None
     return with_args(op, source.op.args).results[0]
 
@@ -120,7 +114,7 @@ def convert_of_mask(op: Op) -> Outcome:
 @local("mul", "min", "max", example=lambda x, y: (x > 0) * 1 * (y > 0), types=("f32[4]",) * 2)
 def product_of_masks(op: Op) -> Outcome:
     """convert(m) * convert(n)  ->  convert(m and n),  max(convert(m), convert(n))  ->  m or n"""
-    both = [_as_bool(arg) for arg in op.args]
+    both = [as_bool(arg) for arg in op.args]
     if None in both:
         return None
     made = make("or" if op.name == "max" else "and", *both)

@@ -11,14 +11,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.proofs import is_finite
-from dialect.matching.values import columns, in_dtype, number, one_hot_of, reshaped, through
+from dialect.matching.values import (
+    as_bool,
+    columns,
+    grown_from,
+    in_dtype,
+    in_shape,
+    number,
+    one_hot_of,
+    reshaped,
+    through,
+)
 from rewrite import runtime
-from rewrite.ir import Graph, Op, Symbol, Value
+from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 
@@ -33,12 +42,12 @@ _CLIP, _DROP = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_O
     types=("f32[2,8,4]", "f32[2,1,4]"),
 )
 def cache_write_of_update(op: Op) -> Outcome:
-    """dynamic_update_slice that starts at 0 along its whole axes  ->  cache_write"""
+    """dynamic_update_slice  ->  cache_write; along an axis that it writes whole it starts at 0"""
     cache, new, *start = op.args
     sizes = zip(new.type.shape, cache.type.shape)
     partial = tuple(i for i, (some, whole) in enumerate(sizes) if some != whole)
-    if not partial or any(number(start[i]) != 0 for i in range(len(start)) if i not in partial):
-        return Miss("it writes at an offset along an axis that it writes whole", 2)
+    if not partial:
+        return Miss("it writes everything", 2)
     return make("cache_write", cache, new, *(start[i] for i in partial), axes=partial)
 
 
@@ -56,9 +65,8 @@ def cache_write_of_update(op: Op) -> Outcome:
 def write_of_scatter(op: Op) -> Outcome:
     """scatter{clip} of one block  ->  cache_write"""
     cache, index, new = op.args
-    numbers = _numbers(op)
-    places = numbers.get("scatter_dims_to_operand_dims", ())
-    if index.type.shape != (1,) or len(places) != 1 or new.type.rank != cache.type.rank:
+    places = _numbers(op)["scatter_dims_to_operand_dims"]
+    if index.type.shape != (1,) or new.type.rank != cache.type.rank:
         return None
     sizes = zip(new.type.shape, cache.type.shape)
     if op["mode"] != _CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in places):
@@ -76,11 +84,9 @@ def put_of_scatter(op: Op) -> Outcome:
     cache, indices, new = op.args
     numbers = _numbers(op)
     kept = _indexed(numbers)
-    if len(kept) != 1 or numbers["operand_batching_dims"]:
+    if len(kept) != 1 or not _whole_rows(numbers, cache, new, kept):
         return None
     (axis,) = kept
-    if indices.type.rank > 2 or not _whole_rows(numbers, cache, new, kept):
-        return None
     positions = reshaped(indices, indices.type.shape[:-1] or (1,))
     if indices.type.rank == 1:
         shape = new.type.shape
@@ -100,21 +106,15 @@ def put_of_scatter_by_row(op: Op) -> Outcome:
     cache, indices, new = op.args
     numbers = _numbers(op)
     kept, parts = _indexed(numbers), indices.op.args
-    if len(kept) != 2 or kept[0] != 0 or numbers["operand_batching_dims"]:
+    if len(kept) != 2 or kept[0] != 0:
         return None
     if indices.op.name != "stack" or indices.op["axis"] != indices.type.rank - 1:
         return Miss("its indices are not made side by side", 3)
     if not _counts_rows(parts[0], cache.type.shape[0]):
         return Miss("its first index does not count the sequences", 3)
-    if not _whole_rows(numbers, cache, new, kept) or _scatter_axes(numbers, new)[0] != 0:
+    if not _whole_rows(numbers, cache, new, kept):
         return Miss("it writes parts of rows", 3)
-    axis, positions, shape = kept[1], parts[1], list(new.type.shape)
-    if positions.type.rank == 1:
-        positions = reshaped(positions, (*positions.type.shape, 1))
-        new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
-    elif _scatter_axes(numbers, new) != [0, axis]:
-        return Miss("its rows do not lie where the cache has them", 3)
-    return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
+    return _put_by_row(op, parts[1], kept[1])
 
 
 @local(
@@ -127,15 +127,23 @@ def put_of_mapped_scatter(op: Op) -> Outcome:
     cache, indices, new = op.args
     numbers = _numbers(op)
     kept = _indexed(numbers)
-    if len(kept) != 1 or numbers["operand_batching_dims"] != (0,):
+    if len(kept) != 1 or not _is_mapped(numbers):
         return None
-    if indices.type.shape != (cache.type.shape[0], 1):
-        return Miss("it writes several places for each sequence", 3)
-    if not _whole_rows(numbers, cache, new, (0, *kept)) or _scatter_axes(numbers, new) != [0]:
+    if not _whole_rows(numbers, cache, new, (0, *kept)):
         return Miss("it writes parts of rows", 3)
-    (axis,) = kept
-    new = reshaped(new, (*new.type.shape[:axis], 1, *new.type.shape[axis:]))
-    return make("cache_put", cache, new, indices, axis=axis, mode=op["mode"])
+    return _put_by_row(op, reshaped(indices, indices.type.shape[:-1]), *kept)
+
+
+def _put_by_row(op: Op, positions: Value, axis: int) -> Outcome:
+    """What a scatter writes at a place for each sequence, or at several  ->  cache_put"""
+    cache, _, new = op.args
+    along, shape = _scatter_axes(_numbers(op), new), new.type.shape
+    if along == [0]:
+        positions = reshaped(positions, (*positions.type.shape, 1))
+        new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
+    elif along != [0, axis]:
+        return Miss("its rows do not lie where the cache has them", 3)
+    return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
 
 
 @local(
@@ -149,15 +157,12 @@ def put_of_mapped_update(op: Op) -> Outcome:
     """vmap(dynamic_update_slice)(cache, new, p)  ->  cache_put at clamp(p) + 0, 1, 2 .."""
     cache, indices, new = op.args
     numbers = _numbers(op)
-    if numbers.get("operand_batching_dims") != (0,) or numbers["inserted_window_dims"]:
+    if numbers["inserted_window_dims"] or not _is_mapped(numbers):
         return None
     partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
-    starts = columns(indices) if indices.type.rank == 2 else None
-    places = numbers["scatter_dims_to_operand_dims"]
-    if op["mode"] != _CLIP or len(partial) != 1 or starts is None or len(starts) != len(places):
+    starts, places = columns(indices), numbers["scatter_dims_to_operand_dims"]
+    if op["mode"] != _CLIP or len(partial) != 1 or starts is None:
         return None
-    if any(number(start) != 0 for start, d in zip(starts, places) if d not in partial):
-        return Miss("it writes at an offset along an axis that it writes whole", 3)
     (axis,) = partial
     if axis not in places or _scatter_axes(numbers, new) != [0]:
         return Miss("its rows do not lie where the cache has them", 3)
@@ -189,29 +194,16 @@ def blend_to_select(op: Op) -> Outcome:
                     continue
                 if not (is_finite(x) and is_finite(y)):
                     return Miss("zero times NaN or infinity is NaN, which it may hold", 4)
-                test = _widened(_truth(mask), op.types[0].shape)
-                return make("select_n", test, x, _widened(y, op.types[0].shape))
+                test = in_shape(as_bool(mask), op.types[0].shape)
+                return make("select_n", test, x, in_shape(y, op.types[0].shape))
     return None
-
-
-def _truth(value: Value) -> Value | None:
-    """The boolean that was converted to 0 or 1, in the shape of the number."""
-    inner = through(value, "reshape", "convert_element_type")
-    return reshaped(inner, value.type.shape) if inner.type.dtype == "bool" else None
 
 
 def _complements(rest: Value, mask: Value) -> bool:
     """Whether rest = 1 - mask for a mask of zeros and ones."""
-    if rest.op.name != "sub" or number(rest.op.args[0]) != 1 or _truth(mask) is None:
+    if rest.op.name != "sub" or number(rest.op.args[0]) != 1 or as_bool(mask) is None:
         return False
     return rest.op.args[1] == mask
-
-
-def _widened(value: Value, shape: tuple[int, ...]) -> Value:
-    if value.type.shape == shape:
-        return value
-    places = tuple(range(value.type.rank))
-    return make("broadcast_in_dim", value, shape=shape, broadcast_dimensions=places)
 
 
 @local(
@@ -223,12 +215,11 @@ def _widened(value: Value, shape: tuple[int, ...]) -> Value:
 )
 def put_of_one_hot(op: Op) -> Outcome:
     """select(arange(s) == p, cache, new)  ->  cache_put(cache, new, p)"""
-    if len(op.args) != 3 or op.args[2].op.name != "broadcast_in_dim":
+    if len(op.args) != 3:
         return None
-    cache, new = op.args[1], op.args[2].op.args[0]
-    mask = through(op.args[0], "broadcast_in_dim")
+    mask, cache, new = grown_from(op.args[0]), op.args[1], grown_from(op.args[2])
     found = one_hot_of(through(mask, "reshape"))
-    if found is None or mask.type.rank != cache.type.rank or new.type.rank != cache.type.rank:
+    if found is None:
         return None
     ids, counting, width = found
     here = [d for d, size in enumerate(mask.type.shape) if size > 1]
@@ -246,14 +237,19 @@ def put_of_one_hot(op: Op) -> Outcome:
 
 
 def _numbers(op: Op) -> dict[str, Any]:
-    """How a scatter places what it writes; nothing where it applies a function to what is there."""
-    return {} if op.get("update_jaxpr") else dict(op["dimension_numbers"].fields)
+    """How a scatter places what it writes."""
+    return dict(op["dimension_numbers"].fields)
+
+
+def _is_mapped(numbers: dict[str, Any]) -> bool:
+    """Whether a scatter takes the first axis of the cache and of its indices together."""
+    return numbers["operand_batching_dims"] == numbers["scatter_indices_batching_dims"] == (0,)
 
 
 def _indexed(numbers: dict[str, Any]) -> tuple[int, ...]:
     """The axes that a scatter indexes one place at a time; none where it writes blocks."""
-    kept = numbers.get("inserted_window_dims", ())
-    return kept if kept == numbers.get("scatter_dims_to_operand_dims") else ()
+    kept = numbers["inserted_window_dims"]
+    return kept if kept == numbers["scatter_dims_to_operand_dims"] else ()
 
 
 def _whole_rows(numbers: dict, cache: Value, new: Value, kept: tuple[int, ...]) -> bool:
@@ -282,11 +278,10 @@ def _counts_rows(value: Value, rows: int) -> bool:
 def _clamped(place: Value, last: int) -> Value:
     """max(min(place, last), 0) in int32; a dtype that does not hold `last` holds nothing larger."""
     if last <= jnp.iinfo(dtype_of(place.type.dtype)).max:
-        place = make("min", place, _splat(last, place))
-    return in_dtype(make("max", place, _splat(0, place)), "i32")
+        place = make("min", place, _number(last, place))
+    return in_dtype(make("max", place, _number(0, place)), "i32")
 
 
-def _splat(value: int, like: Value) -> Value:
-    """A number in the type of another value."""
-    scalar = constant(np.asarray(value, dtype_of(like.type.dtype)))
-    return make("broadcast_in_dim", scalar, shape=like.type.shape, broadcast_dimensions=())
+def _number(value: int, like: Value) -> Value:
+    """A number in the dtype of another value."""
+    return constant(value, Type(like.type.dtype, ()))

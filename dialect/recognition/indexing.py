@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from dialect.matching.proofs import is_finite
-from dialect.matching.values import REALS, columns, number, one_hot_of, reshaped, through
+from dialect.matching.values import REALS, as_bool, columns, number, one_hot_of, reshaped
 from dialect.ops import nn  # noqa: F401  (defines take, wrap and modulo)
-from rewrite.ir import Op, Symbol, Value
+from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
@@ -51,8 +51,8 @@ def remainder(op: Op) -> Outcome:
 
 def _compared_with_zero(test: Value, value: Value) -> str:
     """The comparison, where the test compares a value with 0; `x != false` is x itself."""
-    left, right = test.op.args[:2] if len(test.op.args) == 2 else (test, test)
-    if test.op.name == "ne" and left.type.dtype == "bool" and number(right) is False:
+    left, right = test.op.args if len(test.op.args) == 2 else (test, test)
+    if test.op.name == "ne" and number(right) is False:
         return _compared_with_zero(left, value)
     return test.op.name if left == value and number(right) == 0 else ""
 
@@ -78,8 +78,6 @@ def take_of_gather(op: Op) -> Outcome:
     whole = all(op["slice_sizes"][i] == table.type.shape[i] for i in rest)
     if numbers["collapsed_slice_dims"] != (axis,) or not whole:
         return Miss("it gathers parts of rows", 2)
-    if indices.type.shape[-1:] != (1,):
-        return Miss("its indices are no scalars", 2)
     if _fills(op):
         return Miss("it fills with a value of its own", 2)
     ids = reshaped(indices, indices.type.shape[:-1])
@@ -148,7 +146,8 @@ def take_of_one_hot(op: Op) -> Outcome:
     """one_hot(ids) . table, summed over the rows  ->  take(table, ids), zero out of bounds"""
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
-        found = one_hot_of(through(arg, "convert_element_type"))
+        mask = as_bool(arg)
+        found = mask and one_hot_of(mask)
         if found is None:
             continue
         ids, axis, _ = found
@@ -156,12 +155,14 @@ def take_of_one_hot(op: Op) -> Outcome:
         summed = spec.inputs[i][axis]
         own = [axes for d, axes in enumerate(spec.inputs[i]) if d != axis]
         rest = [axes for axes in rows if axes != summed]
-        if rows.count(summed) != 1 or sorted(spec.outputs[0]) != sorted((*own, *rest)):
+        if sorted(spec.outputs[0]) != sorted((*own, *rest)):
             return Miss("the one-hot axis is not the table's rows alone", 4)
         if not is_finite(
             table, finite_parameters=True
         ):  # what is not taken is multiplied with zero
             return Miss("a row that is not taken may be infinite or NaN", 4)
+        if bits(ids.type.dtype) > 32:  # JAX takes rows by numbers of 32 bits
+            return Miss("its ids may count further than a gather does", 4)
         at = rows.index(summed)
         taken = make("take", _first(table, at), ids, mode=_FILL, fill=0)
         order = tuple((*own, *rest).index(axes) for axes in spec.outputs[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,23 +17,23 @@ from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local, pattern
 
 
-def _not_beside(x: Type, cos: Type, sin: Type) -> str | None:
-    """Why tables are none of x: each broadcasts to its rows, and both hold every angle once, or
-    twice."""
-    k = x.shape[-1]
-    beside = all(_grows_to(table.shape[:-1], x.shape[:-1]) for table in (cos, sin))
-    for angles in (k,) if k % 2 else (k, k // 2):
-        if beside and cos.shape[-1:] == sin.shape[-1:] == (angles,):
-            return None
-    return f"tables of {cos} and {sin} do not lie beside {x}"
+def _beside(parts: int) -> Callable[[Type, Type, Type], str | None]:
+    """A guard: each table broadcasts to the rows of x, and holds as many angles as a part of one of
+    them has values."""
+
+    def not_beside(x: Type, cos: Type, sin: Type) -> str | None:
+        rows = (pair for table in (cos, sin) for pair in zip(table.shape[:-1], x.shape))
+        angles = (x.shape[-1] / parts,)
+        if all(size in (1, full) for size, full in rows):
+            if cos.shape[-1:] == sin.shape[-1:] == angles:
+                return None
+        return f"tables of {cos} and {sin} do not lie beside {x}"
+
+    return not_beside
 
 
-def _grows_to(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole))
-
-
-def _rope(name: str, doc: str, before: Any, after: Any, *angles: str) -> Rule:
-    types, guard = ("f32[2,8]", *angles), _not_beside
+def _rope(name: str, doc: str, before: Any, after: Any, parts: int) -> Rule:
+    types, guard = ("f32[2,8]", *[f"f32[2,{8 // parts}]"] * 2), _beside(parts)
     return pattern(
         name, doc, before=before, after=after, example=types, normal=normal_form, guard=guard
     )
@@ -60,8 +61,7 @@ halves = _rope(
     "concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin)  ->  rope(x, cos, sin)",
     _by_hand,
     Traced["rope"],
-    "f32[2,4]",
-    "f32[2,4]",
+    parts=2,
 )
 
 halves_wide = _rope(
@@ -69,8 +69,7 @@ halves_wide = _rope(
     "x * cos + concat(-x2, x1) * sin  ->  rope(x, cos, sin), each angle twice in the tables",
     lambda x, cos, sin: x * cos + quarter_turn(x, "halves") * sin,
     Traced["rope"],
-    "f32[2,8]",
-    "f32[2,8]",
+    parts=1,
 )
 
 neighbours = _rope(
@@ -78,8 +77,7 @@ neighbours = _rope(
     "interleave(x1 * cos - x2 * sin, x2 * cos + x1 * sin)  ->  rope{neighbours}(x, cos, sin)",
     _by_hand_neighbours,
     lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    "f32[2,4]",
-    "f32[2,4]",
+    parts=2,
 )
 
 neighbours_of_reshape = _rope(
@@ -87,8 +85,7 @@ neighbours_of_reshape = _rope(
     "rope_neighbours, x1 and x2 the columns of reshape(x: k -> k/2 2)  ->  rope{neighbours}(x)",
     _of_shape_2,
     lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    "f32[2,4]",
-    "f32[2,4]",
+    parts=2,
 )
 
 neighbours_wide = _rope(
@@ -96,8 +93,7 @@ neighbours_wide = _rope(
     "x * cos + interleave(-x2, x1) * sin  ->  rope{neighbours}(x, cos, sin)",
     lambda x, cos, sin: x * cos + quarter_turn(x, "neighbours") * sin,
     lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    "f32[2,8]",
-    "f32[2,8]",
+    parts=1,
 )
 
 
@@ -113,7 +109,7 @@ halves_converted = pattern(
     after=lambda x, cos, sin: Traced["rope"](x.astype(cos.dtype), cos, sin),
     example=("bf16[2,8]", "f32[2,4]", "f32[2,4]"),
     normal=normal_form,
-    guard=_not_beside,
+    guard=_beside(2),
 )
 
 
@@ -129,9 +125,10 @@ def turn_of_converted(op: Op) -> Outcome:
     if joined.name not in ("concatenate", "stack") or joined.args[0].op.name != "neg":
         return None
     cuts = [through(arg, "neg", "reshape").op for arg in joined.args]
-    if any(cut.name != "slice" or cut.args != cuts[0].args for cut in cuts):
+    names, sources = {cut.name for cut in cuts}, {cut.args for cut in cuts}
+    if names != {"slice"} or len(sources) != 1:
         return None
-    (source,) = cuts[0].args
+    ((source,),) = sources
     if unrounded(op.results[0]) == op.results[0]:
         return None
     if bits(op.types[0].dtype) < bits(source.type.dtype):
@@ -164,7 +161,7 @@ def leading_part(op: Op) -> Outcome:
     if head.get("strides") is not None:
         return None
     whole, last = in_dtype(head.args[0], dtype), op.types[0].rank - 1
-    if op["dimension"] != last or whole.type != op.types[0]:
+    if whole.type != op.types[0]:
         return None
     count = turned.types[0].shape[last]
     if rest["start_indices"] != (*[0] * last, count) or any(head["start_indices"]):

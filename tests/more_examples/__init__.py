@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dialect.checked.all_rules import FoundRule, all_rules
-from tests.more_examples import forms, spellings
+from tests.more_examples import forms, positions, spellings
 
-MORE = forms.MORE | spellings.MORE
-EQUAL = forms.EQUAL | spellings.EQUAL
+MORE = forms.MORE | positions.MORE | spellings.MORE
+EQUAL = forms.EQUAL | positions.EQUAL | spellings.EQUAL
 
 
 def is_left_alone(found: FoundRule, number: int) -> bool:

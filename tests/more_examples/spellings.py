@@ -12,8 +12,6 @@ import numpy as np
 from jax import lax
 
 from dialect.ops.vocabulary import Traced
-from dialect.recognition import rotary
-from rewrite.rules import Rule
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
@@ -53,18 +51,6 @@ def _attention(change: Callable[..., Any], *types: str) -> Example:
     )
 
 
-def _rotated(rule: Rule, angles: int) -> list[Example]:
-    """Tables of other shapes, and those that are not beside what they turn."""
-    shapes = (
-        (f"f32[1,{angles}]",) * 2,
-        ("f32[2,1]",) * 2,
-        (f"f32[2,{angles}]", "f32[2,1]"),
-        (f"f32[3,{angles}]",) * 2,
-    )
-    rows = ("f32[2,8]", "f32[2,8]", "f32[2,8]", "f32[1,8]")
-    return [(rule.example, (x, *tables)) for x, tables in zip(rows, shapes)]
-
-
 def _shares(exponential: Callable[..., Any], *types: str) -> Example:
     """What a function makes of logits, divided by its sum."""
 
@@ -88,37 +74,6 @@ def _where(mask: Any, yes: Any, no: Any) -> Any:
     """A select between two arrays of one dtype."""
     whole = jnp.broadcast_shapes(mask.shape, jnp.shape(yes), jnp.shape(no))
     return jnp.where(mask, *(jnp.full(whole, each, "float32") for each in (yes, no)))
-
-
-def _wrapped(rest: Any, other: Any = None, test: Any = lax.lt, size: int = 8) -> Any:
-    """A remainder with the size added where it, or another number, is negative."""
-    added = (rest if other is None else other) + size
-    return jnp.where(test(rest, jnp.zeros_like(rest)), added, rest)
-
-
-CLIP = "clip"
-CACHE, ROWS = "f32[2,8,4]", "f32[2,3,4]"
-
-
-def _scattered(
-    window: tuple[int, ...],
-    inserted: tuple[int, ...],
-    places: tuple[int, ...],
-    *types: str,
-    mode: str = CLIP,
-    index: Callable[[Any], Any] = lambda index: index,
-) -> Example:
-    """A scatter of updates into a cache: the axes of a window, and of what an index names."""
-    numbers = lax.ScatterDimensionNumbers(window, inserted, places)
-    return (
-        lambda cache, new, i: lax.scatter(cache, index(i), new, numbers, mode=mode),
-        (CACHE, *types),
-    )
-
-
-def _counted(index: Any) -> Any:
-    """The number of a sequence beside its place."""
-    return jnp.stack([jnp.arange(2, dtype=index.dtype), index], axis=-1)
 
 
 def _root(x: Any, axis: int = -1, keepdims: bool = True) -> Any:
@@ -294,24 +249,6 @@ MORE: dict[str, list[Example]] = {
             (Q, "f32[6,4]", "f32[6,6]"),
         ),
     ],
-    "blend_to_select": [
-        *(
-            (
-                lambda x, y, m: (
-                    x.astype("float32") * (1 - (m := (m > 0).astype("float32")))
-                    + y.astype("float32") * m
-                ),
-                types,
-            )
-            for types in (
-                ("i8[1,4]", "i8[3,4]", "f32[3,4]"),
-                ("f32[4]", "i8[4]", "f32[4]"),
-                ("i8[4]", "f32[4]", "f32[4]"),
-                ("i8[3,4]", "i8[3,4]", "f32[1,4]"),
-            )
-        ),
-        (lambda x, y, m: x * (1 - m) + y * m, ("i32[4]",) * 3),
-    ],
     "broadcast_by_consumer": [
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4, 2), (2, 1)), ("f32[3,4,2]", "f32[2,4]")),
@@ -332,9 +269,6 @@ MORE: dict[str, list[Example]] = {
         (lambda x: jnp.exp(lax.broadcast_in_dim(x, (3, 4, 2), (2, 1))), ("f32[2,4]",)),
         # ops that broadcast nothing by themselves
         (lambda x: jax.grad(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)))(x), ONE),
-    ],
-    "cache_write_of_update": [
-        (lambda c, n: lax.dynamic_update_slice(c, n, (0, 0)), ("f32[2,8]",) * 2),
     ],
     "centred": [
         (lambda x, w: (w := jnp.tanh(w)) * x - w * jnp.mean(x, -1, keepdims=True), NORM),
@@ -514,32 +448,6 @@ MORE: dict[str, list[Example]] = {
         (lambda x: lax.select_n(jnp.int32(7), x, x + 1, x * 2), ONE),
         (lambda x: lax.select_n(jnp.int32(-1), x, x + 1, x * 2), ONE),
     ],
-    "leading_part": [
-        (
-            lambda x, c, s: jnp.concatenate(
-                [
-                    Traced["rope"](x[:, :4].astype("float32"), c, s),
-                    x[:, 4:].astype("float32"),
-                ],
-                axis=-1,
-            ),
-            ("bf16[2,8]", "f32[2,2]", "f32[2,2]"),
-        ),
-        *(
-            (
-                lambda x, c, s, head=head, rest=rest: jnp.concatenate(
-                    [Traced["rope"](x[:, head], c, s), *(x[:, each] for each in rest)], axis=-1
-                ),
-                ("f32[2,8]", "f32[2,2]", "f32[2,2]"),
-            )
-            for head, rest in (
-                (slice(4), (slice(4, 6), slice(4, 6))),
-                (slice(0, 8, 2), (slice(4, 8),)),
-                (slice(4), (slice(3, 7),)),
-                (slice(1, 5), (slice(4, 8),)),
-            )
-        ),
-    ],
     "mask_times_number": [
         *_masks(lambda value: value * value.dtype.type(4)),
         (lambda x: jnp.where(x > 0, 2.0, 3.0) * jnp.full((3, 4), 2.0), ("f32[1,4]",)),
@@ -604,58 +512,6 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: (x > 0).astype(NO_ZERO) * (y > 0).astype(NO_ZERO), TWO),
         (lambda x, y: (x > 0) * 1 * jnp.sin(y).astype("int32"), TWO),
     ],
-    "put_of_scatter": [
-        (lambda cache, new, i: cache.at[:, i].set(new), (CACHE, "f32[2,4]", "i32[]")),
-        # near misses
-        (lambda cache, i: cache.at[:, i].apply(jnp.sin), (CACHE, "i32[3]")),
-        (lambda cache, new, i: cache.at[i, i].set(new), (CACHE, "f32[3,4]", "i32[3]")),
-        (lambda cache, new, i: cache.at[:, i].set(new), (CACHE, "f32[2,3,2,4]", "i32[3,2]")),
-        (
-            lambda cache, new, i: jax.vmap(lambda c, n, j: c.at[j].set(n))(cache, new, i),
-            (CACHE, "f32[2,4]", "i32[2]"),
-        ),
-        _scattered((0, 1, 2), (), (1,), ROWS, "i32[1]"),
-        _scattered((0, 2), (1,), (1,), "f32[2,3,2]", "i32[3,1]"),
-        _scattered((1, 2), (1,), (1,), "f32[3,2,4]", "i32[3,1]"),
-        _scattered((0, 2), (1,), (0,), ROWS, "i32[3,1]"),
-    ],
-    "put_of_scatter_by_row": [
-        (
-            lambda cache, new, i: cache.at[jnp.arange(2)[:, None], i].set(new),
-            (CACHE, ROWS, "i32[2,3]"),
-        ),
-        # near misses
-        (lambda cache, i: cache.at[jnp.arange(2), i].apply(jnp.sin), (CACHE, "i32[2]")),
-        (
-            lambda cache, new, i, j: cache.at[jnp.arange(2), i, j].set(new),
-            (CACHE, "f32[2]", "i32[2]", "i32[2]"),
-        ),
-        (
-            lambda cache, new, i: cache.at[jnp.arange(2)[:, None], :, i].set(new),
-            (CACHE, "f32[2,3,8]", "i32[2,3]"),
-        ),
-        _scattered((1,), (1, 2), (1, 2), "f32[2,2]", "i32[2]", index=_counted),
-        _scattered((1,), (0, 1), (0, 1), "f32[2,4]", "i32[2]", index=lambda i: _counted(i).T),
-        _scattered(
-            (1,),
-            (0, 1),
-            (0, 1),
-            "f32[2,4]",
-            "i32[2]",
-            index=lambda i: jnp.stack([jnp.arange(2, dtype="int32"), i]),
-        ),
-        _scattered((1,), (0, 1), (0, 1), "f32[2,2]", "i32[2]", index=_counted),
-        _scattered((0,), (0, 1), (0, 1), "f32[4,2]", "i32[2]", index=_counted),
-        _scattered((1,), (0, 1), (1, 0), "f32[2,4]", "i32[2]", index=_counted),
-    ],
-    "remainder": [
-        (lambda i: lax.rem(i, 8), ("i32[3]",)),
-        (lambda i: jnp.remainder(i, 1), ("i32[3]",)),
-        (lambda i, j: _wrapped(lax.rem(i, 8), j), ("i32[3]",) * 2),
-        (lambda i: _wrapped(r := lax.rem(i, 8), r, lax.gt), ("i32[3]",)),
-        (lambda i: _wrapped(lax.rem(i, 8), size=7), ("i32[3]",)),
-        (lambda i: lax.select_n(i < 0, lax.rem(i, 8)), ("i32[3]",)),
-    ],
     "reshape_of_broadcast": [
         (lambda x: jnp.broadcast_to(x[:, None], (0, 3)).reshape(0, 3, 1), ("f32[0]",)),
         (lambda x: jnp.broadcast_to(x[:, None], (4, 3)).reshape(3, 4), ONE),
@@ -684,11 +540,6 @@ MORE: dict[str, list[Example]] = {
         (lambda x, y: y.T * _root(x, 0, False)[:, None], ("f32[8,2]",) * 2),
         (lambda x: x * _root(x, 0), ("f32[8,8]",)),
     ],
-    "rope": _rotated(rotary.halves, 4),
-    "rope_neighbours": _rotated(rotary.neighbours, 4),
-    "rope_neighbours_of_reshape": _rotated(rotary.neighbours_of_reshape, 4),
-    "rope_neighbours_wide": _rotated(rotary.neighbours_wide, 8),
-    "rope_wide": _rotated(rotary.halves_wide, 8),
     "sign_outward": [
         (lambda x, y: -x / y, TWO),
         (lambda x, y: lax.div(-x, y), ("i32[4]",) * 2),
@@ -852,31 +703,8 @@ MORE: dict[str, list[Example]] = {
         (lambda x: lax.dynamic_slice(x > 0, (0, 0), (2, 2)) == True, ("f32[2,2]",)),  # noqa: E712
         (lambda x: lax.gt(jnp.full(4, 2.5), jnp.where(x > 0, 0.0, 3.0)), ONE),
     ],
-    "write_of_scatter": [
-        _scattered((0, 1, 2), (), (1,), ROWS, "i32[1]", mode="drop"),
-        _scattered((0, 1), (1,), (1,), "f32[2,4]", "i32[1]"),
-        _scattered((0, 1, 2), (), (1,), "f32[1,3,4]", "i32[1]"),
-        (
-            lambda cache, i: lax.scatter_apply(
-                cache,
-                i,
-                jnp.sin,
-                lax.ScatterDimensionNumbers((0, 1, 2), (), (1,)),
-                update_shape=(2, 3, 4),
-                mode=CLIP,
-            ),
-            (CACHE, "i32[1]"),
-        ),
-    ],
     "transpose_of_transpose": [
         (lambda x: jnp.transpose(jnp.transpose(x, (1, 2, 0)), (1, 2, 0)), ("f32[2,3,4]",)),
-    ],
-    "turn_of_converted": [
-        (lambda x: rotary.quarter_turn(x, "neighbours").astype("float32"), ("bf16[2,8]",)),
-        (lambda x: rotary.quarter_turn(x, "halves").astype("bfloat16"), ("f16[2,8]",)),
-    ],
-    "wrapped": [
-        (lambda i: lax.select_n(i < 0, i), ("i32[3]",)),
     ],
     "variance": [
         (
@@ -907,12 +735,6 @@ EQUAL: dict[str, dict[str, str]] = {
         "without `op.types[0].size > _LARGEST_FOLDED`": _PRINTED,
     },
     "contract_of_merge": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
-    "cache_write_of_update": {
-        "without `not partial`": "what writes everything writes it along no axis",
-        "without `any((number(start[i]) != 0 for i in range(len(start)) if i not in  ...`": (
-            "along an axis that it writes whole it starts at 0 wherever it is told to"
-        ),
-    },
     "centred": {
         "without `if source is None`": "it is no factor, either",
         "without `deepest`": _WHERE_ELSE,
@@ -973,11 +795,6 @@ EQUAL: dict[str, dict[str, str]] = {
     "mask_with_itself": {"without `if op.types[0].dtype != 'bool'`": "it is so of integers, too"},
     "power_of_two": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
     "power_to_root": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
-    "put_of_scatter_by_row": {
-        "without `value.type.size > 1000000`": _PRINTED,
-        "`value.type.size >= 1000000`": _PRINTED,
-        "1000001 for 1000000": _PRINTED,
-    },
     "slice_of_broadcast": {
         "without `source.type.rank != inner.type.rank`": "of a scalar nothing is sliced",
         "never `constant(0, start.type)`": "a start goes no further than the slice fits",
