@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dialect.display.quantities import size as shown_bytes
@@ -132,7 +132,7 @@ def _over(shape: DecoderShape, name: str, ways: int) -> Iterator[Option]:
     for axis, old, step in _steps(shape, name, ways):
         new = -(-old // step) * step
         if new != old:
-            yield Option(axis, old, new, _with(shape, axis, new))
+            yield Option(axis, old, new, shape.resized(axis, new))
 
 
 def _steps(shape: DecoderShape, name: str, ways: int) -> Iterator[tuple[str, int, int]]:
@@ -155,30 +155,19 @@ def _of_size(shape: DecoderShape, name: str, size: int) -> Iterator[Option]:
     if not old or size < old:
         return
     if name != "heads" or not _is_grouped(shape):
-        yield Option(name, old, size, _with(shape, name, size))
+        yield Option(name, old, size, shape.resized(name, size))
         return
     queries = shape.heads // shape.kv_heads
     if size % shape.kv_heads == 0:
         new = size // shape.kv_heads
-        yield Option("q_per_kv", queries, new, _with(shape, "q_per_kv", new))
+        yield Option("q_per_kv", queries, new, shape.resized("q_per_kv", new))
     if size % queries == 0:
         new = size // queries
-        yield Option("kv_heads", shape.kv_heads, new, _with(shape, "kv_heads", new))
+        yield Option("kv_heads", shape.kv_heads, new, shape.resized("kv_heads", new))
 
 
 def _is_grouped(shape: DecoderShape) -> bool:
     return 1 < shape.kv_heads < shape.heads
-
-
-def _with(shape: DecoderShape, axis: str, size: int) -> DecoderShape:
-    """The decoder with an axis of another size."""
-    if axis == "q_per_kv":
-        return replace(shape, heads=shape.kv_heads * size)
-    if axis == "kv_heads":
-        return replace(shape, kv_heads=size, heads=shape.heads // shape.kv_heads * size)
-    if axis == "heads" and shape.kv_heads == shape.heads:
-        return replace(shape, heads=size, kv_heads=size)
-    return replace(shape, **{axis: size})
 
 
 def _step_s(shape: DecoderShape, target: Target) -> float:

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
 
-PALM_540B = DecoderShape(
+
+def uniform(
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    d_head: int,
+    d_ff: int,
+    ffn_matrices: int = 3,
+    experts: int = 1,
+    experts_per_token: int = 1,
+    routing: str = "",
+    parallel: bool = False,
+    **sizes: Any,
+) -> DecoderShape:
+    """A decoder with layers of one kind."""
+    attention = Attention(heads, kv_heads, d_head)
+    network = Network(d_ff, ffn_matrices - 1, 1, experts, experts_per_token, routing)
+    parts = ((attention, (network,)),) if parallel else ((attention, ()), (None, (network,)))
+    return DecoderShape(blocks=tuple(Block(*part, layers, layers) for part in parts), **sizes)
+
+
+def varied(shape: DecoderShape, **changes: Any) -> DecoderShape:
+    """A uniform decoder with other sizes; arguments as in `uniform`."""
+    (attention, block), (network, _) = next(shape.attentions), next(shape.networks)
+    sizes = {name: value for name, value in vars(shape).items() if name != "blocks"}
+    sizes |= {"layers": block.times, "parallel": len(shape.blocks) == 1}
+    sizes |= {name: getattr(attention, name) for name in ("heads", "kv_heads", "d_head")}
+    sizes |= {"ffn_matrices": network.matrices, "d_ff": network.d_ff, "experts": network.experts}
+    sizes |= {"experts_per_token": network.experts_per_token, "routing": network.routing}
+    return uniform(**(sizes | changes))
+
+
+PALM_540B = uniform(
     batch=64,
     time=1,
     context=2048,
@@ -23,8 +55,8 @@ PALM_540B = DecoderShape(
     parallel=True,
     tied_embedding=True,
 )
-PALM_62B = replace(PALM_540B, layers=64, d_model=8192, d_ff=32768, heads=32)
-LLAMA_8B = DecoderShape(
+PALM_62B = varied(PALM_540B, layers=64, d_model=8192, d_ff=32768, heads=32)
+LLAMA_8B = uniform(
     batch=64,
     time=1,
     context=2048,
@@ -36,7 +68,7 @@ LLAMA_8B = DecoderShape(
     d_head=128,
     vocab=128256,
 )
-LLAMA_70B = replace(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
+LLAMA_70B = varied(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
 
 
 def ffn_communication_bytes(name: str, shape: DecoderShape, mesh: MeshSpec) -> float:
@@ -45,7 +77,7 @@ def ffn_communication_bytes(name: str, shape: DecoderShape, mesh: MeshSpec) -> f
     Without the factor (K - 1) / K, and without attention: with two matrices and bf16 exactly
     Figure 3 of the paper.
     """
-    work = Workload(replace(shape, parallel=False), mesh, partition(name, "batch", shape, mesh))
+    work = Workload(varied(shape, parallel=False), mesh, partition(name, "batch", shape, mesh))
     return sum(each.volume for each in work.collectives() if each.part == "ffn") / shape.layers
 
 
@@ -67,7 +99,7 @@ def v4(chips: int) -> tuple[Topology, MeshSpec]:
 
 CUBE = v4(64)[1]
 # Section 3.2 and Figure 3: a feed-forward unit of two matrices.
-FIGURE_3 = replace(
+FIGURE_3 = varied(
     PALM_540B,
     context=1,
     layers=1,
@@ -81,5 +113,5 @@ FIGURE_3 = replace(
 
 
 def ffn_bytes(name: str, tokens: int) -> float:
-    shape = replace(FIGURE_3, batch=tokens)
+    shape = varied(FIGURE_3, batch=tokens)
     return ffn_communication_bytes(name, shape, CUBE)

@@ -25,6 +25,7 @@ from tests.decoder_shapes import (
     PALM_540B,
     ffn_bytes,
     v4,
+    varied,
 )
 
 LLAMA_8B = replace(decoder_shapes.LLAMA_8B, weight_bytes_per_element=1)
@@ -37,11 +38,11 @@ def predict(shape: DecoderShape, chips: int, ffn: str, attention: str) -> Predic
 
 
 def prefill(shape: DecoderShape, batch: int, **changes: float) -> DecoderShape:
-    return replace(shape, batch=batch, time=2048, context=2048, **changes)
+    return varied(shape, batch=batch, time=2048, context=2048, **changes)
 
 
 def decode(shape: DecoderShape, batch: int, **changes: float) -> DecoderShape:
-    return replace(shape, batch=batch, **changes)
+    return varied(shape, batch=batch, **changes)
 
 
 # Communication volume: section 3.2 and Figure 3.
@@ -72,7 +73,7 @@ def test_a_gate_queries_and_a_serial_block_add_their_share() -> None:
 
     keys_and_values, queries = 2 * (2 * 2 * 256), 2 * 64 * 256 / 64
     assert per_token(PALM_540B) == 50_176 + keys_and_values + queries
-    serial = replace(PALM_540B, parallel=False)
+    serial = varied(PALM_540B, parallel=False)
     assert per_token(serial) == 50_176 + keys_and_values + queries + 2 * 2 * 18432 / 4
 
 
@@ -166,7 +167,7 @@ def test_every_partitioning_with_a_name_is_accounted_for() -> None:
 
 def test_what_the_paper_has_no_name_for_is_taken_where_it_is_faster() -> None:
     """Grouped queries on 16 chips: KV heads divide over one mesh axis, the batch over the other."""
-    shape = replace(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
+    shape = varied(LLAMA_8B, layers=80, d_model=8192, d_ff=28672, heads=64)
     plan = choose(shape, Topology.parse("v6e:4x4"), MeshSpec.parse("x=4 y=4"))
     assert plan.label == "EF_xy>BE/heads+batch"
     assert plan.split("cache") == {"batch": ("y",), "kv_heads": ("x",)}
@@ -241,17 +242,17 @@ def unavailable(ffn: str, attention: str, shape: DecoderShape) -> Unavailable:
 
 
 def test_what_does_not_divide_says_which_axis() -> None:
-    unpadded = replace(PALM_540B, heads=48)
+    unpadded = varied(PALM_540B, heads=48)
     error = unavailable("ws1d", "heads", unpadded)
     assert error.message == ("weights: heads (48) does not divide over x=4 y=4 z=4 (64 chips)")
     assert error.hint == "pad heads to 64, or shard another axis"
-    assert "d_ff (73730)" in unavailable("ws2d", "batch", replace(PALM_540B, d_ff=73730)).message
+    assert "d_ff (73730)" in unavailable("ws2d", "batch", varied(PALM_540B, d_ff=73730)).message
     assert "batch (1)" in unavailable("ws2d", "batch", decode(PALM_540B, 1)).message
     assert "batch (2)" in unavailable("wg_x", "heads", decode(PALM_540B, 2)).message
     error = unavailable("wg_xyz", "heads", PALM_540B)
     assert error.message == "the batch takes every mesh axis, so none is left for the heads"
     with pytest.raises(PlanError, match="48 heads do not divide over 5 KV heads"):
-        replace(unpadded, kv_heads=5)
+        varied(unpadded, kv_heads=5)
 
 
 # The layouts themselves: section 3.2, in the paper's notation.
@@ -302,13 +303,13 @@ def test_layouts_on_three_axes(
 
 
 def test_heads_stay_whole_along_axes_that_do_not_divide_them() -> None:
-    over_heads = partition("ws2d", "heads", replace(PALM_540B, heads=48), CUBE)
+    over_heads = partition("ws2d", "heads", varied(PALM_540B, heads=48), CUBE)
     assert letters(over_heads, "attention") == "heads@yz"
     assert letters(over_heads, "cache") == ""  # one KV head: on every chip
 
 
 def test_kv_heads_take_what_they_can_and_their_queries_the_rest() -> None:
-    llama_70b = replace(LLAMA_8B, d_model=8192, d_ff=28672, heads=64, layers=80)
+    llama_70b = varied(LLAMA_8B, d_model=8192, d_ff=28672, heads=64, layers=80)
     made = partition("ws2d", "heads", llama_70b, MeshSpec.parse("x=4 y=4"))
     assert letters(made, "weights") == "d_model@x d_ff@y kv_heads@y"
     assert letters(made, "attention") == "kv_heads@y q_per_kv@x"
@@ -316,7 +317,7 @@ def test_kv_heads_take_what_they_can_and_their_queries_the_rest() -> None:
 
 
 def test_as_many_kv_heads_as_heads_are_heads() -> None:
-    made = partition("ws2d", "heads", replace(PALM_540B, kv_heads=64), CUBE)
+    made = partition("ws2d", "heads", varied(PALM_540B, kv_heads=64), CUBE)
     assert letters(made, "cache") == letters(made, "attention") == "heads@yzx"
 
 

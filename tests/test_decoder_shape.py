@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import pytest
 
+from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
+from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
+from dialect.planning.partitionings import partition
+from dialect.planning.workload import Workload
+from examples import llama
 from rewrite import Pipeline, trace
 from tests.fuzz.decoders import Decoder
+from tests.kit import shapes_of
 
 PASSES = ("", ", merge_dots, first_layer{budget=10.0}")
+
+
+def shape_of(function: Any, *args: Any, passes: str = "") -> DecoderShape:
+    program = trace(function, *args, params=0, state=1)
+    program = Pipeline.parse(f"normalize, recognize{passes}").run(program)
+    return decoder_shape(program, infer_axes(program))
 
 
 @pytest.mark.parametrize("passes", PASSES, ids=["", "merged, first layer"])
@@ -21,7 +38,114 @@ def test_a_block_is_parallel_whose_network_does_not_read_its_attention(
 ) -> None:
     """However many norms it has: counting them took one with query-key norms for serial."""
     decoder = Decoder(block=block, qk_norm=qk_norm, loop=loop, layers=3, gate="gated")
-    args = (decoder.params(), decoder.cache(), decoder.given())
-    program = trace(decoder.step, *args, params=0, state=1)
-    program = Pipeline.parse(f"normalize, recognize{passes}").run(program)
-    assert decoder_shape(program, infer_axes(program)).parallel == (block == "parallel")
+    shape = shape_of(
+        decoder.step, decoder.params(), decoder.cache(), decoder.given(), passes=passes
+    )
+    parts = {block.part for block in shape.blocks}
+    assert parts == ({"block"} if block == "parallel" else {"attention", "ffn"})
+
+
+# Layers that differ in kind.
+
+
+def normed(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+
+def attended(w: Any, cache: Any, position: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
+    """Attention of one token over a cache; x: [batch, d_model]."""
+    q, k, v = (jnp.einsum("bd,dhk->bhk", x, w[name]) for name in "qkv")
+    cache = {
+        name: jax.lax.dynamic_update_slice(cache[name], new[:, None], (0, position, 0, 0))
+        for name, new in (("k", k), ("v", v))
+    }
+    scores = jnp.einsum("bhk,bshk->bhs", q, cache["k"]) / 2.0
+    mask = jnp.arange(cache["k"].shape[1]) <= position
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhs,bshk->bhk", weights, cache["v"]), cache
+
+
+def mixed(params: Any, caches: Any, tokens: jax.Array, position: jax.Array) -> Any:
+    """Layers with caches and networks of their own sizes."""
+    x, kept = params["embedding"][tokens], []
+    for w, cache in zip(params["layers"], caches):
+        out, cache = attended(w, cache, position, normed(x))
+        x = x + jnp.einsum("bhk,hkd->bd", out, w["o"])
+        hidden = jax.nn.silu(normed(x) @ w["gate"]) * (normed(x) @ w["up"])
+        x, kept = x + hidden @ w["down"], [*kept, cache]
+    return normed(x) @ params["embedding"].T, kept
+
+
+def mixed_arguments(sizes: list[tuple[int, int]]) -> tuple[Any, ...]:
+    """sizes: (context, d_ff) of every layer."""
+    d, heads, d_head, batch = 32, 4, 8, 2
+    params = {
+        "embedding": jnp.ones((64, d)),
+        "layers": [
+            {name: jnp.ones((d, heads, d_head)) for name in "qkv"}
+            | {"o": jnp.ones((heads, d_head, d)), "down": jnp.ones((d_ff, d))}
+            | {name: jnp.ones((d, d_ff)) for name in ("gate", "up")}
+            for _, d_ff in sizes
+        ],
+    }
+    caches = [
+        {name: jnp.ones((batch, context, heads, d_head)) for name in "kv"} for context, _ in sizes
+    ]
+    return params, caches, jnp.zeros(batch, jnp.int32), jnp.int32(3)
+
+
+def test_layers_that_differ_are_blocks_of_their_own() -> None:
+    """A layer with a window of 8 positions between two that read 16, and a wider network."""
+    shape = shape_of(mixed, *mixed_arguments([(16, 48), (8, 48), (16, 96)]))
+    attention = Attention(heads=4, kv_heads=4, d_head=8)
+    assert shape.blocks == (
+        Block(attention, times=2, stored=2),
+        Block(networks=(Network(48),), times=2, stored=2),
+        Block(Attention(heads=4, kv_heads=4, d_head=8, window=8)),
+        Block(networks=(Network(96),)),
+    )
+    alone = MeshSpec((("x", 1),))
+    memory = Workload(shape, alone, partition("ws1d", "heads", shape, alone)).memory()
+    assert memory["cache"] == 4 * (16 + 8 + 16) * 2 * (2 * 4 * 8)
+    assert memory["weights"] == 4 * 32 * (3 * 4 * 32 + 3 * (48 + 48 + 96))
+
+
+# Loops over tokens.
+
+BATCH, PROMPT, STEPS, CONTEXT = 8, 16, 32, 64
+
+
+def generate(config: Any, params: Any, cache: Any, prompt: jax.Array) -> Any:
+    """Prefill, and a loop of decode steps that picks the most likely token."""
+    logits, cache = llama.prefill(config, params, cache, prompt)
+
+    def step(carry: Any, _: None) -> Any:
+        cache, token = carry
+        logits, cache = llama.decode_step(config, params, cache, token)
+        token = jnp.argmax(logits, -1).astype(jnp.int32)
+        return (cache, token), token
+
+    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    (cache, _), tokens = jax.lax.scan(step, (cache, token), None, length=STEPS)
+    return tokens, cache
+
+
+@pytest.mark.parametrize("passes", ["", ", roll, carry_cache"])
+def test_a_loop_over_tokens_reads_its_weights_again_and_stores_them_once(passes: str) -> None:
+    """They were counted once a step: 60 GiB for a generate function of a step of 0.26."""
+    config = llama.CONFIGS["toy"]
+    params, cache, _ = shapes_of(llama, config, BATCH, CONTEXT)
+    prompt = jax.ShapeDtypeStruct((BATCH, PROMPT), "int32")
+    shape = shape_of(partial(generate, config), params, cache, prompt, passes=passes)
+    layers = config.layers
+    assert [(block.times, block.stored, block.time) for block in shape.blocks] == [
+        (layers, layers, None),
+        (layers, layers, None),
+        (layers * STEPS, 0, 1),
+        (layers * STEPS, 0, 1),
+    ]
+    alone = MeshSpec((("x", 1),))
+    memory = Workload(shape, alone, partition("ws1d", "heads", shape, alone)).memory()
+    assert memory["cache"] == sum(x.size * x.dtype.itemsize for x in (cache["k"], cache["v"]))
+    matrices = [w for w in jax.tree.leaves(params["layers"]) if len(w.shape) > 2]
+    assert memory["weights"] == sum(w.size * w.dtype.itemsize for w in matrices)

@@ -30,13 +30,14 @@ from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import infer_axes
 from dialect.planning.cost import must_fit
 from dialect.planning.decoder import decoder_shape
-from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.decoder_shape import Block, DecoderShape, Network
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import choose, searched
 from dialect.planning.workload import Workload
 from dialect.reports.audit import audit
 from rewrite import Pipeline, Program, trace
 from rewrite.target import Target
+from tests.decoder_shapes import uniform, varied
 
 BATCH, D, F, VOCAB, EXPERTS, CHOSEN = 8, 64, 128, 96, 8, 2
 
@@ -123,24 +124,26 @@ def shape_of(made: Case) -> DecoderShape:
 )
 def test_the_shape_of_a_mixture(mixture: Mixture, routing: str) -> None:
     shape = shape_of(case(mixture))
-    assert (shape.routing, shape.experts, shape.experts_per_token) == (routing, EXPERTS, CHOSEN)
-    assert (shape.d_model, shape.d_ff, shape.ffn_matrices) == (D, F, 3)
-    assert shape.is_costed and shape.ffn_weights == EXPERTS * 3 * D * F
-    assert shape.experts_computed == (CHOSEN if routing == "ragged" else EXPERTS)
+    ((network, _),) = shape.networks
+    assert network == Network(F, 2, 1, EXPERTS, CHOSEN, routing)
+    assert shape.d_model == D and shape.is_costed
+    assert network.experts_computed == (CHOSEN if routing == "ragged" else EXPERTS)
 
 
-def test_what_is_not_described_is_told_and_not_costed() -> None:
-    made = case(shared_too)
-    shape = shape_of(made)
-    assert not shape.is_costed
-    told = "not costed: some feed-forward layers have experts and some have none"
-    assert told in shape.notes()
-    assert told in plan_notes(planned(made.function, *made.args, state=(1,)))
+def test_a_shared_expert_is_a_network_beside_the_mixture() -> None:
+    shape = shape_of(case(shared_too))
+    (mixture, block), (shared, other) = shape.networks
+    assert mixture == Network(F, 2, 1, EXPERTS, CHOSEN, "dense")
+    assert shared == Network(F, 1, 1) and block == other
+    assert shape.is_costed
+    attention, _ = shape.blocks
+    only = replace(shape, blocks=(attention, Block(None, (mixture,))))
+    assert work(shape).hbm_bytes() - work(only).hbm_bytes() == 4 * 2 * D * F / 8
 
 
 # What it costs, by hand: 8 experts of 512, 2 of them for each token, on 8 chips.
 
-MOE = DecoderShape(
+MOE = uniform(
     batch=64,
     time=1,
     context=2048,
@@ -170,7 +173,7 @@ def test_flops_are_those_of_the_experts_that_compute(routing: str, computed: int
     weights = (computed * 3 * MATRIX + PROJECTIONS) / 8 + ROUTER
     scores = 4 * 64 * 1024 * 2048 * 10 / 8
     logits = 2 * 64 * 4096 * 1024 / 8
-    found = work(replace(MOE, routing=routing))
+    found = work(varied(MOE, routing=routing))
     assert found.flops() == 2 * 64 * weights * 10
     assert found.other_flops() == scores + logits
 
@@ -182,7 +185,7 @@ def test_the_weights_that_are_read_are_those_of_the_experts_that_are_met(
     met = 8 * (1 - 0.75**batch) if routing == "ragged" else 8
     weights = 10 * ((met * 3 * MATRIX + PROJECTIONS) / 8 + ROUTER)
     cache = 10 * batch * 2048 * 2 * 8 * 64 / 8
-    found = work(replace(MOE, routing=routing, batch=batch))
+    found = work(varied(MOE, routing=routing, batch=batch))
     assert found.hbm_bytes() == pytest.approx(2 * (weights + 4096 * 1024 / 8 + cache))
     assert found.memory()["weights"] == 2 * 10 * ((24 * MATRIX + PROJECTIONS) / 8 + ROUTER)
 
@@ -201,15 +204,15 @@ STREAM = 64 * 1024 * 2
 
 def test_what_a_mixture_exchanges() -> None:
     over_both = [("all-reduce", "xy", STREAM, "ffn")]
-    assert collectives(MOE) == collectives(replace(MOE, routing="summed")) == over_both
-    assert collectives(replace(MOE, routing="ragged")) == [("all-reduce", "xy", 2 * STREAM, "ffn")]
+    assert collectives(MOE) == collectives(varied(MOE, routing="summed")) == over_both
+    assert collectives(varied(MOE, routing="ragged")) == [("all-reduce", "xy", 2 * STREAM, "ffn")]
     # Two chips divide two experts, four the width of each: a sum in every result comes first.
-    two = replace(MOE, experts=2)
+    two = varied(MOE, experts=2)
     assert collectives(two) == [
         ("all-reduce", "x", STREAM, "ffn"),
         ("all-reduce", "y", STREAM, "ffn"),
     ]
-    assert collectives(replace(two, routing="summed")) == over_both
+    assert collectives(varied(two, routing="summed")) == over_both
     over_d_model = collectives(MOE, "ws2d")
     inner = 2 * 8 / 4 * 512 * 64 * 2  # two of them, of two of the experts; never scattered
     assert ("all-reduce", "x", inner, "ffn") in over_d_model
@@ -220,13 +223,13 @@ def test_the_results_of_every_expert_are_held() -> None:
     """Beside their hidden values, where these are fewer than the gate's and the other's."""
     many = replace(MOE, batch=1, time=4096, context=64)
     assert work(many).memory()["working set"] == 4096 * 2 * (512 + 7 * 1024 / 8)
-    assert work(replace(many, d_ff=4096)).memory()["working set"] == 4096 * 2 * 2 * 4096
-    assert work(replace(many, routing="summed")).memory()["working set"] == 4096 * 2 * 2 * 512
+    assert work(varied(many, d_ff=4096)).memory()["working set"] == 4096 * 2 * 2 * 4096
+    assert work(varied(many, routing="summed")).memory()["working set"] == 4096 * 2 * 2 * 512
 
 
 # What is chosen.
 
-MIXTRAL = replace(MOE, layers=32, d_model=4096, d_ff=14336, heads=32, d_head=128, vocab=32000)
+MIXTRAL = varied(MOE, layers=32, d_model=4096, d_ff=14336, heads=32, d_head=128, vocab=32000)
 
 
 def test_of_few_tokens_the_experts_are_split_and_of_many_the_batch() -> None:
@@ -241,7 +244,7 @@ def test_of_few_tokens_the_experts_are_split_and_of_many_the_batch() -> None:
 
 
 def test_ragged_rows_are_not_split() -> None:
-    shape = replace(MIXTRAL, routing="ragged", batch=16, time=2048)
+    shape = varied(MIXTRAL, routing="ragged", batch=16, time=2048)
     topology = Topology.parse("v5p:2x2x2")
     mesh = topology.mesh_axes()
     found = searched(shape, topology, mesh)

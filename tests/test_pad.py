@@ -24,6 +24,7 @@ from examples import gpt, llama, palm
 from passes.pad import Pad
 from rewrite import Pipeline, Program, Target, auto_shard, trace
 from rewrite.errors import PlanError
+from tests.decoder_shapes import varied
 from tests.fuzz.checks import Tally
 from tests.fuzz.decoders import Decoder, failure_of
 from tests.kit import arrays_of, assert_close, notes_of, run, shapes_of, traced_step
@@ -485,11 +486,12 @@ def test_copied_kv_heads_are_priced():
     program = recognised_step(llama, config_of(llama, heads=16, kv_heads=2))
     shape = decoder_shape(program, infer_axes(program))
     copied = Workload(shape, mesh, partition("ws1d", "heads", shape, mesh))
-    more = replace(shape, kv_heads=8)
+    more = varied(shape, kv_heads=8)
     split = Workload(more, mesh, partition("ws1d", "heads", more, mesh))
     assert copied.memory()["cache"] == copied.cache_bytes() == split.cache_bytes()
     whole = 2 * 2 * 4 * BATCH * CONTEXT * 2 * 4  # keys and values, 2 heads of 4, 2 layers, f32
     assert copied.cache_bytes() == whole / 2
     assert split.cache_bytes() == 4 * whole / 8
-    weights = copied.attention_weights("weights") - 32 * 2 * 64 / 8
+    ((attention, _),) = shape.attentions
+    weights = copied.attention_weights(attention, "weights") - 32 * 2 * 64 / 8
     assert weights == 32 * 16 / 2  # keys and values of one head, on each chip

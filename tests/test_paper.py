@@ -31,6 +31,7 @@ from tests.decoder_shapes import (
     ffn_bytes,
     ffn_communication_bytes,
     v4,
+    varied,
 )
 
 Row = dict[str, Any]
@@ -40,8 +41,8 @@ ROWS: list[Row] = json.loads(Path(__file__).with_name("data").joinpath("esti.jso
 
 MODELS = {
     "PaLM 540B": PALM_540B,
-    "PaLM 540B (8 layers)": replace(PALM_540B, layers=8),
-    "PaLM 540B (multihead variant)": replace(PALM_540B, kv_heads=64, d_head=128),
+    "PaLM 540B (8 layers)": varied(PALM_540B, layers=8),
+    "PaLM 540B (multihead variant)": varied(PALM_540B, kv_heads=64, d_head=128),
     "PaLM 62B": PALM_62B,
 }
 # Figure 6: the code pads to 128 heads beyond 64 chips, and for 1D on 256 chips to 256.
@@ -143,7 +144,7 @@ def shape_of(row: Row) -> DecoderShape:
     )
     if row["source"] == "Figure 6":
         padded = FIGURE_6_HEADS.get((row["chips"], ffn_of(row)), shape.heads)
-        shape = replace(shape, heads=padded)
+        shape = varied(shape, heads=padded)
     if row["phase"] == "prefill":
         return replace(shape, time=row["in_len"], context=row["in_len"])
     return replace(shape, context=row["ctx_len"] + steps_of(row) // 2)

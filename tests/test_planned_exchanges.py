@@ -18,7 +18,7 @@ from dialect.planning.workload import Workload
 from examples import llama
 from rewrite import Pipeline
 from rewrite.target import Target
-from tests.decoder_shapes import LLAMA_70B, PALM_540B
+from tests.decoder_shapes import LLAMA_70B, PALM_540B, varied
 from tests.kit import traced_step
 
 PREFILL_70B = replace(LLAMA_70B, batch=16, time=2048)
@@ -121,7 +121,7 @@ def test_a_switch_is_one_link() -> None:
 
 
 def test_what_has_no_ring_is_not_cut() -> None:
-    shape = replace(PALM_540B, batch=512, layers=4)
+    shape = varied(PALM_540B, batch=512, layers=4)
     switch = Topology.parse("h100:8")
     mesh = MeshSpec.parse("x=8")
     found = searched(shape, switch, mesh).candidates[0].partitioning

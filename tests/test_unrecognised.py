@@ -258,7 +258,8 @@ def test_what_was_not_found_is_told() -> None:
 
 def test_attention_alone_is_planned_as_attention() -> None:
     case = CASES["attention only"]
-    found = laid_out(planned(case.function, *case.args, state=(1,)))
+    plan = "plan{ffn=ws1d, attention=heads}"
+    found = laid_out(planned(case.function, *case.args, state=(1,), plan=plan))
     assert found["params/wq"] == "_ xy _" and found["params/wo"] == "xy _ _"
     assert found["cache/k"] == "_ _ xy _"
     assert found["params/embedding"] == "xy _"

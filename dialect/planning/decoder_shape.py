@@ -1,8 +1,10 @@
-"""The sizes of a decoder that the cost of one step depends on."""
+"""The sizes of a decoder that the cost of one step depends on: its blocks, and what all of them
+share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from rewrite.errors import PlanError
 
@@ -14,16 +16,108 @@ ROUTINGS = {
 
 
 @dataclass(frozen=True)
+class Attention:
+    """The heads of one attention, and how many positions it reads at most.
+
+    window: 0 if it reads all positions of the context. Raises PlanError if the KV heads do not
+    divide the heads.
+    """
+
+    heads: int
+    kv_heads: int
+    d_head: int
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise PlanError(f"{self.heads} heads do not divide over {self.kv_heads} KV heads")
+
+    @property
+    def q_width(self) -> int:
+        """Elements of the queries of one token."""
+        return self.heads * self.d_head
+
+    @property
+    def kv_width(self) -> int:
+        """Elements of the keys and values of one token."""
+        return 2 * self.kv_heads * self.d_head
+
+    def context(self, longest: int) -> int:
+        """The number of positions that it reads of a context."""
+        return min(self.window, longest) if self.window else longest
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feed-forward network, or a mixture of `experts` of them, each d_ff wide.
+
+    - into, out: matrices from d_model to d_ff (2 with a gate), and back
+    - experts_per_token: experts that a token is routed to
+    - routing: how a mixture of experts is computed (`ROUTINGS`); "" if there is one network
+    """
+
+    d_ff: int
+    into: int = 2
+    out: int = 1
+    experts: int = 1
+    experts_per_token: int = 1
+    routing: str = ""
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of one expert."""
+        return self.into + self.out
+
+    @property
+    def experts_computed(self) -> int:
+        """Experts that compute a token, whether or not their result is used."""
+        return self.experts_per_token if self.routing == "ragged" else self.experts
+
+    @property
+    def results(self) -> int:
+        """Results per token of the last product."""
+        return 1 if self.routing == "summed" else self.experts_computed
+
+    def experts_read(self, tokens: float) -> float:
+        """Expected number of experts whose weights a step reads for so many tokens; for ragged
+        products with uniform routing."""
+        if self.routing != "ragged":
+            return self.experts
+        return self.experts * (1 - (1 - self.experts_per_token / self.experts) ** tokens)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What reads the residual stream at one place and is added to it together.
+
+    A serial layer is two blocks, attention and then its network; a parallel layer is one block with
+    both.
+
+    - times: how often a step runs such a block; stored: how many of them have weights of their own
+    - time: new positions per sequence, where they are not those of the step: the decode steps of a
+      loop over tokens have 1
+    """
+
+    attention: Attention | None = None
+    networks: tuple[Network, ...] = ()
+    times: int = 1
+    stored: int = 1
+    time: int | None = None
+
+    @property
+    def part(self) -> str:
+        """The part of a decoder that it is: `attention`, `ffn`, or `block` for both in parallel."""
+        if self.attention and self.networks:
+            return "block"
+        return "attention" if self.attention else "ffn"
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """The sizes that the cost of one step depends on.
 
     - batch: sequences; time: new positions per sequence (1 in decode)
     - context: positions that attention reads, including the new ones
-    - ffn_matrices: matrices of one feed-forward network: 2, or 3 with a gate
-    - experts: feed-forward networks per layer, each d_ff wide
-    - experts_per_token: experts that a token is routed to
-    - routing: how a mixture of experts is computed (`ROUTINGS`); "" if there is none
-    - parallel: attention and feed-forward layer run in parallel from one norm (parallel block)
     - logits_time: positions per sequence for which logits are computed
     - tied_embedding: one table for the embedding and the logits
     - multiplies: the dtype of both factors of the layers' products: "int8" only if activations are
@@ -32,24 +126,15 @@ class DecoderShape:
     - unknown: parts of the program that these sizes do not describe
 
     A part that is absent or was not recognised has size 0: it divides over any mesh and costs
-    nothing. Raises PlanError if the KV heads do not divide the heads.
+    nothing. Where blocks differ in a size, the properties give the largest.
     """
 
     batch: int
     time: int
     context: int
-    layers: int
     d_model: int
-    d_ff: int
-    heads: int
-    kv_heads: int
-    d_head: int
     vocab: int
-    ffn_matrices: int = 3
-    experts: int = 1
-    experts_per_token: int = 1
-    routing: str = ""
-    parallel: bool = False
+    blocks: tuple[Block, ...]
     tied_embedding: bool = False
     logits_time: int = 1
     multiplies: str = "bf16"
@@ -59,9 +144,48 @@ class DecoderShape:
     cache_bytes_per_element: float = 2
     unknown: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise PlanError(f"{self.heads} heads do not divide over {self.kv_heads} KV heads")
+    @property
+    def attentions(self) -> Iterator[tuple[Attention, Block]]:
+        """Every kind of attention, with its block."""
+        return ((block.attention, block) for block in self.blocks if block.attention)
+
+    @property
+    def networks(self) -> Iterator[tuple[Network, Block]]:
+        """Every kind of feed-forward network, with its block."""
+        return ((network, block) for block in self.blocks for network in block.networks)
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return max((attention.heads for attention, _ in self.attentions), default=0)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads; 1 without attention, and as many as heads if the largest do not divide."""
+        largest = max((attention.kv_heads for attention, _ in self.attentions), default=1)
+        return largest if self.heads % largest == 0 else self.heads
+
+    @property
+    def d_ff(self) -> int:
+        """The width of a feed-forward network, or of an expert."""
+        return max((network.d_ff for network, _ in self.networks), default=0)
+
+    @property
+    def experts(self) -> int:
+        """Experts of a mixture; 1 without one."""
+        return max((network.experts for network, _ in self.networks), default=1)
+
+    @property
+    def routing(self) -> str:
+        """How mixtures of experts are computed: the first, if there are several."""
+        return next((network.routing for network, _ in self.networks if network.routing), "")
+
+    @property
+    def layers(self) -> int:
+        """The number of layers that a step runs: of attentions, or of blocks if there are none."""
+        return sum(block.times for _, block in self.attentions) or max(
+            (block.times for block in self.blocks), default=1
+        )
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -80,43 +204,54 @@ class DecoderShape:
         """New positions in the step, over all sequences."""
         return self.batch * self.time
 
+    def tokens_of(self, block: Block) -> int:
+        """New positions in a block, over all sequences."""
+        return self.batch * (self.time if block.time is None else block.time)
+
     @property
     def logits_rows(self) -> int:
         """Positions in the step whose logits are computed."""
         return self.batch * self.logits_time
 
-    @property
-    def ffn_weights(self) -> int:
-        """Elements of one layer's feed-forward weights, over all experts."""
-        return self.experts * self.ffn_matrices * self.d_model * self.d_ff
+    def resized(self, axis: str, size: int) -> DecoderShape:
+        """The decoder with another size of `heads`, `kv_heads`, `q_per_kv`, `d_ff` or a field."""
+        if axis == "d_ff":
+            return self._with_blocks(lambda block: _networks_resized(block, self.d_ff, size))
+        if axis in ("heads", "kv_heads", "q_per_kv"):
+            return self._with_blocks(lambda block: _heads_resized(block, axis, size))
+        return replace(self, **{axis: size})
 
-    @property
-    def router_weights(self) -> int:
-        """Elements of one layer's router."""
-        return self.experts * self.d_model if self.routing else 0
-
-    @property
-    def experts_computed(self) -> int:
-        """Experts that compute a token, whether or not their result is used."""
-        return self.experts_per_token if self.routing == "ragged" else self.experts
-
-    @property
-    def expert_results(self) -> int:
-        """Results per token of the feed-forward layer's last product."""
-        return 1 if self.routing == "summed" else self.experts_computed
-
-    def experts_read(self, tokens: float) -> float:
-        """Expected number of experts whose weights a step reads for so many tokens; for ragged
-        products with uniform routing."""
-        if self.routing != "ragged":
-            return self.experts
-        return self.experts * (1 - (1 - self.experts_per_token / self.experts) ** tokens)
+    def _with_blocks(self, change: Callable[[Block], Block]) -> DecoderShape:
+        return replace(self, blocks=tuple(map(change, self.blocks)))
 
     def notes(self) -> list[str]:
         """The notes of a plan about its decoder: parts without a cost, and routing."""
         notes = [f"not found, so not costed: {', '.join(self.absent)}"] if self.absent else []
         notes += [f"not costed: {part}" for part in self.unknown]
-        if self.routing:
-            count = f"{self.experts} experts, {self.experts_per_token} per token"
-            notes.append(f"{count}: {ROUTINGS[self.routing]}")
-        return notes
+        mixtures = {
+            f"{network.experts} experts, {network.experts_per_token} per token:"
+            f" {ROUTINGS[network.routing]}"
+            for network, _ in self.networks
+            if network.routing
+        }
+        return [*notes, *sorted(mixtures)]
+
+
+def _networks_resized(block: Block, old: int, new: int) -> Block:
+    networks = (
+        replace(network, d_ff=new) if network.d_ff == old else network for network in block.networks
+    )
+    return replace(block, networks=tuple(networks))
+
+
+def _heads_resized(block: Block, axis: str, size: int) -> Block:
+    if block.attention is None:
+        return block
+    heads, kv_heads = block.attention.heads, block.attention.kv_heads
+    if axis == "q_per_kv":
+        heads = kv_heads * size
+    elif axis == "kv_heads":
+        heads, kv_heads = heads // kv_heads * size, size
+    else:
+        heads, kv_heads = size, size if kv_heads == heads else kv_heads
+    return replace(block, attention=replace(block.attention, heads=heads, kv_heads=kv_heads))

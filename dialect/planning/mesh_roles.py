@@ -219,10 +219,14 @@ class Fit:
 
     def ffn(self, axes: MeshAxes) -> dict[str, MeshAxes]:
         """Experts take the mesh axes that divide them, and d_ff the rest, so that the sum over
-        experts comes last, with one result per token. Ragged products do not shard experts."""
+        experts comes last, with one result per token. A network without experts, beside a mixture,
+        is sharded over all of them: a mesh axis shards the first axis that names it. Ragged
+        products do not shard experts."""
         split = self.shape.routing not in ("", "ragged")
         experts = self("experts", axes) if split else ()
-        return {"experts": experts, "d_ff": self("d_ff", without(axes, experts))}
+        rest = without(axes, experts)
+        is_shared = experts and any(not network.routing for network, _ in self.shape.networks)
+        return {"experts": experts, "d_ff": self("d_ff", (*rest, *experts) if is_shared else rest)}
 
     def scattered(self, batch: MeshAxes, partial: MeshAxes) -> dict[str, MeshAxes]:
         """The rows over which partial sums are scattered: the batch, or time if a chip has one

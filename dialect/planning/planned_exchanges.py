@@ -31,21 +31,22 @@ def planned_exchanges(
 ) -> Iterator[Exchange]:
     """The collectives of a step; bytes and times as in `dialect.planning.plan.Exchange`."""
     work = Workload(shape, mesh, partitioning)
-    hides = hides_reading(work.tokens, shape.weight_bytes_per_element, topology.chip)
+    tokens = shape.tokens / mesh.ways(work.batch)
+    hides = hides_reading(tokens, shape.weight_bytes_per_element, topology.chip)
     for collective in work.collectives():
         axes, part = collective.axes, collective.part
         ways = mesh.ways(axes)
         if collective.overlaps:  # all-gather of weights
             is_windowed = topology.chip.has_collective_matmul and ways > _SHORT
-            matrices, permutes = shape.ffn_matrices, ways + 1
+            permutes = ways + 1
         else:
             is_windowed = hides and _is_closed(topology, mesh, axes)
-            matrices, permutes = shape.ffn_matrices - 1, ways
+            permutes = ways
         windowed = collective.collective_matmul_bytes if is_windowed else 0
         if windowed:
             window, times = (
-                round(windowed / matrices / ways),
-                collective.times * matrices * permutes,
+                round(windowed / collective.matrices / ways),
+                collective.times * collective.matrices * permutes,
             )
             yield Exchange("collective-permute", axes, window, times, part)
         if collective.bytes > windowed:

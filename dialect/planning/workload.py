@@ -7,12 +7,11 @@ any partitioning, and nothing here depends on the chip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dialect.machine.mesh import MeshSpec
-from dialect.naming.axes import HEADS
-from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.mesh_roles import MeshAxes, Partitioning, collective_matmul_axes, without
 
 
@@ -24,6 +23,7 @@ class Collective:
       one of each), the local data of an all-to-all (section 3.1 and appendix A.1 of the paper)
     - overlaps: whether it depends on no activation, so that it can overlap with compute
     - collective_matmul_bytes: the part of `bytes` that XLA may exchange in a collective matmul
+    - matrices: how many products that part belongs to
     - array_axes: the number of array axes that it reshards; XLA reshards one at a time and copies
       the array in HBM in between
     """
@@ -35,6 +35,7 @@ class Collective:
     part: str
     overlaps: bool = False
     collective_matmul_bytes: float = 0
+    matrices: int = 0
     array_axes: int = 1
 
     @property
@@ -49,13 +50,10 @@ class Workload:
     Mesh axes:
 
     - batch, residual: of the residual stream's batch and d_model
-    - d_model, experts, d_ff, heads, kv_heads: of the weights as the products read them
+    - d_model: of the weights as the products read them
     - gathered: over which weights are all-gathered
     - scattered: over which partial sums of hidden values are scattered to rows
     - attention_batch: of the batch in attention
-
-    tokens: per chip and step; q_width, kv_width: elements of queries, and of keys and values, per
-    token.
     """
 
     def __init__(self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning) -> None:
@@ -64,59 +62,107 @@ class Workload:
         self.batch = axes("residual", "batch")
         self.residual = axes("residual", "d_model")
         self.d_model = axes("used", "d_model")
-        self.experts = axes("used", "experts")
-        self.d_ff = axes("used", "d_ff")
         rows = axes("hidden", "batch", "time")
         self.scattered = tuple(axis for axis in self.d_model if axis in rows)
-        used = (*self.d_model, *self.experts, *self.d_ff)
+        used = axes("used", "d_model", "experts", "d_ff")
         outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
         self.gathered = without((*outer, *inner), used)
         is_wide = shape.weight_bytes_per_element >= shape.activation_bytes_per_element
         self.uses_collective_matmul = is_wide and bool(collective_matmul_axes(partitioning))
         self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
-        self.heads = axes("used", *HEADS)
-        self.kv_heads = axes("used", *self.kv_names)
         self.attention_batch = axes("attention", "batch")
-        self.tokens = shape.tokens / mesh.ways(self.batch)
-        self.q_width = shape.heads * shape.d_head
-        self.kv_width = 2 * shape.kv_heads * shape.d_head
 
-    @property
-    def kv_names(self) -> tuple[str, ...]:
-        """The logical axis of the KV heads: `heads` in multi-head attention."""
-        return ("heads",) if self.shape.kv_heads == self.shape.heads else ("kv_heads",)
+    def tokens(self, block: Block) -> float:
+        """New positions that a chip computes in a block."""
+        return self.shape.tokens_of(block) / self.mesh.ways(self.batch)
 
-    @property
-    def partial_key_axes(self) -> MeshAxes:
+    def dividing(self, group: str, **sizes: int) -> MeshAxes:
+        """The mesh axes of a group over which axes of these sizes are sharded: those that divide
+        them."""
+        taken = (
+            (self.partitioning.axes(group, name), size) for name, size in sizes.items() if size
+        )
+        return tuple(
+            axis for over, size in taken if size % self.mesh.ways(over) == 0 for axis in over
+        )
+
+    def query_axes(self, attention: Attention, group: str = "used") -> MeshAxes:
+        """The mesh axes of the query heads."""
+        kv_heads = attention.kv_heads
+        grouped = {"kv_heads": kv_heads, "q_per_kv": attention.heads // kv_heads}
+        return self.dividing(group, heads=attention.heads, **grouped)
+
+    def key_axes(self, attention: Attention, group: str = "used") -> MeshAxes:
+        """The mesh axes of the KV heads, which in multi-head attention are the heads."""
+        is_multi_head = self.shape.kv_heads == self.shape.heads
+        return self.dividing(
+            group, **{"heads" if is_multi_head else "kv_heads": attention.kv_heads}
+        )
+
+    def row_axes(self, attention: Attention) -> MeshAxes:
         """The mesh axes over which keys and values would be replicated, but attention shards the
         rows: every chip computes only the keys and values of its rows."""
         if not self.scattered or self.batch:
             return ()
-        return without(self.attention_batch, (*self.scattered, *self.kv_heads))
+        return without(self.attention_batch, (*self.scattered, *self.key_axes(attention)))
+
+    def expert_axes(self, network: Network, group: str = "used") -> MeshAxes:
+        """The mesh axes of the experts of a network; none if it has no experts."""
+        return self.dividing(group, experts=network.experts if network.routing else 0)
+
+    def width_axes(self, network: Network, group: str = "used") -> MeshAxes:
+        """The mesh axes of the d_ff of a network: those that shard no experts of it."""
+        over = self.dividing(group, d_ff=network.d_ff)
+        return without(over, self.expert_axes(network, group))
+
+    def network_axes(self, network: Network, group: str = "used") -> MeshAxes:
+        """The mesh axes of the experts of a network, and of their d_ff."""
+        return (*self.expert_axes(network, group), *self.width_axes(network, group))
 
     # Weights, in elements per chip.
 
-    def ffn_weights(self, group: str) -> float:
-        """One layer's feed-forward weights."""
-        ways = self.mesh.ways(self.partitioning.axes(group, "d_model", "experts", "d_ff"))
-        return self.shape.ffn_weights / ways
+    def network_weights(self, network: Network, group: str) -> float:
+        """The matrices of a feed-forward network."""
+        over = (*self.partitioning.axes(group, "d_model"), *self.network_axes(network, group))
+        elements = network.experts * network.matrices * self.shape.d_model * network.d_ff
+        return elements / self.mesh.ways(over)
 
-    def attention_weights(self, group: str) -> float:
-        """One layer's projections to queries, keys and values, and back."""
-        axes, ways = self.partitioning.axes, self.mesh.ways
-        queries = ways(axes(group, "d_model", *HEADS))
-        keys = ways(axes(group, "d_model", *self.kv_names))
-        return self.shape.d_model * (2 * self.q_width / queries + self.kv_width / keys)
+    def attention_weights(self, attention: Attention, group: str) -> float:
+        """The projections to queries, keys and values, and back."""
+        over, ways = self.partitioning.axes(group, "d_model"), self.mesh.ways
+        queries = ways((*over, *self.query_axes(attention, group)))
+        keys = ways((*over, *self.key_axes(attention, group)))
+        return self.shape.d_model * (2 * attention.q_width / queries + attention.kv_width / keys)
 
-    def layer_weights(self, group: str) -> float:
-        """One layer's weights; routers are replicated."""
-        ffn = self.ffn_weights(group) + self.shape.router_weights
-        return ffn + self.attention_weights(group)
+    def router_weights(self, network: Network) -> int:
+        """The router of a mixture, which is replicated."""
+        return network.experts * self.shape.d_model if network.routing else 0
 
-    def used_weights(self, experts: float) -> float:
-        """One layer's weights as the products read them, of so many experts."""
-        others = self.ffn_weights("used") * (1 - experts / self.shape.experts)
-        return self.layer_weights("used") - others
+    def block_weights(self, block: Block, group: str) -> float:
+        """All weights of one block."""
+        networks = sum(
+            self.network_weights(network, group) + self.router_weights(network)
+            for network in block.networks
+        )
+        own = self.attention_weights(block.attention, group) if block.attention else 0
+        return networks + own
+
+    def used_weights(self, block: Block, experts: Callable[[Network], float]) -> float:
+        """The weights of a block that its products read, `experts(network)` of every mixture."""
+        others = sum(
+            self.network_weights(network, "used") * (1 - experts(network) / network.experts)
+            for network in block.networks
+        )
+        return self.block_weights(block, "used") - others
+
+    def weights_multiplied(self, block: Block) -> float:
+        """The weights of a block with which a token is multiplied."""
+        return self.used_weights(block, lambda network: network.experts_computed)
+
+    def weights_read(self, block: Block) -> float:
+        """The weights of a block that all tokens read together."""
+        tokens = self.tokens(block)
+        return self.used_weights(block, lambda network: network.experts_read(tokens))
 
     def table(self) -> float:
         """The embedding, or the unembedding."""
@@ -126,115 +172,150 @@ class Workload:
     # Arithmetic and HBM, per chip and step.
 
     def flops(self) -> float:
-        """FLOPs of the layers' products with weights."""
-        return 2 * self.tokens * self.used_weights(self.shape.experts_computed) * self.shape.layers
+        """FLOPs of the blocks' products with weights."""
+        return sum(
+            2 * self.tokens(block) * self.weights_multiplied(block) * block.times
+            for block in self.shape.blocks
+        )
 
     def other_flops(self) -> float:
         """FLOPs of attention and of the logits."""
-        attention = 4 * self.scores() * self.shape.d_head * self.shape.layers
+        attentions = sum(
+            4 * self.scores(attention, block) * attention.d_head * block.times
+            for attention, block in self.shape.attentions
+        )
         rows = self.shape.logits_rows / self.mesh.ways(self.partitioning.axes("tables", "batch"))
-        return attention + 2 * rows * self.table()
+        return attentions + 2 * rows * self.table()
 
-    def scores(self) -> float:
-        """One layer's attention scores, in elements per chip."""
-        shape = self.shape
-        ways = self.mesh.ways(self.partitioning.axes("attention", "batch", *HEADS))
-        return shape.tokens * shape.heads * shape.context / ways
+    def scores(self, attention: Attention, block: Block) -> float:
+        """The scores of one attention, in elements per chip."""
+        over = (*self.attention_batch, *self.query_axes(attention, "attention"))
+        context = attention.context(self.shape.context)
+        return self.shape.tokens_of(block) * attention.heads * context / self.mesh.ways(over)
+
+    def layer_cache_bytes(self, attention: Attention) -> float:
+        """The KV cache of one attention."""
+        batch = self.partitioning.axes("cache", "batch")
+        ways = self.mesh.ways((*batch, *self.key_axes(attention, "cache")))
+        positions = self.shape.batch * attention.context(self.shape.context)
+        return attention.kv_width * positions * self.shape.cache_bytes_per_element / ways
 
     def cache_bytes(self) -> float:
-        """The KV cache of all layers."""
-        ways = self.mesh.ways(self.partitioning.axes("cache", "batch", "heads", "kv_heads"))
-        positions = self.shape.batch * self.shape.context * self.shape.layers
-        return self.kv_width * positions * self.shape.cache_bytes_per_element / ways
+        """The KV cache of all layers, as it is stored."""
+        return sum(
+            self.layer_cache_bytes(attention) * block.stored
+            for attention, block in self.shape.attentions
+        )
 
     def hbm_bytes(self) -> float:
-        """The weights and the cache, each read once."""
+        """The weights and the cache, as often as they are read."""
         shape = self.shape
-        read = self.used_weights(shape.experts_read(self.tokens))
-        weights = read * shape.layers * shape.weight_bytes_per_element
+        read = sum(self.weights_read(block) * block.times for block in shape.blocks)
         head = self.table() * shape.embedding_bytes_per_element
-        return weights + head + self.cache_bytes()
+        caches = sum(
+            self.layer_cache_bytes(attention) * block.times for attention, block in shape.attentions
+        )
+        return read * shape.weight_bytes_per_element + head + caches
 
     def scores_bytes(self, on_chip_bytes: int) -> float:
-        """The scores in f32, written and read, if those of a layer exceed `on_chip_bytes`."""
-        layer = 4 * self.scores()
-        return 2 * layer * self.shape.layers if layer > on_chip_bytes else 0.0
+        """The scores in f32, written and read, where those of an attention exceed
+        `on_chip_bytes`."""
+        counts = (
+            (4 * self.scores(each, block), block.times) for each, block in self.shape.attentions
+        )
+        return sum(2 * count * times for count, times in counts if count > on_chip_bytes)
 
     # Collectives.
 
     def collectives(self) -> Iterator[Collective]:
         """All collectives of a step, without those of no bytes or over a single chip."""
-        for collective in (*self.layer(), *self.attention(), *self.gathers(), *self.ends()):
+        blocks, attentions = self.shape.blocks, list(self.shape.attentions)
+        for collective in (
+            *(collective for block in blocks for collective in self.block(block)),
+            *(each for attention, block in attentions for each in self.moves(attention, block)),
+            *self.gathers(),
+            *self.ends(),
+        ):
             if collective.bytes and self.mesh.ways(collective.axes) > 1:
                 yield collective
 
-    def layer(self) -> Iterator[Collective]:
-        """Collectives around the products of a layer; the halves of a parallel block share theirs.
+    def block(self, block: Block) -> Iterator[Collective]:
+        """Collectives around the products of a block, which share them (appendix A.2)."""
+        per_token = self.activation_bytes(block)
+        ways, part, times = self.mesh.ways, block.part, block.times
+        inner_in = inner_out = hidden = 0.0
+        partial: list[str] = []
+        if block.attention:
+            over = (*self.key_axes(block.attention), *self.row_axes(block.attention))
+            heads = self.query_axes(block.attention)
+            keys, queries = (
+                block.attention.kv_width / ways(over),
+                block.attention.q_width / ways(heads),
+            )
+            inner_in, inner_out = (queries + keys) * per_token, queries * per_token
+            partial += heads
+        for network in block.networks:
+            over = self.network_axes(network)
+            width = network.d_ff * network.experts_computed / ways(over) * per_token
+            hidden += network.into * width
+            inner_out += network.out * width
+            partial += over if network.results == 1 else self.expert_axes(network)
+            yield from self.router(network, block)
+        yield from self.into(inner_in + hidden, hidden, block)
+        yield Collective("all-gather", self.scattered, inner_out, times, part)
+        outer = self.stream_bytes(block)
+        yield from self.summed(tuple(dict.fromkeys(partial)), outer, times, part)
+        yield from self.results(block)
 
-        If the results of several experts are added after the last product, its partial sums over
-        d_ff are reduced before, for every result.
+    def activation_bytes(self, block: Block) -> float:
+        """One element of an activation for all tokens of a chip."""
+        return self.shape.activation_bytes_per_element * self.tokens(block)
+
+    def stream_bytes(self, block: Block) -> float:
+        """The residual stream of a chip, as the products read it."""
+        return self.shape.d_model * self.activation_bytes(block) / self.mesh.ways(self.d_model)
+
+    def into(self, inner: float, hidden: float, block: Block) -> Iterator[Collective]:
+        """Collectives of a norm and the products that read it.
+
+        inner: bytes per chip of these products' results; hidden: the part of them that is hidden
+        values of a feed-forward network.
         """
-        per_token = self.shape.activation_bytes_per_element * self.tokens
-        ways = self.mesh.ways
-        keys = self.kv_width / ways((*self.kv_heads, *self.partial_key_axes))
-        queries = self.q_width / ways(self.heads)
-        d_ff = self.shape.d_ff * self.shape.experts_computed / ways((*self.experts, *self.d_ff))
-        ffn = ((self.shape.ffn_matrices - 1) * d_ff * per_token, d_ff * per_token)
-        attention = ((queries + keys) * per_token, queries * per_token)
-        if self.shape.parallel:
-            both = (ffn[0] + attention[0], ffn[1] + attention[1])
-            yield from self.block(*both, self.d_ff, "block", ffn[0])
+        times, part = block.times, block.part
+        if not inner:
             return
-        yield from self.block(*attention, self.heads, "attention")
-        scores = self.shape.experts * per_token if self.shape.routing else 0
-        yield Collective("all-reduce", self.d_model, scores, self.shape.layers, "router")
-        if self.shape.expert_results == 1:
-            yield from self.block(*ffn, (*self.experts, *self.d_ff), "ffn", ffn[0])
-            return
-        yield from self.block(*ffn, self.experts, "ffn")
-        apart = self.shape.expert_results / ways((*self.experts, *self.d_model))
-        yield Collective(
-            "all-reduce",
-            self.d_ff,
-            apart * self.shape.d_model * per_token,
-            self.shape.layers,
-            "ffn",
-        )
-
-    def block(
-        self,
-        inner_in: float,
-        inner_out: float,
-        partial: MeshAxes,
-        part: str,
-        hidden: float = 0,
-    ) -> Iterator[Collective]:
-        """Collectives of a norm and two products (appendix A.2).
-
-        inner_in, inner_out: bytes per chip after the first and before the second product; partial:
-        the mesh axes over which the second product leaves partial sums; hidden: the part of
-        `inner_in` that is hidden values of the feed-forward layer.
-        """
-        if not inner_in:
-            return
-        layers = self.shape.layers
-        outer = self.shape.d_model * self.shape.activation_bytes_per_element * self.tokens
-        outer /= self.mesh.ways(self.d_model)
+        yield Collective("all-reduce", self.d_model, 4 * self.tokens(block), times, "norm")
         replicated = without(self.residual, self.d_model)
-        yield Collective("all-reduce", self.d_model, 4 * self.tokens, layers, "norm")
-        yield Collective("all-gather", replicated, outer, layers, part)
+        yield Collective("all-gather", replicated, self.stream_bytes(block), times, part)
         summed = without(self.d_model, self.scattered)
-        yield Collective("all-reduce", summed, inner_in, layers, part)
+        yield Collective("all-reduce", summed, inner, times, part)
         yield Collective(
             "reduce-scatter",
             self.scattered,
-            inner_in,
-            layers,
+            inner,
+            times,
             part,
             collective_matmul_bytes=hidden,
+            matrices=sum(network.into for network in block.networks),
         )
-        yield Collective("all-gather", self.scattered, inner_out, layers, part)
-        yield from self.summed(partial, outer, layers, part)
+
+    def router(self, network: Network, block: Block) -> Iterator[Collective]:
+        """The reduction of a router's scores."""
+        scores = network.experts * self.activation_bytes(block)
+        if network.routing:
+            yield Collective("all-reduce", self.d_model, scores, block.times, "router")
+
+    def results(self, block: Block) -> Iterator[Collective]:
+        """The reduction of each expert's result, where the results of several are added after the
+        last product."""
+        stream = self.shape.d_model * self.activation_bytes(block)
+        for network in block.networks:
+            if network.results > 1:
+                over = (*self.expert_axes(network), *self.d_model)
+                apart = network.results / self.mesh.ways(over) * stream
+                yield Collective(
+                    "all-reduce", self.width_axes(network), apart, block.times, block.part
+                )
 
     def summed(self, partial: MeshAxes, size: float, times: int, part: str) -> Iterator[Collective]:
         """The reduction of a residual stream's partial sums: scattered along its mesh axes."""
@@ -243,41 +324,47 @@ class Workload:
         yield Collective("reduce-scatter", scattered, size, times, part)
         yield Collective("all-reduce", without(partial, scattered), remaining, times, part)
 
-    def attention(self) -> Iterator[Collective]:
+    def moves(self, attention: Attention, block: Block) -> Iterator[Collective]:
         """All-to-alls from heads to batch and back, if attention shards more of the batch (section
         3.3), and from scattered rows to heads, if it shards more of the heads."""
-        axes, shape = self.partitioning.axes, self.shape
-        owned = axes("attention", *HEADS)
+        times, kv_axes = block.times, self.key_axes(attention)
+        owned = self.query_axes(attention, "attention")
         moved = without(self.attention_batch, (*self.batch, *self.scattered))
         turned = tuple(axis for axis in self.scattered if axis in owned)
-        ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.heads))))
-        per_token = shape.activation_bytes_per_element * self.tokens
-        queries = self.q_width * per_token / ways
-        keys = self.kv_width * per_token / ways if set(moved) & set(self.kv_heads) else 0
-        yield Collective("all-to-all", moved, queries + keys, shape.layers, "attention")
-        yield Collective("all-to-all", moved, queries, shape.layers, "attention")
-        yield Collective("all-to-all", turned, queries, shape.layers, "attention")
-        kept = (*self.attention_batch, *axes("attention", *self.kv_names))
-        size = self.kv_width * per_token / self.mesh.ways(self.kv_heads)
-        gathered_over = without(self.scattered, kept)
-        yield Collective("all-gather", gathered_over, size, shape.layers, "attention")
+        ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.query_axes(attention)))))
+        per_token = self.activation_bytes(block)
+        queries = attention.q_width * per_token / ways
+        keys = attention.kv_width * per_token / ways if set(moved) & set(kv_axes) else 0
+        yield Collective("all-to-all", moved, queries + keys, times, "attention")
+        yield Collective("all-to-all", moved, queries, times, "attention")
+        yield Collective("all-to-all", turned, queries, times, "attention")
+        kept = (*self.attention_batch, *self.key_axes(attention, "attention"))
+        size = attention.kv_width * per_token / self.mesh.ways(kv_axes)
+        yield Collective("all-gather", without(self.scattered, kept), size, times, "attention")
 
     def gathers(self) -> Iterator[Collective]:
         """The all-gathers of weights over mesh axes that shard the batch too (section 3.2.3)."""
-        size, layers = self.shape.weight_bytes_per_element, self.shape.layers
-        ffn, attention = self.ffn_weights("used") * size, self.attention_weights("used") * size
-        windowed = ffn if self.uses_collective_matmul else 0
-        for part, weights, matmul_bytes in (("ffn", ffn, windowed), ("attention", attention, 0)):
-            yield Collective(
-                "all-gather",
-                self.gathered,
-                weights,
-                layers,
-                part,
-                overlaps=True,
-                collective_matmul_bytes=matmul_bytes,
-                array_axes=self.gathered_array_axes,
-            )
+        for network, block in self.shape.networks:
+            elements = self.network_weights(network, "used")
+            yield self.gather(elements, block, "ffn", network.matrices)
+        for attention, block in self.shape.attentions:
+            yield self.gather(self.attention_weights(attention, "used"), block, "attention", 0)
+
+    def gather(self, elements: float, block: Block, part: str, matrices: int) -> Collective:
+        """The all-gather of these weights; of so many matrices as a collective matmul."""
+        count = elements * self.shape.weight_bytes_per_element
+        windowed = count if matrices and self.uses_collective_matmul else 0
+        return Collective(
+            "all-gather",
+            self.gathered,
+            count,
+            block.times,
+            part,
+            overlaps=True,
+            collective_matmul_bytes=windowed,
+            matrices=matrices,
+            array_axes=self.gathered_array_axes,
+        )
 
     def ends(self) -> Iterator[Collective]:
         """The collectives of embedding and logits, once per step."""
@@ -297,27 +384,34 @@ class Workload:
     def memory(self) -> dict[str, float]:
         """Live bytes per chip at the step's peak, by category.
 
-        The feed-forward layer holds its hidden values and, if weights are gathered, two matrices:
+        A feed-forward network holds its hidden values and, if weights are gathered, two matrices:
         the current and the prefetched one. Attention holds scores in f32. The two are never live
         together. (If memory allows, the compilers for v5e and v5p keep a second copy of the scores
         to overlap an all-gather with the softmax.)
         """
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
-        size = shape.activation_bytes_per_element
-        matrix = self.ffn_weights("used") / shape.ffn_matrices * shape.weight_bytes_per_element
-        gathered = 2 * matrix if self.gathered else 0
-        inner = shape.d_ff * shape.experts_computed / ways((*self.experts, *self.d_ff))
-        apart = (shape.expert_results - 1) * shape.d_model / ways((*self.experts, *self.d_model))
-        hidden = max((shape.ffn_matrices - 1) * inner, inner + apart) * self.tokens * size
-        scores = 4 * self.scores()
-        stream = shape.d_model * self.tokens * size
+        tokens = shape.tokens / ways(self.batch)
+        stream = shape.d_model * tokens * shape.activation_bytes_per_element
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
-        stored = self.layer_weights("weights") * shape.weight_bytes_per_element
+        stored = sum(self.block_weights(block, "weights") * block.stored for block in shape.blocks)
+        networks = (self.network_bytes(network, block) for network, block in shape.networks)
+        scores = (4 * self.scores(attention, block) for attention, block in shape.attentions)
         tables = 1 if shape.tied_embedding else 2
         return {
-            "weights": stored * shape.layers,
+            "weights": stored * shape.weight_bytes_per_element,
             "embedding": tables * self.table() * shape.embedding_bytes_per_element,
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
-            "working set": max(gathered + hidden, scores, logits),
+            "working set": max(*networks, *scores, logits, 0.0),
         }
+
+    def network_bytes(self, network: Network, block: Block) -> float:
+        """Bytes that a feed-forward network holds while it is computed."""
+        shape, ways = self.shape, self.mesh.ways
+        matrix = self.network_weights(network, "used") / network.matrices
+        gathered = 2 * matrix * shape.weight_bytes_per_element if self.gathered else 0
+        inner = network.d_ff * network.experts_computed / ways(self.network_axes(network))
+        over = (*self.expert_axes(network), *self.d_model)
+        apart = (network.results - 1) * shape.d_model / ways(over)
+        hidden = max(network.into * inner, network.out * inner + apart)
+        return gathered + hidden * self.activation_bytes(block)

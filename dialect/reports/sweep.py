@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from dialect.display.tables import Table
 from dialect.machine.mesh import MeshSpec, TargetError, Topology, cubic
 from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
-from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.decoder_shape import DecoderShape, Network
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import SearchResult, searched
 from dialect.planning.workload import Workload
@@ -59,17 +59,20 @@ class Decoder:
     @property
     def parameters(self) -> int:
         """The number of weights, including the embedding."""
-        return self._weights(self.shape.experts)
+        return self._weights(lambda network: network.experts)
 
     @property
     def active(self) -> int:
         """The number of weights that a token is routed to: N in `Cost.mfu`."""
-        return self._weights(self.shape.experts_per_token)
+        return self._weights(lambda network: network.experts_per_token)
 
-    def _weights(self, experts: int) -> int:
+    def _weights(self, experts: Callable[[Network], int]) -> int:
         work = Workload(self.shape, _ALONE, partition("ws1d", "heads", self.shape, _ALONE))
         tables = 1 if self.shape.tied_embedding else 2
-        return round(work.used_weights(experts) * self.shape.layers + tables * work.table())
+        blocks = sum(
+            work.used_weights(block, experts) * block.stored for block in self.shape.blocks
+        )
+        return round(blocks + tables * work.table())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,289 @@
+"""The blocks of a program's decoder: a walk over its products and attentions.
+
+A block is what reads the residual stream at one place. The place of a value is the number of
+products on the way to it that add to the residual stream: attention and network of a parallel layer
+are in one place (GPT-J, Wang & Komatsuzaki 2021), those of a serial layer in two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from dialect.naming.axes import HEADS, Axes, Names, leaves_of
+from dialect.planning.decoder_shape import Attention, Block, Network
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values
+from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import traits
+from rewrite.program import Program
+from rewrite.signature import Signature, letters
+
+KV_HEADS = ("heads", "kv_heads")
+PRODUCTS = ("contract", "ragged_dot_general")
+
+
+_Read = tuple[Block, set[tuple[Value, int]]]
+
+
+@dataclass
+class _Place:
+    """What reads the residual stream at one place."""
+
+    attentions: list[Op] = field(default_factory=list)
+    # Products with weights of networks, and with weights fused with those of the heads.
+    into: list[tuple[Op, Value]] = field(default_factory=list)
+    out: list[tuple[Op, Value]] = field(default_factory=list)
+    into_heads: list[Value] = field(default_factory=list)
+    out_of_heads: list[Value] = field(default_factory=list)
+    chosen: int = 0  # experts that a token is routed to
+    time: int = 1  # new positions per sequence
+    read: set[tuple[Value, int]] = field(default_factory=set)  # stored weights, and their layers
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The loops around a graph: their trips, and for every input that they pass to it the value
+    outside, with how many such values that holds."""
+
+    trips: int = 1
+    outside: dict[Value, tuple[Value, int]] = field(default_factory=dict)
+
+    def within(self, op: Op, region: Graph) -> _Loop:
+        """The loops around a region of an op."""
+        length = op.get("length")
+        if length is None:
+            return self
+        sliced = op["consts"] + op["carry"]
+        outside = {
+            value: (arg, length if number >= sliced else 1)
+            for number, (value, arg) in enumerate(zip(region.inputs, op.args))
+        }
+        return _Loop(self.trips * length, self.outside | outside)
+
+    def stored(self, value: Value) -> tuple[Value, int]:
+        """Where a weight is stored outside the loops, and how many like it are stored there."""
+        count = 1
+        while value in self.outside or value.op.args:
+            if value in self.outside:
+                value, more = self.outside[value]
+                count *= more
+                continue
+            facts, source = traits(value.op), value.op.args[0]
+            if facts.picks and facts.linear:  # a layer of a stack, cut out by the program
+                break
+            if facts.picks:  # the layer of a trip
+                count *= source.type.size // max(1, value.type.size)
+            value = source
+        return value, min(count, self.trips)
+
+
+def decoder_blocks(program: Program, axes: Axes) -> tuple[Block, ...]:
+    """The kinds of blocks of a decoder, in the order in which they come first."""
+    inputs = frozenset(program.values("param"))
+    kinds: dict[Block, Block] = {}
+    seen: set[Value] = set()
+    for block, read in _blocks_of(program.graph, inputs, axes, _Loop()):
+        new = (count for source, count in read if source not in seen)
+        stored = max(new, default=0 if read else block.times)
+        seen.update(source for source, _ in read)
+        kind = replace(block, times=0, stored=0)
+        known = kinds.get(kind, kind)
+        kinds[kind] = replace(known, times=known.times + block.times, stored=known.stored + stored)
+    return tuple(kinds.values())
+
+
+def _blocks_of(graph: Graph, inputs: frozenset[Value], axes: Axes, loop: _Loop) -> Iterator[_Read]:
+    """The blocks in order, with the stored weights that they read."""
+    bound = bound_values(graph, inputs)
+    number: dict[Value, int] = dict.fromkeys(graph.inputs, 0)
+    places: dict[int, _Place] = {}
+    for op in graph.ops:
+        at = max((number[arg] for arg in op.args), default=0)
+        if op.results[0] in bound:
+            number.update(dict.fromkeys(op.results, at))
+            continue
+        inner = [
+            block
+            for region in op.regions
+            for block in _blocks_of(region, region_bound(op, bound), axes, loop.within(op, region))
+        ]
+        if inner:
+            yield from (*_blocks_up_to(places, at, axes, loop), *inner)
+        place = places.setdefault(at, _Place())
+        _note(place, op, axes, bound, loop)
+        adds = bool(inner) or (op.name in PRODUCTS and _adds(op, axes))
+        number.update(dict.fromkeys(op.results, at + adds))
+    yield from _blocks_up_to(places, len(graph.ops), axes, loop)
+
+
+def _blocks_up_to(places: dict[int, _Place], last: int, axes: Axes, loop: _Loop) -> Iterator[_Read]:
+    """The blocks at these places, which are complete."""
+    for number in sorted(number for number in places if number < last):
+        place = places.pop(number)
+        for block in _blocks_at(place, axes, loop):
+            yield block, place.read
+
+
+def _blocks_at(place: _Place, axes: Axes, loop: _Loop) -> Iterator[Block]:
+    """One block, and a further one for every attention but the first."""
+    first, *others = [_attention(op, axes) for op in place.attentions] or [None]
+    fused = _fused_networks(place, first, axes) if first else ()
+    networks = (*fused, *_networks(place, axes))
+    time = None if place.time == axes.sizes().get("time", 1) else place.time
+    if first or networks:
+        yield Block(first, networks, loop.trips, time=time)
+    yield from (Block(attention, (), loop.trips, time=time) for attention in others)
+
+
+def _note(place: _Place, op: Op, axes: Axes, bound: frozenset[Value], loop: _Loop) -> None:
+    """Adds to a place what this op says of it."""
+    if _is_attention(axes, op):
+        place.attentions.append(op)
+    elif op.name == "top_k" and "experts" in axes.of(op.args[0])[op["axis"]]:
+        place.chosen = max(place.chosen, op.types[0].shape[op["axis"]])
+    if op.name in PRODUCTS:
+        weights = [(op, arg) for arg in op.args if _is_network(axes, arg)]
+        fused = [arg for arg in op.args if any(weight_over(axes, arg, name) for name in HEADS)]
+        if _adds(op, axes):
+            place.out, place.out_of_heads = place.out + weights, place.out_of_heads + fused
+        else:
+            place.into, place.into_heads = place.into + weights, place.into_heads + fused
+        place.read.update(loop.stored(arg) for arg in op.args if arg in bound)
+        place.time = max(place.time, _size_of(axes, op.results[0], "time"))
+
+
+def _adds(op: Op, axes: Axes) -> bool:
+    """Whether a product with a weight leads back to the residual stream."""
+    inner = ("d_ff", "d_head", *HEADS)
+    weights = [arg for arg in op.args if any(weight_over(axes, arg, name) for name in inner)]
+    others = [arg for arg in op.args if arg not in weights]
+    is_back = has(axes.of(op.results[0]), "d_model")
+    return bool(weights) and is_back and not any(has(axes.of(arg), "d_model") for arg in others)
+
+
+def _attention(op: Op, axes: Axes) -> Attention:
+    """The heads of an `attend`; of attention that was not recognised, those of the program."""
+    sizes = axes.sizes()
+    if op.name != "attend":
+        heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
+        return Attention(heads, _dividing(sizes.get("kv_heads", 1), heads), sizes.get("d_head", 1))
+    query, key = op.args[:2]
+    heads, kv_heads = _size_of(axes, query, *HEADS), _size_of(axes, key, "kv_heads")
+    if not has(axes.of(key), "kv_heads"):
+        kv_heads = _size_of(axes, key, "heads")
+    read = _context_of(op)
+    longest = max(sizes.get("context", 0), sizes.get("time", 1))
+    return Attention(
+        heads,
+        _dividing(kv_heads, heads),
+        _size_of(axes, query, "d_head"),
+        window=read if read < longest else 0,
+    )
+
+
+def _dividing(kv_heads: int, heads: int) -> int:
+    return kv_heads if heads % kv_heads == 0 else heads
+
+
+def _context_of(op: Op) -> int:
+    """The number of positions that an `attend` reads."""
+    named = Signature.parse(op["axes"])
+    (query, key, *_), (out,) = named.inputs, named.outputs
+    others = {*letters(query), *letters(out)}
+    shape = zip(op.args[1].type.shape, key)
+    return math.prod(size for size, dimension in shape if not others & set(dimension))
+
+
+def _size_of(axes: Axes, value: Value, *names: str) -> int:
+    """The product of a value's axes with one of these names."""
+    return math.prod(leaf.size for leaf in leaves_of(axes.at(value)) if leaf.name in names)
+
+
+def _fused_networks(place: _Place, attention: Attention, axes: Axes) -> Iterator[Network]:
+    """The network whose weights are fused with those of the heads: what these have more than
+    attention needs."""
+    widths = (attention.q_width + attention.kv_width, attention.q_width)
+    into, out = (
+        sum(weight.type.size // _size_of(axes, weight, "d_model") for weight in weights) - width
+        for weights, width in zip((place.into_heads, place.out_of_heads), widths)
+    )
+    if any(_is_fused(axes, weight) for weight in place.out_of_heads) and out > 0:
+        yield Network(out, into=max(0, round(into / out)))
+
+
+def _is_fused(axes: Axes, value: Value) -> bool:
+    """Whether a weight over heads has another axis than those of a head."""
+    return not {leaf.name for leaf in leaves_of(axes.at(value))} <= {"d_model", "d_head", *HEADS}
+
+
+def _is_network(axes: Axes, value: Value) -> bool:
+    """Whether this is a weight of a feed-forward network: one of no heads, vocabulary or router."""
+    names = {name for dimension in axes.of(value) for name in dimension}
+    is_router = names == {"d_model", "experts"}
+    others = {"vocab", "d_head", *HEADS}
+    return "d_model" in names and not is_router and not names & {"batch", *others}
+
+
+def _networks(place: _Place, axes: Axes) -> Iterator[Network]:
+    """The feed-forward networks at a place, one for every width and number of experts.
+
+    Matrices are counted by their elements, so that a fused pair counts as two. One whose width is
+    not known belongs to a network with as many experts.
+    """
+    kinds: dict[tuple[int, int], list[Op]] = {}
+    for op, weight in (*place.out, *place.into):
+        if has(axes.of(weight), "d_ff"):
+            kinds.setdefault(_kind(axes, weight), []).append(op)
+    into, out = (Counter[tuple[int, int]]() for _ in range(2))
+    for count, weights in ((into, place.into), (out, place.out)):
+        for _, weight in weights:
+            kind = _kind(axes, weight)
+            alike = (each for each in kinds if each[0] == kind[0])
+            count[kind if kind in kinds else next(alike, kind)] += weight.type.size
+    d_model = axes.sizes().get("d_model", 0)
+    for kind, products in kinds.items():
+        experts, d_ff = kind
+        routing = _routing(products, axes)
+        yield Network(
+            d_ff,
+            into=round(into[kind] / (experts * d_ff * d_model)),
+            out=round(out[kind] / (experts * d_ff * d_model)),
+            experts=experts if routing else 1,
+            experts_per_token=(place.chosen or experts) if routing else 1,
+            routing=routing,
+        )
+
+
+def _kind(axes: Axes, weight: Value) -> tuple[int, int]:
+    """(experts, width) of a weight of a network."""
+    return _size_of(axes, weight, "experts"), _size_of(axes, weight, "d_ff")
+
+
+def _routing(products: list[Op], axes: Axes) -> str:
+    """How a mixture of experts is computed (`ROUTINGS`); "" if there is none."""
+    mixed = [op for op in products if any(weight_over(axes, x, "experts") for x in op.args)]
+    if any(op.name == "ragged_dot_general" for op in mixed):
+        return "ragged"
+    if any(not has(axes.of(op.results[0]), "experts") for op in mixed):
+        return "summed"
+    return "dense" if mixed else ""
+
+
+def _is_attention(axes: Axes, op: Op) -> bool:
+    """Attention, or the softmax of attention that was not recognised."""
+    weights = op.name == "softmax" and "context" in axes.of(op.results[0])[-1]
+    return weights or op.name == "attend"
+
+
+def has(names: Names, name: str) -> bool:
+    """Whether a dimension has this name."""
+    return any(name in dimension for dimension in names)
+
+
+def weight_over(axes: Axes, value: Value, name: str) -> bool:
+    """Whether this is a weight that leads from or to the residual stream along this axis."""
+    names = axes.of(value)
+    return has(names, name) and not has(names, "batch") and has(names, "d_model")
