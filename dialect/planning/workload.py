@@ -7,12 +7,12 @@ any partitioning, and nothing here depends on the chip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dialect.machine.mesh import MeshSpec
-from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
-from dialect.planning.mesh_roles import MeshAxes, Partitioning, collective_matmul_axes, without
+from dialect.planning.decoder_shape import Attention, Block, Network
+from dialect.planning.mesh_roles import MeshAxes, without
+from dialect.planning.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -44,130 +44,8 @@ class Collective:
         return self.bytes * (2 if self.kind == "all-reduce" else 1) * self.times
 
 
-class Workload:
-    """What every chip holds, computes, reads and exchanges in one step of a partitioned decoder.
-
-    Mesh axes:
-
-    - batch, residual: of the residual stream's batch and d_model
-    - d_model: of the weights as the products read them
-    - gathered: over which weights are all-gathered
-    - scattered: over which partial sums of hidden values are scattered to rows
-    - attention_batch: of the batch in attention
-    """
-
-    def __init__(self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning) -> None:
-        self.shape, self.mesh, self.partitioning = shape, mesh, partitioning
-        axes = partitioning.axes
-        self.batch = axes("residual", "batch")
-        self.residual = axes("residual", "d_model")
-        self.d_model = axes("used", "d_model")
-        rows = axes("hidden", "batch", "time")
-        self.scattered = tuple(axis for axis in self.d_model if axis in rows)
-        used = axes("used", "d_model", "experts", "d_ff")
-        outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
-        self.gathered = without((*outer, *inner), used)
-        is_wide = shape.weight_bytes_per_element >= shape.activation_bytes_per_element
-        self.uses_collective_matmul = is_wide and bool(collective_matmul_axes(partitioning))
-        self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
-        self.attention_batch = axes("attention", "batch")
-
-    def tokens(self, block: Block) -> float:
-        """New positions that a chip computes in a block."""
-        return self.shape.tokens_of(block) / self.mesh.ways(self.batch)
-
-    def dividing(self, group: str, **sizes: int) -> MeshAxes:
-        """The mesh axes of a group over which axes of these sizes are sharded: those that divide
-        them."""
-        taken = (
-            (self.partitioning.axes(group, name), size) for name, size in sizes.items() if size
-        )
-        return tuple(
-            axis for over, size in taken if size % self.mesh.ways(over) == 0 for axis in over
-        )
-
-    def query_axes(self, attention: Attention, group: str = "used") -> MeshAxes:
-        """The mesh axes of the query heads."""
-        kv_heads = attention.kv_heads
-        grouped = {"kv_heads": kv_heads, "q_per_kv": attention.heads // kv_heads}
-        return self.dividing(group, heads=attention.heads, **grouped)
-
-    def key_axes(self, attention: Attention, group: str = "used") -> MeshAxes:
-        """The mesh axes of the KV heads, which in multi-head attention are the heads."""
-        is_multi_head = self.shape.kv_heads == self.shape.heads
-        return self.dividing(
-            group, **{"heads" if is_multi_head else "kv_heads": attention.kv_heads}
-        )
-
-    def row_axes(self, attention: Attention) -> MeshAxes:
-        """The mesh axes over which keys and values would be replicated, but attention shards the
-        rows: every chip computes only the keys and values of its rows."""
-        if not self.scattered or self.batch:
-            return ()
-        return without(self.attention_batch, (*self.scattered, *self.key_axes(attention)))
-
-    def expert_axes(self, network: Network, group: str = "used") -> MeshAxes:
-        """The mesh axes of the experts of a network; none if it has no experts."""
-        return self.dividing(group, experts=network.experts if network.routing else 0)
-
-    def width_axes(self, network: Network, group: str = "used") -> MeshAxes:
-        """The mesh axes of the d_ff of a network: those that shard no experts of it."""
-        over = self.dividing(group, d_ff=network.d_ff)
-        return without(over, self.expert_axes(network, group))
-
-    def network_axes(self, network: Network, group: str = "used") -> MeshAxes:
-        """The mesh axes of the experts of a network, and of their d_ff."""
-        return (*self.expert_axes(network, group), *self.width_axes(network, group))
-
-    # Weights, in elements per chip.
-
-    def network_weights(self, network: Network, group: str) -> float:
-        """The matrices of a feed-forward network."""
-        over = (*self.partitioning.axes(group, "d_model"), *self.network_axes(network, group))
-        elements = network.experts * network.matrices * self.shape.d_model * network.d_ff
-        return elements / self.mesh.ways(over)
-
-    def attention_weights(self, attention: Attention, group: str) -> float:
-        """The projections to queries, keys and values, and back."""
-        over, ways = self.partitioning.axes(group, "d_model"), self.mesh.ways
-        queries = ways((*over, *self.query_axes(attention, group)))
-        keys = ways((*over, *self.key_axes(attention, group)))
-        return self.shape.d_model * (2 * attention.q_width / queries + attention.kv_width / keys)
-
-    def router_weights(self, network: Network) -> int:
-        """The router of a mixture, which is replicated."""
-        return network.experts * self.shape.d_model if network.routing else 0
-
-    def block_weights(self, block: Block, group: str) -> float:
-        """All weights of one block."""
-        networks = sum(
-            self.network_weights(network, group) + self.router_weights(network)
-            for network in block.networks
-        )
-        own = self.attention_weights(block.attention, group) if block.attention else 0
-        return networks + own
-
-    def used_weights(self, block: Block, experts: Callable[[Network], float]) -> float:
-        """The weights of a block that its products read, `experts(network)` of every mixture."""
-        others = sum(
-            self.network_weights(network, "used") * (1 - experts(network) / network.experts)
-            for network in block.networks
-        )
-        return self.block_weights(block, "used") - others
-
-    def weights_multiplied(self, block: Block) -> float:
-        """The weights of a block with which a token is multiplied."""
-        return self.used_weights(block, lambda network: network.experts_computed)
-
-    def weights_read(self, block: Block) -> float:
-        """The weights of a block that all tokens read together."""
-        tokens = self.tokens(block)
-        return self.used_weights(block, lambda network: network.experts_read(tokens))
-
-    def table(self) -> float:
-        """The embedding, or the unembedding."""
-        ways = self.mesh.ways(self.partitioning.axes("tables", "d_model", "vocab"))
-        return self.shape.vocab * self.shape.d_model / ways
+class Workload(Shards):
+    """What every chip computes, reads and exchanges in one step of a partitioned decoder."""
 
     # Arithmetic and HBM, per chip and step.
 
