@@ -12,7 +12,7 @@ from typing import Any
 
 from rewrite.errors import InvalidProgram, nearest
 from rewrite.ir import NOWHERE, Graph, Op, Origin, Type, Value, attrs_of
-from rewrite.signature import Signature
+from rewrite.signature import Array, Signature
 
 Infer = Callable[[tuple[Type, ...], dict[str, Any], tuple[Graph, ...]], tuple[Type, ...]]
 
@@ -30,7 +30,14 @@ class Traits:
     - `sums`: its terms may cancel;
     - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
     - `picks`: of its first argument it reads only as much as it gives;
-    - `shape`: the attribute that holds the shape of its result.
+    - `shape`: the attribute that holds the shape of its result;
+    - `axes`: the attribute that numbers dimensions of its first argument, one or several;
+    - `order`: the attribute that says for each dimension of its result which of its first
+      argument's it is;
+    - `new_axis`: the attribute that numbers the dimension that only its result has;
+    - `by_axis`: the attributes with an entry for each dimension of its first argument.
+
+    The last five say how attributes follow where axes lie otherwise (`followed`).
     """
 
     moves: bool = False
@@ -42,6 +49,10 @@ class Traits:
     writes: int = 0
     picks: bool = False
     shape: str = ""
+    axes: str = ""
+    order: str = ""
+    new_axis: str = ""
+    by_axis: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,35 @@ def signature(op: Op) -> Signature:
 def traits(op: Op) -> Traits:
     """What is known of an op besides its axes and its meaning; of an input, nothing."""
     return Traits() if op.name == "input" else lookup(op.name).traits
+
+
+def followed(op: Op, axes: Signature, first: Array, result: Array) -> dict[str, Any]:
+    """The attributes of `op`, whose arrays had the axes of a signature, once they lie otherwise:
+    those of its first argument as `first`, those of its first result as `result`.
+
+    Raises ValueError where an axis that it needs whole has moved, and no attribute says where to.
+    """
+    known, attrs, before = traits(op), dict(op.attrs), axes.inputs[0]
+    told = before if known.order or known.by_axis else ()
+    if known.axes:
+        own = attrs[known.axes]
+        told = tuple(before[d] for d in (own if isinstance(own, tuple) else (own,)))
+        places = tuple(map(first.index, told))
+        attrs[known.axes] = places if isinstance(own, tuple) else places[0]
+    for axis in before:
+        whole = axes.need.intersection(axis) and axis not in told
+        if whole and first.index(axis) != before.index(axis):
+            raise ValueError(f"{op.name} needs {' '.join(axis)} where it is")
+    if known.order:
+        attrs[known.order] = tuple(map(first.index, result))
+    if known.new_axis:
+        attrs[known.new_axis] = next(d for d, axis in enumerate(result) if axis not in first)
+    for name in filter(attrs.get, known.by_axis):
+        attrs[name] = tuple(attrs[name][before.index(axis)] for axis in first)
+    if known.shape:
+        sizes = dict(zip(axes.outputs[0], op.types[0].shape))
+        attrs[known.shape] = tuple(sizes[axis] for axis in result)
+    return attrs
 
 
 def infer(op: Op) -> tuple[Type, ...]:

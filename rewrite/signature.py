@@ -10,13 +10,16 @@ The kind of an axis is what sharding it costs:
 - *reduce*: it is summed away, and sharding it costs an all-reduce or a reduce-scatter;
 - *need*: the op must see it whole (a sort, a softmax, a gather's table).
 
+A letter such as `s'` names some places of the axis `s`: what a slice reads of it, what a cache is
+written at.
+
 One declaration drives type inference, recognition, quantisation, first-layer precompute,
 sharding and cost. (Shardy calls the same thing a factor rule.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_lowercase
@@ -69,6 +72,37 @@ class Signature:
         common = [set(letters(array)) for array in self.outputs]
         return frozenset(set.intersection(*common) - self.need) if common else frozenset()
 
+    def along(self) -> Signature:
+        """The same, each dimension named for the axis that it lies along.
+
+        `s'` lies along `s`; of the letters of one dimension those count that both sides have, so
+        that both sides of `(g n) -> g` lie along `g`.
+        """
+        sides = (self.inputs, self.outputs)
+        ends = ({_axis(x) for array in side for x in letters(array)} for side in sides)
+        through = set.intersection(*ends)
+
+        def axis(dimension: Dimension) -> Dimension:
+            alone = len(dimension) == 1
+            return tuple(_axis(x) for x in dimension if alone or _axis(x) in through)
+
+        inputs, outputs = (tuple(tuple(map(axis, array)) for array in side) for side in sides)
+        return Signature(inputs, outputs, frozenset(map(_axis, self.need)))
+
+    def results(self, arguments: Sequence[Array]) -> tuple[Array, ...]:
+        """The axes of the results, where the arguments have these. Raises ValueError where they
+        are not as many, or others pair."""
+        names: dict[str, str] = {}
+        for own, given in zip(self.inputs, arguments, strict=True):
+            for mine, other in zip(own, given, strict=True):
+                for letter, name in zip(mine, other, strict=True):
+                    if names.setdefault(letter, name) != name:
+                        raise ValueError(f"{letter} would be {names[letter]} and {name}")
+        return tuple(
+            tuple(tuple(names.get(x, x) for x in dimension) for dimension in array)
+            for array in self.outputs
+        )
+
     def __str__(self) -> str:
         text = f"{_show(self.inputs)} -> {_show(self.outputs)}"
         return text + (f"; need {' '.join(sorted(self.need))}" if self.need else "")
@@ -77,6 +111,10 @@ class Signature:
 def letters(array: Array) -> tuple[str, ...]:
     """The letters of one array, compound dimensions flattened."""
     return tuple(letter for dimension in array for letter in dimension)
+
+
+def _axis(letter: str) -> str:
+    return letter.partition("'")[0]
 
 
 def opaque(ranks_in: tuple[int, ...], ranks_out: tuple[int, ...]) -> Signature:

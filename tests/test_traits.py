@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from dialect.ops.traits import TRAITS
 from dialect.ops.vocabulary import Traced
 from dialect.staging import known  # noqa: F401  (declares marks)
 from rewrite import opdef
-from rewrite.ir import Graph, Op, Symbol
+from rewrite.ir import Graph, Op, Symbol, Type, new_input
+from rewrite.opdef import build, followed
 
 F32, I32 = (
     (lambda *shape: jax.ShapeDtypeStruct(shape, "float32")),
@@ -68,6 +70,8 @@ def spelled(x: Any, y: Any, i: Any, cache: Any, new: Any) -> list[Any]:
         Traced["take"](x, i, mode=CLIP),
         *(Traced[name](x, axis=0, size=size) for name, size in (("padded", 5), ("unpadded", 2))),
         *(Traced[name](x, axis=1, count=2, by="mean") for name in ("merge_heads", "spread_heads")),
+        *Traced["quantize_tokens"](x, axis=1, form="int8"),
+        Traced["dequantize_tokens"](x, y[0, :3], axis=1, dtype=Symbol("f32")),
         Traced["known"](x, alone=True),
         Traced["shared"](x),
     ]
@@ -195,6 +199,34 @@ def at(arrays: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
 def test_shape(name: str) -> None:
     op, _ = OPS[name]
     assert op[opdef.traits(op).shape] == op.types[0].shape
+
+
+FOLLOWING = [name for trait in ("axes", "order", "new_axis", "by_axis") for name in having(trait)]
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_attributes_follow_axes(name: str) -> None:
+    """Of arrays whose axes lie otherwise comes the same, its axes lying otherwise."""
+    op, arrays = OPS[name]
+    axes, wanted, moved = opdef.signature(op).along(), run(op, arrays), 0
+    for first in permutations(axes.inputs[0]):
+        given = [first, *(sorted(array, key=(*first, *array).index) for array in axes.inputs[1:])]
+        result = tuple(sorted(axes.outputs[0], key=(*first, *axes.outputs[0]).index))
+        turned = [
+            np.transpose(array, tuple(map(was.index, now)))
+            for array, was, now in zip(arrays, axes.inputs, given)
+        ]
+        types = [Type(arg.type.dtype, array.shape) for arg, array in zip(op.args, turned)]
+        try:
+            attrs = followed(op, axes, first, result)
+            made = build(name, *map(new_input, types), **attrs)
+            lie = opdef.signature(made).along().results(tuple(map(tuple, given)))
+        except (TypeError, ValueError):  # it needs an axis where it was
+            continue
+        moved += first != axes.inputs[0]
+        for got, expected, was, now in zip(run(made, turned), wanted, axes.outputs, lie):
+            np.testing.assert_array_equal(got, expected.transpose(tuple(map(was.index, now))))
+    assert moved
 
 
 @pytest.mark.parametrize("name", having("sums"))

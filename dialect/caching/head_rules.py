@@ -11,21 +11,20 @@ from __future__ import annotations
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
-from dialect.caching.state_forms import Change, carried_in_form, carries, written
+from dialect.caching.commute import Form, rules
+from dialect.caching.state_forms import Change
 from dialect.matching.values import reshaped
 from dialect.ops import heads  # noqa: F401  (defines its words)
 from dialect.ops.lax import MAPS
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import build, make
+from rewrite.opdef import make
 from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
 from rewrite.signature import Array, Signature, letters
 
-_CLIP = Symbol("GatherScatterMode.CLIP")
 # What gives each head by itself, linear or not.
 _BY_HEAD = MAPS | set(
     "contract rope transpose reshape broadcast_in_dim rms_norm layer_norm".split()
@@ -58,104 +57,15 @@ def _example(x: object, axis: int = 1, count: int = 2) -> object:
     return Traced["spread_heads"](x, axis=axis, count=count, by="mean")
 
 
-def _spread(value: Value, op: Op, axis: int) -> Value:
-    """Another value spread as `op` does, along that axis."""
-    return make("spread_heads", value, axis=axis, count=op["count"], by=op["by"])
-
-
-@local(
-    "cache_write",
+SPREAD = Form(
+    "spread_heads",
+    undo="merge_heads",
+    parts=("c",),
+    change=merging,
+    example=_example,
+    types=lambda places: (f"f32[2,3,{places},4]",),
     keeps="approx",
-    example=lambda c, new: Traced["cache_write"](_example(c), _example(new), 3, axes=(2,)),
-    types=("f32[2,3,8,4]", "f32[2,3,1,4]"),
 )
-def write_of_spread(op: Op) -> Outcome:
-    """cache_write(spread_heads(c), new)  ->  spread_heads(cache_write(c, merge_heads(new)))"""
-    inner = op.args[0].op
-    if inner.name != "spread_heads" or inner["axis"] in op["axes"]:
-        return None
-    (new,) = merged(op.args[1], **dict(inner.attrs))
-    return _spread(written(op, inner.args[0], new), inner, inner["axis"])
-
-
-@local(
-    "cache_put",
-    keeps="approx",
-    example=lambda c, new: Traced["cache_put"](
-        _example(c), _example(new), jnp.full((2, 1), 2), axis=2, mode=_CLIP
-    ),
-    types=("f32[2,3,8,4]", "f32[2,3,1,4]"),
-)
-def put_of_spread(op: Op) -> Outcome:
-    """cache_put(spread_heads(c), new)  ->  spread_heads(cache_put(c, merge_heads(new)))"""
-    (_, new, positions, *layer), inner = op.args, op.args[0].op
-    if inner.name != "spread_heads" or inner["axis"] == op["axis"]:
-        return None
-    first = len(layer)
-    if inner["axis"] < first + (positions.type.rank == 2):
-        return None
-    (new,) = merged(new, **{**dict(inner.attrs), "axis": inner["axis"] - first})
-    return _spread(written(op, inner.args[0], new), inner, inner["axis"])
-
-
-@local(
-    "cache_read",
-    example=lambda c: Traced["cache_read"](_example(c), 1),
-    types=("f32[3,2,8,4]",),
-)
-def read_of_spread(op: Op) -> Outcome:
-    """cache_read(spread_heads(c), layer)  ->  spread_heads(cache_read(c, layer))"""
-    inner = op.args[0].op
-    if inner.name != "spread_heads" or inner["axis"] == 0:
-        return None
-    return _spread(make("cache_read", inner.args[0], op.args[1]), inner, inner["axis"] - 1)
-
-
-@local("transpose", example=lambda c: jnp.transpose(_example(c), (1, 2, 0)), types=("f32[3,2,8]",))
-def transpose_of_spread(op: Op) -> Outcome:
-    """transpose(spread_heads(c))  ->  spread_heads(transpose(c))"""
-    inner = op.args[0].op
-    if inner.name != "spread_heads":
-        return None
-    made = make("transpose", inner.args[0], permutation=op["permutation"])
-    return _spread(made, inner, op["permutation"].index(inner["axis"]))
-
-
-@local(
-    "stack",
-    example=lambda c: jnp.stack([_example(c), _example(c + 1)]),
-    types=("f32[3,2,8]",),
-)
-def stack_of_spread(op: Op) -> Outcome:
-    """stack(spread_heads(c), ..)  ->  spread_heads(stack(c, ..))"""
-    inner = op.args[0].op
-    alike = all(arg.op.name == "spread_heads" and arg.op.attrs == inner.attrs for arg in op.args)
-    if not alike:
-        return None
-    made = make("stack", *(arg.op.args[0] for arg in op.args), axis=op["axis"])
-    return _spread(made, inner, inner["axis"] + (op["axis"] <= inner["axis"]))
-
-
-@local("unstack", example=lambda c: jnp.unstack(_example(c))[1], types=("f32[3,2,8]",))
-def unstack_of_spread(op: Op) -> Outcome:
-    """unstack(spread_heads(c))  ->  spread_heads of each of unstack(c)"""
-    inner, at = op.args[0].op, op["axis"]
-    if inner.name != "spread_heads" or inner["axis"] == at:
-        return None
-    parts = build("unstack", inner.args[0], axis=at).results
-    return [_spread(part, inner, inner["axis"] - (at < inner["axis"])) for part in parts]
-
-
-@local("scan", keeps="approx", example=lambda c: _loop(_example(c)), types=("f32[3,2,8]",))
-def loop_over_spread(op: Op) -> Outcome:
-    """scan(spread_heads(c))  ->  spread_heads(scan(c)), its body seeing spread_heads(c)"""
-    for position in carries(op, "spread_heads"):
-        return carried_in_form(op, position, merging(**dict(op.args[position].op.attrs)))
-    return None
-
-
-def _loop(x: object) -> object:
-    return jax.lax.fori_loop(0, 3, lambda i, x: x * 2, x)
 
 
 @local(
@@ -353,13 +263,7 @@ def merged_in_common(op: Op) -> Outcome:
 
 
 RULES: tuple[Rule, ...] = (
-    write_of_spread,
-    put_of_spread,
-    read_of_spread,
-    transpose_of_spread,
-    stack_of_spread,
-    unstack_of_spread,
-    loop_over_spread,
+    *rules(SPREAD, "transpose"),
     attend_in_groups,
     merge_of_spread,
     merge_of_repeat,

@@ -16,7 +16,7 @@ from dialect.normal.normal_form import EXACT_RULES, normal_form
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import lookup, make
+from rewrite.opdef import lookup
 from rewrite.program import Program
 from rewrite.rules import Rule
 
@@ -143,11 +143,6 @@ def carries(op: Op, name: str) -> Iterator[int]:
     """The places of the carries of a scan that are results of ops of this name."""
     _, carry, _ = scan_parts(op)
     return (i for i in range(carry.start, carry.stop) if op.args[i].op.name == name)
-
-
-def written(op: Op, whole: Value, new: Value) -> Value:
-    """The `cache_write` or `cache_put` of `new` into `whole`, at the places of `op`."""
-    return make(op.name, whole, new, *op.args[2:], **dict(op.attrs))
 
 
 def undoes(other: Op, op: Op) -> bool:

@@ -73,17 +73,18 @@ def cache_read(cache: Any, layer: Any) -> Any:
 
 def _write_axes(op: Op) -> Signature:
     axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
-    new = tuple((f"n{i}",) if i in op["axes"] else axis for i, axis in enumerate(axes))
-    need = {f"{prefix}{i}" for i in op["axes"] for prefix in "xn"}
+    new = tuple((f"x{i}'",) if i in op["axes"] else axis for i, axis in enumerate(axes))
+    need = {f"x{i}{part}" for i in op["axes"] for part in ("", "'")}
     return Signature((axes, new, *[()] * (len(op.args) - 2)), (axes,), frozenset(need))
 
 
 def _put_axes(op: Op) -> Signature:
     at, rank, first = op["axis"], op.types[0].rank, len(op.args) - 3
     axes = tuple((f"x{i}",) for i in range(rank))
-    new = tuple(("n",) if i == at else axis for i, axis in enumerate(axes))[first:]
-    places = (axes[first], ("n",)) if op.args[2].type.rank == 2 else (("n",),)
-    need = {f"x{at}", "n", *(f"x{i}" for i in range(first))}
+    row = (f"x{at}'",)
+    new = (*axes[first:at], row, *axes[at + 1 :])
+    places = (axes[first], row) if op.args[2].type.rank == 2 else (row,)
+    need = {f"x{at}", *row, *(f"x{i}" for i in range(first))}
     return Signature((axes, new, places, *[()] * first), (axes,), frozenset(need))
 
 
@@ -92,6 +93,6 @@ def _read_axes(op: Op) -> Signature:
     return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
 
 
-word(cache_write, _write_axes, ("axes",), traits=Traits(moves=True, writes=1))
-word(cache_put, _put_axes, ("axis", "mode"), traits=Traits(moves=True, writes=1))
+word(cache_write, _write_axes, ("axes",), traits=Traits(moves=True, writes=1, axes="axes"))
+word(cache_put, _put_axes, ("axis", "mode"), traits=Traits(moves=True, writes=1, axes="axis"))
 word(cache_read, _read_axes, traits=Traits(moves=True, picks=True))

@@ -93,6 +93,7 @@ def _spread(op: Op) -> tuple[str, dict[str, Any]]:
     return "spread_heads", {"axis": op["axis"], "count": op["count"], "by": op["by"]}
 
 
-word(merge_heads, _merge_axes, ("axis", "count", "by"), inverse=_spread, traits=Traits(sums=True))
-word(spread_heads, _spread_axes, ("axis", "count", "by"), traits=Traits(moves=True))
+_MERGES = Traits(sums=True, axes="axis")
+word(merge_heads, _merge_axes, ("axis", "count", "by"), inverse=_spread, traits=_MERGES)
+word(spread_heads, _spread_axes, ("axis", "count", "by"), traits=Traits(moves=True, axes="axis"))
 word(shared_heads, _merge_axes, ("axis", "count", "summed"), traits=Traits(sums=True))

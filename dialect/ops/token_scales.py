@@ -18,6 +18,7 @@ from dialect.arrays.attributes import decode
 from dialect.ops.quant import float_dtype, greatest, widened
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature
 
 LARGEST = {"int8": 127}
@@ -65,5 +66,6 @@ def _dequantized(op: Op) -> tuple[str, dict[str, Any]]:
     return "dequantize_tokens", {"axis": op["axis"]}
 
 
-word(quantize_tokens, _quantize_axes, ("axis", "form"), inverse=_dequantized)
-word(dequantize_tokens, _dequantize_axes, ("axis", "dtype"))
+_AXIS = Traits(axes="axis")
+word(quantize_tokens, _quantize_axes, ("axis", "form"), inverse=_dequantized, traits=_AXIS)
+word(dequantize_tokens, _dequantize_axes, ("axis", "dtype"), traits=_AXIS)

@@ -16,7 +16,7 @@ import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -32,9 +32,9 @@ from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph
 from rewrite.rules import Rule
 from tests.fuzz.interpreted import interpreted
-from tests.fuzz.mutations import Mutant, compiled, mutants
+from tests.fuzz.mutations import Mutant, compiled, mutants, shared_function
 from tests.fuzz.rules import arguments, chosen
-from tests.more_examples import EQUAL, is_left_alone, makes
+from tests.more_examples import EQUAL, every_rule, is_left_alone, makes
 
 _MOST_TRIED = 8  # programs for each on which the rule fires
 _LONGEST_S = 60
@@ -166,23 +166,44 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def groups(rules: Sequence[FoundRule]) -> list[list[FoundRule]]:
+    """The rules by what makes them: one that shares a function stands for all that share it."""
+    every, found = every_rule(), {}
+    for each in rules:
+        shared = shared_function(each)
+        alike = [o for o in every if (o.module, shared_function(o)) == (each.module, shared)]
+        found[each.module, shared or each.name] = alike if shared else [each]
+    return list(found.values())
+
+
+def group_fate(mutant: Mutant, programs: Sequence[tuple[FoundRule, list[Case]]], seed: int) -> str:
+    """How the checker notices a mutant of what these rules share; at one of them is enough."""
+    fates = []
+    for found, own in programs:
+        fates.append(fate(found, mutant, own, seed))
+        if fates[-1] not in ("survives", "fires less"):
+            return fates[-1]
+    return max(fates, key=lambda each: each == "fires less")
+
+
 def main() -> None:
     args = arguments(__doc__)
     total: Counter[str] = Counter()
-    for found in chosen(args):
+    for group in groups(chosen(args)):
         started = time.process_time()
-        programs = cases(found, args.seed, args.count)
-        unchanged, *changed = mutants(found) or [None]
-        if unchanged is None or fate(found, unchanged, programs, args.seed) != "survives":
-            print(f"{found.module}.{found.name}: its source alone does not make it")
+        programs = [(found, cases(found, args.seed, args.count)) for found in group]
+        unchanged, *changed = mutants(group[0]) or [None]
+        name = f"{group[0].module}.{shared_function(group[0]) or group[0].name}"
+        if unchanged is None or group_fate(unchanged, programs, args.seed) != "survives":
+            print(f"{name}: its source alone does not make it")
             continue
-        equal = EQUAL.get(found.name, {})
+        equal = {what for found in group for what in EQUAL.get(found.name, {})}
         changed = [mutant for mutant in changed if mutant.what not in equal]
-        fates = {mutant: fate(found, mutant, programs, args.seed) for mutant in changed}
+        fates = {mutant: group_fate(mutant, programs, args.seed) for mutant in changed}
         counts = Counter(fates.values())
         total += counts
         spent = time.process_time() - started
-        print(f"{found.module}.{found.name}: {_shown(counts)} ({spent:.0f} s)", flush=True)
+        print(f"{name}: {_shown(counts)} ({spent:.0f} s)", flush=True)
         for mutant, what in fates.items():
             if what in ("survives", "fires less"):
                 print(f"    {what}: {mutant}", flush=True)

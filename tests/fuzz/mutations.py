@@ -2,7 +2,7 @@
 
 A mutant is compiled from the statements of its module that the rule is made of (its function, and
 the helpers of the same module that it calls), in a copy of the module's namespace: nothing else
-sees it.
+sees it. Rules of one function, which is given what differs between them, have the same mutants.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -73,7 +73,7 @@ def mutants(found: FoundRule) -> list[Mutant]:
     module = _module(found)
     if module is None:
         return []
-    statements = _statements(module, found.name)
+    statements = _statements(module, _variable(module, found))
     changed = [
         Mutant(line, what, _source(statements))
         for statement in statements
@@ -91,7 +91,16 @@ def compiled(found: FoundRule, mutant: Mutant) -> Rule | None:
     space = dict(vars(_module(found)))
     code = compile(mutant.source, f"<a mutant of {found.name}>", "exec", dont_inherit=True)
     exec(code, space)
+    if function := shared_function(found):
+        return replace(found.rule, apply=partial(space[function], *found.rule.apply.args))
     return next((v for v in space.values() if isinstance(v, Rule) and v.name == found.name), None)
+
+
+def shared_function(found: FoundRule) -> str:
+    """The function that a rule shares with others of its module; nothing where it has its own."""
+    apply = found.rule.apply
+    own = not isinstance(apply, partial) or apply.func.__module__ != found.module
+    return "" if own else apply.func.__name__
 
 
 def _module(found: FoundRule) -> ModuleType | None:
@@ -103,12 +112,15 @@ def _tree(module: ModuleType) -> ast.Module:
     return ast.parse(inspect.getsource(module))
 
 
-def _statements(module: ModuleType, name: str) -> list[ast.stmt]:
+def _variable(module: ModuleType, found: FoundRule) -> str | None:
+    """What makes the rule: the variable that holds it, or the function that it shares."""
+    held = (key for key, v in vars(module).items() if isinstance(v, Rule) and v.name == found.name)
+    return shared_function(found) or next(held, None)
+
+
+def _statements(module: ModuleType, variable: str | None) -> list[ast.stmt]:
     """The statement that makes the rule, and those of the functions and classes that it uses."""
     named = {each: s for s in _tree(module).body for each in _names(s)}
-    variable = next(
-        (key for key, v in vars(module).items() if isinstance(v, Rule) and v.name == name), None
-    )
     chosen: dict[ast.stmt, None] = {}
     stack = [variable]
     while stack:

@@ -421,7 +421,7 @@ def _quantized_caches() -> dict[str, list[Example]]:
                 ("f32[2,3,4]", "i8[2,4,4]", "f32[2,4]"),
             ),
         ],
-        "loop_over_dequantized": [
+        "scan_of_dequantize": [
             (
                 left_alone(
                     lambda q, s: jax.lax.fori_loop(0, 3, lambda i, c: c * 1.0, _dequantized(q, s))
@@ -450,7 +450,7 @@ def _transposed_caches() -> dict[str, list[Example]]:
     row, rows = jnp.array([2]), jnp.full((3, 1), 2)
     key = "t h k, s h k, s h v, t s -> t h v"
     return {
-        "put_transposed": [
+        "put_of_transpose": [
             (put((0, 1, 3, 2), 2, row, 1), ("f32[2,3,4,8]", "f32[3,1,4]")),
             (put((0, 1, 3, 2), 2, rows, 1), ("f32[2,3,4,8]", "f32[3,1,4]")),
             (put((0, 3, 1, 2), 3, row, 1), ("f32[2,3,8,4]", "f32[4,3,1]")),
@@ -478,7 +478,7 @@ def _transposed_caches() -> dict[str, list[Example]]:
                 ("f32[3,4,2]", "f32[5,2,4]", "f32[2,4,5]", "bool[3,5]"),
             ),
         ],
-        "stack_of_transposed": _stacks(
+        "stack_of_transpose": _stacks(
             turned, lambda x: jnp.transpose(x, (1, 2, 0)), ("f32[2,2,2]",)
         ),
     }
@@ -1731,7 +1731,6 @@ _OVER_CHIPS = _PRECISION | _equal(
     "always `make('reduce_sum', value, axes=axes, out_sharding=None)`",
     "`self.numbers` for `in_dtype(self.numbers, dtype)`",
 )
-_ITSELF = "an axis is not compared with itself"
 
 EQUAL: dict[str, dict[str, str]] = {
     "dequantized": _equal("no integers have nine bits", "9 for 8"),
@@ -1739,9 +1738,6 @@ EQUAL: dict[str, dict[str, str]] = {
     | _OVER_CHIPS
     | _BOTH_SCALED
     | _equal("with one scale or none it is right too", "without `len(product.scales) < 2`"),
-    "loop_over_dequantized": _equal(
-        "`carries` asks it too", "without `op.name == 'dequantize_tokens'`"
-    ),
     "merge_of_linear": _equal(
         "nothing linear needs its heads", "without `found.kind(own[0]) != 'map'`"
     ),
@@ -1751,8 +1747,6 @@ EQUAL: dict[str, dict[str, str]] = {
     | _BOTH_SCALED
     | _equal("no product of floats gives these", "without `if op.types[0].dtype not in REALS`"),
     "product_of_integers": _LONG | _equal("no step is so far below", "129 for 128"),
-    "put_of_dequantize": _equal(_ITSELF, "`op['axis'] >= axis`"),
-    "quantize_of_transpose": _equal(_ITSELF, "`place >= axis`"),
     "ragged_integers_multiplied": _LONG
     | _equal("JAX has no offset yet", "without `op.get('group_offset') is None`")
     | _equal("the rule asks it before", "without `weight.name != 'dequantize'`")
@@ -1819,6 +1813,10 @@ EQUAL: dict[str, dict[str, str]] = {
         "`op.args[place].op.args[0]` for `in_dtype(op.args[place].op.args[0], wide)`",
     ),
     "shift_of_shifted": _MARKS | _A_NUMBER,
+    **dict.fromkeys(
+        ("scan_of_dequantize", "stack_of_dequantize"),
+        _equal("the forms are made already", "False for True"),
+    ),
     "stack_of_rows": _equal(
         "a slice of all, in steps of one, is the whole",
         "`len(numbers) <= whole.type.shape[0]`",
@@ -1827,8 +1825,4 @@ EQUAL: dict[str, dict[str, str]] = {
         "never `whole`",
     )
     | _equal("JAX cuts no scalar", "without `not at.type.rank`"),
-    "transpose_of_dequantize": _equal(_ITSELF, "`place >= axis`"),
-    "unstack_of_dequantize": _equal(_ITSELF, "`at >= axis`", "`at <= axis`"),
-    "unstack_of_spread": _equal(_ITSELF, "`at <= inner['axis']`"),
-    "write_of_dequantize": _equal(_ITSELF, "`place >= axis`"),
 }
