@@ -19,11 +19,26 @@ from tests.kit import graph_of, recognized_graph
 
 sigmoid = jax.nn.sigmoid
 ROOT = math.sqrt(2 / math.pi)
-EXTREMES = [0.0, -0.0, 0.3, -2.5, 7.5, -12.0, 50.0, 1e4, -1e4, 3e38, math.inf, -math.inf, math.nan]
+EXTREMES = [
+    0.0,
+    -0.0,
+    0.3,
+    -2.5,
+    7.5,
+    -12.0,
+    50.0,
+    300.0,
+    1e4,
+    -1e4,
+    3e38,
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 
 
 def recognized(function: Callable[[Any], Any], dtype: str = "float32") -> Graph:
-    return recognized_graph(graph_of(function, jax.ShapeDtypeStruct((2, 13), dtype)))
+    return recognized_graph(graph_of(function, jax.ShapeDtypeStruct((2, 14), dtype)))
 
 
 def kinds(graph: Graph) -> list[str]:
@@ -69,6 +84,9 @@ OTHERS = {
     "from a little above zero": lambda x: jnp.maximum(x, 1e-9),
     "NaN at a point": lambda x: x * (x - 50) / (x - 50) * sigmoid(x),
     "other constants": lambda x: 0.5 * x * (1 + jnp.tanh(0.79788 * x * (1 + 0.0447 * x * x))),
+    "one more beyond a thousand": lambda x: jnp.where(x < 0, 0, x + jnp.tanh(jnp.exp(x - 1000))),
+    "one more beyond three hundred": lambda x: jnp.where(x < 0, 0, x + jnp.tanh(jnp.exp(x - 290))),
+    "a thousand further": lambda x: x * sigmoid(x + 1000),
     "nearly softplus": lambda x: jnp.where(x > 30, x, jnp.log(1 + jnp.exp(x))),
 }
 
@@ -93,6 +111,11 @@ def test_in_sixty_four_bits_ten_digits_are_another_constant() -> None:
     with jax.enable_x64(True):
         assert kinds(recognized(gelu(math.sqrt(2 / math.pi)), "float64")) == ["gelu"]
         assert kinds(recognized(gelu(0.7978845608), "float64")) == []
+
+
+def test_a_constant_may_be_as_large_as_there_is() -> None:
+    with jax.enable_x64(True):
+        assert kinds(recognized(lambda x: jax.nn.relu(x) * 1.7e308, "float64")) == ["relu"]
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,15 @@ def product_of_integers(op: Op) -> Outcome:
         value = inner
     product = value.op.args[0].op
     spec, dtype = Signature.parse(product["spec"]), op.types[0].dtype
-    lengths = dict(zip(letters(spec.inputs[0]), product.args[0].type.shape))
-    if prod(lengths[x] for x in spec.summed) > LONGEST_SUM:
+    sizes = _sizes(product, spec)
+    if prod(sizes[x] for x in spec.summed) > LONGEST_SUM:
         return Miss("its sum may exceed 32 bits, where it wraps", 4)
     args: list[Value | None] = [None, None]
     for scale in scales:
-        found = bare(named(scale, spec.outputs[0]), _sizes(product, spec))
-        place = next((i for i in (0, 1) if args[i] is None and _is_of(product, spec, i, found)), -1)
-        if place < 0:
+        found = bare(named(scale, spec.outputs[0]), sizes)
+        free = (i for i in (0, 1) if args[i] is None)
+        place = next((i for i in free if _is_of(product, spec, i, found)), None)
+        if place is None:
             return Miss("a scale is of neither integers", 4)
         args[place] = _stands_for(product.args[place], spec.inputs[place], found, dtype)
     if None in args:
@@ -74,7 +75,9 @@ def _scaled(value: Value) -> bool:
 
 
 def _sizes(product: Op, spec: Signature) -> dict[str, int]:
-    return dict(zip(letters(spec.outputs[0]), product.types[0].shape))
+    """The size of each letter."""
+    both = zip(spec.inputs, product.args)
+    return {x: size for axes, arg in both for x, size in zip(letters(axes), arg.type.shape)}
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,13 @@ def _steps_of(q: Value) -> _Steps | None:
     if whole.args[0].op.name != "div":
         return None
     x, wide = whole.args[0].op.args
-    scale = through(wide, "reshape", "broadcast_in_dim")
+    scale = through(wide, "reshape")
     if scale.op.name != "select_n" or number(scale.op.args[2]) != 1:
         return None
     small, share = scale.op.args[0].op, scale.op.args[1]
     if small.name != "lt" or small.args[0] != share or share.op.name != "div":
         return None
-    top, largest, least = share.op.args[0], number(share.op.args[1]), number(small.args[1])
-    top = through(top, "reshape").op
+    top, largest, least = share.op.args[0].op, number(share.op.args[1]), number(small.args[1])
     if top.name != "reduce_max" or top.args[0].op.name != "abs" or top.args[0].op.args[0] != x:
         return None
     kept = tuple(1 if d in top["axes"] else size for d, size in enumerate(x.type.shape))
@@ -120,7 +122,7 @@ def _is_of(product: Op, spec: Signature, place: int, scale: Operand) -> bool:
     if dynamic is None:
         return set(used) <= set(own)
     rows = [x for d, x in enumerate(own) if d not in dynamic.axes and q.type.shape[d] > 1]
-    return used == rows and through(scale.value, "reshape") == dynamic.scale
+    return used == rows and scale.value == dynamic.scale
 
 
 def _stands_for(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:

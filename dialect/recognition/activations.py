@@ -23,7 +23,7 @@ from dialect.matching.values import REALS, in_dtype, number
 from dialect.ops import lax
 from dialect.ops.activations import KINDS
 from dialect.ops.vocabulary import Traced
-from dialect.recognition.formulas import NoFormula, formula_of
+from dialect.recognition.formulas import SIDES, NoFormula, formula_of
 from rewrite import opdef, runtime
 from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make
@@ -49,7 +49,7 @@ _MIDDLE = slice(-len(_ENDS))
 )
 def activation(op: Op) -> Outcome:
     """f(x), elementwise, that equals an activation  ->  activate(x)"""
-    if op.types[0].shape[-1:] in ((), (1,)) or op.types[0].dtype not in REALS:
+    if op.types[0].shape[-1:] in ((), (1,)):
         return None
     chain = _chain(op)
     if not any(each.name in _SIGNS for each in chain):
@@ -60,7 +60,7 @@ def activation(op: Op) -> Outcome:
         if not all(map(_of_reals, rows)):
             continue
         kind, distance = _nearest(rows)
-        if distance < _NEARLY and _is(rows, kind):
+        if _is(rows, kind):
             return in_dtype(make("activate", source, kind=kind), op.types[0].dtype)
         if distance < _NEARLY:
             nearest = Miss(f"it is {kind} but for {distance:.1g} of its values", 5)
@@ -75,8 +75,7 @@ def _chain(op: Op) -> list[Op]:
     def visit(each: Op) -> None:
         seen.add(each)
         for arg in each.args:
-            inside = arg.op.name in lax.MAPS and arg.type.shape == op.types[0].shape
-            if inside and arg.op not in seen and len(seen) < _LONGEST:
+            if arg.op.name in lax.MAPS and arg.op not in seen and len(seen) < _LONGEST:
                 visit(arg.op)
         order.append(each)
 
@@ -94,11 +93,7 @@ def _narrow_places(op: Op, chain: list[Op]) -> list[Value]:
         if each.results[0] in unread:
             unread = (unread - {each.results[0]}) | _read_by(each)
     found += unread if len(unread) == 1 else ()
-    return [
-        value
-        for value in dict.fromkeys(found)
-        if value.type.shape == op.types[0].shape and value.type.dtype in REALS
-    ]
+    return [each for each in dict.fromkeys(found) if each.type.shape == op.types[0].shape]
 
 
 def _read_by(op: Op) -> set[Value]:
@@ -118,7 +113,7 @@ def _rows(chain: list[Op], source: Value) -> Iterator[Row]:
         if each in needed:
             needed |= {arg.op for arg in each.args if arg != source}
     for each in reversed(chain):
-        if each not in needed or each is source.op:
+        if each not in needed:
             continue
         args = tuple(
             ("row", place[arg], arg.type.dtype)
@@ -131,11 +126,12 @@ def _rows(chain: list[Op], source: Value) -> Iterator[Row]:
 
 
 def _of_reals(row: Row) -> bool:
-    """Whether an op takes real numbers and gives them, or tells which to select."""
-    name, args, _, dtype = row
-    choices, numbers = (args[:1], args[1:]) if name == "select_n" else ((), args)
-    reads = all(kind in REALS for _, _, kind in numbers) and all(k == "bool" for _, _, k in choices)
-    return reads and dtype in (*REALS, "bool")
+    """Whether an op takes real numbers alone, and a boolean that selects one of them."""
+    name, args, *_ = row
+    kinds = [kind for _, _, kind in args]
+    if name == "select_n" and kinds.pop(0) != "bool":
+        return False
+    return all(kind in REALS for kind in kinds)
 
 
 @lru_cache(maxsize=4096)
@@ -156,7 +152,7 @@ def _is(rows: tuple[Row, ...], kind: str) -> bool:
     """Whether the rows compute this activation of every number, NaN and infinity included."""
     definition = _defined(kind)
     try:
-        same = all(formula_of(rows, side) == formula_of(definition, side) for side in (1, -1))
+        same = all(formula_of(rows, side) == formula_of(definition, side) for side in SIDES)
     except NoFormula:
         return False
     both = (_computed(each) for each in (rows, definition))
@@ -166,7 +162,7 @@ def _is(rows: tuple[Row, ...], kind: str) -> bool:
 @lru_cache(maxsize=16)
 def _defined(kind: str) -> tuple[Row, ...]:
     """The rows of an activation's definition."""
-    graph = runtime.framework().trace(lambda x: [KINDS[kind](x)], (Type("f32", (2,)),))
+    graph = runtime.framework().trace(lambda x: [KINDS[kind](x)], (Type("f32", ()),))
     (result,) = graph.outputs
     return tuple(_rows(_chain(result.op), graph.inputs[0]))
 
@@ -204,6 +200,6 @@ def gated(op: Op) -> Outcome:
     if dtypes.is_complex(op.types[0].dtype):
         return None
     for one, other in (op.args, op.args[::-1]):
-        if one.op.name == "activate" and one.type == other.type and number(other) is None:
+        if one.op.name == "activate" and one.type == other.type:
             return make("gate", one.op.args[0], other, kind=one.op["kind"])
     return None

@@ -24,9 +24,13 @@ Atom = tuple  # ("x",), or ("exp", sum), ("erf", sum), ("log", sum)
 Product = tuple[tuple[Atom, float], ...]  # powers of atoms, in order
 Sum = dict[Product, float]  # products and their factors
 
+SIDES = (1, -1)  # of zero: the signs of x
 _ONE: Product = ()
 _X: Product = ((("x",), 1.0),)
 _NOISE = 1e-13  # what is left, of the terms that cancel, by arithmetic in f64
+_FARTHEST = 700.0  # e to this power, and to minus this, is a number of f64
+_NEAREST = 1e-6  # of powers to zero: they are kept to thirteen digits behind the point
+_LARGEST = 1e300
 # What the constants of spellings stand for; one that rounds to the same number is the same.
 _KNOWN = (
     *(math.sqrt(2 / math.pi), 0.044715, math.sqrt(2 / math.pi) * 0.044715),
@@ -160,6 +164,8 @@ def _exp(x: Formula) -> Formula:
     for product, factor in x.sum.items():
         logarithm = len(product) == 1 and product[0][0][0] == "log" and product[0][1] == 1
         if product == _ONE:
+            if abs(factor) > _FARTHEST:
+                raise NoFormula("a power of e that is no number of f64")
             result = result * x.number(math.exp(factor))
         elif logarithm and factor == int(factor):
             inner = Formula(dict(product[0][0][1]), x.side, {_ONE: 1.0})
@@ -169,6 +175,8 @@ def _exp(x: Formula) -> Formula:
     if not rest:
         return result
     scale = _leading(rest)
+    if abs(scale) < _NEAREST:
+        raise NoFormula("a power that rounding leaves nothing of")
     atom = ("exp", _key({product: factor / scale for product, factor in rest.items()}))
     return result * Formula(_of_atom(atom, scale), x.side, {_ONE: 1.0})
 
@@ -310,8 +318,8 @@ def _meant(value: float, dtype: str) -> float:
 
     One that was computed in 32 bits may be off by a step or two; in 16 bits a step is too much.
     """
-    if not math.isfinite(value):
-        raise NoFormula("an infinite constant")
+    if not abs(value) < _LARGEST:
+        raise NoFormula("an infinite constant, or nearly")
     for known in _KNOWN if value else ():
         two = 2.0 ** round(math.log2(abs(value) / known))
         exact, kind = math.copysign(known * two, value), dtype_of(dtype)

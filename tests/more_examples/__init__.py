@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dialect.checked.all_rules import FoundRule, all_rules
-from tests.more_examples import forms, positions, spellings
+from tests.more_examples import activations, forms, positions, spellings
 
-MORE = forms.MORE | positions.MORE | spellings.MORE
-EQUAL = forms.EQUAL | positions.EQUAL | spellings.EQUAL
+_FILES = (activations, forms, positions, spellings)
+MORE = {name: more for each in _FILES for name, more in each.MORE.items()}
+EQUAL = {name: equal for each in _FILES for name, equal in each.EQUAL.items()}
 
 
 def is_left_alone(found: FoundRule, number: int) -> bool:

@@ -1367,6 +1367,7 @@ def _library_products() -> list[Example]:
         (lambda x, y: both(x, y, 1), ("f32[3,3]", "f32[3,3]")),
         (turned, ("f32[2,3]", "i8[3,4]", "f32[4,1]")),
         (rounded(three), ("f32[2,5,3]", "i8[3,4,2]", "f32[4,2]")),
+        (rounded(three), ("f32[1,5,3]", "i8[3,4,2]", "f32[4,2]")),
         (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[4,1]")),
         (three, ("f32[2,5,3]", "i8[3,4,2]", "f32[1,1,4,2]")),
         (rounded(grouped), ("f32[2,3,5]", "i8[3,5,4]", "f32[1,4]")),
@@ -1416,8 +1417,20 @@ def _library_products() -> list[Example]:
         (lambda x, w, s, t: product(x, w) * s * t, ("i8[2,3]", "i8[3,4]", "f32[1,4]", "f32[2,1]")),
         (lambda x, w, s, t: product(x, w) * s * t, ("i8[3,3]", "i8[3,3]", "f32[1,3]", "f32[3,1]")),
         (
-            lambda x, w, s, t: product(x, w) * s * t,
+            left_alone(lambda x, w, s, t: product(x, w) * s * t),
             ("u8[2,3]", "i8[3,4]", "f32[1,4]", "f32[2,1]"),
+        ),
+        (
+            lambda x, w, s, t: product(x, w) * s * t,
+            ("i8[1,3]", "i8[3,4]", "f32[1,4]", "f32[2,1]"),
+        ),
+        (
+            lambda x, y, s, t: product(x, y, "b, f -> b f") * s * t,
+            ("i8[2]", "i8[3]", "f32[2,1]", "f32[1,3]"),
+        ),
+        (
+            lambda x, w, s: product(steps(x, x[:, :1]), w) * s * x[:, :1],
+            types,
         ),
         (
             lambda x, w, s, t: product(x, w, dtype="int32") * s * t,
@@ -1505,7 +1518,7 @@ def _ragged_integers() -> list[Example]:
     types = ("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]")
     return [
         (lambda x, q, s: of(x, q, s, form="int8"), types),
-        (lambda x, q, s: of(x, q, s, form="fp8", largest=448.0), types),
+        (left_alone(lambda x, q, s: of(x, q, s, form="fp8", largest=448.0)), types),
         (lambda x, q, s: of(x, q, s, axes=(0,)), types),
         (lambda x, q, s: of(x, q, s, axes=(0, 1)), types),
         (lambda x, q, s: of(x, q, s, lowest=-128), types),
@@ -1532,7 +1545,7 @@ def _scale_behind() -> list[Example]:
         (
             lambda x, w, s: _product(
                 50.0 + 50.0 * jnp.abs(x),
-                weight(jnp.abs(w), s * 0.001, "f16"),
+                weight(jnp.clip(w, 120, 127), s * 0.001, "f16"),
                 "b d, d f -> b f",
                 "f16",
             ),
@@ -1575,6 +1588,10 @@ def _scale_behind() -> list[Example]:
         (
             lambda x, w: _product(x, w, "b d, d f -> b f"),
             ("f32[2,6]", "f32[6,3]"),
+        ),
+        (
+            lambda x, w, s: _product(x.reshape(4, 6), weight(w, s), "b d, d f -> b f"),
+            ("f32[2,2,6]", "i8[6,3]", "f32[1,3]"),
         ),
     ]
 
@@ -1707,8 +1724,8 @@ _LONG = _equal(
     "without `q.type.shape[axis] > LONGEST_SUM`",
     "`dtype != 'i32'`",
     "`q.type.shape[axis] >= LONGEST_SUM`",
-    "without `if prod((lengths[x] for x in spec.summed)) > LONGEST_SUM`",
-    "`prod((lengths[x] for x in spec.summed)) >= LONGEST_SUM`",
+    "without `if prod((sizes[x] for x in spec.summed)) > LONGEST_SUM`",
+    "`prod((sizes[x] for x in spec.summed)) >= LONGEST_SUM`",
 )
 _BOTH_SCALED = _equal(
     "both factors have a scale there",
