@@ -82,7 +82,7 @@ class Plan(Pass):
         attention = self.attention if self.attention != "auto" else owner
         asked = [None if each == "auto" else each for each in (self.ffn, attention)]
         notes = shape.notes()
-        alone = bool(program.values("state")) and shape.batch % mesh.size == 0
+        alone = mesh.size > 1 and bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix
         shape = replace(

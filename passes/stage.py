@@ -22,10 +22,10 @@ from dialect.caching.state_forms import undoes
 from dialect.ops.control import remade_scan, scan_parts
 from dialect.planning.layouts import with_input_layouts
 from dialect.staging.binding import frontier, region_bound
-from rewrite.dataflow import bound_values, rebuilt
+from rewrite.dataflow import bound_values, dependents, rebuilt
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import build, with_args
+from rewrite.opdef import build, substitute, with_args
 from rewrite.passbase import Pass
 from rewrite.program import ROLES, Input, Output, Program, Stages
 from rewrite.target import Target
@@ -65,6 +65,8 @@ def split_loops(graph: Graph, inputs: Iterable[Value]) -> Graph:
     """`graph` with every loop split: what its body does to parameters alone becomes another loop.
 
     scan(body: w -> f(w), x)  ->  scan(x) over [scan: w -> f(w)]
+
+    What is the same in every trip, as the weights in a loop over tokens, is computed once.
     """
     bound = bound_values(graph, inputs)
 
@@ -83,16 +85,14 @@ def _split(op: Op, bound: frozenset[Value]) -> Op:
     if not front:
         return with_args(op, op.args, (body,))
     consts, carry, xs = (list(op.args[part]) for part in scan_parts(op))
+    fixed_inputs, carried_inputs, trip_inputs = (list(body.inputs[part]) for part in scan_parts(op))
+    of_a_trip = dependents(body, trip_inputs)
+    every, fixed = ([v for v in front if (v in of_a_trip) == own] for own in (True, False))
     before = build(
         "scan",
         *consts,
         *xs,
-        regions=(
-            Graph(
-                (*body.inputs[: len(consts)], *body.inputs[len(consts) + len(carry) :]),
-                tuple(front),
-            ),
-        ),
+        regions=(Graph((*fixed_inputs, *trip_inputs), tuple(every)),),
         origin=op.origin,
         consts=len(consts),
         carry=0,
@@ -101,10 +101,20 @@ def _split(op: Op, bound: frozenset[Value]) -> Op:
         unroll=op["unroll"],
     )
     before = remade_scan(before, before.regions[0], consts, (), xs)
+    once = substitute(Graph(tuple(fixed_inputs), tuple(fixed)), consts)
     fresh = {value: new_input(value.type) for value in front}
     after = replace_values(body, fresh)
-    after = Graph((*body.inputs, *fresh.values()), after.outputs)
-    return remade_scan(op, after, consts, carry, [*xs, *before.results])
+    after = Graph(
+        (
+            *fixed_inputs,
+            *(fresh[value] for value in fixed),
+            *carried_inputs,
+            *trip_inputs,
+            *(fresh[value] for value in every),
+        ),
+        after.outputs,
+    )
+    return remade_scan(op, after, [*consts, *once], carry, [*xs, *before.results])
 
 
 # The state's boundary.

@@ -119,6 +119,7 @@ def test_a_state_that_was_donated_is_refused_by_name():
     with pytest.raises(ShardwrightError, match="cache/k was donated to an earlier step"):
         step.restore(given)
     assert step(packed, returned, tokens)[0].shape == (BATCH, 256)
+    assert int(given["position"]) == int(cache["position"])  # a scalar is not donated
 
 
 def test_a_state_of_other_shapes_waits_for_its_call():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,10 +14,8 @@ from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
-from examples import llama
 from rewrite import Pipeline, trace
 from tests.fuzz.decoders import Decoder
-from tests.kit import shapes_of
 
 PASSES = ("", ", merge_dots, first_layer{budget=10.0}")
 
@@ -108,44 +105,3 @@ def test_layers_that_differ_are_blocks_of_their_own() -> None:
     memory = Workload(shape, alone, partition("ws1d", "heads", shape, alone)).memory()
     assert memory["cache"] == 4 * (16 + 8 + 16) * 2 * (2 * 4 * 8)
     assert memory["weights"] == 4 * 32 * (3 * 4 * 32 + 3 * (48 + 48 + 96))
-
-
-# Loops over tokens.
-
-BATCH, PROMPT, STEPS, CONTEXT = 8, 16, 32, 64
-
-
-def generate(config: Any, params: Any, cache: Any, prompt: jax.Array) -> Any:
-    """Prefill, and a loop of decode steps that picks the most likely token."""
-    logits, cache = llama.prefill(config, params, cache, prompt)
-
-    def step(carry: Any, _: None) -> Any:
-        cache, token = carry
-        logits, cache = llama.decode_step(config, params, cache, token)
-        token = jnp.argmax(logits, -1).astype(jnp.int32)
-        return (cache, token), token
-
-    token = jnp.argmax(logits, -1).astype(jnp.int32)
-    (cache, _), tokens = jax.lax.scan(step, (cache, token), None, length=STEPS)
-    return tokens, cache
-
-
-@pytest.mark.parametrize("passes", ["", ", roll, carry_cache"])
-def test_a_loop_over_tokens_reads_its_weights_again_and_stores_them_once(passes: str) -> None:
-    """They were counted once a step: 60 GiB for a generate function of a step of 0.26."""
-    config = llama.CONFIGS["toy"]
-    params, cache, _ = shapes_of(llama, config, BATCH, CONTEXT)
-    prompt = jax.ShapeDtypeStruct((BATCH, PROMPT), "int32")
-    shape = shape_of(partial(generate, config), params, cache, prompt, passes=passes)
-    layers = config.layers
-    assert [(block.times, block.stored, block.time) for block in shape.blocks] == [
-        (layers, layers, None),
-        (layers, layers, None),
-        (layers * STEPS, 0, 1),
-        (layers * STEPS, 0, 1),
-    ]
-    alone = MeshSpec((("x", 1),))
-    memory = Workload(shape, alone, partition("ws1d", "heads", shape, alone)).memory()
-    assert memory["cache"] == sum(x.size * x.dtype.itemsize for x in (cache["k"], cache["v"]))
-    matrices = [w for w in jax.tree.leaves(params["layers"]) if len(w.shape) > 2]
-    assert memory["weights"] == sum(w.size * w.dtype.itemsize for w in matrices)

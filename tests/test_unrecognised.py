@@ -270,6 +270,16 @@ def test_state_of_unknown_axes_is_split_over_the_batch() -> None:
     assert laid_out(planned(case.function, *case.args, state=(1,)))["state"] == "xy _"
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_everything_is_planned_on_one_chip(name: str) -> None:
+    """State of unknown axes was asked to be split over the batch, which one chip refuses."""
+    case = CASES[name]
+    program = trace(case.function, *case.args, state=case.state)
+    target = Target("cpu:1", (("x", 1),))
+    program = Pipeline.parse("normalize, recognize, plan, shard").run(program, target)
+    assert program.plan.label == "partial/ws1d/heads"
+
+
 def test_state_of_a_unit_lies_as_the_unit_does() -> None:
     case = CASES["state space"]
     program = planned(case.function, *case.args, state=(1,))

@@ -1,7 +1,8 @@
 """Compiles a staged program with XLA, for attached devices or ahead of time for a TPU topology.
 
-Input shardings come from the program's layouts, and the state is donated. On a TPU the compiler
-chooses the state's memory layout, which saves more memory traffic than any other option.
+Input shardings come from the program's layouts, and the state is donated, but for its scalars:
+nothing is saved by updating a position in place, and people keep it. On a TPU the compiler chooses
+the state's memory layout, which saves more memory traffic than any other option.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dialect.ops.sharding import lowering_on, named_sharding
 from rewrite.ir import Graph, bits
 from rewrite.program import Input, Program
 
-_ROLES = ("param", "state", "arg")
+ARGUMENT_GROUPS = ("param", "state", "scalar", "arg")  # the arguments of a compiled step
 # Ops that may bind the user's code to specific devices.
 _DEVICE_BOUND = {"sharding_constraint", "reshard", "device_put", "shard_map", "pallas_call"}
 _NO_MESH = Mesh(np.empty((), dtype=object), ())
@@ -33,7 +34,8 @@ _NO_MESH = Mesh(np.empty((), dtype=object), ())
 
 @dataclass(frozen=True)
 class Compilable:
-    """A step as a function of (packed parameters, packed state, arguments), ready to lower."""
+    """A step as a function of (packed parameters, packed state, scalars of the state, arguments),
+    ready to lower."""
 
     program: Program
     mesh: Any
@@ -64,7 +66,9 @@ class Compilable:
 
     def traced(self) -> Any:
         """The `jax.stages.Traced` of the step."""
-        arguments = [[struct_of(input_.type) for input_ in self.inputs(role)] for role in _ROLES]
+        arguments = [
+            [struct_of(input_.type) for input_ in self.inputs(group)] for group in ARGUMENT_GROUPS
+        ]
         with jax.set_mesh(_NO_MESH):  # the caller's mesh may have explicit axes
             return self.jitted().trace(*arguments)
 
@@ -72,41 +76,42 @@ class Compilable:
         """The step as a jitted function with the shardings and formats of its executable."""
         return jax.jit(
             self.function(),
-            in_shardings=tuple(self.formats(role) for role in _ROLES),
+            in_shardings=tuple(self.formats(group) for group in ARGUMENT_GROUPS),
             out_shardings=self.output_formats(),
             donate_argnums=(1,) if self.donate_state else (),
             keep_unused=True,
         )
 
     def function(self) -> Callable[..., list[Any]]:
-        """step(packed, state, args) -> outputs, on flat lists."""
+        """step(packed, state, scalars, args) -> outputs, on flat lists."""
 
-        def step(packed: list[Any], state: list[Any], args: list[Any]) -> list[Any]:
-            groups = {"param": iter(packed), "state": iter(state), "arg": iter(args)}
+        def step(*arguments: list[Any]) -> list[Any]:
+            groups = dict(zip(ARGUMENT_GROUPS, map(iter, arguments), strict=True))
+            declared = self.program.step_inputs
             with lowering_on(self.mesh):
                 return evaluate(
-                    self.program.graph, [next(groups[e.role]) for e in self.program.step_inputs]
+                    self.program.graph, [next(groups[group_of(each)]) for each in declared]
                 )
 
         step.__name__ = self.program.name if self.program.name.isidentifier() else "step"
         return step
 
-    def inputs(self, role: str) -> list[Input]:
-        """The step's inputs of one role: param, state or arg."""
-        return [input_ for input_ in self.program.step_inputs if input_.role == role]
+    def inputs(self, group: str) -> list[Input]:
+        """The step's inputs of one group (`ARGUMENT_GROUPS`)."""
+        return [input_ for input_ in self.program.step_inputs if group_of(input_) == group]
 
-    def shardings(self, role: str) -> list[Any]:
-        """The `NamedSharding` of every input of one role."""
+    def shardings(self, group: str) -> list[Any]:
+        """The `NamedSharding` of every input of one group."""
         return [
             named_sharding(self.mesh, input_.layout, input_.type.rank)
-            for input_ in self.inputs(role)
+            for input_ in self.inputs(group)
         ]
 
-    def formats(self, role: str) -> list[Any]:
+    def formats(self, group: str) -> list[Any]:
         """Shardings; on a TPU the state also has the memory layout `Layout.AUTO`."""
         return [
             self.free(input_, sharding)
-            for input_, sharding in zip(self.inputs(role), self.shardings(role))
+            for input_, sharding in zip(self.inputs(group), self.shardings(group))
         ]
 
     def free(self, input_: Input, sharding: Any) -> Any:
@@ -130,6 +135,11 @@ class Compilable:
             sharding = named_sharding(self.mesh, source.layout, source.type.rank)
             formats.append(self.free(source, sharding))
         return formats
+
+
+def group_of(input_: Input) -> str:
+    """The argument of a compiled step that holds an input (`ARGUMENT_GROUPS`)."""
+    return "scalar" if input_.role == "state" and input_.type.rank == 0 else input_.role
 
 
 def compiled(compilable: Compilable) -> tuple[Any, tuple[str, ...]]:

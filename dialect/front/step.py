@@ -165,7 +165,7 @@ class Step:
         return (
             init()
             if executable is None
-            else fresh_state(executable.form, executable.formats["state"], init)
+            else fresh_state(executable.form, executable.state_formats, init)
         )
 
     def restore(self, state: Any) -> Any:

@@ -12,7 +12,13 @@ from typing import Any
 import jax
 
 from dialect.arrays.dtypes import struct_of
-from dialect.compiled.compiling import Compilable, callable_with, compiled
+from dialect.compiled.compiling import (
+    ARGUMENT_GROUPS,
+    Compilable,
+    callable_with,
+    compiled,
+    group_of,
+)
 from dialect.jaxprs.framework import treedef
 from dialect.prepared.packed_files import load, misfits, save
 from dialect.prepared.packed_schema import PackedError, Schema, refuse
@@ -96,9 +102,12 @@ class Executable:
         )
         # With the memory layouts that the compiler chose for the state.
         self.formats = {
-            role: [_placement(*pair) for pair in zip(formats, compilable.inputs(role), strict=True)]
-            for role, formats in zip(("param", "state", "arg"), self.compiled.input_formats[0])
+            group: [
+                _placement(*pair) for pair in zip(formats, compilable.inputs(group), strict=True)
+            ]
+            for group, formats in zip(ARGUMENT_GROUPS, self.compiled.input_formats[0], strict=True)
         }
+        self.state_groups = [group_of(each) for each in program.step_inputs if each.role == "state"]
         self.schema = Schema.of(program, compilable.mesh)
         self._fitting = {id(self.schema): self.schema}  # held, so that no other gets its id
         self.roles = [input_.role for input_ in program.inputs if input_.role != "param"]
@@ -122,22 +131,36 @@ class Executable:
         states = [leaf for leaf, role in leaves if role == "state"]
         _must_be_there(states, self.names)
         state = self.form.parts(states)
+        arrays, scalars = (
+            [part for part, group in zip(state, self.state_groups) if group == own]
+            for own in ("state", "scalar")
+        )
         rest = [leaf for leaf, role in leaves if role == "arg"]
+        groups = (packed.leaves, arrays, scalars, rest)
         try:
-            results = self.call(packed.leaves, state, rest)
+            results = self.call(*groups)
         except (ValueError, TypeError):
             wrong = misfits(self.schema, packed.leaves)
             if wrong:
                 message = "\n  ".join(["the packed parameters were changed", *wrong[:4]])
                 raise PackedError(message) from None
             # Arrays on other devices are moved; any other error is raised again.
-            groups = zip((packed.leaves, state, rest), ("param", "state", "arg"))
-            results = self.call(*(self.placed(group, role) for group, role in groups))
+            placed = (
+                self.placed(leaves, self.formats[name])
+                for leaves, name in zip(groups, ARGUMENT_GROUPS)
+            )
+            results = self.call(*placed)
         return jax.tree.unflatten(self.out_tree, self.form.collected(results))
 
-    def placed(self, leaves: list[Any], role: str) -> list[Any]:
-        """The leaves on the devices, in the formats of the executable."""
-        return jax.device_put(leaves, self.formats[role])
+    def placed(self, leaves: list[Any], formats: list[Any]) -> list[Any]:
+        """The leaves on the devices, in formats of the executable."""
+        return jax.device_put(leaves, formats)
+
+    @property
+    def state_formats(self) -> list[Any]:
+        """The formats of the state, its scalars included, in its order."""
+        formats = {group: iter(self.formats[group]) for group in ("state", "scalar")}
+        return [next(formats[group]) for group in self.state_groups]
 
     def packed(self, params: Any, donate: bool = False) -> Packed:
         """The packed parameters; with `donate`, originals on devices are deleted on the way."""
@@ -157,7 +180,7 @@ class Executable:
         """The user's state in the step's form."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
         # Copied, since the step donates its state and the user may keep the array.
-        parts = self.placed(self.form.parts(leaves, copy=True), "state")
+        parts = self.placed(self.form.parts(leaves, copy=True), self.state_formats)
         return jax.tree.unflatten(tree, self.form.states(parts))
 
     def restored(self, state: Any) -> Any:
