@@ -530,7 +530,7 @@ def test_whole_means_what_its_region_means() -> None:
     wrapped = build("whole", kernel.args[0], regions=(region,))
     program = program.with_graph(Graph(program.graph.inputs, wrapped.results))
     np.testing.assert_allclose(program(W, X), 2 * (X @ W), atol=1e-5)
-    found = compile(Pipeline.parse("stage").run(program, TARGET), "cpu:8")([W], [], [X])[0]
+    found = compile(Pipeline.parse("stage").run(program, TARGET), "cpu:8")([W], [], [], [X])[0]
     np.testing.assert_allclose(found, 2 * (X @ W), atol=1e-5)
 
 
