@@ -6,13 +6,13 @@ family (every primitive of a framework) adds a resolver, asked once per unknown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.errors import InvalidProgram, nearest
 from rewrite.ir import NOWHERE, Graph, Op, Origin, Type, Value, attrs_of
-from rewrite.signature import Array, Signature
+from rewrite.signature import Dimension, Signature
 
 Infer = Callable[[tuple[Type, ...], dict[str, Any], tuple[Graph, ...]], tuple[Type, ...]]
 
@@ -35,9 +35,10 @@ class Traits:
     - `order`: the attribute that says for each dimension of its result which of its first
       argument's it is;
     - `new_axis`: the attribute that numbers the dimension that only its result has;
-    - `by_axis`: the attributes with an entry for each dimension of its first argument.
+    - `by_axis`: the attributes with an entry for each dimension of its first argument;
+    - `spelled`: the attribute that is its signature, as text.
 
-    The last five say how attributes follow where axes lie otherwise (`followed`).
+    The last six say how attributes follow where axes lie otherwise (`followed`).
     """
 
     moves: bool = False
@@ -53,6 +54,7 @@ class Traits:
     order: str = ""
     new_axis: str = ""
     by_axis: tuple[str, ...] = ()
+    spelled: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,31 +129,38 @@ def traits(op: Op) -> Traits:
     return Traits() if op.name == "input" else lookup(op.name).traits
 
 
-def followed(op: Op, axes: Signature, first: Array, result: Array) -> dict[str, Any]:
-    """The attributes of `op`, whose arrays had the axes of a signature, once they lie otherwise:
-    those of its first argument as `first`, those of its first result as `result`.
+def followed(
+    op: Op, axes: Signature, now: Signature, sizes: Mapping[Dimension, int] | None = None
+) -> dict[str, Any]:
+    """The attributes of `op` once its arrays have other axes, or have them in another order: they
+    had those of `axes`, and are to have those of `now`. `sizes` are those of axes of the result.
 
-    Raises ValueError where an axis that it needs whole has moved, and no attribute says where to.
+    Raises ValueError where an axis that it needs whole has moved among the others, and no attribute
+    says where to.
     """
-    known, attrs, before = traits(op), dict(op.attrs), axes.inputs[0]
-    told = before if known.order or known.by_axis else ()
+    known, attrs = traits(op), dict(op.attrs)
+    before, first, result = axes.inputs[0], now.inputs[0], now.outputs[0]
+    told = before if known.order or known.by_axis or known.spelled else ()
     if known.axes:
         own = attrs[known.axes]
         told = tuple(before[d] for d in (own if isinstance(own, tuple) else (own,)))
         places = tuple(map(first.index, told))
         attrs[known.axes] = places if isinstance(own, tuple) else places[0]
     for axis in before:
-        whole = axes.need.intersection(axis) and axis not in told
-        if whole and first.index(axis) != before.index(axis):
-            raise ValueError(f"{op.name} needs {' '.join(axis)} where it is")
+        if axes.need.intersection(axis) and axis not in told:
+            was, lies = (set(array[: array.index(axis)]) for array in (before, first))
+            if was.intersection(first) != lies.intersection(before):
+                raise ValueError(f"{op.name} needs {' '.join(axis)} where it is")
     if known.order:
         attrs[known.order] = tuple(map(first.index, result))
     if known.new_axis:
         attrs[known.new_axis] = next(d for d, axis in enumerate(result) if axis not in first)
+    if known.spelled:
+        attrs[known.spelled] = str(Signature(now.inputs, now.outputs))
     for name in filter(attrs.get, known.by_axis):
         attrs[name] = tuple(attrs[name][before.index(axis)] for axis in first)
     if known.shape:
-        sizes = dict(zip(axes.outputs[0], op.types[0].shape))
+        sizes = dict(zip(axes.outputs[0], op.types[0].shape)) | (sizes or {})
         attrs[known.shape] = tuple(sizes[axis] for axis in result)
     return attrs
 

@@ -196,12 +196,14 @@ class _Move:
         for i, values in formed.items():
             args[i], lie[i] = values[number], _among(part, lie[i])
         result = tuple(axis for axis in self.axes.outputs[0] if axis in part or axis not in whole)
-        made = build(self.op.name, *args, **followed(self.op, self.axes, part, result))
+        now = Signature(tuple(lie), (result,))
+        made = build(self.op.name, *args, **followed(self.op, self.axes, now))
         return made, opdef.signature(made).along().results(lie)
 
     def change(self, first: Array, whole: Array) -> Change:
         """The form of an array of the axes `whole`, the first of its parts being of `first`."""
-        return self.form.change(**followed(self.inner, self.own, first, whole))
+        now = Signature((first,), (whole,))
+        return self.form.change(**followed(self.inner, self.own, now))
 
 
 def _among(part: Array, axes: Array) -> Array:

@@ -15,7 +15,7 @@ from dialect.matching.values import reshaped
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Value
-from rewrite.opdef import build, make, with_args
+from rewrite.opdef import build, followed, make, with_args
 from rewrite.rules import Outcome, local
 from rewrite.signature import Signature
 
@@ -36,12 +36,9 @@ def one_part(value: Value, axis: int, index: int) -> Value:
         elif op.name != "contract":  # one for all parts
             sizes = arg.type.shape
             args[i] = reshaped(arg, (*sizes[:axis], *sizes[axis + 1 :]))
-    attrs = dict(op.attrs)
-    if op.name == "contract":
-        arrays = (*found.inputs, found.outputs[0])
-        *inputs, output = (tuple(each for each in array if each != own) for array in arrays)
-        attrs["spec"] = str(Signature(tuple(inputs), (output,)))
-    return make(op.name, *args, **attrs)
+    sides = (found.inputs, found.outputs)
+    left = (tuple(tuple(x for x in array if x != own) for array in side) for side in sides)
+    return make(op.name, *args, **followed(op, found, Signature(*left)))
 
 
 @local(

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from dialect.caching.commute import Form, rules
 from dialect.caching.state_forms import Change
+from dialect.normal.contract_rules import without_transposes
 from dialect.ops.nn import Traced
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Outcome, Rule, local
-from rewrite.signature import Signature
 
 Order = tuple[int, ...]
 
@@ -58,17 +58,7 @@ TRANSPOSED = Form(
 )
 def attend_transposed(op: Op) -> Outcome:
     """attend(q, transpose(k), ..)  ->  attend(q, k, ..), its subscript reordered"""
-    named = Signature.parse(op["axes"])
-    args, inputs = list(op.args), list(named.inputs)
-    for i in range(1, len(args)):
-        if args[i].op.name == "transpose":
-            order = inverse(args[i].op["permutation"])
-            args[i] = args[i].op.args[0]
-            inputs[i] = tuple(inputs[i][place] for place in order)
-    if tuple(args) == op.args:
-        return None
-    axes = str(Signature(tuple(inputs), named.outputs))
-    return make("attend", *args, **{**dict(op.attrs), "axes": axes})
+    return without_transposes(op, first=1)
 
 
 RULES: tuple[Rule, ...] = (*rules(TRANSPOSED), attend_transposed)

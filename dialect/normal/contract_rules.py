@@ -10,7 +10,7 @@ from dialect.normal.layout_rules import only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import make
+from rewrite.opdef import followed, make
 from rewrite.rules import Outcome, local
 from rewrite.signature import Array, Signature, letters
 
@@ -57,17 +57,23 @@ def _renamed(found: Signature, name: dict[str, str]) -> Signature:
 )
 def contract_of_transpose(op: Op) -> Outcome:
     """contract(transpose(x), y)  ->  contract(x, y) with the subscript reordered"""
-    spec = Signature.parse(op["spec"])
-    args, inputs = list(op.args), list(spec.inputs)
-    for i, arg in enumerate(args):
+    return without_transposes(op)
+
+
+def without_transposes(op: Op, first: int = 0) -> Value | None:
+    """An op that spells its axes, of what its arguments from the first on are transposed from; None
+    where none is."""
+    axes = opdef.signature(op)
+    args, inputs = list(op.args), list(axes.inputs)
+    for i, arg in list(enumerate(args))[first:]:
         if arg.op.name == "transpose":
             order = arg.op["permutation"]
             args[i] = arg.op.args[0]
             inputs[i] = tuple(inputs[i][order.index(d)] for d in range(len(order)))
     if tuple(args) == op.args:
         return None
-    moved = Signature(tuple(inputs), spec.outputs)
-    return make("contract", *args, **{**dict(op.attrs), "spec": str(moved)})
+    now = Signature(tuple(inputs), axes.outputs)
+    return make(op.name, *args, **followed(op, axes, now))
 
 
 @local(
@@ -81,10 +87,9 @@ def transpose_of_contract(op: Op) -> Outcome:
     inner = op.args[0].op
     if inner.name != "contract":
         return None
-    spec = Signature.parse(inner["spec"])
-    out = tuple(spec.outputs[0][i] for i in op["permutation"])
-    attrs = {**dict(inner.attrs), "spec": str(Signature(spec.inputs, (out,)))}
-    return make("contract", *inner.args, **attrs)
+    axes = opdef.signature(inner)
+    now = Signature(axes.inputs, (tuple(axes.outputs[0][i] for i in op["permutation"]),))
+    return make("contract", *inner.args, **followed(inner, axes, now))
 
 
 @local(

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 
 from dialect.matching.values import reshaped
 from dialect.ops import lax
+from rewrite import opdef
 from rewrite.ir import Op, Value
-from rewrite.opdef import make
+from rewrite.opdef import followed, make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
 
-_OVER_LAST = ("softmax", "rms_norm", "layer_norm", "activate", "gate")
+# Of several arrays these match the dimensions by their place.
+_BY_PLACE = (*lax.MAPS, "softmax", "rms_norm", "layer_norm", "activate", "gate")
 _LARGEST = 100  # ops of an expression that is folded: an expert has some twenty
 _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
 
@@ -101,7 +103,7 @@ class _Batched:
         alike = (first.name, first.attrs, len(first.args))
         if any((op.name, op.attrs, len(op.args)) != alike for op, _ in values):
             return None
-        if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
+        if first.name not in (*_BY_PLACE, "contract", "reshape", "transpose"):
             return None
         args = [self.argument(column) for column in zip(*(value.op.args for value in values))]
         if None in args or not any(batched for _, batched in args):
@@ -144,24 +146,15 @@ class _Batched:
         return make("transpose", source, permutation=order) if axis else source
 
     def rebuilt(self, op: Op, args: list[tuple[Value, bool]]) -> Value | None:
-        attrs = dict(op.attrs)
-        if op.name == "contract":
-            spec = Signature.parse(op["spec"])
-            fresh = next((x for x in _LETTERS if x not in spec.letters), None)
-            if fresh is None:
-                return None
-            inputs = tuple(
-                ((fresh,), *array) if batched else array
-                for array, (_, batched) in zip(spec.inputs, args)
-            )
-            whole = Signature(inputs, (((fresh,), *spec.outputs[0]),))
-            return make("contract", *(arg for arg, _ in args), **{**attrs, "spec": str(whole)})
-        if op.name == "reshape":
-            return reshaped(args[0][0], (self.count, *op.types[0].shape))
-        if op.name == "transpose":
-            order = (0, *(d + 1 for d in op["permutation"]))
-            return make("transpose", args[0][0], permutation=order)
-        return make(op.name, *(self.widened(*arg, op) for arg in args), **attrs)
+        axes = opdef.signature(op)
+        fresh = next(((x,) for x in _LETTERS if x not in axes.letters), None)
+        if fresh is None:
+            return None
+        pairs = zip(axes.inputs, args)
+        inputs = tuple((fresh, *array) if batched else array for array, (_, batched) in pairs)
+        now = Signature(inputs, ((fresh, *axes.outputs[0]),))
+        made = [self.widened(*arg, op) if op.name in _BY_PLACE else arg[0] for arg in args]
+        return make(op.name, *made, **followed(op, axes, now, {fresh: self.count}))
 
     def widened(self, arg: Value, batched: bool, op: Op) -> Value:
         """An argument of an elementwise op with the rank of the result of all siblings: one that

@@ -18,6 +18,7 @@ from dialect.ops.rounding import rounded
 from dialect.ops.tensor import contract
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature
 
 
@@ -163,4 +164,5 @@ word(
         *("key_precision", "value_precision", "rounds", "base"),
     ),
     "axes",
+    traits=Traits(spelled="axes"),
 )

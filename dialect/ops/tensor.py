@@ -71,12 +71,17 @@ def _signature(op: Op) -> Signature:
     return Signature.parse(op["spec"])
 
 
-_PRODUCT = Traits(linear="each", sums=True)
-word(contract, _signature, ("spec", "dtype", "precision"), lead="spec", traits=_PRODUCT)
+word(
+    contract,
+    _signature,
+    ("spec", "dtype", "precision"),
+    lead="spec",
+    traits=Traits(linear="each", sums=True, spelled="spec"),
+)
 word(
     partial_contract,
     _signature,
     ("spec", "parts", "dtype", "precision"),
     lead="spec",
-    traits=_PRODUCT,
+    traits=Traits(linear="each", sums=True),
 )
