@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from dialect.compiled.compilers import apart, hidden_counter
 from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.mesh import Topology
 from dialect.ops.nn import Traced
@@ -35,7 +36,7 @@ def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
     if op.get("by") == "same":
         return None  # whoever adapts a state looks whether its heads are (dialect.prepared.state)
-    return substitute(reference_graph(op), op.args, origin=op.origin)
+    return substitute(apart(op, reference_graph(op)), op.args, origin=op.origin)
 
 
 EXPAND = Rule(
@@ -59,7 +60,7 @@ class Lower(Pass):
         moved, expanded = Report(), Report()
         chip = Topology.parse(target.topology).chip if target.topology else None
         scaled = rewrite(program.graph, scaled_products(chip, dict(target.mesh)), moved)
-        lowered = replace(program, graph=rewrite(scaled, [EXPAND], expanded))
+        lowered = replace(program, graph=rewrite(scaled, [EXPAND, hidden_counter], expanded))
         if program.stages is not None:
             stages = {
                 name: rewrite(getattr(program.stages, name), [EXPAND])

@@ -17,10 +17,11 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dialect.compiled.compilers import compiler_for, hides_reading, windowed_axes
 from dialect.machine.topology import Topology
 from dialect.matching.values import reshaped, through
 from dialect.naming.axes import Axes
-from dialect.normal.row_products import hides_reading, leading, row_layout, row_product
+from dialect.normal.row_products import leading, row_layout, row_product
 from dialect.ops import sharding  # noqa: F401  (defines constrain)
 from dialect.ops.sharding import show_layout
 from dialect.planning.fallback_plans import planned_axes
@@ -34,7 +35,6 @@ from dialect.planning.layouts import (
     product_layout,
     with_input_layouts,
 )
-from dialect.planning.mesh_roles import collective_matmul_axes
 from dialect.planning.partial_sums import (
     added,
     is_residual_add,
@@ -82,8 +82,8 @@ class _Constraints:
         self.chip = Topology.parse(plan.target).chip if plan.target else None
         self.reasons: dict[str, int] = {}
         self.gathers = plan.split("used") != plan.split("weights")
-        windows = self.chip is not None and self.chip.has_collective_matmul
-        self.in_windows = windows and bool(collective_matmul_axes(plan))
+        windows = self.chip is not None and compiler_for(self.chip).gathers_in_windows
+        self.in_windows = windows and bool(windowed_axes(plan.split))
 
     def ways(self, layout: Layout) -> int:
         """Over how many chips an array of this layout is sharded."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +16,11 @@ import numpy as np
 import pytest
 
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
-from dialect.ops.attend import attend
-from rewrite.ir import Graph, Op, replace_values
+from dialect.jaxprs.expanded import reference_graph
+from passes.lower import EXPAND
+from rewrite.driver import rewrite
+from rewrite.ir import Graph, Op, Type, new_input, replace_values
+from rewrite.opdef import make
 from tests.kit import graph_of, recognized_graph, run
 
 RANDOM = np.random.default_rng(5)
@@ -184,10 +186,12 @@ def test_bfloat16(spelling: Callable[..., Any]) -> None:
 
 
 def test_logits_of_rounded_weights_are_not_merged_with_what_rounds_them() -> None:
-    options = {"axes": "b t h k, b s h k, b s h k -> b t h k", "rounds": (127.5, 1e-19)}
-    made = jax.make_jaxpr(partial(attend, **options))(*ARGS[:3]).jaxpr
-    (logits, _) = (each for each in made.eqns if each.primitive.name == "dot_general")
-    (barrier,) = (each for each in made.eqns if each.primitive.name == "optimization_barrier")
-    readers = [each for each in made.eqns if logits.outvars[0] in each.invars]
-    assert [each.primitive.name for each in readers] == ["transpose"]
-    assert readers[0].outvars == barrier.invars
+    inputs = tuple(new_input(Type("f32", arg.shape)) for arg in ARGS[:3])
+    axes = "b t h k, b s h k, b s h k -> b t h k"
+    graph = Graph(inputs, (make("attend", *inputs, axes=axes, rounds=(127.5, 1e-19)),))
+    before = [each.name for each in reference_graph(graph.ops[-1]).ops]
+    assert "optimization_barrier" not in before
+    lowered = rewrite(graph, [EXPAND])
+    logits = next(op for op in lowered.ops if op.name == "dot_general")
+    readers = [op.name for op in lowered.ops if logits.results[0] in op.args]
+    assert readers == ["optimization_barrier"]

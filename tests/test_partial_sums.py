@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from dialect.compiled.compilers import compiler_for, fitted_compiler, windowed_axes
 from dialect.machine.mesh import Topology
 from dialect.ops.tensor import contract, partial_contract
-from dialect.planning.mesh_roles import Partitioning, collective_matmul_axes
+from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import partition
 from dialect.planning.plan import Exchange, Plan
 from dialect.planning.planned_exchanges import planned_exchanges
@@ -123,9 +124,9 @@ def test_integers_travel_whole() -> None:
     v6e = Topology.parse("v6e:4x4")
     mesh, shape = v6e.mesh_axes(), replace(LLAMA_70B, batch=16, time=2048)
     found = partition("wg_x", "heads", shape, mesh)
-    assert Workload(shape, mesh, found).uses_collective_matmul
+    assert Workload(shape, mesh, found).gathers_in_windows
     int8 = replace(shape, weight_bytes_per_element=1)
-    assert not Workload(int8, mesh, found).uses_collective_matmul
+    assert not Workload(int8, mesh, found).gathers_in_windows
 
 
 def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
@@ -148,7 +149,7 @@ def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
 )
 def test_axes_of_the_collective_matmul(label: str, over: tuple[str, ...]) -> None:
     v4 = Topology.parse("v4:2x2x4")
-    assert collective_matmul_axes(partitioning(label, replace(PALM_62B, time=2048), v4)) == over
+    assert windowed_axes(partitioning(label, replace(PALM_62B, time=2048), v4).split) == over
 
 
 def test_pieces_around_a_long_ring_are_two_more_than_an_all_gather_receives() -> None:
@@ -167,9 +168,10 @@ def test_pieces_around_a_long_ring_are_two_more_than_an_all_gather_receives() ->
 def test_plans_as_fast_by_the_model_are_compared_as_they_are_compiled() -> None:
     """PaLM-62B's prefill of 64: 4,856 ms by its schedule; with whole weights 6,041."""
     v4 = Topology.parse("v4:2x2x4")
-    assert v4.chip.overlaps_gathers and not v4.chip.as_compiled.overlaps_gathers
+    assert fitted_compiler(v4.chip).overlaps_gathers
+    assert not compiler_for(v4.chip).overlaps_gathers
     v5e = Topology.parse("v5e:2x4")
-    assert v5e.chip.as_compiled == v5e.chip
+    assert fitted_compiler(v5e.chip) == compiler_for(v5e.chip)
     shape = replace(PALM_62B, time=2048)
     found = searched(shape, v4, v4.mesh_axes()).candidates
     assert found[0].label == "E_xzF_y>B_xzE_y/heads+batch"

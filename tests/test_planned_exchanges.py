@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from dialect.compiled.compilers import Compiler
 from dialect.machine.interconnect import Ring, Switch
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.cost import CONSTANTS, estimate
@@ -54,7 +55,8 @@ def test_sums_around_a_closed_ring_are_passed_on_in_pieces_where_computing_hides
 def test_new_keys_are_cut_to_their_owners_rows_before_they_are_summed() -> None:
     """Over x they are partial sums, over z copies of which each chip wants its own rows."""
     work = Workload(PALM_540B, MESH, made(PALM_540B))
-    assert (work.scattered, work.partial_key_axes) == (("x",), ("z",))
+    (attention, _), *_ = work.shape.attentions
+    assert (work.scattered, work.row_axes(attention)) == (("x",), ("z",))
     (scatter, _) = exchanges(PALM_540B, "reduce-scatter")
     hidden, queries, keys = 2 * 73728 / 16, 64 * 256 / 16, 2 * 256 / 4
     assert scatter.bytes == 2 * 64 * (hidden + queries + keys)
@@ -81,9 +83,8 @@ def test_where_the_compiler_waits_for_gathered_weights_two_copies_are_faster() -
         for each in searched(PREFILL_70B, v5p, v5p.mesh_axes()).candidates
         if each.label == "E_zF>B_xyzE/batch"
     )
-    chip = replace(v5p.chip, overlaps_gathers=True)
-    mesh = v5p.mesh_axes()
-    beside = estimate(PREFILL_70B, replace(v5p, chip=chip), mesh, gathers.partitioning)
+    overlapping = Compiler(overlaps_gathers=True)
+    beside = estimate(PREFILL_70B, v5p, v5p.mesh_axes(), gathers.partitioning, compiler=overlapping)
     assert beside.time_s < plan.predicted.time_s < gathers.predicted.time_s
 
 

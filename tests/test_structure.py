@@ -25,7 +25,7 @@ ROOMS = {
     "jaxprs": "rewrite arrays ops",
     "matching": "rewrite arrays",
     "staging": "rewrite arrays ops jaxprs matching",
-    "normal": "rewrite arrays machine ops jaxprs matching",
+    "normal": "rewrite arrays ops jaxprs matching",
     "naming": "rewrite ops staging",
     "user": "rewrite arrays ops jaxprs naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
@@ -39,7 +39,7 @@ ROOMS = {
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"
     " layered compiled planning",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
-    " user recognition layered caching quantized padded planning reports",
+    " user recognition layered caching quantized padded compiled planning reports",
     "measured": "rewrite display arrays user reports passes",
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "front": "rewrite display machine ops jaxprs user compiled planning prepared reports"

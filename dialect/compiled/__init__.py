@@ -1,1 +1,2 @@
-"""XLA executables: made, and read back as traffic, collectives and time."""
+"""XLA: what is known of the compilers; executables, made, and read back as traffic, collectives
+and time."""

@@ -122,7 +122,7 @@ def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
     if op["reverse"] or op["length"] < 2:
         raise ValueError("only a forward loop of two or more can be peeled")
     consts, carry, xs = (op.args[part] for part in scan_parts(op))
-    first = [_first(stack) for stack in xs]
+    first = [reshaped(_rows(stack, 0, 1), stack.type.shape[1:]) for stack in xs]
     out = substitute(op.regions[0], [*consts, *carry, *first])
     rest = [_rows(stack, 1, op["length"]) for stack in xs]
     shorter = Op(
@@ -139,14 +139,6 @@ def peeled(op: Op) -> tuple[tuple[Value, ...], Op]:
         for head, tail in zip(out[op["carry"] :], loop.results[op["carry"] :])
     ]
     return (*loop.results[: op["carry"]], *ys), loop
-
-
-def _first(value: Value) -> Value:
-    """value[0]. A counter is hidden from constant folding: if XLA for TPU knows that the first
-    layer has number 0, it gives its cache another memory layout and copies the cache there and
-    back."""
-    first = reshaped(_rows(value, 0, 1), value.type.shape[1:])
-    return make("optimization_barrier", first) if value.op.name == "iota" else first
 
 
 def _rows(value: Value, start: int, stop: int) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -29,10 +29,6 @@ class Chip:
       the chip's share of its host's interface (0: none)
     - cube: edge of the blocks that optical switches connect (0: none), see `Topology.wraps`
     - cores: TensorCores per chip; slice names such as v4-128 count these
-    - overlaps_gathers: whether the all-gather of weights overlaps with compute. libtpu does so for
-      v5e only; on v4 the programs of arXiv:2211.05102 do, to which the cost model is fitted
-    - has_collective_matmul: whether libtpu gathers large weights in a collective matmul, over the
-      mesh axes of `dialect.planning.mesh_roles.collective_matmul_axes`
     - devices: JAX devices per chip; die_bytes_per_s: bandwidth between them, one way
     - platform, device_kinds: JAX's names ("" and none: planning only)
     - libtpu: libtpu's name for ahead-of-time compilation ("": none)
@@ -52,8 +48,6 @@ class Chip:
     network_hop_s: float = 0.0
     cube: int = 0
     cores: int = 1
-    overlaps_gathers: bool = True
-    has_collective_matmul: bool = False
     devices: int = 1
     die_bytes_per_s: float = 0.0
     platform: str = ""
@@ -74,14 +68,6 @@ class Chip:
     def multiplies(self, dtype: str) -> bool:
         """Whether the matrix unit supports two operands of this dtype natively."""
         return _native(dtype) in dict(self.peaks)
-
-    @property
-    def as_compiled(self) -> Chip:
-        """The chip under the current libtpu, which overlaps no other all-gather on chips that have
-        the collective matmul."""
-        return replace(
-            self, overlaps_gathers=self.overlaps_gathers and not self.has_collective_matmul
-        )
 
     @property
     def bf16_flops_per_s(self) -> float:
@@ -135,7 +121,6 @@ _TPUS = (
         network_hop_s=NETWORK_HOP_S,
         cube=4,
         cores=2,
-        has_collective_matmul=True,
         platform="tpu",
         device_kinds=("TPU v4",),
         libtpu="v4",
@@ -172,7 +157,6 @@ _TPUS = (
         network_hop_s=NETWORK_HOP_S,
         cube=4,
         cores=2,
-        overlaps_gathers=False,
         platform="tpu",
         device_kinds=("TPU v5", "TPU v5p"),
         libtpu="v5p",
@@ -190,8 +174,6 @@ _TPUS = (
         link_hop_s=TPU_HOP_S,
         network_bytes_per_s=12.5e9,
         network_hop_s=NETWORK_HOP_S,
-        overlaps_gathers=False,
-        has_collective_matmul=True,
         platform="tpu",
         device_kinds=("TPU v6 lite", "TPU v6e"),
         libtpu="v6e",
@@ -213,7 +195,6 @@ _TPUS = (
         cores=2,
         devices=2,
         die_bytes_per_s=6 * 90e9,
-        overlaps_gathers=False,
         platform="tpu",
         device_kinds=("TPU7x",),
         libtpu="tpu7x",

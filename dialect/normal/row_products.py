@@ -1,17 +1,12 @@
 """Products with the axes in front made one: `b t d, d f -> b t f` as `b d, d f -> b f` of rows.
 
-The TPU compiler makes a reduce-scatter of an all-reduce and a slice where the partial sums are a
-matrix, and not where they have three axes, even if one of these has size 1. Of a product with three
-that is asked for scattered at once it makes steps, a piece of the product in each, and sends one
-piece while it computes the next. Each step reads the weights again: that pays where computing hides
-it (`hides_reading`).
+Partial sums of rows alone are a matrix, which can be scattered over its rows.
 """
 
 from __future__ import annotations
 
 from itertools import islice
 
-from dialect.machine.chips import Chip
 from dialect.matching.values import reshaped
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
@@ -29,11 +24,6 @@ def leading(op: Op, number: int) -> int:
             break
         count += 1
     return count
-
-
-def hides_reading(rows: float, bytes_per_weight: float, chip: Chip) -> bool:
-    """Whether multiplying so many rows takes twice as long as reading the weights."""
-    return 2 * rows / chip.bf16_flops_per_s >= 2 * bytes_per_weight / chip.hbm_bytes_per_s
 
 
 def row_product(

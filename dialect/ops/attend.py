@@ -77,8 +77,6 @@ def attend(
     pair = [_squeezed(query, named.inputs[0])]
     pair += [_squeezed(key if factor is None else key.astype(query.dtype), named.inputs[1])]
     scores, _ = _product(*pair, over, logits if factor is None else jnp.float32, key_precision)
-    if rounds is not None:  # libtpu 0.0.42 overflows its stack if it merges long ones with these
-        scores = jax.lax.optimization_barrier(scores)
     if factor is not None:
         scores = scores * _aligned(*factor, over).astype(scores.dtype)
     scores = scores.astype(logits).astype(decode(inner) or logits)

@@ -3,7 +3,7 @@
     time = max(compute, HBM, all-gather of weights) + scores + other communication + latency
 
 Only the all-gather of weights depends on no activation, so only it overlaps with compute, and only
-where the compiler schedules it so (`Chip.overlaps_gathers`, `Chip.has_collective_matmul`).
+where the compiler schedules it so (`Compiler.overlaps`).
 Attention scores that do not fit on the chip are written to HBM and read again in f32; nothing
 overlaps with that. Compute, HBM and communication are the demand (workload.py) divided by what a
 chip delivers (chips.py and `Constants`).
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dialect.compiled.compilers import Compiler, fitted_compiler
 from dialect.display.quantities import size
 from dialect.machine import collectives
 from dialect.machine.interconnect import Links, Ring
@@ -66,23 +67,24 @@ def estimate(
     mesh: MeshSpec,
     partitioning: Partitioning,
     constants: Constants = CONSTANTS,
+    compiler: Compiler | None = None,
 ) -> Prediction:
-    """The predicted cost of a step on each chip, in seconds (four digits) and bytes."""
+    """The predicted cost of a step on each chip, in seconds (four digits) and bytes; by default
+    under the compiler that the model is fitted to."""
     work, chip, links = Workload(shape, mesh, partitioning), topology.chip, topology.rings(mesh)
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     compute_s = (products_s + work.other_flops() / chip.bf16_flops_per_s) / constants.compute
     hbm_bytes, scores_bytes = work.hbm_bytes(), work.scores_bytes(chip.on_chip_bytes)
-    hbm_s, scores_s = (
-        count / (constants.hbm * chip.hbm_bytes_per_s) for count in (hbm_bytes, scores_bytes)
-    )
+    bytes_per_s = constants.hbm * chip.hbm_bytes_per_s
+    hbm_s, scores_s = hbm_bytes / bytes_per_s, scores_bytes / bytes_per_s
+    compiler = compiler or fitted_compiler(chip)
     gather_s = exchange_s = latency_s = received = 0.0
     for collective in work.collectives():
         under = tuple(link for axis in collective.axes for link in links[axis])
         kind, count = collective.kind, collective.bytes
-        is_windowed = chip.has_collective_matmul and collective.collective_matmul_bytes > 0
-        overlaps = collective.overlaps and (chip.overlaps_gathers or is_windowed)
-        fraction = constants.worth(under, overlaps)
-        seconds = collective.times * collectives.transfer_s(kind, count, under, fraction)
+        overlaps = collective.overlaps and compiler.overlaps(collective.windowed_bytes > 0)
+        worth = constants.worth(under, overlaps)
+        seconds = collective.times * collectives.transfer_s(kind, count, under, worth)
         if overlaps:
             gather_s += seconds
         else:

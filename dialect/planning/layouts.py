@@ -75,7 +75,7 @@ def input_group(role: str, names: Names) -> str | None:
 def product_layout(plan: Plan, axes: Axes, value: Value) -> Layout:
     """The sharding of a product over heads, d_ff or the vocabulary: that of the weights it reads.
 
-    Only the batch may be sharded further. For any finer sharding XLA would reshard the weights.
+    Only the batch may be sharded further: for any finer sharding the weights would be moved.
     """
     names = axes.of(value)
     over_vocab = any("vocab" in dimension for dimension in names)

@@ -22,7 +22,7 @@ from functools import cache, cached_property
 from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import HEADS
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.planning.plan import Plan, Split
+from dialect.planning.plan import Split
 
 MeshAxes = tuple[str, ...]
 Groups = tuple[tuple[str, Split], ...]
@@ -76,20 +76,6 @@ class Partitioning:
         """The mesh axes of these logical axes of a group, concatenated."""
         split = self._splits[group]
         return tuple(mesh_axis for axis in axes for mesh_axis in split.get(axis, ()))
-
-
-def collective_matmul_axes(plan: Plan | Partitioning) -> MeshAxes:
-    """The mesh axes over which XLA can all-gather large weights in a collective matmul.
-
-    They are the axes over which d_model is gathered, if exactly these shard the batch and d_ff
-    stays sharded over others. (Weights gathered along d_ff arrive in another order; XLA emits no
-    collective matmul if d_ff is not sharded, or if only a part of the batch axes is gathered.)
-    """
-    weights, used = plan.split("weights"), plan.split("used")
-    over = without(weights.get("d_model", ()), used.get("d_model", ()))
-    stays = all(used.get(name) == axes for name, axes in weights.items() if name != "d_model")
-    alike = set(over) == set(plan.split("residual").get("batch", ()))
-    return over if stays and alike and "d_ff" in used else ()
 
 
 def partitioning_of(
@@ -230,7 +216,7 @@ class Fit:
 
     def scattered(self, batch: MeshAxes, partial: MeshAxes) -> dict[str, MeshAxes]:
         """The rows over which partial sums are scattered: the batch, or time if a chip has one
-        sequence. (Along the axis that the next product contracts, XLA emits an all-reduce.)"""
+        sequence; not along the axis that the next product contracts."""
         over_batch = self("batch", (*batch, *partial))
         alone = self.shape.batch == self.mesh.ways(over_batch)
         return {

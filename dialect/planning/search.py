@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from dialect.compiled.compilers import Compiler, compiler_for
 from dialect.display.quantities import milliseconds
-from dialect.machine.chips import Chip
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.machine.tiles import LANES
 from dialect.planning.cost import estimate, must_fit
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import (
@@ -44,8 +43,8 @@ from rewrite.errors import PlanError, nearest
 
 # Two plans whose predicted times differ by less than TIE (the model's median error) are considered
 # equal. Equal plans are ordered by (1) whether they leave 10 % of the memory free, (2) predicted
-# time under the current libtpu (`Chip.as_compiled`; the model itself is fitted to the programs of
-# Pope et al.), (3) fewest collectives per layer.
+# time under the current compiler (the model itself is fitted to the programs of Pope et al.),
+# (3) fewest collectives per layer.
 TIE = 0.05
 Storage = tuple[tuple[str, tuple[str, ...]], ...]
 _DISTINGUISHING = ("weights", "used", "attention")  # groups in which alternatives have to differ
@@ -140,32 +139,24 @@ def _candidate(
 ) -> Candidate:
     """A partitioning with its cost. Raises Unavailable if it does not fit into memory."""
     must_fit(shape, topology, mesh, partitioning)
-    chip = topology.chip
+    compiler = compiler_for(topology.chip)
     predicted = estimate(shape, topology, mesh, partitioning)
-    current = replace(topology, chip=chip.as_compiled)
+    compiled = estimate(shape, topology, mesh, partitioning, compiler=compiler)
     return Candidate(
         partitioning,
         predicted,
-        compiled_s=estimate(shape, current, mesh, partitioning).time_s,
-        collectives=_collectives(Workload(shape, mesh, partitioning), chip),
-        is_tight=predicted.memory_bytes > _ROOMY * chip.usable_hbm_bytes,
+        compiled_s=compiled.time_s,
+        collectives=_collectives(Workload(shape, mesh, partitioning), compiler),
+        is_tight=predicted.memory_bytes > _ROOMY * topology.chip.usable_hbm_bytes,
     )
 
 
-def _collectives(work: Workload, chip: Chip) -> int:
-    """Collectives per layer, as the current libtpu emits them.
-
-    Next to a collective matmul an all-reduce becomes a reduce-scatter and an all-gather, and a
-    reduce-scatter becomes an all-reduce if its shards are not two tiles wide (a tile for each
-    direction of the ring).
-    """
-    doubled = set()
-    if work.uses_collective_matmul and chip.has_collective_matmul:
-        shard = work.shape.d_model // work.mesh.ways(work.residual)
-        doubled = {"all-reduce", "reduce-scatter"} if shard % (2 * LANES) else {"all-reduce"}
+def _collectives(work: Workload, compiler: Compiler) -> int:
+    """Collectives per layer, as the compiler emits them."""
+    shard = work.shape.d_model // work.mesh.ways(work.residual)
     counts = (
-        collective.times * collective.array_axes * (1 + (collective.kind in doubled))
-        for collective in work.collectives()
+        each.times * compiler.emitted(each.kind, each.array_axes, work.gathers_in_windows, shard)
+        for each in work.collectives()
     )
     return sum(counts) // max(1, work.shape.layers)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dialect.compiled.compilers import windowed_axes
 from dialect.machine.mesh import MeshSpec
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
-from dialect.planning.mesh_roles import MeshAxes, Partitioning, collective_matmul_axes, without
+from dialect.planning.mesh_roles import MeshAxes, Partitioning, without
 
 
 class Shards:
@@ -37,7 +38,7 @@ class Shards:
         outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
         self.gathered = without((*outer, *inner), used)
         is_wide = shape.weight_bytes_per_element >= shape.activation_bytes_per_element
-        self.uses_collective_matmul = is_wide and bool(collective_matmul_axes(partitioning))
+        self.gathers_in_windows = is_wide and bool(windowed_axes(partitioning.split))
         self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
         self.attention_batch = axes("attention", "batch")
 

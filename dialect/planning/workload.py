@@ -22,10 +22,9 @@ class Collective:
     - bytes: per chip: the output of an all-gather, the input of a reduce-scatter (an all-reduce is
       one of each), the local data of an all-to-all (section 3.1 and appendix A.1 of the paper)
     - overlaps: whether it depends on no activation, so that it can overlap with compute
-    - collective_matmul_bytes: the part of `bytes` that XLA may exchange in a collective matmul
+    - windowed_bytes: the part of `bytes` that may be exchanged window by window of its products
     - matrices: how many products that part belongs to
-    - array_axes: the number of array axes that it reshards; XLA reshards one at a time and copies
-      the array in HBM in between
+    - array_axes: the number of array axes that it reshards
     """
 
     kind: str
@@ -34,7 +33,7 @@ class Collective:
     times: int
     part: str
     overlaps: bool = False
-    collective_matmul_bytes: float = 0
+    windowed_bytes: float = 0
     matrices: int = 0
     array_axes: int = 1
 
@@ -173,7 +172,7 @@ class Workload(Shards):
             inner,
             times,
             part,
-            collective_matmul_bytes=hidden,
+            windowed_bytes=hidden,
             matrices=sum(network.into for network in block.networks),
         )
 
@@ -229,9 +228,9 @@ class Workload(Shards):
             yield self.gather(self.attention_weights(attention, "used"), block, "attention", 0)
 
     def gather(self, elements: float, block: Block, part: str, matrices: int) -> Collective:
-        """The all-gather of these weights; of so many matrices as a collective matmul."""
+        """The all-gather of these weights; of so many matrices window by window."""
         count = elements * self.shape.weight_bytes_per_element
-        windowed = count if matrices and self.uses_collective_matmul else 0
+        windowed = count if matrices and self.gathers_in_windows else 0
         return Collective(
             "all-gather",
             self.gathered,
@@ -239,7 +238,7 @@ class Workload(Shards):
             block.times,
             part,
             overlaps=True,
-            collective_matmul_bytes=windowed,
+            windowed_bytes=windowed,
             matrices=matrices,
             array_axes=self.gathered_array_axes,
         )
@@ -264,8 +263,7 @@ class Workload(Shards):
 
         A feed-forward network holds its hidden values and, if weights are gathered, two matrices:
         the current and the prefetched one. Attention holds scores in f32. The two are never live
-        together. (If memory allows, the compilers for v5e and v5p keep a second copy of the scores
-        to overlap an all-gather with the softmax.)
+        together.
         """
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         tokens = shape.tokens / ways(self.batch)
