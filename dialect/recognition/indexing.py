@@ -161,7 +161,7 @@ def take_of_one_hot(op: Op) -> Outcome:
             table, finite_parameters=True
         ):  # what is not taken is multiplied with zero
             return Miss("a row that is not taken may be infinite or NaN", 4)
-        if bits(ids.type.dtype) > 32:  # JAX takes rows by numbers of 32 bits
+        if bits(ids.type.dtype) == 64:  # JAX takes rows by numbers of 32 bits
             return Miss("its ids may count further than a gather does", 4)
         at = rows.index(summed)
         taken = make("take", _first(table, at), ids, mode=_FILL, fill=0)
