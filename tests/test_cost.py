@@ -91,6 +91,24 @@ def test_memory_per_chip() -> None:
     assert predict(PALM_540B, 64, "ws2d", "batch").memory_bytes == round(sum(memory.values()))
 
 
+def test_heads_of_half_the_lanes_are_stored_as_whole_ones() -> None:
+    """GPT-2 and Llama-3.2-1B: a TPU pads d_head 64 to 128 in memory and on every read."""
+    small, mesh = varied(LLAMA_8B, d_head=64), MeshSpec.parse("x=2 y=4")
+    cache = [
+        Workload(shape, mesh, partition("ws1d", "heads", shape, mesh), lanes).memory()["cache"]
+        for shape, lanes in ((small, 128), (LLAMA_8B, 128), (small, 1))
+    ]
+    assert cache[0] == cache[1] == 2 * cache[2]
+    plan = choose(small, Topology.parse("v5e:2x4"), mesh)
+    assert plan.predicted.memory_bytes > cache[0]
+
+
+def test_what_no_block_holds_is_on_every_chip() -> None:
+    shape, mesh = replace(LLAMA_8B, other_bytes=1e6), MeshSpec.parse("x=2 y=4")
+    memory = Workload(shape, mesh, partition("ws1d", "heads", shape, mesh)).memory()
+    assert memory["other"] == 1e6
+
+
 # What is multiplied.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
+from examples import gpt
 from rewrite import Pipeline, trace
 from tests.fuzz.decoders import Decoder
+from tests.kit import shapes_of
 
 PASSES = ("", ", merge_dots, first_layer{budget=10.0}")
 
@@ -105,3 +108,13 @@ def test_layers_that_differ_are_blocks_of_their_own() -> None:
     memory = Workload(shape, alone, partition("ws1d", "heads", shape, alone)).memory()
     assert memory["cache"] == 4 * (16 + 8 + 16) * 2 * (2 * 4 * 8)
     assert memory["weights"] == 4 * 32 * (3 * 4 * 32 + 3 * (48 + 48 + 96))
+
+
+def test_tables_of_positions_and_biases_are_in_no_block() -> None:
+    config = gpt.CONFIGS["toy"]
+    args = params, _, _ = shapes_of(gpt, config, 8, 64)
+    shape = shape_of(partial(gpt.decode_step, config), *args)
+    held = {"embedding", "head"} & set(params)
+    others = {name: value for name, value in params.items() if name not in (*held, "layers")}
+    vectors = [w for name, w in params["layers"].items() if name[0] != "w"]
+    assert shape.other_bytes == sum(w.size * 4 for w in (*others.values(), *vectors)) + 4

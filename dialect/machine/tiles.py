@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 
+from dialect.machine.chips import Chip
 from rewrite.ir import Type, bits
 
 LANES, ROW_BITS = 128, 8 * 32
+
+
+def lanes_of(chip: Chip) -> int:
+    """The number of elements to which a chip pads the last axis of an array: 1 but on a TPU."""
+    return LANES if chip.platform == "tpu" else 1
 
 
 def tiled_bytes(type_: Type) -> int:

@@ -19,6 +19,7 @@ from dialect.display.quantities import size
 from dialect.machine import collectives
 from dialect.machine.interconnect import Links, Ring
 from dialect.machine.mesh import MeshSpec, Topology
+from dialect.machine.tiles import lanes_of
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import Unavailable
@@ -71,7 +72,8 @@ def estimate(
 ) -> Prediction:
     """The predicted cost of a step on each chip, in seconds (four digits) and bytes; by default
     under the compiler that the model is fitted to."""
-    work, chip, links = Workload(shape, mesh, partitioning), topology.chip, topology.rings(mesh)
+    chip, links = topology.chip, topology.rings(mesh)
+    work = Workload(shape, mesh, partitioning, lanes_of(chip))
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     compute_s = (products_s + work.other_flops() / chip.bf16_flops_per_s) / constants.compute
     hbm_bytes, scores_bytes = work.hbm_bytes(), work.scores_bytes(chip.on_chip_bytes)
@@ -112,7 +114,7 @@ def must_fit(
         raise Unavailable(
             "ragged products sort the tokens of all sequences, so the batch cannot be sharded"
         )
-    parts = Workload(shape, mesh, partitioning).memory()
+    parts = Workload(shape, mesh, partitioning, lanes_of(topology.chip)).memory()
     needed, usable = sum(parts.values()), topology.chip.usable_hbm_bytes
     if needed <= usable:
         return

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from dialect.machine.mesh import MeshSpec
 from dialect.matching.values import through
 from dialect.naming.axes import Axes
 from dialect.ops.quant import FORMS
 from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, weight_over
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.mesh_roles import Partitioning
+from dialect.planning.plan import GROUPS
+from dialect.planning.shards import Shards
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values
 from rewrite.ir import Op, Value, bits
@@ -30,7 +35,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     blocks = decoder_blocks(program, axes)
     has_attention = any(block.attention for block in blocks)
     factors = next(_factors(products, axes), None)
-    return DecoderShape(
+    shape = DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
         context=max(sizes.get("context", 0), sizes.get("time", 1)) if has_attention else 0,
@@ -42,6 +47,25 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         **_dtypes(tables, caches, factors, counted),
         unknown=tuple(_unknown(products, axes, sizes)),
     )
+    return replace(shape, other_bytes=_other_bytes(program, shape))
+
+
+def _other_bytes(program: Program, shape: DecoderShape) -> float:
+    """The parameters and the state that the blocks and tables of a decoder do not hold."""
+    whole = Shards(
+        shape, MeshSpec((("x", 1),)), Partitioning("", tuple((group, ()) for group in GROUPS))
+    )
+    counted = {
+        "param": whole.stored_weights() + whole.tables(),
+        "state": whole.cache_bytes() / shape.cache_bytes_per_element,
+    }
+    others = 0.0
+    for role, elements in counted.items():
+        types = [declared.type for declared in program.inputs if declared.role == role]
+        total = sum(type_.size for type_ in types)
+        average = sum(type_.bytes for type_ in types) / max(1, total)
+        others += max(0.0, total - elements) * average
+    return others
 
 
 def _inputs_over(program: Program, axes: Axes, role: str, *names: str) -> list[Value]:

@@ -24,10 +24,14 @@ class Shards:
     - gathered: over which weights are all-gathered
     - scattered: over which partial sums of hidden values are scattered to rows
     - attention_batch: of the batch in attention
+
+    lanes: elements to which the last axis of a stored cache is padded (`dialect.machine.tiles`).
     """
 
-    def __init__(self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning) -> None:
-        self.shape, self.mesh, self.partitioning = shape, mesh, partitioning
+    def __init__(
+        self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning, lanes: int = 1
+    ) -> None:
+        self.shape, self.mesh, self.partitioning, self.lanes = shape, mesh, partitioning, lanes
         axes = partitioning.axes
         self.batch = axes("residual", "batch")
         self.residual = axes("residual", "d_model")
@@ -138,3 +142,30 @@ class Shards:
         """The embedding, or the unembedding."""
         ways = self.mesh.ways(self.partitioning.axes("tables", "d_model", "vocab"))
         return self.shape.vocab * self.shape.d_model / ways
+
+    # State, in bytes per chip.
+
+    def layer_cache_bytes(self, attention: Attention) -> float:
+        """The KV cache of one attention, its heads padded to whole lanes. (If these were less than
+        half full, the compiler would put another axis there.)"""
+        batch = self.partitioning.axes("cache", "batch")
+        ways = self.mesh.ways((*batch, *self.key_axes(attention, "cache")))
+        positions = self.shape.batch * attention.context(self.shape.context)
+        d_head = attention.d_head
+        padded = -(-d_head // self.lanes) * self.lanes if 2 * d_head >= self.lanes else d_head
+        width = attention.kv_width // d_head * padded
+        return width * positions * self.shape.cache_bytes_per_element / ways
+
+    def cache_bytes(self) -> float:
+        """The KV cache of all layers, as it is stored."""
+        attentions = self.shape.attentions
+        return sum(self.layer_cache_bytes(each) * block.stored for each, block in attentions)
+
+    def stored_weights(self) -> float:
+        """The weights of all blocks as they are stored, in elements."""
+        blocks = self.shape.blocks
+        return sum(self.block_weights(block, "weights") * block.stored for block in blocks)
+
+    def tables(self) -> float:
+        """The embedding and the unembedding, which may be one table, in elements."""
+        return (1 if self.shape.tied_embedding else 2) * self.table()

@@ -70,20 +70,6 @@ class Workload(Shards):
         context = attention.context(self.shape.context)
         return self.shape.tokens_of(block) * attention.heads * context / self.mesh.ways(over)
 
-    def layer_cache_bytes(self, attention: Attention) -> float:
-        """The KV cache of one attention."""
-        batch = self.partitioning.axes("cache", "batch")
-        ways = self.mesh.ways((*batch, *self.key_axes(attention, "cache")))
-        positions = self.shape.batch * attention.context(self.shape.context)
-        return attention.kv_width * positions * self.shape.cache_bytes_per_element / ways
-
-    def cache_bytes(self) -> float:
-        """The KV cache of all layers, as it is stored."""
-        return sum(
-            self.layer_cache_bytes(attention) * block.stored
-            for attention, block in self.shape.attentions
-        )
-
     def hbm_bytes(self) -> float:
         """The weights and the cache, as often as they are read."""
         shape = self.shape
@@ -269,13 +255,12 @@ class Workload(Shards):
         tokens = shape.tokens / ways(self.batch)
         stream = shape.d_model * tokens * shape.activation_bytes_per_element
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
-        stored = sum(self.block_weights(block, "weights") * block.stored for block in shape.blocks)
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
         scores = (4 * self.scores(attention, block) for attention, block in shape.attentions)
-        tables = 1 if shape.tied_embedding else 2
         return {
-            "weights": stored * shape.weight_bytes_per_element,
-            "embedding": tables * self.table() * shape.embedding_bytes_per_element,
+            "weights": self.stored_weights() * shape.weight_bytes_per_element,
+            "embedding": self.tables() * shape.embedding_bytes_per_element,
+            "other": shape.other_bytes,
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
             "working set": max(*networks, *scores, logits, 0.0),

@@ -17,6 +17,7 @@ from typing import Any
 from dialect.display.quantities import size
 from dialect.display.tables import Table
 from dialect.machine.mesh import MeshSpec, TargetError, Topology, cubic
+from dialect.machine.tiles import lanes_of
 from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape, Network
@@ -133,7 +134,7 @@ def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Po
         new_tokens=shape.time,
     )
     if not result.candidates:
-        return replace(point, reason=_reason(shape, mesh, result))
+        return replace(point, reason=_reason(shape, topology, mesh, result))
     best = result.candidates[0]
     time_s = best.predicted.time_s
     possible = topology.devices * topology.chip.bf16_flops_per_s * time_s
@@ -147,7 +148,7 @@ def costed(decoder: Decoder, topology: Topology, batch: int, weights: str) -> Po
     return replace(point, cost=cost)
 
 
-def _reason(shape: DecoderShape, mesh: MeshSpec, result: SearchResult) -> str:
+def _reason(shape: DecoderShape, topology: Topology, mesh: MeshSpec, result: SearchResult) -> str:
     """Why nothing fits: the named partitioning that needs the least memory, or any other."""
     needed: dict[str, float] = {}
     for label in result.unavailable:
@@ -155,7 +156,8 @@ def _reason(shape: DecoderShape, mesh: MeshSpec, result: SearchResult) -> str:
             partitioning = partition(*label.split("/"), shape, mesh)
         except Unavailable:
             continue
-        needed[label] = sum(Workload(shape, mesh, partitioning).memory().values())
+        work = Workload(shape, mesh, partitioning, lanes_of(topology.chip))
+        needed[label] = sum(work.memory().values())
     closest = min(needed or result.unavailable, key=lambda label: needed.get(label, 0))
     return f"{closest}: {result.unavailable[closest].message}"
 
