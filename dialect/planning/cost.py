@@ -80,19 +80,17 @@ def estimate(
     bytes_per_s = constants.hbm * chip.hbm_bytes_per_s
     hbm_s, scores_s = hbm_bytes / bytes_per_s, scores_bytes / bytes_per_s
     compiler = compiler or fitted_compiler(chip)
-    gather_s = exchange_s = latency_s = received = 0.0
+    transfer_s, latency_s, received = {True: 0.0, False: 0.0}, 0.0, 0.0  # by overlap
     for collective in work.collectives():
         under = tuple(link for axis in collective.axes for link in links[axis])
         kind, count = collective.kind, collective.bytes
         overlaps = collective.overlaps and compiler.overlaps(collective.windowed_bytes > 0)
         worth = constants.worth(under, overlaps)
-        seconds = collective.times * collectives.transfer_s(kind, count, under, worth)
-        if overlaps:
-            gather_s += seconds
-        else:
-            exchange_s += seconds
+        once_s = collectives.transfer_s(kind, count, under, worth)
+        transfer_s[overlaps] += collective.times * once_s
         latency_s += collective.times * collectives.latency_s(kind, under, constants.hop_s)
         received += collective.times * collectives.received_bytes(kind, count, under)
+    gather_s, exchange_s = transfer_s[True], transfer_s[False]
     return Prediction(
         time_s=_digits(max(compute_s, hbm_s, gather_s) + scores_s + exchange_s + latency_s),
         compute_s=_digits(compute_s),
