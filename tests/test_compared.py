@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from dialect.checked.compared import difference
-from dialect.checked.evaluated import evaluated
+from dialect.checked.evaluated import evaluated, means_nothing
 from dialect.checked.lifted import NotLiftable, lifted
+from dialect.checked.precision import step_of_new_constants
 from dialect.jaxprs.jaxpr import trace_graph
+from dialect.ops import nn  # noqa: F401  (defines rms_norm)
+from dialect.ops.vocabulary import Traced
 
 NAN, INF = float("nan"), float("inf")
 
@@ -80,3 +83,27 @@ def test_bits_of_a_float_are_not_lifted() -> None:
     graph = trace_graph(lambda x: [jax.lax.bitcast_convert_type(x, jnp.int32)], jnp.ones(3))
     with pytest.raises(NotLiftable, match="bitcast_convert_type"):
         lifted(graph)
+
+
+def test_exponentials_that_all_vanish_say_nothing() -> None:
+    """Those that a mask keeps: another shift would show them."""
+    function = trace_graph(
+        lambda x, m: [jnp.where(m, jnp.exp(x), 0.0)], jnp.ones(2), jnp.ones(2, bool)
+    )
+    exponents = np.array([1.0, -1e9])
+    for mask, nothing in (([False, True], True), ([True, True], False), ([True, False], False)):
+        assert means_nothing(function, [exponents, np.array(mask)]) is nothing
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype", "step"),
+    [(1 / 3, jnp.float32, 2.0**-23), (1 / 3, jnp.bfloat16, 2.0**-7), (0.25, jnp.bfloat16, 0.0)],
+)
+def test_a_number_that_an_op_rounds_is_a_new_constant(number: float, dtype, step: float) -> None:
+    x = jnp.ones((2, 3), dtype)
+    before, after = (
+        trace_graph(lambda x, epsilon=epsilon: [Traced["rms_norm"](x, epsilon=epsilon)], x)
+        for epsilon in (0.5, number)
+    )
+    assert step_of_new_constants(before, after) == step
+    assert step_of_new_constants(after, after) == 0

@@ -39,6 +39,10 @@ FORMULAS = {
     "sum of extremes": lambda x: jnp.sum(jnp.clip(x, -3e38, 3e38), keepdims=True),
     "rounded counter": lambda x: jax.lax.iota(jnp.bfloat16, 258) + x[:1].astype(jnp.bfloat16) * 0,
     "eight bits": lambda x: jnp.clip(x, 0, 1e4).astype(jnp.float8_e4m3fn).astype(jnp.float32),
+    "finite": lambda x: jnp.where(jnp.isfinite(x), x, 0.0),
+    "finite or not": lambda x: jnp.where(jnp.isfinite(x), x, jnp.inf),
+    "not finite": lambda x: jnp.where(jnp.isfinite(x), 0.0, x),
+    "where another is finite": lambda x: jnp.where(jnp.isfinite(x[::-1]), x, 0.0),
     "limits that cross": lambda x: jax.lax.clamp(jnp.float32(5), x, jnp.float32(-5)),
 }
 
@@ -56,14 +60,21 @@ def test_every_element_is_in_its_range(formula) -> None:
 
 def test_proofs_are_as_narrow_as_expected() -> None:
     graph = trace_graph(
-        lambda x, i: [jnp.clip(i, 0, 9), jnp.where(x > 0, 1.0, 0.0), jnp.arange(5), x + 1, -i],
+        lambda x, i: [
+            jnp.clip(i, 0, 9),
+            jnp.where(x > 0, 1.0, 0.0),
+            jnp.arange(5),
+            x + 1,
+            -i,
+            jnp.where(jnp.isfinite(x), x, 0.0),
+        ],
         jnp.ones(3),
         jnp.arange(3),
     )
-    place, mask, counter, free, negated = graph.outputs
+    place, mask, counter, free, negated, finite = graph.outputs
     assert is_within(place, 0, 9) and is_within(counter, 0, 4)
     assert range_of(mask) == Range(0, 1) and is_finite(mask)
-    assert not is_finite(free)
+    assert is_finite(finite) and not is_finite(free)
     assert range_of(negated) == Range(-(2**31), 2**31 - 1)  # the smallest integer wraps
 
 

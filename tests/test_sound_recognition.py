@@ -14,7 +14,8 @@ from jax import lax
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.jaxprs.jaxpr import trace_graph
-from dialect.ops import rotary
+from dialect.ops import rotary, rounding  # noqa: F401  (defines rounded)
+from dialect.ops.vocabulary import Traced
 from dialect.recognition.softmaxes import softmax_of_exp
 from rewrite.driver import rewrite
 from rewrite.ir import Graph
@@ -144,6 +145,15 @@ ATTENTION: dict[str, Case] = {
     "whole logits": attended(lambda x: (x * 3).astype(jnp.int32).astype(x.dtype)),
     "whole weights": (
         lambda q, k, v: (jax.nn.softmax(q @ k.T) * 9).astype(jnp.int32).astype(v.dtype) @ v,
+        (Q, K, V),
+    ),
+    "weights in floats of eight bits": (
+        lambda q, k, v: (
+            Traced["rounded"](
+                jax.nn.softmax(q @ k.T), axes=(1,), largest=448.0, least=1e-19, form="fp8"
+            )
+            @ v
+        ),
         (Q, K, V),
     ),
     "scaled nearly as usual": (

@@ -16,7 +16,7 @@ from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import applied
 from dialect.checked.arrays import finite
 from dialect.checked.sensitivity import Disturb, magnitude, terms
-from rewrite.ir import Graph, Value
+from rewrite.ir import Graph, Op, Value
 
 Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb what ops give -> its results
 
@@ -71,9 +71,22 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
         if op.name in _GROWS:
             if not all(finite(each).all() for each in applied(op, [*map(_finite, args)])):
                 return True
-        if op.name == "exp" and _vanishes_along_an_axis(args[0], results[op.results[0]]):
+        exponents = _exponents(op, results)
+        if exponents is not None and _vanishes_along_an_axis(exponents, results[op.results[0]]):
             return True
     return False
+
+
+def _exponents(op: Op, results: dict[Value, Any]) -> Any:
+    """Those of an exponential, or of one that is chosen; -infinity where another is."""
+    if op.name == "exp":
+        return results[op.args[0]]
+    choices = op.args[1:] if op.name == "select_n" else ()
+    if all(each.op.name != "exp" for each in choices):
+        return None
+    nothing = jnp.full_like(results[op.results[0]], -jnp.inf)
+    chosen = (results[each.op.args[0]] if each.op.name == "exp" else nothing for each in choices)
+    return applied(op, [results[op.args[0]], *chosen])[0]
 
 
 def _finite(array: Any) -> Any:

@@ -43,19 +43,34 @@ def new_constants(before: Graph, after: Graph) -> float:
 
 
 def step_of_new_constants(before: Graph, after: Graph) -> float:
-    """The relative step of the narrowest constant that a rewrite computed; 0 where it did none."""
+    """The relative step of the narrowest constant that a rewrite computed, or rounded; 0 where it
+    did none."""
     known = _constants(before)
-    steps = (_step(dtype) for number, dtype in _constants(after).items() if number not in known)
+    numbers = {number for number, _ in known}
+    new = _constants(after) - known
+    steps = (
+        _step(dtype) for number, dtype in new if number not in numbers or _is_rounded(number, dtype)
+    )
     return max(steps, default=0.0)
 
 
-def _constants(graph: Graph) -> dict[float, str]:
-    """Every number that a float constant holds, and its dtype."""
-    numbers: dict[float, str] = {}
+def _constants(graph: Graph) -> set[tuple[float, str]]:
+    """Every number that a float constant holds, or that an op rounds to compute with it, and its
+    dtype."""
+    numbers: set[tuple[float, str]] = set()
     for op, _ in graph.walk():
-        if op.name != "const" or not dtypes.is_float(op.types[0].dtype):
+        dtype = op.types[0].dtype
+        if not dtypes.is_float(dtype):
             continue
-        array = np.asarray(attributes.decode(op["value"]))
-        for number in array.astype(np.float64).ravel().tolist():
-            numbers.setdefault(number, op.types[0].dtype)
+        if op.name == "const":
+            array = np.asarray(attributes.decode(op["value"]))
+            held = array.astype(np.float64).ravel().tolist()
+        else:
+            held = [each for _, each in op.attrs if _is_rounded(each, dtype)]
+        numbers.update((number, dtype) for number in held)
     return numbers
+
+
+def _is_rounded(number: Any, dtype: str) -> bool:
+    """Whether it is a number that a float dtype does not hold."""
+    return isinstance(number, float) and float(np.asarray(number, dtypes.dtype_of(dtype))) != number

@@ -240,6 +240,15 @@ def _union(op: Op, args: list[Range]) -> Range:
     return whole
 
 
+def _chosen(op: Op, args: list[Range]) -> Range:
+    """Of any choice; where the test is whether x is finite, x is chosen where it is."""
+    test = op.args[0].op
+    if test.name == "is_finite" and op.args[2:] == test.args:
+        largest = _largest(op.types[0].dtype)
+        args[2] = Range(max(args[2].low, -largest), min(args[2].high, largest))
+    return _union(op, args[1:])
+
+
 def _ends(op: Op, args: list[Range], of: Callable[[float, float], float]) -> Range:
     """A function that is monotone in either argument: its range lies between its corners."""
     (a, b, one_nan), (c, d, two_nan) = args
@@ -360,7 +369,7 @@ _RULES: dict[str, Callable[[Op, list[Range]], Range]] = {
     "reduce_max": _extreme,
     "reduce_min": _extreme,
     "rem": _rem,
-    "select_n": lambda op, args: _union(op, args[1:]),
+    "select_n": _chosen,
     "exp": _between(0, inf),
     "logistic": _between(0, 1),
     "tanh": _between(-1, 1),

@@ -53,17 +53,23 @@ def attend(op: Op) -> Outcome:
         found = read_logits(weights)
         if isinstance(found, Miss):
             return found
-        if weights != arg and [found.axes[d] for d in arg.op["axes"]] != [(found.context,)]:
-            return Miss("the weights are rounded, but not over the context", 4)
+        if weights != arg and not _rounded_to_integers(arg.op, found):
+            return Miss("the weights are rounded, but not to integers over the context", 4)
         return _attend(op, position, found)
     return None
 
 
 def _made_of_softmax(value: Value) -> bool:
-    """Whether a softmax lies behind layout, conversions and zeros where a mask is false."""
+    """Whether a softmax lies behind layout, conversions and numbers where a mask is false."""
     inner = through(value, *_LAYOUT)
-    kept = [x for zero, x, _ in number_where_false(inner.op) if zero == 0]
+    kept = [x for _, x, _ in number_where_false(inner.op)]
     return inner.op.name == "softmax" or any(map(_made_of_softmax, kept))
+
+
+def _rounded_to_integers(op: Op, found: Logits) -> bool:
+    """Whether weights are rounded as `attend` rounds them."""
+    over = [found.axes[d] for d in op["axes"]]
+    return over == [(found.context,)] and op.get("form", "int8") == "int8"
 
 
 def _attend(op: Op, position: int, found: Logits) -> Outcome:
@@ -74,18 +80,18 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
         return Miss("the softmax is not over the keys", 4)
     query, key = sides[1 - at[0]], sides[at[0]]
     kept = letters(_spec(found.product).outputs[0])
-    summed = [x for x in letters(query.axes) if x in letters(key.axes) and x not in kept]
+    summed = [x for x in letters(query.axes) if x not in kept]
     if len(summed) != 1:
         return Miss("query and key share not exactly one summed axis", 4)
     if not set(letters(key.axes)) <= {*letters(query.axes), found.context}:
         return Miss("the key has an axis that the query lacks", 4)
     if found.columns:
         return Miss("the sink's weights are not dropped", 4)
-    value, out = _values(op, position, found)
     order = [x for x in letters(query.axes) if x != summed[0]]
-    misfit = _misfit_of_values(value, out, order, found.context)
-    if value is None or misfit:
-        return Miss(misfit, 4)
+    values = _values(op, position, found, order)
+    if isinstance(values, Miss):
+        return values
+    value, out = values
     (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
     query, key = narrowed(query, key, found.product.types[0].dtype)
     scale = found.scale * query_scale * key_scale
@@ -112,34 +118,33 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
     return laid_out(Operand(made, made_axes), out, op.types[0].shape)
 
 
-def _misfit_of_values(value: Operand | None, out: Array, order: list[str], context: str) -> str:
-    """Why the product with the values is none of attention; "" where it is."""
-    if value is None or set(letters(out)) - {"value"} != set(order) or context in letters(out):
-        return "the weights and the value are not summed over the context alone"
+def _spec(op: Op) -> Signature:
+    return Signature.parse(op["spec"])
+
+
+def _values(op: Op, position: int, found: Logits, order: list[str]) -> tuple[Operand, Array] | Miss:
+    """The value and the result in the letters of the logits; `value` is the value's own axis."""
+    spec, value = _spec(op), op.args[1 - position]
+    known = {x: axis for (x,), axis in zip(spec.inputs[position], found.axes)}
+    own = [x for (x,) in spec.inputs[1 - position] if x not in known]
+    known |= dict.fromkeys(own, ("value",))
+    axes = tuple(known[x] for (x,) in spec.inputs[1 - position])
+    out = named(op.results[0], tuple(known[x] for (x,) in spec.outputs[0])).axes
+    if len(own) != 1 or set(letters(out)) - {"value"} != set(order):
+        return Miss("the weights and the value are not summed over the context alone", 4)
+    size = value.type.shape[axes.index(("value",))]
+    before = bare(named(value, axes), found.sizes | {"value": size})
+    misfit = _misfit_of_values(before, out, found.context)
+    return Miss(misfit, 4) if misfit else (before, out)
+
+
+def _misfit_of_values(value: Operand, out: Array, context: str) -> str:
+    """Why these are no values of attention; "" where they are."""
     if context not in letters(value.axes):
         return "the values are the same for all keys"
     if "value" in letters(out) and "value" not in letters(value.axes):
         return "the values are the same along their heads"
     return "" if value.value.type.dtype in REALS else "the values are no floats"
-
-
-def _spec(op: Op) -> Signature:
-    return Signature.parse(op["spec"])
-
-
-def _values(op: Op, position: int, found: Logits) -> tuple[Operand | None, Array]:
-    """The value and the result in the letters of the logits; `value` is the value's own axis."""
-    spec = _spec(op)
-    known = {x: axis for (x,), axis in zip(spec.inputs[position], found.axes)}
-    own = [x for (x,) in spec.inputs[1 - position] if x not in known]
-    if len(own) != 1:
-        return None, ()
-    value = op.args[1 - position]
-    size = value.type.shape[spec.inputs[1 - position].index((own[0],))]
-    known[own[0]] = ("value",) if size > 1 else ()
-    axes = tuple(known[x] for (x,) in spec.inputs[1 - position])
-    out = tuple(known[x] for (x,) in spec.outputs[0])
-    return bare(Operand(value, axes), found.sizes | {"value": size}), out
 
 
 def _with_added_mask(found: Logits) -> tuple[Logits, bool]:
@@ -211,18 +216,14 @@ def _without_factor(value: Value) -> tuple[Value, float]:
     op = value.op
     if op.name in _LINEAR or unrounded(value) != value:
         inner, factor = _without_factor(op.args[0])
-        if factor == 1.0:
-            return value, 1.0
-        return with_args(op, (inner, *op.args[1:])).results[value.index], factor
+        return with_args(op, (inner, *op.args[1:])).results[0], factor
     if op.name not in ("mul", "div"):
         return value, 1.0
-    for one, other in (op.args, op.args[::-1]):
-        factor = factor_of(op.name, other) if value.type.dtype in REALS else None
-        if factor and one.type.shape == value.type.shape and one.type.dtype == value.type.dtype:
+    for one, other in (op.args, op.args[::-1]) if op.name == "mul" else (op.args,):
+        factor = factor_of(op.name, other)
+        if factor and one.type.shape == value.type.shape:
             inner, rest = _without_factor(one)
             return inner, rest * factor
-        if op.name == "div":
-            break
     return value, 1.0
 
 

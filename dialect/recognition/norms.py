@@ -30,9 +30,7 @@ from rewrite.rules import Miss, Outcome, local, pattern
 )
 def rms_norm(op: Op) -> Outcome:
     """x * rsqrt(mean(x²) + epsilon) * ...  ->  rms_norm(x) * ..."""
-    if op.types[0].shape[-1:] in ((), (1,)):
-        return None
-    for root, _ in _factors(op.results[0]):
+    for root in _factors(op.results[0]):
         found = _normalised(root)
         if found is None:
             continue
@@ -40,31 +38,26 @@ def rms_norm(op: Op) -> Outcome:
             return found
         source, axis, epsilon = found
         rest = _factors(op.results[0], source)
-        at = next((i for i, (each, _) in enumerate(rest) if _is_of(each, source, axis)), None)
-        if at is None or root.type.shape != (*rest[at][0].type.shape[:-1], 1):
+        at = next((i for i, each in enumerate(rest) if _is_of(each, source, axis)), None)
+        if at is None or root.type.shape != (*rest[at].type.shape[:-1], 1):
             return Miss("what is normalised is not, over its last axis, what is averaged", 6)
-        whole, dtype = rest.pop(at)
-        rest.pop(next(i for i, (each, _) in enumerate(rest) if each == root))
+        whole, dtype = rest.pop(at), op.types[0].dtype
+        rest.remove(root)
         made = make("rms_norm", in_dtype(unrounded(whole), source.type.dtype), epsilon=epsilon)
-        made = in_dtype(made, dtype)
-        for other, _ in rest:
-            made = make("mul", made, in_dtype(other, dtype))
-        return in_dtype(made, op.types[0].dtype)
+        factors = (in_dtype(each, dtype) for each in (made, *rest))
+        return reduce(partial(make, "mul"), factors)
     return None
 
 
-Factor = tuple[Value, str]  # a value, and the dtype in which it is multiplied
-
-
-def _factors(value: Value, whole: Value | None = None, dtype: str = "") -> list[Factor]:
+def _factors(value: Value, whole: Value | None = None) -> list[Value]:
     """What a product multiplies: its arguments, those of the products among them, and so on.
 
     `whole` is taken as one factor, even if it is a product.
     """
-    inner, dtype = unrounded(value), dtype or value.type.dtype
+    inner = unrounded(value)
     if whole not in (value, inner) and inner.op.name == "mul":
-        return [each for arg in inner.op.args for each in _factors(arg, whole, dtype)]
-    return [(value, dtype)]
+        return [each for arg in inner.op.args for each in _factors(arg, whole)]
+    return [value]
 
 
 def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
@@ -143,7 +136,7 @@ def _terms(value: Value, sign: int = 1, deepest: int = _DEEPEST_SUM) -> list[Ter
         other = sign if value.op.name == "add" else -sign
         return _terms(left, sign, deepest - 1) + _terms(right, other, deepest - 1)
     factors = []
-    for each, _ in _factors(value):
+    for each in _factors(value):
         factor = in_dtype(each, value.type.dtype)
         inner = through(factor, "reshape").op
         sign = -sign if inner.name == "neg" else sign

@@ -4,9 +4,10 @@
 
 A mutant is noticed where the checker complains of it (numbers, an exception, an invalid graph),
 where too few or too many of the rule's examples fire it, as they are or at other dtypes (see
-`reach`), where it leaves more ops of one of them than the rule does (`longer`: it has lost part of
-the pattern), and where it does not end. One that approximates is noticed where its examples, which
-lose nothing, lose something. What is not noticed is printed: `fires less` is right, and finds less.
+`reach`), where it leaves more ops of one of them than the rule does, or says more of them
+(`longer`: it has lost part of the pattern), and where it does not end. One that approximates is
+noticed where its examples, which lose nothing, lose something. What is not noticed is printed:
+`fires less` is right, and finds less.
 Mutants that compute the same are left out; `tests/more_examples.py` lists them with the reason.
 """
 
@@ -28,8 +29,9 @@ from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import Neighbour, neighbour
 from dialect.checked.reach import reach
 from dialect.checked.trial import RuleReport, Trial
+from dialect.matching.proofs import beside_parameters
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Graph
+from rewrite.ir import Graph, Value
 from rewrite.rules import Rule
 from tests.fuzz.interpreted import interpreted
 from tests.fuzz.mutations import Mutant, compiled, mutants, shared_function
@@ -43,10 +45,12 @@ _NOTHING_LOST = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A program, and what the rule as it is leaves of it; None where it does not fire."""
+    """A program, its parameters, and what the rule as it is leaves of it; None where it does not
+    fire."""
 
     number: int
     program: Neighbour
+    parameters: list[Value]
     known: Graph | None
 
 
@@ -61,17 +65,17 @@ def cases(found: FoundRule, seed: int, fired: int) -> list[Case]:
         trial = Trial(found.rule, seed, number, program, report, evaluate=interpreted)
         if trial.violation() is None:  # where the rule itself is wrong, its mutants tell nothing
             try:
-                known = _left(found.rule, program)
+                known = _left(found.rule, program, trial.parameters)
             except Exception:  # no program: no reference evaluates it either
                 continue
-            made.append(Case(number, program, known))
+            made.append(Case(number, program, trial.parameters, known))
             left -= known is not None
     return made
 
 
-def _left(rule: Rule, program: Neighbour) -> Graph | None:
+def _left(rule: Rule, program: Neighbour, parameters: list[Value]) -> Graph | None:
     report = Report()
-    with jax.enable_x64(program.wide):
+    with jax.enable_x64(program.wide), beside_parameters(parameters):
         graph = rewrite(program.graph, [rule], report)
     return graph if report.fired else None
 
@@ -101,19 +105,21 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
             return "raises" if "it raises" in violation.what else "differs"
         as_it_is = case.number <= len(found.more)
         if case.known is None:
-            if as_it_is and is_left_alone(found, case.number) and _fires(rule, case.program):
+            if as_it_is and is_left_alone(found, case.number) and _fires(rule, case):
                 return "example"
             continue
-        if not _fires(rule, case.program):
+        if not _fires(rule, case):
             if as_it_is:
                 return "example"
             fewer = True
         elif as_it_is and rule.keeps == "approx" and _loses(rule, case, trial):
             return "differs"
-        elif as_it_is and not _has(made := _left(rule, case.program), makes(found, case.number)):
-            return "example"
-        elif as_it_is and made.op_count > case.known.op_count:
-            return "longer"
+        elif as_it_is:
+            made, word = _left(rule, case.program, case.parameters), makes(found, case.number)
+            if word is not None and not word.is_in(made):
+                return "example"
+            if _length(made) > _length(case.known):
+                return "longer"
     if reach(rule, first) != reach(found.rule, first):
         return "reach"
     return "fires less" if fewer else "survives"
@@ -121,7 +127,7 @@ def _fate(found: FoundRule, rule: Rule, programs: list[Case], seed: int) -> str:
 
 def _loses(rule: Rule, case: Case, trial: Trial) -> bool:
     """Whether a rule that approximates gives other numbers where the rule as it is loses none."""
-    made = _left(rule, case.program)
+    made = _left(rule, case.program, case.parameters)
     with jax.enable_x64(case.program.wide):
         arrays = trial.arrays("plain", np.random.default_rng(trial.seed))
         expected, known, got = (
@@ -131,14 +137,14 @@ def _loses(rule: Rule, case: Case, trial: Trial) -> bool:
         return loses is None and difference(expected, got, "reals", _NOTHING_LOST) is not None
 
 
-def _has(graph: Graph | None, name: str) -> bool:
-    """Whether a graph has an op of this name, where one is asked for."""
-    return not name or (graph is not None and any(op.name == name for op, _ in graph.walk()))
+def _length(graph: Graph) -> int:
+    """How much a graph says: its ops, and their attributes."""
+    return sum(1 + len(op.attrs) for op, _ in graph.walk())
 
 
-def _fires(rule: Rule, program: Neighbour) -> bool:
+def _fires(rule: Rule, case: Case) -> bool:
     try:
-        return _left(rule, program) is not None
+        return _left(rule, case.program, case.parameters) is not None
     except Exception:
         return True
 

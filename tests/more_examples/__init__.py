@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dialect.checked.all_rules import FoundRule, all_rules
-from tests.more_examples import activations, forms, positions, spellings
+from tests.more_examples import activations, attention, forms, positions, spellings
+from tests.more_examples.forms import Word
 
-_FILES = (activations, forms, positions, spellings)
+_FILES = (activations, attention, forms, positions, spellings)
 MORE = {name: more for each in _FILES for name, more in each.MORE.items()}
 EQUAL = {name: equal for each in _FILES for name, equal in each.EQUAL.items()}
 
@@ -21,9 +22,9 @@ def is_left_alone(found: FoundRule, number: int) -> bool:
     return number > 0 and hasattr(found.more[number - 1].example, "left_alone")
 
 
-def makes(found: FoundRule, number: int) -> str:
-    """The op that a rule must leave of this program of its own; nothing where any will do."""
-    return getattr(found.more[number - 1].example, "makes", "") if number else ""
+def makes(found: FoundRule, number: int) -> Word | None:
+    """The op that a rule must leave of this program of its own; None where any will do."""
+    return getattr(found.more[number - 1].example, "makes", None) if number else None
 
 
 def every_rule() -> list[FoundRule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,23 @@ import jax.numpy as jnp
 from dialect.arrays import primitives
 from dialect.ops import sharding
 from dialect.ops.vocabulary import Traced
-from rewrite.ir import Symbol
+from rewrite.ir import Graph, Symbol
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 CLIP = Symbol("GatherScatterMode.CLIP")
+
+
+@dataclass(frozen=True)
+class Word:
+    """An op of this name, of which this is said."""
+
+    name: str
+    said: dict[str, Any]
+
+    def is_in(self, graph: Graph) -> bool:
+        """Whether a graph has it."""
+        ops = (op for op, _ in graph.walk() if op.name == self.name)
+        return any(self.said.items() <= dict(op.attrs).items() for op in ops)
 
 
 def left_alone(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,13 +43,13 @@ def left_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     return alone
 
 
-def making(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A program of which a rule must leave an op of this name."""
+def making(name: str, function: Callable[..., Any], **said: Any) -> Callable[..., Any]:
+    """A program of which a rule must leave an op of this name, of which this is said."""
 
     def made(*arrays: Any) -> Any:
         return function(*arrays)
 
-    made.makes = name
+    made.makes = Word(name, said)
     return made
 
 

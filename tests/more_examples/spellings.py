@@ -16,7 +16,6 @@ from dialect.ops.vocabulary import Traced
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
 _ALL = f"{' '.join(ascii_lowercase)}, z -> {' '.join(ascii_lowercase[:-1])}"
-NORM = ("f32[2,8]", "f32[8]")
 ONE, TWO = ("f32[4]",), ("f32[4]",) * 2
 NO_ZERO = "float8_e8m0fnu"  # a format of powers of two
 
@@ -38,46 +37,6 @@ def _key() -> Any:
 
 def _positive(x: Any) -> Any:
     return jnp.where(x > 0, x, jnp.full(x.shape, 2.0))
-
-
-Q, K, V, MASK = "f32[3,4]", "f32[5,4]", "f32[5,6]", "bool[3,5]"
-
-
-def _attention(change: Callable[..., Any], *types: str) -> Example:
-    """Attention with something done to the logits."""
-    return (
-        lambda q, k, v, *more: jax.nn.softmax(change(q @ k.T, *more)) @ v,
-        (Q, K, V, *types),
-    )
-
-
-def _shares(exponential: Callable[..., Any], *types: str) -> Example:
-    """What a function makes of logits, divided by its sum."""
-
-    def example(x: Any, *more: Any) -> Any:
-        made = exponential(x, *more)
-        return made / jnp.sum(made, axis=-1, keepdims=True)
-
-    return example, ("f32[2,8]", *types)
-
-
-def _most(x: Any, axis: int = -1) -> Any:
-    return jnp.max(x, axis=axis, keepdims=True)
-
-
-def _finite(x: Any, of: Any = None) -> Any:
-    """x, or 0 where it, or another array, is infinite."""
-    return _where(jnp.isfinite(x if of is None else of), x, 0.0)
-
-
-def _where(mask: Any, yes: Any, no: Any) -> Any:
-    """A select between two arrays of one dtype."""
-    whole = jnp.broadcast_shapes(mask.shape, jnp.shape(yes), jnp.shape(no))
-    return jnp.where(mask, *(jnp.full(whole, each, "float32") for each in (yes, no)))
-
-
-def _root(x: Any, axis: int = -1, keepdims: bool = True) -> Any:
-    return lax.rsqrt(jnp.mean(x * x, axis, keepdims=keepdims) + 1e-5)
 
 
 def _often_rounded(x: Any) -> Any:
@@ -147,108 +106,6 @@ _TO_ITS_OWN_SHAPE = "a reshape to the shape that an array has does nothing"
 _PRINTED = "a constant that is only longer to print"
 
 MORE: dict[str, list[Example]] = {
-    "attend": [
-        _attention(lambda x: x / 4),
-        _attention(lambda x, m: jnp.where(m, x, -jnp.inf), MASK),
-        _attention(lambda x, m: jnp.where(m, -1e9, x / 2), MASK),
-        _attention(lambda x, m: x + jnp.where(m, 0, -1e9), MASK),
-        _attention(lambda x, b: x * 0.5 + b, "f32[3,5]"),
-        _attention(lambda x, b, c: (b + x - c) * 0.5, "f32[3,5]", "f32[1,5]"),
-        _attention(lambda x, b, m: x + b + jnp.where(m, 0, -1e9), "f32[3,5]", MASK),
-        _attention(lambda x, m, b: jnp.where(m, x + b, -1e9), MASK, "f32[3,5]"),
-        _attention(lambda x: jnp.tanh(x / 3) * 3),
-        _attention(lambda x, b: (jnp.tanh(x) + b) * 3, "f32[3,5]"),
-        _attention(lambda x, m, n: jnp.where(m & ~n, x, -jnp.inf), MASK, MASK),
-        _attention(lambda x, m, n: jnp.where(m, jnp.where(n, -1e9, x), -1e9), MASK, MASK),
-        (lambda q, k, v: jax.nn.softmax((q * 0.5) @ (k / 4).T) @ v, (Q, K, V)),
-        (
-            lambda q, k, v: jax.nn.softmax((0.5 * q).astype("bfloat16") @ k.T) @ v,
-            (Q, "bf16[5,4]", "bf16[5,6]"),
-        ),
-        (
-            lambda q, k, v: (
-                jax.nn.softmax((q @ k.T).astype("float32") * 0.5).astype("bfloat16") @ v
-            ),
-            ("bf16[3,4]", "bf16[5,4]", "bf16[5,6]"),
-        ),
-        (
-            lambda q, k, v, b: (
-                jax.nn.softmax(q.astype("float32") @ k.astype("float32").T + b)
-                @ v.astype("float32")
-            ),
-            ("bf16[3,4]", "bf16[5,4]", "bf16[5,6]", "bf16[3,5]"),
-        ),
-        (
-            lambda q, k, v: jnp.einsum(
-                "bhts,bshv->bthv", jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k)), v
-            ),
-            ("f32[2,3,2,4]", "f32[2,5,2,4]", "f32[2,5,2,6]"),
-        ),
-        (lambda q, k, v: jax.nn.softmax(q @ k.T) @ v, ("f32[1,4]", K, "f32[5,1]")),
-        (
-            lambda q, k, v, m: jnp.where(m, jax.nn.softmax(jnp.where(m, q @ k.T, -1e9)), 0) @ v,
-            (Q, K, V, MASK),
-        ),
-        (
-            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([q @ k.T, s], axis=-1))[:, :-1] @ v,
-            (Q, K, V, "f32[3,1]"),
-        ),
-        (
-            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([s, q @ k.T], axis=-1))[:, 1:] @ v,
-            (Q, K, V, "f32[3,1]"),
-        ),
-        # near misses
-        (lambda q, k, v: jax.nn.softmax(q @ k.T, axis=0) @ v, (Q, K, V)),
-        (lambda q, k, v: jax.nn.softmax(q @ k.T).T @ v, (Q, K, "f32[3,6]")),
-        (lambda q, k, v: jnp.exp(q @ k.T) @ v, (Q, K, V)),
-        (lambda q, k, v: jax.nn.softmax(jnp.sin(q @ k.T)) @ v, (Q, K, V)),
-        (lambda q, k, v: jax.nn.softmax(q @ k.T).astype("int32").astype("float32") @ v, (Q, K, V)),
-        _attention(lambda x, m, n: jnp.where(m, jnp.where(n, x, -1e9), -5.0), MASK, MASK),
-        _attention(lambda x, m: jnp.tanh(jnp.where(m, x, -1.0)), MASK),
-        _attention(lambda x, b: jnp.tanh(x + b), "f32[3,5]"),
-        _attention(lambda x: jnp.tanh(jnp.tanh(x) * 2)),
-        _attention(lambda x, m, b: jnp.where(m, x, -1e9) + b, MASK, "f32[3,5]"),
-        _attention(lambda x, m: jnp.where(m, x, -1.0) * 0.5, MASK),
-        _attention(lambda x: x * -2.0),
-        _attention(lambda x: x + x.T[:5, :5] if x.shape == (5, 5) else x + jnp.sin(x)),
-        (
-            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([q @ k.T, s], axis=-1)) @ v,
-            (Q, K, "f32[6,6]", "f32[3,1]"),
-        ),
-        (
-            lambda q, k, v, s: jax.nn.softmax(jnp.concatenate([q @ k.T, s], axis=-1))[:, 1:] @ v,
-            (Q, K, V, "f32[3,1]"),
-        ),
-        (
-            lambda q, k, v, m: jnp.where(m, jax.nn.softmax(q @ k.T), 0) @ v,
-            (Q, K, V, MASK),
-        ),
-        (
-            lambda q, k, v, m: jnp.where(m, jax.nn.softmax(jnp.where(m, q @ k.T, -1.0)), 2.0) @ v,
-            (Q, K, V, MASK),
-        ),
-        (
-            lambda q, k, v: jax.nn.softmax(jnp.einsum("thk,shk->ts", q, k)) @ v,
-            ("f32[3,2,4]", "f32[5,2,4]", V),
-        ),
-        (
-            lambda q, k, v: jnp.einsum(
-                "tgs,sv->tgv", jax.nn.softmax(jnp.einsum("tk,sgk->tgs", q, k)), v
-            ),
-            (Q, "f32[5,2,4]", V),
-        ),
-        (
-            lambda q, k, v: jnp.einsum(
-                "hts,hsv->tv", jax.nn.softmax(jnp.einsum("thk,shk->hts", q, k)), v
-            ),
-            ("f32[3,2,4]", "f32[5,2,4]", "f32[2,5,6]"),
-        ),
-        (lambda q, k, v: jax.nn.softmax(q @ k.T) @ v, ("f32[0,4]", K, V)),
-        (
-            lambda q, k, v: jax.nn.softmax((q @ k.T).reshape(3, 2, 3)).reshape(3, 6) @ v,
-            (Q, "f32[6,4]", "f32[6,6]"),
-        ),
-    ],
     "broadcast_by_consumer": [
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4, 2), (2, 1)), ("f32[3,4,2]", "f32[2,4]")),
@@ -269,36 +126,6 @@ MORE: dict[str, list[Example]] = {
         (lambda x: jnp.exp(lax.broadcast_in_dim(x, (3, 4, 2), (2, 1))), ("f32[2,4]",)),
         # ops that broadcast nothing by themselves
         (lambda x: jax.grad(lambda x: jnp.sum(x) + jnp.sum(jnp.sin(x)))(x), ONE),
-    ],
-    "centred": [
-        (lambda x, w: (w := jnp.tanh(w)) * x - w * jnp.mean(x, -1, keepdims=True), NORM),
-        (lambda x, w: jnp.mean(x, -1, keepdims=True) * (w := jnp.tanh(w)) - x * w, NORM),
-        (lambda x, w: x * (w := jnp.tanh(w)) + (-jnp.mean(x, -1))[:, None] * w, NORM),
-        (
-            lambda x, w, b: (
-                x * (w := jnp.tanh(w))
-                + (jnp.sin(b) + (jnp.cos(b) + (b - jnp.mean(x, -1, keepdims=True) * w)))
-            ),
-            ("f32[2,8]", "f32[8]", "f32[8]"),
-        ),
-        (
-            lambda x, w, b: (
-                (
-                    ((b - jnp.mean(x, -1, keepdims=True) * (w := jnp.tanh(w))) + jnp.cos(b))
-                    + jnp.sin(b)
-                )
-                + x * w
-            ),
-            ("f32[2,8]", "f32[8]", "f32[8]"),
-        ),
-        # rounded before they are subtracted
-        (
-            lambda x, w: (
-                (x * (w := jnp.tanh(w))).astype("bfloat16")
-                - (jnp.mean(x, -1, keepdims=True) * w).astype("bfloat16")
-            ),
-            NORM,
-        ),
     ],
     "choice_of_masks": [
         (lambda x, y: jnp.where(x > 0, True, y > 0), TWO),
@@ -398,44 +225,6 @@ MORE: dict[str, list[Example]] = {
         (lambda y: 1 / jnp.sqrt(jnp.exp(y)), ONE),
         (lambda y: jnp.ones(3) / jnp.sqrt(jnp.exp(y)), ("f32[]",)),
     ],
-    "division_before_product": [
-        (
-            lambda x, v, m: (
-                ((y := _where(m, jnp.exp(x), 0.0)) @ v) / jnp.sum(y, axis=-1, keepdims=True)
-            ),
-            ("f32[2,8]", "f32[8,3]", "bool[2,8]"),
-        ),
-        (
-            lambda x, v: (
-                (jnp.exp(x).astype("bfloat16") @ v).astype("float32")
-                / jnp.sum(jnp.exp(x), axis=-1, keepdims=True)
-            ),
-            ("f32[2,8]", "bf16[8,3]"),
-        ),
-        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), axis=-1), ("f32[2,8]", "f32[8]")),
-        (
-            lambda x, v: (jnp.exp(x) @ v).reshape(2, 1, 3) / jnp.sum(jnp.exp(x), -1)[:, None, None],
-            ("f32[2,8]", "f32[8,3]"),
-        ),
-        # near misses
-        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), axis=0), ("f32[3,3]",) * 2),
-        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), axis=-1), ("f32[3,3]",) * 2),
-        (lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x)), ("f32[2,8]", "f32[8,3]")),
-        (
-            lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(v), axis=0, keepdims=True),
-            ("f32[2,8]", "f32[8,3]"),
-        ),
-        (
-            lambda x, v: (jnp.exp(x) @ v) / jnp.sum(jnp.exp(x), -1, keepdims=True),
-            ("f32[2,0]", "f32[0,3]"),
-        ),
-        (
-            lambda x, v, m: (
-                (_where(m, jnp.exp(x), 1.0) @ v) / jnp.sum(jnp.exp(x), axis=-1, keepdims=True)
-            ),
-            ("f32[2,8]", "f32[8,3]", "bool[2,8]"),
-        ),
-    ],
     "dot_to_contract": [
         # as many axes as there are letters, and more
         (_over_last, (_ones(14), _ones(13))),
@@ -522,24 +311,6 @@ MORE: dict[str, list[Example]] = {
         (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(1, 2, 2), ("f32[2,1]",)),
         (lambda x: jnp.broadcast_to(x, (2, 2)).reshape(2, 1, 2), ("f32[2]",)),
     ],
-    "rms_norm": [
-        (lambda x: x * lax.rsqrt(1e-5 + jnp.mean(x * x, -1, keepdims=True)), ("f32[2,8]",)),
-        (lambda x, y: (z := x * y) * _root(z), ("f32[2,8]",) * 2),
-        (lambda x: x.T * _root(x, 0, False)[:, None], ("f32[8,2]",)),
-        (
-            lambda x, w: w * ((y := x.astype("float32")) * _root(y)).astype("bfloat16"),
-            ("bf16[2,8]", "bf16[2,8]"),
-        ),
-        (
-            lambda x, w: w * (x * _root(x.astype("float32")).astype("bfloat16")),
-            ("bf16[2,8]", "bf16[2,8]"),
-        ),
-        (lambda x, w: (x * _root(x)).astype("bfloat16") * w, ("f32[2,8]", "bf16[2,8]")),
-        # near misses
-        (lambda x: jnp.transpose(x, (2, 1, 0)) * _root(x, 0, False)[..., None], ("f32[8,4,4]",)),
-        (lambda x, y: y.T * _root(x, 0, False)[:, None], ("f32[8,2]",) * 2),
-        (lambda x: x * _root(x, 0), ("f32[8,8]",)),
-    ],
     "sign_outward": [
         (lambda x, y: -x / y, TWO),
         (lambda x, y: lax.div(-x, y), ("i32[4]",) * 2),
@@ -554,76 +325,6 @@ MORE: dict[str, list[Example]] = {
         (
             lambda x, i: lax.dynamic_slice(jnp.broadcast_to(x, (3, 2)), (i, i), (1, 1)),
             ("f32[2]", "i32[]"),
-        ),
-    ],
-    "softmax_of_exp": [
-        _shares(lambda x: jnp.exp(x - _most(x))),
-        _shares(lambda x: jnp.exp(x - _finite(_most(x)))),
-        _shares(lambda x: jnp.exp(x - jnp.maximum(_most(x), -1e30))),
-        _shares(lambda x: jnp.exp(x - jnp.maximum(0.0, _most(x)))),
-        _shares(lambda x, s: jnp.exp(x - jnp.tanh(s)), "f32[2,1]"),
-        _shares(lambda x, m: _where(m, jnp.exp(x), 0.0), "bool[2,8]"),
-        _shares(lambda x, m: _where(m, 0.0, jnp.exp(x)), "bool[2,8]"),
-        _shares(lambda x, m: _where(m, jnp.exp(_where(m, x, -1e9)), 0.0), "bool[2,8]"),
-        _shares(
-            lambda x, m: _where(m, jnp.exp(x - _most(_where(m, x, -jnp.inf))), 0.0),
-            "bool[2,8]",
-        ),
-        _shares(
-            lambda x, m: _where(m, jnp.exp(x - _finite(_most(_where(m, x, -jnp.inf)))), 0.0),
-            "bool[2,8]",
-        ),
-        (lambda x: (y := jnp.exp(x.T - _most(x.T))) / jnp.sum(y, -1)[:, None], ("f32[8,2]",)),
-        (lambda x: (y := jnp.exp(x - _most(x, 0))) / jnp.sum(y, 0), ("f32[4,4]",)),
-        # near misses
-        _shares(lambda x: x),
-        _shares(lambda x, s: jnp.exp(x - s), "f32[2,1]"),
-        _shares(lambda x, y: jnp.exp(x - y), "f32[2,8]"),
-        _shares(lambda x, y: jnp.exp(x - _most(y)), "f32[2,8]"),
-        _shares(lambda x: jnp.exp(x - jnp.max(x, axis=0))),
-        _shares(lambda x, y: jnp.exp(x - _finite(_most(x), _most(y))), "f32[2,8]"),
-        _shares(lambda x: jnp.exp(x - _where(_most(x) > 0, _most(x), 0.0))),
-        _shares(lambda x: jnp.exp(x - _where(jnp.isfinite(_most(x)), 0.0, _most(x)))),
-        _shares(lambda x: jnp.exp(x - jnp.maximum(_most(x), jnp.inf))),
-        _shares(lambda x: jnp.exp(x - jnp.minimum(_most(x), 1.0))),
-        _shares(lambda x, m: _where(m, jnp.exp(x), 1.0), "bool[2,8]"),
-        _shares(lambda x, m: _where(m, jnp.exp(x), 0.0), "bool[2,1]"),
-        _shares(lambda x, m: _where(m, jnp.cosh(x), 0.0), "bool[2,8]"),
-        _shares(
-            lambda x, m, n: _where(m, jnp.exp(_where(n, x, -1e9)), 0.0),
-            "bool[2,8]",
-            "bool[2,8]",
-        ),
-        _shares(
-            lambda x, m: _where(m, jnp.exp(_where(m, -1e9, x)), 0.0),
-            "bool[2,8]",
-        ),
-        _shares(
-            lambda x, m, n: _where(m, jnp.exp(x - _most(_where(n, x, -jnp.inf))), 0.0),
-            "bool[2,8]",
-            "bool[2,8]",
-        ),
-        _shares(
-            lambda x, m: _where(m, jnp.exp(x - _most(_where(m, -jnp.inf, x))), 0.0),
-            "bool[2,8]",
-        ),
-        _shares(
-            lambda x, m: _where(m, jnp.exp(x - _most(_where(m, x, jnp.inf))), 0.0),
-            "bool[2,8]",
-        ),
-        _shares(
-            lambda x, m, y: _where(m, jnp.exp(x - _most(_where(m, y, -jnp.inf))), 0.0),
-            "bool[2,8]",
-            "f32[2,8]",
-        ),
-        (lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), axis=0), ("f32[4,4]",)),
-        (lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), axis=0)[:, None], ("f32[4,4]",)),
-        (lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x)), ("f32[2,4]",)),
-        (lambda x, y: jnp.exp(x) / jnp.sum(jnp.exp(y), -1, keepdims=True), ("f32[2,4]",) * 2),
-        (lambda x: jnp.exp(x) / _most(jnp.exp(x)), ("f32[2,4]",)),
-        (
-            lambda x, m: _where(m, jnp.exp(x), 0.0) / jnp.sum(jnp.exp(x), axis=-1, keepdims=True),
-            ("f32[2,4]", "bool[2,4]"),
         ),
     ],
     "stack_of_same": [
@@ -735,12 +436,6 @@ EQUAL: dict[str, dict[str, str]] = {
         "without `op.types[0].size > _LARGEST_FOLDED`": _PRINTED,
     },
     "contract_of_merge": {"always `reshaped(arg, shape)`": _TO_ITS_OWN_SHAPE},
-    "centred": {
-        "without `if source is None`": "it is no factor, either",
-        "without `deepest`": _WHERE_ELSE,
-        "`deepest + 1`": _WHERE_ELSE,
-        "`sign >= 0`": "it is 1 or -1",
-    },
     "concatenate_to_stack": {
         "without `not _expanded(arg, inner)`": _WHERE_ELSE,
         "`value.op.args[0].type.rank >= 0`": _WHERE_ELSE,
@@ -763,19 +458,6 @@ EQUAL: dict[str, dict[str, str]] = {
         "without `not made_by((name,), op.args[0])`": _WHERE_ELSE,
     },
     "cut_through_unstack": _CUTS,
-    "division_before_product": dict.fromkeys(
-        (
-            "without `if keep and self.x.op.args[0] == self.mask`",
-            "`self.mask is not None`",
-            "without `self.x.op.args[0] == self.mask`",
-            "`self.x.op.args[0] != self.mask`",
-            "always `again[0]`",
-            "never `again[0]`",
-            "always `mask`",
-            "never `mask`",
-        ),
-        "it asks whether there is an exponent, not for which",
-    ),
     "dot_to_contract": {
         "without `if op.get('out_sharding') is not None`": "where it lies is no number",
         "always `{'precision': asked}`": "none is what it is where nothing is said",
