@@ -24,8 +24,8 @@ from dialect.reports.audit import (
     compiled_collectives,
     planned_bytes,
 )
+from dialect.reports.collective_text import user_lines
 from passes.audit import Audit as AuditPass
-from passes.audit import user_lines
 from rewrite import Pipeline, Program, Target
 from rewrite.errors import PlanError
 from rewrite.ir import Graph, Origin, Type, new_input

@@ -150,28 +150,35 @@ def _ints(text: str) -> tuple[int, ...]:
 # Collectives and trip counts.
 
 
+def scheduled(module: Module) -> Iterator[tuple[str, int | None]]:
+    """Every computation that is scheduled by itself, and how often it runs: None if that is not a
+    constant. All branches of conditionals count as taken."""
+    waiting: list[tuple[str, int | None]] = [(module.entry, 1)]
+    while waiting:
+        name, trips = waiting.pop()
+        yield name, trips
+        body, inner = module.computation(name), []
+        for op in body.values():
+            if op.opcode == "while":
+                loop_body, times = loop_of(module, op, body)
+                inner.append((loop_body, None if trips is None or times is None else trips * times))
+            elif op.opcode in ("call", "conditional"):
+                inner += [(callee, trips) for callee in callees(op)]
+        waiting += reversed(inner)
+
+
 def collectives(module: Module) -> Iterator[CollectiveInstruction]:
-    """Every collective that runs: one for an asynchronous pair; all branches of conditionals."""
-    yield from _walk(module, module.entry, 1)
+    """Every collective that runs.
 
-
-def _walk(module: Module, name: str, trips: int | None) -> Iterator[CollectiveInstruction]:
-    """The collectives of a computation that runs `trips` times.
-
-    An asynchronous collective occurs in several fusions (start, overlapped work, end), which share
-    a channel.
+    An asynchronous one occurs in several fusions (start, overlapped work, end), which share a
+    channel, and counts once.
     """
-    body = module.computation(name)
-    seen: set[str] = set()
-    for op in body.values():
-        if op.opcode == "while":
-            loop_body, times = loop_of(module, op, body)
-            inner = None if trips is None or times is None else trips * times
-            yield from _walk(module, loop_body, inner)
-        elif op.opcode in ("call", "conditional"):
-            for callee in callees(op):
-                yield from _walk(module, callee, trips)
-        else:
+    for name, trips in scheduled(module):
+        body = module.computation(name)
+        seen: set[str] = set()
+        for op in body.values():
+            if op.opcode in ("while", "call", "conditional"):
+                continue
             inside = list(collectives_of(module, body, op))
             if op.opcode == "fusion":
                 inside = [part for part in inside if part.channel not in seen]

@@ -9,7 +9,6 @@ count as full ones. Arrays in on-chip memory (memory space S(1)) are free; movin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,27 +70,13 @@ def hbm_bytes(compiled: Any) -> int:
 
     Raises ValueError if the trip count of a loop is not a constant.
     """
-    module = Module(compiled.as_text())
-    return sum(
-        trips * traffic(module, module.computation(name), op).bytes
-        for name, trips in _scheduled(module, module.entry, 1)
-        for op in module.computation(name).values()
-    )
-
-
-def _scheduled(module: Module, name: str, trips: int) -> Iterator[tuple[str, int]]:
-    """(computation, runs) of every scheduled computation, with all branches of conditionals."""
-    yield name, trips
-    body = module.computation(name)
-    for op in body.values():
-        if op.opcode == "while":
-            inner, times = hlo.loop_of(module, op, body)
-            if times is None:
-                raise ValueError(f"how often {op.name} runs is not known")
-            yield from _scheduled(module, inner, trips * times)
-        elif op.opcode in ("conditional", "call"):
-            for inner in hlo.callees(op):
-                yield from _scheduled(module, inner, trips)
+    module, total = Module(compiled.as_text()), 0
+    for name, trips in hlo.scheduled(module):
+        if trips is None:
+            raise ValueError(f"how often {name} runs is not known")
+        body = module.computation(name)
+        total += trips * sum(traffic(module, body, op).bytes for op in body.values())
+    return total
 
 
 def traffic(module: Module, body: dict[str, Instruction], op: Instruction) -> Traffic:
@@ -137,7 +122,7 @@ def _read(module: Module, body: dict[str, Instruction], op: Instruction, inside:
         if count and inside:
             count = min(count, _read_inside(module, inside, number))
         elif count and op.opcode in _SLICES and number == 0:
-            count = min(count, _size(op))
+            count = min(count, result_bytes(op))
         elif op.opcode == "dynamic-update-slice" and number == 0:
             count = 0
         total += count
@@ -152,7 +137,7 @@ def _written(
         ends = [b for b in body.values() if b.opcode == end and op.name in b.operands]
         return sum(_in_hbm(_arrays(b)) for b in ends[:1])
     if op.opcode == "dynamic-update-slice":
-        return _size(body[op.operands[1]]) if _in_hbm(_arrays(op)) else 0
+        return result_bytes(body[op.operands[1]]) if _in_hbm(_arrays(op)) else 0
     if inside is None:
         return _in_hbm(_arrays(op))
     root, computation = module.root(inside), module.computation(inside)
@@ -172,7 +157,7 @@ def _result_bytes(computation: dict[str, Instruction], name: str, size: int, ali
     while source.opcode in ("bitcast", "copy", "reshape"):
         source = computation[source.operands[0]]
     if source.opcode == "dynamic-update-slice":
-        return min(size, _size(computation[source.operands[1]]))
+        return min(size, result_bytes(computation[source.operands[1]]))
     return 0 if aliased else size
 
 
@@ -194,11 +179,11 @@ def _read_of(module: Module, computation: dict[str, Instruction], source: Instru
             if operand != source.name or _reads_nothing(computation, reader):
                 continue
             if reader.opcode in _SLICES and number == 0:
-                total += _size(reader)
+                total += result_bytes(reader)
             elif reader.opcode == "dynamic-update-slice" and number == 0:
                 total += 0
             elif reader.opcode in _THROUGH and not reader.is_root:
-                total += min(_size(source), _read_of(module, computation, reader))
+                total += min(result_bytes(source), _read_of(module, computation, reader))
             elif reader.opcode == "fusion":
                 inner = _CALLED.search(reader.line)[1]
                 read = _read_inside(module, inner, number)
@@ -206,8 +191,8 @@ def _read_of(module: Module, computation: dict[str, Instruction], source: Instru
                     read = min(read, _read_of(module, computation, reader))
                 total += read
             else:
-                total += _size(source)
-    return min(total, _size(source))
+                total += result_bytes(source)
+    return min(total, result_bytes(source))
 
 
 def _is_copy(computation: dict[str, Instruction]) -> bool:
@@ -249,7 +234,8 @@ def _tiled_bytes(dtype: str, sizes: str, layout: str) -> int:
     return hlo.array_bytes(dtype, tuple(shape))
 
 
-def _size(op: Instruction) -> int:
+def result_bytes(op: Instruction) -> int:
+    """Bytes of what an instruction makes, padded to tiles."""
     return sum(size for size, _ in _arrays(op))
 
 

@@ -27,6 +27,7 @@ from dialect.machine.virtual_cpus import start
 from dialect.measured import evaluation
 from dialect.reports import sweep as pareto
 from dialect.reports import sweep_plot
+from dialect.reports.beside_plan import beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
 from dialect.reports.sweep import TRACED_BATCH, Decoder
 from dialect.user import usercode
@@ -50,13 +51,16 @@ def compile_(args: Arguments, screen: Screen) -> None:
         executable, notes = compiled(Compilable(done.program, done.mesh))
         seconds = time.perf_counter() - started
         report = read_executable(executable, done.mesh)
+        beside = beside_plan(done.program, executable, done.mesh)
     if args.json:
-        built = asdict(report)
-        _print_json(done.facts() | {"compile_s": seconds, "notes": notes, "executable": built})
+        built = {"compile_s": seconds, "notes": notes, "executable": asdict(report)}
+        _print_json(done.facts() | built | {"beside_plan": [asdict(row) for row in beside]})
         return
+    screen.warnings(differences(beside))
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
     usable = Topology.parse(done.target.topology).chip.usable_hbm_bytes
     screen.executable(report, notes, seconds, usable)
+    screen.tables([plan_table(beside)] if beside else [])
 
 
 def show(args: Arguments, screen: Screen) -> None:

@@ -77,6 +77,10 @@ class Screen:
         for line in lines:
             self.show(Padding(Text(line), (0, 0, 0, _INDENT), expand=False), style=style)
 
+    def warnings(self, lines: Sequence[str]) -> None:
+        """What must not be overlooked."""
+        self.lines(lines, style="bold yellow")
+
     @contextmanager
     def working(self, what: str) -> Iterator[Spinner]:
         """Says what is being done while it takes its time; only a terminal shows it."""

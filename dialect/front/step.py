@@ -23,6 +23,7 @@ from dialect.prepared.originals import shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.serving import Executable, Packed, is_state
 from dialect.reports.annotate import annotated
+from dialect.reports.beside_plan import beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
 from dialect.user.tracing import (
     Where,
@@ -95,15 +96,20 @@ class Step:
     def explain(self, *args: Any) -> str:
         """What was done and why, pass by pass; what was chosen and what was rejected.
 
-        Then what was recognised and what was not, the cost of both, and the axes.
+        Then what was recognised and what was not, the cost of both, and the axes. Once the step is
+        compiled, the plan stands beside what the compiler made; where they are far apart, that is
+        said first.
         """
         program = self.program(*args)
-        lines = []
+        executable = self._executables.get(self._key(args))
+        beside = beside_plan(program, executable.compiled, self.mesh) if executable else []
+        lines = differences(beside)
         for step in program.history:
             lines.append(f"{step.text}  (keeps {step.keeps})")
             lines += [f"  {note}" for note in step.notes]
         lines += [program.plan.explain()] if program.plan is not None else []
-        reports = self._explained[self._key(args)].tables()
+        reports = [plan_table(beside)] if beside else []
+        reports += self._explained[self._key(args)].tables()
         return "\n".join([*lines, *([as_text(reports)] if reports else [])])
 
     def lower(self, *args: Any) -> Any:
