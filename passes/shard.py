@@ -371,6 +371,8 @@ class _Constraints:
     def constrained(self, value: Value, known: Value, layout: Layout, why: str) -> Value:
         if known in self.decided:
             return value
+        if value.op.name == "constrain" and value.op["layout"] == layout:
+            return value
         self.note(why, known, layout)
         origin = known.op.origin or value.op.origin
         return make("constrain", value, layout=layout, why=why, origin=origin)
