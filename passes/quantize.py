@@ -22,7 +22,7 @@ from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.matching.values import reshaped, through
 from dialect.naming.axes import Axes, infer_axes
-from dialect.normal.contract_rules import split_contract
+from dialect.normal.cuts import cut
 from dialect.ops import rounding  # noqa: F401  (defines rounded)
 from dialect.ops.quant import FORMS
 from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
@@ -164,8 +164,8 @@ class _Quantized:
         self.quantised[name] = None
         parts, shared = self.groups(name, summed, choice.group)
         if parts:
-            cut = split_contract(moved, parts).op
-            moved = replace(cut, origin=op.origin)
+            parts = {(letter,): sizes for letter, sizes in parts.items()}
+            moved = replace(cut(moved, parts), origin=op.origin)
         spec = Signature.parse(moved["spec"])
         inner, rows = letters(spec.inputs[position]), letters(spec.inputs[1 - position])
         axes = tuple(d for d, x in enumerate(inner) if x in shared or x not in inside)

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 from dialect.caching.commute import Form, rules
 from dialect.caching.state_forms import Change
 from dialect.matching.values import reshaped
+from dialect.normal.cuts import cut
 from dialect.ops import heads  # noqa: F401  (defines its words)
 from dialect.ops.lax import MAPS
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import make
+from rewrite.opdef import followed, make
 from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
-from rewrite.signature import Array, Signature, letters
+from rewrite.signature import Signature, letters
 
 # What gives each head by itself, linear or not.
 _BY_HEAD = MAPS | set(
@@ -82,38 +83,22 @@ def attend_in_groups(op: Op) -> Outcome:
     if any(each.name != "spread_heads" or each["count"] != inner[0]["count"] for each in inner):
         return None
     own = {array[each["axis"]] for each, array in zip(inner, named.inputs[1:])}
-    if len(own) > 1 or not all(own):
+    if len(own) > 1:
         return Miss("keys and values are merged along different axes", 2)
-    ((letter,),) = own
-    if letter not in letters(named.outputs[0]):
+    (axis,) = own
+    if axis not in named.outputs[0]:
         return Miss("what is merged is no axis of the queries", 2)
-    fresh = next(each for each in _FREE_LETTERS if each not in named.letters)
     left = inner[0].args[0].type.shape[inner[0]["axis"]]
-    sizes = (left, inner[0]["count"])
-
-    def axes(array: Array, whole: bool) -> Array:
-        if left == 1:  # one head for all queries is an axis that the keys lack
-            return array if whole else tuple(() if each == (letter,) else each for each in array)
-        split = [
-            ((letter,), (fresh,)) if each == (letter,) and whole else (each,) for each in array
-        ]
-        return tuple(part for parts in split for part in parts)
-
-    def cut(value: Value, array: Array) -> Value:
-        if left == 1:
-            return value
-        shape = zip(value.type.shape, array)
-        parts = [sizes if each == (letter,) else (size,) for size, each in shape]
-        return reshaped(value, tuple(size for part in parts for size in part))
-
-    whole = [i not in (1, 2) for i in range(len(op.args))]
-    args = [
-        cut(arg, array) if other else arg.op.args[0]
-        for arg, array, other in zip(op.args, named.inputs, whole)
-    ]
-    inputs = tuple(axes(array, other) for array, other in zip(named.inputs, whole))
-    made = str(Signature(inputs, (axes(named.outputs[0], True),)))
-    return reshaped(make("attend", *args, **{**dict(op.attrs), "axes": made}), op.types[0].shape)
+    parts = {axis: (left, inner[0]["count"])} if left > 1 else {}
+    fresh = (letter for letter in _FREE_LETTERS if letter not in named.letters)
+    grouped = cut(op, parts, fresh)
+    axes = opdef.signature(grouped)
+    # One head for all queries is an axis that the keys lack.
+    kept = [tuple(() if left == 1 and x == axis else x for x in a) for a in named.inputs[1:3]]
+    now = Signature((axes.inputs[0], *kept, *axes.inputs[3:]), axes.outputs)
+    args = (grouped.args[0], *(each.args[0] for each in inner), *grouped.args[3:])
+    made = make("attend", *args, **followed(grouped, axes, now))
+    return reshaped(made, op.types[0].shape)
 
 
 # Rules: `merge_heads` moves towards the weights.

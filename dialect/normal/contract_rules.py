@@ -5,8 +5,7 @@ All of them keep `reals`, for products in another layout are summed in another o
 
 from __future__ import annotations
 
-from dialect.matching.values import reshaped
-from dialect.normal.layout_rules import only_cuts
+from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
@@ -109,13 +108,11 @@ def contract_of_merge(op: Op) -> Outcome:
             continue
         source = dict(zip(letters(found.inputs[0]), arg.op.args[0].type.shape))
         parts = {
-            letter: tuple(source[part] for part in dimension)
-            for (letter,), dimension in zip(spec.inputs[i], found.outputs[0])
+            axis: tuple(source[part] for part in dimension)
+            for axis, dimension in zip(spec.inputs[i], found.outputs[0])
         }
-        if not any(
-            letter in letters(spec.outputs[0]) for letter in parts if len(parts[letter]) > 1
-        ):
-            return split_contract(op, parts)
+        if not any(axis in spec.outputs[0] for axis in parts if len(parts[axis]) > 1):
+            return cut(op, parts).results[0]
     return None
 
 
@@ -127,37 +124,4 @@ def contract_of_merge(op: Op) -> Outcome:
 )
 def split_of_contract(op: Op) -> Outcome:
     """reshape(contract(x, w): (h k) -> h k)  ->  contract(x, reshape(w)) that gives h and k"""
-    inner = op.args[0].op
-    if inner.name != "contract":
-        return None
-    found = opdef.signature(op)
-    if not only_cuts(found.inputs[0], found.outputs[0]):
-        return None
-    result = dict(zip(letters(found.outputs[0]), op.types[0].shape))
-    out = Signature.parse(inner["spec"]).outputs[0]
-    return split_contract(
-        inner,
-        {
-            letter: tuple(result[part] for part in dimension)
-            for (letter,), dimension in zip(out, found.inputs[0])
-        },
-    )
-
-
-def split_contract(op: Op, parts: dict[str, tuple[int, ...]]) -> Value:
-    """A contract with some letters cut into parts of these sizes, its arguments reshaped to fit."""
-    spec = Signature.parse(op["spec"])
-    fresh = spec.free_letters()
-    names = {letter: (letter, *(next(fresh) for _ in sizes[1:])) for letter, sizes in parts.items()}
-
-    def axes(array: Array) -> Array:
-        return tuple((part,) for (letter,) in array for part in names.get(letter, (letter,)))
-
-    def shaped(arg: Value, array: Array) -> Value:
-        sizes = zip(array, arg.type.shape)
-        shape = tuple(part for (x,), size in sizes for part in parts.get(x, (size,)))
-        return reshaped(arg, shape) if shape != arg.type.shape else arg
-
-    args = [shaped(arg, array) for arg, array in zip(op.args, spec.inputs)]
-    cut = Signature(tuple(map(axes, spec.inputs)), (axes(spec.outputs[0]),))
-    return make("contract", *args, **{**dict(op.attrs), "spec": str(cut)})
+    return cut_inside(op) if op.args[0].op.name == "contract" and cuts(op) else None

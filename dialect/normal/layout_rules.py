@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dialect.matching.operands import transposed
 from dialect.matching.values import number, reshaped, through
+from dialect.normal.cuts import cut_inside, cuts
 from dialect.ops import lax
-from rewrite import opdef
 from rewrite.ir import Op, Value
-from rewrite.opdef import build, make
+from rewrite.opdef import make
 from rewrite.rules import Outcome, local
-from rewrite.signature import Array
 
 
 @local(*lax.IDENTITIES, example=lambda x: jax.lax.stop_gradient(x), types=("f32[4]",))
@@ -115,15 +112,7 @@ def cut_inward(op: Op) -> Outcome:
 )
 def cut_through_unstack(op: Op) -> Outcome:
     """reshape(unstack(x)[i]) that cuts axes apart  ->  unstack(reshape(x))[i]"""
-    inner, index = op.args[0]
-    if inner.name != "unstack" or not cuts(op):
-        return None
-    axis, source = inner["axis"], inner.args[0]
-    parts = [*_parts(op)]
-    parts.insert(axis, (source.type.shape[axis],))
-    whole = reshaped(source, tuple(size for part in parts for size in part))
-    place = sum(len(part) for part in parts[:axis])
-    return Value(build("unstack", whole, axis=place), index)
+    return cut_inside(op) if op.args[0].op.name == "unstack" and cuts(op) else None
 
 
 def cut_towards(op: Op, name: str) -> Outcome:
@@ -131,49 +120,7 @@ def cut_towards(op: Op, name: str) -> Outcome:
     inner = op.args[0].op
     if inner.name not in lax.MAPS or not cuts(op) or not made_by((name,), op.args[0]):
         return None
-    return make(inner.name, *cut_pieces(op, inner.args), **dict(inner.attrs))
-
-
-def cuts(op: Op) -> bool:
-    """Whether a reshape cuts dimensions apart and does nothing else."""
-    found = opdef.signature(op)
-    return only_cuts(found.inputs[0], found.outputs[0])
-
-
-def only_cuts(merged: Array, split: Array) -> bool:
-    """Whether `split` has the axes of `merged`, each alone."""
-    return (
-        all(len(dimension) == 1 for dimension in split)
-        and all(dimension for dimension in merged)
-        and any(len(dimension) > 1 for dimension in merged)
-    )
-
-
-def cut_pieces(op: Op, values: Iterable[Value]) -> list[Value]:
-    """Values that broadcast to the argument of a reshape, cut as it cuts that."""
-    whole, parts = op.args[0].type.shape, _parts(op)
-    return [_cut(value, whole, parts) for value in values]
-
-
-def cut_alike(op: Op, value: Value) -> Value:
-    """A value whose axes but the last broadcast to the argument of a reshape, which keeps that."""
-    last = value.type.shape[-1]
-    whole, parts = op.args[0].type.shape, _parts(op)
-    return _cut(value, (*whole[:-1], last), [*parts[:-1], (last,)])
-
-
-def _parts(op: Op) -> list[tuple[int, ...]]:
-    """The sizes into which a reshape cuts each dimension."""
-    sizes = iter(op.types[0].shape)
-    return [tuple(next(sizes) for _ in dimension) for dimension in opdef.signature(op).inputs[0]]
-
-
-def _cut(value: Value, whole: tuple[int, ...], parts: list[tuple[int, ...]]) -> Value:
-    if not value.type.shape:
-        return value
-    sizes = zip(value.type.shape, whole, parts)
-    shape = [part if size == full else (1,) * len(part) for size, full, part in sizes]
-    return reshaped(value, tuple(size for part in shape for size in part))
+    return cut_inside(op)
 
 
 def made_by(names: tuple[str, ...], value: Value, steps: int = 4) -> bool:

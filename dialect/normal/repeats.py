@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from dialect.matching.values import reshaped
-from dialect.normal.contract_rules import split_contract
+from dialect.normal.cuts import cut
 from dialect.ops import lax
 from rewrite import opdef
 from rewrite.ir import Op, Value
@@ -59,12 +59,10 @@ def contract_of_repeat(op: Op) -> Outcome:
         parts = _repeated(arg)
         if parts is None:
             continue
-        named = {axis: sizes for (axis,), sizes in zip(spec.inputs[i], parts)}
-        if all(
-            len(sizes) == 1 for axis, sizes in named.items() if axis in letters(spec.outputs[0])
-        ):
+        named = dict(zip(spec.inputs[i], parts))
+        if all(len(sizes) == 1 for axis, sizes in named.items() if axis in spec.outputs[0]):
             continue  # what is summed is split by another rule
-        return reshaped(split_contract(op, named), op.types[0].shape)
+        return reshaped(cut(op, named).results[0], op.types[0].shape)
     return None
 
 

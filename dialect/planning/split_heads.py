@@ -7,19 +7,13 @@ behind the projection. The weights are reshaped once, in `prepare`.
 from __future__ import annotations
 
 from dialect.normal.contract_rules import split_of_contract
-from dialect.normal.layout_rules import (
-    cut_alike,
-    cut_inward,
-    cut_towards,
-    cuts,
-    reshape_of_reshape,
-)
+from dialect.normal.cuts import cut_inside, cuts
+from dialect.normal.layout_rules import cut_inward, cut_towards, reshape_of_reshape
 from dialect.ops.vocabulary import Traced
 from dialect.planning.plan import Plan
 from dialect.quantized.dequantized import cut_of_dequantized
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op
-from rewrite.opdef import make
 from rewrite.rules import Outcome, local
 
 
@@ -33,9 +27,7 @@ def cut_of_rope(op: Op) -> Outcome:
     inner, size = op.args[0].op, op.types[0].shape[-1:]
     if inner.name != "rope" or not cuts(op) or op.args[0].type.shape[-1:] != size:
         return None
-    if any(arg.type.rank != inner.types[0].rank for arg in inner.args):
-        return None
-    return make("rope", *(cut_alike(op, arg) for arg in inner.args), **dict(inner.attrs))
+    return cut_inside(op)
 
 
 @local(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dialect.matching.values import REALS, number
-from dialect.normal.layout_rules import cut_pieces, cuts
+from dialect.normal.cuts import cut_inside, cuts
 from dialect.ops import quant  # noqa: F401  (defines dequantize)
 from rewrite.ir import Op, Symbol, bits
 from rewrite.opdef import make
@@ -38,8 +38,8 @@ def dequantized(op: Op) -> Outcome:
 def cut_of_dequantized(op: Op) -> Outcome:
     """reshape(dequantize(q, s)) that cuts axes apart  ->  dequantize(reshape(q), reshape(s))"""
     inner = op.args[0].op
-    if inner.name != "dequantize" or not op.types[0].size or not cuts(op):
+    if inner.name != "dequantize" or not cuts(op):
         return None
     if inner.args[1].type.rank != inner.args[0].type.rank:
         return None
-    return make("dequantize", *cut_pieces(op, inner.args), **dict(inner.attrs))
+    return cut_inside(op)

@@ -1766,6 +1766,7 @@ _OVER_CHIPS = _PRECISION | _equal(
 )
 
 EQUAL: dict[str, dict[str, str]] = {
+    "attend_in_groups": _equal("keys have as many heads as values", "1 for 0"),
     "dequantized": _equal("no integers have nine bits", "9 for 8"),
     "integers_multiplied": _LONG
     | _OVER_CHIPS

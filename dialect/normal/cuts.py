@@ -1,0 +1,69 @@
+"""An op whose axes are cut into parts: its arguments are reshaped, its attributes follow.
+
+reshape(f(x, y): (h k) -> h k)  ->  f(reshape(x), reshape(y))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dialect.matching.values import reshaped
+from rewrite import opdef
+from rewrite.ir import Op, Value
+from rewrite.opdef import build, followed, traits
+from rewrite.signature import Array, Dimension, Signature, letters
+
+Parts = Mapping[Dimension, tuple[int, ...]]
+
+
+def cuts(op: Op) -> bool:
+    """Whether a reshape cuts dimensions apart and does nothing else."""
+    found = opdef.signature(op)
+    return only_cuts(found.inputs[0], found.outputs[0])
+
+
+def only_cuts(merged: Array, split: Array) -> bool:
+    """Whether `split` has the axes of `merged`, each alone."""
+    return (
+        all(len(dimension) == 1 for dimension in split)
+        and all(dimension for dimension in merged)
+        and any(len(dimension) > 1 for dimension in merged)
+    )
+
+
+def cut_inside(op: Op) -> Value:
+    """What a reshape that only cuts gives, made by the op that it reads, of arguments cut alike."""
+    (inner, index), found = op.args[0], opdef.signature(op)
+    sizes = dict(zip(letters(found.outputs[0]), op.types[0].shape))
+    axes = zip(opdef.signature(inner).outputs[index], found.inputs[0])
+    parts = {axis: tuple(sizes[letter] for letter in merged) for axis, merged in axes}
+    return cut(inner, parts).results[index]
+
+
+def cut(op: Op, parts: Parts, fresh: Iterator[str] | None = None) -> Op:
+    """`op` with axes cut into parts of these sizes, which have `fresh` letters but for the first.
+
+    Unless an op spells its axes, its arrays match from the last dimension: one of size one becomes
+    as many as the axis that it stands beside.
+    """
+    axes = opdef.signature(op)
+    fresh = axes.free_letters() if fresh is None else fresh
+    names = {axis: (axis, *((next(fresh),) for _ in sizes[1:])) for axis, sizes in parts.items()}
+    out = () if traits(op).spelled else axes.outputs[0]
+
+    def along(array: Array) -> Array:
+        if len(array) > len(out):
+            return array
+        return tuple(own or beside for own, beside in zip(array, out[len(out) - len(array) :]))
+
+    def lying(array: Array) -> Array:
+        return tuple(part for axis in along(array) for part in names.get(axis, [axis]))
+
+    def shaped(arg: Value, array: Array) -> Value:
+        sizes = zip(array, along(array), arg.type.shape)
+        shape = [n if own else 1 for own, axis, size in sizes for n in parts.get(axis, [size])]
+        return reshaped(arg, shape) if tuple(shape) != arg.type.shape else arg
+
+    now = Signature(tuple(map(lying, axes.inputs)), tuple(map(lying, axes.outputs)))
+    args = map(shaped, op.args, axes.inputs)
+    return build(op.name, *args, **followed(op, axes, now))
