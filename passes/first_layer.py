@@ -33,7 +33,7 @@ from rewrite.dataflow import bound_values, dependents, known_values, rebuilt
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
-from rewrite.program import Program, Step, remarks
+from rewrite.program import NOT_DONE, Program, Remark, Step, remarks
 from rewrite.target import Target
 
 
@@ -50,17 +50,19 @@ class FirstLayer(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         params = program.values("param")
-        graph, notes, keeps = program.graph, [], "bits"
+        graph, keeps = program.graph, "bits"
+        notes: list[str | Remark] = []
         for lookup in _embeddings(program, params):
             found = _cheapest(graph, lookup, params)
             declined = self.declined(found, params)
             if declined:
-                notes.append(declined)
+                notes.append(Remark(declined, kind=NOT_DONE))
                 continue
             graph, keeps = found.looked_up(), "reals" if found.reordered else keeps
             notes += found.figures(graph, params).lines()
         if not notes:
-            notes = ["declined: no rows of a parameter are taken by the tokens"]
+            reason = "declined: no rows of a parameter are taken by the tokens"
+            notes = [Remark(reason, kind=NOT_DONE)]
         if graph is not program.graph:
             graph = normal_form(graph)
         step = Step(str(self), keeps, remarks(notes))

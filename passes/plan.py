@@ -32,7 +32,7 @@ from passes.stage import Stage
 from rewrite import manager
 from rewrite.errors import PlanError, brief
 from rewrite.passbase import Pass
-from rewrite.program import Input, Program
+from rewrite.program import NOT_DONE, Input, Program, Remark
 from rewrite.target import Target
 
 
@@ -74,7 +74,7 @@ class Plan(Pass):
             raise PlanError(f"{self.load} plans for the mesh {next(shown)}, not {next(shown)}")
         return plan
 
-    def chosen(self, program: Program, target: Target) -> tuple[Chosen, tuple[str, ...]]:
+    def chosen(self, program: Program, target: Target) -> tuple[Chosen, tuple[str | Remark, ...]]:
         """The plan, and what there is to say of it."""
         mesh, axes = MeshSpec(target.mesh), planned_axes(program, target.mesh)
         shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
@@ -121,7 +121,7 @@ def _lowered(target: Target, program: Program) -> Program:
     return manager.run(program, (Shard(), Stage(), Lower()), target)[0]
 
 
-def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[str]:
+def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[Remark]:
     """Large arrays of which not all is known: those split by their size, those left whole."""
     told: dict[str, list[Input]] = {}
     for value, each in zip(program.graph.inputs, program.step_inputs):
@@ -131,7 +131,7 @@ def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[str]:
             told.setdefault("whole on every chip", []).append(each)
         elif any("wide" in dimension for dimension in axes.of(value)):
             told.setdefault("split by size alone, its axes being unknown", []).append(each)
-    return [f"{what}: {_listed(inputs)}" for what, inputs in told.items()]
+    return [Remark(f"{what}: {_listed(inputs)}", kind=NOT_DONE) for what, inputs in told.items()]
 
 
 def _listed(inputs: list[Input], most: int = 5) -> str:

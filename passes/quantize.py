@@ -40,7 +40,7 @@ from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
-from rewrite.program import LEFT_ALONE, Program, Remark
+from rewrite.program import LEFT_ALONE, NOT_DONE, NOTHING_DONE, Program, Remark
 from rewrite.signature import Signature, letters
 from rewrite.target import Target
 
@@ -90,6 +90,13 @@ class Quantize(Pass):
         names = parameter_paths(program)
         graph = rewrite(quantized.graph(program.graph, names), ())  # what is asked for twice is one
         unmatched = quantized.unmatched({name for paths in names.values() for name in paths})
+        caches = [note for note in notes if not isinstance(note, Remark)]
+        if self.cache and not caches:
+            notes.append(Remark("no cache is quantised", f"cache={self.cache}", NOT_DONE))
+        before = any(op.name == "dequantize" for op, _ in program.graph.walk())
+        if not (quantized.quantised or before or caches):
+            reason = "nothing is quantised: no product reads a parameter that may be"
+            notes.append(Remark(reason, kind=NOTHING_DONE))
         return self.recorded(program.with_graph(graph), *quantized.lines(), *unmatched, *notes)
 
 
@@ -115,10 +122,10 @@ class _Quantized:
                 yield Remark(reason, name, LEFT_ALONE)
         yield from self.remarks
 
-    def unmatched(self, paths: set[str]) -> Iterator[str]:
-        yield from (
-            f"no parameter matches {rule}" for rule in self.rules if not rule.matches(paths)
-        )
+    def unmatched(self, paths: set[str]) -> Iterator[Remark]:
+        for rule in self.rules:
+            if not rule.matches(paths):
+                yield Remark(f"no parameter matches {rule}", kind=NOT_DONE)
 
     # What is rewritten.
 

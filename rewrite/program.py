@@ -21,7 +21,9 @@ from rewrite.verify import verify
 
 ROLES = ("param", "state", "arg")
 KEEPS = ("bits", "reals", "approx")  # from strongest to weakest
-LEFT_ALONE = "left alone"  # the kind of a remark about an input that a pass could have changed
+# Kinds of remarks: about an input that a pass could have changed; about what was asked for by name
+# and did not happen; and about a pass of which nothing happened, which is an error at the door.
+LEFT_ALONE, NOT_DONE, NOTHING_DONE = "left alone", "not done", "nothing done"
 Layout = tuple[tuple[str, ...], ...]  # mesh axes of every dimension: a partition spec
 
 
@@ -133,6 +135,15 @@ class Program:
         """What the passes ask of later ones, the last of them first: `requested("owner")`."""
         asked = (dict(step.requests) for step in reversed(self.history))
         return next((requests[what] for requests in asked if what in requests), None)
+
+    def remarks_of(self, *kinds: str) -> list[str]:
+        """The remarks of these kinds, each with its pass."""
+        return [
+            f"{step.text}: {remark}"
+            for step in self.history
+            for remark in step.remarks
+            if remark.kind in kinds
+        ]
 
     @property
     def step_inputs(self) -> tuple[Input, ...]:

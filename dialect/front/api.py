@@ -41,6 +41,7 @@ def auto_shard(
     static_argnums: int | Sequence[int] = (),
     donate_state: bool = True,
     axes: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> Any:
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
 
@@ -49,6 +50,7 @@ def auto_shard(
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
     - params, state: argument numbers or names; without state, it is what comes back updated.
     - axes: what cannot be inferred of the arrays, `{"params/.../wq": "d_model (heads d_head)"}`.
+    - strict: what was asked for and not done, or compiled otherwise than planned, is an error.
 
     Raises TraceError, PipelineError, PlanError with the user's line.
     """
@@ -63,6 +65,7 @@ def auto_shard(
             static_argnums=static_argnums,
             donate_state=donate_state,
             axes=axes,
+            strict=strict,
         )
     chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
     jax_mesh, machine_target = resolve(mesh, target, chosen)
@@ -76,6 +79,7 @@ def auto_shard(
         static_argnums=static_argnums,
         donate_state=donate_state,
         axes=axes,
+        strict=strict,
     )
 
 

@@ -140,6 +140,7 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
     add("--time-passes", action="store_true", help="one line per pass at the end")
     add("--crash-reproducer", metavar="FILE", help="written on a failure, read by `reproduce`")
     add("--verify-numerics", action="store_true", help="compare numbers after every pass")
+    add("--strict", action="store_true", help="fail where what was asked for was not done")
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:

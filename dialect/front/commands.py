@@ -22,6 +22,7 @@ from dialect.display import tables
 from dialect.front import api, session
 from dialect.front.console import Screen
 from dialect.front.session import Arguments, rewritten
+from dialect.front.strict import must_be_empty, not_done
 from dialect.machine.mesh import Topology
 from dialect.machine.virtual_cpus import start
 from dialect.measured import evaluation
@@ -52,11 +53,12 @@ def compile_(args: Arguments, screen: Screen) -> None:
         seconds = time.perf_counter() - started
         report = read_executable(executable, done.mesh)
         beside = beside_plan(done.program, executable, done.mesh)
+        must_be_empty(differences(beside) if args.strict else ())
     if args.json:
         built = {"compile_s": seconds, "notes": notes, "executable": asdict(report)}
         _print_json(done.facts() | built | {"beside_plan": [asdict(row) for row in beside]})
         return
-    screen.warnings(differences(beside))
+    screen.warnings([*not_done(done.program), *differences(beside)])
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
     usable = Topology.parse(done.target.topology).chip.usable_hbm_bytes
     screen.executable(report, notes, seconds, usable)
@@ -73,6 +75,7 @@ def show(args: Arguments, screen: Screen) -> None:
     if not args.explain:
         print(done.program)
         return
+    screen.warnings(not_done(done.program))
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
     screen.tables(explained.tables())
 

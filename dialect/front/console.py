@@ -79,7 +79,8 @@ class Screen:
 
     def warnings(self, lines: Sequence[str]) -> None:
         """What must not be overlooked."""
-        self.lines(lines, style="bold yellow")
+        for line in lines:
+            self.show(Text(line), style="bold yellow")
 
     @contextmanager
     def working(self, what: str) -> Iterator[Spinner]:

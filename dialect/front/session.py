@@ -13,6 +13,7 @@ from dialect.checked.bisect import VerifyNumbers
 from dialect.checked.reproducer import Failure, Reproducer
 from dialect.front import api
 from dialect.front.console import Progress, Screen
+from dialect.front.strict import must_be_empty, must_have_begun, not_done
 from dialect.machine.virtual_cpus import start
 from dialect.user import usercode
 from dialect.user.usercode import Sizes
@@ -62,6 +63,7 @@ class Rewritten:
             "mesh": dict(self.target.mesh),
             "passes": [asdict(report) for report in self.reports],
             "plan": None if plan is None else str(plan),
+            "not_done": not_done(self.program),
         }
 
 
@@ -88,6 +90,8 @@ def rewritten(
     with screen.working("rewriting") as spinner:
         listening = [*listening_to(args, asked.target), *listeners, Progress(spinner)]
         program, reports = manager.run(asked.program, asked.passes, asked.target, listening)
+    must_have_begun(program)
+    must_be_empty(not_done(program) if args.strict else ())
     return Rewritten(program, reports, asked)
 
 

@@ -18,6 +18,7 @@ import jax
 
 from dialect.compiled.compiling import Compilable
 from dialect.display.tables import as_text
+from dialect.front.strict import must_be_empty, must_have_begun, not_done
 from dialect.prepared.fresh_state import fresh_state
 from dialect.prepared.originals import shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
@@ -54,12 +55,13 @@ class Step:
         static_argnums: int | Sequence[int] = (),
         axes: Mapping[str, str] | None = None,
         donate_state: bool = True,
+        strict: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
         self.params, self.state = params, state
         self.static_argnums, self.donate_state = as_numbers(static_argnums), donate_state
-        self.axes = axes
+        self.axes, self.strict = axes, strict
         self._programs: dict[Any, Program] = {}
         self._explained: dict[Any, Explained] = {}
         self._executables: dict[Any, Executable] = {}
@@ -82,7 +84,10 @@ class Step:
             listener = self._explained[key] = Explained()
             with self._told_where():
                 run = self.pipeline.run
-                self._programs[key] = run(traced, self.target, hooks=(listener,))
+                program = run(traced, self.target, hooks=(listener,))
+                must_have_begun(program)
+                must_be_empty(not_done(program) if self.strict else ())
+            self._programs[key] = program
         return self._programs[key]
 
     def ir(self, *args: Any) -> str:
@@ -103,7 +108,7 @@ class Step:
         program = self.program(*args)
         executable = self._executables.get(self._key(args))
         beside = beside_plan(program, executable.compiled, self.mesh) if executable else []
-        lines = differences(beside)
+        lines = [*not_done(program), *differences(beside)]
         for step in program.history:
             lines.append(f"{step.text}  (keeps {step.keeps})")
             lines += [f"  {note}" for note in step.notes]
@@ -212,6 +217,8 @@ class Step:
             program = self.program(*args)
             with self._told_where():
                 executable = Executable(self._compilable(program), self._tree(args))
+                if self.strict:
+                    must_be_empty(differences(beside_plan(program, executable.compiled, self.mesh)))
             self._executables[key] = executable
         return executable
 
