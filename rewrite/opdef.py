@@ -28,6 +28,7 @@ class Traits:
     - `linear`: in "all" of its arguments together, in "each" while the others stay, or in its
       "first" alone; "" where it is not;
     - `sums`: its terms may cancel;
+    - `jumps`: it is not continuous: the least change of an argument may change a result altogether;
     - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
     - `picks`: of its first argument it reads only as much as it gives;
     - `shape`: the attribute that holds the shape of its result;
@@ -47,6 +48,7 @@ class Traits:
     commutes: bool = False
     linear: str = ""
     sums: bool = False
+    jumps: bool = False
     writes: int = 0
     picks: bool = False
     shape: str = ""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from dialect.checked.bisect import bisect
-from dialect.checked.failures import Again
+from dialect.checked.failures import Rerun
 from dialect.checked.numbers import Numbers
 from dialect.checked.reproducer import Failure
 from dialect.checked.samples import samples
@@ -73,7 +73,7 @@ def crash(pipeline: str) -> Failure:
 def test_a_crash_is_reduced_to_a_few_ops(op: str) -> None:
     failure = Failure.parse(str(crash(f"retarget, planted{{crash={op}}}, normalize")))
     mesh = api.resolve(None, None, failure.pipeline)[0]
-    smaller = Again(failure, mesh, TARGET).reduced(30.0, lambda program, passes: None)
+    smaller = Rerun(failure, mesh, TARGET).reduced(30.0, lambda program, passes: None)
     assert smaller.program.graph.op_count <= 10
     assert [each.pass_name() for each in smaller.pipeline.passes()] == ["planted"]
     again = Failure.parse(str(smaller))
@@ -84,7 +84,7 @@ def test_a_crash_is_reduced_to_a_few_ops(op: str) -> None:
 def test_wrong_numbers_are_reduced_with_their_rule() -> None:
     steps = Pipeline.parse("normalize, planted{rule=planted_base}").passes()
     failure = Failure.of("numbers", PROGRAM, steps, TARGET, "wrong")
-    smaller = Again(failure, None, TARGET).reduced(30.0, lambda program, passes: None)
+    smaller = Rerun(failure, None, TARGET).reduced(30.0, lambda program, passes: None)
     assert smaller.program.graph.op_count <= 10
     again = bisect(smaller.program, smaller.pipeline.passes(), TARGET, smaller.seed)
     assert again.blame.firing.rule.name == "planted_base"

@@ -49,11 +49,17 @@ def spelled(x: Any, y: Any, i: Any, cache: Any, new: Any) -> list[Any]:
         lax.cummin(x),
     ]
     truths = [jnp.all(x > 1, 0), jnp.any(x > 1, 0), lax.is_finite(x), ~(x > 1)]
-    places = [jnp.argmax(x, 0), jnp.argmin(x, 0), *lax.top_k(x, 2), lax.sort(x)]
+    places = [
+        jnp.argmax(x, 0),
+        jnp.argmin(x, 0),
+        *lax.top_k(x, 2),
+        *lax.sort([x, z]),
+        lax.rem(x, z),
+    ]
     forms = [x.reshape(2, 6), x[None], x.T, x[:, :2], lax.rev(x, (0,)), jnp.tile(x, (2, 1))]
     forms += [lax.squeeze(x[:, :1], (1,)), *lax.split(x, (1, 2))]
     joined = [jnp.stack([x, z]), *jnp.unstack(x), lax.concatenate([x, z], 0)]
-    chosen = [lax.select(x > 1, x, z), lax.clamp(0.5, x, 1.0), jnp.pad(x, 1, constant_values=2)]
+    chosen = [lax.select(x > 1, x, z), lax.clamp(0.5, x, 1.0), jnp.pad(x, 1, constant_values=2.0)]
     parts = [lax.dynamic_slice(x, (i[0], i[1]), (2, 2)), x[i], lax.iota("float32", 3)]
     writes = [lax.dynamic_update_slice(x, y[:2, :2], (i[1], i[1])), x.at[i].set(y[:2, :1])]
     writes += [getattr(x.at[i], name)(y[:2, :1]) for name in ("add", "mul", "min", "max")]
@@ -73,6 +79,9 @@ def spelled(x: Any, y: Any, i: Any, cache: Any, new: Any) -> list[Any]:
         *(Traced[name](x, axis=0, size=size) for name, size in (("padded", 5), ("unpadded", 2))),
         *(Traced[name](x, axis=1, count=2, by="mean") for name in ("merge_heads", "spread_heads")),
         *Traced["quantize_tokens"](x, axis=1, form="int8"),
+        Traced["weight_scale"](x, axes=(0,), form="int8"),
+        Traced["quantize"](x, x[:1], form="int8"),
+        Traced["rounded"](x, axes=(1,), largest=2.0, least=1e-6),
         Traced["dequantize_tokens"](x, y[0, :3], axis=1, dtype=Symbol("f32")),
         Traced["known"](x, alone=True),
         Traced["shared"](x),
@@ -242,6 +251,20 @@ def test_sums(name: str) -> None:
     signed = np.where(np.arange(arrays[0].size) % 3, 1, -1).reshape(arrays[0].shape)
     cancelled = run(op, [arrays[0] * signed.astype("float32"), *arrays[1:]])
     assert any((np.abs(c) < w).any() for c, w in zip(cancelled, run(op, arrays)))
+
+
+@pytest.mark.parametrize("name", having("jumps"))
+def test_jumps(name: str) -> None:
+    """On a way of small changes, one of them makes much of the whole difference."""
+    op, (array, *others) = OPS[name]
+    largest = 0.0
+    for end in (-array, -np.flip(array)):
+        way = [array + (end - array) * step / 256 for step in range(257)]
+        results = zip(*(run(op, [place.astype("float32"), *others]) for place in way))
+        for values in (np.stack(result).astype("float32") for result in results):
+            changes = np.abs(np.diff(values, axis=0))
+            largest = max(largest, (changes.max(0) / (changes.sum(0) + 1e-9)).max())
+    assert largest > 0.1
 
 
 def test_a_program_of_all_ops_is_a_program() -> None:

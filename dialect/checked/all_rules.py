@@ -1,4 +1,4 @@
-"""Every rule of some packages, found by walking them: what checks all rules can forget none."""
+"""Every rule of some packages, found by walking them, so that no check of all rules forgets one."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class FoundRule:
 def all_rules(*places: str) -> list[FoundRule]:
     """Every rule of these packages, modules, Python files and files of rules, each once.
 
-    Raises UsageError where there is none of that name, and what a file of rules is refused with.
+    Raises UsageError for an unknown name, and whatever `read_rules` raises.
     """
     texts = [place for place in places if place.endswith(".rules")]
     modules = [m for place in places if place not in texts for m in _modules(place)]
-    return [*rules_of_modules(modules), *(each for place in texts for each in _of_text(place))]
+    return [*rules_of_modules(modules), *(rule for place in texts for rule in _of_text(place))]
 
 
 def rules_of_modules(modules: Sequence[ModuleType]) -> list[FoundRule]:
@@ -65,8 +65,8 @@ def rules_of_modules(modules: Sequence[ModuleType]) -> list[FoundRule]:
 def _modules(place: str) -> Iterator[ModuleType]:
     module = usercode.module_of(place)
     yield module
-    for each in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
-        yield importlib.import_module(each.name)
+    for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+        yield importlib.import_module(info.name)
 
 
 def _of_text(place: str) -> list[FoundRule]:
@@ -75,7 +75,7 @@ def _of_text(place: str) -> list[FoundRule]:
 
 
 def _definer(rule: Rule) -> str:
-    """The module that wrote the rule; nothing where it was made by a function of the engine."""
+    """The module that defines the rule; "" where a function of the engine made it."""
     name = getattr(rule.example, "__module__", "") or ""
     return "" if name.startswith("rewrite.") else name
 
@@ -86,9 +86,9 @@ def _members(module: ModuleType) -> Iterator[Rule]:
 
 def _families(module: ModuleType) -> Iterator[Family]:
     """The rules that a module defines, and those that its tuples, lists and tables hold."""
-    own = [rule for rule in _members(module) if _definer(rule) in (module.__name__, "")]
-    yield tuple(own)
+    defined = [rule for rule in _members(module) if _definer(rule) in (module.__name__, "")]
+    yield tuple(defined)
     for value in vars(module).values():
-        held = list(value.values()) if isinstance(value, dict) else value
-        if isinstance(held, (tuple, list)) and any(isinstance(each, Rule) for each in held):
-            yield tuple(each for each in held if isinstance(each, Rule))
+        members = list(value.values()) if isinstance(value, dict) else value
+        if isinstance(members, (tuple, list)) and any(isinstance(item, Rule) for item in members):
+            yield tuple(item for item in members if isinstance(item, Rule))

@@ -25,7 +25,7 @@ _INTEGERS = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 7, 8)
 
 
 def array_of(type_: Type, kind: str, random: np.random.Generator) -> Any:
-    """An array of this type and kind; floats of `special` hold what no finite one does."""
+    """An array of this type and kind."""
     if type_.dtype.startswith("key"):
         return samples.array_of(type_, random)
     dtype, shape = dtype_of(type_.dtype), type_.shape
@@ -62,7 +62,7 @@ def _integers(dtype: Any, shape: tuple, kind: str, random: np.random.Generator) 
     if kind in ("special", "scaled"):
         ends = [limits.min, limits.min + 1, limits.max, limits.max - 1]
         pool = np.asarray(
-            [int(each) for each in ends], np.dtype(dtype) if dtype.itemsize > 1 else int
+            [int(end) for end in ends], np.dtype(dtype) if dtype.itemsize > 1 else int
         )
         chosen = random.random(shape) < (0.5 if kind == "special" else 0.9)
         return np.where(chosen, random.choice(pool, shape), numbers).astype(dtype)

@@ -1,7 +1,7 @@
-"""The first pass, and in it the first firing of a rule, after which numbers leave the class.
+"""The first pass that breaks its claim on numbers, and in it the first firing of a rule that does.
 
-A pass is run again with its rules allowed to fire n times and no more: by halves, n comes down to
-the firing with which the results are wrong and without which they are right.
+The pass is run again with its rules limited to n firings: a binary search over n finds the firing
+with which the results are wrong and without which they are right.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Blame:
         return op.origin.source
 
     def lines(self) -> list[str]:
-        """The rule, the op that it took, and the user's line."""
+        """The rule, the op that it rewrote, and the values that differ."""
         rule, op = self.firing.rule, self.firing.op
         lines = [
             f"rule {rule.name}, firing {self.number} of {self.total}: {rule.doc.splitlines()[0]}",
@@ -56,7 +56,7 @@ class Blame:
 
 @dataclass(frozen=True)
 class Departure:
-    """A pass after which the results are no longer those of before, in the class it claims."""
+    """A pass after which the results differ by more than the class that it claims allows."""
 
     step: Pass
     keeps: str
@@ -90,9 +90,9 @@ class NumbersError(ShardwrightError):
 def bisect(
     program: Program, passes: Sequence[Pass], target: Target, seed: int = 0
 ) -> Departure | None:
-    """Runs the passes, and gives the first after which numbers leave the class that it claims.
+    """Runs the passes, and returns the first that breaks its claim on numbers, or None.
 
-    The program is run on the arrays that `samples` draws. None where all passes keep what they say.
+    The program is run on the arrays that `samples` draws.
     """
     try:
         manager.run(program, passes, target, [VerifyNumbers(target, seed)])
@@ -124,8 +124,8 @@ class VerifyNumbers(Hook):
         if self.blame:
             blame = _Search(step, before, self.target, report.keeps).blame()
             token = first_token(before.program, program, before.leaves)
-        told = (step, report.keeps, wrong, blame, token, is_decoder(before.program))
-        raise NumbersError(Departure(*told))
+        facts = (step, report.keeps, wrong, blame, token, is_decoder(before.program))
+        raise NumbersError(Departure(*facts))
 
 
 def first_wrong_firing(
@@ -168,8 +168,8 @@ class _Search:
     keeps: str
 
     def blame(self) -> Blame | None:
-        found = first_wrong_firing(self.run, self.is_wrong)
-        return found and Blame(*found, self.values(found[0]))
+        result = first_wrong_firing(self.run, self.is_wrong)
+        return result and Blame(*result, self.values(result[0]))
 
     def run(self) -> Program:
         return self.step.run(self.before.program, self.target)
@@ -179,17 +179,17 @@ class _Search:
         return self.before.departure(after, self.keeps) is not None
 
     def values(self, firing: Firing) -> Difference | None:
-        """The op's results and those of the rule, on the program's own numbers where it reads
-        these, and on others of the same types inside of a loop."""
+        """The first difference between the op's results and the rule's. Inputs of the program have
+        their own arrays, those of a loop's body random ones."""
         results = firing.op.results
         inputs = _inputs(Graph((), (*results, *firing.results)))
-        given = dict(zip(self.before.program.graph.inputs, self.before.leaves))
+        drawn = dict(zip(self.before.program.graph.inputs, self.before.leaves))
         random = np.random.default_rng(0)
         arrays = [
-            given[value] if value in given else array_of(value.type, random) for value in inputs
+            drawn[value] if value in drawn else array_of(value.type, random) for value in inputs
         ]
-        made = evaluate(Graph(inputs, (*results, *firing.results)), arrays)
-        expected, got = made[: len(results)], made[len(results) :]
+        computed = evaluate(Graph(inputs, (*results, *firing.results)), arrays)
+        expected, got = computed[: len(results)], computed[len(results) :]
         return difference(expected, got, "bits" if self.keeps == "bits" else "reals", 1e-4)
 
 

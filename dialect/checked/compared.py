@@ -1,7 +1,7 @@
 """Two lists of arrays compared in the class that a rewrite claims to keep.
 
-- `bits`: the same bits; any NaN is any other NaN, but -0.0 is not 0.0; what is too small for a
-  normal float may be zero, since a processor may flush it where it computes with it;
+- `bits`: the same bits; any NaN is any other NaN, but -0.0 is not 0.0; subnormal floats may be
+  zero, since a processor may flush them;
 - `reals`: integers exactly, NaN and infinities at the same places, floats within a tolerance; what
   is near the smallest normal float of 32 or 64 bits may be zero.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two results part: the output's number, the element's place, and both elements."""
+    """Where two results differ: the output's number, the element's index, and both elements."""
 
     output: int
     place: tuple[int, ...]
@@ -41,15 +41,15 @@ def difference(
 ) -> Difference | None:
     """The first difference between two lists of results, or None.
 
-    For `reals`, floats may differ by `tolerance` times the larger of their own magnitude and the
-    given one, that of what cancelled on the way (see `evaluated`).
+    For `reals`, floats may differ by `tolerance` times their magnitude, or times `magnitude` where
+    that is larger: it is that of terms that cancelled on the way (see `evaluated`).
     """
     if len(expected) != len(got):
         return Difference(0, (), len(expected), len(got), "number of outputs")
     for number, (one, two) in enumerate(zip(expected, got)):
         one, two = _plain(one), _plain(two)
         if (one.dtype, one.shape) != (two.dtype, two.shape):
-            types = (f"{each.dtype}{list(each.shape)}" for each in (one, two))
+            types = (f"{array.dtype}{list(array.shape)}" for array in (one, two))
             return Difference(number, (), *types, "type")
         wrong = _wrong(one, two, keeps, tolerance, magnitude)
         if wrong.any():
@@ -78,7 +78,7 @@ def _wrong(
     left, right = one.astype(np.float64), two.astype(np.float64)
     both_nan = np.isnan(left) & np.isnan(right)
     if keeps == "bits":
-        left, right = (_flushed(each, jnp.finfo(one.dtype).tiny) for each in (left, right))
+        left, right = (_flushed(numbers, jnp.finfo(one.dtype).tiny) for numbers in (left, right))
         same = (left == right) & (np.signbit(left) == np.signbit(right))
         return ~(same | both_nan)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -89,7 +89,7 @@ def _wrong(
 
 
 def _smallest(dtype: np.dtype) -> float:
-    """What a processor that flushes small numbers may lose, though they were multiplied since."""
+    """How much a processor that flushes subnormals may lose, once the results were scaled."""
     return 1024 * float(jnp.finfo(dtype).tiny) if dtype.itemsize >= 4 else 0.0
 
 

@@ -1,7 +1,7 @@
-"""Small changes of a graph that leave it well typed: programs beside the one a rule is made for.
+"""Small edits of a graph that keep it well typed: programs near the one that a rule is made for.
 
-An edit gets a graph and a source of chance, and gives another graph, or None where it has no place
-there. Types behind the change are inferred again; what they do not fit raises, and is no program.
+An edit takes a graph and a random generator, and returns another graph, or None where it does not
+apply. Types downstream are inferred again; an op that does not take them raises.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def shared(graph: Graph, random: Random) -> Graph | None:
     reads = some_reads(graph, random)
     known, before = reads.value, graph.ops[: first_reader(graph, reads)]
     values = [*graph.inputs, *(value for op in before for value in op.results)]
-    alike = [value for value in values if value.type == known.type and value != known]
+    candidates = [value for value in values if value.type == known.type and value != known]
     if random.random() < 0.2:
-        alike = [value for value in values if value.type.dtype == known.type.dtype]
-    return with_read(graph, reads, random.choice(alike)) if alike else None
+        candidates = [value for value in values if value.type.dtype == known.type.dtype]
+    return with_read(graph, reads, random.choice(candidates)) if candidates else None
 
 
 def unshared(graph: Graph, random: Random) -> Graph:
@@ -81,22 +81,22 @@ def thinner(graph: Graph, random: Random) -> Graph | None:
     """A fresh input that is broadcast, by an op or by its reader."""
     reads = some_reads(graph, random)
     type_ = reads.value.type
-    kept = tuple(size if random.random() < 0.5 else 1 for size in type_.shape)
-    fresh = new_input(Type(type_.dtype, random.choice([kept, kept, ()])))
+    shape = tuple(size if random.random() < 0.5 else 1 for size in type_.shape)
+    fresh = new_input(Type(type_.dtype, random.choice([shape, shape, ()])))
     value = fresh if random.random() < 0.4 else _broadcast(fresh, type_.shape)
     return with_read(graph, reads, value, [fresh])
 
 
 def one_thin(graph: Graph, random: Random) -> Graph | None:
-    """Of the arguments of an elementwise op one is thin alone: the others give the shape."""
+    """One argument of an elementwise op is broadcast; the others have the shape of the result."""
     op = _op(
         graph, random, lambda op: op.name in MAPS and len(op.args) > 1 and op.types[0].rank > 0
     )
     if op is None:
         return None
     thin, shape = random.randrange(len(op.args)), op.types[0].shape
-    kept = random.choice(((), tuple(random.choice((1, size)) for size in shape)))
-    fresh = new_input(Type(op.args[thin].type.dtype, kept))
+    thin_shape = random.choice(((), tuple(random.choice((1, size)) for size in shape)))
+    fresh = new_input(Type(op.args[thin].type.dtype, thin_shape))
     args = [_broadcast(arg, shape) if arg.type.shape != shape else arg for arg in op.args]
     args[thin] = fresh
     return replaced(graph, op, with_args(op, tuple(args)), [fresh])
@@ -197,17 +197,17 @@ def _plain(type_: Type) -> bool:
 
 
 def converted(wide: bool) -> Edit:
-    """A conversion on the way to a reader, mostly there and back: what it loses is computed."""
+    """A conversion on the way to a reader, mostly there and back, so that precision is lost."""
 
     def edit(graph: Graph, random: Random) -> Graph | None:
         reads = some_reads(graph, random)
         value = reads.value
-        other = random.choice(NARROW + WIDE if wide else NARROW)
-        if not _plain(value.type) or other == value.type.dtype:
+        dtype = random.choice(NARROW + WIDE if wide else NARROW)
+        if not _plain(value.type) or dtype == value.type.dtype:
             return None
-        there = in_dtype(value, other)
-        back = there if random.random() < 0.25 else in_dtype(there, value.type.dtype)
-        return with_read(graph, reads, back)
+        cast = in_dtype(value, dtype)
+        result = cast if random.random() < 0.25 else in_dtype(cast, value.type.dtype)
+        return with_read(graph, reads, result)
 
     return edit
 
@@ -220,10 +220,10 @@ def another_constant(graph: Graph, random: Random) -> Graph | None:
     op = _op(graph, random, lambda op: op.name == "const" and not op.types[0].shape)
     if op is None or not _plain(op.types[0]):
         return None
-    type_, known = op.types[0], op["value"]
-    if type_.dtype == "bool" or not isinstance(known, (int, float)):
+    type_, old = op.types[0], op["value"]
+    if type_.dtype == "bool" or not isinstance(old, (int, float)):
         return replaced(graph, op, constant(number_for(type_.dtype, random), type_).op)
-    near = (known + 1, known - 1, known * 2, -known, known * 1.01, known * 0.99, known * 1.00001)
+    near = (old + 1, old - 1, old * 2, -old, old * 1.01, old * 0.99, old * 1.00001)
     kind = dtype_of(type_.dtype)
     with np.errstate(all="ignore"):
         number = random.choice(near) if random.random() < 0.6 else number_for(type_.dtype, random)
@@ -260,8 +260,8 @@ def renamed(graph: Graph, random: Random) -> Graph | None:
     if op is None:
         return None
     name = random.choice([name for name in _kin(op.name) if name != op.name])
-    made = build(name, *op.args, **_attributes_of(name, op))
-    return replaced(graph, op, made)
+    other = build(name, *op.args, **_attributes_of(name, op))
+    return replaced(graph, op, other)
 
 
 def another_root(roots: Collection[str]) -> Edit:
@@ -269,10 +269,10 @@ def another_root(roots: Collection[str]) -> Edit:
 
     def edit(graph: Graph, random: Random) -> Graph | None:
         op = _op(graph, random, lambda op: op.name in roots and len(op.types) == 1)
-        others = [] if op is None else [name for name in sorted(roots) if name != op.name]
-        if not others:
+        names = [] if op is None else [name for name in sorted(roots) if name != op.name]
+        if not names:
             return None
-        name = random.choice(others)
+        name = random.choice(names)
         attrs = dict(op.attrs) if random.random() < 0.5 else {}
         return replaced(graph, op, build(name, *op.args, **attrs))
 
@@ -292,19 +292,19 @@ def _attributes_of(name: str, op: Op) -> dict[str, Any]:
 def other_attributes(graph: Graph, random: Random) -> Graph | None:
     """An axis, an order, a dtype, a mode or a number among an op's attributes becomes another.
 
-    Sometimes wherever the same is said: a pattern may say it of several ops.
+    Sometimes it does on every op of that name: a pattern may ask for equal attributes.
     """
     op = _op(graph, random, lambda op: bool(op.attrs) and op.name != "const")
     if op is None:
         return None
     name, value = random.choice(op.attrs)
-    other, everywhere = other_attribute(name, value, random), random.random() < 0.4
+    changed, everywhere = other_attribute(name, value, random), random.random() < 0.4
 
-    def change(known: Op, args: tuple[Value, ...]) -> Op:
-        alike = everywhere and known.name == op.name and known.get(name) == value
-        if known is not op and not alike:
-            return with_args(known, args)
-        return build(known.name, *args, regions=known.regions, **{**dict(known.attrs), name: other})
+    def change(old: Op, args: tuple[Value, ...]) -> Op:
+        same = everywhere and old.name == op.name and old.get(name) == value
+        if old is not op and not same:
+            return with_args(old, args)
+        return build(old.name, *args, regions=old.regions, **{**dict(old.attrs), name: changed})
 
     return rebuilt(graph, change)
 
@@ -330,8 +330,8 @@ def inside(edit: Edit) -> Edit:
         if body is None or len(body.inputs) != len(op.regions[place].inputs):
             return None
         regions = (*op.regions[:place], body, *op.regions[place + 1 :])
-        made = build(op.name, *op.args, regions=regions, **dict(op.attrs))
-        return replaced(graph, op, made) if made.types == op.types else None
+        changed = build(op.name, *op.args, regions=regions, **dict(op.attrs))
+        return replaced(graph, op, changed) if changed.types == op.types else None
 
     return edited
 

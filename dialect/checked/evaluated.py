@@ -1,6 +1,6 @@
-"""A graph evaluated op by op, with the size of what it computed on the way.
+"""A graph evaluated op by op, with the largest magnitude among its intermediate results.
 
-Sums may cancel: 1e8 - 1e8 + 1 is 1 in the reals, and anything near 1 once its parts are rounded.
+Sums may cancel: 1e8 - 1e8 + 1 is 1 in the reals, and anything near 1 once its terms are rounded.
 The largest number on the way to an output says how far off a correct result may be.
 """
 
@@ -18,7 +18,7 @@ from dialect.checked.arrays import finite
 from dialect.checked.sensitivity import Disturb, magnitude, terms
 from rewrite.ir import Graph, Op, Value
 
-Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb what ops give -> its results
+Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb results -> outputs
 
 
 def evaluated(
@@ -38,13 +38,13 @@ def evaluated(
 
 
 def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None) -> list[Any]:
-    """The outputs, each top-level op applied alone; `disturb` may change what it gives."""
+    """The outputs, each top-level op applied alone; `disturb` may change its results."""
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
-        of, given = struct_of(op.types[0]).dtype, [results[arg] for arg in op.args]
-        args = terms(disturb, op.name, given, of)
-        made = applied(op, args)
-        results.update(zip(op.results, disturb(op.name, args, made) if disturb else made))
+        dtype, arrays_read = struct_of(op.types[0]).dtype, [results[arg] for arg in op.args]
+        args = terms(disturb, op.name, arrays_read, dtype)
+        computed = applied(op, args)
+        results.update(zip(op.results, disturb(op.name, args, computed) if disturb else computed))
     return [results[value] for value in graph.outputs]
 
 
@@ -56,11 +56,10 @@ _GROWS = frozenset(
 
 
 def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
-    """Whether results say nothing of the reals, which have no largest number and no smallest.
+    """Whether results say nothing about the reals, which neither overflow nor underflow.
 
-    Where some op that only grows makes infinity of finite numbers, where exponentials are all zero
-    along an axis; and where a ragged product has groups of no size, or one beyond integers of 32
-    bits.
+    An op of `_GROWS` gives infinity for finite numbers, or all exponentials along an axis are zero.
+    So does a ragged product whose group sizes are negative, or have a sum beyond 32-bit integers.
     """
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
@@ -69,7 +68,7 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
         if op.name == "ragged_dot_general" and not _are_sizes(args[2]):
             return True
         if op.name in _GROWS:
-            if not all(finite(each).all() for each in applied(op, [*map(_finite, args)])):
+            if not all(finite(array).all() for array in applied(op, [*map(_finite, args)])):
                 return True
         exponents = _exponents(op, results)
         if exponents is not None and _vanishes_along_an_axis(exponents, results[op.results[0]]):
@@ -78,14 +77,14 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
 
 
 def _exponents(op: Op, results: dict[Value, Any]) -> Any:
-    """Those of an exponential, or of one that is chosen; -infinity where another is."""
+    """The exponents of an `exp`, or of a choice with one; -infinity where another is chosen."""
     if op.name == "exp":
         return results[op.args[0]]
-    choices = op.args[1:] if op.name == "select_n" else ()
-    if all(each.op.name != "exp" for each in choices):
+    cases = op.args[1:] if op.name == "select_n" else ()
+    if all(case.op.name != "exp" for case in cases):
         return None
     nothing = jnp.full_like(results[op.results[0]], -jnp.inf)
-    chosen = (results[each.op.args[0]] if each.op.name == "exp" else nothing for each in choices)
+    chosen = (results[case.op.args[0]] if case.op.name == "exp" else nothing for case in cases)
     return applied(op, [results[op.args[0]], *chosen])[0]
 
 
@@ -99,10 +98,10 @@ def _are_sizes(counts: Any) -> bool:
     return min(sizes, default=0) >= 0 and sum(sizes) <= np.iinfo(np.int32).max
 
 
-def _vanishes_along_an_axis(exponents: Any, made: Any) -> bool:
-    """Whether an exponential is zero where another shift would show it: none is beside it, along
-    some axis, that is 1 or more."""
-    powers = np.asarray(made)
+def _vanishes_along_an_axis(exponents: Any, results: Any) -> bool:
+    """Whether an exponential underflows that another shift would show: along some axis none of its
+    neighbours is 1 or more."""
+    powers = np.asarray(results)
     vanished = np.isfinite(np.asarray(exponents)) & (powers == 0)
     axes = range(powers.ndim) if powers.size else ()
     return any((vanished.any(axis) & (powers.max(axis) < 1)).any() for axis in axes)

@@ -1,4 +1,4 @@
-"""A failure run again, and told from other failures."""
+"""A failure run again, and compared with other failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rewrite.target import Target
 
 
 @dataclass(frozen=True)
-class Again:
+class Rerun:
     """Runs a failure again, on the machine that its pipeline names."""
 
     failure: Failure
@@ -27,7 +27,7 @@ class Again:
     target: Target
 
     def error(self) -> Exception | None:
-        """What it ends in, or None where it does not fail any more."""
+        """The error that it ends in; None if it no longer fails."""
         return self.error_of(self.failure.program, self.failure.pipeline.passes(), blame=True)
 
     def reduced(self, seconds: float, watch: Watch) -> Failure:
@@ -47,13 +47,13 @@ class Again:
     def error_of(
         self, program: Program, passes: Sequence[Pass], blame: bool = False
     ) -> Exception | None:
-        """What a program and passes fail with; None where they do not fail."""
+        """The error of these passes on a program; None if they run."""
         kind, seed = self.failure.kind, self.failure.seed
         hooks = [VerifyNumbers(self.target, seed, blame)] if kind == "numbers" else []
         try:
-            made, _ = manager.run(program, passes, self.target, hooks)
+            lowered, _ = manager.run(program, passes, self.target, hooks)
             if kind == "compilation":
-                compiled(Compilable(made, self.mesh))
+                compiled(Compilable(lowered, self.mesh))
         except Exception as error:  # a failure may be of any kind
             return error
         return None
@@ -63,10 +63,10 @@ def _kind_of(error: Exception) -> tuple[str, ...]:
     """What makes two errors the same: the pass, and the words without their numbers."""
     if isinstance(error, NumbersError):
         return "numbers", error.departure.step.pass_name()
-    said = first_line(error)
+    line = first_line(error)
     if isinstance(error, manager.PassError):
         cause = error.__cause__
-        step = re.match(r"PassError: pass (\w+)", said)
+        step = re.match(r"PassError: pass (\w+)", line)
         return "pass", step[1] if step else "", type(cause).__name__
-    words = re.sub(r"%\S+|\[[^\]]*\]|\d+", "", said)
+    words = re.sub(r"%\S+|\[[^\]]*\]|\d+", "", line)
     return (type(error).__name__, words if isinstance(error, ShardwrightError) else "")

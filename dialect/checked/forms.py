@@ -1,7 +1,7 @@
 """The form on which a rule fires: its example as it is traced, or after the rules that run before.
 
-Most rules fire on what a function traces to. Others read what the normal form leaves, or what the
-rules of their own set have made: then those go first, without the rule itself.
+Most rules fire on what a function traces to. Others expect the normal form, or results of the other
+rules of their set: then those run first.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def example_graph(rule: Rule) -> Graph:
 
 
 def traced(rule: Rule, types: Iterable[Type]) -> Graph:
-    """The example of a rule at other types; whatever its function raises there is raised."""
+    """The example of a rule at other types. Raises whatever its function raises there."""
     return trace_graph(
         lambda *arrays: jax.tree.leaves(rule.example(*arrays)), *map(struct_of, types)
     )
 
 
 def fires(rule: Rule, graph: Graph) -> bool:
-    """Whether the rule, alone, fires on a graph: also where it fails, or does not end."""
+    """Whether the rule alone fires on a graph. To raise, or not to end, counts as firing."""
     report = Report()
     try:
         rewrite(graph, [rule], report)
@@ -63,8 +63,8 @@ def brought(graph: Graph, first: Family) -> Graph:
 
 
 def _orders(found: FoundRule) -> Iterator[Family]:
-    """What may go first: nothing, the normal form, the normal form with each of its own sets."""
+    """What may run first: no rule, the normal form, the normal form with a set of the rule's."""
     yield ()
     for family in ((), *sorted(found.families, key=len)):
-        both = dict.fromkeys((*NORMAL_FORM, *family))
-        yield tuple(each for each in both if each != found.rule)
+        rules = dict.fromkeys((*NORMAL_FORM, *family))
+        yield tuple(rule for rule in rules if rule != found.rule)

@@ -21,9 +21,8 @@ from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph, Op, Opaque, Record, Symbol, Type, Value, new_input
 
 _WIDER = {"f16": "f64", "bf16": "f64", "f32": "f64", "c64": "c128"}
-# What these compute is the bits of a float, or is told by its format: in the reals they are
-# nothing.
-_BITWISE = frozenset({"bitcast_convert_type", "nextafter", "reduce_precision"})
+# They compute with the format of a float, and mean nothing over the reals.
+_OF_FORMAT = ("nextafter", "reduce_precision")
 
 
 class NotLiftable(ShardwrightError):
@@ -36,21 +35,21 @@ def lifted_type(type_: Type) -> Type:
 
 
 def widened(array: Any) -> Any:
-    """An array of the lifted type of its own: in f64 or c128, where it is a narrower float."""
+    """An array in its lifted type: a narrower float in f64 or c128."""
     type_ = dtypes.type_of(array)
     wider = lifted_type(type_).dtype
     return array if wider == type_.dtype else np.asarray(array).astype(dtypes.dtype_of(wider))
 
 
 def lifted(graph: Graph) -> Graph:
-    """`graph` computed in f64. Wants `jax.enable_x64`. Raises NotLiftable."""
+    """`graph` computed in f64. Needs `jax.enable_x64`. Raises NotLiftable."""
     memo = {value: new_input(lifted_type(value.type)) for value in graph.inputs}
     inputs = tuple(memo.values())
     return Graph(inputs, tuple(_outputs(graph, memo)))
 
 
 def _outputs(graph: Graph, memo: dict[Value, Value]) -> list[Value]:
-    """The outputs of `graph` lifted, of inputs that `memo` gives."""
+    """The lifted outputs of `graph`, its lifted inputs being in `memo`."""
     for op in graph.ops:
         if _is_composite(op):
             # Its reference may ask for f32 by name: lifted op by op, that is f64 too.
@@ -63,7 +62,7 @@ def _outputs(graph: Graph, memo: dict[Value, Value]) -> list[Value]:
 
 
 def _is_composite(op: Op) -> bool:
-    """Whether it is an op of ours: those say which attributes they take, JAX's take any."""
+    """Whether it is a composite op: those declare their attributes, JAX's primitives take any."""
     ours = opdef.lookup(op.name).attrs is not None
     return ours and op.name != "const" and not op.regions
 
@@ -76,22 +75,22 @@ def _reference(op: Op) -> Graph:
 
 
 def _lifted_op(op: Op, memo: dict[Value, Value]) -> Op:
-    if op.name in _BITWISE:
+    if op.name in _OF_FORMAT:
         raise NotLiftable(f"{op.told} computes with the format of its floats")
     if op.name == "const":
         return _lifted_constant(op).op
     attrs = {name: _lifted_attribute(value) for name, value in op.attrs}
     regions = tuple(lifted(region) for region in op.regions)
     try:
-        made = opdef.build(
+        wide = opdef.build(
             op.name, *(memo[arg] for arg in op.args), regions=regions, origin=op.origin, **attrs
         )
     except (TypeError, ValueError) as error:
         raise NotLiftable(f"{op.told} does not take f64: {error}") from error
     wanted = [(lifted_type(type_).dtype, type_.shape) for type_ in op.types]
-    if [(type_.dtype, type_.shape) for type_ in made.types] != wanted:
-        raise NotLiftable(f"{op.told} gives {made.types[0]} in f64, where {op.types[0]} was")
-    return made
+    if [(type_.dtype, type_.shape) for type_ in wide.types] != wanted:
+        raise NotLiftable(f"{op.told} gives {wide.types[0]} in f64, where {op.types[0]} was")
+    return wide
 
 
 def _lifted_constant(op: Op) -> Value:

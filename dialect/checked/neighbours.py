@@ -1,8 +1,8 @@
 """Programs in the neighbourhood of a rule: its example at other types, edited here and there.
 
-Guards matter beside the pattern, not in it, so that is where programs are drawn: a variant of the
-example, brought to the form on which the rule fires, with no edit, one or a few. A program is drawn
-from the rule's name, a seed and a number alone, so that each can be drawn again.
+Guards matter near the pattern, not on it, so that is where programs are drawn: a variant of the
+example, brought to the form on which the rule fires, with no edit, one or a few. A program depends
+on the rule's name, a seed and a number alone, so that it can be drawn again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rewrite.verify import verify
 _VARIANTS = 50  # of an example, itself included: as many as its arrays are compiled for
 _MOST_OPS = 120
 _MOST_ELEMENTS = 4096
-# What an edit's types may not fit, told by JAX or by the IR.
+# What JAX or the IR raises for an edit whose types do not fit.
 _UNFIT = (
     *(ShardwrightError, TypeError, ValueError, LookupError, AttributeError),
     *(ZeroDivisionError, OverflowError, NotImplementedError, AssertionError),
@@ -35,7 +35,7 @@ _UNFIT = (
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A program to try a rule on; `wide` where it wants JAX with 64 bits."""
+    """A program to try a rule on; `wide` where it needs JAX with 64 bits."""
 
     graph: Graph
     wide: bool
@@ -44,25 +44,25 @@ class Neighbour:
 def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighbour | None:
     """The program of this number; None where its edits fit no types.
 
-    The first numbers are the example itself and what else the rule is to be tried on.
+    The first numbers are the examples of the rule, unedited.
     """
     random = Random(f"{found.name} {seed} {number}")
     examples = (found.rule, *found.more)
-    as_it_is = number < len(examples)
-    rule = examples[number] if as_it_is else random.choice(examples) if found.more else found.rule
-    chosen = 0 if as_it_is else _chosen(random)
+    unedited = number < len(examples)
+    rule = examples[number] if unedited else random.choice(examples) if found.more else found.rule
+    chosen = 0 if unedited else _chosen(random)
     traced = variant(rule, chosen)
     if traced is None:
         return None
     wide = is_wide([value.type for value in traced.inputs])
-    many = 0 if as_it_is else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
+    count = 0 if unedited else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
     roots = set(found.rule.roots)
-    early = bool(first) and not as_it_is and random.random() < 0.3
+    early = bool(first) and not unedited and random.random() < 0.3
     with jax.enable_x64(wide):
         try:
-            graph = _edited(traced, many if early else 0, wide, roots, random)
+            graph = _edited(traced, count if early else 0, wide, roots, random)
             graph = brought(graph, first) if early else _brought(rule, chosen, first)
-            graph = _edited(graph, 0 if early else many, wide, roots, random)
+            graph = _edited(graph, 0 if early else count, wide, roots, random)
             verify(graph)
         except _UNFIT:
             return None
@@ -89,12 +89,12 @@ def _chosen(random: Random) -> int:
     return random.randrange(1, _VARIANTS)
 
 
-def _edited(graph: Graph, many: int, wide: bool, roots: Collection[str], random: Random) -> Graph:
+def _edited(graph: Graph, count: int, wide: bool, roots: Collection[str], random: Random) -> Graph:
     pool, weights = zip(*edits(graph, wide, roots))
-    for _ in range(many):
+    for _ in range(count):
         for _ in range(4):  # not every edit has a place in every program
-            made = random.choices(pool, weights)[0](graph, random)
-            if made is not None:
-                graph = made
+            edited = random.choices(pool, weights)[0](graph, random)
+            if edited is not None:
+                graph = edited
                 break
     return graph

@@ -18,12 +18,12 @@ from dialect.checked.lifted import NotLiftable, lifted, lifted_type, widened
 from dialect.checked.sensitivity import magnitude
 from rewrite.program import Program
 
-# Rounding errors add up over the ops of a program; a wrong formula is wrong by more than so many.
+# Rounding errors add up over the ops of a program; a wrong formula is off by more than so many.
 _ROUNDINGS = 16
 
 
 class Numbers:
-    """What a program gives for some arrays, as it is and over the reals, computed on demand."""
+    """The results of a program on some arrays, in its dtypes and over the reals, on demand."""
 
     def __init__(self, program: Program, leaves: Sequence[Any]) -> None:
         self.program, self.leaves = program, list(leaves)
@@ -43,10 +43,10 @@ class Numbers:
             return None
 
     def departure(self, after: Numbers, keeps: str) -> Difference | None:
-        """Where the results of a rewritten program leave the class `keeps` of these, or None.
+        """Where the results of a rewritten program differ by more than `keeps` allows, or None.
 
         `bits` is compared op by op, for a compiler may fuse; `reals` in f64, where both programs
-        can be computed so, to the precision of their constants. `approx` promises types alone.
+        can be lifted, to the precision of their constants. `approx` promises types alone.
         """
         if keeps == "bits":
             return difference(self.results, after.results, "bits")
@@ -69,7 +69,7 @@ def results(program: Program, leaves: list[Any]) -> list[Any]:
 
 def lifted_program(program: Program) -> Program:
     """All graphs of a program over the reals (see `lifted`)."""
-    inputs = tuple(replace(each, type=lifted_type(each.type)) for each in program.inputs)
+    inputs = tuple(replace(entry, type=lifted_type(entry.type)) for entry in program.inputs)
     stages = program.stages
     if stages is not None:
         stages = replace(
@@ -77,20 +77,22 @@ def lifted_program(program: Program) -> Program:
             prepare=lifted(stages.prepare),
             adapt=lifted(stages.adapt),
             restore=lifted(stages.restore),
-            inputs=tuple(replace(each, type=lifted_type(each.type)) for each in stages.inputs),
+            inputs=tuple(replace(entry, type=lifted_type(entry.type)) for entry in stages.inputs),
         )
     return replace(program, graph=lifted(program.graph), inputs=inputs, stages=stages)
 
 
 def precision(programs: Sequence[Program], constants_only: bool = False) -> float:
-    """How far results may be off: so many roundings of the narrowest float dtype that is there.
+    """The relative error allowed: some roundings of the narrowest float dtype.
 
-    Over the reals only constants are rounded, where rules computed with them.
+    Over the reals only constants are rounded, by rules that computed with them.
     """
-    ops = [op for each in programs for graph in each.graphs.values() for op, _ in graph.walk()]
+    ops = [
+        op for program in programs for graph in program.graphs.values() for op, _ in graph.walk()
+    ]
     names = {
         type_.dtype for op in ops if op.name == "const" or not constants_only for type_ in op.types
     }
     floats = [dtypes.dtype_of(name) for name in names if dtypes.is_dtype(name)]
-    narrowest = [jnp.finfo(each).eps for each in floats if jnp.issubdtype(each, jnp.inexact)]
+    narrowest = [jnp.finfo(dtype).eps for dtype in floats if jnp.issubdtype(dtype, jnp.inexact)]
     return _ROUNDINGS * float(max(narrowest, default=np.finfo(np.float64).eps))

@@ -1,4 +1,4 @@
-"""How exactly two sides of a rule can be compared, told from their graphs."""
+"""How exactly two sides of a rule can be compared, read off their graphs."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.arrays import attributes, dtypes
-from rewrite.ir import Graph
-
-# Where the least rounding of an argument may turn a result altogether.
-_TURNS = frozenset(
-    """floor ceil round sign eq ne lt le gt ge argmax argmin sort rem is_finite quantize
-    quantize_tokens rounded top_k weight_scale""".split()
-)
+from rewrite.ir import Graph, Op
+from rewrite.opdef import traits
 
 
-def turns(graph: Graph) -> bool:
-    """Whether some op takes steps: its result is no continuous function of its floats."""
-    return any(op.name in _TURNS or _to_integers(op) for op, _ in graph.walk())
+def jumps(graph: Graph) -> bool:
+    """Whether some result is not a continuous function of the floats that it depends on."""
+    return any(traits(op).jumps or _to_integers(op) for op, _ in graph.walk())
 
 
-def _to_integers(op: Any) -> bool:
-    converts = op.name == "convert_element_type"
-    return (
-        converts
-        and dtypes.is_float(op.args[0].type.dtype)
-        and not dtypes.is_float(op.types[0].dtype)
+def _to_integers(op: Op) -> bool:
+    """Whether an op has integer or boolean results that depend on floats."""
+    read, made = (
+        {type_.dtype for type_ in types} for types in ([a.type for a in op.args], op.types)
     )
+    return not op.regions and any(map(_is_inexact, read)) and not all(map(_is_inexact, made))
+
+
+def _is_inexact(dtype: str) -> bool:
+    return dtypes.is_float(dtype) or dtypes.is_complex(dtype)
 
 
 def _step(dtype: str) -> float:
@@ -38,16 +36,16 @@ def _step(dtype: str) -> float:
 
 
 def new_constants(before: Graph, after: Graph) -> float:
-    """How far off results may be for the constants that a rewrite computed, and rounded."""
+    """The relative error that results may have from constants that a rewrite computed."""
     return 32 * step_of_new_constants(before, after)
 
 
 def step_of_new_constants(before: Graph, after: Graph) -> float:
-    """The relative step of the narrowest constant that a rewrite computed, or rounded; 0 where it
-    did none."""
-    known = _constants(before)
-    numbers = {number for number, _ in known}
-    new = _constants(after) - known
+    """The machine epsilon of the narrowest constant that a rewrite computed or rounded; 0 if it did
+    none."""
+    old = _constants(before)
+    numbers = {number for number, _ in old}
+    new = _constants(after) - old
     steps = (
         _step(dtype) for number, dtype in new if number not in numbers or _is_rounded(number, dtype)
     )
@@ -64,10 +62,10 @@ def _constants(graph: Graph) -> set[tuple[float, str]]:
             continue
         if op.name == "const":
             array = np.asarray(attributes.decode(op["value"]))
-            held = array.astype(np.float64).ravel().tolist()
+            values = array.astype(np.float64).ravel().tolist()
         else:
-            held = [each for _, each in op.attrs if _is_rounded(each, dtype)]
-        numbers.update((number, dtype) for number in held)
+            values = [value for _, value in op.attrs if _is_rounded(value, dtype)]
+        numbers.update((number, dtype) for number in values)
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""At which types a rule's example fires it: here a guard too many shows."""
+"""The types at which a rule fires on its example: a guard too many leaves too few."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMES = ("example", *PLAIN, *(f"{size}s" for size in CUBES))
 
 
 def reach(rule: Rule, first: Family, names: Sequence[str] = NAMES) -> tuple[str, ...]:
-    """Of the example as it is, its ops at other dtypes, and axes of one size: what fires the rule.
+    """The variants on which the rule fires: the example, its ops at other dtypes, axes of one size.
 
-    `first` are the rules that go before it; `names` the variants that are tried.
+    `first` are the rules that run before it; `names` the variants that are tried.
     """
     return tuple(name for name in names if _reaches(rule, first, NAMES.index(name)))
 
@@ -31,4 +31,4 @@ def _reaches(rule: Rule, first: Family, number: int) -> bool:
         try:
             return fires(rule, brought(graph, first))
         except (ShardwrightError, TypeError, ValueError):
-            return False  # the rules that go first do not take these types
+            return False  # the rules that run first do not take these types

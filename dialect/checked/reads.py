@@ -38,28 +38,28 @@ def _at(graph: Graph, place: Place) -> Value:
 
 
 def with_read(graph: Graph, reads: Reads, value: Value, inputs: Sequence[Value] = ()) -> Graph:
-    """The graph reading `value` there; `inputs` are new inputs that the value is made of."""
+    """The graph reading `value` there; `inputs` are new inputs that the value depends on."""
 
-    def args(op: Op | None, known: Sequence[Value]) -> tuple[Value, ...]:
-        return tuple(value if (op, i) in reads.places else arg for i, arg in enumerate(known))
+    def args(op: Op | None, operands: Sequence[Value]) -> tuple[Value, ...]:
+        return tuple(value if (op, i) in reads.places else arg for i, arg in enumerate(operands))
 
-    made = rebuilt(graph, lambda op, known: with_args(op, args(op, known)))
-    return Graph((*graph.inputs, *inputs), args(None, made.outputs))
+    changed = rebuilt(graph, lambda op, operands: with_args(op, args(op, operands)))
+    return Graph((*graph.inputs, *inputs), args(None, changed.outputs))
 
 
 def replaced(graph: Graph, old: Op, new: Op, inputs: Sequence[Value] = ()) -> Graph:
     """The graph with an op replaced; `inputs` are new inputs that it reads."""
-    made = rebuilt(graph, lambda op, args: new if op is old else with_args(op, args))
-    return Graph((*graph.inputs, *inputs), made.outputs)
+    changed = rebuilt(graph, lambda op, args: new if op is old else with_args(op, args))
+    return Graph((*graph.inputs, *inputs), changed.outputs)
 
 
 def rebuilt(graph: Graph, change: Callable[[Op, tuple[Value, ...]], Op]) -> Graph:
     """The graph with each op made again from its arguments; what stays is the same op."""
     memo: dict[Value, Value] = {}
     for op in graph.ops:
-        made = change(op, tuple(memo.get(arg, arg) for arg in op.args))
-        if made is not op:
-            memo.update(zip(op.results, made.results, strict=True))
+        changed = change(op, tuple(memo.get(arg, arg) for arg in op.args))
+        if changed is not op:
+            memo.update(zip(op.results, changed.results, strict=True))
     return Graph(graph.inputs, tuple(memo.get(value, value) for value in graph.outputs))
 
 

@@ -28,7 +28,7 @@ Watch = Callable[[Program, tuple[Pass, ...]], None]
 
 @dataclass
 class Reduction:
-    """The smallest failing program so far. `fails` says whether a candidate fails alike."""
+    """The smallest failing program so far. `fails` tests whether a candidate fails the same way."""
 
     program: Program
     passes: tuple[Pass, ...]
@@ -56,10 +56,10 @@ class Reduction:
 
     def shrink(self, smaller: Callable[[Program], Iterator[Program]]) -> None:
         """Takes the first candidate that fails, and begins again from it."""
-        again = True
-        while again and time.monotonic() < self.deadline:
+        shrinks = True
+        while shrinks and time.monotonic() < self.deadline:
             candidates = _possible(smaller(self.program))
-            again = any(self.keeps_failing(each, self.passes) for each in candidates)
+            shrinks = any(self.keeps_failing(candidate, self.passes) for candidate in candidates)
 
     def keeps_failing(self, program: Program, passes: tuple[Pass, ...]) -> bool:
         """Takes a smaller program and fewer passes, if they fail in the same way."""
@@ -117,8 +117,8 @@ def program_of(graph: Graph, like: Program, kept: dict[Value, int]) -> Program:
         outputs.append(Output(like.outputs[place].name, updates if fits else None))
     states = {out.updates for out in outputs if out.updates is not None}
     declared = [
-        replace(each, role="arg") if each.role == "state" and place not in states else each
-        for place, each in enumerate(declared)
+        replace(entry, role="arg") if entry.role == "state" and place not in states else entry
+        for place, entry in enumerate(declared)
     ]
     tree = (tuple(range(len(inputs))), tuple(range(len(outputs))))
     return replace(
@@ -219,21 +219,21 @@ def _small_sizes(program: Program) -> Iterator[Program]:
                     yield _rebuilt(program, resized)
 
 
-# How programs are made anew.
+# How programs are built again.
 
 
 def _rebuilt(program: Program, graph: Graph, fresh: Sequence[Value] = ()) -> Program:
     """`program` with another graph, whose inputs are its own and `fresh` ones."""
-    kept = {value: number for number, value in enumerate(graph.inputs)}
-    whole = Graph((*graph.inputs, *fresh), graph.outputs)
+    numbers = {value: number for number, value in enumerate(graph.inputs)}
+    extended = Graph((*graph.inputs, *fresh), graph.outputs)
     if len(program.outputs) != len(graph.outputs):
         names = (Output(f"result{number}") for number in range(len(graph.outputs)))
         program = replace(program, outputs=tuple(names))
-    return program_of(whole, program, kept)
+    return program_of(extended, program, numbers)
 
 
 def _replaced(graph: Graph, instead: dict[Value, Value]) -> Graph:
-    """`graph` with values replaced, and everything behind them built again."""
+    """`graph` with values replaced, and everything downstream built again."""
     memo: dict[Value, Value] = {value: value for value in graph.inputs}
     for op in graph.ops:
         if op.results[0] in instead:
@@ -253,11 +253,11 @@ def _resized(graph: Graph, sizes: dict[int, int]) -> Graph | None:
         for op in graph.ops:
             moved = _resized_op(op, sizes, memo)
             memo.update(zip(op.results, moved.results))
-        made = Graph(inputs, tuple(memo[value] for value in graph.outputs))
-        verify(made)
-    except Exception:  # whatever a definition says to attributes that do not fit
+        resized = Graph(inputs, tuple(memo[value] for value in graph.outputs))
+        verify(resized)
+    except Exception:  # whatever a definition raises for attributes that do not fit
         return None
-    return made
+    return resized
 
 
 def _resized_op(op: Op, sizes: dict[int, int], memo: dict[Value, Value]) -> Op:

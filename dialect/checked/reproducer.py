@@ -41,9 +41,9 @@ _PACKAGES = ("shardwright", "jax", "jaxlib", "libtpu", "numpy")
 class Failure:
     """A program, the pipeline that fails on it, and how.
 
-    - kind: `pass` raised, `compilation` of what the passes made raised, or `numbers` left the
-      class that a pass claims to keep;
-    - error: what was said, its first line;
+    - kind: a `pass` raised, the `compilation` of its result did, or `numbers` left the class that
+      a pass claims to keep;
+    - error: the first line of the message;
     - seed: of the numbers that the program was run on.
     """
 
@@ -101,8 +101,8 @@ class Failure:
                 f"a reproducer of `{kind}` with the seed `{seed}` is none that is known"
             )
         pipeline = Pipeline.parse("\n".join(lines[at + 1 :]), source="reproducer")
-        told = facts.get("error", ""), int(seed), facts.get("versions", "")
-        return Failure(kind, Program.parse(text), pipeline, *told)
+        error, versions_ = (facts.get(name, "") for name in ("error", "versions"))
+        return Failure(kind, Program.parse(text), pipeline, error, int(seed), versions_)
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,20 @@ class Reproducer(Hook):
         kind = getattr(error, "failure", "pass")
         self.keep(Failure.of(kind, program, rest, target, error, self.seed), f"pass {rest[0]}")
 
-    def keep(self, failure: Failure, what: str) -> None:
+    def keep(self, failure: Failure, subject: str) -> None:
         """Writes the file. Nothing may hide the failure itself, which is raised right after."""
         try:
             failure.save(self.path)
         except Exception as error:
             self.write(f"no reproducer could be written to {self.path}: {error}")
         else:
-            self.write(f"{what} failed; {self.path} reproduces it")
+            self.write(f"{subject} failed; {self.path} reproduces it")
 
 
 def portable(program: Program) -> Program:
-    """`program` as text can carry it, where its own form cannot be.
+    """`program` in a form that text can carry.
 
-    Large constants become parameters, and containers that are no plain ones a flat tuple.
+    Large constants become parameters, and custom containers a flat tuple.
     """
     if program.stages is not None:
         return program
@@ -151,14 +151,14 @@ def portable(program: Program) -> Program:
 
 
 def first_line(error: Exception | str) -> str:
-    """The kind of an error and the first line of what it says."""
+    """The kind of an error and the first line of its message."""
     name = "" if isinstance(error, str) else f"{type(error).__name__}: "
     lines = str(error).strip().splitlines()
     return name + (lines[0] if lines else "")
 
 
 def versions() -> str:
-    """Python's and those of the packages that decide what a program becomes."""
+    """The versions of Python and of the packages that decide what a program becomes."""
     shown = [f"python {platform.python_version()}"]
     for package in _PACKAGES:
         try:

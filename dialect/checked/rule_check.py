@@ -25,10 +25,10 @@ def check(
     most_violations: int = 3,
     evaluators: Sequence[Evaluator] = (op_by_op,),
 ) -> RuleReport:
-    """Tries a rule until it fired on `instances` programs, or the time is up: seconds of CPU.
+    """Tries a rule until it fired on `instances` programs, or used up its `seconds` of CPU.
 
-    Programs are run by the evaluators in turn; what another than JAX tells apart must differ in
-    JAX too.
+    Programs are run by the evaluators in turn; a violation found by another than JAX must be one
+    in JAX too.
     """
     rule, started = found.rule, time.process_time()
     report = RuleReport(rule.name, found.module, rule.keeps, rule.needs)
@@ -57,7 +57,7 @@ def checked_rules(
 ) -> Iterator[RuleReport]:
     """Checks every rule of these places, or the one of this name. Raises UsageError where there
     is none."""
-    rules = [each for each in all_rules(*places) if name in (None, each.name)]
+    rules = [rule for rule in all_rules(*places) if name in (None, rule.name)]
     if not rules:
         raise UsageError(f"there is no rule {name or ''} in {', '.join(places)}")
     for found in rules:

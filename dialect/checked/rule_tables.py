@@ -24,15 +24,15 @@ def tables(reports: Sequence[RuleReport], refused: bool = False) -> list[Table]:
     fired = sum(report.fired for report in reports)
     wrong = sum(bool(report.violations) for report in reports)
     title = f"{len(reports)} rules, fired on {fired:,} programs; {wrong} with violations"
-    made = [Table(title, _COLUMNS, rows)]
+    shown = [Table(title, _COLUMNS, rows)]
     if refused:
         reasons = [
             (report.name, str(count), reason)
             for report in reports
             for reason, count in report.refused.most_common()
         ]
-        made.append(Table("why rules did not fire", ("rule", ">times", "reason"), tuple(reasons)))
-    return made
+        shown.append(Table("why rules did not fire", ("rule", ">times", "reason"), tuple(reasons)))
+    return shown
 
 
 def _row(report: RuleReport) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ _INTEGERS = 4  # tokens, positions and indices are below it, so that they are in
 def samples(program: Program, seed: int) -> list[Any]:
     """One array per input of the program. Weights are scaled so that products stay near 1."""
     random = np.random.default_rng(seed)
-    return [_scaled(each, array_of(each.type, random)) for each in program.inputs]
+    return [_scaled(declared, array_of(declared.type, random)) for declared in program.inputs]
 
 
 def array_of(type_: Type, random: np.random.Generator) -> Any:

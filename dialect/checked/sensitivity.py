@@ -2,9 +2,9 @@
 
     y = op(x)  ->  y * (1 + epsilon * u), u random, 1/2 <= |u| <= 1: the next float or so
 
-An element that moves much more under a rewrite than under that was not rounded but computed wrong.
-Where a comparison, a conversion to integers or a sort falls on the other side, an element may be
-anything: nothing can be said of it. Results that are exact however one rounds stay as they are.
+An element that moves much more under a rewrite than under disturbance is not rounded but wrong.
+Where a comparison, a conversion to integers or a sort flips, an element may be anything, and is not
+compared. Results that are exact however one rounds stay as they are.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _FACTOR = 64.0  # several roundings in a row, and sums in other orders
 
 
 class Disturbance:
-    """Multiplies what an op rounds by nearly one: off by `least`, or by what its dtype rounds."""
+    """Multiplies rounded results by nearly one: off by `least`, or by the dtype's epsilon."""
 
     def __init__(self, seed: int, least: float = 0.0) -> None:
         self.random, self.least = np.random.default_rng(seed), least
 
     def __call__(self, name: str, args: list[Any], results: list[Any]) -> list[Any]:
-        known = Traits() if name == _TERMS else opdef.lookup(name).traits
+        traits = Traits() if name == _TERMS else opdef.lookup(name).traits
         widens = name == "convert_element_type" and _widens(args[0], results[0])
-        if known.moves or known.exact or widens:
+        if traits.moves or traits.exact or widens:
             return results
         if all(map(_exact, args)) and all(map(_exact, results)):
             return results
@@ -60,7 +60,7 @@ class Disturbance:
 
 
 def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> list[Any]:
-    """The arguments of an op, disturbed where it adds them up, in floats if its result is one.
+    """The arguments of an op, disturbed where it sums them; as floats if its result is one.
 
     Each part of a product of complex numbers is a sum, too.
     """
@@ -86,8 +86,8 @@ def magnitude(array: Any) -> float:
     return float(numbers.max()) if numbers.size else 0.0
 
 
-def _widens(one: Any, other: Any) -> bool:
-    kinds = [jax.typeof(array).dtype for array in (one, other)]
+def _widens(source: Any, result: Any) -> bool:
+    kinds = [jax.typeof(array).dtype for array in (source, result)]
     floats = all(jnp.issubdtype(kind, jnp.floating) for kind in kinds)
     return floats and jnp.finfo(kinds[0]).nmant <= jnp.finfo(kinds[1]).nmant
 
@@ -111,7 +111,7 @@ def forgiven(
     got: Sequence[Any],
     least: float = 0.0,
 ) -> list[Any]:
-    """`got` with each element that rounding may have moved so far put to what was expected.
+    """`got` with the expected value for each element that rounding may have moved so far.
 
     `run(disturb)` gives the expected results again, each op's disturbed; `least` is how far off
     its constants are, relatively.
@@ -129,21 +129,21 @@ def _forgiven(expected: Any, got: Any, runs: list[Any]) -> Any:
     one, two = np.asarray(expected), np.asarray(got)
     if (one.dtype, one.shape) != (two.dtype, two.shape):
         return got
-    others = [np.asarray(run) for run in runs]
+    disturbed = [np.asarray(run) for run in runs]
     if not jnp.issubdtype(one.dtype, jnp.inexact):
-        loose = np.any([other != one for other in others], axis=0)
+        loose = np.any([other != one for other in disturbed], axis=0)
         return np.where(loose, one, two)
     wide = _wide(one)
     with np.errstate(invalid="ignore", over="ignore"):
-        moved = np.max([np.abs(_wide(other) - wide) for other in others], axis=0)
+        moved = np.max([np.abs(_wide(other) - wide) for other in disturbed], axis=0)
         near = np.abs(_wide(two) - wide) <= _FACTOR * moved
-    # What became NaN or infinite, or did so no more, may be anything.
-    near |= ~np.isfinite(moved) & np.any([~_same(other, one) for other in others], axis=0)
+    # Elements that a disturbance turns into NaN or infinity, or back, may be anything.
+    near |= ~np.isfinite(moved) & np.any([~_same(other, one) for other in disturbed], axis=0)
     return np.where(near, one, two).astype(one.dtype)
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return (one == other) | (np.isnan(one) & np.isnan(other))
+def _same(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left == right) | (np.isnan(left) & np.isnan(right))
 
 
 def _wide(array: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from rewrite.program import Program
 
 @dataclass(frozen=True)
 class Token:
-    """Where two decoders part: the step and the sequence, and the tokens that they choose."""
+    """Where two decoders differ: the step, the sequence, and the tokens that they choose."""
 
     step: int
     sequence: int
@@ -35,7 +35,7 @@ def is_decoder(program: Program) -> bool:
 def first_token(
     before: Program, after: Program, leaves: Sequence[Any], steps: int = 8
 ) -> Token | None:
-    """Decodes greedily with both, each on its own state, fed with the tokens that `before` chose.
+    """Decodes greedily with both, each with its own state, on the tokens that `before` chose.
 
     None where all `steps` tokens agree, or where the program is no decoder.
     """
@@ -53,9 +53,9 @@ def first_token(
         shape = before.inputs[tokens].type.shape
         if expected.size != np.prod(shape):
             return None  # a prompt: its one next token agrees
-        for given, came in ((one, first), (two, second)):
-            _advance(before, given, came)
-            given[tokens] = jnp.asarray(expected.reshape(shape), given[tokens].dtype)
+        for side, outputs in ((one, first), (two, second)):
+            _advance(before, side, outputs)
+            side[tokens] = jnp.asarray(expected.reshape(shape), side[tokens].dtype)
     return None
 
 
@@ -68,18 +68,20 @@ def _interface(program: Program) -> tuple[int, int] | None:
     ]
     tokens = [
         i
-        for i, each in enumerate(program.inputs)
-        if each.role == "arg" and each.type.dtype[0] in "iu" and each.type.rank in (1, 2)
+        for i, declared in enumerate(program.inputs)
+        if declared.role == "arg"
+        and declared.type.dtype[0] in "iu"
+        and declared.type.rank in (1, 2)
     ]
     updated = any(out.updates is not None for out in program.outputs)
     return (logits[0], tokens[0]) if updated and len(logits) == len(tokens) == 1 else None
 
 
-def _advance(program: Program, leaves: list[Any], came: list[Any]) -> None:
+def _advance(program: Program, leaves: list[Any], results: list[Any]) -> None:
     """The state for the next step; a scalar argument is a position, one further."""
-    for out, result in zip(program.outputs, came):
+    for out, result in zip(program.outputs, results):
         if out.updates is not None:
             leaves[out.updates] = result
-    for i, each in enumerate(program.inputs):
-        if each.role == "arg" and each.type.dtype[0] in "iu" and each.type.rank == 0:
+    for i, declared in enumerate(program.inputs):
+        if declared.role == "arg" and declared.type.dtype[0] in "iu" and declared.type.rank == 0:
             leaves[i] = leaves[i] + 1

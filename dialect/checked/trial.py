@@ -1,11 +1,11 @@
-"""A rule on one program: what it leaves, compared with what was there.
+"""A rule on one program: the graphs before and after it, compared.
 
-    bits      both sides evaluated op by op give the same bits
-    reals     both sides, lifted to f64, agree to its precision; as they are, within their own
+    bits      both graphs, evaluated op by op, give the same bits
+    reals     both graphs, lifted to f64, agree to its precision; in their dtypes, within rounding
     approx    the types are kept, and nothing fails
 
-Whatever it keeps, a rule fails with no exception, leaves a valid graph of the same types, and comes
-to an end. A violation carries the text of both programs and the numbers.
+Whatever it keeps, a rule raises no exception, leaves a valid graph of the same types, and ends. A
+violation carries the text of both programs and the numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dialect.checked.compared import Difference, difference
 from dialect.checked.evaluated import Evaluator, means_nothing, op_by_op
 from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.neighbours import Neighbour
-from dialect.checked.precision import step_of_new_constants, turns
+from dialect.checked.precision import jumps, step_of_new_constants
 from dialect.checked.sensitivity import forgiven
 from dialect.matching.proofs import beside_parameters, holds_no_number
 from rewrite.dataflow import known_values
@@ -39,7 +39,7 @@ _IN_F64 = 1e-12  # relative; what cancels is forgiven by how much rounding moves
 
 @dataclass(frozen=True)
 class Violation:
-    """What a rule did that it may not: the programs before and after, and the numbers."""
+    """A broken claim of a rule: the programs before and after, and the numbers."""
 
     rule: str
     seed: int
@@ -77,7 +77,7 @@ class RuleReport:
 class Trial:
     """A rule on one program.
 
-    `known` is what it is known to leave, rightly; `evaluate` runs graphs.
+    `known` is a result that is known to be right; `evaluate` runs graphs.
     """
 
     rule: Rule
@@ -94,7 +94,7 @@ class Trial:
         return self.program.graph
 
     def violation(self) -> Violation | None:
-        """What the rule does that it may not; None where it keeps what it claims."""
+        """The claim that the rule breaks on this program; None if it keeps them."""
         with jax.enable_x64(self.program.wide):
             return self._violation()
 
@@ -105,24 +105,24 @@ class Trial:
                 after = rewrite(self.before, [self.counted()], fired)
         except Exception as error:  # a rule may raise nothing at all
             raised = f"it raises {type(error).__name__}: {_line(error)}"
-            return self.told(raised) if self.runs() else None
+            return self.broken(raised) if self.runs() else None
         if not fired.fired or after == self.known or not self.runs():
             return None
         self.report.fired += 1
         try:
             verify(after)
         except Exception as error:
-            return self.told(f"it leaves an invalid graph: {_line(error)}", after)
+            return self.broken(f"it leaves an invalid graph: {_line(error)}", after)
         types = [[(v.type.dtype, v.type.shape) for v in g.outputs] for g in (self.before, after)]
         if types[0] != types[1]:
-            return self.told(f"it turns {types[0]} into {types[1]}", after)
+            return self.broken(f"it turns {types[0]} into {types[1]}", after)
         try:
             return self.different(after)
         except Exception as error:
-            return self.told(f"what it leaves does not run: {_line(error)}", after)
+            return self.broken(f"what it leaves does not run: {_line(error)}", after)
 
     def runs(self) -> bool:
-        """Whether the program runs at all: some have types, and no results."""
+        """Whether the program runs at all: some are well typed, and raise."""
         try:
             self.evaluate(self.before, self.sets[0])
             return not KNOWN & set(self.rule.needs) or self.has_finite_parameters()
@@ -130,13 +130,13 @@ class Trial:
             return False
 
     def has_finite_parameters(self) -> bool:
-        """Whether all that parameters and constants alone compute, or are said to, is finite."""
+        """Whether all parameter-only values, computed or marked, are finite."""
         constants = (op.results[0] for op, _ in self.before.walk() if op.name == "const")
         if any(map(holds_no_number, constants)):
             return False
-        said = (op.results[0] for op in self.before.ops if op.name == "known")
-        known = (*known_values(self.before, self.parameters), *said)
-        graph = Graph(self.before.inputs, known)
+        marked = (op.results[0] for op in self.before.ops if op.name == "known")
+        static = (*known_values(self.before, self.parameters), *marked)
+        graph = Graph(self.before.inputs, static)
         computed = (self.evaluate(graph, arrays) for arrays in self.sets)
         return all(finite(array).all() for arrays in computed for array in arrays)
 
@@ -154,8 +154,8 @@ class Trial:
 
     @cached_property
     def parameters(self) -> list[Value]:
-        """Inputs that hold finite numbers: all behind the activations, which an example has first,
-        where the rule asks for them; any where it has to prove it."""
+        """Inputs that hold finite numbers: all but the activation, which is an example's first
+        input, where the rule needs finite parameters; a random set where it has to prove it."""
         if "finite activations" in self.rule.needs:
             return list(self.before.inputs)
         if "finite parameters" in self.rule.needs:
@@ -164,7 +164,7 @@ class Trial:
         return [value for value in self.before.inputs if self.rule.needs and random.integers(2)]
 
     def counted(self) -> Rule:
-        """The rule, its reasons for not firing counted."""
+        """The rule, with its reasons for not firing counted."""
 
         def apply(op: Any) -> Outcome:
             outcome = self.rule.apply(op)
@@ -183,11 +183,11 @@ class Trial:
         ]
 
     def different(self, after: Graph) -> Violation | None:
-        """The first difference between both sides, on any of the sets of arrays."""
+        """The first difference between both graphs, on any of the sets of arrays."""
         for way, arrays, wrong in self.compared(after):
             self.report.ways[way] += 1
             if wrong is not None:
-                return self.told(f"{way}: {wrong}", after, arrays)
+                return self.broken(f"{way}: {wrong}", after, arrays)
         return None
 
     def compared(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
@@ -206,7 +206,7 @@ class Trial:
         return difference(*(self.evaluate(graph, arrays) for graph in (self.before, after)), "bits")
 
     def in_reals(self, after: Graph) -> Iterator[tuple[str, list[Any], Difference | None]]:
-        """As `compared`, both graphs in f64 where they can be."""
+        """As `compared`, both graphs in f64 where they can be lifted."""
         try:
             with jax.enable_x64(True):
                 pair = lifted(self.before), lifted(after)
@@ -217,7 +217,7 @@ class Trial:
             for arrays in self.sets:
                 with jax.enable_x64(True):
                     yield "reals", arrays, self.in_f64(*pair, arrays, rounded)
-        if pair is None or not turns(self.before):
+        if pair is None or not jumps(self.before):
             for arrays in self.sets[::2]:
                 yield "rounded", arrays, self.rounded(after, arrays)
 
@@ -232,7 +232,7 @@ class Trial:
         return wrong
 
     def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
-        """Both as they are, within what their own roundings may do."""
+        """The first difference in their own dtypes that rounding does not explain."""
         wrong = self.apart(self.before, after, arrays)
         results = self.evaluate(self.before, arrays) if wrong is not None else ()
         if not all(finite(array).all() for array in results) or means_nothing(self.before, arrays):
@@ -242,7 +242,7 @@ class Trial:
     def apart(
         self, before: Graph, after: Graph, arrays: list[Any], rounded: float = 0.0
     ) -> Difference | None:
-        """Where both differ by more than rounding on the way to either may explain."""
+        """The first difference that rounding on the way to either result does not explain."""
         graphs = (before, after)
         expected, got = (self.evaluate(graph, arrays) for graph in graphs)
         if difference(expected, got, "reals", _IN_F64) is None:
@@ -252,12 +252,14 @@ class Trial:
         expected = forgiven(runs[1], got, expected, rounded)
         return difference(expected, got, "reals", _IN_F64)
 
-    def told(self, what: str, after: Graph | None = None, arrays: Sequence[Any] = ()) -> Violation:
+    def broken(
+        self, fault: str, after: Graph | None = None, arrays: Sequence[Any] = ()
+    ) -> Violation:
         """A violation, with the graphs and the numbers that show it."""
         shown = show_graph(after) if after is not None else ""
         texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
         before = show_graph(self.before)
-        return Violation(self.rule.name, self.seed, self.number, what, before, shown, texts)
+        return Violation(self.rule.name, self.seed, self.number, fault, before, shown, texts)
 
 
 def _shown(array: Any) -> str:

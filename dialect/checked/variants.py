@@ -17,9 +17,9 @@ from rewrite.rules import Rule
 
 _SIZES = (0, 1, 2, 3)
 _COMPLEX = ("c64",)
-# The first variants are the example's ops at these.
+# The first variants are the example's ops at these dtypes.
 PLAIN = ("bf16", "f16", "f64", "i32", "i8", "u8", "u32", "i64", "bool", "c64")
-# The next have axes of one size alone.
+# In the next all axes have the same size.
 CUBES = (2, 3, 4)
 
 
@@ -42,8 +42,8 @@ def _variant(rule: Rule, name: str, number: int) -> Graph | None:
     if 0 < number <= len(PLAIN):
         kinds = {_commonest(types): PLAIN[number - 1]}
     elif 0 < number <= len(PLAIN) + len(CUBES):
-        size = CUBES[number - len(PLAIN) - 1]  # an axis for another is no error of types there
-        types = [Type(each.dtype, (size,) * each.rank) for each in types]
+        size = CUBES[number - len(PLAIN) - 1]  # there, one axis for another is no type error
+        types = [Type(type_.dtype, (size,) * type_.rank) for type_ in types]
     elif number:
         types = _resized(types, random) if random.random() < 0.5 else types
         form = random.choice(("as it is", "its types", "its ops", "its ops"))
@@ -54,7 +54,7 @@ def _variant(rule: Rule, name: str, number: int) -> Graph | None:
         with jax.enable_x64(is_wide([*types, *(Type(kind, ()) for kind in kinds.values())])):
             graph = _traced(rule, types, mapped)
             return retyped(graph, kinds) if kinds else graph
-    except Exception:  # whatever the example's function raises at types that it is not for
+    except Exception:  # whatever the example's function raises at types that it does not take
         return None
 
 
@@ -72,23 +72,23 @@ def _traced(rule: Rule, types: Sequence[Type], mapped: int | None) -> Graph:
 
 
 def _resized(types: Sequence[Type], random: Random) -> list[Type]:
-    """Each size becomes another one, the same everywhere; sometimes one axis alone does."""
-    known = sorted({size for type_ in types for size in type_.shape})
-    sizes = {size: random.choice((size, *_SIZES)) for size in known}
+    """Each size becomes another one everywhere; sometimes one more axis gets size one."""
+    old_sizes = sorted({size for type_ in types for size in type_.shape})
+    sizes = {size: random.choice((size, *_SIZES)) for size in old_sizes}
     if random.random() < 0.2:
-        sizes = dict.fromkeys(known, random.choice(CUBES))
-    made = [Type(t.dtype, tuple(sizes[size] for size in t.shape), t.weak) for t in types]
-    ranked = [i for i, type_ in enumerate(made) if type_.rank]
+        sizes = dict.fromkeys(old_sizes, random.choice(CUBES))
+    resized = [Type(t.dtype, tuple(sizes[size] for size in t.shape), t.weak) for t in types]
+    ranked = [i for i, type_ in enumerate(resized) if type_.rank]
     if ranked and random.random() < 0.2:
         at = random.choice(ranked)
-        shape = list(made[at].shape)
+        shape = list(resized[at].shape)
         shape[random.randrange(len(shape))] = 1
-        made[at] = Type(made[at].dtype, tuple(shape))
-    return made
+        resized[at] = Type(resized[at].dtype, tuple(shape))
+    return resized
 
 
 def _retyped(types: Sequence[Type], random: Random) -> list[Type]:
-    """Each dtype becomes another one, the same everywhere, or each array's does by itself.
+    """Each dtype becomes another one everywhere, or that of each array by itself.
 
     The function is traced again at these, and may convert them.
     """
@@ -104,9 +104,9 @@ def _retyped(types: Sequence[Type], random: Random) -> list[Type]:
 
 def _kinds(types: Sequence[Type], random: Random) -> dict[str, str]:
     """Another dtype for one of those that there are."""
-    known = sorted({type_.dtype for type_ in types})
-    dtype = random.choice(known)
+    dtypes = sorted({type_.dtype for type_ in types})
+    dtype = random.choice(dtypes)
     floats, integers = ("f32", "bf16", "f16", "f64"), ("i8", "i32", "u8", "u32", "i64")
     pools = (floats, floats, integers, (*NARROW, *WIDE, *_COMPLEX))
-    others = [other for other in random.choice(pools) if other != dtype]
-    return {dtype: random.choice(others)}
+    choices = [choice for choice in random.choice(pools) if choice != dtype]
+    return {dtype: random.choice(choices)}

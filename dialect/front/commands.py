@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from dialect.checked import rule_tables
 from dialect.checked.bisect import bisect as first_departure
-from dialect.checked.failures import Again
+from dialect.checked.failures import Rerun
 from dialect.checked.reproducer import Failure
 from dialect.checked.rule_check import checked_rules
 from dialect.compiled.compiling import Compilable, compiled
@@ -249,7 +249,7 @@ def reproduce(args: Arguments, screen: Screen) -> None:
         start(failure.pipeline.topology)
 
     mesh, target = api.resolve(None, None, failure.pipeline)
-    again = Again(failure, mesh, target)
+    again = Rerun(failure, mesh, target)
     with screen.working("running it again"):
         error = again.error()
     if error is None:

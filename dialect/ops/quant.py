@@ -20,6 +20,7 @@ from dialect.arrays.attributes import decode
 from dialect.arrays.dtypes import dtype_of
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Signature
 
 
@@ -104,6 +105,6 @@ def _scaled_axes(op: Op) -> Signature:
     return Signature((axes, scale), (axes,))
 
 
-word(weight_scale, _weight_scale_axes, ("axes", "form"))
-word(quantize, _scaled_axes, ("form",))
+word(weight_scale, _weight_scale_axes, ("axes", "form"), traits=Traits(jumps=True))
+word(quantize, _scaled_axes, ("form",), traits=Traits(jumps=True))
 word(dequantize, _scaled_axes, ("dtype",))

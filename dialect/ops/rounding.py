@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from dialect.ops.quant import FORMS, greatest, widened
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
+from rewrite.opdef import Traits
 from rewrite.signature import Signature
 
 
@@ -55,4 +56,4 @@ def _axes(op: Op) -> Signature:
     return Signature((axes,), (axes,), frozenset(f"x{i}" for i in op["axes"]))
 
 
-word(rounded, _axes, ("axes", "largest", "least", "form", "lowest"))
+word(rounded, _axes, ("axes", "largest", "least", "form", "lowest"), traits=Traits(jumps=True))

@@ -66,6 +66,6 @@ def _dequantized(op: Op) -> tuple[str, dict[str, Any]]:
     return "dequantize_tokens", {"axis": op["axis"]}
 
 
-_AXIS = Traits(axes="axis")
-word(quantize_tokens, _quantize_axes, ("axis", "form"), inverse=_dequantized, traits=_AXIS)
-word(dequantize_tokens, _dequantize_axes, ("axis", "dtype"), traits=_AXIS)
+_QUANTIZES = Traits(axes="axis", jumps=True)
+word(quantize_tokens, _quantize_axes, ("axis", "form"), inverse=_dequantized, traits=_QUANTIZES)
+word(dequantize_tokens, _dequantize_axes, ("axis", "dtype"), traits=Traits(axes="axis"))

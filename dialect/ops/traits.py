@@ -10,6 +10,7 @@ from rewrite.opdef import Traits
 _VIEW = Traits(moves=True, view=True, linear="all")
 _MOVE = Traits(moves=True, linear="all")
 _EXACT = Traits(exact=True)
+_STEP = Traits(exact=True, jumps=True)
 _SYMMETRIC = Traits(exact=True, commutes=True)
 _SCATTER = Traits(moves=True, writes=2)
 _SUM = Traits(linear="all", sums=True)
@@ -52,9 +53,9 @@ TRAITS: dict[str, Traits] = {
     "scatter-max": Traits(writes=2, exact=True),
     # One of several elements, or what no float rounds.
     **dict.fromkeys(
-        "select_n clamp sort top_k cummax cummin reduce_max reduce_min".split(), _EXACT
+        "select_n clamp top_k cummax cummin reduce_max reduce_min abs real imag".split(), _EXACT
     ),
-    **dict.fromkeys("abs ceil floor round sign real imag argmax argmin".split(), _EXACT),
+    **dict.fromkeys("sort ceil floor round sign argmax argmin".split(), _STEP),
     **dict.fromkeys("lt le gt ge is_finite not reduce_and reduce_or".split(), _EXACT),
     **dict.fromkeys("max min and or xor eq ne".split(), _SYMMETRIC),
     # Arithmetic.
@@ -64,6 +65,7 @@ TRAITS: dict[str, Traits] = {
     "sub": Traits(linear="all"),
     "mul": Traits(linear="each", commutes=True),
     "div": Traits(linear="first"),
+    "rem": Traits(jumps=True),
     "convert_element_type": Traits(linear="all"),
     "reduce_sum": _SUM,
     "cumsum": _SUM,
