@@ -23,6 +23,7 @@ from dialect.caching.quantized_cache import with_quantized_cache
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
 from dialect.machine.tiles import order_for_tiles, tiled_bytes
+from dialect.ops.sharding import named_sharding
 from dialect.prepared.fresh_state import fresh_state
 from dialect.prepared.state import Form, is_state
 from examples import gpt, palm
@@ -425,7 +426,9 @@ def test_a_new_cache_is_made_in_the_programs_form() -> None:
     )
     args = arguments(case)
     program = step.program(*args)
-    form, places = Form(program), Compilable(program, step.mesh).shardings("state")
+    states = [each for each in program.step_inputs if each.role == "state"]
+    places = [named_sharding(step.mesh, each.layout, each.type.rank) for each in states]
+    form = Form(program)
     init = partial(case.module.init_cache, case.config, BATCH, CONTEXT)
     made = fresh_state(form, places, init)
     assert [part.shape for part in made["k"].parts] == [(LAYERS, BATCH, 2, CONTEXT, D_HEAD)]

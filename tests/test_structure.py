@@ -27,7 +27,7 @@ ROOMS = {
     "staging": "rewrite arrays ops jaxprs matching",
     "normal": "rewrite arrays ops jaxprs matching",
     "naming": "rewrite ops staging",
-    "user": "rewrite arrays ops jaxprs naming",
+    "user": "rewrite display arrays ops jaxprs naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
     "layered": "rewrite ops normal",
     "caching": "rewrite ops matching staging normal naming",

@@ -433,3 +433,38 @@ def test_front_door() -> None:
 def test_state_and_parameters_are_different_arguments() -> None:
     with pytest.raises(TraceError, match="cache is named as parameters and as state"):
         trace(lambda cache: (cache, cache), jnp.ones(3), state=0)
+
+
+# Weights that are closed over.
+
+
+def closed_over(weights: Any) -> Any:
+    def step(cache: Any, x: jax.Array) -> Any:
+        y = x @ weights["up"]
+        return y @ weights["down"], {"total": cache["total"] + y.sum(0)}
+
+    return step
+
+
+def test_weights_that_are_closed_over_are_refused_by_name() -> None:
+    """The cache was taken for the parameters, and nothing was quantised or sharded."""
+    weights = {"up": jnp.ones((8, 16)), "down": jnp.ones((16, 8))}
+    step = closed_over(weights)
+    with pytest.raises(TraceError, match="the function closes over its weights") as error:
+        trace(step, {"total": jnp.ones(16)}, jnp.ones((4, 8)))
+    text = str(error.value)
+    assert "f32[8,16], f32[16,8], 1.00 KiB of constants" in text
+    assert "cache is taken for its parameters, and comes back" in text
+    assert "test_tracing.py" in text and "step(params, cache, tokens)" in text
+
+
+def test_large_weights_that_are_closed_over_are_refused_beside_other_parameters() -> None:
+    weights = jnp.ones((512, 1024))
+    with pytest.raises(TraceError, match="2.00 MiB of constants; norm is taken"):
+        trace(lambda norm, x: x @ weights * norm, jnp.ones(1024), jnp.ones((4, 512)))
+
+
+def test_small_tables_may_be_closed_over() -> None:
+    table = jnp.ones((64, 8))
+    program = trace(lambda w, i: (w @ table.T)[i], jnp.ones((16, 8)), jnp.zeros(3, "int32"))
+    assert [each.role for each in program.inputs] == ["param", "arg"]

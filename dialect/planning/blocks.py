@@ -287,3 +287,9 @@ def weight_over(axes: Axes, value: Value, name: str) -> bool:
     """Whether this is a weight that leads from or to the residual stream along this axis."""
     names = axes.of(value)
     return has(names, name) and not has(names, "batch") and has(names, "d_model")
+
+
+def is_planned(axes: Axes, value: Value) -> bool:
+    """Whether this is a weight or a table of which the plan knows an axis."""
+    named = any(weight_over(axes, value, name) for name in ("vocab", "experts", "d_head", *HEADS))
+    return named or _is_network(axes, value)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from dialect.machine.mesh import MeshSpec
 from dialect.matching.values import through
 from dialect.naming.axes import Axes
 from dialect.ops.quant import FORMS
-from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, weight_over
+from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_planned, weight_over
 from dialect.planning.decoder_shape import DecoderShape
-from dialect.planning.mesh_roles import Partitioning
-from dialect.planning.plan import GROUPS
-from dialect.planning.shards import Shards
 from dialect.staging.binding import region_bound
+from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
 from rewrite.dataflow import bound_values
-from rewrite.ir import Op, Value, bits
+from rewrite.ir import Graph, Op, Value, bits
 from rewrite.program import Program
 
 
@@ -35,7 +31,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     blocks = decoder_blocks(program, axes)
     has_attention = any(block.attention for block in blocks)
     factors = next(_factors(products, axes), None)
-    shape = DecoderShape(
+    return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
         context=max(sizes.get("context", 0), sizes.get("time", 1)) if has_attention else 0,
@@ -45,27 +41,34 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         logits_time=_logits_time(products, axes, sizes),
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted),
+        other_bytes=_other_bytes(program, axes, has_attention),
         unknown=tuple(_unknown(products, axes, sizes)),
     )
-    return replace(shape, other_bytes=_other_bytes(program, shape))
 
 
-def _other_bytes(program: Program, shape: DecoderShape) -> float:
-    """The parameters and the state that the blocks and tables of a decoder do not hold."""
-    whole = Shards(
-        shape, MeshSpec((("x", 1),)), Partitioning("", tuple((group, ()) for group in GROUPS))
+def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> float:
+    """The parameters and the state that no block and no table of a decoder holds."""
+    held = set(_held(program.graph, parameter_paths(program), axes))
+    caches = _inputs_over(program, axes, "state", "context", "time") if has_attention else []
+    others = (
+        declared.type.bytes
+        for value, declared in zip(program.graph.inputs, program.inputs)
+        if (declared.role == "param" and declared.name not in held)
+        or (declared.role == "state" and value not in caches)
     )
-    counted = {
-        "param": whole.stored_weights() + whole.tables(),
-        "state": whole.cache_bytes() / shape.cache_bytes_per_element,
-    }
-    others = 0.0
-    for role, elements in counted.items():
-        types = [declared.type for declared in program.inputs if declared.role == role]
-        total = sum(type_.size for type_ in types)
-        average = sum(type_.bytes for type_ in types) / max(1, total)
-        others += max(0.0, total - elements) * average
-    return others
+    return sum(others)
+
+
+def _held(graph: Graph, names: Paths, axes: Axes) -> Iterator[str]:
+    """The parameters that products of blocks, and lookups in tables, read."""
+    paths = paths_in(graph, names)
+    for op in graph.ops:
+        for arg in op.args:
+            is_table = op.name == "take" and weight_over(axes, arg, "vocab")
+            if arg in paths and (is_table or op.name in PRODUCTS and is_planned(axes, arg)):
+                yield from paths[arg]
+        if op.get("length") is not None:
+            yield from _held(op.regions[0], paths_inside(op, paths), axes)
 
 
 def _inputs_over(program: Program, axes: Axes, role: str, *names: str) -> list[Value]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax
 from dialect.jaxprs import jaxpr
 from dialect.jaxprs.framework import describe
 from dialect.naming.axis_hints import hints_for
+from dialect.user.closed_over import must_be_given
 from rewrite.dataflow import dependents
 from rewrite.errors import ShardwrightError, TraceError, nearest
 from rewrite.ir import Graph
@@ -58,10 +59,13 @@ def trace(
     owners = [i for i, argument in enumerate(given) for _ in jax.tree.leaves(argument)]
     outputs = _outputs(returned["tree"])
     if state is None:
-        updates = _updates_found(graph, owners, outputs, given, returned["tree"], at_params)
+        updates = _updates_found(graph, owners, given, returned["tree"], at_params)
     else:
         at = _places_of_state(state, names, place, at_params)
         updates = _updates_named(graph, owners, returned["tree"], given, at, names, dynamic)
+    inputs = [n for n, owner in enumerate(owners) if owner == at_params]
+    comes_back = bool(_returned(graph, inputs, given[at_params], returned["tree"]))
+    must_be_given(graph, [graph.inputs[n] for n in inputs], names[dynamic[at_params]], comes_back)
     states = set(updates.values())
     roles = [
         "param" if owner == at_params else "state" if i in states else "arg"
@@ -210,22 +214,31 @@ def _parts(tree: Any) -> list[tuple[Any, list[int]]]:
 
 
 def _updates_found(
-    graph: Graph, owners: list[int], outputs: list[str], given: list[Any], tree: Any, params: int
+    graph: Graph, owners: list[int], given: list[Any], tree: Any, params: int
 ) -> dict[int, int]:
     """Output number -> input number, for every argument that comes back updated."""
     updates: dict[int, int] = {}
     for i, argument in enumerate(given):
         inputs = [n for n, owner in enumerate(owners) if owner == i]
-        if i == params or not inputs or _looks_like_tokens(graph, inputs):
-            continue
-        for structure, numbers in _parts(tree):
-            if structure != jax.tree.structure(argument) or any(n in updates for n in numbers):
-                continue
-            pairs = list(zip(numbers, inputs))
-            if all(_same_type(graph, out, n) for out, n in pairs) and _computed_from(graph, pairs):
-                updates.update(pairs)
-                break
+        if i != params and not _looks_like_tokens(graph, inputs):
+            updates.update(_returned(graph, inputs, argument, tree, updates))
     return updates
+
+
+def _returned(
+    graph: Graph, inputs: list[int], argument: Any, tree: Any, taken: Container[int] = ()
+) -> list[tuple[int, int]]:
+    """(output, input) numbers of an argument that comes back updated; none if it does not.
+
+    taken: outputs that are no update of it.
+    """
+    for structure, numbers in _parts(tree) if inputs else ():
+        if structure != jax.tree.structure(argument) or any(n in taken for n in numbers):
+            continue
+        pairs = list(zip(numbers, inputs))
+        if all(_same_type(graph, out, n) for out, n in pairs) and _computed_from(graph, pairs):
+            return pairs
+    return []
 
 
 def _looks_like_tokens(graph: Graph, inputs: list[int]) -> bool:
