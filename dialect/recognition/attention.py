@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from dialect.matching.operands import Operand, bare, combined, laid_out, named
-from dialect.matching.values import REALS, in_dtype, through, unrounded
+from dialect.matching.values import REALS, in_dtype, in_shape, through, unrounded
 from dialect.recognition.logits import (
     Logits,
     added_mask,
@@ -221,9 +221,9 @@ def _without_factor(value: Value) -> tuple[Value, float]:
         return value, 1.0
     for one, other in (op.args, op.args[::-1]) if op.name == "mul" else (op.args,):
         factor = factor_of(op.name, other)
-        if factor and one.type.shape == value.type.shape:
+        if factor:
             inner, rest = _without_factor(one)
-            return inner, rest * factor
+            return in_shape(inner, value.type.shape), rest * factor
     return value, 1.0
 
 

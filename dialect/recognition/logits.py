@@ -71,8 +71,9 @@ def added_mask(bias: Operand) -> tuple[Operand, float] | None:
     """The mask and the number where a bias is 0 where the mask is true, elsewhere the number."""
     inner = unrounded(bias.value).op
     for fill, kept, keep in number_where_false(inner):
-        lowest = float(jnp.finfo(dtype_of(kept.type.dtype)).min)
-        if number(kept) == 0 and fill <= max(NOTHING, lowest):
+        dtype = dtype_of(kept.type.dtype)  # in 16 bits the lowest is -65504, or -65500 for short
+        lowest = float(jnp.finfo(dtype).min)
+        if number(kept) == 0 and float(np.asarray(fill, dtype)) <= max(NOTHING, lowest):
             mask = inner.args[0] if keep else make("not", inner.args[0])
             return replace(bias, value=mask), fill
     return None
@@ -96,10 +97,7 @@ def _unknown(op: Op, read: Read) -> Miss:
 
 
 def _started(op: Op, read: Read) -> Logits | Miss:
-    """A product that sums something."""
     spec = Signature.parse(op["spec"])
-    if set(spec.letters) == set(letters(spec.outputs[0])):
-        return Miss("the softmax is over a product that sums nothing", 2)
     if any(each.dtype not in REALS for each in (*(arg.type for arg in op.args), *op.types)):
         return Miss("the softmax is over a product of what are no floats", 2)
     axes = named(op.results[0], spec.outputs[0]).axes
@@ -141,8 +139,8 @@ def _scaled(op: Op, read: Read) -> Logits | Miss:
     found = read(left)
     if isinstance(found, Miss):
         return found
-    if found.context or found.sink or found.masks or factor < 0:
-        return Miss("the logits are scaled behind their sink, their mask or the softmax", 4)
+    if found.sink or found.masks or factor < 0:
+        return Miss("the logits are scaled behind their sink or their mask", 4)
     cap = found.cap if found.cap is None else found.cap * factor
     biases = tuple(replace(each, value=_times(each.value, factor)) for each in found.biases)
     return replace(found, scale=found.scale * factor, cap=cap, biases=biases)
@@ -157,7 +155,7 @@ def _capped(op: Op, read: Read) -> Logits | Miss:
     found = read(op.args[0])
     if isinstance(found, Miss):
         return found
-    if found.masks or found.biases or found.sink or found.cap is not None or found.context:
+    if found.masks or found.biases or found.sink or found.cap is not None:
         return Miss("the logits are capped behind their mask or their bias", 4)
     return replace(found, cap=1.0)
 
@@ -172,8 +170,8 @@ def _biased(op: Op, read: Read) -> Logits | Miss:
         reason = "cannot tell the logits from the mask that is added to them"
         return Miss(reason, 3) if found or not both else both[0][0]
     logits, bias = found[0]
-    if logits.context or logits.columns:
-        return Miss("the weights are biased behind the softmax", 4)
+    if logits.columns:
+        return Miss("the logits are biased beside their sink", 4)
     if op.name == "sub":
         bias = make("neg", bias)
     return _with_bias(logits, named(bias, logits.axes))
@@ -212,7 +210,7 @@ def _masked(op: Op, read: Read) -> Logits | Miss:
 
 def _dropped(found: Logits, masks: tuple[Operand, ...], fill: float) -> Logits | Miss:
     """Weights that are zero, behind the softmax, where its own masks are false."""
-    if fill != 0 or {*map(_told, masks)} != {*map(_told, found.masks)} or found.columns:
+    if fill != 0 or {*map(_told, masks)} != {*map(_told, found.masks)}:
         return Miss("the weights are masked behind the softmax", 4)
     return replace(found, dropped=True)
 
@@ -242,7 +240,7 @@ def _with_sink(op: Op, read: Read) -> Logits | Miss:
     if len(at) != 1 or len(op.args) != 2:
         return Miss("the softmax is over concatenated logits", 2)
     found, sink = both[at[0]], op.args[1 - at[0]]
-    if found.sink or found.context or len(found.axes[axis]) != 1:
+    if found.sink or len(found.axes[axis]) != 1:
         return Miss("the logits have two sinks", 4)
     size, first = found.sizes[found.axes[axis][0]], sink.type.shape[axis] * at[0]
     axes = tuple(("sink",) if i == axis else each for i, each in enumerate(found.axes))

@@ -55,10 +55,12 @@ class Case:
 
 
 def cases(found: FoundRule, seed: int, fired: int) -> list[Case]:
-    """Programs until the rule fired on so many of them; those on which it does not are kept too."""
+    """Programs until the rule fired on so many of them, and all of its own; those on which it does
+    not are kept too."""
     first, made, left = first_rules(found), [], fired
     for number in range(fired * _MOST_TRIED):
-        program = neighbour(found, first, seed, number) if left else None
+        own = number <= len(found.more)
+        program = neighbour(found, first, seed, number) if own or left > 0 else None
         if program is None:
             continue
         report = RuleReport(found.name, found.module, found.rule.keeps, found.rule.needs)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dialect.ops.vocabulary import Traced
+from rewrite.ir import Symbol
 from tests.more_examples.forms import Example, left_alone, making
 
 NORM = ("f32[2,8]", "f32[8]")
@@ -25,6 +26,53 @@ def _attention(change: Callable[..., Any], *types: str, of: Any = (Q, K, V)) -> 
         lambda q, k, v, *more: jax.nn.softmax(change(q @ k.T, *more)) @ v,
         (*of, *types),
     )
+
+
+def _giving(name: str, change: Callable[..., Any], *types: str, of: Any = (Q, K, V)) -> Example:
+    """Attention that is given just this operand."""
+    example, types = _attention(change, *types, of=of)
+    return making("attend", example, given=name), types
+
+
+def _inner(dtype: str, change: Callable[..., Any]) -> Example:
+    """Attention in half precision whose logits are computed in another dtype."""
+    example, types = _attention(change, of=HALF)
+    return making("attend", example, inner=Symbol(dtype)), types
+
+
+def _of_weights(change: Callable[..., Any], *types: str, value: str = V) -> Example:
+    """Attention with something done to the weights."""
+    return (
+        lambda q, k, v, *more: change(jax.nn.softmax(q @ k.T), *more) @ v,
+        (Q, K, value, *types),
+    )
+
+
+def _of_logits(shares: Callable[..., Any], *types: str) -> Example:
+    """Attention whose weights are made of the logits."""
+    return lambda q, k, v, *more: shares(q @ k.T, *more) @ v, (Q, K, V, *types)
+
+
+def _in_merged_heads() -> Example:
+    """Attention of groups of heads, whose softmax is over all heads."""
+
+    def example(q: Any, k: Any, v: Any, b: Any) -> Any:
+        x = jnp.einsum("tngk,snk->ngts", q, k).reshape(4, 3, 5) + b
+        shares = jax.nn.softmax(x).reshape(2, 2, 3, 5)
+        return jnp.einsum("ngts,snv->tngv", shares, v)
+
+    return example, ("f32[3,2,2,4]", "f32[5,2,4]", "f32[5,2,6]", "f32[4,1,5]")
+
+
+def _with_sinks(
+    shares: Callable[..., Any], sink: str = "f32[3,1]", value: str = V, query: str = Q
+) -> Example:
+    """Attention whose weights are made of the logits and of a sink."""
+    return lambda q, k, v, s: shares(q @ k.T, s) @ v, (query, K, value, sink)
+
+
+def _beside(*parts: Any) -> Any:
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _of_query(change: Callable[..., Any], *types: str, query: str = Q) -> Example:
@@ -211,6 +259,37 @@ MORE: dict[str, list[Example]] = {
         _attention(lambda x, m, b: x + jnp.where(m, 0, -1e9) + b, MASK, "f32[3,5]"),
         _attention(lambda x, b: (x + b).astype("float32"), "bf16[3,5]", of=HALF),
         _attention(lambda x, b, c: (x + b).astype("float32") + c, "bf16[3,5]", "f32[3,5]", of=HALF),
+        _attention(lambda x, b, m: x + (b + jnp.where(m, 0, -1e9)), "f32[3,5]", MASK),
+        _attention(lambda x, m: x + jnp.where(m, -1e9, 0), MASK),
+        _attention(lambda x, m, n: jnp.where(m | n, x, -jnp.inf), MASK, MASK),
+        _attention(lambda x, m: x + jnp.where(m, 0.5, -1e9), MASK),
+        _giving("bias", lambda x, m: x + jnp.where(m, 0, -3.0), MASK),
+        _giving(
+            "mask",
+            lambda x, m: x + jnp.where(m, jnp.float16(0), jnp.float16(-65504)),
+            MASK,
+            of=("f16[3,4]", "f16[5,4]", V),
+        ),
+        _attention(lambda x: 0.5 * x),
+        _attention(lambda x, m, b: x + jnp.where(m, b, -1e9), MASK, "f32[3,5]"),
+        _of_logits(lambda x: jnp.exp(x) / _sum(jnp.exp(x))),
+        _of_logits(
+            lambda x, s, m: jnp.where(m, jax.nn.softmax(_beside(jnp.where(m, x, -1e9), s)), 0)[
+                :, :5
+            ],
+            "f32[3,1]",
+            "bool[3,1]",
+        ),
+        _in_merged_heads(),
+        _attention(lambda x: jnp.where(x == x, x, x).reshape(3, 1, 5)[:, 0]),
+        _inner("f32", lambda x: x.astype("float32") * 0.5),
+        _inner("f32", lambda x: (x.astype("float32") * 0.5).astype("bfloat16")),
+        (
+            lambda q, k, v, m: jnp.where(m, 0, jax.nn.softmax(jnp.where(m, -1e9, q @ k.T))) @ v,
+            (Q, K, V, MASK),
+        ),
+        _with_sinks(lambda x, s: jax.nn.softmax(_beside(x, s))[:, :5], "f32[3,2]"),
+        _with_sinks(lambda x, s: (y := jnp.exp(x)) / (_sum(y) + jnp.exp(_finite(s)))),
         # queries that are scaled somewhere, or not by a number
         _of_query(lambda q, w: q * w, "f32[4]"),
         _of_query(lambda q: 2 / q),
@@ -240,6 +319,66 @@ MORE: dict[str, list[Example]] = {
         _with_ones(8),
         # weights that are rounded
         _rounded(axes=(1,)),
+        # near misses of logits
+        (left_alone(_attention(lambda x: x * -2.0)[0]), (Q, K, V)),
+        (left_alone(_attention(lambda x: x * jnp.inf)[0]), (Q, K, V)),
+        (left_alone(_attention(lambda x: x / jnp.inf)[0]), (Q, K, V)),
+        (
+            left_alone(
+                lambda q, k, v: (
+                    jax.nn.softmax(jnp.matmul(q, k.T, preferred_element_type="float32")) @ v
+                )
+            ),
+            ("i8[3,4]", "i8[5,4]", V),
+        ),
+        _attention(lambda x: 2 / x),
+        _attention(lambda x, b: x * b, "f32[3,5]"),
+        _attention(lambda x, b: b - x, "f32[3,5]"),
+        _attention(lambda x, b: x + b, "f32[3,5]", of=("f32[1,4]", K, V)),
+        _attention(lambda x, q, k: x + q @ k.T, Q, K),
+        _attention(lambda x: jax.nn.softmax(x)),
+        _attention(lambda x, m: lax.select_n(m, x), MASK),
+        _attention(lambda x, i: lax.select_n(i, jnp.full((3, 5), -1e9), x), "i32[3,5]"),
+        _attention(lambda x: x, of=(Q, "f32[1,4]", "f32[1,6]")),
+        _of_weights(lambda x: x * 0.5),
+        _of_weights(jnp.tanh),
+        _of_weights(lambda x, b: x + b, "f32[3,5]"),
+        _of_weights(lambda x: x[:, :3], value="f32[3,6]"),
+        _of_weights(lambda x, s: _beside(x, s), "f32[3,1]", value="f32[6,6]"),
+        *(
+            _with_sinks(shares)
+            for shares in (
+                lambda x, s: jax.nn.softmax(_beside(x, s) * 0.5)[:, :-1],
+                lambda x, s: jax.nn.softmax(jnp.tanh(_beside(x, s)))[:, :-1],
+                lambda x, s: jax.nn.softmax(_beside(x, s) + jnp.arange(6.0))[:, :-1],
+                lambda x, s: jax.nn.softmax(_beside(x, s) - s)[:, :-1],
+                lambda x, s: jax.nn.softmax(jnp.where(_beside(x, s) > 0, _beside(x, s), -1e9))[
+                    :, :-1
+                ],
+                lambda x, s: jnp.where(_beside(x, s) > 0, jax.nn.softmax(_beside(x, s)), 0)[:, :-1],
+                lambda x, s: jax.nn.softmax(_beside(s, x, s))[:, 1:-1],
+                lambda x, s: jax.nn.softmax(_beside(_beside(x, s), s))[:, :-2],
+                lambda x, s: jax.nn.softmax(_beside(x, s)[:, :-1]),
+                lambda x, s: jax.nn.softmax(_beside(x, s))[:, ::-1][:, 1:],
+                lambda x, s: jax.nn.softmax(_beside(x, s)[:, None])[:, 0, :-1],
+                lambda x, s: jax.nn.softmax(_beside(x, s))[1:2, :-1],
+            )
+        ),
+        *(
+            (left_alone(example), types)
+            for example, types in (
+                _of_logits(lambda x, s: jnp.exp(x) / (_sum(jnp.exp(x)) + jnp.exp(s)), "f32[3,1]"),
+                _of_logits(lambda x: jax.nn.softmax(_beside(x, x))[:, :5]),
+                _attention(lambda x, m, b: jnp.where(m, x, -5.0) + b, MASK, "f32[3,5]"),
+            )
+        ),
+        _with_sinks(lambda x, s: jax.nn.softmax(_beside(x, s))[:, 2:4], value="f32[2,6]"),
+        _with_sinks(lambda x, s: jax.nn.softmax(_beside(x, s))[:, :5:2], value="f32[3,6]"),
+        _with_sinks(lambda x, s: jax.nn.softmax(_beside(x, x * s))[:, :5], value="f32[5,6]"),
+        _with_sinks(lambda x, s: jax.nn.softmax(jnp.concatenate([x, s]))[:3], "f32[2,5]"),
+        _with_sinks(
+            lambda x, s: jax.nn.softmax(jnp.concatenate([x, s]))[:1], "f32[2,5]", query="f32[1,4]"
+        ),
         # near misses
         *(
             (left_alone(example), types)
