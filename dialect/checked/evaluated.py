@@ -77,15 +77,19 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
 
 
 def _exponents(op: Op, results: dict[Value, Any]) -> Any:
-    """The exponents of an `exp`, or of a choice with one; -infinity where another is chosen."""
-    if op.name == "exp":
-        return results[op.args[0]]
-    cases = op.args[1:] if op.name == "select_n" else ()
-    if all(case.op.name != "exp" for case in cases):
+    """Those of an exponential, or of one that is chosen; -infinity where another is."""
+    if op.name != "select_n":
+        return _exponent(op.results[0], results)
+    choices = [_exponent(each, results) for each in op.args[1:]]
+    if all(each is None for each in choices):
         return None
     nothing = jnp.full_like(results[op.results[0]], -jnp.inf)
-    chosen = (results[case.op.args[0]] if case.op.name == "exp" else nothing for case in cases)
+    chosen = (nothing if each is None else each for each in choices)
     return applied(op, [results[op.args[0]], *chosen])[0]
+
+
+def _exponent(value: Value, results: dict[Value, Any]) -> Any:
+    return results[value.op.args[0]] if value.op.name == "exp" else None
 
 
 def _finite(array: Any) -> Any:

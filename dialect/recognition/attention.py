@@ -26,7 +26,7 @@ from dialect.recognition.logits import (
     read_logits,
 )
 from rewrite.ir import Op, Symbol, Value, bits
-from rewrite.opdef import make, with_args
+from rewrite.opdef import make, traits, with_args
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
@@ -47,7 +47,7 @@ def attend(op: Op) -> Outcome:
     if not op.types[0].size:
         return None  # axes without elements lie in no order
     for position, arg in enumerate(op.args):
-        weights = arg.op.args[0] if arg.op.name == "rounded" else arg
+        weights = through(arg, "rounded")
         if not _made_of_softmax(weights):
             continue
         found = read_logits(weights)
@@ -219,7 +219,7 @@ def _without_factor(value: Value) -> tuple[Value, float]:
         return with_args(op, (inner, *op.args[1:])).results[0], factor
     if op.name not in ("mul", "div"):
         return value, 1.0
-    for one, other in (op.args, op.args[::-1]) if op.name == "mul" else (op.args,):
+    for one, other in (op.args, op.args[::-1]) if traits(op).commutes else (op.args,):
         factor = factor_of(op.name, other)
         if factor:
             inner, rest = _without_factor(one)
