@@ -25,16 +25,14 @@ class Traits:
     - `view`: nothing is stored: the same bytes in another shape, or made by whoever reads them;
     - `exact`: no result is rounded;
     - `commutes`: its two arguments may change places;
-    - `linear`: in "all" of its arguments together, in "each" while the others stay, or in its
-      "first" alone; "" where it is not;
+    - `linear`: in "all" of its arguments, in "each" while the others stay, or in its "first" alone;
     - `sums`: its terms may cancel;
     - `jumps`: it is not continuous: the least change of an argument may change a result altogether;
     - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
     - `picks`: of its first argument it reads only as much as it gives;
     - `shape`: the attribute that holds the shape of its result;
     - `axes`: the attribute that numbers dimensions of its first argument, one or several;
-    - `order`: the attribute that says for each dimension of its result which of its first
-      argument's it is;
+    - `order`: the attribute that is the order of its first argument's dimensions in its result;
     - `new_axis`: the attribute that numbers the dimension that only its result has;
     - `by_axis`: the attributes with an entry for each dimension of its first argument;
     - `spelled`: the attribute that is its signature, as text.
