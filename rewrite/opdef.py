@@ -6,13 +6,13 @@ family (every primitive of a framework) adds a resolver, asked once per unknown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.errors import InvalidProgram, nearest
 from rewrite.ir import NOWHERE, Graph, Op, Origin, Type, Value, attrs_of
-from rewrite.signature import Dimension, Signature
+from rewrite.signature import Signature
 
 Infer = Callable[[tuple[Type, ...], dict[str, Any], tuple[Graph, ...]], tuple[Type, ...]]
 
@@ -37,7 +37,7 @@ class Traits:
     - `by_axis`: the attributes with an entry for each dimension of its first argument;
     - `spelled`: the attribute that is its signature, as text.
 
-    The last six say how attributes follow where axes lie otherwise (`followed`).
+    The last six say how attributes follow where axes lie otherwise.
     """
 
     moves: bool = False
@@ -127,42 +127,6 @@ def signature(op: Op) -> Signature:
 def traits(op: Op) -> Traits:
     """What is known of an op besides its axes and its meaning; of an input, nothing."""
     return Traits() if op.name == "input" else lookup(op.name).traits
-
-
-def followed(
-    op: Op, axes: Signature, now: Signature, sizes: Mapping[Dimension, int] | None = None
-) -> dict[str, Any]:
-    """The attributes of `op` once its arrays have other axes, or have them in another order: they
-    had those of `axes`, and are to have those of `now`. `sizes` are those of axes of the result.
-
-    Raises ValueError where an axis that it needs whole has moved among the others, and no attribute
-    says where to.
-    """
-    known, attrs = traits(op), dict(op.attrs)
-    before, first, result = axes.inputs[0], now.inputs[0], now.outputs[0]
-    told = before if known.order or known.by_axis or known.spelled else ()
-    if known.axes:
-        own = attrs[known.axes]
-        told = tuple(before[d] for d in (own if isinstance(own, tuple) else (own,)))
-        places = tuple(map(first.index, told))
-        attrs[known.axes] = places if isinstance(own, tuple) else places[0]
-    for axis in before:
-        if axes.need.intersection(axis) and axis not in told:
-            was, lies = (set(array[: array.index(axis)]) for array in (before, first))
-            if was.intersection(first) != lies.intersection(before):
-                raise ValueError(f"{op.name} needs {' '.join(axis)} where it is")
-    if known.order:
-        attrs[known.order] = tuple(map(first.index, result))
-    if known.new_axis:
-        attrs[known.new_axis] = next(d for d, axis in enumerate(result) if axis not in first)
-    if known.spelled:
-        attrs[known.spelled] = str(Signature(now.inputs, now.outputs))
-    for name in filter(attrs.get, known.by_axis):
-        attrs[name] = tuple(attrs[name][before.index(axis)] for axis in first)
-    if known.shape:
-        sizes = dict(zip(axes.outputs[0], op.types[0].shape)) | (sizes or {})
-        attrs[known.shape] = tuple(sizes[axis] for axis in result)
-    return attrs
 
 
 def infer(op: Op) -> tuple[Type, ...]:

@@ -16,12 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.ops import nn, tensor  # noqa: F401  (declare words)
+from dialect.ops.follow import followed
 from dialect.ops.traits import TRAITS
 from dialect.ops.vocabulary import Traced
 from dialect.staging import known  # noqa: F401  (declares marks)
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, new_input
-from rewrite.opdef import build, followed
+from rewrite.opdef import build
 from rewrite.signature import Signature
 
 F32, I32 = (
@@ -242,6 +243,17 @@ def test_attributes_follow_axes(name: str) -> None:
             order = tuple(map(was.index, now))
             np.testing.assert_allclose(got, expected.transpose(order), rtol=1e-6)
     assert moved
+
+
+def test_an_axis_that_is_needed_stays_unless_an_attribute_says_where_it_is() -> None:
+    def reversed_first(name: str) -> dict[str, Any]:
+        axes = opdef.signature(OPS[name][0]).along()
+        now = Signature((axes.inputs[0][::-1], *axes.inputs[1:]), axes.outputs)
+        return followed(OPS[name][0], axes, now)
+
+    assert reversed_first("attend")["axes"] == "k t h, h s k, h s v -> h t v"
+    with pytest.raises(ValueError, match="reshape needs i0_0 where it is"):
+        reversed_first("reshape")
 
 
 @pytest.mark.parametrize("name", having("sums"))

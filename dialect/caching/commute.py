@@ -5,7 +5,7 @@
 F makes an array of what it is kept as: `transpose`, `spread_heads`, `dequantize_tokens`. An axis
 that F touches, which is not whole in all that it is made of, must go through the op unread; any
 other is the op's own affair. F' is F where the axes then lie, and `new`, what the op writes, is
-undone to what F would make it of. The attributes of both follow their axes (`opdef.followed`).
+undone to what F would make it of. The attributes of both follow their axes (`dialect.ops.follow`).
 The op has the trait `moves`: one that computes may do so otherwise, unless F is a mere order.
 """
 
@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from dialect.caching.state_forms import Change, carried_in_form, carries
+from dialect.ops.follow import followed
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import build, followed, traits
+from rewrite.opdef import build, traits
 from rewrite.rules import Miss, Outcome, Rule
 from rewrite.signature import Array, Signature
 

@@ -8,37 +8,27 @@ product computes only what is still read of it, and its weights stay integers wh
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 
 from dialect.caching.head_rules import merged
-from dialect.matching.values import reshaped
+from dialect.normal.cuts import cut
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Value
-from rewrite.opdef import build, followed, make, with_args
+from rewrite.opdef import build, with_args
 from rewrite.rules import Outcome, local
-from rewrite.signature import Signature
 
 _BY_PART = frozenset({"contract", "add", "sub", "dequantize"})
 
 
 def one_part(value: Value, axis: int, index: int) -> Value:
     """`value` at one index of an axis, made of the parts of what it is made of."""
-    op = value.op
-    found = opdef.signature(op) if op.name in _BY_PART else None
-    own = found.outputs[0][axis] if found else ()
+    own = opdef.signature(value.op).outputs[0][axis] if value.op.name in _BY_PART else ()
     if len(own) != 1:
         return build("unstack", value, axis=axis).results[index]
-    args = list(op.args)
-    for i, (arg, array) in enumerate(zip(op.args, found.inputs)):
-        if own in array:
-            args[i] = one_part(arg, array.index(own), index)
-        elif op.name != "contract":  # one for all parts
-            sizes = arg.type.shape
-            args[i] = reshaped(arg, (*sizes[:axis], *sizes[axis + 1 :]))
-    sides = (found.inputs, found.outputs)
-    left = (tuple(tuple(x for x in array if x != own) for array in side) for side in sides)
-    return make(op.name, *args, **followed(op, found, Signature(*left)))
+    return cut(value.op, {own: ()}, change=partial(one_part, index=index)).results[0]
 
 
 @local(

@@ -18,11 +18,12 @@ from dialect.caching.state_forms import Change
 from dialect.matching.values import reshaped
 from dialect.normal.cuts import cut
 from dialect.ops import heads  # noqa: F401  (defines its words)
+from dialect.ops.follow import followed
 from dialect.ops.lax import MAPS
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import followed, make
+from rewrite.opdef import make
 from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 
@@ -135,10 +136,7 @@ def merge_of_spread(op: Op) -> Outcome:
 )
 def first_of_each(op: Op) -> Outcome:
     """merge_heads{first}(f(x, w))  ->  f(x, merge_heads(w)), f giving each head by itself"""
-    having = _having_heads(op)
-    if op["by"] == "mean" or not having:
-        return None
-    return _with_merged(op, having)
+    return None if op["by"] == "mean" or not _having_heads(op) else _with_merged(op)
 
 
 @local(
@@ -157,35 +155,32 @@ def merge_of_linear(op: Op) -> Outcome:
     inner, having = op.args[0].op, _having_heads(op)
     if op["by"] != "mean" or not having:
         return None
-    alone = {"first": list(having) == [0], "each": len(having) == 1, "all": True}
+    alone = {"first": having == [0], "each": len(having) == 1, "all": True}
     linear = alone.get(opdef.traits(inner).linear, False)
     if not linear or any(inner.args[i].type.dtype not in FLOATS for i in having):
         return Miss(f"{inner.name} is not linear in its heads", 2)
-    return _with_merged(op, having)
+    return _with_merged(op)
 
 
-def _having_heads(op: Op) -> dict[int, int]:
-    """The arguments of what a merge reads that have its heads, and the axis of each: of an op that
-    gives each head by itself."""
+def _having_heads(op: Op) -> list[int]:
+    """Which arguments of what a merge reads have its heads, of an op that gives each by itself."""
     inner = op.args[0].op
     if inner.name not in _BY_HEAD:
-        return {}
+        return []
     found = opdef.signature(inner)
     own = found.outputs[0][op["axis"]]
     if len(own) != 1 or found.kind(own[0]) != "map":
-        return {}
-    return {i: array.index(own) for i, array in enumerate(found.inputs) if own in array}
+        return []
+    return [i for i, array in enumerate(found.inputs) if own in array]
 
 
-def _with_merged(op: Op, having: dict[int, int]) -> Value:
+def _with_merged(op: Op) -> Value:
     """What a merge reads, of arguments whose heads are merged."""
-    inner, args = op.args[0].op, list(op.args[0].op.args)
-    for i, axis in having.items():
-        (args[i],) = merged(args[i], **{**dict(op.attrs), "axis": axis})
-    attrs = dict(inner.attrs)
-    if shape := opdef.traits(inner).shape:
-        attrs[shape] = op.types[0].shape
-    return make(inner.name, *args, **attrs)
+    inner, axis = op.args[0].op, op["axis"]
+    parts = {opdef.signature(inner).outputs[0][axis]: op.types[0].shape[axis : axis + 1]}
+    return cut(
+        inner, parts, change=lambda arg, d: merged(arg, **{**dict(op.attrs), "axis": d})[0]
+    ).results[0]
 
 
 @local(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.caching.commute import Form, rule, rules
-from dialect.caching.state_forms import Change, keep_in, kept_forms
+from dialect.caching.state_forms import Change, keep_in, kept_forms, undoes
 from dialect.caching.transposed_cache import TRANSPOSED
 from dialect.naming.axes import Axes, infer_axes
 from dialect.ops.nn import Traced
@@ -130,9 +130,7 @@ QUANTIZED = Form(
 def quantize_of_dequantize(op: Op) -> Outcome:
     """quantize_tokens(dequantize_tokens(q, s))  ->  q, s: what was rounded is not rounded again"""
     inner = op.args[0].op
-    if inner.name != "dequantize_tokens" or inner["axis"] != op["axis"]:
-        return None
-    return inner.args if tuple(arg.type for arg in inner.args) == op.types else None
+    return inner.args if undoes(inner, op) else None
 
 
 @local(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
+from dialect.ops.follow import followed
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import followed, make
+from rewrite.opdef import make
 from rewrite.rules import Outcome, local
 from rewrite.signature import Array, Signature, letters
 

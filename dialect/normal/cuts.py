@@ -5,12 +5,13 @@ reshape(f(x, y): (h k) -> h k)  ->  f(reshape(x), reshape(y))
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from dialect.matching.values import reshaped
+from dialect.ops.follow import followed
 from rewrite import opdef
 from rewrite.ir import Op, Value
-from rewrite.opdef import build, followed, traits
+from rewrite.opdef import build, traits
 from rewrite.signature import Array, Dimension, Signature, letters
 
 Parts = Mapping[Dimension, tuple[int, ...]]
@@ -40,15 +41,21 @@ def cut_inside(op: Op) -> Value:
     return cut(inner, parts).results[index]
 
 
-def cut(op: Op, parts: Parts, fresh: Iterator[str] | None = None) -> Op:
+def cut(
+    op: Op,
+    parts: Parts,
+    fresh: Iterator[str] | None = None,
+    change: Callable[[Value, int], Value] | None = None,
+) -> Op:
     """`op` with axes cut into parts of these sizes, which have `fresh` letters but for the first.
 
-    Unless an op spells its axes, its arrays match from the last dimension: one of size one becomes
-    as many as the axis that it stands beside.
+    Its arguments are reshaped; one that has the only axis of `parts` is what `change` makes of it
+    and of the place of the axis. Unless an op spells its axes, its arrays match from the last
+    dimension: one of size one becomes as many as the axis that it stands beside.
     """
     axes = opdef.signature(op)
     fresh = axes.free_letters() if fresh is None else fresh
-    names = {axis: (axis, *((next(fresh),) for _ in sizes[1:])) for axis, sizes in parts.items()}
+    names = {axis: [axis, *((next(fresh),) for _ in n[1:])][: len(n)] for axis, n in parts.items()}
     out = () if traits(op).spelled else axes.outputs[0]
 
     def along(array: Array) -> Array:
@@ -59,11 +66,14 @@ def cut(op: Op, parts: Parts, fresh: Iterator[str] | None = None) -> Op:
     def lying(array: Array) -> Array:
         return tuple(part for axis in along(array) for part in names.get(axis, [axis]))
 
-    def shaped(arg: Value, array: Array) -> Value:
+    def changed(arg: Value, array: Array) -> Value:
+        if change and not parts.keys().isdisjoint(array):
+            return change(arg, array.index(*parts))
         sizes = zip(array, along(array), arg.type.shape)
         shape = [n if own else 1 for own, axis, size in sizes for n in parts.get(axis, [size])]
         return reshaped(arg, shape) if tuple(shape) != arg.type.shape else arg
 
     now = Signature(tuple(map(lying, axes.inputs)), tuple(map(lying, axes.outputs)))
-    args = map(shaped, op.args, axes.inputs)
-    return build(op.name, *args, **followed(op, axes, now))
+    args = map(changed, op.args, axes.inputs)
+    sizes = {part: n for axis in parts for part, n in zip(names[axis], parts[axis])}
+    return build(op.name, *args, **followed(op, axes, now, sizes))

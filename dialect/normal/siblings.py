@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from dialect.matching.values import reshaped
 from dialect.ops import lax
+from dialect.ops.follow import followed
 from rewrite import opdef
 from rewrite.ir import Op, Value
-from rewrite.opdef import followed, make
+from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
 
-# Of several arrays these match the dimensions by their place.
-_BY_PLACE = (*lax.MAPS, "softmax", "rms_norm", "layer_norm", "activate", "gate")
+_OVER_LAST = ("softmax", "rms_norm", "layer_norm", "activate", "gate")
 _LARGEST = 100  # ops of an expression that is folded: an expert has some twenty
 _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
 
@@ -103,7 +103,7 @@ class _Batched:
         alike = (first.name, first.attrs, len(first.args))
         if any((op.name, op.attrs, len(op.args)) != alike for op, _ in values):
             return None
-        if first.name not in (*_BY_PLACE, "contract", "reshape", "transpose"):
+        if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
             return None
         args = [self.argument(column) for column in zip(*(value.op.args for value in values))]
         if None in args or not any(batched for _, batched in args):
@@ -153,7 +153,8 @@ class _Batched:
         pairs = zip(axes.inputs, args)
         inputs = tuple((fresh, *array) if batched else array for array, (_, batched) in pairs)
         now = Signature(inputs, ((fresh, *axes.outputs[0]),))
-        made = [self.widened(*arg, op) if op.name in _BY_PLACE else arg[0] for arg in args]
+        spelled = opdef.traits(op).spelled  # any other matches dimensions by their place
+        made = [arg[0] if spelled else self.widened(*arg, op) for arg in args]
         return make(op.name, *made, **followed(op, axes, now, {fresh: self.count}))
 
     def widened(self, arg: Value, batched: bool, op: Op) -> Value:
