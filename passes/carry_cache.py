@@ -5,7 +5,7 @@ scan(layer: cache[l] -> cache_write(cache[l], new, t))
 
 and likewise `cache_put`, which writes at places of their own for each sequence. As scanned input
 and output a cache is copied twice a step; carried and updated in place at (layer, position) it is
-not copied at all.
+not copied at all. A loop that counts its layers itself is first made a scan over them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.normal.normal_form import reshaped
+from dialect.caching.carried_stacks import stack_of_trips
+from dialect.normal.normal_form import EXACT_RULES, normal_form, reshaped
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.dataflow import rebuilt
+from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program
+from rewrite.rules import Rule
 from rewrite.target import Target
 
 _INDEX = Type("i32", ())
@@ -31,10 +34,14 @@ class CarryCache(Pass):
     """Carries caches through loops and updates them in place."""
 
     keeps: ClassVar[str] = "bits"
+    rewrites: ClassVar[tuple[Rule, ...]] = (stack_of_trips,)
 
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str] = []
-        graph = _carried(program.graph, notes)
+        report = Report()
+        graph = rewrite(program.graph, (stack_of_trips,), report)
+        graph = normal_form(graph, rules=EXACT_RULES) if report.fired else graph
+        graph = _carried(graph, notes)
         return self.recorded(program.with_graph(graph), *notes)
 
 

@@ -21,8 +21,8 @@ from rewrite.verify import verify
 
 ROLES = ("param", "state", "arg")
 KEEPS = ("bits", "reals", "approx")  # from strongest to weakest
-# Kinds of remarks: about an input that a pass could have changed; about what was asked for by name
-# and did not happen; and about a pass of which nothing happened, which is an error at the door.
+# Kinds of remarks: an input that a pass could have changed; what was asked for by name and did not
+# happen; a pass of which nothing happened, which is an error at the door.
 LEFT_ALONE, NOT_DONE, NOTHING_DONE = "left alone", "not done", "nothing done"
 Layout = tuple[tuple[str, ...], ...]  # mesh axes of every dimension: a partition spec
 
@@ -138,12 +138,8 @@ class Program:
 
     def remarks_of(self, *kinds: str) -> list[str]:
         """The remarks of these kinds, each with its pass."""
-        return [
-            f"{step.text}: {remark}"
-            for step in self.history
-            for remark in step.remarks
-            if remark.kind in kinds
-        ]
+        said = ((step.text, remark) for step in self.history for remark in step.remarks)
+        return [f"{text}: {remark}" for text, remark in said if remark.kind in kinds]
 
     @property
     def step_inputs(self) -> tuple[Input, ...]:

@@ -1,0 +1,77 @@
+"""What a loop counts, and which row of a stack a trip reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+
+from dialect.arrays.dtypes import dtype_of
+from dialect.arrays.evaluate import evaluate
+from dialect.matching.values import number
+from dialect.ops.control import scan_parts
+from rewrite.dataflow import known_values
+from rewrite.ir import Graph, Op, Value
+
+_MOST_TRIPS = 1024  # every one of them is counted
+
+
+def row_read(op: Op) -> tuple[Value | None, Value | None]:
+    """(stack, index) of an op that reads one row of a stack along its first axis."""
+    if op.name == "take" and op.args[1].type.size == 1:
+        return op.args
+    if op.name != "dynamic_slice" or op["slice_sizes"] != (1, *op.args[0].type.shape[1:]):
+        return None, None
+    return op.args[:2]
+
+
+class Places:
+    """The values, in every trip of a loop, of what depends on its counters alone."""
+
+    def __init__(self, op: Op) -> None:
+        (self.body,), self.length = op.regions, op["length"]
+        self.reverse = op["reverse"]
+        self.counters = dict(_counters(op))
+        self.known = known_values(self.body, self.counters)
+        self.first = cache(self._first)
+
+    def _first(self, index: Value) -> int | None:
+        """The first of consecutive numbers that an index has, in the order of what is scanned."""
+        if index not in self.known or not 0 < self.length <= _MOST_TRIPS:
+            return None
+        if index.type.dtype[0] not in "iu":
+            return None
+        order = range(self.length)
+        values = [self.at(index, trip) for trip in (order[::-1] if self.reverse else order)]
+        first = values[0]
+        return first if first >= 0 and values == list(range(first, first + self.length)) else None
+
+    def at(self, index: Value, trip: int) -> int:
+        """The value of an index in one trip."""
+        graph = Graph(tuple(self.counters), (index,))
+        (value,) = evaluate(graph, [counts[trip] for counts in self.counters.values()])
+        return int(np.ravel(value)[0])
+
+
+def _counters(op: Op) -> Sequence[tuple[Value, np.ndarray]]:
+    """What a loop counts: carries that begin with a number and grow by one, with their values."""
+    (body,), (_, carry, _) = op.regions, scan_parts(op)
+    found = []
+    for inside, start, after in zip(body.inputs[carry], op.args[carry], body.outputs):
+        first, step = number(start), _step(inside, after)
+        if isinstance(first, int) and isinstance(step, int) and inside.type.dtype[0] in "iu":
+            counts = first + step * np.arange(op["length"], dtype=object)
+            limits = jnp.iinfo(dtype_of(inside.type.dtype))
+            if all(limits.min <= count <= limits.max for count in counts):
+                found.append((inside, counts.astype(dtype_of(inside.type.dtype))))
+    return found
+
+
+def _step(inside: Value, after: Value) -> object:
+    """What a carry grows by in every trip."""
+    if after.op.name != "add" or inside not in after.op.args:
+        return None
+    one, other = after.op.args
+    return number(other if one == inside else one)
