@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from dialect.normal.normal_form import normal_form, rules_of
 from dialect.staging import fold_rules
-from dialect.staging.known import marked, unmarked
+from dialect.staging.marks import marked, unmarked
 from rewrite.driver import Report, rewrite
 from rewrite.passbase import Pass
 from rewrite.program import Program

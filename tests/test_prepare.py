@@ -19,7 +19,7 @@ from dialect.prepared import streaming
 from dialect.prepared.originals import Lazy, as_tree, stacked
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.streaming import Preparation
-from dialect.staging.prepare_parts import Part, Read, in_order, loosened, parts, shared_work
+from dialect.staging.prepare_parts import Part, Read, in_order, independent_groups, parts, separated
 from examples import gpt, llama, palm
 from rewrite import ShardwrightError, auto_shard
 from rewrite.ir import Graph, Type, new_input
@@ -121,9 +121,9 @@ QUANTIZED_LAYERS = """graph (%0 : f32[6,8,16], %1 : f32[6,16,8]) {
 
 
 def test_a_loop_becomes_one_for_each_weight() -> None:
-    graph = loosened(prepared(QUANTIZED_LAYERS))
+    graph = separated(prepared(QUANTIZED_LAYERS))
     assert [op.name for op in graph.ops] == ["scan", "scan"]
-    assert shared_work(graph) == [[0, 1], [2]]
+    assert independent_groups(graph) == [[0, 1], [2]]
     first, second = parts(graph, 0)
     assert first.makes == (0, 1) and second.makes == (2,)
     assert first.fixed == () and first.layers == tuple((Read(0, (i, i + 1)),) for i in range(6))
@@ -156,7 +156,7 @@ def test_small_parts_run_together_and_a_small_shared_op_twice() -> None:
   return %4, %5
 }"""
     graph = prepared(text)
-    assert shared_work(graph) == [[0], [1]]
+    assert independent_groups(graph) == [[0], [1]]
     assert [part.makes for part in parts(graph, 0)] == [(0,), (1,)]
     assert [part.makes for part in parts(graph, 1 << 20)] == [(0, 1)]
 

@@ -768,7 +768,7 @@ def test_rule_that_never_ends() -> None:
         applied(graph_of(lambda x: -x, normal(4)), [endless])
 
 
-# Marks (dialect.staging.known) are taken out again by whoever wrote them.
+# Marks (dialect.staging.marks) are taken out again by whoever wrote them.
 @pytest.mark.parametrize("name", sorted(set(Traced) - {"known", "shared"}))
 def test_every_composite_expands(name: str) -> None:
     assert name in EXPAND.roots

@@ -20,7 +20,7 @@ from dialect.jaxprs.jaxpr import trace_graph
 from dialect.ops import nn  # noqa: F401  (register JAX and the words)
 from dialect.ops.lax import reshape_signature
 from dialect.ops.nn import Traced
-from dialect.staging import known  # noqa: F401  (defines the marks)
+from dialect.staging import marks  # noqa: F401  (defines the marks)
 from rewrite import opdef
 from rewrite.errors import TextError
 from rewrite.ir import Graph, Op, Symbol, Type

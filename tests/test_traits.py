@@ -19,7 +19,7 @@ from dialect.ops import nn, tensor  # noqa: F401  (declare words)
 from dialect.ops.follow import followed
 from dialect.ops.traits import TRAITS
 from dialect.ops.vocabulary import Traced
-from dialect.staging import known  # noqa: F401  (declares marks)
+from dialect.staging import marks  # noqa: F401  (declares marks)
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, new_input
 from rewrite.opdef import build

@@ -15,7 +15,7 @@ from typing import Any
 
 from dialect.ops.sharding import show_layout
 from dialect.planning.plan import GROUPS
-from dialect.staging.prepare_parts import alone, loosened, prepare_of
+from dialect.staging.prepare_parts import prepare_of, separated, subgraph
 from rewrite.errors import ShardwrightError, brief, cause
 from rewrite.ir import Graph
 from rewrite.program import Input, Program
@@ -136,9 +136,9 @@ def _layout(array: Input) -> str:
 
 def _digests(prepare: Graph, originals: Sequence[Input]) -> Iterator[str]:
     """For every packed parameter a digest of the ops that compute it, and of their inputs."""
-    graph = loosened(prepare)
+    graph = separated(prepare)
     for number in range(len(graph.outputs)):
-        part, used = alone(graph, [number])
+        part, used = subgraph(graph, [number])
         text = "\n".join([*(originals[source].name for source in used), show_graph(part)])
         yield hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,10 +1,9 @@
-"""Binding time: what is known once the parameters are, and where to cut it off the step.
+"""Binding-time analysis: which values depend on parameters alone, and where to cut them off.
 
-A value that depends on parameters and constants alone is computed once, in `prepare`. The cut
-between `prepare` and the step is the one with the fewest bytes for the step to read, found as a
-minimum cut (cf. rematerialisation by min-cut in PyTorch's AOTAutograd, and TVM Relax's
-LiftTransformParams, which cuts greedily). Only ops that a compiler fuses into their reader may
-stay behind the cut: a dequantisation does, a product never.
+A parameter-only value is computed once, in `prepare`. The cut between `prepare` and the step is a
+minimum cut: the one with the fewest bytes for the step to read (cf. rematerialisation by min-cut in
+PyTorch's AOTAutograd, and TVM Relax's LiftTransformParams, which cuts greedily). Only ops that a
+compiler fuses into their reader may stay in the step: a dequantisation may, a product never.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def fuses(op: Op) -> bool:
 
 
 def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:
-    """The bound inputs of a loop's body: its bound constants, and the slices of its bound xs."""
+    """The parameter-only inputs of a loop's body: its constants and slices of xs that are so."""
     if op.name != "scan":
         return frozenset()
     consts, _, xs = scan_parts(op)
@@ -36,7 +35,7 @@ def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:
 
 
 def bytes_read(graph: Graph, value: Value) -> int:
-    """Bytes that one step reads of `value`: a table of rows is read only where it is asked."""
+    """Bytes that one step reads of `value`: of a lookup table, only the rows that are taken."""
     readers = graph.users.get(value, ())
     if readers and all(op.name == "take" and position == 0 for op, position in readers):
         rows = sum(op.args[1].type.size for op, _ in readers)
@@ -45,7 +44,7 @@ def bytes_read(graph: Graph, value: Value) -> int:
 
 
 def stored_bytes(value: Value) -> int:
-    """Bytes of what a bound value is read from: of its integers, where reading dequantises them."""
+    """Bytes that a parameter-only value is stored in: its integers, where it is dequantised."""
     memo: dict[Value, int] = {}
 
     def read(value: Value) -> int:
@@ -58,10 +57,10 @@ def stored_bytes(value: Value) -> int:
 
 
 def frontier(graph: Graph, inputs: Iterable[Value]) -> tuple[Value, ...]:
-    """The bound values that the step reads, chosen for the fewest bytes read per step.
+    """The parameter-only values that the step reads, chosen for the fewest bytes per step.
 
-    Among equal cuts the earliest is taken: what need not change stays the user's own array. But
-    arithmetic is done once, where the step reads no more for it.
+    Of equal cuts the earliest is taken, so that the user's own arrays stay where they can. But
+    arithmetic is done in `prepare` where the step reads no more for it.
     """
     bound = bound_values(graph, inputs)
     outputs = set(graph.outputs)
@@ -86,18 +85,18 @@ def _in_order(graph: Graph) -> list[Value]:
 
 
 def _fused_ancestors(value: Value, bound: frozenset[Value]) -> list[Value]:
-    """`value` and what it is computed from by ops that may stay in the step."""
-    found = {value: None}
+    """`value` and the values that it is computed from by ops that may stay in the step."""
+    ancestors = {value: None}
     stack = [value]
     while stack:
         op = stack.pop().op
         if not fuses(op):
             continue
         for arg in op.args:
-            if arg in bound and arg not in found:
-                found[arg] = None
+            if arg in bound and arg not in ancestors:
+                ancestors[arg] = None
                 stack.append(arg)
-    return list(found)
+    return list(ancestors)
 
 
 def _components(needed: list[Value], bound: frozenset[Value]) -> list[list[Value]]:
@@ -107,9 +106,9 @@ def _components(needed: list[Value], bound: frozenset[Value]) -> list[list[Value
     for number, value in enumerate(needed):
         group = [value]
         for ancestor in _fused_ancestors(value, bound):
-            other = owner.get(ancestor)
-            if other is not None and other in groups:
-                group = groups.pop(other) + group
+            joined = owner.get(ancestor)
+            if joined is not None and joined in groups:
+                group = groups.pop(joined) + group
         groups[number] = group
         for member in group:
             for ancestor in _fused_ancestors(member, bound):
@@ -118,7 +117,7 @@ def _components(needed: list[Value], bound: frozenset[Value]) -> list[list[Value
 
 
 def _cut(graph: Graph, needed: list[Value], bound: frozenset[Value]) -> list[Value]:
-    """The minimum vertex cut between what only `prepare` can compute and what the step needs."""
+    """The minimum vertex cut between values that only `prepare` computes and those needed."""
     nodes = dict.fromkeys(a for value in needed for a in _fused_ancestors(value, bound))
     if not any(arg in nodes for value in nodes for arg in value.op.args):
         return needed

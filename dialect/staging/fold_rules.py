@@ -1,8 +1,8 @@
-"""Factors and shifts that are known in advance move into the weights beside them.
+"""Parameter-only factors and shifts are folded into the weights that they meet.
 
-Each rule reads the marks of `dialect.staging.known`: `known` is what parameters alone make. All
-hold in the reals; a weight is rounded once more than it was. None moves a factor across a
-conversion to integers, nor into f16, out of whose small range it could take a weight.
+Rules read the marks of `dialect.staging.marks`: `known` is a parameter-only value. All are exact
+over the reals; a weight is rounded once more. None moves a factor across a conversion to integers,
+nor into f16, whose small range a weight could leave.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from dialect.jaxprs.jaxpr import constant
 from dialect.matching.operands import Operand, bare, laid_out, named
 from dialect.matching.values import REALS, in_dtype, number, reshaped, through, unrounded
 from dialect.ops.nn import Traced
-from dialect.staging import known as _  # noqa: F401  (defines the marks)
+from dialect.staging import marks as _  # noqa: F401  (defines the marks)
 from rewrite.ir import Op, Symbol, Type, Value
-from rewrite.opdef import make
+from rewrite.opdef import make, traits, with_args
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
 Known = Traced["known"]
 _WIDE = ("bf16", "f32", "f64")  # a product of moderate numbers is in their range
-_NARROW = "f16 has too small a range for weights with a factor in them"
-# What a factor passes on its way to the product that a query comes from.
-_LINEAR = ("rope", "reshape", "transpose")
+_NARROW = "f16 has too small a range for scaled weights"
 
 
 @local(
@@ -45,7 +43,7 @@ def scale_of_input(op: Op) -> Outcome:
     if source is None or source.op.name != "mul" or not _are_floats(source, op.args[1 - place]):
         return None
     if not op.args[place].op["alone"]:
-        return Miss("the weight is read elsewhere too: a copy of it would be kept", 2)
+        return Miss("the weight has other readers: both copies would be stored", 2)
     if op.args[place].type.dtype not in _WIDE:
         return Miss(_NARROW, 2)
     summed = Signature.parse(op["spec"]).inputs[1 - place]
@@ -53,7 +51,7 @@ def scale_of_input(op: Op) -> Outcome:
         weight = _scaled(op, place, scale, summed)
         if weight is not None and x.type.shape == source.type.shape:
             return _product(op, place, in_dtype(x, op.args[1 - place].type.dtype), weight)
-    return Miss("its factor is not along the axes that are summed", 2)
+    return Miss("its factor is not along the contracted axes", 2)
 
 
 @local(
@@ -72,12 +70,12 @@ def shift_of_input(op: Op) -> Outcome:
     for x, shift in (source.op.args, source.op.args[::-1]):
         if shift.op.name != "known" and number(shift) is None:
             continue
-        found = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
-        if x.type.shape != source.type.shape or _missing(found, op, place):
+        operand = _operand(op, shift, Signature.parse(op["spec"]).inputs[1 - place])
+        if x.type.shape != source.type.shape or _missing(operand, op, place):
             continue
-        if not _is_summed(op, found):
+        if not _is_summed(op, operand):
             continue
-        row = in_dtype(_row(op, place, found), op.types[0].dtype)
+        row = in_dtype(_row(op, place, operand), op.types[0].dtype)
         dtype = op.args[1 - place].type.dtype
         product = _product(op, place, in_dtype(x, dtype), op.args[place])
         return make("add", product, make("known", row, alone=True))
@@ -95,9 +93,9 @@ def scale_of_product(op: Op) -> Outcome:
     """contract(x, known(w)) * s  ->  contract(x, known(w * s))"""
     for product, scale in _orders(op):
         if product.op.name == "contract":
-            made = _scaled_product(product, scale)
-            if made is not None:
-                return made
+            folded = _scaled_product(product, scale)
+            if folded is not None:
+                return folded
     return None
 
 
@@ -170,19 +168,19 @@ def scale_before_product(op: Op) -> Outcome:
     keeps="reals",
 )
 def scale_of_rows(op: Op) -> Outcome:
-    """take(known(table), ids) * c  ->  take(known(table * c), ids), if nobody else reads it"""
+    """take(known(table), ids) * c  ->  take(known(table * c), ids), the table's only reader"""
     for rows, scale in _orders(op):
         if rows.op.name != "take" or not _is_moderate(scale):
             continue
         if scale.type.shape:
-            return Miss("the scale is laid out over the rows", 2)
+            return Miss("the scale is no scalar", 2)
         table, ids = rows.op.args
         if not _are_wide(table) or rows.op.get("fill") is not None:
-            return Miss(_NARROW if table.type.dtype == "f16" else "it fills with a number", 2)
+            return Miss(_NARROW if table.type.dtype == "f16" else "it has a fill value", 2)
         if table.op.name != "known":
             continue
         if not table.op["alone"]:
-            return Miss("the table is read elsewhere too", 2)
+            return Miss("the table has other readers", 2)
         return make("take", _known_times(table, scale), ids, **dict(rows.op.attrs))
     return None
 
@@ -198,7 +196,7 @@ def scale_of_rows(op: Op) -> Outcome:
 def scale_of_query(op: Op) -> Outcome:
     """attend(contract(x, known(w)), k, v) {scale=c}  ->  attend(contract(x, known(w * c)), k, v)
 
-    Where nothing is added to the logits c takes log2(e) along, and the softmax is of base 2.
+    Where nothing is added to the logits c includes log2(e), and the softmax has base 2.
     """
     attrs, scale = dict(op.attrs), op.get("scale", 1.0)
     fill = op.get("fill")
@@ -210,7 +208,7 @@ def scale_of_query(op: Op) -> Outcome:
     factor = constant(scale * math.log2(math.e) if of_two else scale, Type(dtype, ()))
     query = _pushed(op.args[0], factor) if _is_moderate(factor) else None
     if query is None:
-        return Miss("its query is not a product with a weight, or others read it too", 1)
+        return Miss("its query is not a product with a weight, or it has other readers", 1)
     attrs |= {"scale": 1.0, **({"base": 2.0} if of_two else {})}
     if of_two and fill is not None:
         attrs["fill"] = _of_two(fill, op)
@@ -218,25 +216,25 @@ def scale_of_query(op: Op) -> Outcome:
 
 
 def _of_two(fill: float, op: Op) -> float:
-    """What stands for masked logits where the softmax is of base 2, in the range of their dtype."""
+    """The fill value of masked logits for a softmax of base 2, in the range of their dtype."""
     dtype = decode(op.get("inner") or op.get("logits")) or dtype_of(op.args[0].type.dtype)
     most = float(jnp.finfo(dtype).max)
     return fill if abs(fill) > most else max(-most, min(most, fill * math.log2(math.e)))
 
 
 def _weight(op: Op) -> int:
-    """The place of the product's one known factor; -1 where there is none."""
+    """The number of the operand that is a weight, the only one; -1 if there is none."""
     places = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
     return places[0] if len(places) == 1 else -1
 
 
 def _orders(op: Op) -> list[tuple[Value, ...]]:
-    """(value, other), both ways round, where the value has the type of the result."""
+    """(value, factor) in both orders, where the value has the type of the result."""
     return [pair for pair in (op.args, op.args[::-1]) if pair[0].type == op.types[0]]
 
 
 def _operand(op: Op, value: Value, axes: Array) -> Operand:
-    """A value beside an array of the product that has these axes."""
+    """A value that is elementwise with an array of these axes of the product."""
     value = through(value, "known")
     spec = Signature.parse(op["spec"])
     arrays = zip((*op.args, op.results[0]), (*spec.inputs, *spec.outputs))
@@ -246,21 +244,21 @@ def _operand(op: Op, value: Value, axes: Array) -> Operand:
 
 def _missing(operand: Operand, op: Op, place: int) -> bool:
     """Whether the operand has an axis that the weight lacks."""
-    own = letters(Signature.parse(op["spec"]).inputs[place])
-    return any(x not in own for x in letters(operand.axes))
+    weight_letters = letters(Signature.parse(op["spec"]).inputs[place])
+    return any(x not in weight_letters for x in letters(operand.axes))
 
 
 def _is_summed(op: Op, operand: Operand) -> bool:
-    """Whether the operand has every axis that a product sums."""
+    """Whether the operand has every contracted axis."""
     return set(Signature.parse(op["spec"]).summed) <= set(letters(operand.axes))
 
 
 def _scaled(op: Op, place: int, scale: Value, axes: Array) -> Value | None:
-    """The weight times a factor beside an array with these axes; None where it lacks one."""
-    found = _operand(op, scale, axes)
-    if _missing(found, op, place) or not _may_scale(op.args[place], scale):
+    """The weight times a factor of an array with these axes; None where it lacks one of them."""
+    operand = _operand(op, scale, axes)
+    if _missing(operand, op, place) or not _may_scale(op.args[place], scale):
         return None
-    return _times_known(op, place, found)
+    return _times_known(op, place, operand)
 
 
 def _may_scale(weight: Value, scale: Value) -> bool:
@@ -269,39 +267,39 @@ def _may_scale(weight: Value, scale: Value) -> bool:
 
 
 def _are_floats(*values: Value) -> bool:
-    """Whether these hold real numbers, and some."""
-    return all(each.type.dtype in REALS and each.type.size for each in values)
+    """Whether these are floats, and not empty."""
+    return all(value.type.dtype in REALS and value.type.size for value in values)
 
 
 def _are_wide(*values: Value) -> bool:
-    """Whether these hold real numbers, in a range that a moderate factor does not leave."""
-    return all(each.type.dtype in _WIDE and each.type.size for each in values)
+    """Whether these are floats whose range a moderate factor does not leave."""
+    return all(value.type.dtype in _WIDE and value.type.size for value in values)
 
 
 def _is_moderate(value: Value) -> bool:
-    """Whether a value is one number, a factor that leaves weights of any size in f32's range."""
+    """Whether a value is one number, and as a factor keeps weights in the range of f32."""
     factor = number(value)
     return factor is not None and (factor == 0 or 2.0**-64 <= abs(factor) <= 2.0**64)
 
 
 def _one(value: Value) -> Value:
-    """A number that is spread over an array, as a scalar."""
+    """A number that is broadcast over an array, as a scalar."""
     return constant(number(value), Type(value.type.dtype, ())) if value.type.shape else value
 
 
-def _times_known(op: Op, place: int, found: Operand) -> Value:
+def _times_known(op: Op, place: int, operand: Operand) -> Value:
     weight, axes = op.args[place].op.args[0], Signature.parse(op["spec"]).inputs[place]
-    used = set(letters(found.axes))
+    used = set(letters(operand.axes))
     shape = tuple(n if x in used else 1 for (x,), n in zip(axes, weight.type.shape))
-    factor = found.value
+    factor = operand.value
     if factor.type.shape:
-        factor = laid_out(found, axes, shape)
+        factor = laid_out(operand, axes, shape)
     alone = op.args[place].op["alone"]
     return make("known", _times(weight, factor), alone=alone)
 
 
 def _times(value: Value, factor: Value) -> Value:
-    """value * factor, made in f32 at least where the two differ, in the value's dtype."""
+    """value * factor in the value's dtype, computed in f32 at least where their dtypes differ."""
     dtype = value.type.dtype
     if factor.type.dtype == dtype:
         return make("mul", value, factor)
@@ -325,13 +323,13 @@ def _into_known(
             if first.op.name != "known" or x.type != value.type or not _are_wide(first, value):
                 continue
             second = last.op.args[0] if last.op.name == "known" else _one(last)
-            both = combined(first.op.args[0], second)
-            return make(name, x, make("known", both, alone=True))
+            merged = combined(first.op.args[0], second)
+            return make(name, x, make("known", merged, alone=True))
     return None
 
 
 def _scaled_product(product: Value, scale: Value) -> Value | None:
-    """A product times a factor along the axes of its weight, as one product; None where not."""
+    """A product times a factor along axes of its weight, as one product; else None."""
     op = product.op
     place = _weight(op)
     if place < 0 or not op.args[place].op["alone"]:
@@ -345,40 +343,38 @@ def _product(op: Op, place: int, x: Value, weight: Value) -> Value:
     return make("contract", *args, **dict(op.attrs))
 
 
-def _row(op: Op, place: int, found: Operand) -> Value:
-    """What a product adds for a shift of its input: a row of the result, size one elsewhere."""
+def _row(op: Op, place: int, operand: Operand) -> Value:
+    """The shift of a product for a shift of its input, with size one along axes of the input."""
     spec = Signature.parse(op["spec"])
     weight, out = spec.inputs[place], spec.outputs[0]
-    shift = tuple((x,) for x in letters(found.axes))
-    own = tuple(axis for axis in out if axis in weight)
+    shift = tuple((x,) for x in letters(operand.axes))
+    kept_axes = tuple(axis for axis in out if axis in weight)
     wide = "f64" if op.types[0].dtype == "f64" else "f32"
     row = make(
         "contract",
-        in_dtype(reshaped(found.value, [n for n in found.value.type.shape if n > 1]), wide),
+        in_dtype(reshaped(operand.value, [n for n in operand.value.type.shape if n > 1]), wide),
         in_dtype(op.args[place].op.args[0], wide),
-        spec=str(Signature((shift, weight), (own,))),
+        spec=str(Signature((shift, weight), (kept_axes,))),
         dtype=Symbol(wide),
     )
     sizes = zip(out, op.types[0].shape)
-    return reshaped(row, tuple(size if axis in own else 1 for axis, size in sizes))
+    return reshaped(row, tuple(size if axis in kept_axes else 1 for axis, size in sizes))
 
 
 def _pushed(value: Value, factor: Value) -> Value | None:
-    """value * factor, the factor being in the weight behind the value; None where there is none."""
-    op = value.op
-    if not _are_wide(value):
+    """value * factor, the factor folded into the weights of the value; None where there are none.
+
+    A factor passes whatever is linear: in all arguments together it goes into each of them.
+    """
+    op, linear = value.op, traits(value.op).linear
+    if not _are_wide(value) or op.name == "shared" or len(op.types) > 1:
         return None
+    if op.name == "known":
+        return _known_times(value, factor)
     if op.name == "contract":
         return _scaled_product(value, factor)
-    if op.name in _LINEAR or unrounded(value) != value:
-        inner = _pushed(op.args[0], factor)
-        return None if inner is None else make(op.name, inner, *op.args[1:], **dict(op.attrs))
-    if op.name == "add":
-        parts = [_pushed(arg, factor) for arg in op.args]
-        return None if None in parts else make("add", *parts)
-    if op.name == "mul" and any(arg.op.name == "known" for arg in op.args):
-        (place, *_) = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
-        args = list(op.args)
-        args[place] = _known_times(args[place], factor)
-        return make("mul", *args)
-    return _known_times(value, factor) if op.name == "known" else None
+    scaled = {"all": range(len(op.args)), "first": range(1)}.get(linear, ())
+    if op.name == "mul":
+        scaled = [i for i, arg in enumerate(op.args) if arg.op.name == "known"][:1]
+    args = [_pushed(arg, factor) if i in scaled else arg for i, arg in enumerate(op.args)]
+    return with_args(op, tuple(args)).results[0] if scaled and None not in args else None

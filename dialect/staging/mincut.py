@@ -1,4 +1,4 @@
-"""The minimum cut of a directed graph: what is the cheapest set of edges between two nodes."""
+"""The minimum cut of a directed graph: the cheapest set of edges between two nodes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Network:
         return self._spread("sink", lambda node, start: self.capacity[start][node])
 
     def _spread(self, start: Hashable, left: Callable[[Hashable, Hashable], int]) -> set[Hashable]:
-        found, stack = {start}, [start]
+        reached, stack = {start}, [start]
         while stack:
             node = stack.pop()
-            for other in self.capacity[node]:
-                if other not in found and left(node, other) > 0:
-                    found.add(other)
-                    stack.append(other)
-        return found
+            for neighbour in self.capacity[node]:
+                if neighbour not in reached and left(node, neighbour) > 0:
+                    reached.add(neighbour)
+                    stack.append(neighbour)
+        return reached
 
     def _augment(self) -> bool:
         """Sends flow along one shortest path; False where none is left."""

@@ -1,8 +1,7 @@
-"""What is a function of the rows that are looked up, and of nothing else that changes.
+"""Row-wise functions of a lookup: row i of the result depends on row i of the table alone.
 
-f(take(table, ids)) is row-wise where row i of it follows from row i of the table: such an f may be
-moved to the table. What one token looks up may lie in several tables, such as integers and their
-scales.
+If f in f(take(table, ids)) is row-wise, f may be applied to the table instead. A token may look up
+rows of several tables, such as integers and their scales.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from rewrite.opdef import make
 from rewrite.signature import Array, letters
 
 CLIP, PROMISED = (Symbol(f"GatherScatterMode.{x}") for x in ("CLIP", "PROMISE_IN_BOUNDS"))
-Places = tuple[int, ...]  # the axes of a value that are rows, in the order of the rows
+Places = tuple[int, ...]  # the dimensions of a value that number its rows, in the order of the ids
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Rows that are taken of one table, or of several, by the same ids."""
+    """Rows taken from one or several tables by the same ids."""
 
     takes: tuple[Op, ...]
 
@@ -34,32 +33,32 @@ class Lookup:
 
     @property
     def vocab(self) -> int:
-        """How many rows the tables have."""
+        """The number of rows of the tables."""
         return self.takes[0].args[0].type.shape[0]
 
     @property
     def rows(self) -> int:
-        """How many ids there are."""
+        """The number of ids."""
         return self.ids.type.size
 
     @property
     def fills(self) -> bool:
-        """Whether an id out of bounds gives what is no row of the table."""
+        """Whether an id out of bounds gives a fill value, which is no row of the table."""
         return self.takes[0]["mode"] not in (CLIP, PROMISED)
 
     def width(self, take: Op) -> int:
-        """The values of a row."""
+        """The number of elements of a row."""
         return take.types[0].size // self.rows
 
     def of(self, tables: Sequence[Value], beyond: Sequence[Value] | None) -> list[Value]:
-        """The same rows of other tables, and of `beyond` where an id is out of bounds."""
+        """The same rows of other tables; those of `beyond` where an id is out of bounds."""
         if beyond is None:
             mode = self.takes[0]["mode"]
-            return [make("take", each, self.ids, mode=mode) for each in tables]
+            return [make("take", table, self.ids, mode=mode) for table in tables]
         inside = self.inside()
         return [
-            _selected(inside, make("take", each, self.ids, mode=CLIP), other)
-            for each, other in zip(tables, beyond)
+            _selected(inside, make("take", table, self.ids, mode=CLIP), fill)
+            for table, fill in zip(tables, beyond)
         ]
 
     def inside(self) -> Value:
@@ -67,26 +66,27 @@ class Lookup:
         ids = self.ids
         if bits(ids.type.dtype) < 32:  # they may not hold the number of rows
             ids = in_dtype(ids, "i32")
-        least, most = (constant(each, Type(ids.type.dtype, ())) for each in (0, self.vocab))
+        least, most = (constant(bound, Type(ids.type.dtype, ())) for bound in (0, self.vocab))
         return make("and", make("ge", ids, least), make("lt", ids, most))
 
 
-def _selected(inside: Value, row: Value, other: Value) -> Value:
-    """`row` where an id is in bounds, else `other`, which is the same for all ids."""
+def _selected(inside: Value, row: Value, fill: Value) -> Value:
+    """`row` where an id is in bounds, else `fill`, which is the same for all ids."""
     shape, rank = row.type.shape, inside.type.rank
     chosen = make("broadcast_in_dim", inside, shape=shape, broadcast_dimensions=tuple(range(rank)))
-    rest = tuple(range(rank, len(shape)))
-    other = make("broadcast_in_dim", other, shape=shape, broadcast_dimensions=rest)
-    return make("select_n", chosen, other, row)
+    row_dims = tuple(range(rank, len(shape)))
+    fill = make("broadcast_in_dim", fill, shape=shape, broadcast_dimensions=row_dims)
+    return make("select_n", chosen, fill, row)
 
 
-def row_wise(graph: Graph, lookup: Lookup, known: frozenset[Value]) -> dict[Value, Places]:
-    """Values that are a function of the taken rows alone, with the axes that are rows of each."""
+def row_wise(graph: Graph, lookup: Lookup, static: frozenset[Value]) -> dict[Value, Places]:
+    """Values that are row-wise functions of the taken rows and static values, with the dimensions
+    that number their rows."""
     region = {take.results[0]: tuple(range(lookup.ids.type.rank)) for take in lookup.takes}
     for op in graph.ops:
         if op in lookup.takes or not any(arg in region for arg in op.args):
             continue
-        if all(arg in region or arg in known for arg in op.args):
+        if all(arg in region or arg in static for arg in op.args):
             places = _rows_after(op, region)
             if places is not None:
                 region.update(zip(op.results, places))
@@ -94,22 +94,22 @@ def row_wise(graph: Graph, lookup: Lookup, known: frozenset[Value]) -> dict[Valu
 
 
 def rows_lead(places: Places) -> bool:
-    """Whether the rows come first, in their order, as they come out of a table."""
+    """Whether the rows are the leading dimensions, in order, as a lookup gives them."""
     return places == tuple(range(len(places)))
 
 
 def _rows_after(op: Op, region: dict[Value, Places]) -> list[Places] | None:
-    """Where each result has its rows, or None where they are mixed, torn or gone."""
+    """The dimensions of each result that number its rows; None where rows mix, split or vanish."""
     if op.regions:
         return None
     signature = opdef.signature(op)
     rows: tuple[str, ...] = ()
     for arg, array in zip(op.args, signature.inputs):
         if arg in region:
-            own = _letters_at(array, region[arg])
-            others = [d for d in range(len(array)) if d not in region[arg]]
-            rows = rows or own
-            if own != rows or set(own) & set(_letters_at(array, others)):
+            row_letters = _letters_at(array, region[arg])
+            other_dims = [d for d in range(len(array)) if d not in region[arg]]
+            rows = rows or row_letters
+            if row_letters != rows or set(row_letters) & set(_letters_at(array, other_dims)):
                 return None
     for arg, array in zip(op.args, signature.inputs):
         wide = tuple(axes for axes, size in zip(array, arg.type.shape) if size > 1)
@@ -117,14 +117,14 @@ def _rows_after(op: Op, region: dict[Value, Places]) -> list[Places] | None:
             return None
     if set(rows) & set(signature.need):
         return None
-    found = []
+    results = []
     for array in signature.outputs:
         holding = [d for d, axes in enumerate(array) if set(rows) & set(axes)]
         places = sorted(holding, key=lambda d: min(map(rows.index, set(rows) & set(array[d]))))
         if _letters_at(array, places) != rows:
             return None
-        found.append(tuple(places))
-    return found
+        results.append(tuple(places))
+    return results
 
 
 def _letters_at(array: Array, places: Iterable[int]) -> tuple[str, ...]:

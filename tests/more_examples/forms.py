@@ -1252,6 +1252,10 @@ def _scale_of_query() -> list[Example]:
         query_of(lambda x, w: plain(x, w) + w[:1]),
         query_of(lambda x, w: plain(x, w) - _known(w[:1])),
         query_of(lambda x, w: plain(x, w) * _known(w[:1])),
+        query_of(lambda x, w: _known(w[:2]) * _known(w[1:])),
+        query_of(lambda x, w: jnp.concatenate([plain(x, w)[:, 2:], _known(w[:2, :2])], 1)),
+        (left_alone(of(lambda x, w: Traced["shared"](plain(x, w)))), types),
+        (left_alone(of(lambda x, w: jnp.stack(jnp.unstack(plain(x, w))[::-1]))), types),
         query_of(lambda x, w: _known(w[:1]) * jnp.exp(x[:, :1] * w[:1])),
         query_of(lambda x, w: jnp.exp(x[:, :1] * w[:1]) * _known(w[:1])),
         query_of(lambda x, w: _known(w[:2])),
@@ -1818,7 +1822,7 @@ EQUAL: dict[str, dict[str, str]] = {
     | _equal(
         "it is asked again, and told apart for its reason alone",
         "without `if op.args[place].type.dtype not in _WIDE`",
-        "without `each.type.dtype in _WIDE`",
+        "without `value.type.dtype in _WIDE`",
     )
     | _equal(_MIXED, "`x` for `in_dtype(x, op.args[1 - place].type.dtype)`"),
     "scale_of_product": _OF_FACTORS | _MARKS,
@@ -1826,8 +1830,8 @@ EQUAL: dict[str, dict[str, str]] = {
     | _MARKS
     | _equal(
         "its factor is one number",
-        "`x in own`",
-        "without `_missing(found, op, place)`",
+        "`x in weight_letters`",
+        "without `_missing(operand, op, place)`",
         "without `scale.op.name == 'known' or _is_moderate(scale)`",
         "without `scale.op.name == 'known'`",
         "`scale.op.name != 'known'`",
@@ -1835,7 +1839,7 @@ EQUAL: dict[str, dict[str, str]] = {
         "always `n`",
         "never `n`",
         "`x not in used`",
-        "`found` for `laid_out(found, axes, shape)`",
+        "`operand` for `laid_out(operand, axes, shape)`",
     ),
     "scale_of_rows": _OF_FACTORS | _ONE_DTYPE,
     "scale_of_scaled": _OF_FACTORS | _ONE_DTYPE | _MARKS | _A_NUMBER,
@@ -1846,8 +1850,8 @@ EQUAL: dict[str, dict[str, str]] = {
         _MIXED,
         "`op.types[0].dtype != 'f64'`",
         "`x` for `in_dtype(x, dtype)`",
-        "`reshaped(found.value, [n for n in found.value.type.shape if n > 1])` for "
-        "`in_dtype(reshaped(found.value, [n for n in found.value.type.shape  ...`",
+        "`reshaped(operand.value, [n for n in operand.value.type.shape if n  ...` for "
+        "`in_dtype(reshaped(operand.value, [n for n in operand.value.type.sh ...`",
         "`op.args[place].op.args[0]` for `in_dtype(op.args[place].op.args[0], wide)`",
     ),
     "shift_of_shifted": _MARKS | _A_NUMBER,

@@ -1,8 +1,8 @@
-"""Marks that make binding time visible to rules: what parameters make, and what several read.
+"""Marks that show rules which values are parameter-only, and which have several readers.
 
-A rule sees one op and what it is made of. Whether a factor can be computed in advance, or whether a
-product has other readers, it cannot see; so `marked` writes both into the graph, rules match on
-them, and `unmarked` takes them out again.
+A rule sees one op and its operands. It cannot see whether a factor can be computed in advance, nor
+whether a product has other readers; so `marked` writes both into the graph, rules match on the
+marks, and `unmarked` removes them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rewrite.opdef import Traits, make, with_args
 
 
 def known(x: Any, *, alone: bool) -> Any:
-    """x, which depends on parameters alone; `alone` says that nobody else reads it."""
+    """x, which is parameter-only; `alone` if this is its only reader."""
     return x
 
 
 def shared(x: Any) -> Any:
-    """x, which is read more than once."""
+    """x, which has several readers."""
     return x
 
 
@@ -34,7 +34,7 @@ _MARKS = ("known", "shared")
 
 
 def marked(graph: Graph, params: Iterable[Value]) -> Graph:
-    """`graph` with the arguments of its ops marked, those of loops over layers too."""
+    """`graph` with the arguments of its ops marked, in the bodies of its loops too."""
     bound = bound_values(graph, params)
     results = set(graph.outputs)
 
