@@ -159,7 +159,7 @@ def _found(graph: Graph, lookup: Lookup, params: list[Value], reordered: bool) -
 def _row_wise_first(graph: Graph, region: dict[Value, Places]) -> Graph:
     """x + a + f(x)  ->  (x + f(x)) + a, where a is not row-wise: in a parallel block, attention."""
     moved = {}
-    for op, terms in sums(graph, whole=region).items():
+    for op, terms in sums(graph, leaves=region).items():
         rows = [term for term in terms if term in region and term.type == op.types[0]]
         others = [term for term in terms if term not in rows]
         if len(rows) > 1 and others and terms[: len(rows)] != rows:

@@ -14,9 +14,9 @@ from rewrite.ir import Op, Value
 
 @dataclass(frozen=True)
 class Average:
-    """`source` summed over axes by the op `total`, then divided by, or times, a scalar.
+    """`source` summed over axes by the op `total`, then divided by a scalar or multiplied with it.
 
-    `quotient` is the op that does so, `div` or `mul`.
+    `quotient` is the name of that op, `div` or `mul`.
     """
 
     source: Value
@@ -31,7 +31,7 @@ class Average:
 
     @property
     def terms(self) -> int:
-        """How many elements each sum has."""
+        """The number of elements in each sum."""
         return math.prod(self.source.type.shape[axis] for axis in self.axes)
 
     @property
@@ -50,7 +50,7 @@ class Average:
 
 
 def average_of(value: Value) -> Average | None:
-    """The average that the value is, axes kept or not; None where it is none, or of integers."""
+    """The average of floats that the value is, its axes kept or not; None if it is none."""
     value = unrounded(value, "reshape")
     for quotient, scalar in _quotients(value.op):
         total = through(quotient, "reshape").op
@@ -63,7 +63,7 @@ def average_of(value: Value) -> Average | None:
 
 
 def _quotients(op: Op) -> tuple[tuple[Value, ...], ...]:
-    """(what is divided, by what) in each order that the op allows."""
+    """(dividend, divisor) in each order that the op allows."""
     if op.name == "mul":
         return op.args, op.args[::-1]
     return (op.args,) if op.name == "div" else ()
@@ -71,5 +71,5 @@ def _quotients(op: Op) -> tuple[tuple[Value, ...], ...]:
 
 def mean_of(value: Value) -> Value | None:
     """x where the value is mean(x) over some axes, kept or not, of real numbers; else None."""
-    found = average_of(value)
-    return found.source if found is not None and found.is_mean else None
+    average = average_of(value)
+    return average.source if average is not None and average.is_mean else None

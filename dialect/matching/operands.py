@@ -1,7 +1,7 @@
-"""Operands as they were before they were laid out for their reader, with the names of their axes.
+"""Operands before they were laid out for their reader, with the letters of their axes.
 
 A library brings a mask of [b, s] to [b, h, t, s] before it uses it, by reshapes, transposes and
-broadcasts in any order. `bare` undoes that, and keeps in `axes` what it said.
+broadcasts in any order. `bare` undoes these, and records in `axes` what they did.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rewrite.signature import Array, letters
 
 @dataclass(frozen=True)
 class Operand:
-    """A value and the letters of its dimensions; one of size one has none, a merged one several."""
+    """A value and the letters of its dimensions: none for size one, several for merged axes."""
 
     value: Value
     axes: Array
@@ -29,7 +29,7 @@ class Operand:
 
 
 def named(value: Value, axes: Array) -> Operand:
-    """A value whose dimensions are these axes, save where its size is one."""
+    """A value whose dimensions have these letters, except those of size one."""
     sizes = zip(value.type.shape, axes)
     return Operand(value, tuple(axis if size != 1 else () for size, axis in sizes))
 
@@ -65,21 +65,21 @@ def _before(value: Value, axes: Array) -> Operand | None:
 
 
 def moved_ones(operand: Operand, value: Value) -> Operand | None:
-    """Another value with the operand's axes, where they differ in axes of size one alone."""
+    """Another value with the operand's axes, if both differ in dimensions of size one alone."""
     old, new = operand.value.type.shape, value.type.shape
     if [size for size in old if size != 1] != [size for size in new if size != 1]:
         return None
-    rest = (axis for axis, size in zip(operand.axes, old) if size != 1)
-    return Operand(value, tuple(next(rest) if size != 1 else () for size in new))
+    remaining = (axis for axis, size in zip(operand.axes, old) if size != 1)
+    return Operand(value, tuple(next(remaining) if size != 1 else () for size in new))
 
 
 def combined(name: str, operands: Sequence[Operand], order: Sequence[str]) -> Operand:
-    """All of them under one commutative op, their axes in this order, each once."""
+    """The operands combined by a commutative op, each once, with their axes in this order."""
     several = list(dict.fromkeys(operands))
     if len(several) == 1:
         return several[0]
-    used = [x for x in order if any((x,) in each.axes for each in several)]
-    arranged = [_arranged(each, used) for each in several]
+    used = [x for x in order if any((x,) in operand.axes for operand in several)]
+    arranged = [_arranged(operand, used) for operand in several]
     value = reduce(lambda left, right: make(name, left, right), arranged)
     return Operand(value, tuple((x,) for x in used))
 
@@ -87,9 +87,9 @@ def combined(name: str, operands: Sequence[Operand], order: Sequence[str]) -> Op
 def _arranged(operand: Operand, order: Sequence[str]) -> Value:
     """The value with these axes, size one where it lacks one."""
     sizes = {axis[0]: size for axis, size in zip(operand.axes, operand.value.type.shape) if axis}
-    own = [x for (x,) in filter(None, operand.axes)]
-    value = reshaped(operand.value, tuple(sizes[x] for x in own))
-    value = transposed(value, [own.index(x) for x in order if x in own])
+    held_axes = [x for (x,) in filter(None, operand.axes)]
+    value = reshaped(operand.value, tuple(sizes[x] for x in held_axes))
+    value = transposed(value, [held_axes.index(x) for x in order if x in held_axes])
     return reshaped(value, tuple(sizes.get(x, 1) for x in order))
 
 
@@ -103,8 +103,8 @@ def transposed(value: Value, order: Sequence[int]) -> Value:
 def laid_out(operand: Operand, axes: Array, shape: tuple[int, ...]) -> Value:
     """The value with dimensions of these letters, merged where they have several, in that shape."""
     wanted = letters(axes)
-    own = [x for (x,) in filter(None, operand.axes)]
-    if own != list(wanted):
+    held_axes = [x for (x,) in filter(None, operand.axes)]
+    if held_axes != list(wanted):
         operand = Operand(_arranged(operand, wanted), tuple((x,) for x in wanted))
     value = operand.value
     return value if value.type.shape == shape else reshaped(value, shape)

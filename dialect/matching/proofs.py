@@ -1,7 +1,7 @@
-"""What a value is proven to be: the range of its elements, read off the ops that make it.
+"""Proofs about values: the range of their elements, derived from the ops that compute them.
 
 Rules that hold only for finite operands, or only for indices in range, prove it here. The proof is
-conservative: what is not understood may be anything that its dtype holds.
+conservative: the result of an unknown op may be anything that its dtype holds.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Range(NamedTuple):
 
 
 def is_finite(value: Value, finite_parameters: bool = False) -> bool:
-    """Whether no element can be NaN or infinite, perhaps if no parameter is."""
+    """Whether no element can be NaN or infinite, assuming finite parameters if that is allowed."""
     return _holds(
         value, finite_parameters, lambda it: not it.nan and it.low > -inf and it.high < inf
     )
 
 
 def is_bounded(value: Value, finite_parameters: bool = False) -> bool:
-    """Whether no element can be infinite, perhaps if no parameter is; it may be NaN."""
+    """Whether no element can be infinite, under the same assumption; it may be NaN."""
     return _holds(value, finite_parameters, lambda it: it.low > -inf and it.high < inf)
 
 
 def _holds(value: Value, finite_parameters: bool, test: Callable[[Range], bool]) -> bool:
-    """Whether a test of its range holds, or does if parameters are finite: then they must be."""
+    """Whether a test of the range holds. Parameters that must be finite for it are recorded."""
     if test(range_of(value)):
         return True
     parameters = _PARAMETERS.get()
@@ -61,14 +61,14 @@ def _holds(value: Value, finite_parameters: bool, test: Callable[[Range], bool])
 
 
 def holds_no_number(value: Value) -> bool:
-    """Whether a constant, as it is or laid out, holds NaN or infinity."""
+    """Whether a constant, perhaps laid out, holds NaN or infinity."""
     return through(value, *_LAYOUT).op.name == "const" and not is_finite(value)
 
 
 def is_within(value: Value, low: float, high: float) -> bool:
     """Whether every element is proven to be a number in [low, high]."""
-    found = range_of(value)
-    return not found.nan and low <= found.low and found.high <= high
+    range_ = range_of(value)
+    return not range_.nan and low <= range_.low and range_.high <= high
 
 
 def has_no_sign(value: Value) -> bool:
@@ -94,7 +94,7 @@ def is_never_minus_zero(value: Value, deepest: int = _DEEPEST) -> bool:
         return any(below)
     if op.name == "sub":  # -0.0 - 0.0
         return below[0]
-    if op.name in ("mul", "div", "convert_element_type"):  # what is too small keeps its sign
+    if op.name in ("mul", "div", "convert_element_type"):  # underflow keeps the sign
         floats = [arg for arg in op.args if dtypes.is_float(arg.type.dtype)]
         return all(below) and all(range_of(arg).low >= 0 for arg in floats)
     return op.name in _CHOOSING and all(below)
@@ -112,21 +112,21 @@ _CHOOSING |= {"reduce_sum", "reduce_max", "reduce_min"}
 
 @dataclass(frozen=True)
 class Parameters:
-    """The inputs that are parameters, and those of them that a proof took to be finite."""
+    """The inputs that are parameters, and those that a proof assumed to be finite."""
 
     inputs: tuple[Value, ...] = ()
     finite: set[Value] = field(default_factory=set)
 
     def ranges(self) -> dict[Op, Range]:
-        """The finite numbers that they hold."""
-        floats = [each for each in self.inputs if dtypes.is_float(each.type.dtype)]
-        ends = {each.op: _largest(each.type.dtype) for each in floats}
+        """The ranges of finite numbers of the parameters."""
+        floats = [value for value in self.inputs if dtypes.is_float(value.type.dtype)]
+        ends = {value.op: _largest(value.type.dtype) for value in floats}
         return {op: Range(-largest, largest) for op, largest in ends.items()}
 
     def must_be_finite(self, value: Value) -> None:
-        """Takes all that a value is made of to be finite."""
-        behind = set(Graph((), (value,)).ops)
-        self.finite.update(each for each in self.inputs if each.op in behind)
+        """Assumes that all parameters that a value depends on are finite."""
+        upstream = set(Graph((), (value,)).ops)
+        self.finite.update(input_ for input_ in self.inputs if input_.op in upstream)
 
 
 _NO_PARAMETERS = Parameters()
@@ -135,7 +135,7 @@ _PARAMETERS: ContextVar[Parameters] = ContextVar("parameters", default=_NO_PARAM
 
 @contextmanager
 def beside_parameters(inputs: Iterable[Value]) -> Iterator[Parameters]:
-    """Within it proofs know these inputs as parameters, which a rule may need to be finite."""
+    """A context in which proofs know these inputs as parameters, which they may assume finite."""
     token = _PARAMETERS.set(parameters := Parameters(tuple(inputs)))
     try:
         yield parameters
@@ -161,7 +161,7 @@ def _range_of(value: Value, deepest: int, proven: dict[Op, Range]) -> Range:
 
 
 def anything(dtype: str) -> Range:
-    """What an array of this dtype may hold."""
+    """The range of all numbers of a dtype."""
     if dtype == "bool":
         return Range(0, 1)
     if not _is_real(dtype):
@@ -174,8 +174,8 @@ def anything(dtype: str) -> Range:
 
 
 def _held(derived: Range, dtype: str) -> Range:
-    """`derived`, where the dtype holds it: integers that could wrap may be anything, and so may
-    floats of a format without infinity."""
+    """`derived` if the dtype holds it; else anything, as integers and floats without infinity wrap
+    or become NaN."""
     widest = anything(dtype)
     if _has_infinity(dtype):
         return derived
@@ -187,7 +187,7 @@ def _held(derived: Range, dtype: str) -> Range:
 
 
 def _has_infinity(dtype: str) -> bool:
-    """Whether what is too large for the dtype is infinite: not where it wraps, or becomes NaN."""
+    """Whether numbers too large for the dtype become infinite, rather than wrap or become NaN."""
     return dtypes.is_float(dtype) and bool(np.isinf(np.asarray(np.inf, dtypes.dtype_of(dtype))))
 
 
@@ -197,9 +197,9 @@ def _largest(dtype: str) -> float:
 
 
 def _rounded(op: Op, low: float, high: float, nan: bool = False) -> Range:
-    """The range as numbers of the result's dtype: beyond its largest float lies infinity.
+    """The range in numbers of the result's dtype: beyond its largest float is infinity.
 
-    An end may be rounded outward, and where XLA computes with more digits it is not rounded.
+    An end may be rounded outward, but not inward: XLA may compute with more digits.
     """
     dtype = op.types[0].dtype
     if not dtypes.is_float(dtype):
@@ -234,14 +234,14 @@ def _is_real(dtype: str) -> bool:
 
 
 def _union(op: Op, args: list[Range]) -> Range:
-    whole = args[0]
-    for each in args[1:]:
-        whole = whole | each
-    return whole
+    union = args[0]
+    for range_ in args[1:]:
+        union = union | range_
+    return union
 
 
 def _chosen(op: Op, args: list[Range]) -> Range:
-    """Of any choice; where the test is whether x is finite, x is chosen where it is."""
+    """The union of the choices; where the test is is_finite(x), the finite part of x."""
     test = op.args[0].op
     if test.name == "is_finite" and op.args[2:] == test.args:
         largest = _largest(op.types[0].dtype)
@@ -250,7 +250,7 @@ def _chosen(op: Op, args: list[Range]) -> Range:
 
 
 def _ends(op: Op, args: list[Range], of: Callable[[float, float], float]) -> Range:
-    """A function that is monotone in either argument: its range lies between its corners."""
+    """The range of a function that is monotone in either argument: between its corners."""
     (a, b, one_nan), (c, d, two_nan) = args
     corners = [of(x, y) for x in (a, b) for y in (c, d)]
     if any(math.isnan(x) for x in corners):
@@ -288,7 +288,7 @@ def _convert(op: Op, args: list[Range]) -> Range:
 
 def _clamp(op: Op, args: list[Range]) -> Range:
     (a, b, _), (low, high, _), (c, d, _) = args
-    return Range(min(max(a, low), c), min(max(b, high), d), any(each.nan for each in args))
+    return Range(min(max(a, low), c), min(max(b, high), d), any(range_.nan for range_ in args))
 
 
 def _abs(op: Op, args: list[Range]) -> Range:
@@ -320,15 +320,15 @@ def _rsqrt(op: Op, args: list[Range]) -> Range:
 
 
 def _sum(op: Op, args: list[Range]) -> Range:
-    """Of n terms: each is added with an error of at most its own size."""
+    """The range of a sum of n terms: each is added with an error of at most its own size."""
     low, high, nan = args[0]
     terms = op.args[0].type.size // max(1, op.types[0].size)
     if low < 0 < high and inf in (-low, high):
         return anything(op.types[0].dtype)
     ends = (0, low, high, 2 * terms * low, 2 * terms * high)
-    found = _rounded(op, min(ends), max(ends), nan)
-    mixed = low < 0 < high and not -inf < found.low <= found.high < inf
-    return anything(op.types[0].dtype) if mixed else found
+    total = _rounded(op, min(ends), max(ends), nan)
+    mixed = low < 0 < high and not -inf < total.low <= total.high < inf
+    return anything(op.types[0].dtype) if mixed else total
 
 
 def _extreme(op: Op, args: list[Range]) -> Range:

@@ -7,13 +7,13 @@ from collections.abc import Container
 from rewrite.ir import Graph, Op, Value
 
 
-def sums(graph: Graph, whole: Container[Value] = ()) -> dict[Op, list[Value]]:
-    """The last addition of each sum -> all that it adds up, in order.
+def sums(graph: Graph, leaves: Container[Value] = ()) -> dict[Op, list[Value]]:
+    """The last addition of each sum -> its addends, in order.
 
-    An addition whose result is read elsewhere too, or is in `whole`, is a term of its own; so is
-    one of another shape, such as that of biases.
+    An addition with other readers, or in `leaves`, is an addend itself; so is one of another shape,
+    such as that of biases.
     """
-    found: dict[Op, list[Value]] = {}
+    terms_of: dict[Op, list[Value]] = {}
     inner: set[Op] = set()
     results = set(graph.outputs)
     for op in reversed(graph.ops):
@@ -24,11 +24,11 @@ def sums(graph: Graph, whole: Container[Value] = ()) -> dict[Op, list[Value]]:
         while stack:
             value = stack.pop()
             alone = len(graph.users[value]) == 1 and value not in results
-            opened = value.op.name == "add" and alone and value not in whole
+            opened = value.op.name == "add" and alone and value not in leaves
             if opened and value.type == op.types[0]:
                 inner.add(value.op)
                 stack += reversed(value.op.args)
             else:
                 terms.append(value)
-        found[op] = terms
-    return found
+        terms_of[op] = terms
+    return terms_of

@@ -1,4 +1,4 @@
-"""Small questions about values, and the plainest ways to make new ones."""
+"""Small questions about values, and short ways to build new ones."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def in_shape(value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def grown_from(value: Value) -> Value:
-    """What `in_shape` broadcast, where it did."""
-    op, own = value.op, tuple(range(value.type.rank))
-    return op.args[0] if op.get("broadcast_dimensions") == own else value
+    """The value before `in_shape` broadcast it; the value itself if it did not."""
+    op, dims = value.op, tuple(range(value.type.rank))
+    return op.args[0] if op.get("broadcast_dimensions") == dims else value
 
 
 def is_splat(value: Value) -> bool:
@@ -38,27 +38,27 @@ def is_splat(value: Value) -> bool:
 
 
 def number(value: Value) -> float | int | bool | None:
-    """The one number that every element is, seen through broadcasts; None where there is none."""
+    """The number that every element is equal to, seen through broadcasts; None if there is none."""
     while value.op.name in ("broadcast_in_dim", "reshape"):
         value = value.op.args[0]
-    found = value.op["value"] if is_splat(value) else None
-    return found if isinstance(found, (bool, int, float)) else None
+    element = value.op["value"] if is_splat(value) else None
+    return element if isinstance(element, (bool, int, float)) else None
 
 
 def through(value: Value, *names: str) -> Value:
-    """What lies behind a chain of these ops, each read along its first argument."""
+    """The value upstream of a chain of these ops, followed along first arguments."""
     while value.op.name in names:
         value = value.op.args[0]
     return value
 
 
-# What these hold are real numbers: a conversion from one to another computes nothing but rounds.
-# Formats of eight bits and fewer are quantisation.
+# Dtypes of real numbers: a conversion between them only rounds. A conversion to a format of eight
+# bits and fewer is quantisation.
 REALS = ("f64", "f32", "bf16", "f16")
 
 
 def unrounded(value: Value, *names: str) -> Value:
-    """What lies behind conversions between floats, the identity on the reals, and these ops."""
+    """The value upstream of these ops and of conversions between floats, which only round."""
     while value.op.name in names or _only_rounds(value.op):
         value = value.op.args[0]
     return value
@@ -74,7 +74,7 @@ WITHOUT_ZERO = "f8_e8m0fnu"  # a format of powers of two
 
 
 def as_bool(value: Value) -> Value | None:
-    """The boolean of which the value is the number, 0 or 1, seen through its layout."""
+    """The boolean that the value converts to 0 or 1, seen through its layout; else None."""
     op = value.op
     if op.name == "convert_element_type" and op.types[0].dtype != WITHOUT_ZERO:
         return op.args[0] if op.args[0].type.dtype == "bool" else as_bool(op.args[0])
@@ -85,7 +85,7 @@ def as_bool(value: Value) -> Value | None:
 
 
 def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
-    """(ids, the axis that counts, its length) where the value is ids == arange(n)."""
+    """(ids, the one-hot axis, its length) where the value is ids == arange(n)."""
     if value.op.name != "eq":
         return None
     for counter, ids in (value.op.args, value.op.args[::-1]):
@@ -98,8 +98,8 @@ def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
 
 
 def _counting_axis(value: Value) -> int | None:
-    """The one axis of a value that is 0, 1, 2 .. along it: an iota in any shape, in integers that
-    hold all of it."""
+    """The axis along which a value is 0, 1, 2, ...: an iota in any shape, in integers that hold all
+    of it; else None."""
     axes = [d for d, size in enumerate(value.type.shape) if size > 1]
     while len(axes) == 1 and _holds(value.type.dtype, value.type.size - 1):
         if value.op.name == "iota":
@@ -111,12 +111,12 @@ def _counting_axis(value: Value) -> int | None:
 
 
 def _holds(dtype: str, number: int) -> bool:
-    """Whether integers of this dtype go up to a number."""
+    """Whether integers of this dtype hold a number."""
     return dtype[0] in "iu" and number < 1 << (bits(dtype) - (dtype[0] == "i"))
 
 
 def columns(indices: Value) -> list[Value] | None:
-    """The columns of indices [..., n], each [..., 1]; None where they cannot be told apart."""
+    """The columns of indices [..., n], each [..., 1]; None where they cannot be separated."""
     if indices.op.name == "stack" and indices.op["axis"] == indices.type.rank - 1:
         return [reshaped(part, (*part.type.shape, 1)) for part in indices.op.args]
     if indices.op.name == "concatenate" and indices.op["dimension"] == indices.type.rank - 1:
