@@ -125,7 +125,8 @@ def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[Remark]:
     """Large arrays of which not all is known: those split by their size, those left whole."""
     told: dict[str, list[Input]] = {}
     for value, each in zip(program.graph.inputs, program.step_inputs):
-        if not worth_splitting(each.type, plan.mesh):
+        is_read = value in program.graph.users or value in program.graph.outputs
+        if not is_read or not worth_splitting(each.type, plan.mesh):
             continue
         if not any(planned_layout(plan, axes, as_padded(program.graph, value), each)):
             told.setdefault("whole on every chip", []).append(each)

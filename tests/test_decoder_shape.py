@@ -118,3 +118,20 @@ def test_tables_of_positions_and_biases_are_in_no_block() -> None:
     others = {name: value for name, value in params.items() if name not in (*held, "layers")}
     vectors = [w for name, w in params["layers"].items() if name[0] != "w"]
     assert shape.other_bytes == sum(w.size * 4 for w in (*others.values(), *vectors)) + 4
+
+
+def test_parameters_that_no_op_reads_are_not_on_the_chips() -> None:
+    decoder = Decoder(gate="plain", layers=2)  # its gates are given and not read
+    shape = shape_of(decoder.step, decoder.params(), decoder.cache(), decoder.given())
+    read = Decoder(gate="gated", layers=2)
+    other = shape_of(read.step, read.params(), read.cache(), read.given())
+    assert shape.other_bytes == other.other_bytes
+
+
+def test_a_cache_of_unknown_context_is_counted_once() -> None:
+    """Written by a roll it names no context, and was counted as a cache and as other state."""
+    rolled, updated = (
+        shape_of(decoder.step, decoder.params(), decoder.cache(), decoder.given())
+        for decoder in (Decoder(write="roll"), Decoder(write="update"))
+    )
+    assert rolled.other_bytes == updated.other_bytes

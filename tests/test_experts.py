@@ -84,6 +84,12 @@ def ragged(w: Any, x: jax.Array) -> jax.Array:
     return jnp.einsum("bkd,bk->bd", each[jnp.argsort(order)].reshape(*which.shape, -1), share)
 
 
+def soft(w: Any, x: jax.Array) -> jax.Array:
+    """Every expert, by a softmax over all: by its formula attention, with the router for keys."""
+    share = jax.nn.softmax(x @ w["router"])
+    return jnp.einsum("bef,efd,be->bd", hidden(w, x), w["down"], share)
+
+
 def shared_too(w: Any, x: jax.Array) -> jax.Array:
     """With a network that every token passes besides."""
     return dense(w, x) + jax.nn.silu(x @ w["shared_up"]) @ w["shared_down"]
@@ -128,6 +134,14 @@ def test_the_shape_of_a_mixture(mixture: Mixture, routing: str) -> None:
     assert network == Network(F, 2, 1, EXPERTS, CHOSEN, routing)
     assert shape.d_model == D and shape.is_costed
     assert network.experts_computed == (CHOSEN if routing == "ragged" else EXPERTS)
+
+
+def test_a_soft_mixture_is_no_attention() -> None:
+    """Its router was taken for keys, and its axes for those of heads: nothing was sharded."""
+    shape = shape_of(case(soft))
+    ((network, _),) = shape.networks
+    assert network == Network(F, 2, 1, EXPERTS, EXPERTS, "dense")
+    assert len(list(shape.attentions)) == 1 and shape.is_costed
 
 
 def test_a_shared_expert_is_a_network_beside_the_mixture() -> None:

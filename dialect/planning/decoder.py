@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dialect.matching.values import through
-from dialect.naming.axes import Axes
+from dialect.naming.axes import HEADS, Axes
 from dialect.ops.quant import FORMS
 from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_planned, weight_over
 from dialect.planning.decoder_shape import DecoderShape
@@ -49,11 +49,13 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
 def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> float:
     """The parameters and the state that no block and no table of a decoder holds."""
     held = set(_held(program.graph, parameter_paths(program), axes))
-    caches = _inputs_over(program, axes, "state", "context", "time") if has_attention else []
+    of_caches = ("context", "time", "d_head", *HEADS) if has_attention else ()
+    caches = _inputs_over(program, axes, "state", *of_caches)
+    read = {*program.graph.users, *program.graph.outputs}
     others = (
         declared.type.bytes
         for value, declared in zip(program.graph.inputs, program.inputs)
-        if (declared.role == "param" and declared.name not in held)
+        if (declared.role == "param" and value in read and declared.name not in held)
         or (declared.role == "state" and value not in caches)
     )
     return sum(others)

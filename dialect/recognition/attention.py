@@ -92,6 +92,8 @@ def _attend(op: Op, position: int, found: Logits) -> Outcome:
     if isinstance(values, Miss):
         return values
     value, out = values
+    if _is_mixture(key, value, found.context):
+        return Miss("its keys are the same for all rows and its values are not: a mixture", 4)
     (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
     query, key = narrowed(query, key, found.product.types[0].dtype)
     scale = found.scale * query_scale * key_scale
@@ -136,6 +138,13 @@ def _values(op: Op, position: int, found: Logits, order: list[str]) -> tuple[Ope
     before = bare(named(value, axes), found.sizes | {"value": size})
     misfit = _misfit_of_values(before, out, found.context)
     return Miss(misfit, 4) if misfit else (before, out)
+
+
+def _is_mixture(key: Operand, value: Operand, context: str) -> bool:
+    """Whether keys that no row owns choose among values that every row computes: a router, which
+    mixes the results of experts by a softmax."""
+    shared = set(letters(key.axes)) & set(letters(value.axes)) == {context}
+    return shared and bool(set(letters(value.axes)) - {context, "value"})
 
 
 def _misfit_of_values(value: Operand, out: Array, context: str) -> str:

@@ -449,6 +449,14 @@ MORE: dict[str, list[Example]] = {
             lambda q, k, v: jnp.einsum("ts,shv->thv", jax.nn.softmax(q @ k.T), v),
             ("f32[1,4]", K, "f32[5,2,3]"),
         ),
+        (  # a mixture of experts by a softmax over all of them: k is the router
+            left_alone(
+                lambda q, k, v: jnp.einsum(
+                    "ts,sdv,td->tv", jax.nn.softmax(q @ k.T), v, jnp.tanh(q), optimize=False
+                )
+            ),
+            (Q, K, "f32[5,4,6]"),
+        ),
         (
             left_alone(
                 lambda q, k, v: jnp.matmul(
