@@ -1,12 +1,12 @@
-"""pad: an axis of the weights made longer with zeros, so that the mesh divides it.
+"""pad: an axis of the weights padded with zeros, so that the mesh divides it.
 
-heads (48)  ->  heads (64): queries, keys and values, what reads them, and a cache that has heads
+heads (48)  ->  heads (64): queries, keys and values, their readers, and a cache that has heads
 
 With 48 heads, PaLM-540B was served as if it had 64 (Pope et al. 2022, arXiv:2211.05102, appendix
-D.1). Idle heads, hidden values and tokens are all zeros, so nothing else changes; `stage` pads the
-weights once, in `prepare`, and the cache in `adapt`. Where queries are grouped either each group
-gets more queries, or there are more groups: whichever is the quicker. What pays is for the cost
-model to say: `pad{heads=64}` asks for a size, `pad{heads=off}` for none.
+D.1). Idle heads, hidden units and tokens are zeros, so no result changes; `stage` pads the weights
+once, in `prepare`, and the cache in `adapt`. Grouped queries are padded within each group or by
+more groups, whichever is faster. The cost model decides whether padding pays; `pad{heads=64}` asks
+for a size, `pad{heads=off}` for none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from dialect.display.quantities import size as shown_bytes
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes, infer_axes
-from dialect.padded.longer import Longer, NotPadded, lengthened
+from dialect.padded.pad_axis import NotPadded, Padding, padded_program
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.search import TIE, choose
@@ -35,7 +35,7 @@ Wanted = Literal["auto", "off"] | int
 
 @dataclass(frozen=True)
 class Option:
-    """A way to pad: one axis of the program, its sizes, and the decoder that has it so."""
+    """A way to pad: an axis of the program, its old and new size, and the padded decoder."""
 
     axis: str
     old: int
@@ -77,40 +77,40 @@ def _asked(
     """The program with an axis of this size. Raises PlanError where it cannot have it."""
     shape = decoder_shape(program, axes)
     if size == getattr(shape, name):
-        notes.append(f"{name} are {size} as it is")
+        notes.append(f"{name} are {size} already")
         return program
     errors = [f"this program has {getattr(shape, name)}"]
     for option in _of_size(shape, name, size):
         try:
-            longer = Longer.named(axes, option.axis, option.old, option.new)
-            padded = lengthened(program, longer)
+            padding = Padding.named(axes, option.axis, option.old, option.new)
+            padded = padded_program(program, padding)
         except NotPadded as error:
             errors.append(f"{option}: {error}")
             continue
-        times = [_step_s(each, target) for each in (option.shape, shape)] if target.mesh else []
-        notes.append(f"{option}, as asked: {_price(times, program, longer)}")
+        times = [_step_s(s, target) for s in (option.shape, shape)] if target.mesh else []
+        notes.append(f"{option}, as asked: {_price(times, program, padding)}")
         return padded
     raise PlanError(f"cannot pad {name} to {size}: {'; '.join(errors)}")
 
 
 def _paying(program: Program, axes: Axes, target: Target, name: str, notes: list[str]) -> Program:
-    """The program with an axis padded where that is quicker, by more than a tie."""
+    """The program with an axis padded if that is faster by more than a tie."""
     shape = decoder_shape(program, axes)
-    options = {str(each): each for ways in _ways(target) for each in _over(shape, name, ways)}
+    options = [option for ways in _ways(target) for option in _over(shape, name, ways)]
     if not options:
         size = getattr(shape, name)
         notes.append(f"{name} ({size}) divides as it is" if size else f"no axis is known as {name}")
         return program
     now_s = _step_s(shape, target)
-    costed = [(_padded_s(each, target), each) for each in options.values()]
-    for time_s, option in sorted(costed, key=lambda each: each[0]):
+    times = {option: _padded_s(option, target) for option in dict.fromkeys(options)}
+    for option, time_s in sorted(times.items(), key=lambda pair: pair[1]):
         try:
-            longer = Longer.named(axes, option.axis, option.old, option.new)
-            price = _price([time_s, now_s], program, longer)
+            padding = Padding.named(axes, option.axis, option.old, option.new)
+            price = _price([time_s, now_s], program, padding)
             if time_s * (1 + TIE) >= now_s:
                 notes.append(f"{option} does not pay: {price}")
                 return program
-            padded = lengthened(program, longer)
+            padded = padded_program(program, padding)
         except NotPadded as error:
             notes.append(f"not {option}: {error}")
             continue
@@ -120,15 +120,15 @@ def _paying(program: Program, axes: Axes, target: Target, name: str, notes: list
 
 
 def _ways(target: Target) -> list[int]:
-    """Over how many chips an axis may be split: the products of sizes of mesh axes."""
-    found = {1}
+    """The numbers of shards that an axis may have: the products of sizes of mesh axes."""
+    counts = {1}
     for _, size in target.mesh:
-        found |= {ways * size for ways in found}
-    return sorted(found)
+        counts |= {ways * size for ways in counts}
+    return sorted(counts)
 
 
 def _over(shape: DecoderShape, name: str, ways: int) -> Iterator[Option]:
-    """The least that an axis must be padded to divide over so many chips; none if it does."""
+    """The least padding for an axis to have so many shards; none if they divide it."""
     for axis, old, step in _steps(shape, name, ways):
         new = -(-old // step) * step
         if new != old:
@@ -136,7 +136,7 @@ def _over(shape: DecoderShape, name: str, ways: int) -> Iterator[Option]:
 
 
 def _steps(shape: DecoderShape, name: str, ways: int) -> Iterator[tuple[str, int, int]]:
-    """(axis of the program, its size, what must divide it); grouped queries can be had two ways."""
+    """(axis of the program, its size, what must divide it); two ways for grouped queries."""
     size = getattr(shape, name)
     if not size:
         return
@@ -150,7 +150,7 @@ def _steps(shape: DecoderShape, name: str, ways: int) -> Iterator[tuple[str, int
 
 
 def _of_size(shape: DecoderShape, name: str, size: int) -> Iterator[Option]:
-    """The ways to give an axis a size; those come first that leave the cache alone."""
+    """The ways to give an axis a size, first those that leave the cache alone."""
     old = getattr(shape, name)
     if not old or size < old:
         return
@@ -171,7 +171,7 @@ def _is_grouped(shape: DecoderShape) -> bool:
 
 
 def _step_s(shape: DecoderShape, target: Target) -> float:
-    """Seconds of a step in the best partitioning; infinite where none fits into memory."""
+    """Seconds of a step in the best partitioning; infinite if none fits into memory."""
     try:
         topology = Topology.parse(target.topology)
         return choose(shape, topology, MeshSpec(target.mesh)).predicted.time_s
@@ -180,7 +180,7 @@ def _step_s(shape: DecoderShape, target: Target) -> float:
 
 
 def _padded_s(option: Option, target: Target) -> float:
-    """Seconds of a step, padded. Logits are cut back, and come together on a chip for that."""
+    """Seconds of a padded step. Padded logits are gathered onto one chip to be cut back."""
     time_s = _step_s(option.shape, target)
     if option.axis != "vocab":
         return time_s
@@ -188,9 +188,9 @@ def _padded_s(option: Option, target: Target) -> float:
     return time_s + LOGIT_BYTES * option.shape.logits_rows * option.new / link_bytes_per_s
 
 
-def _price(times: list[float], program: Program, longer: Longer) -> str:
-    """Times with and without, where they are known, and what is stored more."""
-    params, state = (longer.extra_bytes(program.values(role)) for role in ("param", "state"))
+def _price(times: list[float], program: Program, padding: Padding) -> str:
+    """Times with and without padding, where they are known, and the bytes stored more."""
+    params, state = (padding.extra_bytes(program.values(role)) for role in ("param", "state"))
     shown = [" a step instead of ".join(map(_shown_time, times))] if times else []
     shown.append(f"{shown_bytes(params)} more weights")
     shown += [f"{shown_bytes(state)} more cache"] if state else []

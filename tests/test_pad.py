@@ -15,8 +15,8 @@ from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import infer_axes
 from dialect.naming.axis import leaves
 from dialect.ops.nn import Traced
-from dialect.padded.longer import Longer, NotPadded, lengthened
-from dialect.padded.zeros import stays_zero
+from dialect.padded.pad_analysis import stays_zero
+from dialect.padded.pad_axis import NotPadded, Padding, padded_program
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
@@ -309,7 +309,7 @@ def test_sizes_that_cannot_be():
         Pipeline.parse("pad{heads=4}").run(program)
     with pytest.raises(PlanError, match="cannot pad heads to 7: this program has 6"):
         Pipeline.parse("pad{heads=7}").run(program)
-    assert all_notes(Pipeline.parse("pad{heads=6}").run(program)).startswith("heads are 6 as it is")
+    assert all_notes(Pipeline.parse("pad{heads=6}").run(program)).startswith("heads are 6 already")
     padded = Pipeline.parse("pad{heads=9}").run(program)
     with pytest.raises(PlanError, match="padded already"):
         Pipeline.parse("pad{heads=12}").run(padded)
@@ -386,15 +386,15 @@ def test_rows_read_by_their_number_refuse_more_rows_in_between():
     axes = infer_axes(program)
     (inner,) = leaves(axes.at(program.graph.outputs[1])[1])
     with pytest.raises(NotPadded, match="take at .* reads rows by their number"):
-        lengthened(program, Longer(axes, {inner: 4}))
+        padded_program(program, Padding(axes, {inner: 4}))
 
 
 def test_an_axis_in_parts_refuses():
     program = recognised_step(llama, config_of(llama, heads=6, kv_heads=3))
     with pytest.raises(NotPadded, match="something cuts it into parts"):
-        Longer.named(infer_axes(program), "heads", 6, 8)
-    longer = Longer.named(infer_axes(program), "kv_heads", 3, 4)
-    assert infer_axes(lengthened(program, longer)).sizes()["kv_heads"] == 4
+        Padding.named(infer_axes(program), "heads", 6, 8)
+    longer = Padding.named(infer_axes(program), "kv_heads", 3, 4)
+    assert infer_axes(padded_program(program, longer)).sizes()["kv_heads"] == 4
 
 
 # When it pays, and what it costs.
@@ -407,7 +407,7 @@ def test_palm_540b_with_64_heads():
     asked = Pipeline.parse("pad{heads=64}, plan{ffn=ws2d, attention=batch}").run(program, target)
     plain = Pipeline.parse("plan{ffn=ws2d, attention=batch}").run(program, target)
     axes = infer_axes(program)
-    more = Longer.named(axes, "heads", 48, 64).extra_bytes(program.values("param")) / 2
+    more = Padding.named(axes, "heads", 48, 64).extra_bytes(program.values("param")) / 2
     assert more == 118 * 2 * 18432 * 16 * 256 == pytest.approx(18e9, rel=0.02)
     flops = asked.plan.predicted.compute_s / plain.plan.predicted.compute_s
     assert flops == pytest.approx(1 + more / 540e9, abs=0.005)

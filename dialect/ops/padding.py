@@ -1,8 +1,8 @@
 """An axis padded with zeros, and cut back again: `padded` and `unpadded`; `cleared` between.
 
-Padding is exact where nothing that is kept reads it as anything but zeros; `dialect.padded.longer`
-sees to that, and clears it where something else may stand there. A padded axis is the axis it was
-(`dialect.naming.axes`), only longer.
+Padding is exact where no result depends on it unless it is zero; `dialect.padded.pad_axis` sees to
+that, and clears it where it may be something else. A padded axis is the same axis, only longer
+(`dialect.naming.axes`).
 """
 
 from __future__ import annotations

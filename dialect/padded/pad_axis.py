@@ -1,9 +1,9 @@
-"""A program with an axis made longer: `padded` where it comes in, `unpadded` where it goes out.
+"""A program with an axis padded: `padded` at inputs, `unpadded` at outputs, larger ops between.
 
-The axis is found by inference, wherever it lies and however it is merged with others; the ops in
-between are the same ops on larger arrays. Where one of them sums the axis, or writes into what is
-kept padded, its padding is made zero first, unless it is known to be (`dialect.padded.zeros`).
-Refused where an op reads the axis as a whole and not even zeros are neutral.
+The axis is found by inference, at any dimension and merged with others. Where an op sums the axis,
+or writes into a state that stays padded, the padding is cleared first, unless it is known to be
+zero (`dialect.padded.pad_analysis`). Refused where an op needs the axis whole and zeros would
+change its result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dialect.matching.values import reshaped
 from dialect.naming.axis import Axes, Axis, leaves
 from dialect.ops.control import scan_parts
 from dialect.ops.padding import resized
-from dialect.padded.zeros import NEUTRAL, stays_zero
+from dialect.padded.pad_analysis import NEUTRAL, stays_zero
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import build, make, with_args
@@ -36,27 +36,27 @@ class NotPadded(Exception):
 
 
 @dataclass(frozen=True)
-class Longer:
-    """Axes of a program, and the sizes that they are to have."""
+class Padding:
+    """Axes of a program, and the sizes that they are padded to."""
 
     axes: Axes
     sizes: dict[Axis, int]
 
     @staticmethod
-    def named(axes: Axes, name: str, old: int, new: int) -> Longer:
-        """Every axis of that name and size. Raises NotPadded where it is in parts."""
+    def named(axes: Axes, name: str, old: int, new: int) -> Padding:
+        """Every axis of that name and size. Raises NotPadded where there is none."""
         chosen: dict[Axis, int] = {}
         for value, dimensions in axes.dimensions.items():
             parts = [leaf for axis in dimensions for leaf in leaves(axis)]
-            own = {leaf: new for leaf in parts if leaf.name == name and leaf.size == old}
-            if own and any(math.prod(_sizes(axis)) != axis.size for axis in dimensions):
+            sizes = {leaf: new for leaf in parts if leaf.name == name and leaf.size == old}
+            if sizes and any(math.prod(_sizes(axis)) != axis.size for axis in dimensions):
                 raise NotPadded("an array that has it is padded already")
-            if own and not is_dtype(value.type.dtype):
+            if sizes and not is_dtype(value.type.dtype):
                 raise NotPadded("an array of random keys has it")
-            chosen |= own
+            chosen |= sizes
         if not chosen:
             raise NotPadded("something cuts it into parts")
-        return Longer(axes, chosen)
+        return Padding(axes, chosen)
 
     def parts(self, value: Value) -> list[tuple[tuple[int, int], ...]]:
         """Per dimension the axes in it, each as (size, new size)."""
@@ -74,83 +74,83 @@ class Longer:
         return [any(old != new for old, new in parts) for parts in self.parts(value)]
 
     def renumbers(self, value: Value, dimension: int) -> bool:
-        """Whether elements move along a dimension: of its axes one behind the first grows."""
+        """Whether elements of a dimension get other numbers: an axis but its first grows."""
         return any(old != new for old, new in self.parts(value)[dimension][1:])
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The new shape of a value."""
         return self._shape(value, 1)
 
-    def _shape(self, value: Value, which: int) -> tuple[int, ...]:
-        return tuple(math.prod(part[which] for part in parts) for parts in self.parts(value))
+    def _shape(self, value: Value, index: int) -> tuple[int, ...]:
+        return tuple(math.prod(part[index] for part in parts) for parts in self.parts(value))
 
     def type(self, value: Value) -> Type:
-        """The type of a value once it is longer."""
+        """The type of a value once it is padded."""
         return Type(value.type.dtype, self.shape(value), value.type.weak)
 
     def padded(self, value: Value) -> Value:
         """`value` with zeros along these axes."""
         return self._along(value, value, "padded", 0)
 
-    def unpadded(self, known: Value, value: Value) -> Value:
-        """`value`, the longer form of `known`, cut to its size."""
-        return self._along(known, value, "unpadded", 1)
+    def unpadded(self, original: Value, value: Value) -> Value:
+        """`value`, the padded form of `original`, cut to its size."""
+        return self._along(original, value, "unpadded", 1)
 
-    def cleared(self, known: Value, value: Value) -> Value:
-        """`value`, the longer form of `known`, with zeros where it is longer."""
-        return self._along(known, value, "cleared", 1)
+    def cleared(self, original: Value, value: Value) -> Value:
+        """`value`, the padded form of `original`, with its padding set to zero."""
+        return self._along(original, value, "cleared", 1)
 
-    def _along(self, known: Value, value: Value, word: str, before: int) -> Value:
-        parts = [part for dimension in self.parts(known) for part in dimension]
-        made = _shaped(value, [part[before] for part in parts])
+    def _along(self, original: Value, value: Value, word: str, before: int) -> Value:
+        parts = [part for dimension in self.parts(original) for part in dimension]
+        result = _shaped(value, [part[before] for part in parts])
         for axis, part in enumerate(parts):
             if part[0] != part[1]:
-                made = resized(word, made, axis, part[1 - before])
-        return _shaped(made, known.type.shape if word == "unpadded" else self.shape(known))
+                result = resized(word, result, axis, part[1 - before])
+        return _shaped(result, original.type.shape if word == "unpadded" else self.shape(original))
 
     def extra_bytes(self, values: Iterable[Value]) -> int:
-        """How many bytes more these arrays have, other axes being as they are."""
-        longer = [value for value in values if self.grows(value)]
-        before = (Type(each.type.dtype, self._shape(each, 0)).bytes for each in longer)
-        return sum(self.type(each).bytes for each in longer) - sum(before)
+        """The bytes that these arrays gain."""
+        grown = [value for value in values if self.grows(value)]
+        before = (Type(each.type.dtype, self._shape(each, 0)).bytes for each in grown)
+        return sum(self.type(each).bytes for each in grown) - sum(before)
 
 
-def lengthened(program: Program, longer: Longer) -> Program:
-    """The same function, its axes longer inside. Raises NotPadded where it could be another."""
-    work = _Work(longer)
+def padded_program(program: Program, padding: Padding) -> Program:
+    """The same function with its axes padded inside. Raises NotPadded where it could change."""
+    work = _Rewrite(padding)
     graph = program.graph
     for value in graph.inputs:
         work.enter(value)
     work.run(graph)
     outputs = []
     for value, out in zip(graph.outputs, program.step_outputs, strict=True):
-        made = work.made[value]
-        if longer.grows(value):
+        output = work.values[value]
+        if padding.grows(value):
             if out.updates is not None and not work.zero[value]:
                 raise NotPadded(f"what {out.name} keeps in its padding is not zero")
-            made = longer.unpadded(value, made)
-        outputs.append(made)
+            output = padding.unpadded(value, output)
+        outputs.append(output)
     return program.with_graph(Graph(graph.inputs, tuple(outputs)))
 
 
-class _Work:
-    """What has become of each value so far, and whether its padding is known to be zero."""
+class _Rewrite:
+    """The new value of each value so far, and whether its padding is known to be zero."""
 
-    def __init__(self, longer: Longer) -> None:
-        self.longer = longer
-        self.made: dict[Value, Value] = {}
-        self.zero: dict[Value, bool] = {}  # of those that are longer
+    def __init__(self, padding: Padding) -> None:
+        self.padding = padding
+        self.values: dict[Value, Value] = {}
+        self.zero: dict[Value, bool] = {}  # of padded values
 
     def enter(self, value: Value) -> None:
-        """A value that comes from outside."""
-        grows = self.longer.grows(value)
-        self.made[value] = self.longer.padded(value) if grows else value
+        """Pads a value from outside."""
+        grows = self.padding.grows(value)
+        self.values[value] = self.padding.padded(value) if grows else value
         if grows:
             self.zero[value] = True
 
     def run(self, graph: Graph) -> None:
         for op in graph.ops:
-            touched = any(map(self.longer.grows, (*op.args, *op.results)))
+            touched = any(map(self.padding.grows, (*op.args, *op.results)))
             if op.name == "const" or self.counts(op):
                 self.enter(op.results[0])
             elif op.name == "scan":
@@ -158,87 +158,87 @@ class _Work:
             elif touched:
                 self.larger(op)
             else:
-                moved = with_args(op, tuple(self.made[arg] for arg in op.args))
-                self.made.update(zip(op.results, moved.results))
+                moved = with_args(op, tuple(self.values[arg] for arg in op.args))
+                self.values.update(zip(op.results, moved.results))
 
     def counts(self, op: Op) -> bool:
-        """Whether `op` numbers an axis whose elements would get other numbers."""
-        return op.name == "iota" and self.longer.renumbers(op.results[0], op["dimension"])
+        """Whether `op` counts along a dimension whose elements would get other numbers."""
+        return op.name == "iota" and self.padding.renumbers(op.results[0], op["dimension"])
 
     def larger(self, op: Op) -> None:
         """An op on larger arrays, or with larger results."""
         if op.regions:
             raise NotPadded(f"it passes through {op.told}")
         zero = [self.zero.get(arg) for arg in op.args]
-        args = [self.made[arg] for arg in op.args]
-        if op.name == "take" and self.longer.grown(op.args[0])[0]:
+        args = [self.values[arg] for arg in op.args]
+        if op.name == "take" and self.padding.grown(op.args[0])[0]:
             args[1] = self.rows_inside(op, args[1])
         elif self.sums(op) or (opdef.traits(op).writes and zero[0]):
             for i, arg in enumerate(op.args):
                 if zero[i] is False:
-                    args[i], zero[i] = self.longer.cleared(arg, args[i]), True
-        made = self.rebuilt(op, args)
-        self.made.update(zip(op.results, made))
-        for value in filter(self.longer.grows, op.results):
+                    args[i], zero[i] = self.padding.cleared(arg, args[i]), True
+        results = self.rebuilt(op, args)
+        self.values.update(zip(op.results, results))
+        for value in filter(self.padding.grows, op.results):
             self.zero[value] = stays_zero(op, zero, value.index)
 
     def sums(self, op: Op) -> bool:
-        """Whether `op` sums a longer axis. Raises NotPadded where it reads it whole otherwise, or
+        """Whether `op` sums a padded axis. Raises NotPadded where it needs it whole otherwise, or
         tears it."""
-        signature, grown = opdef.signature(op), self.longer.grown
+        signature, grown = opdef.signature(op), self.padding.grown
         inputs = list(zip(op.args, signature.inputs))
         arrays = (*inputs, *zip(op.results, signature.outputs))
         single = {
-            (dimension[0], longer)
+            (dimension[0], grows)
             for value, array in arrays
-            for dimension, longer, size in zip(array, grown(value), value.type.shape)
+            for dimension, grows, size in zip(array, grown(value), value.type.shape)
             if len(dimension) == 1 and size > 1
         }
         if len(single) > len({letter for letter, _ in single}):
             raise NotPadded(f"{op.told} tears it")
-        kept = {letter for array in signature.outputs for letter in letters(array)}
-        whole = any(
-            letter in signature.need or letter not in kept for letter, longer in single if longer
+        outputs = {letter for array in signature.outputs for letter in letters(array)}
+        read_whole = any(
+            letter in signature.need or letter not in outputs for letter, grows in single if grows
         )
-        if whole and op.name not in NEUTRAL:
+        if read_whole and op.name not in NEUTRAL:
             raise NotPadded(f"{op.told} reads the whole axis")
-        return whole
+        return read_whole
 
     def rebuilt(self, op: Op, args: Sequence[Value]) -> tuple[Value, ...]:
         attrs = dict(op.attrs)
         if shape := opdef.traits(op).shape:
-            attrs[shape] = self.longer.shape(op.results[0])
+            attrs[shape] = self.padding.shape(op.results[0])
         if op.name == "slice":
             attrs |= self.slice_places(op)
-        wanted = [self.longer.type(value).shape for value in op.results]
+        wanted = [self.padding.type(value).shape for value in op.results]
         try:
-            made = build(op.name, *args, origin=op.origin, **attrs)
+            larger = build(op.name, *args, origin=op.origin, **attrs)
         except (TypeError, ValueError) as error:
             raise NotPadded(f"{op.told} does not take more of it: {error}") from error
-        if [type_.shape for type_ in made.types] != wanted:
+        if [type_.shape for type_ in larger.types] != wanted:
             raise NotPadded(f"{op.told} does not give more of it")
-        return made.results
+        return larger.results
 
     def slice_places(self, op: Op) -> dict[str, tuple[int, ...]]:
-        """Where one of several equal parts of an axis lies, when the parts are longer."""
-        whole, part = op.args[0], op.results[0]
+        """The bounds of a slice that is one of several equal parts of an axis, of padded parts."""
+        source, part = op.args[0], op.results[0]
         starts, limits = list(op["start_indices"]), list(op["limit_indices"])
-        sizes = zip(whole.type.shape, part.type.shape, self.longer.shape(whole))
-        for d, (size, own, larger) in enumerate(sizes):
-            length = self.longer.shape(part)[d]
-            if (size, own) == (larger, length):
+        sizes = zip(source.type.shape, part.type.shape, self.padding.shape(source))
+        for d, (size, step, larger) in enumerate(sizes):
+            length = self.padding.shape(part)[d]
+            if (size, step) == (larger, length):
                 continue
-            if starts[d] % own or size % own or larger * own != size * length:
+            if starts[d] % step or size % step or larger * step != size * length:
                 raise NotPadded(f"{op.told} cuts it")
-            starts[d] = starts[d] // own * length
+            starts[d] = starts[d] // step * length
             limits[d] = starts[d] + length
         return {"start_indices": tuple(starts), "limit_indices": tuple(limits)}
 
     def rows_inside(self, op: Op, ids: Value) -> Value:
-        """Row numbers that are out of bounds of a table, and still are once it is longer."""
-        if self.longer.renumbers(op.args[0], 0):
+        """Row numbers of a padded table: those out of bounds before still are."""
+        if self.padding.renumbers(op.args[0], 0):
             raise NotPadded(f"{op.told} reads rows by their number")
-        rows, larger = op.args[0].type.shape[0], self.longer.shape(op.args[0])[0]
+        rows, larger = op.args[0].type.shape[0], self.padding.shape(op.args[0])[0]
         largest = jnp.iinfo(dtype_of(ids.type.dtype)).max
         if rows > largest:
             return ids
@@ -251,28 +251,28 @@ class _Work:
 
     def loop(self, op: Op) -> None:
         body, (_, carried, scanned) = op.regions[0], scan_parts(op)
-        if any(self.longer.grown(arg)[:1] == [True] for arg in op.args[scanned]):
+        if any(self.padding.grown(arg)[:1] == [True] for arg in op.args[scanned]):
             raise NotPadded(f"{op.told} counts it")
         inputs = tuple(
-            new_input(self.longer.type(value)) if self.longer.grows(value) else value
+            new_input(self.padding.type(value)) if self.padding.grows(value) else value
             for value in body.inputs
         )
         entering = [self.zero.get(arg) for arg in op.args]
         while True:
-            inner = _Work(self.longer)
-            inner.made = dict(zip(body.inputs, inputs))
+            inner = _Rewrite(self.padding)
+            inner.values = dict(zip(body.inputs, inputs))
             inner.zero = {v: x for v, x in zip(body.inputs, entering) if x is not None}
             inner.run(body)
             leaving = [inner.zero.get(value) for value in body.outputs]
-            both = [one and other for one, other in zip(entering[carried], leaving)]
-            leaving[: op["carry"]] = both  # where it never runs, what enters leaves
-            if both == entering[carried]:
+            zero = [before and after for before, after in zip(entering[carried], leaving)]
+            leaving[: op["carry"]] = zero  # a loop without trips returns its initial values
+            if zero == entering[carried]:
                 break
-            entering[carried] = both
-        region = Graph(inputs, tuple(inner.made[value] for value in body.outputs))
-        args = tuple(self.made[arg] for arg in op.args)
-        made = with_args(op, args, (region,))
-        self.made.update(zip(op.results, made.results))
+            entering[carried] = zero
+        region = Graph(inputs, tuple(inner.values[value] for value in body.outputs))
+        args = tuple(self.values[arg] for arg in op.args)
+        scan = with_args(op, args, (region,))
+        self.values.update(zip(op.results, scan.results))
         self.zero |= {v: x for v, x in zip(op.results, leaving) if x is not None}
 
 
