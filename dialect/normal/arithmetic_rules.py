@@ -1,7 +1,7 @@
 """Arithmetic in one spelling, and constants folded.
 
 Signs go outward, a division by a root is a product with `rsqrt`, a variance is the mean of the
-squared distance from the mean. What reorders a sum or a product says that it keeps `reals`.
+squared distance from the mean. Rules that reorder a sum or a product keep `reals`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _LARGEST_FOLDED = 64  # elements; larger constants would not be printed
 
 
 def _has_sign(op: Op) -> bool:
-    """Whether a sign means the same inside and outside: not in a complex product, whose zeros get
-    theirs from a difference, nor in a format of powers of two."""
+    """Whether a sign may move outward: not from a complex product, whose zeros get their signs from
+    a difference, nor in a format of powers of two, which has none."""
     return op.types[0].dtype not in ("c64", "c128", "f8_e8m0fnu")
 
 
 def _whole(value: Value, op: Op) -> bool:
-    """Whether an argument of an elementwise op has its shape: it broadcasts against none."""
+    """Whether an argument of an elementwise op has the shape of the result."""
     return value.type.shape == op.types[0].shape
 
 
@@ -43,12 +43,12 @@ def _whole(value: Value, op: Op) -> bool:
 )
 def max_of_more(op: Op) -> Outcome:
     """max(x, y)  ->  x, where no x is less than a y:  max(x, -inf), max(mean(x²), 0)"""
-    for one, other in (op.args, op.args[::-1]):
-        least, most = range_of(other).low, range_of(one).high
-        if range_of(one).nan or least < most or not _whole(other, op):
+    for smaller, larger in (op.args, op.args[::-1]):
+        least, most = range_of(larger).low, range_of(smaller).high
+        if range_of(smaller).nan or least < most or not _whole(larger, op):
             continue
-        if most != 0 or is_never_minus_zero(other):
-            return other
+        if most != 0 or is_never_minus_zero(larger):
+            return larger
     return None
 
 
@@ -172,9 +172,9 @@ def sign_outward(op: Op) -> Outcome:
 @local("mul", example=lambda x: x * -1.0, types=("f32[4]",))
 def mul_by_minus_one(op: Op) -> Outcome:
     """x * -1  ->  -x"""
-    for one, other in (op.args, op.args[::-1]):
-        if number(one) == -1 and _whole(other, op):
-            return make("neg", other)
+    for factor, value in (op.args, op.args[::-1]):
+        if number(factor) == -1 and _whole(value, op):
+            return make("neg", value)
     return None
 
 
@@ -208,11 +208,11 @@ def add_of_sign(op: Op) -> Outcome:
 )
 def part_of_complex(op: Op) -> Outcome:
     """real((a + ib) * (c + id))  ->  a * c - b * d,  imag(..)  ->  a * d + b * c"""
-    whole, first = op.args[0].op, op.name == "real"
-    if whole.name == "complex":
-        return in_shape(whole.args[0 if first else 1], op.types[0].shape)
-    factors = [_parts_of_complex(arg) for arg in whole.args]
-    if whole.name != "mul" or None in factors:
+    inner, first = op.args[0].op, op.name == "real"
+    if inner.name == "complex":
+        return in_shape(inner.args[0 if first else 1], op.types[0].shape)
+    factors = [_parts_of_complex(arg) for arg in inner.args]
+    if inner.name != "mul" or None in factors:
         return None
     (a, b), (c, d) = factors
     if first:
@@ -221,16 +221,16 @@ def part_of_complex(op: Op) -> Outcome:
 
 
 def _parts_of_complex(value: Value) -> tuple[Value, ...] | None:
-    whole = through(value, "reshape")
-    if whole.op.name != "complex":
+    complex_ = through(value, "reshape")
+    if complex_.op.name != "complex":
         return None
-    parts = (in_shape(part, whole.type.shape) for part in whole.op.args)
+    parts = (in_shape(part, complex_.type.shape) for part in complex_.op.args)
     return tuple(reshaped(part, value.type.shape) for part in parts)
 
 
 @local("select_n", example=lambda x, y: jax.lax.select_n(True, x, y), types=("f32[4]", "f32[4]"))
 def known_choice(op: Op) -> Outcome:
-    """select(constant, x, y, ..)  ->  the one that it chooses: the nearest, where there is none"""
+    """select(constant, x, y, ..)  ->  the operand of that number, or the nearest"""
     chosen = number(op.args[0])
     if chosen is None:
         return None
@@ -252,17 +252,17 @@ def variance(op: Op) -> Outcome:
     averaged = average_of(mean)
     if averaged is None or averaged.source != unrounded(source) or averaged.axes != squares.axes:
         return None
-    whole = all(_whole(arg, op) for arg in op.args)
-    if not whole or mean.type.dtype != source.type.dtype:
+    same_shape = all(_whole(arg, op) for arg in op.args)
+    if not same_shape or mean.type.dtype != source.type.dtype:
         return None
-    for each in (squares, averaged):
-        if not each.is_mean:
-            return Miss(each.miss, 5)
-    kept = (1 if i in squares.axes else size for i, size in enumerate(source.type.shape))
-    distance = make("square", make("sub", source, reshaped(mean, tuple(kept))))
+    for average in (squares, averaged):
+        if not average.is_mean:
+            return Miss(average.miss, 5)
+    sizes = (1 if i in squares.axes else size for i, size in enumerate(source.type.shape))
+    distance = make("square", make("sub", source, reshaped(mean, tuple(sizes))))
     total = make("reduce_sum", distance, **dict(squares.total.attrs))
-    average = make(squares.quotient, total, squares.scalar)
-    return reshaped(average, op.types[0].shape)
+    result = make(squares.quotient, total, squares.scalar)
+    return reshaped(result, op.types[0].shape)
 
 
 @local(
@@ -279,7 +279,7 @@ def constant_fold(op: Op) -> Outcome:
     if any(arg.op.name != "const" for arg in op.args):
         return None
     if op.name == "broadcast_in_dim" and not op.args[0].type.shape:
-        return None  # a splat says more than its elements do
+        return None  # a broadcast scalar says more than its elements do
     if op.types[0].size > _LARGEST_FOLDED or op.types[0].dtype.startswith("key"):
         return None
     with jax.ensure_compile_time_eval():

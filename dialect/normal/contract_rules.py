@@ -1,6 +1,6 @@
-"""Products: every one a `contract`, its layout in the subscript and nowhere else.
+"""Products: every one a `contract`, with its layout in the subscripts and nowhere else.
 
-All of them keep `reals`, for products in another layout are summed in another order.
+All rules keep `reals`, for products in another layout are summed in another order.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ def dot_to_contract(op: Op) -> Outcome:
     """dot_general(x, y)  ->  contract "..., ... -> ..." (x, y)"""
     if op.get("out_sharding") is not None:
         return None
-    found = opdef.signature(op)
-    name = dict(zip(found.letters, _LETTERS))
-    if len(found.letters) > len(_LETTERS):
+    axes = opdef.signature(op)
+    name = dict(zip(axes.letters, _LETTERS))
+    if len(axes.letters) > len(_LETTERS):
         return None
-    asked = op.get("precision")
+    precision = op.get("precision")
     return make(
         "contract",
         *op.args,
-        spec=str(_renamed(found, name)),
+        spec=str(_renamed(axes, name)),
         dtype=Symbol(op.types[0].dtype),
-        **({"precision": asked} if asked is not None else {}),
+        **({"precision": precision} if precision is not None else {}),
     )
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def _renamed(found: Signature, name: dict[str, str]) -> Signature:
+def _renamed(signature: Signature, name: dict[str, str]) -> Signature:
     def array(axes: Array) -> Array:
         return tuple(tuple(name[letter] for letter in dimension) for dimension in axes)
 
-    return Signature(tuple(map(array, found.inputs)), tuple(map(array, found.outputs)))
+    return Signature(tuple(map(array, signature.inputs)), tuple(map(array, signature.outputs)))
 
 
 @local(
@@ -61,8 +61,8 @@ def contract_of_transpose(op: Op) -> Outcome:
 
 
 def without_transposes(op: Op, first: int = 0) -> Value | None:
-    """An op that spells its axes, of what its arguments from the first on are transposed from; None
-    where none is."""
+    """An op with subscripts, reading arguments (from `first` on) before they were transposed; None
+    if none was."""
     axes = opdef.signature(op)
     args, inputs = list(op.args), list(axes.inputs)
     for i, arg in list(enumerate(args))[first:]:
@@ -104,13 +104,13 @@ def contract_of_merge(op: Op) -> Outcome:
     for i, arg in enumerate(op.args):
         if arg.op.name != "reshape":
             continue
-        found = opdef.signature(arg.op)
-        if not only_cuts(found.outputs[0], found.inputs[0]):
+        merged = opdef.signature(arg.op)
+        if not only_cuts(merged.outputs[0], merged.inputs[0]):
             continue
-        source = dict(zip(letters(found.inputs[0]), arg.op.args[0].type.shape))
+        source = dict(zip(letters(merged.inputs[0]), arg.op.args[0].type.shape))
         parts = {
             axis: tuple(source[part] for part in dimension)
-            for axis, dimension in zip(spec.inputs[i], found.outputs[0])
+            for axis, dimension in zip(spec.inputs[i], merged.outputs[0])
         }
         if not any(axis in spec.outputs[0] for axis in parts if len(parts[axis]) > 1):
             return cut(op, parts).results[0]

@@ -19,8 +19,8 @@ Parts = Mapping[Dimension, tuple[int, ...]]
 
 def cuts(op: Op) -> bool:
     """Whether a reshape cuts dimensions apart and does nothing else."""
-    found = opdef.signature(op)
-    return only_cuts(found.inputs[0], found.outputs[0])
+    axes = opdef.signature(op)
+    return only_cuts(axes.inputs[0], axes.outputs[0])
 
 
 def only_cuts(merged: Array, split: Array) -> bool:
@@ -33,10 +33,10 @@ def only_cuts(merged: Array, split: Array) -> bool:
 
 
 def cut_inside(op: Op) -> Value:
-    """What a reshape that only cuts gives, made by the op that it reads, of arguments cut alike."""
-    (inner, index), found = op.args[0], opdef.signature(op)
-    sizes = dict(zip(letters(found.outputs[0]), op.types[0].shape))
-    axes = zip(opdef.signature(inner).outputs[index], found.inputs[0])
+    """reshape(f(x, y)) that only cuts axes apart  ->  f(reshape(x), reshape(y))"""
+    (inner, index), signature = op.args[0], opdef.signature(op)
+    sizes = dict(zip(letters(signature.outputs[0]), op.types[0].shape))
+    axes = zip(opdef.signature(inner).outputs[index], signature.inputs[0])
     parts = {axis: tuple(sizes[letter] for letter in merged) for axis, merged in axes}
     return cut(inner, parts).results[index]
 
@@ -49,9 +49,9 @@ def cut(
 ) -> Op:
     """`op` with axes cut into parts of these sizes, which have `fresh` letters but for the first.
 
-    Its arguments are reshaped; one that has the only axis of `parts` is what `change` makes of it
-    and of the place of the axis. Unless an op spells its axes, its arrays match from the last
-    dimension: one of size one becomes as many as the axis that it stands beside.
+    Its arguments are reshaped; or, with a `change`, one that has the only axis of `parts` becomes
+    `change(argument, dimension of the axis)`. Unless an op spells its axes, its arrays match from
+    the last dimension: one of size one becomes as many as the matching axis is cut into.
     """
     axes = opdef.signature(op)
     fresh = axes.free_letters() if fresh is None else fresh

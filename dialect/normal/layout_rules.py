@@ -1,4 +1,4 @@
-"""Layout noise: reshapes, transposes and broadcasts that say nothing."""
+"""Layout noise: reshapes, transposes and broadcasts that are redundant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dialect.ops import lax
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local
+
+_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
 
 
 @local(*lax.IDENTITIES, example=lambda x: jax.lax.stop_gradient(x), types=("f32[4]",))
@@ -29,7 +31,7 @@ def identity(op: Op) -> Outcome:
 def convert_to_same(op: Op) -> Outcome:
     """convert(x: T) to T  ->  x"""
     if op.args[0].op.name == "const":
-        return None  # folded, it becomes as strongly typed as its conversion
+        return None  # `constant_fold` gives it the conversion's strong type
     return op.args[0] if op.args[0].type.dtype == op.types[0].dtype else None
 
 
@@ -75,24 +77,21 @@ def reshape_of_reshape(op: Op) -> Outcome:
     types=("f32[2,4]",),
 )
 def statistic_reshaped_last(op: Op) -> Outcome:
-    """f(reshape(sum(x)))  ->  reshape(f(sum(x))): where a statistic gets its axes back is noise"""
+    """f(reshape(sum(x)))  ->  reshape(f(sum(x))), towards the reader of a statistic"""
     shaped = [arg for arg in op.args if arg.type.shape and number(arg) is None]
     if not shaped or any(arg.op.name != "reshape" for arg in shaped):
         return None
     sources = [arg.op.args[0] for arg in shaped]
-    (shape, *others) = {source.type.shape for source in sources}
-    same = all(arg.type.shape == op.types[0].shape for arg in shaped) and not others
-    if not same or not shape or not any(made_by(_REDUCTIONS, each) for each in sources):
+    (shape, *other_shapes) = {source.type.shape for source in sources}
+    same = all(arg.type.shape == op.types[0].shape for arg in shaped) and not other_shapes
+    if not same or not shape or not any(made_by(_REDUCTIONS, inner) for inner in sources):
         return None
     args = [arg.op.args[0] if arg in shaped else _splat(arg, shape) for arg in op.args]
     return reshaped(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
 
 
-_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
-
-
 def _splat(value: Value, shape: tuple[int, ...]) -> Value:
-    """A value that is one number everywhere, in another shape; a scalar stays one."""
+    """A value of equal elements in another shape; a scalar stays one."""
     if not value.type.shape:
         return value
     scalar = through(value, "broadcast_in_dim", "reshape")
@@ -116,7 +115,7 @@ def cut_through_unstack(op: Op) -> Outcome:
 
 
 def cut_towards(op: Op, name: str) -> Outcome:
-    """reshape(f(x, y))  ->  f(reshape(x), reshape(y)), where ops of this name made x or y."""
+    """reshape(f(x, y))  ->  f(reshape(x), reshape(y)), where x or y come from ops of this name."""
     inner = op.args[0].op
     if inner.name not in lax.MAPS or not cuts(op) or not made_by((name,), op.args[0]):
         return None
@@ -124,7 +123,7 @@ def cut_towards(op: Op, name: str) -> Outcome:
 
 
 def made_by(names: tuple[str, ...], value: Value, steps: int = 4) -> bool:
-    """Whether only elementwise ops that keep the shape stand between the value and such an op."""
+    """Whether the value comes from an op of these names, through elementwise ops of its shape."""
     if value.op.name in names:
         return True
     return (
@@ -153,17 +152,11 @@ def merge_of_stack(op: Op) -> Outcome:
     return make("concatenate", *inner.args, dimension=axis)
 
 
-@local(
-    "reduce_sum",
-    "reduce_max",
-    "reduce_min",
-    example=lambda x: jnp.sum(x[:, None], axis=1),
-    types=("f32[4]",),
-)
+@local(*_REDUCTIONS, example=lambda x: jnp.sum(x[:, None], axis=1), types=("f32[4]",))
 def reduce_of_one(op: Op) -> Outcome:
     """sum(x) over axes of size one  ->  reshape(x)"""
-    alone = all(op.args[0].type.shape[axis] == 1 for axis in op["axes"])
-    return reshaped(op.args[0], op.types[0].shape) if alone else None
+    all_ones = all(op.args[0].type.shape[axis] == 1 for axis in op["axes"])
+    return reshaped(op.args[0], op.types[0].shape) if all_ones else None
 
 
 @local("transpose", example=lambda x: jnp.transpose(x, (1, 0, 2)), types=("f32[4,1,2]",))
@@ -175,13 +168,13 @@ def transpose_of_ones(op: Op) -> Outcome:
 
 @local("slice", example=lambda x: jax.lax.slice(x, (1,), (3,), (1,)), types=("f32[4]",))
 def plain_slice(op: Op) -> Outcome:
-    """slice(x) of all of x  ->  x, and strides of one are not said"""
+    """slice(x) of all of x  ->  x, and strides of one are dropped"""
     if op.types[0].shape == op.args[0].type.shape:
         return op.args[0]
     if set(op.get("strides") or ()) != {1}:
         return None
-    kept = {name: op[name] for name in ("start_indices", "limit_indices")}
-    return make("slice", op.args[0], **kept)
+    bounds = {name: op[name] for name in ("start_indices", "limit_indices")}
+    return make("slice", op.args[0], **bounds)
 
 
 @local("split", example=lambda x: jnp.split(x, 2, axis=1)[1], types=("f32[4,2]",))
@@ -217,17 +210,17 @@ def transpose_of_transpose(op: Op) -> Outcome:
     keeps="reals",
 )
 def broadcast_by_consumer(op: Op) -> Outcome:
-    """f(x, broadcast(y))  ->  f(x, y with axes of size one), which f broadcasts by itself
+    """f(x, broadcast(y))  ->  f(x, y with axes of size one), which f broadcasts implicitly
 
-    XLA divides by what it broadcasts itself as a product with the reciprocal: the last bit differs.
+    XLA turns a division by an implicit broadcast into a product with the reciprocal: `reals`.
     """
     args = list(op.args)
     for i, arg in enumerate(args):
         if arg.op.name != "broadcast_in_dim":
             continue
         shorter = unbroadcast(arg)
-        others = [other.type.shape for j, other in enumerate(args) if j != i]
-        if _broadcast_shape([*others, shorter.type.shape]) == op.types[0].shape:
+        shapes = [operand.type.shape for j, operand in enumerate(args) if j != i]
+        if _broadcast_shape([*shapes, shorter.type.shape]) == op.types[0].shape:
             args[i] = shorter
     if tuple(args) == op.args:
         return None
@@ -235,7 +228,7 @@ def broadcast_by_consumer(op: Op) -> Outcome:
 
 
 def unbroadcast(value: Value) -> Value:
-    """What was broadcast, with axes of size one where it grew: it broadcasts by itself."""
+    """The value before a broadcast, with axes of size one to be broadcast implicitly."""
     source, places = value.op.args[0], value.op["broadcast_dimensions"]
     if source.type.shape in ((), value.type.shape):
         return source  # one that changes no shape moves nothing

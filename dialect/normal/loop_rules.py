@@ -1,4 +1,4 @@
-"""Loops in the normal form: what every iteration knows stands where it is used."""
+"""Loops in the normal form: constants are inside their bodies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from rewrite.rules import Outcome, local
 def number_into_loop(op: Op) -> Outcome:
     """scan{consts: a number, ...}  ->  scan{consts: ...} with the number in its body"""
     (body,), (fixed, carry, xs) = op.regions, scan_parts(op)
-    known = {inside: given for inside, given in zip(body.inputs, op.args[fixed]) if is_splat(given)}
-    if not known:
+    numbers = {x: arg for x, arg in zip(body.inputs, op.args[fixed]) if is_splat(arg)}
+    if not numbers:
         return None
-    told = replace_values(body, known)
-    kept = [value not in known for value in body.inputs[fixed]]
-    inputs = tuple(value for value in body.inputs if value not in known)
-    consts = [arg for arg, keep in zip(op.args[fixed], kept) if keep]
-    return remade_scan(op, Graph(inputs, told.outputs), consts, op.args[carry], op.args[xs]).results
+    inputs = tuple(value for value in body.inputs if value not in numbers)
+    consts = [arg for x, arg in zip(body.inputs, op.args[fixed]) if x not in numbers]
+    graph = Graph(inputs, replace_values(body, numbers).outputs)
+    return remade_scan(op, graph, consts, op.args[carry], op.args[xs]).results

@@ -1,7 +1,7 @@
-"""Masks in one spelling: booleans stay booleans, and are broadcast by their reader alone.
+"""Masks in one spelling: booleans stay booleans, and only their last reader broadcasts them.
 
 Libraries turn masks into numbers and back, multiply them, combine them with masks of ones, and
-broadcast each on the way. All of that is `and`, `or`, `not` and comparisons, at the smallest shape.
+broadcast them on the way. All of that is `and`, `or`, `not` and comparisons, at the smallest shape.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, local
 
-_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-
 
 def splat(value: Any, type_: Type) -> Value:
     """An array of one number."""
@@ -39,25 +37,25 @@ def splat(value: Any, type_: Type) -> Value:
 
 
 class _OfMask(NamedTuple):
-    """A value that has one number where a mask is false, and one where it is true: two scalars."""
+    """A value that is one scalar where a mask is false, and another where it is true."""
 
     mask: Value
     no: Value
     yes: Value
 
     def given(self, op: Op, place: int) -> _OfMask:
-        """What an op makes of it that reads it at this place, and numbers elsewhere."""
+        """The result of an op with this as operand number `place`, and numbers as the others."""
         scalars = [_scalar(arg) for arg in op.args]
-        args = [(*scalars[:place], each, *scalars[place + 1 :]) for each in (self.no, self.yes)]
-        return _OfMask(self.mask, *(make(op.name, *each, **dict(op.attrs)) for each in args))
+        args = [(*scalars[:place], scalar, *scalars[place + 1 :]) for scalar in (self.no, self.yes)]
+        return _OfMask(self.mask, *(make(op.name, *scalar, **dict(op.attrs)) for scalar in args))
 
 
 def _of_mask(value: Value) -> _OfMask | None:
-    """The mask, and the numbers, that make up a value."""
+    """The value as a mask and two numbers; None if it is no such value."""
     mask, op = as_bool(value), value.op
     if mask is not None:
-        numbers = (constant(each, Type("bool", ())) for each in (False, True))
-        return _OfMask(mask, *(in_dtype(each, value.type.dtype) for each in numbers))
+        numbers = (constant(choice, Type("bool", ())) for choice in (False, True))
+        return _OfMask(mask, *(in_dtype(choice, value.type.dtype) for choice in numbers))
     if op.name == "select_n" and len(op.args) == 3 and op.args[0].type.dtype == "bool":
         numbers = [_scalar(arg) for arg in op.args[1:]]
         return None if None in map(number, numbers) else _OfMask(op.args[0], *numbers)
@@ -71,28 +69,32 @@ def _of_mask(value: Value) -> _OfMask | None:
 
 
 def _scalar(value: Value) -> Value:
-    """The number that a value is everywhere."""
+    """The scalar that a value broadcasts."""
     return through(value, "broadcast_in_dim", "reshape")
 
 
 def _evaluated(value: Value) -> np.ndarray:
-    """The number that a scalar of constants is, in its own dtype."""
+    """The number that a scalar of constants computes, in its own dtype."""
     with jax.ensure_compile_time_eval():
         return np.asarray(runtime.framework().evaluate(Graph((), (value,)), [])[0])
 
 
-@local(*_COMPARISONS, example=lambda x: (x > 0).astype("float32") != 0, types=("f32[4]",))
+@local(
+    *("eq", "ne", "lt", "le", "gt", "ge"),
+    example=lambda x: (x > 0).astype("float32") != 0,
+    types=("f32[4]",),
+)
 def test_of_mask(op: Op) -> Outcome:
     """convert(m) != 0, convert(m) > 0, convert(m) == 1  ->  m,  1 - convert(m) > 0  ->  not m"""
     for i, arg in enumerate(op.args):
-        found = _of_mask(arg) if number(op.args[1 - i]) is not None else None
-        if found is None or found.mask.type.shape != op.types[0].shape:
+        source = _of_mask(arg) if number(op.args[1 - i]) is not None else None
+        if source is None or source.mask.type.shape != op.types[0].shape:
             continue
-        made = found.given(op, i)
-        no, yes = (bool(_evaluated(each)) for each in (made.no, made.yes))
+        result = source.given(op, i)
+        no, yes = (bool(_evaluated(scalar)) for scalar in (result.no, result.yes))
         if no == yes:
             return splat(yes, op.types[0])
-        return made.mask if yes else make("not", made.mask)
+        return result.mask if yes else make("not", result.mask)
     return None
 
 
@@ -114,11 +116,11 @@ def convert_of_mask(op: Op) -> Outcome:
 @local("mul", "min", "max", example=lambda x, y: (x > 0) * 1 * (y > 0), types=("f32[4]",) * 2)
 def product_of_masks(op: Op) -> Outcome:
     """convert(m) * convert(n)  ->  convert(m and n),  max(convert(m), convert(n))  ->  m or n"""
-    both = [as_bool(arg) for arg in op.args]
-    if None in both:
+    masks = [as_bool(arg) for arg in op.args]
+    if None in masks:
         return None
-    made = make("or" if op.name == "max" else "and", *both)
-    return make("convert_element_type", made, **_to(op))
+    mask = make("or" if op.name == "max" else "and", *masks)
+    return make("convert_element_type", mask, **_to(op))
 
 
 def _to(op: Op) -> dict[str, Any]:
@@ -129,12 +131,12 @@ def _to(op: Op) -> dict[str, Any]:
 def mask_times_number(op: Op) -> Outcome:
     """convert(m) * c  ->  select(m, c, 0),  (1 - convert(m)) * c  ->  select(m, 0, c)"""
     for i, arg in enumerate(op.args):
-        found = _of_mask(arg) if number(op.args[1 - i]) is not None else None
-        if found is None or found.mask.type.shape != op.types[0].shape:
+        source = _of_mask(arg) if number(op.args[1 - i]) is not None else None
+        if source is None or source.mask.type.shape != op.types[0].shape:
             continue
-        made = found.given(op, i)
-        numbers = (splat(_evaluated(each), op.types[0]) for each in (made.no, made.yes))
-        return make("select_n", made.mask, *numbers)
+        result = source.given(op, i)
+        numbers = (splat(_evaluated(scalar), op.types[0]) for scalar in (result.no, result.yes))
+        return make("select_n", result.mask, *numbers)
     return None
 
 
@@ -143,15 +145,15 @@ def mask_with_splat(op: Op) -> Outcome:
     """m and true, m or false, m xor false  ->  m;  m xor true  ->  not m;  m and false  ->  no"""
     if op.types[0].dtype != "bool":
         return None
-    for one, other in (op.args, op.args[::-1]):
-        known = number(other)
-        if known is None:
+    for mask, constant_ in (op.args, op.args[::-1]):
+        truth = number(constant_)
+        if truth is None:
             continue
-        if op.name == "xor" and known:
-            return in_shape(make("not", one), op.types[0].shape)
-        if op.name != "xor" and known == (op.name == "or"):
-            return splat(known, op.types[0])
-        return in_shape(one, op.types[0].shape)
+        if op.name == "xor" and truth:
+            return in_shape(make("not", mask), op.types[0].shape)
+        if op.name != "xor" and truth == (op.name == "or"):
+            return splat(truth, op.types[0])
+        return in_shape(mask, op.types[0].shape)
     return None
 
 
@@ -163,10 +165,10 @@ def mask_with_itself(op: Op) -> Outcome:
         return None
     if left == right:
         return splat(False, op.types[0]) if op.name == "xor" else left
-    for one, other in (op.args, op.args[::-1]):
-        if op.name == "xor" and other.op.name == "and" and one in other.op.args:
-            (rest,) = (arg for arg in other.op.args if arg != one)
-            return make("and", one, make("not", rest))
+    for mask, conjunction in (op.args, op.args[::-1]):
+        if op.name == "xor" and conjunction.op.name == "and" and mask in conjunction.op.args:
+            (difference,) = (arg for arg in conjunction.op.args if arg != mask)
+            return make("and", mask, make("not", difference))
     return None
 
 
@@ -203,11 +205,11 @@ def choice_of_masks(op: Op) -> Outcome:
     """select(c, m, false)  ->  c and m,  select(c, true, m)  ->  c or m, and so on"""
     if len(op.args) != 3 or {arg.type.dtype for arg in op.args} != {"bool"}:
         return None
-    which, no, yes = op.args
+    test, no, yes = op.args
     if number(no) is not None:
-        return make("or", make("not", which), yes) if number(no) else make("and", which, yes)
+        return make("or", make("not", test), yes) if number(no) else make("and", test, yes)
     if number(yes) is not None:
-        return make("or", which, no) if number(yes) else make("and", make("not", which), no)
+        return make("or", test, no) if number(yes) else make("and", make("not", test), no)
     return None
 
 
@@ -222,7 +224,7 @@ def choice_of_same(op: Op) -> Outcome:
 
 
 def _narrow(value: Value) -> Value:
-    """The value before it was broadcast: a scalar, or with size one where an axis grew."""
+    """The value before a broadcast: a scalar, or with axes of size one."""
     return unbroadcast(value) if value.op.name == "broadcast_in_dim" else value
 
 
@@ -248,7 +250,7 @@ def broadcast_outward(op: Op) -> Outcome:
     types=("f32[4]",),
 )
 def broadcast_of_broadcast(op: Op) -> Outcome:
-    """broadcast(broadcast(x))  ->  broadcast(x), and one that changes nothing  ->  x"""
+    """broadcast(broadcast(x))  ->  broadcast(x), and broadcast(x) to x's own shape  ->  x"""
     inner, places = op.args[0].op, op["broadcast_dimensions"]
     if op.args[0].type.shape == op.types[0].shape:
         return op.args[0]
@@ -277,9 +279,9 @@ def reshape_of_broadcast(op: Op) -> Outcome:
     if [shape[d] for d in places] != [op.args[0].type.shape[d] for d in old]:
         return None
     sizes = zip(inner.args[0].type.shape, inner["broadcast_dimensions"])
-    kept = [(size, d) for size, d in sizes if d in old]
-    source = reshaped(inner.args[0], tuple(size for size, _ in kept))
-    moved = tuple(places[old.index(d)] for _, d in kept)
+    dims = [(size, d) for size, d in sizes if d in old]
+    source = reshaped(inner.args[0], tuple(size for size, _ in dims))
+    moved = tuple(places[old.index(d)] for _, d in dims)
     return make("broadcast_in_dim", source, shape=shape, broadcast_dimensions=moved)
 
 

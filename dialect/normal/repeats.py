@@ -1,7 +1,7 @@
 """Repeated arrays in products: keys and values that a library repeats for each query head.
 
-A product does not need its arguments repeated: an axis that one of them lacks is an axis of the
-other alone. Seen so, grouped attention reads each key once.
+A product needs no repeated operands: an axis that one of them lacks belongs to the other alone. So
+grouped attention reads each key once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def contract_of_repeat(op: Op) -> Outcome:
             continue
         named = dict(zip(spec.inputs[i], parts))
         if all(len(sizes) == 1 for axis, sizes in named.items() if axis in spec.outputs[0]):
-            continue  # what is summed is split by another rule
+            continue  # another rule splits contracted axes
         return reshaped(cut(op, named).results[0], op.types[0].shape)
     return None
 
@@ -70,13 +70,13 @@ def _repeated(value: Value) -> list[tuple[int, ...]] | None:
     """The sizes that a reshape merges in each dimension, where one of them was broadcast."""
     if value.op.name != "reshape" or value.op.args[0].op.name != "broadcast_in_dim":
         return None
-    found = opdef.signature(value.op)
-    sizes = dict(zip(letters(found.inputs[0]), value.op.args[0].type.shape))
-    if any(len(axis) != 1 for axis in found.inputs[0]) or not all(found.outputs[0]):
+    axes = opdef.signature(value.op)
+    sizes = dict(zip(letters(axes.inputs[0]), value.op.args[0].type.shape))
+    if any(len(axis) != 1 for axis in axes.inputs[0]) or not all(axes.outputs[0]):
         return None
-    if not sizes.keys() >= set(letters(found.outputs[0])):
+    if not sizes.keys() >= set(letters(axes.outputs[0])):
         return None  # without elements, an axis may come from nowhere
-    return [tuple(sizes[x] for x in axis) for axis in found.outputs[0]]
+    return [tuple(sizes[x] for x in axis) for axis in axes.outputs[0]]
 
 
 @local(
@@ -93,14 +93,14 @@ def contract_of_broadcast(op: Op) -> Outcome:
         if inner.name != "broadcast_in_dim":
             continue
         shape, places = inner.args[0].type.shape, inner["broadcast_dimensions"]
-        own = [d for size, d in zip(shape, places) if size == arg.type.shape[d]]
-        axes = tuple(spec.inputs[i][d] for d in own)
+        kept_dims = [d for size, d in zip(shape, places) if size == arg.type.shape[d]]
+        axes = tuple(spec.inputs[i][d] for d in kept_dims)
         gone = set(letters(spec.inputs[i])) - set(letters(axes))
         if not gone <= set(letters(spec.inputs[1 - i])) & set(letters(spec.outputs[0])):
             continue
         args, inputs = list(op.args), list(spec.inputs)
-        args[i] = reshaped(inner.args[0], tuple(arg.type.shape[d] for d in own))
+        args[i] = reshaped(inner.args[0], tuple(arg.type.shape[d] for d in kept_dims))
         inputs[i] = axes
-        made = Signature(tuple(inputs), spec.outputs)
-        return make("contract", *args, **{**dict(op.attrs), "spec": str(made)})
+        spec_ = Signature(tuple(inputs), spec.outputs)
+        return make("contract", *args, **{**dict(op.attrs), "spec": str(spec_)})
     return None

@@ -1,6 +1,6 @@
-"""Products with the axes in front made one: `b t d, d f -> b t f` as `b d, d f -> b f` of rows.
+"""Products with their leading axes merged into rows: `b t d, d f -> b t f` as `r d, d f -> r f`.
 
-Partial sums of rows alone are a matrix, which can be scattered over its rows.
+Partial sums of rows are a matrix, which can be scattered over its rows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from rewrite.signature import Signature, letters
 
 
 def leading(op: Op, number: int) -> int:
-    """How many axes stand in front of argument `number` and of the result alike, and only there."""
+    """The number of leading axes that operand `number` and the result share, and no other has."""
     spec = Signature.parse(op["spec"])
-    others = {x for i, each in enumerate(spec.inputs) if i != number for x in letters(each)}
+    other_letters = {
+        x for i, array in enumerate(spec.inputs) if i != number for x in letters(array)
+    }
     count = 0
-    for one, other in zip(spec.inputs[number], spec.outputs[0]):
-        if one != other or set(one) & others:
+    for read, written in zip(spec.inputs[number], spec.outputs[0]):
+        if read != written or set(read) & other_letters:
             break
         count += 1
     return count
@@ -29,19 +31,18 @@ def leading(op: Op, number: int) -> int:
 def row_product(
     op: Op, args: tuple[Value, ...], number: int, front: int, rows: tuple[int, ...]
 ) -> Value:
-    """The product `op` of `args` with its `front` leading axes made rows, of these sizes: of one
-    size it is a matrix."""
+    """The product `op` of `args` with its `front` leading axes reshaped to rows of these sizes."""
     spec = Signature.parse(op["spec"])
     names = tuple(islice(spec.free_letters(), len(rows)))
     inputs = list(spec.inputs)
     inputs[number] = (*names, *inputs[number][front:])
-    made = Signature(tuple(inputs), ((*names, *spec.outputs[0][front:]),))
+    rows_spec = Signature(tuple(inputs), ((*names, *spec.outputs[0][front:]),))
     laid_out = reshaped(args[number], (*rows, *args[number].type.shape[front:]))
     operands = (*args[:number], laid_out, *args[number + 1 :])
-    attrs = {**dict(op.attrs), "spec": str(made)}
+    attrs = {**dict(op.attrs), "spec": str(rows_spec)}
     return make("contract", *operands, origin=op.origin, **attrs)
 
 
 def row_layout(layout: Layout, front: int) -> Layout:
-    """The layout of the rows of an array that lies so."""
-    return (tuple(axis for each in layout[:front] for axis in each or ()), *layout[front:])
+    """The sharding of the rows of an array with this sharding."""
+    return (tuple(axis for names in layout[:front] for axis in names or ()), *layout[front:])

@@ -1,9 +1,9 @@
-"""Siblings: the same expression written out once per expert, or per head, becomes one.
+"""Siblings: isomorphic expressions, one for each expert or head, become one batched expression.
 
     stack(f(x[0], w[0]), f(x[1], w[1]), ...)  ->  f over a new leading axis of x and w
 
-A mixture of experts unrolled by its library (128 products a layer) is then the one batched
-product that it means. Weights that are separate arrays are stacked, which `stage` does once.
+A mixture of experts that its library unrolled (128 products a layer) becomes one batched product.
+Weights that are separate arrays are stacked, which `stage` does once.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def stack_of_same(op: Op) -> Outcome:
     """stack(f(x, w[0]), f(x, w[1]), ..)  ->  f(x, w) with one axis more"""
     if not _a_product(op.args[0]):
         return None
-    found = _Batched(len(op.args)).of(op.args)
-    if found is None:
+    batched = _Batched(len(op.args)).of(op.args)
+    if batched is None:
         return Miss("its parts are not the same expression of slices in order", 3)
     axis = op["axis"]
     if axis == 0:
-        return found
-    order = (*range(1, axis + 1), 0, *range(axis + 1, found.type.rank))
-    return make("transpose", found, permutation=order)
+        return batched
+    order = (*range(1, axis + 1), 0, *range(axis + 1, batched.type.rank))
+    return make("transpose", batched, permutation=order)
 
 
 @local(
@@ -69,14 +69,14 @@ def _expanded(value: Value, inner: tuple[int, ...]) -> bool:
 
 
 def _a_product(value: Value, steps: int = 8) -> bool:
-    """Whether a product is near the end of an expression."""
+    """Whether an expression computes a product within its last ops."""
     if value.op.name == "contract" or steps == 0:
         return value.op.name == "contract"
     return any(_a_product(arg, steps - 1) for arg in value.op.args)
 
 
 class _Batched:
-    """Builds one value with a leading axis out of `count` values that differ by an index."""
+    """Batches `count` values of isomorphic expressions into one with a new leading axis."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -111,31 +111,31 @@ class _Batched:
         return self.rebuilt(first, args)
 
     def argument(self, column: tuple[Value, ...]) -> tuple[Value, bool] | None:
-        """(the argument of all siblings, whether it has the new axis)."""
+        """(the operand of all siblings, whether it has the new axis)."""
         if all(value == column[0] for value in column):
             return column[0], False
-        found = self.of(column)
-        return None if found is None else (found, True)
+        stacked = self.of(column)
+        return None if stacked is None else (stacked, True)
 
     def indexed(self, values: tuple[Value, ...]) -> Value | None:
-        """The source whose indices 0, 1, 2 ... along one axis the values are, that axis first."""
+        """The source of which the values are slices 0, 1, 2 ... along an axis, that axis first."""
         op, ops = values[0].op, [value.op for value in values]
-        if any(each.name != op.name or each.args != op.args for each in ops):
+        if any(sibling.name != op.name or sibling.args != op.args for sibling in ops):
             return None
         if op.name == "unstack":
-            whole = list(values) == list(op.results)
-            return self.first(*op.args, op["axis"]) if whole else None
+            complete = list(values) == list(op.results)
+            return self.first(*op.args, op["axis"]) if complete else None
         if op.name != "slice":
             return None
         (source,), shape = op.args, op.types[0].shape
-        starts = [each["start_indices"] for each in ops]
+        starts = [sibling["start_indices"] for sibling in ops]
         moving = [d for d, place in enumerate(zip(*starts)) if len(set(place)) > 1]
         if len(moving) != 1 or shape[moving[0]] != 1:
             return None
         (axis,) = moving
-        rest = [size for d, size in enumerate(shape) if d != axis]
+        sliced = [size for d, size in enumerate(shape) if d != axis]
         full = [size for d, size in enumerate(source.type.shape) if d != axis]
-        if [start[axis] for start in starts] != list(range(self.count)) or rest != full:
+        if [start[axis] for start in starts] != list(range(self.count)) or sliced != full:
             return None
         if source.type.shape[axis] != self.count:
             return None
@@ -154,12 +154,12 @@ class _Batched:
         inputs = tuple((fresh, *array) if batched else array for array, (_, batched) in pairs)
         now = Signature(inputs, ((fresh, *axes.outputs[0]),))
         spelled = opdef.traits(op).spelled  # any other matches dimensions by their place
-        made = [arg[0] if spelled else self.widened(*arg, op) for arg in args]
-        return make(op.name, *made, **followed(op, axes, now, {fresh: self.count}))
+        operands = [arg[0] if spelled else self.widened(*arg, op) for arg in args]
+        return make(op.name, *operands, **followed(op, axes, now, {fresh: self.count}))
 
     def widened(self, arg: Value, batched: bool, op: Op) -> Value:
-        """An argument of an elementwise op with the rank of the result of all siblings: one that
-        they share has no new axis yet, one number for each of them has no other."""
+        """An operand of an elementwise op, broadcast to the rank of the batched result: a shared
+        one lacks the new axis, one scalar per sibling has no other."""
         shape = op.types[0].shape
         if batched and arg.type.rank == 1 and shape:
             return make(

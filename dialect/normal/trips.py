@@ -1,4 +1,4 @@
-"""What a loop counts, and which row of a stack a trip reads."""
+"""The counters of a loop, and the row of a stack that each trip reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dialect.ops.control import scan_parts
 from rewrite.dataflow import known_values
 from rewrite.ir import Graph, Op, Value
 
-_MOST_TRIPS = 1024  # every one of them is counted
+_MOST_TRIPS = 1024  # each of them is evaluated
 
 
 def row_read(op: Op) -> tuple[Value | None, Value | None]:
@@ -28,7 +28,7 @@ def row_read(op: Op) -> tuple[Value | None, Value | None]:
 
 
 class Places:
-    """The values, in every trip of a loop, of what depends on its counters alone."""
+    """The numbers, in every trip of a loop, of values that depend on its counters alone."""
 
     def __init__(self, op: Op) -> None:
         (self.body,), self.length = op.regions, op["length"]
@@ -38,7 +38,8 @@ class Places:
         self.first = cache(self._first)
 
     def _first(self, index: Value) -> int | None:
-        """The first of consecutive numbers that an index has, in the order of what is scanned."""
+        """The first of the consecutive numbers of an index, in the order of the scanned rows; None
+        if they are not consecutive."""
         if index not in self.known or not 0 < self.length <= _MOST_TRIPS:
             return None
         if index.type.dtype[0] not in "iu":
@@ -56,22 +57,22 @@ class Places:
 
 
 def _counters(op: Op) -> Sequence[tuple[Value, np.ndarray]]:
-    """What a loop counts: carries that begin with a number and grow by one, with their values."""
+    """The counters of a loop: carries that start at a number and grow by one, with their values."""
     (body,), (_, carry, _) = op.regions, scan_parts(op)
-    found = []
+    counters = []
     for inside, start, after in zip(body.inputs[carry], op.args[carry], body.outputs):
         first, step = number(start), _step(inside, after)
         if isinstance(first, int) and isinstance(step, int) and inside.type.dtype[0] in "iu":
             counts = first + step * np.arange(op["length"], dtype=object)
             limits = jnp.iinfo(dtype_of(inside.type.dtype))
             if all(limits.min <= count <= limits.max for count in counts):
-                found.append((inside, counts.astype(dtype_of(inside.type.dtype))))
-    return found
+                counters.append((inside, counts.astype(dtype_of(inside.type.dtype))))
+    return counters
 
 
 def _step(inside: Value, after: Value) -> object:
-    """What a carry grows by in every trip."""
+    """The number that a carry grows by in every trip; None if it is not known."""
     if after.op.name != "add" or inside not in after.op.args:
         return None
-    one, other = after.op.args
-    return number(other if one == inside else one)
+    left, right = after.op.args
+    return number(right if left == inside else left)

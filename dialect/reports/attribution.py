@@ -49,7 +49,6 @@ _SIDES = {
     "take": (1, "indices"),
 }
 PRODUCTS = frozenset({"contract", "dot_general", "ragged_dot_general"})
-_SCALES = frozenset({"add", "sub", "mul", "div", "neg"})
 SIDES = frozenset(name for _, name in _SIDES.values())
 _COUNTS = ("i", "u", "b")  # dtypes of indices and masks; bf16 alone begins like bool
 
@@ -274,7 +273,8 @@ class Pieces:
             if op in self.of or not args or any(arg.op not in self.of for arg in args):
                 continue
             piece = self.of[args[0].op]
-            if op.name in _SCALES and len(args) == 1:
+            linear = op.name in ELEMENTWISE and opdef.traits(op).linear
+            if linear and len(args) == 1 and not is_layout(op):
                 if all(number(arg) is not None for arg in op.args if arg not in args):
                     passing[op] = None
             elif not is_layout(op) and not (piece.name == LOGITS and op.name in ELEMENTWISE):

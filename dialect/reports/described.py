@@ -24,8 +24,6 @@ from rewrite.ir import Op, Value
 from rewrite.program import Input
 from rewrite.signature import Signature, letters
 
-_FORMS = {"gate": "gated", "activate": "plain", "rms_norm": "RMS", "layer_norm": "layer"}
-
 
 class Describer:
     """Describes pieces. `inputs` are those of the program; `enter` adds the arguments of a loop."""
@@ -98,9 +96,8 @@ class Describer:
 
     def _feed_forward(self, op: Op, members: Sequence[Op]) -> str:
         units = [unit for unit in members if unit.name in ("gate", "activate")]
-        words = [
-            f"{_FORMS[unit.name]} {unit['kind']}, {unit.types[0].shape[-1]} wide" for unit in units
-        ]
+        forms = ("gated" if unit.name == "gate" else "plain" for unit in units)
+        words = [f"{f} {u['kind']}, {u.types[0].shape[-1]} wide" for f, u in zip(forms, units)]
         experts = [f"{count} experts" for count in sorted(self._experts(members))]
         return ", ".join([*experts, *dict.fromkeys(words)])
 
@@ -132,7 +129,7 @@ class Describer:
         return str(op.types[0])
 
     def _norm(self, op: Op, members: Sequence[Op]) -> str:
-        return f"{_FORMS[op.name]} over {' '.join(self.axes.of(op.results[0])[-1])}"
+        return f"{'RMS' if op.name == 'rms_norm' else 'layer'} over {' '.join(self.axes.of(op.results[0])[-1])}"
 
     def _rope(self, op: Op, members: Sequence[Op]) -> str:
         turned = op.get("turned") or op.types[0].shape[-1]

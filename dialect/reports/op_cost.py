@@ -19,8 +19,6 @@ from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, Value
 from rewrite.signature import letters
 
-_LOOPS = {"scan": sum, "while": sum, "cond": max}
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -59,7 +57,7 @@ def flops(op: Op) -> int:
     """
     if op.regions:
         parts = [sum(map(flops, region.ops)) for region in op.regions]
-        return trips(op) * _LOOPS.get(op.name, sum)(parts)
+        return trips(op) * (max if op.name == "cond" else sum)(parts)
     if opdef.traits(op).moves:
         return 0
     summed = _summed(op)
@@ -78,7 +76,7 @@ def bytes_moved(op: Op) -> int:
     """
     if op.regions:
         parts = [sum(map(bytes_moved, region.ops)) for region in op.regions]
-        return trips(op) * _LOOPS.get(op.name, sum)(parts)
+        return trips(op) * (max if op.name == "cond" else sum)(parts)
     known = opdef.traits(op)
     if known.view:
         return 0

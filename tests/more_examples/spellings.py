@@ -452,9 +452,9 @@ EQUAL: dict[str, dict[str, str]] = {
     },
     "dot_to_contract": {
         "without `if op.get('out_sharding') is not None`": "where it lies is no number",
-        "always `{'precision': asked}`": "none is what it is where nothing is said",
-        "never `{'precision': asked}`": "on a CPU every precision is the same",
-        "`asked is None`": "on a CPU every precision is the same",
+        "always `{'precision': precision}`": "none is what it is where nothing is said",
+        "never `{'precision': precision}`": "on a CPU every precision is the same",
+        "`precision is None`": "on a CPU every precision is the same",
     },
     "map_of_repeat": {
         "without `if grown.op.name != 'broadcast_in_dim' or grown.op.args[0].type.size  ...`": (
@@ -483,11 +483,11 @@ EQUAL: dict[str, dict[str, str]] = {
     },
     "tile_to_broadcast": {"never `(size,)`": "repeated once it is as it was"},
     "variance": {
-        "arguments swapped in `make('sub', source, reshaped(mean, tuple(kept)))`": "it is squared"
+        "arguments swapped in `make('sub', source, reshaped(mean, tuple(sizes)))`": "it is squared"
     },
     "statistic_reshaped_last": {
         **_MADE_BY,
         "without `not shape`": _WHERE_ELSE,
-        "without `not any((made_by(_REDUCTIONS, each) for each in sources))`": _WHERE_ELSE,
+        "without `not any((made_by(_REDUCTIONS, inner) for inner in sources))`": _WHERE_ELSE,
     },
 }
