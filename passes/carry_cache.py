@@ -1,11 +1,11 @@
-"""carry_cache: a cache that passes through a loop over layers is carried whole.
+"""carry_cache: a cache that a loop over layers scans becomes a carry of the loop.
 
 scan(layer: cache[l] -> cache_write(cache[l], new, t))
   ->  scan(carry: cache -> cache_write(cache, new, l, t); reads are cache_read(cache, l))
 
-and likewise `cache_put`, which writes at places of their own for each sequence. As scanned input
-and output a cache is copied twice a step; carried and updated in place at (layer, position) it is
-not copied at all. A loop that counts its layers itself is first made a scan over them.
+and likewise `cache_put`, which writes each sequence at its own position. As scanned input and
+output a cache is copied twice a step; carried and updated in place at (layer, position) it is not
+copied at all. A loop that counts its layers itself is first made a scan over them.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def _carried(graph: Graph, notes: list[str]) -> Graph:
 
 @dataclass
 class _Cache:
-    """A cache that the loop scans: its place among the xs and among the ys, and its update."""
+    """A cache that the loop scans: its slice, its stack, the number of its output, its update."""
 
     slice: Value
-    whole: Value
+    stack: Value
     output: int
     write: Op
 
@@ -72,46 +72,46 @@ def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
         return op.results
     layers = make("iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0)
     index = new_input(_INDEX)
-    wholes = [new_input(cache.whole.type) for cache in caches]
-    new_body = _body(body, caches, index, wholes, len(carry))
+    stacks = [new_input(cache.stack.type) for cache in caches]
+    new_body = _body(body, caches, index, stacks, len(carry))
     scanned = body.inputs[len(consts) + len(carry) :]
     gone = {cache.slice for cache in caches}
-    kept = [(value, arg) for value, arg in zip(scanned, xs) if value not in gone]
-    inputs = (*body.inputs[: len(consts) + len(carry)], *wholes, *(v for v, _ in kept), index)
-    made = remade_scan(
+    pairs = [(value, arg) for value, arg in zip(scanned, xs) if value not in gone]
+    inputs = (*body.inputs[: len(consts) + len(carry)], *stacks, *(v for v, _ in pairs), index)
+    loop = remade_scan(
         op,
         Graph(inputs, new_body),
         consts,
-        [*carry, *(cache.whole for cache in caches)],
-        [*(arg for _, arg in kept), layers],
+        [*carry, *(cache.stack for cache in caches)],
+        [*(arg for _, arg in pairs), layers],
     )
     carried = len(carry) + len(caches)
-    rest = iter(made.results[carried:])
-    at = {cache.output: made.results[len(carry) + i] for i, cache in enumerate(caches)}
-    ys = [at[i] if i in at else next(rest) for i in range(len(carry), len(op.types))]
+    remaining = iter(loop.results[carried:])
+    at = {cache.output: loop.results[len(carry) + i] for i, cache in enumerate(caches)}
+    ys = [at[i] if i in at else next(remaining) for i in range(len(carry), len(op.types))]
     notes.append(f"{len(caches)} caches carried through a loop of {op['length']}")
-    return (*made.results[: len(carry)], *ys)
+    return (*loop.results[: len(carry)], *ys)
 
 
 def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
-    found = []
+    caches = []
     for position, value in enumerate(body.inputs[first:], first):
         for output in range(op["carry"], len(op.types)):
             write = body.outputs[output].op
             if write.name in _STORED and write.args[0] == value:
-                found.append(_Cache(value, op.args[position], output, write))
+                caches.append(_Cache(value, op.args[position], output, write))
                 break
-            alike = value.type.rank > 1 and op.types[output] == op.args[position].type
-            if alike and value in _ancestors(body.outputs[output]):
+            same_type = value.type.rank > 1 and op.types[output] == op.args[position].type
+            if same_type and value in _ancestors(body.outputs[output]):
                 notes.append(
-                    f"not carried: {write.name} at {write.origin.source} writes the cache otherwise"
+                    f"not carried: {write.name} at {write.origin.source} is no update in place"
                 )
                 break
-    return found
+    return caches
 
 
 def _ancestors(value: Value) -> set[Value]:
-    """What an update is computed from, along its first arguments."""
+    """The values that an update is computed from, along first arguments."""
     seen = {value}
     while value.op.args:
         value = value.op.args[0]
@@ -119,19 +119,19 @@ def _ancestors(value: Value) -> set[Value]:
     return seen
 
 
-def _written(op: Op, whole: Value, index: Value, new: Value, *positions: Value) -> Value:
-    """The `cache_write` of one layer, to the caches of all."""
+def _written(op: Op, stack: Value, index: Value, new: Value, *positions: Value) -> Value:
+    """The `cache_write` of one layer, into the stack of all layers."""
     axes = (0, *(axis + 1 for axis in op["axes"]))
     row = reshaped(new, (1, *new.type.shape))
     origin = op.origin.then("carry_cache")
-    return make("cache_write", whole, row, index, *positions, axes=axes, origin=origin)
+    return make("cache_write", stack, row, index, *positions, axes=axes, origin=origin)
 
 
-def _put(op: Op, whole: Value, index: Value, new: Value, positions: Value) -> Value:
-    """The `cache_put` of one layer, to the caches of all."""
+def _put(op: Op, stack: Value, index: Value, new: Value, positions: Value) -> Value:
+    """The `cache_put` of one layer, into the stack of all layers."""
     origin, axis = op.origin.then("carry_cache"), op["axis"] + 1
     return make(
-        "cache_put", whole, new, positions, index, axis=axis, mode=op["mode"], origin=origin
+        "cache_put", stack, new, positions, index, axis=axis, mode=op["mode"], origin=origin
     )
 
 
@@ -139,26 +139,26 @@ _STORED = {"cache_write": _written, "cache_put": _put}
 
 
 def _body(
-    body: Graph, caches: list[_Cache], index: Value, wholes: list[Value], carry: int
+    body: Graph, caches: list[_Cache], index: Value, stacks: list[Value], carry: int
 ) -> tuple[Value, ...]:
     """The outputs of the new body: carries, updated caches, and the remaining ys."""
     memo = {value: value for value in body.inputs}
     updated: dict[int, Value] = {}
-    by_write = {cache.write: (cache, whole) for cache, whole in zip(caches, wholes)}
-    for cache, whole in zip(caches, wholes):
-        memo[cache.slice] = make("cache_read", whole, index)
+    by_write = {cache.write: (cache, stack) for cache, stack in zip(caches, stacks)}
+    for cache, stack in zip(caches, stacks):
+        memo[cache.slice] = make("cache_read", stack, index)
     for op in body.ops:
         args = tuple(memo[arg] for arg in op.args)
         if op not in by_write:
             memo.update(zip(op.results, with_args(op, args).results))
             continue
-        cache, whole = by_write[op]
-        stored = _STORED[op.name](op, whole, index, *args[1:])
+        cache, stack = by_write[op]
+        stored = _STORED[op.name](op, stack, index, *args[1:])
         updated[cache.output] = stored
         memo[op.results[0]] = make("cache_read", stored, index)
-    rest = [i for i in range(carry, len(body.outputs)) if i not in updated]
+    remaining = [i for i in range(carry, len(body.outputs)) if i not in updated]
     return (
         *(memo[value] for value in body.outputs[:carry]),
         *(updated[cache.output] for cache in caches),
-        *(memo[body.outputs[i]] for i in rest),
+        *(memo[body.outputs[i]] for i in remaining),
     )

@@ -1,16 +1,16 @@
-"""first_layer: what the first layer does to an embedding row is looked up, not computed.
+"""first_layer: row-wise functions of an embedding row are looked up, not computed.
 
 f(take(table, ids))  ->  take(f(table), ids)        for every row-wise f
 
-(Graef 2024, "Transformer tricks: precomputing the first layer".) `f(table)` depends on parameters
-alone, so `stage` computes it once. How far f reaches is a minimum cut: each step reads either a
-row of a table or the weights that compute it, whichever is fewer bytes at this batch. For a serial
-block with rotary positions that is q, k, v and the embedding itself, 2(d + e) values per row; for a
-parallel one the feed-forward layer's result is added to the embedding's row, whichever comes first
-in the sum of the block. That reorders a sum; all else keeps every bit.
+(Graef 2024, "Transformer tricks: precomputing the first layer".) `f(table)` is parameter-only, so
+`stage` computes it once. How far f reaches is a minimum cut: each step reads either a row of a
+table or the weights that compute it, whichever is fewer bytes at this batch. A serial block with
+rotary positions looks up q, k, v and the embedding itself, 2(d + e) values per row. A parallel
+block adds its feed-forward result to the embedding's row, whatever the order of the sum in the
+block. That reorders a sum; all else is bit-exact.
 
-What one token looks up may lie in several tables, such as integers and their scales: f is a
-function of all their rows.
+A token may look up rows of several tables, such as integers and their scales: f is a function of
+all these rows.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class FirstLayer(Pass):
         graph, keeps = program.graph, "bits"
         notes: list[str | Remark] = []
         for lookup in _embeddings(program, params):
-            found = _cheapest(graph, lookup, params)
-            declined = self.declined(found, params)
+            choice = _cheapest(graph, lookup, params)
+            declined = self.declined(choice, params)
             if declined:
                 notes.append(Remark(declined, kind=NOT_DONE))
                 continue
-            graph, keeps = found.looked_up(), "reals" if found.reordered else keeps
-            notes += found.figures(graph, params).lines()
+            graph, keeps = choice.looked_up(), "reals" if choice.reordered else keeps
+            notes += choice.figures(graph, params).lines()
         if not notes:
             reason = "declined: no rows of a parameter are taken by the tokens"
             notes = [Remark(reason, kind=NOT_DONE)]
@@ -68,12 +68,12 @@ class FirstLayer(Pass):
         step = Step(str(self), keeps, remarks(notes))
         return replace(program.with_graph(graph), history=(*program.history, step))
 
-    def declined(self, found: _Found, params: list[Value]) -> str | None:
-        """Why nothing is looked up, or None."""
-        if not found.cut or not found.eliminated:
-            return f"declined: {_why_not(found)}"
-        vocab, rows = found.lookup.vocab, found.lookup.rows
-        size = sum(value.type.bytes // rows * vocab for value in found.cut)
+    def declined(self, choice: _Choice, params: list[Value]) -> str | None:
+        """The reason to look nothing up, or None."""
+        if not choice.cut or not choice.eliminated:
+            return f"declined: {_why_not(choice)}"
+        vocab, rows = choice.lookup.vocab, choice.lookup.rows
+        size = sum(value.type.bytes // rows * vocab for value in choice.cut)
         total = sum(value.type.bytes for value in params)
         if size <= self.budget * total:
             return None
@@ -84,11 +84,11 @@ class FirstLayer(Pass):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What can be looked up: the row-wise region behind a lookup, cut where that is cheapest.
+class _Choice:
+    """The row-wise region after a lookup, and the cheapest cut of it.
 
-    `read_bytes` is what a step reads for it, less what it reads no more of weights; `reordered`
-    says that a sum was, so that all that is row-wise of it is one table.
+    `read_bytes` are the bytes that a step reads of the cut, less those of weights that it no longer
+    reads; `reordered` if a sum was reordered, so that its row-wise addends are one table.
     """
 
     graph: Graph
@@ -103,8 +103,10 @@ class _Found:
     def looked_up(self) -> Graph:
         """The graph with the values of the cut read from tables."""
         rows = self.lookup.of(*_tabulated(self.lookup, self.cut, self.bound))
-        found = {value: reshaped(row, value.type.shape) for value, row in zip(self.cut, rows)}
-        return replace_values(self.graph, found)
+        replacements = {
+            value: reshaped(row, value.type.shape) for value, row in zip(self.cut, rows)
+        }
+        return replace_values(self.graph, replacements)
 
     def figures(self, looked_up: Graph, params: list[Value]) -> Figures:
         lookup = self.lookup
@@ -128,7 +130,7 @@ class _Found:
         )
 
     def only_taken(self, table: Value) -> bool:
-        """Whether nobody reads more of a table than these rows, or of what is made of it."""
+        """Whether all readers of a table, and of values computed from it, are these lookups."""
         readers = [op for op, _ in self.graph.users.get(table, ())]
         return table not in self.graph.outputs and all(
             op in self.lookup.takes
@@ -137,23 +139,23 @@ class _Found:
         )
 
 
-def _cheapest(graph: Graph, lookup: Lookup, params: list[Value]) -> _Found:
-    """What can be looked up behind `lookup`, its sums as they are or the row-wise terms first."""
+def _cheapest(graph: Graph, lookup: Lookup, params: list[Value]) -> _Choice:
+    """The cheapest choice after `lookup`: with its sums as they are, or row-wise addends first."""
     peeled_graph = _peel_loops_after(graph, lookup, params)
-    plain = _found(peeled_graph, lookup, params, reordered=False)
+    plain = _choice(peeled_graph, lookup, params, reordered=False)
     moved = _row_wise_first(peeled_graph, plain.region)
     if moved is peeled_graph:
         return plain
-    return min(plain, _found(moved, lookup, params, reordered=True), key=lambda x: x.read_bytes)
+    return min(plain, _choice(moved, lookup, params, reordered=True), key=lambda x: x.read_bytes)
 
 
-def _found(graph: Graph, lookup: Lookup, params: list[Value], reordered: bool) -> _Found:
+def _choice(graph: Graph, lookup: Lookup, params: list[Value], reordered: bool) -> _Choice:
     bound = bound_values(graph, params)
     region = row_wise(graph, lookup, known_values(graph, params))
     cut, eliminated = _cheapest_cut(graph, lookup, region, bound)
     read_bytes = sum(v.type.bytes for v in cut) - sum(stored_bytes(v) for v in eliminated)
     cut = [value for value in cut if value.op not in lookup.takes]  # these are tables already
-    return _Found(graph, lookup, bound, region, cut, eliminated, read_bytes, reordered)
+    return _Choice(graph, lookup, bound, region, cut, eliminated, read_bytes, reordered)
 
 
 def _row_wise_first(graph: Graph, region: dict[Value, Places]) -> Graph:
@@ -161,28 +163,28 @@ def _row_wise_first(graph: Graph, region: dict[Value, Places]) -> Graph:
     moved = {}
     for op, terms in sums(graph, leaves=region).items():
         rows = [term for term in terms if term in region and term.type == op.types[0]]
-        others = [term for term in terms if term not in rows]
-        if len(rows) > 1 and others and terms[: len(rows)] != rows:
+        other_terms = [term for term in terms if term not in rows]
+        if len(rows) > 1 and other_terms and terms[: len(rows)] != rows:
             total = rows[0]
-            for term in (*rows[1:], *others):
+            for term in (*rows[1:], *other_terms):
                 total = make("add", total, term, origin=op.origin)
             moved[op.results[0]] = total
     return replace_values(graph, moved) if moved else graph
 
 
 def _embeddings(program: Program, params: list[Value]) -> list[Lookup]:
-    """The rows of parameters that are taken by what the caller gives: by tokens, not positions."""
+    """The lookups of parameters by arguments of the step: by tokens, not by positions."""
     graph = program.graph
-    given = dependents(graph, program.values("arg"))
+    from_arguments = dependents(graph, program.values("arg"))
     bound = bound_values(graph, params)
-    alike: dict[tuple[Any, ...], list[Op]] = {}
+    by_ids: dict[tuple[Any, ...], list[Op]] = {}
     for op in graph.ops:
         if op.name != "take" or op.args[0] not in bound:
             continue
         table, ids = op.args
-        if ids in given and ids.type.size and op.types[0].size:
-            alike.setdefault((ids, op["mode"], table.type.shape[0]), []).append(op)
-    return [Lookup(tuple(takes)) for takes in alike.values()]
+        if ids in from_arguments and ids.type.size and op.types[0].size:
+            by_ids.setdefault((ids, op["mode"], table.type.shape[0]), []).append(op)
+    return [Lookup(tuple(takes)) for takes in by_ids.values()]
 
 
 def _peel_loops_after(graph: Graph, lookup: Lookup, params: list[Value]) -> Graph:
@@ -202,11 +204,11 @@ def _peel_loops_after(graph: Graph, lookup: Lookup, params: list[Value]) -> Grap
 def _cheapest_cut(
     graph: Graph, lookup: Lookup, region: dict[Value, Places], bound: frozenset[Value]
 ) -> tuple[list[Value], list[Value]]:
-    """Which row-wise values to look up, and the parameters that the step then never reads.
+    """The row-wise values to look up, and the parameters that the step then no longer reads.
 
-    A value that the step needs it either reads, its rows, or computes: then it reads the op's
-    parameters, and needs what the op reads. Tables are made of whatever they need, at no cost. The
-    cheapest division is a minimum cut.
+    The step either reads the rows of a value that it needs, or computes it: then it reads the op's
+    parameters, and needs the op's operands. Tables cost nothing. The cheapest division is a minimum
+    cut.
     """
     ops = list(dict.fromkeys(value.op for value in region))
     network = Network()
@@ -217,7 +219,7 @@ def _cheapest_cut(
             weights = sum(stored_bytes(arg) for arg in dict.fromkeys(op.args) if arg in bound)
             network.edge("source", op, weights)
         for value in op.results:
-            readable = rows_lead(region[value])  # a table gives its rows first
+            readable = rows_lead(region[value])  # as a lookup gives them
             network.edge(op, value, max(1, value.type.bytes) if readable else WHOLE)
             for reader, _ in graph.users.get(value, ()):
                 if reader in region or reader.results[0] in region:
@@ -243,10 +245,10 @@ def _cheapest_cut(
 def _tabulated(
     lookup: Lookup, cut: list[Value], bound: frozenset[Value]
 ) -> tuple[list[Value], list[Value] | None]:
-    """For each cut value its table [v, ...]: the step's own ops, run over all ids in batches.
+    """For each value of the cut its table [v, ...]: the step's ops, run over all ids in batches.
 
-    The very ops of the step at the very shapes of the step, so the rows keep every bit. Where ids
-    out of bounds are filled, so is one more, and its row [...] is the second result.
+    The ops have the shapes of the step, so the rows are bit-exact. Where ids out of bounds have a
+    fill value, one more id is run, whose row [...] is the second result.
     """
     rows, count = lookup.rows, lookup.vocab + lookup.fills
     batches = ceil(count / rows)
@@ -273,24 +275,24 @@ def _tabulated(
         reverse=False,
         unroll=1,
     )
-    found = [_by_id(result, value, rows) for result, value in zip(loop.results, cut)]
-    tables = [_rows(each, 0, lookup.vocab) for each in found]
+    by_id = [_by_id(result, value, rows) for result, value in zip(loop.results, cut)]
+    tables = [_rows(table, 0, lookup.vocab) for table in by_id]
     if not lookup.fills:
         return tables, None
-    beyond = (_rows(each, lookup.vocab, count) for each in found)
+    beyond = (_rows(table, lookup.vocab, count) for table in by_id)
     return tables, [reshaped(row, row.type.shape[1:]) for row in beyond]
 
 
 def _by_id(result: Value, value: Value, rows: int) -> Value:
     """[batches, rows..., rest...] -> [ids, rest...]"""
-    rest = _rest_shape(value, rows)
-    return reshaped(result, (result.type.size // max(1, prod(rest)), *rest))
+    row_shape = _rest_shape(value, rows)
+    return reshaped(result, (result.type.size // max(1, prod(row_shape)), *row_shape))
 
 
 def _rows(value: Value, start: int, stop: int) -> Value:
-    """Some rows of an array."""
-    rest = value.type.shape[1:]
-    starts, limits = (start, *(0 for _ in rest)), (stop, *rest)
+    """Rows `start` to `stop` of an array."""
+    row_shape = value.type.shape[1:]
+    starts, limits = (start, *(0 for _ in row_shape)), (stop, *row_shape)
     return make("slice", value, start_indices=starts, limit_indices=limits)
 
 
@@ -307,9 +309,9 @@ def _rest_shape(value: Value, rows: int) -> tuple[int, ...]:
 def _read_for(
     cut: list[Value], lookup: Lookup, bound: frozenset[Value]
 ) -> tuple[list[Op], list[Value]]:
-    """What computing `cut` takes of the tables, and the parameters that it reads, tables first."""
+    """The lookups that `cut` is computed from, and the parameters that it reads, tables first."""
     takes: dict[Op, None] = {}
-    found: dict[Value, None] = {}
+    read: dict[Value, None] = {}
     stack, seen = [value.op for value in cut], set()
     while stack:
         op = stack.pop()
@@ -321,18 +323,18 @@ def _read_for(
             continue
         for arg in op.args:
             if arg in bound:
-                found[arg] = None
+                read[arg] = None
             else:
                 stack.append(arg.op)
     tables = dict.fromkeys(take.args[0] for take in takes)
-    return list(takes), list(tables | found)
+    return list(takes), list(tables | read)
 
 
-def _why_not(found: _Found) -> str:
-    """The first reader that is not row-wise, or that its weights are cheaper than its rows."""
-    region = found.region
+def _why_not(choice: _Choice) -> str:
+    """The reason for an empty cut: an op that is not row-wise, or weights cheaper than rows."""
+    region = choice.region
     if not any(value.op.name == "contract" for value in region):
-        for op in found.graph.ops:
+        for op in choice.graph.ops:
             if op.results[0] not in region and any(arg in region for arg in op.args):
                 return f"{op.told} mixes the embedding with something that is not its row"
-    return f"at {found.lookup.rows} tokens a step, reading the weights is fewer bytes"
+    return f"at {choice.lookup.rows} tokens a step, reading the weights is fewer bytes"

@@ -1,10 +1,10 @@
-"""fold_scales: factors beside a weight move into it (see `dialect.staging.fold_rules`).
+"""fold_scales: parameter-only factors are folded into weights (see `dialect.staging.fold_rules`).
 
 contract(norm(x) * s, w) * c  ->  contract(norm(x), (s * w) * c)
 
-Norm scales and biases, 1 / sqrt(d_head), log2(e), the scales of embedding and logits: what depends
-on parameters alone is multiplied once, in `prepare`. As in the code beside Pope et al. 2022
-(arXiv:2211.05102). Equal in the reals; each weight is rounded once more, so quantise behind it.
+Norm scales and biases, 1 / sqrt(d_head), log2(e), the scales of embedding and logits are multiplied
+into weights once, in `prepare`, as in the code of Pope et al. 2022 (arXiv:2211.05102). Exact over
+the reals; each weight is rounded once more, so quantise after this pass.
 """
 
 from __future__ import annotations

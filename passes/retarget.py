@@ -1,12 +1,12 @@
-"""retarget: the shardings that a program already carries, made to fit the machine at hand.
+"""retarget: the shardings in a program, kept where they fit the target mesh, else removed.
 
 sharding_constraint(x, P("data") on the program's own mesh)  ->  constrain(x)  where the names fit
                                                              ->  x             where they do not
 
-So with `reshard`, `device_put`, the shardings of a `jit` and of explicit axes. A `shard_map` over
-axes that the machine has stays one; any other is written out for all its blocks at once. A kernel
-that the compiler cannot split runs whole on every chip. Each reason is told once, with a line of
-the program. Without any of these a program passes through untouched.
+Likewise `reshard`, `device_put`, the shardings of a `jit` and of explicit axes. A `shard_map` over
+axes of the target mesh stays; any other is written out for all its blocks at once. A kernel that
+the compiler cannot partition is replicated on every chip. Each reason is noted once, with a line of
+the program. A program without shardings does not change.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ class Retarget(Pass):
         fitting = _Fitting(dict(target.mesh))
         places = {value: _Place(i) for i, value in enumerate(program.graph.inputs)}
         updated = zip(program.graph.outputs, program.step_outputs, strict=True)
-        places |= {v: _Place(each.updates) for v, each in updated if each.updates is not None}
+        places |= {v: _Place(output.updates) for v, output in updated if output.updates is not None}
         graph = fitting.graph(program.graph, places)
         inputs = list(program.step_inputs)
         for number, layout in fitting.layouts.items():
             inputs[number] = replace(inputs[number], layout=layout)
         if program.stages is None:
-            made = replace(program, graph=graph, inputs=tuple(inputs))
+            result = replace(program, graph=graph, inputs=tuple(inputs))
         else:
             stages = replace(program.stages, inputs=tuple(inputs))
-            made = replace(program, graph=graph, stages=stages)
-        return self.recorded(made, *fitting.lines())
+            result = replace(program, graph=graph, stages=stages)
+        return self.recorded(result, *fitting.lines())
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The input of the program that a value is or becomes, `scanned` axes off it."""
+    """The input of the program that a value is or becomes, without its `scanned` leading axes."""
 
     number: int
     scanned: int = 0
@@ -69,26 +69,26 @@ class _Place:
 
 @dataclass
 class _Fitting:
-    """Rewrites graphs for a mesh, and remembers what was done and why."""
+    """Rewrites graphs for a mesh, and collects notes on what was done and why."""
 
     mesh: dict[str, int]
     layouts: dict[int, Layout] = field(default_factory=dict)
     said: dict[str, list[Origin]] = field(default_factory=dict)
 
-    def say(self, what: str, op: Op) -> None:
-        self.said.setdefault(what, []).append(op.origin)
+    def say(self, text: str, op: Op) -> None:
+        self.said.setdefault(text, []).append(op.origin)
 
     def lines(self) -> list[str]:
-        """Each thing once: how often, and where first."""
+        """Each note once, with its count and first source line."""
         lines = []
         for what, origins in self.said.items():
-            where = next((each.source for each in origins if each.source), "")
+            where = next((origin.source for origin in origins if origin.source), "")
             first = f", first at {where}" if where else ""
             lines.append(f"{what} ({len(origins)} times{first})")
         return lines
 
     def graph(self, graph: Graph, places: dict[Value, _Place]) -> Graph:
-        """`places` are the values that are inputs of the program, or their new values."""
+        """The graph for the mesh; `places` are inputs of the program, and their updated values."""
 
         def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
             regions = tuple(self.graph(*region) for region in _regions(op, args, places))
@@ -100,7 +100,7 @@ class _Fitting:
         return rebuilt(graph, visit)
 
     def rewritten(self, op: Op, homes: list[_Place | None]) -> tuple[Value, ...]:
-        """What stands for the results of an op; `homes` are the inputs that these are."""
+        """New results of an op; `homes` are the inputs of the program that these are."""
         if op.name == "shard_map":
             return self.mapped(op)
         if op.name == "pallas_call" and not op.get("interpret"):
@@ -118,7 +118,7 @@ class _Fitting:
         else:
             values = _without_shardings(op).results
         return tuple(
-            self.constrained(op, *each) for each in zip(values, shardings, homes, strict=True)
+            self.constrained(op, *triple) for triple in zip(values, shardings, homes, strict=True)
         )
 
     def constrained(self, op: Op, value: Value, sharding: Any, home: _Place | None) -> Value:
@@ -131,8 +131,8 @@ class _Fitting:
         if explicit or all(axes is None for axes in layout):
             return value
         if home is not None and None not in layout:
-            whole = ((),) * home.scanned + layout
-            if self.layouts.setdefault(home.number, whole) == whole:
+            outer = ((),) * home.scanned + layout
+            if self.layouts.setdefault(home.number, outer) == outer:
                 self.say("kept shardings of inputs, which lie so from the start", op)
                 return value
         self.say("kept shardings: they fit the mesh", op)
@@ -185,7 +185,7 @@ class _Fitting:
 def _regions(
     op: Op, args: tuple[Value, ...], places: dict[Value, _Place]
 ) -> Iterator[tuple[Graph, dict[Value, _Place]]]:
-    """The regions of an op, each with those of its values that are inputs of the program."""
+    """The regions of an op, each with its values that are inputs of the program."""
     for region in op.regions:
         inner: dict[Value, _Place] = {}
         if op.name == "scan":
@@ -194,13 +194,13 @@ def _regions(
             for scanned, into, out in ((0, consts, carried[0]), (1, xs, carried[1])):
                 pairs = [*zip(args[into], region.inputs[into])]
                 pairs += zip(op.results[out], region.outputs[out])
-                known = ((x, places[value]) for value, x in pairs if value in places)
-                inner |= {x: _Place(at.number, at.scanned + scanned) for x, at in known}
+                inputs = ((x, places[value]) for value, x in pairs if value in places)
+                inner |= {x: _Place(at.number, at.scanned + scanned) for x, at in inputs}
         yield region, inner
 
 
 def _shardings(op: Op) -> list[Sharding]:
-    """What the op's own parameters say of its results, one for each; nothing where they do not."""
+    """The shardings that the op's own parameters give to its results; none if they do not."""
     for _, value in op.attrs:
         if isinstance(value, Opaque) and isinstance(value.payload, Sharding):
             return [value.payload] * len(op.types)
@@ -208,19 +208,19 @@ def _shardings(op: Op) -> list[Sharding]:
 
 
 def _without_shardings(op: Op) -> Op:
-    """The op as it is without explicit axes."""
-    given = {
+    """The op as it would be without explicit axes."""
+    kept_attrs = {
         name: value
         for name, value in op.attrs
         if not (isinstance(value, Opaque) and isinstance(value.payload, Sharding))
     }
-    gone = {name for name, _ in op.attrs} - set(given) - set(primitives.unsaid(op.name))
-    attrs = attrs_of({**given, **dict.fromkeys(gone)})
+    gone = {name for name, _ in op.attrs} - set(kept_attrs) - set(primitives.unsaid(op.name))
+    attrs = attrs_of({**kept_attrs, **dict.fromkeys(gone)})
     return Op(op.name, op.args, attrs, op.types, op.regions, op.origin)
 
 
 def _unplaced(graph: Graph) -> Graph:
-    """The body of a `shard_map` without shardings, which in there are hints."""
+    """The body of a `shard_map` without its shardings, which are only hints there."""
 
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         if op.name in _MOVES:

@@ -1,10 +1,10 @@
-"""roll: layers that are written out and are the same program become one loop.
+"""roll: unrolled layers that are the same program become one loop.
 
 body(... body(body(x, w0), w1) ..., wn)  ->  scan(body, x, stack(w0, w1, ..., wn))
 
-Layers are found by structure (`dialect.layered.layers`): kinds that alternate become one loop over
-groups, what does not repeat stays outside. `stage` moves the stacking of parameters to `prepare`
-and that of caches to `adapt`; `carry_cache` behind this pass keeps the caches from being copied.
+Layers are found by structure (`dialect.layered.layers`): alternating kinds become one loop over
+groups, layers that do not repeat stay outside. `stage` moves the stacking of parameters to
+`prepare` and that of caches to `adapt`; `carry_cache` after this pass avoids copies of the caches.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ from rewrite.target import Target
     types=("f32[3,2,2]",),
 )
 def stack_of_rows(op: Op) -> Outcome:
-    """stack(x[0], x[1], ..., x[n])  ->  x: layers that were taken apart are whole again"""
+    """stack(x[0], x[1], ..., x[n])  ->  x"""
     rows = [_row(arg) for arg in op.args] if op["axis"] == 0 else [None]
-    if None in rows or any(whole != rows[0][0] for whole, _ in rows):
+    if None in rows or any(source != rows[0][0] for source, _ in rows):
         return None
-    whole, numbers = rows[0][0], [number for _, number in rows]
+    source, numbers = rows[0][0], [number for _, number in rows]
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     if step < 1 or numbers != [*range(numbers[0], numbers[-1] + 1, step)]:
         return None
-    if len(numbers) < whole.type.shape[0]:
-        rest = whole.type.shape[1:]
-        whole = make(
+    if len(numbers) < source.type.shape[0]:
+        row_shape = source.type.shape[1:]
+        source = make(
             "slice",
-            whole,
-            start_indices=(numbers[0], *(0 for _ in rest)),
-            limit_indices=(numbers[-1] + 1, *rest),
-            strides=(step, *(1 for _ in rest)) if step > 1 else None,
+            source,
+            start_indices=(numbers[0], *(0 for _ in row_shape)),
+            limit_indices=(numbers[-1] + 1, *row_shape),
+            strides=(step, *(1 for _ in row_shape)) if step > 1 else None,
         )
     shape = op.types[0].shape
-    return whole if whole.type.shape == shape else reshaped(whole, shape)
+    return source if source.type.shape == shape else reshaped(source, shape)
 
 
 def _row(value: Value) -> tuple[Value, int] | None:
-    """(x, i) where `value` is x[i], in whatever shape."""
-    at = value.op.args[0] if value.op.name == "reshape" else value
-    op = at.op
+    """(x, i) if `value` is x[i] in any shape."""
+    row = value.op.args[0] if value.op.name == "reshape" else value
+    op = row.op
     if op.name == "unstack" and op["axis"] == 0:
-        return op.args[0], at.index
-    if op.name != "slice" or op.get("strides") or not at.type.rank:
+        return op.args[0], row.index
+    if op.name != "slice" or op.get("strides") or not row.type.rank:
         return None
-    whole, (first, *rest) = op.args[0], op["start_indices"]
-    if any(rest) or op["limit_indices"] != (first + 1, *whole.type.shape[1:]):
+    source, (first, *starts) = op.args[0], op["start_indices"]
+    if any(starts) or op["limit_indices"] != (first + 1, *source.type.shape[1:]):
         return None
-    return whole, first
+    return source, first
 
 
 @local("unstack", example=lambda x: jnp.unstack(jnp.stack([x, x + 1])), types=("f32[4]",))
 def unstack_of_stack(op: Op) -> Outcome:
     """unstack(stack(x, y))  ->  x, y"""
-    whole = op.args[0].op
-    return whole.args if whole.name == "stack" and whole["axis"] == op["axis"] else None
+    stack = op.args[0].op
+    return stack.args if stack.name == "stack" and stack["axis"] == op["axis"] else None
 
 
 RULES: tuple[Rule, ...] = (stack_of_rows, unstack_of_stack)
@@ -91,35 +91,35 @@ class Roll(Pass):
         graph = rows_apart(rewrite(program.graph, ()), program.values("state"))
         layers = find_layers(program.with_graph(graph))
         runs = [run for run in layers.runs if run.repeats >= self.least]
-        for run in reversed(runs):  # what a loop reads is computed before it, so it still stands
+        for run in reversed(runs):  # a loop reads values computed before it, which are unchanged
             graph = replace_values(graph, rolled(layers.groups(run)))
         notes = [_rolled(layers, run, self.least) for run in layers.runs]
-        made = program.with_graph(rewrite(graph, RULES)) if runs else program
-        return self.recorded(made, *notes, *_outside(layers))
+        result = program.with_graph(rewrite(graph, RULES)) if runs else program
+        return self.recorded(result, *notes, *_outside(layers))
 
 
 def _rolled(layers: Layers, run: Run, least: int) -> str:
-    """What became of a run."""
+    """The note on a run."""
     inside = {layers.layer_of_segment.get(n) for n in range(run.first, run.stop)} - {None}
-    what = f"layers {min(inside)} to {max(inside)}" if inside else f"{run.repeats} groups"
+    subject = f"layers {min(inside)} to {max(inside)}" if inside else f"{run.repeats} groups"
     if run.repeats < least:
-        return f"{what} stay outside: {run.repeats} times the same, and least={least}"
+        return f"{subject} stay outside: {run.repeats} times the same, and least={least}"
     ops = sum(len(segment.ops) for segment in layers.groups(run)[0])
-    each = len(inside) // run.repeats
-    over = f"groups of {each}" if each > 1 else "one layer"
-    return f"{what}: a loop of {run.repeats} over {over}, {run.repeats * ops} ops in {ops}"
+    length = len(inside) // run.repeats
+    over = f"groups of {length}" if length > 1 else "one layer"
+    return f"{subject}: a loop of {run.repeats} over {over}, {run.repeats * ops} ops in {ops}"
 
 
 def _outside(layers: Layers) -> Iterator[str]:
-    """Each layer that is in no run, with the first thing that tells it from a neighbour."""
+    """A note on each layer in no run, with the first difference from a neighbour."""
     if len(layers.pieces) < 2:
         yield "no layers are written out that only one value connects, each with the next"
         return
     inside = {number for run in layers.runs for number in range(run.first, run.stop)}
-    for layer, own in enumerate(layers.pieces):
-        if inside.isdisjoint(own):
-            others = [n for n in (layer + 1, layer - 1) if 0 <= n < len(layers.pieces)]
-            told = [(*layers.difference(layer, other), other) for other in others]
-            _, reason, other = max(told, key=lambda each: each[0])
-            reason = f"unlike layer {other}, {reason}" if reason else "its group is not complete"
+    for layer, segments in enumerate(layers.pieces):
+        if inside.isdisjoint(segments):
+            neighbours = [n for n in (layer + 1, layer - 1) if 0 <= n < len(layers.pieces)]
+            differences = [(*layers.difference(layer, near), near) for near in neighbours]
+            _, reason, near = max(differences, key=lambda difference: difference[0])
+            reason = f"unlike layer {near}, {reason}" if reason else "its group is not complete"
             yield f"layer {layer} stays outside: {reason}"

@@ -1,4 +1,4 @@
-"""unroll: a loop over layers is written out, layer after layer.
+"""unroll: a loop over layers is unrolled.
 
 scan(body, x, ws)  ->  body(... body(body(x, ws[0]), ws[1]) ...)
 """
@@ -25,7 +25,7 @@ class Unroll(Pass):
 
     most: int = 256
 
-    keeps: ClassVar[str] = "reals"  # what is written out comes in normal form
+    keeps: ClassVar[str] = "reals"  # unrolled layers are brought to normal form
 
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str] = []

@@ -204,7 +204,7 @@ def test_more_rows_than_a_group_is_long_are_multiplied_with_scaled_weights(
             run(program, w, x), x @ dequantised(w, (0,), "int8", 4), rtol=1e-5, atol=1e-5
         )
         notes = notes_of(program, "lower")
-        assert any("it has more rows than a group is long" in note for note in notes) == before
+        assert any("it has more rows than a group has weights" in note for note in notes) == before
         assert any("dequantised before its product" in note for note in notes) == before
 
 

@@ -676,7 +676,9 @@ def test_scale_along_a_summed_axis_stays() -> None:
     graph, _ = dequantized(normal(2, 3, 8), normal(8, 2, 4), spec, (1,))
     made, report = applied(graph, [scale_behind_product])
     assert "dequantize" in op_names(made)
-    assert report.misses["scale_behind_product"][0].reason == "a scale varies along a summed axis"
+    assert (
+        report.misses["scale_behind_product"][0].reason == "a scale varies along a contracted axis"
+    )
 
 
 # A user's own rules.

@@ -1,4 +1,4 @@
-"""Weights that a library has quantised already, told by what is done to them."""
+"""Weights that a library has quantised already, recognised by their dequantisation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def dequantized(op: Op) -> Outcome:
         q = weight.op.args[0] if weight.op.name == "convert_element_type" else None
         if q is None or not q.type.dtype.startswith("i") or bits(q.type.dtype) > 8:
             continue
-        whole = q.type.shape == op.types[0].shape and scale.type.rank == q.type.rank
-        if whole and number(scale) is None and scale.type.size < q.type.size:
+        same_shape = q.type.shape == op.types[0].shape and scale.type.rank == q.type.rank
+        if same_shape and number(scale) is None and scale.type.size < q.type.size:
             return make("dequantize", q, scale, dtype=Symbol(op.types[0].dtype))
     return None
 

@@ -1,4 +1,4 @@
-"""Products of integers with their scales behind them, as libraries write them."""
+"""Products of integers that are scaled afterwards, as libraries write them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TO_EVEN = Symbol("RoundingMethod.TO_NEAREST_EVEN")
 
 
 def _product(x: Any, w: Any, s: Any) -> Any:
-    """How Qwix multiplies: a row of x by its own scale, a column of w by its."""
+    """A product as Qwix computes it: one scale per row of x, one per column of w."""
     scale = jnp.max(jnp.abs(x), axis=1, keepdims=True) / jnp.asarray(127.5, x.dtype)
     scale = jnp.where(scale < 1e-19, jnp.ones((), x.dtype), scale)
     q = jnp.round(x / scale).astype(jnp.int8)
@@ -49,22 +49,22 @@ def product_of_integers(op: Op) -> Outcome:
     spec, dtype = Signature.parse(product["spec"]), op.types[0].dtype
     sizes = _sizes(product, spec)
     if prod(sizes[x] for x in spec.summed) > LONGEST_SUM:
-        return Miss("its sum may exceed 32 bits, where it wraps", 4)
+        return Miss("its sum may overflow 32 bits", 4)
     args: list[Value | None] = [None, None]
     for scale in scales:
-        found = bare(named(scale, spec.outputs[0]), sizes)
+        operand = bare(named(scale, spec.outputs[0]), sizes)
         free = (i for i in (0, 1) if args[i] is None)
-        place = next((i for i in free if _is_of(product, spec, i, found)), None)
+        place = next((i for i in free if _is_of(product, spec, i, operand)), None)
         if place is None:
-            return Miss("a scale is of neither integers", 4)
-        args[place] = _stands_for(product.args[place], spec.inputs[place], found, dtype)
+            return Miss("a scale belongs to neither operand", 4)
+        args[place] = _dequantized(product.args[place], spec.inputs[place], operand, dtype)
     if None in args:
-        return Miss("not both of the integers that are multiplied have a scale", 4)
+        return Miss("an operand has no scale", 4)
     return make("contract", *args, **{**dict(product.attrs), "dtype": Symbol(dtype)})
 
 
 def _scaled(value: Value) -> bool:
-    """Whether a value is a product of integers as floats, or that times something."""
+    """Whether a value is a product of integers converted to floats, or a multiple of one."""
     if value.op.name == "mul":
         return any(map(_scaled, value.op.args))
     if value.op.name != "convert_element_type" or value.type.dtype not in REALS:
@@ -76,13 +76,13 @@ def _scaled(value: Value) -> bool:
 
 def _sizes(product: Op, spec: Signature) -> dict[str, int]:
     """The size of each letter."""
-    both = zip(spec.inputs, product.args)
-    return {x: size for axes, arg in both for x, size in zip(letters(axes), arg.type.shape)}
+    pairs = zip(spec.inputs, product.args)
+    return {x: size for axes, arg in pairs for x, size in zip(letters(axes), arg.type.shape)}
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Where integers come from: x, and how it was rounded to them with which scale."""
+    """How integers were quantised: x, its scale, and the options of the rounding."""
 
     x: Value
     scale: Value
@@ -92,13 +92,13 @@ class _Steps:
 
 
 def _steps_of(q: Value) -> _Steps | None:
-    """x, where q is x in steps of its greatest magnitude along some axes."""
-    whole = q.op.args[0].op if q.op.name == "convert_element_type" else q.op
-    if whole.name != "round" or whole["rounding_method"] != _TO_EVEN:
+    """How q was quantised, if by the greatest magnitude of some x along some axes."""
+    round_op = q.op.args[0].op if q.op.name == "convert_element_type" else q.op
+    if round_op.name != "round" or round_op["rounding_method"] != _TO_EVEN:
         return None
-    if whole.args[0].op.name != "div":
+    if round_op.args[0].op.name != "div":
         return None
-    x, wide = whole.args[0].op.args
+    x, wide = round_op.args[0].op.args
     scale = through(wide, "reshape")
     if scale.op.name != "select_n" or number(scale.op.args[2]) != 1:
         return None
@@ -108,29 +108,29 @@ def _steps_of(q: Value) -> _Steps | None:
     top, largest, least = share.op.args[0].op, number(share.op.args[1]), number(small.args[1])
     if top.name != "reduce_max" or top.args[0].op.name != "abs" or top.args[0].op.args[0] != x:
         return None
-    kept = tuple(1 if d in top["axes"] else size for d, size in enumerate(x.type.shape))
-    if wide.type.shape != kept or not largest or not least:
+    scale_shape = tuple(1 if d in top["axes"] else size for d, size in enumerate(x.type.shape))
+    if wide.type.shape != scale_shape or not largest or not least:
         return None
     return _Steps(x, scale, top["axes"], float(largest), float(least))
 
 
 def _is_of(product: Op, spec: Signature, place: int, scale: Operand) -> bool:
-    """Whether a scale is that of an argument: of the rows it was rounded by, or of its channels."""
-    q, own = product.args[place], [x for (x,) in spec.inputs[place]]
+    """Whether a scale belongs to an operand: that of its rounding, or one of its channels."""
+    q, q_letters = product.args[place], [x for (x,) in spec.inputs[place]]
     used = [x for (x,) in filter(None, scale.axes)]
     dynamic = _steps_of(q)
     if dynamic is None:
-        return set(used) <= set(own)
-    rows = [x for d, x in enumerate(own) if d not in dynamic.axes and q.type.shape[d] > 1]
+        return set(used) <= set(q_letters)
+    rows = [x for d, x in enumerate(q_letters) if d not in dynamic.axes and q.type.shape[d] > 1]
     return used == rows and scale.value == dynamic.scale
 
 
-def _stands_for(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
-    found = _steps_of(q)
-    if found is not None:
-        options = {"axes": found.axes, "largest": found.largest, "least": found.least}
-        return make("rounded", found.x, **options, lowest=-128)  # as far as a conversion goes
-    known = {x for (x,) in filter(None, scale.axes)}
-    shape = [size if x in known else 1 for (x,), size in zip(axes, q.type.shape)]
+def _dequantized(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
+    steps = _steps_of(q)
+    if steps is not None:
+        options = {"axes": steps.axes, "largest": steps.largest, "least": steps.least}
+        return make("rounded", steps.x, **options, lowest=-128)  # as a conversion clips
+    scaled_letters = {x for (x,) in filter(None, scale.axes)}
+    shape = [size if x in scaled_letters else 1 for (x,), size in zip(axes, q.type.shape)]
     aligned = laid_out(scale, axes, tuple(shape))
     return make("dequantize", q, aligned, dtype=Symbol(dtype))

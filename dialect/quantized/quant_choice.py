@@ -1,4 +1,4 @@
-"""What is asked of `quantize`, parameter by parameter: an ordered list, the first match wins.
+"""The formats that `quantize` is asked for, by parameter: an ordered list, the first match wins.
 
 Rule ::= REGEX ":" FORM ["/" GROUP]          "mlp.*(up|gate): int4/64", "embed: none"
 """
@@ -20,8 +20,8 @@ _RULE = re.compile(r"(?P<pattern>.*):\s*(?P<form>\w+)\s*(/\s*(?P<group>\w+)\s*)?
 
 @dataclass(frozen=True)
 class Choice:
-    """A form, "none" for the weights as they are, and how many weights along the summed axes
-    share a scale: None where all of an output channel do."""
+    """A form, or "none" to leave weights alone, and the number of weights along the contracted axes
+    that share a scale: None for all of an output channel."""
 
     form: str
     group: int | None = None
@@ -32,7 +32,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the list: a choice, and the paths that it is for."""
+    """One line of the list: a choice, and a pattern of paths."""
 
     pattern: str
     choice: Choice
@@ -40,12 +40,12 @@ class Rule:
     @staticmethod
     def parse(text: str) -> Rule:
         """Reads `REGEX: FORM[/GROUP]`. Raises PipelineError."""
-        found = _RULE.fullmatch(text)
-        if found is None:
+        match = _RULE.fullmatch(text)
+        if match is None:
             raise PipelineError(
                 f"the rule {text!r} has no form", hint='for example: "mlp.*: int4/64"'
             )
-        pattern, form, group = found["pattern"].strip(), found["form"], found["group"]
+        pattern, form, group = match["pattern"].strip(), match["form"], match["group"]
         if form not in (*FORMS, NONE):
             raise PipelineError(
                 f"the rule {text!r} has an unknown form {form!r}",
@@ -73,7 +73,7 @@ def as_pattern(text: str) -> str:
 
 
 def form_on(chip: Chip | None, form: str) -> str:
-    """The form that a chip has in place of the one asked for: fp8 where it has no int8."""
+    """The form to use on a chip: fp8 instead of int8 where it multiplies only that."""
     swaps = form == "int8" and chip and chip.multiplies("fp8") and not chip.multiplies("int8")
     return "fp8" if swaps else form
 
@@ -81,19 +81,19 @@ def form_on(chip: Chip | None, form: str) -> str:
 def cut_into_groups(
     sizes: dict[Any, int], group: int
 ) -> tuple[dict[Any, tuple[int, ...]], tuple[Any, ...]] | None:
-    """How axes that are summed fall into groups of neighbours, the last axis being the minor one.
+    """How contracted axes divide into groups of neighbours, the last axis being the minor one.
 
-    ({axis that is cut: (groups, rest)}, axes that a group holds whole); None where they do not.
+    ({axis that is cut: (groups, rest)}, axes inside a group); None where they do not divide.
     """
-    whole: list[Any] = []
+    inside: list[Any] = []
     for letter, size in reversed(sizes.items()):
         if group == 1:
             break
         if group % size == 0:
-            whole.append(letter)
+            inside.append(letter)
             group //= size
         elif size % group == 0:
-            return {letter: (size // group, group)}, tuple(whole)
+            return {letter: (size // group, group)}, tuple(inside)
         else:
             return None
-    return ({}, tuple(whole)) if group == 1 else None
+    return ({}, tuple(inside)) if group == 1 else None

@@ -1,10 +1,10 @@
-"""Ragged products: rows of tokens in order of their expert, each met by the expert's own matrix.
+"""Ragged products: rows of tokens in order of their expert, each multiplied by its matrix.
 
     ragged_dot(x: [t, d], w: [e, d, f], counts: [e]) -> [t, f]
 
-The scales of quantised experts stand behind the product as those of any other weight, one per
-expert and output channel; which row is whose follows from the counts. So do those of rows that are
-rounded to eight bits, one per row.
+The scales of quantised experts are applied after the product, as those of any other weight, one per
+expert and output channel; the counts give the expert of each row. So are the scales of rows that
+are rounded to eight bits, one per row.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _dequantize = Traced["dequantize"]
 
 
 def summed_axis(op: Op) -> int | None:
-    """The axis of the experts' matrices that a ragged product sums, where rows are ragged, the
-    experts come first and there is no batch; None elsewhere."""
+    """The contracted axis of the experts' matrices in a ragged product without batch whose rows are
+    ragged and whose experts come first; None for any other."""
     numbers = dict(op["ragged_dot_dimension_numbers"].fields)
     (_, summed), _ = numbers["dot_dimension_numbers"]
     rows, experts = numbers["lhs_ragged_dimensions"], numbers["rhs_group_dimensions"]
@@ -78,7 +78,7 @@ def scale_behind_ragged_product(op: Op) -> Outcome:
     The integers go in as they are: a kernel takes whole arrays, and would find them widened."""
     dtype = op.types[0].dtype
     if op.args[0].type.dtype not in REALS:
-        return Miss("its rows are no floats that hold all integers of eight bits", 2)
+        return Miss("the dtype of its rows does not hold all 8-bit integers", 2)
     return _scaled_behind(op, op.args[0], "f32" if dtype == "f16" else dtype)
 
 
@@ -89,15 +89,15 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
         return None
     q, scale = weight.args
     if scale.type.rank != q.type.rank or scale.type.shape[axis] > 1:
-        return Miss("a scale varies along a summed axis, or is one for all", 2)
+        return Miss("a scale varies along a contracted axis, or is shared by all", 2)
     if scale.type.shape[0] != q.type.shape[0]:
-        return Miss("a scale is one for all experts", 2)
+        return Miss("all experts share a scale", 2)
     if 0 in q.type.shape:
         return Miss("there are no weights", 2)
     if op.types[0].dtype not in REALS:
-        return Miss("it gives no floats", 2)
+        return Miss("its result is not of floats", 2)
     if dtype == "i32" and q.type.shape[axis] > LONGEST_SUM:
-        return Miss("its sum may exceed 32 bits, where it wraps", 2)
+        return Miss("its sum may overflow 32 bits", 2)
     attrs = {**dict(op.attrs), "preferred_element_type": Symbol(dtype)}
     product = make("ragged_dot_general", rows, q, op.args[2], **attrs)
     args = (product, scale, op.args[2], *filter(None, [row_scale]))

@@ -1,14 +1,14 @@
-"""Products of scaled numbers: multiplied as they are stored, and scaled behind.
+"""Products of scaled numbers: multiplied as they are stored, and scaled afterwards.
 
     contract(x, q * s)          ->  contract(x, q) * s           s: one per output channel
     contract(x, q * s)          ->  sum_g contract(x, q)_g * s   s: one per group g of a summed axis
     contract(r * t, q * s)      ->  contract(r, q) * t * s       r: activations, t: one per token
 
-and as well the parts of a `partial_contract`.
+and likewise for a `partial_contract`.
 
-So nothing is widened on its way from memory, and a chip that multiplies eight bits multiplies
-eight bits. Where the summed axis lies on several chips, each of them scales its own sum, and what
-travels has the result's dtype: wide sums would double the bytes on the links.
+So weights are read at their stored width, and a chip that multiplies eight bits does. Where the
+contracted axis is sharded, each chip scales its own partial sum, so that the sums on the links have
+the dtype of the result, not a wider one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rewrite.signature import Signature, letters
 
 _dequantize, _rounded = Traced["dequantize"], Traced["rounded"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# What a chip multiplies natively -> what its products are summed in.
+# Form that a chip multiplies natively -> dtype of the sums.
 _SUMS = {"int8": "i32", "fp8": "f32"}
 _NOWHERE: Mapping[str, int] = {}
 _ALONE = {"x": 2}  # where a rule is tried by itself
@@ -107,16 +107,16 @@ def scale_behind_product(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     if not product.scales:
         return None
     if product.shares_no_scale:
-        return Miss("a scale varies along a summed axis", 2)
+        return Miss("a scale varies along a contracted axis", 2)
     if _rows(product) > product.group_length:
-        return Miss("it has more rows than a group is long", 2)
-    floats = [arg.type.dtype for arg in reversed(op.args)]  # each as what it is multiplied with
+        return Miss("it has more rows than a group has weights", 2)
+    floats = [arg.type.dtype for arg in reversed(op.args)]  # each operand in the other's dtype
     dtype = op.types[0].dtype
     if not {*floats, dtype} <= set(REALS):
-        return Miss("it is not of floats that hold all integers of eight bits", 2)
-    # Integers may sum up to more than f16 holds, where their scales kept it small.
+        return Miss("a dtype of its floats does not hold all 8-bit integers", 2)
+    # Sums of integers may overflow f16 before they are scaled.
     sums = _wide(dtype) if product.groups or dtype == "f16" else dtype
-    return product.in_dtypes(floats).made(sums, mesh)
+    return product.in_dtypes(floats).built(sums, mesh)
 
 
 _OF_EIGHT_BITS = {"int8": integers_multiplied, "fp8": narrow_floats_multiplied}
@@ -130,18 +130,18 @@ def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
     if len(product.scales) < 2 or not all(map(FORMS[form].holds, dtypes)):
         return None
     if op.types[0].dtype not in REALS:
-        return Miss("it gives no floats", 2)
+        return Miss("its result is not of floats", 2)
     if product.shares_no_scale:
-        return Miss("a scale varies along a summed axis", 2)
+        return Miss("a scale varies along a contracted axis", 2)
     if form == "int8" and product.group_length > LONGEST_SUM:
-        return Miss("its sum may exceed 32 bits, where it wraps", 2)
-    return product.in_dtypes([FORMS[form].dtype for _ in dtypes]).made(_SUMS[form], mesh)
+        return Miss("its sum may overflow 32 bits", 2)
+    return product.in_dtypes([FORMS[form].dtype for _ in dtypes]).built(_SUMS[form], mesh)
 
 
 @dataclass(frozen=True)
 class _Factor:
-    """An argument of a product: numbers times their scale, the letter of each axis, and its mesh
-    axes where the argument is constrained."""
+    """An operand of a product: numbers, their scale, the letters of its axes, and its sharding, if
+    it is constrained."""
 
     numbers: Value
     scale: Value | None
@@ -166,7 +166,7 @@ class _Factor:
         return frozenset(x for x, size in zip(self.axes, sizes) if size > 1)
 
     def in_dtype(self, dtype: str) -> _Factor:
-        """With numbers that have a scale in another dtype."""
+        """With scaled numbers in another dtype."""
         if self.scale is None:
             return self
         return replace(self, numbers=in_dtype(self.numbers, dtype))
@@ -175,7 +175,7 @@ class _Factor:
         return dict(zip(self.axes, self.layout)).get(letter)
 
     def cut(self, letter: str, ways: int, outer: str) -> _Factor:
-        """The same numbers, an axis cut into `ways` parts: axis `outer`, then what is left."""
+        """The same numbers, an axis cut into `ways` parts: axis `outer`, then the rest."""
         at = self.axes.index(letter)
 
         def cut(value: Value) -> Value:
@@ -188,7 +188,7 @@ class _Factor:
 
 
 def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
-    """(numbers, scale, layout) of what is numbers times scale, constrained and in another form."""
+    """(numbers, scale, partition spec) of scaled numbers, seen through constraints and reshapes."""
     op = value.op
     if op.name == "dequantize":
         return *op.args, ()
@@ -199,8 +199,8 @@ def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
         numbers, scale, _ = _taken_apart(op.args[0])
         if scale is None:
             return value, None, op["layout"]
-        whole = zip(op["layout"], scale.type.shape)
-        flat = tuple(axes if size > 1 else () for axes, size in whole)
+        pairs = zip(op["layout"], scale.type.shape)
+        flat = tuple(axes if size > 1 else () for axes, size in pairs)
         attrs = {**dict(op.attrs), "layout": flat}
         scale = make("constrain", scale, origin=op.origin, **attrs)
         return make("constrain", numbers, origin=op.origin, **dict(op.attrs)), scale, op["layout"]
@@ -208,15 +208,15 @@ def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
         front = _rows_merged(op)
         numbers, scale, layout = _taken_apart(op.args[0])
         if front and scale is not None and _are_alike(numbers, scale, front):
-            rest = scale.type.shape[front:]
-            scale = reshaped(scale, (prod(scale.type.shape[:front]), *rest))
+            trailing = scale.type.shape[front:]
+            scale = reshaped(scale, (prod(scale.type.shape[:front]), *trailing))
             numbers = reshaped(numbers, op.types[0].shape)
             return numbers, scale, row_layout(layout, front)
     return value, None, ()
 
 
 def _rows_merged(op: Op) -> int:
-    """How many leading axes a reshape makes one, leaving the others; 0 where it does not."""
+    """The number of leading axes that a reshape merges, leaving the others; 0 if it does not."""
     before, after = op.args[0].type.shape, op.types[0].shape
     front = len(before) - len(after) + 1
     return front if before[front:] == after[1:] else 0
@@ -235,7 +235,7 @@ def _steps(type_: Type, attrs: tuple) -> Graph:
 
 @dataclass(frozen=True)
 class _Product:
-    """A contract, its arguments taken apart; of a partial one the parts are an axis as others."""
+    """A contract with its operands as factors; the parts of a partial one are one more axis."""
 
     op: Op
     factors: tuple[_Factor, ...]
@@ -247,12 +247,12 @@ class _Product:
         out = letters(spec.outputs[0])
         factors = tuple(map(_Factor.of, op.args, map(letters, spec.inputs)))
         if op.name == "partial_contract":
-            factors = tuple(each.cut(spec.summed[0], op["parts"], out[0]) for each in factors)
+            factors = tuple(factor.cut(spec.summed[0], op["parts"], out[0]) for factor in factors)
         return _Product(op, factors, out)
 
     @property
     def scales(self) -> list[Value]:
-        return [each.scale for each in self.factors if each.scale is not None]
+        return [factor.scale for factor in self.factors if factor.scale is not None]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -264,8 +264,8 @@ class _Product:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Summed axes along which a scale varies: their products are summed behind the scale."""
-        varies = frozenset().union(*(each.varies for each in self.factors))
+        """Contracted axes along which a scale varies: they are summed after scaling."""
+        varies = frozenset().union(*(factor.varies for factor in self.factors))
         return tuple(x for x in self.summed if x in varies)
 
     @property
@@ -274,16 +274,16 @@ class _Product:
 
     @property
     def shares_no_scale(self) -> bool:
-        """Whether every number that is summed has a scale of its own."""
+        """Whether every addend has a scale of its own."""
         return bool(self.groups) and self.group_length == 1
 
     def in_dtypes(self, dtypes: Sequence[str]) -> _Product:
-        """With the numbers of each scaled factor in a dtype that holds them all."""
+        """With the numbers of each scaled factor in its dtype of these."""
         return replace(self, factors=tuple(map(_Factor.in_dtype, self.factors, dtypes)))
 
-    def made(self, dtype: str, mesh: Mapping[str, int]) -> Value:
-        """Summed in `dtype`; scales, and sums over groups, in f32 at least; sums over chips as the
-        result is."""
+    def built(self, dtype: str, mesh: Mapping[str, int]) -> Value:
+        """The product summed in `dtype`, scaled and summed over groups in f32 at least, and summed
+        over chips in the dtype of the result."""
         result = self.op.types[0].dtype
         wide = _wide(result)
         wider = bits(dtype) > bits(result)
@@ -295,11 +295,11 @@ class _Product:
             "dtype": Symbol(dtype),
         }
         attrs.pop("parts", None)
-        numbers = (each.numbers for each in product.factors)
+        numbers = (factor.numbers for factor in product.factors)
         value = in_dtype(make("contract", *numbers, **attrs), wide)
-        for each in product.factors:
-            if each.scale is not None:
-                value = make("mul", value, in_dtype(_aligned(each, axes), wide))
+        for factor in product.factors:
+            if factor.scale is not None:
+                value = make("mul", value, in_dtype(_aligned(factor, axes), wide))
         value = in_dtype(_sum(value, range(len(chips), len(lead))), result)
         if not chips:
             return value
@@ -308,33 +308,33 @@ class _Product:
         return _sum(make("constrain", value, layout=layout, why=why), range(len(chips)))
 
     def over_chips(self, mesh: Mapping[str, int]) -> tuple[_Product, dict[str, tuple[str, ...]]]:
-        """The product with each summed axis that lies on several chips cut apart, and the mesh
-        axes of the new ones."""
+        """The product with each sharded contracted axis cut into its shards, and the mesh axes of
+        the new axes."""
         fresh = (x for x in _LETTERS if x not in self.sizes)
-        found, factors = {}, self.factors
+        split, factors = {}, self.factors
         for letter in self.summed:
-            over = next(filter(None, (each.split_over(letter) for each in self.factors)), ())
+            over = next(filter(None, (factor.split_over(letter) for factor in self.factors)), ())
             ways = prod(mesh.get(axis, 1) for axis in over)
             if ways > 1 and self.sizes[letter] % ways == 0:
                 outer = next(fresh)
-                found[outer] = over
-                factors = tuple(each.cut(letter, ways, outer) for each in factors)
-        return replace(self, factors=factors), found
+                split[outer] = over
+                factors = tuple(factor.cut(letter, ways, outer) for factor in factors)
+        return replace(self, factors=factors), split
 
 
 def _rows(product: _Product) -> int:
-    """How many rows of activations meet each group's scales."""
-    grouped = [each.axes for each in product.factors if each.varies & set(product.groups)]
+    """The number of rows of activations that each group's scales multiply."""
+    grouped = [factor.axes for factor in product.factors if factor.varies & set(product.groups)]
     return prod(product.sizes[x] for x in product.out if any(x not in axes for axes in grouped))
 
 
 def _wide(dtype: str) -> str:
-    """What scales multiply in, where the result is of this dtype."""
+    """The dtype in which scales multiply, for a result of this dtype."""
     return "f64" if dtype == "f64" else "f32"
 
 
 def _spec(factors: Sequence[_Factor], out: tuple[str, ...]) -> str:
-    return f"{', '.join(' '.join(each.axes) for each in factors)} -> {' '.join(out)}"
+    return f"{', '.join(' '.join(factor.axes) for factor in factors)} -> {' '.join(out)}"
 
 
 def _sum(value: Value, axes: Iterable[int]) -> Value:
@@ -343,11 +343,11 @@ def _sum(value: Value, axes: Iterable[int]) -> Value:
 
 
 def _aligned(factor: _Factor, out: tuple[str, ...]) -> Value:
-    """The scale with the axes of the product, size one where it does not vary."""
+    """The scale with the axes of the product, of size one where it does not vary."""
     sizes = dict(zip(factor.axes, factor.scale.type.shape))
-    kept = [x for x in factor.axes if x in out]
-    flat = reshaped(factor.scale, tuple(sizes[x] for x in kept))
-    order = sorted(range(len(kept)), key=lambda i: out.index(kept[i]))
-    if order != list(range(len(kept))):
+    product_letters = [x for x in factor.axes if x in out]
+    flat = reshaped(factor.scale, tuple(sizes[x] for x in product_letters))
+    order = sorted(range(len(product_letters)), key=lambda i: out.index(product_letters[i]))
+    if order != list(range(len(product_letters))):
         flat = make("transpose", flat, permutation=tuple(order))
     return reshaped(flat, tuple(sizes.get(x, 1) for x in out))

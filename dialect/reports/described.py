@@ -129,7 +129,8 @@ class Describer:
         return str(op.types[0])
 
     def _norm(self, op: Op, members: Sequence[Op]) -> str:
-        return f"{'RMS' if op.name == 'rms_norm' else 'layer'} over {' '.join(self.axes.of(op.results[0])[-1])}"
+        form = "RMS" if op.name == "rms_norm" else "layer"
+        return f"{form} over {' '.join(self.axes.of(op.results[0])[-1])}"
 
     def _rope(self, op: Op, members: Sequence[Op]) -> str:
         turned = op.get("turned") or op.types[0].shape[-1]

@@ -1749,7 +1749,7 @@ _LONG = _equal(
 )
 _BOTH_SCALED = _equal(
     "both factors have a scale there",
-    "without `if each.scale is not None`",
+    "without `if factor.scale is not None`",
     "always `self.scale.type.shape`",
     "`self.scale is not None`",
 )
@@ -1861,10 +1861,10 @@ EQUAL: dict[str, dict[str, str]] = {
     ),
     "stack_of_rows": _equal(
         "a slice of all, in steps of one, is the whole",
-        "`len(numbers) <= whole.type.shape[0]`",
-        "always `(step, *(1 for _ in rest))`",
+        "`len(numbers) <= source.type.shape[0]`",
+        "always `(step, *(1 for _ in row_shape))`",
         "`step >= 1`",
-        "never `whole`",
+        "never `source`",
     )
-    | _equal("JAX cuts no scalar", "without `not at.type.rank`"),
+    | _equal("JAX cuts no scalar", "without `not row.type.rank`"),
 }
