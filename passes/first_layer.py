@@ -61,7 +61,7 @@ class FirstLayer(Pass):
             graph, keeps = choice.looked_up(), "reals" if choice.reordered else keeps
             notes += choice.figures(graph, params).lines()
         if not notes:
-            reason = "declined: no rows of a parameter are taken by the tokens"
+            reason = "declined: tokens look up no parameter"
             notes = [Remark(reason, kind=NOT_DONE)]
         if graph is not program.graph:
             graph = normal_form(graph)
@@ -336,5 +336,5 @@ def _why_not(choice: _Choice) -> str:
     if not any(value.op.name == "contract" for value in region):
         for op in choice.graph.ops:
             if op.results[0] not in region and any(arg in region for arg in op.args):
-                return f"{op.told} mixes the embedding with something that is not its row"
+                return f"{op.told} mixes rows of the embedding with other values"
     return f"at {choice.lookup.rows} tokens a step, reading the weights is fewer bytes"

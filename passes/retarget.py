@@ -73,18 +73,18 @@ class _Fitting:
 
     mesh: dict[str, int]
     layouts: dict[int, Layout] = field(default_factory=dict)
-    said: dict[str, list[Origin]] = field(default_factory=dict)
+    notes: dict[str, list[Origin]] = field(default_factory=dict)
 
-    def say(self, text: str, op: Op) -> None:
-        self.said.setdefault(text, []).append(op.origin)
+    def note(self, text: str, op: Op) -> None:
+        self.notes.setdefault(text, []).append(op.origin)
 
     def lines(self) -> list[str]:
         """Each note once, with its count and first source line."""
         lines = []
-        for what, origins in self.said.items():
-            where = next((origin.source for origin in origins if origin.source), "")
-            first = f", first at {where}" if where else ""
-            lines.append(f"{what} ({len(origins)} times{first})")
+        for text, origins in self.notes.items():
+            source = next((origin.source for origin in origins if origin.source), "")
+            first = f", first at {source}" if source else ""
+            lines.append(f"{text} ({len(origins)} times{first})")
         return lines
 
     def graph(self, graph: Graph, places: dict[Value, _Place]) -> Graph:
@@ -125,7 +125,7 @@ class _Fitting:
         try:
             layout = fitted(sharding, value.type.shape, self.mesh)
         except Misfit as misfit:
-            self.say(f"removed shardings: {misfit}", op)
+            self.note(f"removed shardings: {misfit}", op)
             return value
         explicit = op.name not in _MOVES and not any(layout)  # its type: nothing was asked for
         if explicit or all(axes is None for axes in layout):
@@ -133,9 +133,9 @@ class _Fitting:
         if home is not None and None not in layout:
             outer = ((),) * home.scanned + layout
             if self.layouts.setdefault(home.number, outer) == outer:
-                self.say("kept shardings of inputs, which lie so from the start", op)
+                self.note("kept shardings of inputs, which have them from the start", op)
                 return value
-        self.say("kept shardings: they fit the mesh", op)
+        self.note("kept shardings: they fit the mesh", op)
         why = "the program asks for it"
         return make("constrain", value, layout=layout, why=why, origin=op.origin)
 
@@ -143,7 +143,7 @@ class _Fitting:
         """pallas_call  ->  whole(pallas_call)"""
         if math.prod(self.mesh.values()) == 1:
             return op.results
-        self.say("kernels run whole on every chip; to split one, put it into jax.shard_map", op)
+        self.note("kernels are replicated on every chip; to split one, use jax.shard_map", op)
         inputs = tuple(new_input(arg.type) for arg in op.args)
         region = Graph(inputs, with_args(op, inputs).results)
         return build("whole", *op.args, regions=(region,), origin=op.origin).results
@@ -160,7 +160,7 @@ class _Fitting:
         )
         over = " ".join(f"{name}={size}" for name, size in axes)
         if all(self.mesh.get(name) == size for name, size in axes):
-            self.say(f"kept shard_map over {over}", op)
+            self.note(f"kept shard_map over {over}", op)
             attrs = {"body": Opaque("graph", body, body.key), "axes": axes}
             attrs |= {"inputs": inputs, "outputs": outputs}
             return build("mapped", *op.args, origin=op.origin, **attrs).results
@@ -169,15 +169,15 @@ class _Fitting:
                 lambda *arrays: over_all_blocks(body, axes, inputs, outputs, arrays),
                 *(struct_of(arg.type) for arg in op.args),
             )
-        except Exception as error:  # whatever JAX says of a collective that it cannot batch
+        except Exception as error:  # whatever JAX raises for a collective that it cannot batch
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            self.say(
+            self.note(
                 f"left a shard_map over {over} as it is, which compiles for its own mesh only: it "
                 f"cannot be written out ({reason}); trace it under a mesh with the target's axes",
                 op,
             )
             return op.results
-        self.say(f"wrote out a shard_map over {over}, all its blocks at once", op)
+        self.note(f"wrote out a shard_map over {over}, all its blocks at once", op)
         written = substitute(graph, op.args, origin=op.origin)
         return self.graph(Graph(op.args, tuple(written)), {}).outputs
 

@@ -504,7 +504,7 @@ def test_a_kernel_runs_whole_on_every_chip() -> None:
     program = retargeted(lambda w, x: twice(x @ w) + 1)
     assert ops_but_constants(program) == ["dot_general", "whole", "add", "pallas_call"]
     (note,) = notes_of(program)
-    assert note.startswith("kernels run whole on every chip; to split one, put it into jax.shard_m")
+    assert note.startswith("kernels are replicated on every chip; to split one, use jax.shard_map")
 
 
 def test_where_the_compiler_can_take_it_a_kernel_stays_as_it_is() -> None:

@@ -143,7 +143,7 @@ def number_for(dtype: str, random: Random) -> Any:
 
 
 def through(graph: Graph, random: Random) -> Graph | None:
-    """One more op stands on the way to a reader."""
+    """One more op on the way to a reader."""
     reads = some_reads(graph, random)
     value = _after_one_more(reads.value, random)
     return None if value is None else with_read(graph, reads, value)

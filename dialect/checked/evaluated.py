@@ -77,14 +77,14 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
 
 
 def _exponents(op: Op, results: dict[Value, Any]) -> Any:
-    """Those of an exponential, or of one that is chosen; -infinity where another is."""
+    """The exponents of an `exp`, or of a choice with one; -infinity where another is chosen."""
     if op.name != "select_n":
         return _exponent(op.results[0], results)
-    choices = [_exponent(each, results) for each in op.args[1:]]
-    if all(each is None for each in choices):
+    choices = [_exponent(choice, results) for choice in op.args[1:]]
+    if all(choice is None for choice in choices):
         return None
     nothing = jnp.full_like(results[op.results[0]], -jnp.inf)
-    chosen = (nothing if each is None else each for each in choices)
+    chosen = (nothing if choice is None else choice for choice in choices)
     return applied(op, [results[op.args[0]], *chosen])[0]
 
 

@@ -1,4 +1,4 @@
-"""The form on which a rule fires: its example as it is traced, or after the rules that run before.
+"""The form on which a rule fires: its example as traced, or after rules that run before it.
 
 Most rules fire on what a function traces to. Others expect the normal form, or results of the other
 rules of their set: then those run first.

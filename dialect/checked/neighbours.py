@@ -78,7 +78,7 @@ def _brought(rule: Rule, chosen: int, first: Family) -> Graph:
 
 
 def _chosen(random: Random) -> int:
-    """The example as it is, at another dtype, of one size, or at other types and sizes."""
+    """A number of a variant: the example, another dtype, equal sizes, or other types and sizes."""
     form, plain = random.random(), len(PLAIN)
     if form < 0.3:
         return 0

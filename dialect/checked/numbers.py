@@ -1,4 +1,4 @@
-"""Whether a program still computes what it did before a pass, in the class that the pass claims."""
+"""Whether a pass keeps the results of a program in the class that it claims."""
 
 from __future__ import annotations
 

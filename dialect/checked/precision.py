@@ -19,10 +19,10 @@ def jumps(graph: Graph) -> bool:
 
 def _to_integers(op: Op) -> bool:
     """Whether an op has integer or boolean results that depend on floats."""
-    read, made = (
+    read, written = (
         {type_.dtype for type_ in types} for types in ([a.type for a in op.args], op.types)
     )
-    return not op.regions and any(map(_is_inexact, read)) and not all(map(_is_inexact, made))
+    return not op.regions and any(map(_is_inexact, read)) and not all(map(_is_inexact, written))
 
 
 def _is_inexact(dtype: str) -> bool:

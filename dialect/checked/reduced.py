@@ -208,7 +208,7 @@ def _zeros(type_: Type) -> list[Value]:
 
 
 def _small_sizes(program: Program) -> Iterator[Program]:
-    """One size of the program made 1, 2 or half, wherever it stands."""
+    """One size of the program made 1, 2, 3 or half of it, in all types and attributes."""
     sizes = {size for op, _ in program.graph.walk() for type_ in op.types for size in type_.shape}
     sizes |= {size for value in program.graph.inputs for size in value.type.shape}
     for size in sorted(sizes - {0, 1}, reverse=True):

@@ -1,4 +1,4 @@
-"""Does a rule keep what it claims? Tried on programs in its neighbourhood, on telling numbers."""
+"""Whether a rule keeps what it claims, tried on programs in its neighbourhood."""
 
 from __future__ import annotations
 

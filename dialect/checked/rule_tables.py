@@ -46,7 +46,7 @@ def _row(report: RuleReport) -> tuple[str, ...]:
 def facts(reports: Sequence[RuleReport]) -> list[dict[str, Any]]:
     """Everything that was counted, with the text of every violation."""
     return [
-        asdict(report) | {"violations": [str(each) for each in report.violations]}
+        asdict(report) | {"violations": [str(violation) for violation in report.violations]}
         for report in reports
     ]
 
@@ -56,5 +56,5 @@ def must_be_clean(reports: Sequence[RuleReport]) -> None:
     wrong = [report for report in reports if report.violations]
     if wrong:
         names = ", ".join(report.name for report in wrong)
-        texts = [str(each) for report in wrong for each in report.violations]
+        texts = [str(violation) for report in wrong for violation in report.violations]
         raise WrongRule("\n\n".join([f"rules that do not keep what they claim: {names}", *texts]))

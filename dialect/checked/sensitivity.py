@@ -22,7 +22,7 @@ from rewrite.opdef import Traits
 Disturb = Callable[[str, list[Any], list[Any]], list[Any]]  # name, arguments, results -> results
 
 _RUNS = 4
-_TERMS = "terms"  # what stands for an op where its arguments are disturbed
+_TERMS = "terms"  # given as the name of the op where its arguments are disturbed
 _FACTOR = 64.0  # several roundings in a row, and sums in other orders
 
 
@@ -42,7 +42,7 @@ class Disturbance:
         return [self.disturbed(array) for array in results]
 
     def disturbed(self, array: Any) -> Any:
-        """An array of floats, each moved to the next float or so; any other as it is."""
+        """An array of floats, each moved to the next float or so; other arrays unchanged."""
         if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
         wide = np.asarray(array)

@@ -46,7 +46,7 @@ def first_token(
     one, two = list(leaves), list(leaves)
     for step in range(steps):
         first, second = results(before, one), results(after, two)
-        expected, got = (np.asarray(jnp.argmax(each[logits], -1)) for each in (first, second))
+        expected, got = (np.asarray(jnp.argmax(out[logits], -1)) for out in (first, second))
         if (expected != got).any():
             place = tuple(np.argwhere(expected != got)[0])
             return Token(step, int(place[0]), int(expected[place]), int(got[place]))

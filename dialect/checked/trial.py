@@ -257,7 +257,7 @@ class Trial:
     ) -> Violation:
         """A violation, with the graphs and the numbers that show it."""
         shown = show_graph(after) if after is not None else ""
-        texts = tuple(f"{each.dtype}{list(each.shape)} {_shown(each)}" for each in arrays)
+        texts = tuple(f"{array.dtype}{list(array.shape)} {_shown(array)}" for array in arrays)
         before = show_graph(self.before)
         return Violation(self.rule.name, self.seed, self.number, fault, before, shown, texts)
 

@@ -37,7 +37,7 @@ def named(value: Value, axes: Array) -> Operand:
 def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
     """The operand before reshapes, transposes and broadcasts; `sizes` are those of the letters.
 
-    Merged dimensions come apart, so that each has one letter or none.
+    Merged dimensions are split, so that each has one letter or none.
     """
     value, axes = operand.value, operand.axes
     before = _before(value, axes)
@@ -45,9 +45,9 @@ def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
         value, axes = before.value, before.axes
         before = _before(value, axes)
     if any(len(dimension) > 1 for dimension in axes):
-        apart = tuple(axis for dimension in axes for axis in ([(x,) for x in dimension] or [()]))
-        shape = tuple(sizes[axis[0]] if axis else 1 for axis in apart)
-        return Operand(reshaped(value, shape), apart)
+        split = tuple(axis for dimension in axes for axis in ([(x,) for x in dimension] or [()]))
+        shape = tuple(sizes[axis[0]] if axis else 1 for axis in split)
+        return Operand(reshaped(value, shape), split)
     return Operand(value, axes)
 
 

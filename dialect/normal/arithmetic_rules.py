@@ -279,7 +279,7 @@ def constant_fold(op: Op) -> Outcome:
     if any(arg.op.name != "const" for arg in op.args):
         return None
     if op.name == "broadcast_in_dim" and not op.args[0].type.shape:
-        return None  # a broadcast scalar says more than its elements do
+        return None  # rules read the scalar
     if op.types[0].size > _LARGEST_FOLDED or op.types[0].dtype.startswith("key"):
         return None
     with jax.ensure_compile_time_eval():

@@ -61,19 +61,19 @@ def cut(
     def along(array: Array) -> Array:
         if len(array) > len(out):
             return array
-        return tuple(own or beside for own, beside in zip(array, out[len(out) - len(array) :]))
+        return tuple(axis or same for axis, same in zip(array, out[len(out) - len(array) :]))
 
-    def lying(array: Array) -> Array:
+    def cut_axes(array: Array) -> Array:
         return tuple(part for axis in along(array) for part in names.get(axis, [axis]))
 
     def changed(arg: Value, array: Array) -> Value:
         if change and not parts.keys().isdisjoint(array):
             return change(arg, array.index(*parts))
         sizes = zip(array, along(array), arg.type.shape)
-        shape = [n if own else 1 for own, axis, size in sizes for n in parts.get(axis, [size])]
+        shape = [n if name else 1 for name, axis, size in sizes for n in parts.get(axis, [size])]
         return reshaped(arg, shape) if tuple(shape) != arg.type.shape else arg
 
-    now = Signature(tuple(map(lying, axes.inputs)), tuple(map(lying, axes.outputs)))
+    now = Signature(tuple(map(cut_axes, axes.inputs)), tuple(map(cut_axes, axes.outputs)))
     args = map(changed, op.args, axes.inputs)
     sizes = {part: n for axis in parts for part, n in zip(names[axis], parts[axis])}
     return build(op.name, *args, **followed(op, axes, now, sizes))

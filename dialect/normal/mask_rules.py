@@ -43,7 +43,7 @@ class _OfMask(NamedTuple):
     no: Value
     yes: Value
 
-    def given(self, op: Op, place: int) -> _OfMask:
+    def after(self, op: Op, place: int) -> _OfMask:
         """The result of an op with this as operand number `place`, and numbers as the others."""
         scalars = [_scalar(arg) for arg in op.args]
         args = [(*scalars[:place], scalar, *scalars[place + 1 :]) for scalar in (self.no, self.yes)]
@@ -61,10 +61,10 @@ def _of_mask(value: Value) -> _OfMask | None:
         return None if None in map(number, numbers) else _OfMask(op.args[0], *numbers)
     if op.name == "convert_element_type":
         inner = _of_mask(op.args[0])
-        return inner and inner.given(op, 0)
+        return inner and inner.after(op, 0)
     if op.name == "sub" and number(op.args[0]) is not None:
         inner = _of_mask(op.args[1])
-        return inner and inner.given(op, 1)
+        return inner and inner.after(op, 1)
     return None
 
 
@@ -90,7 +90,7 @@ def test_of_mask(op: Op) -> Outcome:
         source = _of_mask(arg) if number(op.args[1 - i]) is not None else None
         if source is None or source.mask.type.shape != op.types[0].shape:
             continue
-        result = source.given(op, i)
+        result = source.after(op, i)
         no, yes = (bool(_evaluated(scalar)) for scalar in (result.no, result.yes))
         if no == yes:
             return splat(yes, op.types[0])
@@ -134,7 +134,7 @@ def mask_times_number(op: Op) -> Outcome:
         source = _of_mask(arg) if number(op.args[1 - i]) is not None else None
         if source is None or source.mask.type.shape != op.types[0].shape:
             continue
-        result = source.given(op, i)
+        result = source.after(op, i)
         numbers = (splat(_evaluated(scalar), op.types[0]) for scalar in (result.no, result.yes))
         return make("select_n", result.mask, *numbers)
     return None

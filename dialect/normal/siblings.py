@@ -80,18 +80,18 @@ class _Batched:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.known: dict[tuple[Value, ...], Value | None] = {}
+        self.memo: dict[tuple[Value, ...], Value | None] = {}
 
     def of(self, values: Sequence[Value]) -> Value | None:
         values = tuple(values)
-        if len(self.known) > _LARGEST:
+        if len(self.memo) > _LARGEST:
             return None
-        if values not in self.known:
-            self.known[values] = None
-            self.known[values] = self.made(values)
-        return self.known[values]
+        if values not in self.memo:
+            self.memo[values] = None
+            self.memo[values] = self.batched(values)
+        return self.memo[values]
 
-    def made(self, values: tuple[Value, ...]) -> Value | None:
+    def batched(self, values: tuple[Value, ...]) -> Value | None:
         first = values[0].op
         if any(value.type != values[0].type for value in values):
             return None
@@ -100,8 +100,8 @@ class _Batched:
             return indexed
         if all(value.op.name == "input" for value in values):
             return make("stack", *values, axis=0)
-        alike = (first.name, first.attrs, len(first.args))
-        if any((op.name, op.attrs, len(op.args)) != alike for op, _ in values):
+        form = (first.name, first.attrs, len(first.args))
+        if any((op.name, op.attrs, len(op.args)) != form for op, _ in values):
             return None
         if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
             return None

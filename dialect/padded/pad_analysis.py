@@ -20,7 +20,7 @@ from rewrite.ir import Op, Value
 
 # Zero where their first argument is: scales are finite, or all that they scale is NaN.
 _SCALED = frozenset("quantize dequantize dequantize_tokens".split())
-# These move elements, and put others than zero beside them.
+# These move elements, but fill other places with more than zeros.
 _FILL = ("take", "gather", "pad")
 # Zeros along an axis that they sum, or otherwise need whole, do not change their results.
 NEUTRAL = frozenset("contract dot_general reduce_sum reduce_or rounded weight_scale".split())
@@ -31,19 +31,19 @@ def stays_zero(op: Op, zero: Sequence[bool | None], index: int = 0) -> bool:
 
     `zero` is, for each argument, whether its padding is; None where it lacks the axis.
     """
-    pairs, known = list(zip(op.args, zero, strict=True)), opdef.traits(op)
+    pairs, traits = list(zip(op.args, zero, strict=True)), opdef.traits(op)
     if op.name in _SCALED:
         return zero[0] is True
     if op.name == "div":
         return zero[0] is True and zero[1] is None and _divides(op.args[1])
-    if known.linear in ("each", "first") or op.name == "and":
-        others = (arg for arg, is_zero in pairs if not is_zero)
-        some = zero[:1] if known.linear == "first" else zero
-        return True in some and all(map(is_finite, others))
+    if traits.linear in ("each", "first") or op.name == "and":
+        rest = (arg for arg, is_zero in pairs if not is_zero)
+        some = zero[:1] if traits.linear == "first" else zero
+        return True in some and all(map(is_finite, rest))
     if op.name == "select_n":
         pairs = pairs[1:]
     zeros = [number(arg) == 0 if is_zero is None else is_zero for arg, is_zero in pairs]
-    if known.moves and op.args and op.name not in _FILL:
+    if traits.moves and op.args and op.name not in _FILL:
         return zeros[0] if set(zero) == {None} else False not in zero
     return all(zeros) and (op.name == "select_n" or _zero_at_zero(op, index))
 

@@ -1,1 +1,1 @@
-"""Products of quantised weights: their forms, who is quantised, what it costs."""
+"""Quantised weights: recognised, chosen by parameter, multiplied as they are stored."""

@@ -75,7 +75,7 @@ def ragged_integers_multiplied(op: Op) -> Outcome:
 def scale_behind_ragged_product(op: Op) -> Outcome:
     """ragged_dot(x, dequantize(q, s), n)  ->  ragged_dot(x, q, n) * s of each row's expert
 
-    The integers go in as they are: a kernel takes whole arrays, and would find them widened."""
+    The integers are not converted: a kernel reads arrays from memory, and would read wide ones."""
     dtype = op.types[0].dtype
     if op.args[0].type.dtype not in REALS:
         return Miss("the dtype of its rows does not hold all 8-bit integers", 2)
@@ -117,13 +117,13 @@ def _scaled(types: tuple[Type, ...]) -> Graph:
 
 
 def _times_scales(product: Any, scale: Any, counts: Any, row_scale: Any = None) -> list[Any]:
-    """[t, f]: each row times the scales of the expert whose it is, and times its own.
+    """[t, f]: each row times the scales of its expert, and times its own scale.
 
-    Rows behind the last expert's are zero, and stay it.
+    Rows after the last expert's are zero, and remain so.
     """
     ends = jnp.cumsum(counts, dtype=jnp.int32)
     expert = jnp.sum(jnp.arange(len(product))[:, None] >= ends, axis=1)
-    own = scale.reshape(len(counts), -1)[jnp.minimum(expert, len(counts) - 1)]
-    scaled = product.astype(jnp.promote_types(product.dtype, jnp.float32)) * own
+    row_scales = scale.reshape(len(counts), -1)[jnp.minimum(expert, len(counts) - 1)]
+    scaled = product.astype(jnp.promote_types(product.dtype, jnp.float32)) * row_scales
     scaled = scaled if row_scale is None else scaled * row_scale
     return [jnp.where((expert < len(counts))[:, None], scaled, 0)]

@@ -180,9 +180,9 @@ class _Groups:
 
     def join(self, numbers: Iterable[int]) -> int:
         first, *merged = sorted({self.find(number) for number in numbers})
-        for other in merged:
-            self.parent[other] = first
-            self.bytes[first] += self.bytes[other]
+        for root in merged:
+            self.parent[root] = first
+            self.bytes[first] += self.bytes[root]
         return first
 
     def members(self) -> list[list[int]]:

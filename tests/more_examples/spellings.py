@@ -476,8 +476,8 @@ EQUAL: dict[str, dict[str, str]] = {
     "stack_of_same": {
         "without `steps == 0`": _WHERE_ELSE,
         "`steps + 1`": _WHERE_ELSE,
-        "without `if len(self.known) > _LARGEST`": _WHERE_ELSE,
-        "`len(self.known) >= _LARGEST`": _WHERE_ELSE,
+        "without `if len(self.memo) > _LARGEST`": _WHERE_ELSE,
+        "`len(self.memo) >= _LARGEST`": _WHERE_ELSE,
         "always `make('transpose', source, permutation=order)`": "it moves nothing",
         "without `shape`": "it grows nothing",
     },
