@@ -18,7 +18,7 @@ from rewrite import Pipeline, Plan
 from rewrite.errors import PlanError
 from rewrite.program import Program
 from rewrite.target import Target
-from tests.decoder_shapes import LLAMA_8B
+from tests.decoder_shapes import LLAMA_8B, varied
 from tests.kit import traced_step
 
 V5E = Topology.parse("v5e:2x4")
@@ -140,3 +140,13 @@ def test_a_cpu_has_no_schedules(program: Any) -> None:
     target = Target("cpu:8", (("x", 8),))
     with pytest.raises(PlanError, match="a CPU has none"):
         Pipeline.parse("plan{refine=2}").run(program, target)
+
+
+def test_a_parallel_block_reduces_its_partial_sums_over_axes_in_one_order() -> None:
+    """Over y x for the heads and x y for d_ff the compiler reduced both apart: twice the bytes."""
+    shape = varied(LLAMA_8B, kv_heads=4, heads=16, parallel=True)
+    mesh = MeshSpec.parse("x=2 y=4")
+    for candidate in searched(shape, V5E, mesh).candidates:
+        axes = candidate.partitioning.axes
+        heads, d_ff = axes("used", "kv_heads", "q_per_kv"), axes("used", "d_ff")
+        assert set(heads) != set(d_ff) or heads == d_ff

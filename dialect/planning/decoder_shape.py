@@ -179,6 +179,12 @@ class DecoderShape:
         return max((network.experts for network, _ in self.networks), default=1)
 
     @property
+    def is_parallel(self) -> bool:
+        """Whether a block is parallel. Its two partial sums are added before they are reduced, which
+        the compiler does only where their mesh axes come in one order."""
+        return any(block.part == "block" for block in self.blocks)
+
+    @property
     def routing(self) -> str:
         """How mixtures of experts are computed: the first, if there are several."""
         return next((network.routing for network, _ in self.networks if network.routing), "")

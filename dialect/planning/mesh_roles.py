@@ -88,7 +88,8 @@ def partitioning_of(
     """
     over = OfferedAxes(roles)
     fit = Fit(shape, mesh)
-    d_model, ffn = fit("d_model", over.weights("d_model")), fit.ffn(over.weights("d_ff"))
+    d_model = fit("d_model", over.weights("d_model"))
+    ffn = fit.ffn(over.head_weights() if shape.is_parallel else over.weights("d_ff"))
     batch = fit("batch", over.stream("batch"))
     stored = {"d_model": d_model, **ffn, **fit.heads(over.head_weights())}
     used = {axis: without(split, over.gathered()) for axis, split in stored.items()}
