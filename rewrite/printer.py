@@ -249,8 +249,8 @@ def _step(step: Step) -> list[str]:
     asked = (f" asks {_word(key)}={_word(value)}" for key, value in step.requests)
     lines = [f"{quoted(step.text)} {step.keeps}{''.join(asked)}"]
     for remark in step.remarks:
-        of = f" of {quoted(remark.of)} as {quoted(remark.kind)}" if remark.of else ""
-        lines.append(f"  - {quoted(remark.text)}{of}")
+        about = f" of {quoted(remark.of)} as {quoted(remark.kind)}"
+        lines.append(f"  - {quoted(remark.text)}{about if remark.of or remark.kind else ''}")
     return lines
 
 

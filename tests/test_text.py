@@ -25,7 +25,17 @@ from rewrite.errors import InvalidProgram, TextError
 from rewrite.ir import Graph, Op, Opaque, Origin, Record, Symbol, Type, Value, attrs_of, new_input
 from rewrite.opdef import OpDef, build, make
 from rewrite.pipeline import Pipeline
-from rewrite.program import LEFT_ALONE, Input, Output, Program, Remark, Stages, Step, remarks
+from rewrite.program import (
+    LEFT_ALONE,
+    NOT_DONE,
+    Input,
+    Output,
+    Program,
+    Remark,
+    Stages,
+    Step,
+    remarks,
+)
 from rewrite.signature import Signature
 from rewrite.text import parse_graph, parse_program, show_graph, show_program, show_value
 from tests.kit import flat
@@ -238,10 +248,12 @@ def test_every_field_counts() -> None:
 
 
 def test_remarks_about_inputs_and_requests_read_back() -> None:
-    told = Step("quantize", "approx", (Remark("a table", "params/head", LEFT_ALONE),))
+    left, undone = Remark("a table", "params/head", LEFT_ALONE), Remark("declined", kind=NOT_DONE)
+    told = Step("quantize", "approx", (left, undone))
     asked = Step("cache_layout{owner=batch}", "bits", (), (("owner", "batch"),))
     text = str(replace(step_program(), history=(told, asked)))
     assert '  - "a table" of "params/head" as "left alone"\n' in text
+    assert '  - "declined" of "" as "not done"\n' in text
     assert '"cache_layout{owner=batch}" bits asks owner=batch\n' in text
     assert Program.parse(text).history == (told, asked)
 

@@ -180,8 +180,11 @@ class DecoderShape:
 
     @property
     def is_parallel(self) -> bool:
-        """Whether a block is parallel. Its two partial sums are added before they are reduced, which
-        the compiler does only where their mesh axes come in one order."""
+        """Whether a block is parallel.
+
+        Its two partial sums are added before they are reduced, which the compiler does only where
+        their mesh axes come in one order.
+        """
         return any(block.part == "block" for block in self.blocks)
 
     @property
