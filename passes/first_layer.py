@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from dialect.jaxprs.jaxpr import constant
 from dialect.layered.loops import peeled
-from dialect.matching.sums import sums
+from dialect.matching.addends import addends
 from dialect.normal.normal_form import normal_form, reshaped
 from dialect.ops.control import scan_parts
 from dialect.reports.first_layer_figures import Figures
@@ -161,7 +161,7 @@ def _choice(graph: Graph, lookup: Lookup, params: list[Value], reordered: bool) 
 def _row_wise_first(graph: Graph, region: dict[Value, Places]) -> Graph:
     """x + a + f(x)  ->  (x + f(x)) + a, where a is not row-wise: in a parallel block, attention."""
     moved = {}
-    for op, terms in sums(graph, leaves=region).items():
+    for op, terms in addends(graph, leaves=region).items():
         rows = [term for term in terms if term in region and term.type == op.types[0]]
         other_terms = [term for term in terms if term not in rows]
         if len(rows) > 1 and other_terms and terms[: len(rows)] != rows:

@@ -17,8 +17,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from dialect.matching.addends import addends
 from dialect.matching.operands import transposed
-from dialect.matching.sums import sums
 from dialect.matching.values import reshaped, through
 from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.normal_form import normal_form
@@ -292,7 +292,7 @@ def _sums(graph: Graph, bound: Container[Value]) -> dict[Op, tuple[list[Value], 
     """The sums that hold several products which nobody else reads: their terms in order, and
     these products."""
     sums_of = {}
-    for op, terms in sums(graph).items():
+    for op, terms in addends(graph).items():
         alone = (Product.of(term.op, bound) for term in terms if len(graph.users[term]) == 1)
         products = [p for p in alone if p is not None and not p.is_quantised]
         if len(products) > 1:

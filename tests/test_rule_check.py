@@ -14,7 +14,7 @@ from dialect.checked.all_rules import FoundRule, all_rules
 from dialect.checked.arrays import array_of
 from dialect.checked.compared import difference
 from dialect.checked.evaluated import op_by_op
-from dialect.checked.forms import brought, example_graph, fires, first_rules
+from dialect.checked.forms import after_rules, example_graph, fires, first_rules
 from dialect.checked.neighbours import neighbour
 from dialect.checked.rule_check import check
 from dialect.checked.trial import RuleReport
@@ -89,7 +89,7 @@ APPROXIMATE = [found for found in RULES if found.rule.keeps == "approx"]
 
 @pytest.mark.parametrize("found", APPROXIMATE, ids=lambda found: found.name)
 def test_an_approximate_rule_has_an_example_that_loses_nothing(found: FoundRule) -> None:
-    before = brought(example_graph(found.rule), first_rules(found))
+    before = after_rules(example_graph(found.rule), first_rules(found))
     random = np.random.default_rng(SEED)
     arrays = [array_of(value.type, "plain", random) for value in before.inputs]
     expected = interpreted(before, arrays)

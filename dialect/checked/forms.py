@@ -52,12 +52,12 @@ def first_rules(found: FoundRule) -> Family:
     """The rules that bring the example to the form on which the rule fires. Raises NeverFires."""
     graph = example_graph(found.rule)
     for first in _orders(found):
-        if fires(found.rule, brought(graph, first)):
+        if fires(found.rule, after_rules(graph, first)):
             return first
     raise NeverFires(f"the example of {found.name} is in no form on which it fires")
 
 
-def brought(graph: Graph, first: Family) -> Graph:
+def after_rules(graph: Graph, first: Family) -> Graph:
     """The graph after these rules."""
     return rewrite(graph, first) if first else graph
 

@@ -16,7 +16,7 @@ import jax
 
 from dialect.checked.all_rules import Family, FoundRule
 from dialect.checked.edits import edits
-from dialect.checked.forms import brought
+from dialect.checked.forms import after_rules
 from dialect.checked.variants import CUBES, PLAIN, is_wide, variant
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph
@@ -61,7 +61,7 @@ def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighb
     with jax.enable_x64(wide):
         try:
             graph = _edited(traced, count if early else 0, wide, roots, random)
-            graph = brought(graph, first) if early else _brought(rule, chosen, first)
+            graph = after_rules(graph, first) if early else _after_rules(rule, chosen, first)
             graph = _edited(graph, 0 if early else count, wide, roots, random)
             verify(graph)
         except _UNFIT:
@@ -73,8 +73,8 @@ def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighb
 
 
 @lru_cache(maxsize=1024)
-def _brought(rule: Rule, chosen: int, first: Family) -> Graph:
-    return brought(variant(rule, chosen), first)
+def _after_rules(rule: Rule, chosen: int, first: Family) -> Graph:
+    return after_rules(variant(rule, chosen), first)
 
 
 def _chosen(random: Random) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from dialect.checked.all_rules import Family
-from dialect.checked.forms import brought, fires
+from dialect.checked.forms import after_rules, fires
 from dialect.checked.variants import CUBES, PLAIN, is_wide, variant
 from rewrite.errors import ShardwrightError
 from rewrite.rules import Rule
@@ -29,6 +29,6 @@ def _reaches(rule: Rule, first: Family, number: int) -> bool:
         return False
     with jax.enable_x64(is_wide([value.type for value in graph.inputs])):
         try:
-            return fires(rule, brought(graph, first))
+            return fires(rule, after_rules(graph, first))
         except (ShardwrightError, TypeError, ValueError):
             return False  # the rules that run first do not take these types

@@ -117,7 +117,7 @@ class Trial:
         if types[0] != types[1]:
             return self.broken(f"it turns {types[0]} into {types[1]}", after)
         try:
-            return self.different(after)
+            return self.first_difference(after)
         except Exception as error:
             return self.broken(f"what it leaves does not run: {_line(error)}", after)
 
@@ -182,7 +182,7 @@ class Trial:
             for value in self.before.inputs
         ]
 
-    def different(self, after: Graph) -> Violation | None:
+    def first_difference(self, after: Graph) -> Violation | None:
         """The first difference between both graphs, on any of the sets of arrays."""
         for way, arrays, wrong in self.compared(after):
             self.report.ways[way] += 1
@@ -226,20 +226,20 @@ class Trial:
     ) -> Difference | None:
         """The first element that differs by more than f64 rounds."""
         wide = [widened(array) for array in arrays]
-        wrong = self.apart(before, after, wide, rounded)
+        wrong = self.unexplained(before, after, wide, rounded)
         if wrong is not None and (means_nothing(before, wide) or means_nothing(after, wide)):
             return None
         return wrong
 
     def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
         """The first difference in their own dtypes that rounding does not explain."""
-        wrong = self.apart(self.before, after, arrays)
+        wrong = self.unexplained(self.before, after, arrays)
         results = self.evaluate(self.before, arrays) if wrong is not None else ()
         if not all(finite(array).all() for array in results) or means_nothing(self.before, arrays):
             return None
         return wrong
 
-    def apart(
+    def unexplained(
         self, before: Graph, after: Graph, arrays: list[Any], rounded: float = 0.0
     ) -> Difference | None:
         """The first difference that rounding on the way to either result does not explain."""

@@ -7,13 +7,13 @@ from collections.abc import Container
 from rewrite.ir import Graph, Op, Value
 
 
-def sums(graph: Graph, leaves: Container[Value] = ()) -> dict[Op, list[Value]]:
+def addends(graph: Graph, leaves: Container[Value] = ()) -> dict[Op, list[Value]]:
     """The last addition of each sum -> its addends, in order.
 
     An addition with other readers, or in `leaves`, is an addend itself; so is one of another shape,
     such as that of biases.
     """
-    terms_of: dict[Op, list[Value]] = {}
+    sums: dict[Op, list[Value]] = {}
     inner: set[Op] = set()
     results = set(graph.outputs)
     for op in reversed(graph.ops):
@@ -30,5 +30,5 @@ def sums(graph: Graph, leaves: Container[Value] = ()) -> dict[Op, list[Value]]:
                 stack += reversed(value.op.args)
             else:
                 terms.append(value)
-        terms_of[op] = terms
-    return terms_of
+        sums[op] = terms
+    return sums
