@@ -121,18 +121,29 @@ def _lowered(target: Target, program: Program) -> Program:
     return manager.run(program, (Shard(), Stage(), Lower()), target)[0]
 
 
+_SPLIT = "split by size alone, its axes being unknown"
+_WHOLE = "whole on every chip"
+_UNKNOWN = "whole on every chip, its axes being unknown"
+
+
 def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[Remark]:
-    """Large arrays of which not all is known: those split by their size, those left whole."""
-    told: dict[str, list[Input]] = {}
-    for value, each in zip(program.graph.inputs, program.step_inputs):
+    """Large inputs that are split by their size, or not at all: not done where the reason is that
+    nothing is known of their axes."""
+    remarks: dict[str, list[Input]] = {}
+    for value, declared in zip(program.graph.inputs, program.step_inputs):
         is_read = value in program.graph.users or value in program.graph.outputs
-        if not is_read or not worth_splitting(each.type, plan.mesh):
+        if not is_read or not worth_splitting(declared.type, plan.mesh):
             continue
-        if not any(planned_layout(plan, axes, as_padded(program.graph, value), each)):
-            told.setdefault("whole on every chip", []).append(each)
-        elif any("wide" in dimension for dimension in axes.of(value)):
-            told.setdefault("split by size alone, its axes being unknown", []).append(each)
-    return [Remark(f"{what}: {_listed(inputs)}", kind=NOT_DONE) for what, inputs in told.items()]
+        names = axes.of(value)
+        if not any(planned_layout(plan, axes, as_padded(program.graph, value), declared)):
+            is_known = all("_" not in dimension for dimension in names)
+            remarks.setdefault(_WHOLE if is_known else _UNKNOWN, []).append(declared)
+        elif any("wide" in dimension for dimension in names):
+            remarks.setdefault(_SPLIT, []).append(declared)
+    return [
+        Remark(f"{what}: {_listed(inputs)}", kind="" if what == _WHOLE else NOT_DONE)
+        for what, inputs in remarks.items()
+    ]
 
 
 def _listed(inputs: list[Input], most: int = 5) -> str:

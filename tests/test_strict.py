@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from dialect.front.strict import NotDone
-from examples import llama
+from examples import llama, palm
 from rewrite import auto_shard
 from rewrite.errors import ShardwrightError
 from tests.kit import Captured, complaint, printed, shapes_of
@@ -87,3 +87,13 @@ def test_the_command_fails_with_strict_only(capsys: Captured) -> None:
     passes = ("-p", f"normalize, recognize, {NOT_DONE[1][0]}, {SHARDED}")
     assert printed(capsys, "show", *TOY, *passes, "--explain").startswith("not done: first_layer")
     assert "declined" in complaint(capsys, "show", *TOY, *passes, "--strict")
+
+
+def test_a_cache_that_the_plan_keeps_whole_is_as_asked_for() -> None:
+    """One KV head is on every chip if attention is split over heads."""
+    config = palm.CONFIGS["toy"]
+    args = shapes_of(palm, config, 64, 4096)
+    passes = "normalize, recognize, plan{ffn=ws1d, attention=heads}, shard, stage, lower"
+    step = auto_shard(partial(palm.decode_step, config), "cpu:8", pipeline=passes, strict=True)
+    notes = [note for done in step.program(*args).history for note in done.notes]
+    assert any(note.startswith("whole on every chip: cache/k") for note in notes)

@@ -331,7 +331,7 @@ def test_large_weights_of_unknown_axes_are_split_along_the_largest_that_divides(
     assert plan_notes(program)[2:] == [
         "split by size alone, its axes being unknown: params/b f32[1024,513], "
         "params/a f32[512,1024] (4.00 MiB)",
-        "whole on every chip: params/c f32[513,1031] (2.02 MiB)",
+        "whole on every chip, its axes being unknown: params/c f32[513,1031] (2.02 MiB)",
     ]
 
 
