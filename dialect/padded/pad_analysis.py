@@ -62,6 +62,6 @@ def _zero_at_zero(op: Op, index: int) -> bool:
     try:
         with jax.ensure_compile_time_eval():
             results = opdef.lookup(op.name).reference(*zeros, **dict(op.attrs))
-    except (TypeError, ValueError):  # its attributes are about larger arrays
+    except Exception:  # whatever it raises where its attributes are about larger arrays
         return False
     return not jnp.asarray(results[index] if isinstance(results, list) else results).any()
