@@ -1,1 +1,1 @@
-"""Checks that what a rewrite claims to keep is kept: numbers compared, programs made smaller."""
+"""Checks of what rewrites claim to keep: results compared, failing programs reduced."""

@@ -71,7 +71,7 @@ def shared(graph: Graph, random: Random) -> Graph | None:
 
 
 def unshared(graph: Graph, random: Random) -> Graph:
-    """A fresh input is read in place of what was computed, or read before."""
+    """A fresh input is read in place of another value."""
     reads = some_reads(graph, random)
     fresh = new_input(reads.value.type)
     return with_read(graph, reads, fresh, [fresh])

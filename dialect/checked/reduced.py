@@ -50,7 +50,7 @@ class Reduction:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Passes, ops and elements of the inputs: what is made smaller, in this order."""
+        """Passes, ops and elements of the inputs, to be reduced in this order."""
         elements = sum(value.type.size for value in self.program.graph.inputs)
         return len(self.passes), self.program.graph.op_count, elements
 

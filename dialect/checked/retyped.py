@@ -1,4 +1,4 @@
-"""A graph with one dtype in the place of another everywhere: the same ops, of integers say."""
+"""A graph with one dtype replaced by another everywhere: the same ops on integers, for example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kinds = Mapping[str, str]  # dtypes by their short names
 def retyped(graph: Graph, kinds: Kinds) -> Graph:
     """`graph` with dtypes replaced, in its inputs, constants and attributes, and inferred again.
 
-    Raises what an op raises that does not take the other dtype.
+    Raises whatever an op raises that does not take the new dtype.
     """
     memo = {value: new_input(_type(value.type, kinds)) for value in graph.inputs}
     inputs = tuple(memo.values())

@@ -103,7 +103,7 @@ def _retyped(types: Sequence[Type], random: Random) -> list[Type]:
 
 
 def _kinds(types: Sequence[Type], random: Random) -> dict[str, str]:
-    """Another dtype for one of those that there are."""
+    """{a dtype of the types: another dtype}."""
     dtypes = sorted({type_.dtype for type_ in types})
     dtype = random.choice(dtypes)
     floats, integers = ("f32", "bf16", "f16", "f64"), ("i8", "i32", "u8", "u32", "i64")

@@ -33,7 +33,7 @@ def rules_of(*modules: ModuleType) -> tuple[Rule, ...]:
 
 
 RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, siblings, loop_rules)
-# Those for passes that keep every bit, and only tidy up what they made.
+# For passes that keep every bit, and only tidy up their results.
 EXACT_RULES = tuple(rule for rule in RULES if rule.keeps == "bits")
 
 
