@@ -19,6 +19,7 @@ import jax
 from dialect.compiled.compiling import Compilable
 from dialect.display.tables import as_text
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
+from dialect.prepared.composed import Composed, is_traced
 from dialect.prepared.fresh_state import fresh_state
 from dialect.prepared.originals import shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
@@ -187,10 +188,21 @@ class Step:
     def __call__(self, *args: Any, **named: Any) -> Any:
         if named:
             args = inspect.signature(self.function).bind(*args, **named).args
-        executable = self._executable(args)
         at = self._params_at(args)
         others = [a for i, a in enumerate(args) if i != at and i not in self.static_argnums]
+        if is_traced(others) or is_traced(args[at]):
+            return self._composed(args, args[at], others)
+        executable = self._executable(args)
         return executable(self._packed(executable, args[at]), others)
+
+    def _composed(self, args: tuple[Any, ...], params: Any, others: list[Any]) -> Any:
+        """The results under a tracer, where the step is its program."""
+        with jax.ensure_compile_time_eval():
+            composed = Composed(self._compilable(self.program(*args)))
+        is_packed = isinstance(params, Packed) and params.raw is None
+        given = params.raw if isinstance(params, Packed) and not is_packed else params
+        leaves = params.leaves if is_packed else jax.tree.leaves(given)
+        return composed(leaves, is_packed, others)
 
     # Inside.
 

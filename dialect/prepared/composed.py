@@ -1,0 +1,58 @@
+"""A step inside a function that JAX transforms: under `jit`, `scan`, `vmap`, `grad`, `eval_shape`.
+
+An executable takes no tracers, so there a step is its rewritten program, with its sharding
+constraints. Parameters that are not packed are packed in place, and a state comes back in the form
+in which it was given, so that it can be the carry of a loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from dialect.arrays.evaluate import evaluate
+from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, group_of
+from dialect.jaxprs.framework import treedef
+from dialect.prepared.state import Form, is_state
+
+
+def is_traced(leaves: Any) -> bool:
+    """Whether any leaf of a pytree is a tracer."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(leaves))
+
+
+class Composed:
+    """The program of a step as a function that JAX can trace."""
+
+    def __init__(self, compilable: Compilable) -> None:
+        self.compilable, self.program = compilable, compilable.program
+        self.form = Form(self.program)
+
+    def __call__(self, params: list[Any], is_packed: bool, others: list[Any]) -> Any:
+        """The step's results. params: leaves of the packed parameters, or of the originals."""
+        stages = self.program.stages
+        packed = params if is_packed or stages is None else evaluate(stages.prepare, params)
+        leaves = jax.tree.leaves(others, is_leaf=is_state)
+        roles = [declared.role for declared in self.program.inputs if declared.role != "param"]
+        states = [leaf for leaf, role in zip(leaves, roles, strict=True) if role == "state"]
+        inputs = {
+            "param": iter(packed),
+            "state": iter(self.form.parts(states)),
+            "arg": (leaf for leaf, role in zip(leaves, roles) if role == "arg"),
+        }
+        groups: dict[str, list[Any]] = {group: [] for group in ARGUMENT_GROUPS}
+        for declared in self.program.step_inputs:
+            groups[group_of(declared)].append(next(inputs[declared.role]))
+        outputs = self.form.collected(self.compilable.function()(*groups.values()))
+        if not any(map(is_state, states)):
+            outputs = self._restored(outputs)
+        return jax.tree.unflatten(treedef(self.program.tree[1]), outputs)
+
+    def _restored(self, outputs: list[Any]) -> list[Any]:
+        """The outputs, the new state among them in the user's form."""
+        numbers = [i for i, each in enumerate(self.program.inputs) if each.role == "state"]
+        declared = {out.updates: place for place, out in enumerate(self.program.outputs)}
+        places = [declared[number] for number in numbers]
+        restored = self.form.restored([outputs[place] for place in places])
+        return [dict(zip(places, restored)).get(i, value) for i, value in enumerate(outputs)]
