@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
@@ -89,9 +90,9 @@ def main() -> None:
     here, there = texts_of(CHECKOUT), texts_of(args.other.resolve())
     alike = 0
     for name in sorted(here.keys() & there.keys()):
-        pairs = list(zip(nameless(there[name]), nameless(here[name])))
-        differing = [pair for pair in pairs if pair[0] != pair[1]]
-        if not differing and there[name].count("\n") == here[name].count("\n"):
+        texts = nameless(there[name]), nameless(here[name])
+        differing = [pair for pair in zip_longest(*texts, fillvalue="") if pair[0] != pair[1]]
+        if not differing:
             alike += 1
             continue
         shown = differing if args.show == name else differing[:1]

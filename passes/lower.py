@@ -1,7 +1,8 @@
 """lower: from the decoder's vocabulary to what the compiler takes.
 
-Scales move behind their products, so that weights stay integers in memory; every composite is
-replaced by its reference; the state is donated, and the compiler chooses its memory layout.
+Exchanges become constraints; scales move behind their products, so that weights stay integers in
+memory; every composite is replaced by its reference; the state is donated, and the compiler chooses
+its memory layout.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dialect.compiled.compilers import apart, hidden_counter
+from dialect.compiled.constraints import constrained
 from dialect.jaxprs.expanded import reference_graph
+from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.ops.nn import Traced
 from dialect.ops.tensor import PRODUCTS
@@ -52,14 +55,17 @@ EXPAND = Rule(
 
 @dataclass(frozen=True)
 class Lower(Pass):
-    """Expands composites into lax, scales behind their products."""
+    """Expands exchanges into constraints, composites into lax; scales behind their products."""
 
     keeps: ClassVar[str] = "reals"
 
     def run(self, program: Program, target: Target) -> Program:
         moved, expanded = Report(), Report()
-        chip = Topology.parse(target.topology).chip if target.topology else None
-        scaled = rewrite(program.graph, scaled_products(chip, dict(target.mesh)), moved)
+        mesh, chip = dict(target.mesh), _chip(target.topology)
+        planned = program.plan
+        over = (dict(planned.mesh), _chip(planned.target)) if planned else (mesh, chip)
+        told = constrained(program.graph, *over)
+        scaled = rewrite(told, scaled_products(chip, mesh), moved)
         lowered = replace(program, graph=rewrite(scaled, [EXPAND, hidden_counter], expanded))
         if program.stages is not None:
             stages = {
@@ -69,6 +75,10 @@ class Lower(Pass):
             lowered = replace(lowered, stages=replace(program.stages, **stages))
         notes = (*expanded.notes(), *moved.notes(), *dict.fromkeys(_widened(scaled)))
         return self.recorded(lowered, *notes)
+
+
+def _chip(topology: str) -> Chip | None:
+    return Topology.parse(topology).chip if topology else None
 
 
 def _widened(graph: Graph) -> Iterator[str]:

@@ -1,29 +1,27 @@
-"""shard: the plan becomes constraints.
+"""shard: the plan becomes exchanges.
 
-product(x, w)  ->  constrain{layout}(product(x, w))
+product(x, w)  ->  exchange "batch d_ff@x -> batch@x d_ff" (product(x, w))
 
-Products are constrained to the sharding of their weights; what attention owns
-otherwise is resharded in a second constraint behind the first, and what is added to the residual
-stream is pinned as partial sums, each on its chip, before it is added up. A pair of constraints
-tells the compiler the collective; a single one leaves it to guess, and it guesses badly.
+Where the chips have a value otherwise than its place in the decoder or its reader wants it, an
+exchange moves it: from the layout that follows from what made it, with partial sums over the mesh
+axes that split what a product contracts, to the layout that the plan gives its group. Where both
+are the same the value stays. `lower` tells the compiler (`dialect.compiled.constraints`).
 
 What the program constrains itself is left alone, and so are products with weights that it lays out.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dialect.compiled.compilers import compiler_for, hides_reading, windowed_axes
+from dialect.compiled.compilers import Compiler, compiler_for, windowed_axes
 from dialect.machine.topology import Topology
-from dialect.matching.values import reshaped, through
 from dialect.naming.axes import Axes
-from dialect.normal.row_products import leading, row_layout, row_product
-from dialect.ops import sharding  # noqa: F401  (defines constrain)
-from dialect.ops.sharding import show_layout
+from dialect.normal.row_products import partial_sum_axes
+from dialect.ops.sharding import Sides, laid_out
 from dialect.planning.fallback_plans import planned_axes
 from dialect.planning.layouts import (
     CACHE_WRITES,
@@ -35,18 +33,16 @@ from dialect.planning.layouts import (
     product_layout,
     with_input_layouts,
 )
+from dialect.planning.mesh_roles import MeshAxes
 from dialect.planning.partial_sums import (
-    added,
+    added_first,
+    adds_products,
     is_residual_add,
-    partial_product,
-    partial_sum_axes,
-    reduce_partial_sums,
-    summed_together,
 )
 from dialect.planning.plan import Plan
 from dialect.planning.split_heads import split_heads
 from dialect.staging.binding import region_bound
-from rewrite.dataflow import bound_values
+from rewrite.dataflow import bound_values, rebuilt
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
@@ -59,7 +55,7 @@ _HIDDEN = {"d_ff", "d_ff_per_head"}
 
 @dataclass(frozen=True)
 class Shard(Pass):
-    """Pins products, the residual stream and attention to the layouts of the plan."""
+    """Moves every value of the decoder to where the plan wants it."""
 
     keeps: ClassVar[str] = "reals"
 
@@ -67,330 +63,199 @@ class Shard(Pass):
         if program.plan is None:
             return self.recorded(program, "no plan, so nothing is constrained: run `plan` first")
         program = program.with_graph(split_heads(program.graph, program.plan))
-        params = frozenset(program.values("param"))
         axes = planned_axes(program, program.plan.mesh)
-        emitted = _Constraints(program.plan, axes, pinned_values(program))
-        graph = emitted.graph(program.graph, params)
-        outputs = tuple(map(emitted.output, program.graph.outputs, graph.outputs))
-        placed = with_input_layouts(program.with_graph(Graph(graph.inputs, outputs)))
-        return self.recorded(placed, *emitted.lines())
+        summed = program.with_graph(added_first(program.graph, axes))
+        if summed.graph is not program.graph:
+            program, axes = summed, planned_axes(summed, program.plan.mesh)
+        exchanges = _Exchanges(program.plan, axes, pinned_values(program))
+        graph = exchanges.graph(program.graph, frozenset(program.values("param")))
+        outputs = map(exchanges.output, program.graph.outputs, graph.outputs)
+        placed = with_input_layouts(program.with_graph(Graph(graph.inputs, tuple(outputs))))
+        return self.recorded(placed, *exchanges.lines())
 
 
-class _Constraints:
+class _Exchanges:
     def __init__(self, plan: Plan, axes: Axes, decided: frozenset[Value]) -> None:
         self.plan, self.axes, self.decided = plan, axes, decided
-        self.chip = Topology.parse(plan.target).chip if plan.target else None
-        self.reasons: dict[str, int] = {}
+        self.bound: set[Value] = set()  # what depends on parameters alone
+        self.parts: dict[Value, list[Value]] = {}  # of every product that is only cut
+        self.terms: set[Value] = set()  # products of which the sum is exchanged
+        self.counts: Counter[str] = Counter()
         self.gathers = plan.split("used") != plan.split("weights")
-        windows = self.chip is not None and compiler_for(self.chip).gathers_in_windows
-        self.in_windows = windows and bool(windowed_axes(plan.split))
-
-    def ways(self, layout: Layout) -> int:
-        """Over how many chips an array of this layout is sharded."""
-        sizes = dict(self.plan.mesh)
-        return math.prod(sizes[axis] for dimension in layout for axis in dimension)
+        compiler = compiler_for(Topology.parse(plan.target).chip) if plan.target else Compiler()
+        self.in_windows = compiler.gathers_in_windows and bool(windowed_axes(plan.split))
 
     def lines(self) -> list[str]:
-        """Each kind of constraint once, with its reason and how often it was set."""
-        return [f"{text} ({count} times)" for text, count in self.reasons.items()]
+        """Each kind of exchange once, and how often there is one."""
+        return [f"{text} ({count} times)" for text, count in self.counts.items()]
 
-    def graph(self, graph: Graph, params: frozenset[Value]) -> Graph:
+    def graph(self, graph: Graph, params: Iterable[Value]) -> Graph:
         """`params` are the inputs of the graph that depend on parameters alone."""
-        bound = bound_values(graph, params)
-        together = summed_together(graph, self.axes)
-        apart = {value for sum_ in together.values() for value in sum_[1:]}
-        parts, fused = _parts(graph)
-        inner = {arg.op for value in together for arg in value.op.args if arg not in apart}
-        memo: dict[Value, Value] = {value: value for value in graph.inputs}
-        for op in graph.ops:
-            if op in inner:  # what it adds is added in the next
-                continue
-            if op.results[0] in together:
-                before, one, other = (memo[value] for value in together[op.results[0]])
-                sum_ = self.summed(added(one, other, op), op.results[0])
-                sum_ = make("add", before, sum_, origin=op.origin)
-                memo[op.results[0]] = self.product(op, sum_, fused)
-                continue
-            args = tuple(memo[arg] for arg in op.args)
-            if op.results[0] in bound:  # done once, in `prepare`
-                memo.update(zip(op.results, with_args(op, args).results))
-                continue
-            known = region_bound(op, bound)
+        self.bound |= bound_values(graph, params)
+        self.parts |= _parts(graph)
+        sums = (op for op in graph.ops if is_residual_add(op, self.axes))
+        self.terms |= {arg for op in sums if adds_products(graph, op.args) for arg in op.args}
+
+        def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+            if op.results[0] in self.bound:  # done once, in `prepare`
+                return with_args(op, args).results
+            known = region_bound(op, self.bound)
             regions = tuple(self.graph(region, known) for region in op.regions)
-            if op.name == "contract":
-                args = tuple(
-                    self.weight(known, arg) if known in bound else self.factor(op, known, arg)
-                    for known, arg in zip(op.args, args)
-                )
-            elif op.name == "attend":
-                args = self.attention_inputs(op, args)
-            elif op.name in CACHE_WRITES:
-                args = self.cache_update(op, args)
-            results = with_args(op, args, regions).results
-            partial = self.partial_sums(op, args, bound)
-            scattered = self.scattered(op, args, bound, fused)
-            if partial is not None:
-                sum_ = partial if op.results[0] in apart else self.summed(partial, op.results[0])
-                results = (sum_,)
-            elif scattered is not None:
-                results = (scattered,)
-            elif op.name == "attend":
-                results = (self.attention_output(op, results[0]),)
-            elif op.results[0] in apart:
-                pass
-            elif op.name in ("contract", "take") or is_residual_add(op, self.axes):
-                results = (self.product(op, results[0], fused),)
-            elif op.name == "slice" and self.is_stream(op):
-                why = "a slice of the residual stream is sharded as all of it"
-                results = (self.constrain(results[0], op.results[0], "residual", why),)
-            elif op in parts:
-                results = tuple(map(self.part, op.results, results))
-            memo.update(zip(op.results, results))
-        return Graph(graph.inputs, tuple(memo[value] for value in graph.outputs))
+            read = tuple(self.read(op, known, arg) for known, arg in zip(op.args, args))
+            results = with_args(op, read, regions).results
+            if op.results[0] in self.terms:
+                return results
+            return [self.made(known, value) for known, value in zip(op.results, results)]
+
+        return rebuilt(graph, visit)
 
     def output(self, known: Value, value: Value) -> Value:
         """An output over the vocabulary stays sharded."""
-        if activation_group(self.axes.of(known)) != "logits":
+        if self.group(known) != "logits":
             return value
-        return self.constrain(value, known, "logits", "the step returns sharded logits")
+        return self.moved(value, known, "logits", self.layout("logits", known))
 
-    def is_stream(self, op: Op) -> bool:
-        values = (*op.args, *op.results)
-        return all(activation_group(self.axes.of(value)) == "residual" for value in values)
+    def group(self, value: Value) -> str | None:
+        return activation_group(self.axes.of(value))
 
-    def product(self, op: Op, value: Value, fused: Container[Value]) -> Value:
-        """A product where its weights leave it, its partial sums scattered along an inner axis;
-        rows and residual sums in the residual's."""
-        names = self.axes.of(op.results[0])
-        group = activation_group(names)
-        if group is None:
+    def layout(self, group: str, value: Value) -> Layout:
+        return layout_of(self.plan, group, self.axes, value)
+
+    def product(self, value: Value) -> Layout:
+        return product_layout(self.plan, self.axes, value)
+
+    # What an op makes, moved to where the plan wants it.
+
+    def made(self, known: Value, value: Value) -> Value:
+        """A result of an op: of a product, of attention, or a part of either or of the stream."""
+        op, group = known.op, self.group(known)
+        if op.name == "attend":
+            owned = self.layout("attention", known)
+            return self.moved(value, known, "heads", self.product(known), owned)
+        if op.name in _CUTS:
+            whole = op.args[0]
+            of_product = group == "hidden" and whole in self.parts
+            is_placed = of_product or group == self.group(whole) == "residual"
+        else:
+            is_placed = op.name in ("contract", "take") or is_residual_add(op, self.axes)
+        if not is_placed or group is None:
             return value
-        if op.name == "take" and group == "residual":
-            value = self.constrain(
-                value, op.results[0], "tables", "rows are sharded as their table"
-            )
-        if group == "residual":
-            return self.constrain(value, op.results[0], "residual", f"{op.name} gives the residual")
         if group == "logits":
-            value = self.as_weights(value, op.results[0], "the table gives it so")
-            return self.constrain(value, op.results[0], "logits", "logits stay sharded")
-        value = self.as_weights(value, op.results[0], f"{op.name} gives it sharded as its weights")
-        if not any(set(dimension) & OF_HEADS for dimension in names) or op.results[0] in fused:
-            return value
-        return self.owned(value, op.results[0])
+            wanted, given = self.layout(group, known), self.product(known)
+            return self.moved(value, known, group, wanted, given, self.sums(op))
+        return self.residual(known, value) if group == "residual" else self.hidden(known, value)
 
-    def part(self, known: Value, value: Value) -> Value:
-        """A part of a product: hidden values stay where they are, heads go to attention."""
-        if activation_group(self.axes.of(known)) != "hidden":
-            return value
-        present = {name for dimension in self.axes.of(known) for name in dimension}
-        if present & _HIDDEN:
-            layout = hidden_layout(self.plan, self.axes, known)
-            return self.constrained(value, known, layout, "a part is sharded as its product")
-        return self.owned(value, known) if present & OF_HEADS else value
+    def residual(self, known: Value, value: Value) -> Value:
+        """What is in the residual stream, or is added to it; rows as their table lies, of which
+        chips that split the vocabulary find some each."""
+        wanted, sums = self.layout("residual", known), self.sums(known.op)
+        if known.op.name == "take":
+            found, *_ = self.layout("tables", known.op.args[0])
+            return self.moved(value, known, "rows", wanted, self.layout("tables", known), found)
+        given = tuple(tuple(axis for axis in axes if axis not in sums) for axes in wanted)
+        return self.moved(value, known, "residual", wanted, given, sums)
 
-    def owned(self, value: Value, known: Value) -> Value:
-        value = self.halfway(value, known, "heads are resharded for attention, one axis at a time")
-        return self.constrain(value, known, "attention", "heads are sharded as attention is")
+    def hidden(self, known: Value, value: Value) -> Value:
+        """Hidden values: partial sums as rows, heads where attention owns them, all others, and
+        heads that are still to be cut apart, where the weights leave them."""
+        parts, sums, given = self.parts.get(known, []), self.sums(known.op), self.product(known)
+        names = {name for each in (known, *parts) for over in self.axes.of(each) for name in over}
+        if names & _HIDDEN:
+            rows = hidden_layout(self.plan, self.axes, known)
+            given = rows if known.op.name in _CUTS else given
+            return self.moved(value, known, "hidden", rows if sums else given, given, sums)
+        owned = self.layout("attention", known)
+        batch = (axes for over, axes in zip(self.axes.of(known), owned) if "batch" in over)
+        as_rows = sums and set(sums) <= {axis for axes in batch for axis in axes}
+        if not names & OF_HEADS or (parts and not as_rows):
+            return self.moved(value, known, "hidden", given)
+        return self.moved(value, known, "heads", owned, given, sums)
 
-    def scattered(
-        self,
-        op: Op,
-        args: tuple[Value, ...],
-        bound: frozenset[Value],
-        fused: dict[Value, list[Value]],
-    ) -> Value | None:
-        """What a product leaves as partial sums: pinned where it leaves them, and scattered over
-        the rows, where the rows stay so split. None for any other op."""
-        known = op.results[0]
-        number = _activation(op, bound)
-        if number is None or known in self.decided:
-            return None
-        hidden = hidden_layout(self.plan, self.axes, known)
-        left = product_layout(self.plan, self.axes, known)
-        front = leading(op, number)
-        names = [self.axes.of(value) for value in (known, *fused.get(known, ()))]
-        inner = any(_HIDDEN & set(dimension) for array in names for dimension in array)
-        kept = self.rows_are_kept(known, hidden, left)
-        if not (inner or kept) or hidden == left or front == 0:
-            return None
-        count = math.prod(known.type.shape[:front]) / self.ways(left[:front])
-        weight = through(op.args[1 - number], "dequantize")
-        stored = weight.type.bytes / weight.type.size
-        if inner and self.chip and hides_reading(count, stored, self.chip):
-            why = "partial sums are reduce-scattered"
-            return self.constrained(with_args(op, args).results[0], known, hidden, why)
-        sizes, before, after = self.rows(known, hidden, left, front)
-        value = row_product(op, args, number, front, sizes)
-        why = "the product gives it sharded as its weights"
-        layout = (*before, *left[front:])
-        value = make("constrain", value, layout=layout, why=why, origin=op.origin)
-        why = "partial sums are reduce-scattered over the rows"
-        layout = (*after, *hidden[front:])
-        value = make("constrain", value, layout=layout, why=why, origin=op.origin)
-        self.note(why, known, hidden)
-        value = reshaped(value, known.type.shape)
-        return value if inner else self.owned(value, known)
+    def sums(self, op: Op) -> MeshAxes:
+        """The mesh axes over which a product with weights leaves partial sums, or a sum of such."""
+        if op.args[0] in self.terms:
+            return tuple(dict.fromkeys(axis for arg in op.args for axis in self.sums(arg.op)))
+        activations = [i for i, arg in enumerate(op.args) if arg not in self.bound]
+        if op.name != "contract" or len(activations) != 1:
+            return ()
+        (number,) = activations
+        return partial_sum_axes(op, number, self.factor_layout(op, op.args[number]))
 
-    def partial_sums(
-        self, op: Op, args: tuple[Value, ...], bound: frozenset[Value]
-    ) -> Value | None:
-        """The partial sums that a product adds to the residual, on the chips that compute them; a
-        matrix of them is scattered as it is. None for any other op."""
-        known = op.results[0]
-        number = _activation(op, bound)
-        if number is None or known in self.decided:
-            return None
-        rows = known.type.shape[: leading(op, number)]
-        is_matrix = sum(size > 1 for size in rows) < 2
-        if is_matrix or activation_group(self.axes.of(known)) != "residual":
-            return None
-        factor = product_layout(self.plan, self.axes, op.args[number])
-        over = partial_sum_axes(op, number, factor)
-        parts = self.ways((over,))
-        if parts == 1:
-            return None
-        value = partial_product(op, args, parts)
-        whole = layout_of(self.plan, "residual", self.axes, known)
-        rest = (tuple(axis for axis in dimension if axis not in over) for dimension in whole)
-        why = "partial sums stay on their chips"
-        return make("constrain", value, layout=(over, *rest), why=why, origin=op.origin)
+    def factor_layout(self, op: Op, known: Value) -> Layout:
+        """An activation that a product reads, sharded as the weights along the contracted axis."""
+        over_vocab = self.group(op.results[0]) == "logits"
+        return self.layout("tables", known) if over_vocab else self.product(known)
 
-    def summed(self, value: Value, known: Value) -> Value:
-        value = reduce_partial_sums(value, known.type.rank)
-        return self.constrain(value, known, "residual", "partial sums are all-reduced")
+    # What an op reads, moved to where it reads it.
 
-    def rows(
-        self, known: Value, hidden: Layout, left: Layout, front: int
-    ) -> tuple[tuple[int, ...], Layout, Layout]:
-        """The rows of a product with partial sums: how many, and their sharding before and after
-        the reduce-scatter. Of copies that attention shards, a chip computes its part alone."""
-        count = math.prod(known.type.shape[:front])
-        left_rows, hidden_rows = (row_layout(layout, front)[0] for layout in (left, hidden))
-        owned = row_layout(layout_of(self.plan, "attention", self.axes, known), front)[0]
-        copies = owned[len(hidden_rows) :]
-        taken = {axis for dimension in (*left, *hidden) for axis in dimension}
-        ways, of = self.ways((hidden_rows,)), self.ways((copies,))
-        begins = owned[: len(hidden_rows)] == hidden_rows
-        if left_rows or not copies or not begins or taken & set(copies):
-            return (count,), (left_rows,), (hidden_rows,)
-        sizes = (ways, of, count // (ways * of))
-        return sizes, ((), copies, ()), (hidden_rows, copies, ())
-
-    def rows_are_kept(self, known: Value, hidden: Layout, left: Layout) -> bool:
-        """Whether attention owns the rows of a product so that they can be scattered to it."""
-        names = self.axes.of(known)
-        if not any(set(dimension) & OF_HEADS for dimension in names):
-            return False
-        owned = layout_of(self.plan, "attention", self.axes, known)
-        return all(
-            each == before or ("batch" in dimension and set(each) <= set(own))
-            for dimension, each, before, own in zip(names, hidden, left, owned)
-        )
+    def read(self, op: Op, known: Value, value: Value) -> Value:
+        """An argument of an op."""
+        if op.name == "contract":
+            is_weight = known in self.bound
+            return self.weight(known, value) if is_weight else self.factor(op, known, value)
+        if op.name == "attend" and known == op.args[0]:
+            return self.moved(value, known, "heads", self.layout("attention", known))
+        if op.name in CACHE_WRITES and known == op.args[1]:
+            return self.moved(value, known, "cache", self.layout("cache", known))
+        return value
 
     def factor(self, op: Op, known: Value, value: Value) -> Value:
-        """An activation, sharded as the weights along the contracted axis."""
-        group = activation_group(self.axes.of(known))
-        over = activation_group(self.axes.of(op.results[0]))
+        """An activation, as its product reads it."""
+        group, over = self.group(known), self.group(op.results[0])
         if group not in ("residual", "hidden") or over is None:
             return value
+        wanted = self.factor_layout(op, known)
         heads = any(set(dimension) & OF_HEADS for dimension in self.axes.of(known))
-        if known.op.name == "rounded" and not heads:  # so that its integers travel
-            value = self.constrain(value, known, group, "activations travel in int8")
-        if over == "logits":
-            return self.constrain(
-                value, known, "tables", "the product reads it sharded as its table"
-            )
-        return self.as_weights(value, known, "the product reads it sharded as its weights")
+        given = wanted if heads else self.layout(group, known)
+        return self.moved(value, known, "factor", wanted, given)
 
     def weight(self, known: Value, value: Value) -> Value:
-        """A weight as its product reads it. Large ones may be gathered in pieces beside that, which
-        a constraint would forbid; but not integers, which would travel as floats."""
-        present = {name for dimension in self.axes.of(known) for name in dimension}
-        in_windows = self.in_windows and known.op.name != "dequantize"
-        left = "vocab" in present or (in_windows and "d_ff" in present)
-        return self.gathered(known, value) if self.gathers and not left else value
+        """A weight, gathered as its product reads it; integers as integers. Large ones may be
+        gathered in windows, if nothing is said of them; not integers, which would travel as
+        floats."""
+        names = {name for dimension in self.axes.of(known) for name in dimension}
+        is_integer = known.op.name == "dequantize"
+        windowed = self.in_windows and "d_ff" in names and not is_integer
+        if not self.gathers or windowed or "vocab" in names:
+            return value
+        if is_integer:
+            args = map(self.gathered, known.op.args, value.op.args)
+            return with_args(value.op, tuple(args)).results[0]
+        return self.gathered(known, value)
 
     def gathered(self, known: Value, value: Value) -> Value:
-        """A weight, gathered to the layout in which the product reads it; integers as integers."""
-        why = "the product reads gathered weights"
-        if known.op.name != "dequantize":
-            return self.constrain(value, known, "used", why)
-        stored = zip(value.op.args, known.op.args)
-        args = tuple(self.constrain(arg, before, "used", why) for arg, before in stored)
-        return with_args(value.op, args).results[0]
+        stored, used = self.layout("weights", known), self.layout("used", known)
+        return self.moved(value, known, "weights", used, stored)
 
-    def attention_inputs(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
-        """The query, moved from where its product left it to where attention owns it."""
-        query = self.constrain(
-            args[0], op.args[0], "attention", "the query is resharded for attention"
-        )
-        return (query, *args[1:])
+    def moved(
+        self,
+        value: Value,
+        known: Value,
+        of: str,
+        wanted: Layout,
+        given: Layout | None = None,
+        sums: MeshAxes = (),
+    ) -> Value:
+        """value  ->  exchange(value); it stays where no other layout is given.
 
-    def cache_update(self, op: Op, args: tuple[Value, ...]) -> tuple[Value, ...]:
-        """New keys and values, moved to where the cache keeps them."""
-        new = self.constrain(args[1], op.args[1], "cache", "new entries are resharded to the cache")
-        return (args[0], new, *args[2:])
-
-    def attention_output(self, op: Op, value: Value) -> Value:
-        """Attention's result, resharded for the weights of the output product."""
-        why = "the output of attention is resharded for its product"
-        value = self.constrain(
-            value, op.results[0], "attention", "attention gives it as it owns it"
-        )
-        return self.as_weights(self.halfway(value, op.results[0], why), op.results[0], why)
-
-    def halfway(self, value: Value, known: Value, why: str) -> Value:
-        """Between attention and the products around it: mesh axes change from batch to heads, or
-        back, in one all-to-all, and only then are axes split or gathered. Asked for both at once
-        the compiler makes all of it whole first."""
-        heads = product_layout(self.plan, self.axes, known)
-        owned = layout_of(self.plan, "attention", self.axes, known)
-        names = self.axes.of(known)
-        inner = (each for dimension, each in zip(names, heads) if "batch" not in dimension)
-        taken = {axis for each in inner for axis in each}
-        layout = tuple(
-            tuple(axis for axis in own if axis not in taken) if "batch" in dimension else each
-            for dimension, own, each in zip(names, owned, heads)
-        )
-        return self.constrained(value, known, layout, why)
-
-    def note(self, why: str, known: Value, layout: Layout) -> None:
-        text = f"{why}: {self.axes.show(known)} @ {show_layout(layout)}"
-        self.reasons[text] = self.reasons.get(text, 0) + 1
-
-    def as_weights(self, value: Value, known: Value, why: str) -> Value:
-        layout = product_layout(self.plan, self.axes, known)
-        return self.constrained(value, known, layout, why)
-
-    def constrain(self, value: Value, known: Value, group: str, why: str) -> Value:
-        """`known` is the value before rewriting, of which the axes are known."""
-        layout = layout_of(self.plan, group, self.axes, known)
-        return self.constrained(value, known, layout, why)
-
-    def constrained(self, value: Value, known: Value, layout: Layout, why: str) -> Value:
-        if known in self.decided:
+        `known` is the value before rewriting, of which the axes are known.
+        """
+        if known in self.decided or (not sums and laid_out(value) == wanted):
             return value
-        if value.op.name == "constrain" and value.op["layout"] == layout:
-            return value
-        self.note(why, known, layout)
+        names = tuple(".".join(dimension) or "1" for dimension in self.axes.of(known))
+        sides = Sides(names, given or wanted, wanted)
+        by = sides.collectives(sums)
+        self.counts[f"{of}: {sides}{by and ', '}{by}"] += 1
+        more = {name: its for name, its in (("sums", sums), ("by", by)) if its}
         origin = known.op.origin or value.op.origin
-        return make("constrain", value, layout=layout, why=why, origin=origin)
+        return make("exchange", value, layouts=str(sides), of=of, **more, origin=origin)
 
 
-def _activation(op: Op, bound: Container[Value]) -> int | None:
-    """Which argument of a product with weights is none; None for any other op."""
-    activations = [i for i, arg in enumerate(op.args) if arg not in bound]
-    return activations[0] if op.name == "contract" and len(activations) == 1 else None
-
-
-def _parts(graph: Graph) -> tuple[set[Op], dict[Value, list[Value]]]:
-    """The ops that cut a product in parts, and the parts of a product that is only cut."""
-    parts: set[Op] = set()
-    fused: dict[Value, list[Value]] = {}
+def _parts(graph: Graph) -> dict[Value, list[Value]]:
+    """The parts of every product that is only cut."""
+    parts = {}
     for op in graph.ops:
         cuts = list(dict.fromkeys(user for user, _ in graph.users.get(op.results[0], ())))
         if op.name == "contract" and cuts and all(cut.name in _CUTS for cut in cuts):
-            parts.update(cuts)
-            fused[op.results[0]] = [value for cut in cuts for value in cut.results]
-    return parts, fused
+            parts[op.results[0]] = [value for cut in cuts for value in cut.results]
+    return parts

@@ -238,7 +238,9 @@ def _step_inputs(
     return (*inputs, *(source for source in program.inputs if source.role == "arg"))
 
 
-_LAYOUT_NOISE = {"slice", "reshape", "transpose", "constrain", "convert_element_type", "unstack"}
+_LAYOUT_NOISE = set(
+    "slice reshape transpose constrain exchange convert_element_type unstack".split()
+)
 
 
 def _packed_name(value: Value, names: dict[Value, str], behind: _Behind, taken: set[str]) -> str:

@@ -320,4 +320,4 @@ def test_the_last_token_is_cut_off_before_the_stream_moves():
     program = Pipeline.parse(passes).run(traced, target)
     (cut,) = [op for op in program.graph.ops if op.name == "slice" and op.types[0].rank == 3]
     (reader,) = [op for op, _ in program.graph.users[cut.results[0]]]
-    assert reader.name == "constrain" and reader["layout"] == (("x", "y"), (), ())
+    assert reader["layouts"] == "batch@x,y 1 d_model"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dialect.compiled.compilers import compiler_for, fitted_compiler, windowed_axes
+from dialect.compiled.constraints import constrained
 from dialect.machine.mesh import Topology
 from dialect.ops.tensor import contract, partial_contract
 from dialect.planning.mesh_roles import Partitioning
@@ -23,7 +24,7 @@ from dialect.planning.workload import Workload
 from dialect.reports.audit import audit
 from examples import gpt, llama, palm
 from rewrite import Pipeline, Program, auto_shard, trace
-from rewrite.ir import Op
+from rewrite.ir import Graph, Op
 from rewrite.target import Target
 from tests.decoder_shapes import LLAMA_70B, PALM_62B, PALM_540B
 from tests.kit import arrays_of, shapes_of
@@ -52,8 +53,13 @@ def sharded(function: Any, arguments: tuple[Any, ...], plan: str, before: str = 
     return Pipeline.parse(passes).run(trace(function, *arguments), CPU)
 
 
-def sums(program: Program) -> list[Op]:
-    return [op for op, _ in program.graph.walk() if op.name == "partial_contract"]
+def told(program: Program) -> Graph:
+    """The graph as the compiler is told of its exchanges."""
+    return constrained(program.graph, dict(program.plan.mesh), None)
+
+
+def sums(graph: Graph) -> list[Op]:
+    return [op for op, _ in graph.walk() if op.name == "partial_contract"]
 
 
 def test_the_parts_of_a_sum_are_the_first_axis() -> None:
@@ -81,7 +87,7 @@ def test_a_prefill_with_partial_sums_gives_the_numbers_of_the_function(
 ) -> None:
     """Attention's output product and the feed-forward layer's leave partial sums, one axis each."""
     function, arguments = prefill(model)
-    assert len(sums(sharded(function, arguments, plan))) == count
+    assert len(sums(told(sharded(function, arguments, plan)))) == count
     expected, caches = function(*arguments)
     step = auto_shard(function, "cpu:8", pipeline=PASSES.format(plan=plan), donate_state=False)
     found, kept = step(*arguments)
@@ -91,13 +97,13 @@ def test_a_prefill_with_partial_sums_gives_the_numbers_of_the_function(
 
 
 def test_a_parallel_block_adds_up_once() -> None:
-    program = sharded(*prefill(palm), "ffn=wg_x, attention=heads")
-    (body,) = [op.regions[0] for op in program.graph.ops if op.name == "scan"]
+    graph = told(sharded(*prefill(palm), "ffn=wg_x, attention=heads"))
+    (body,) = [op.regions[0] for op in graph.ops if op.name == "scan"]
     added = [op for op in body.ops if op.name == "reduce_sum" and op.args[0].type.rank == 4]
     (sum_,) = added
     one, other = sum_.args[0].op.args
     assert {one.op["layout"], other.op["layout"]} == {(("y",), ("x",), (), ())}
-    assert {each.op.args[0].op for each in (one, other)} == set(sums(program))
+    assert {each.op.args[0].op for each in (one, other)} == set(sums(graph))
 
 
 @pytest.mark.parametrize("activations", ["", "{activations=int8}"])
@@ -106,7 +112,7 @@ def test_integers_are_multiplied_as_they_are_and_scaled_behind(activations: str)
     function, arguments = prefill(palm)
     before = f"normalize, recognize, quantize{activations}, "
     program = sharded(function, arguments, "ffn=wg_x, attention=heads", before)
-    assert len(sums(program)) == 2
+    assert len(sums(told(program))) == 2
     lowered = Pipeline.parse("stage, lower").run(program, CPU)
     (body,) = [op.regions[0] for op in lowered.graph.ops if op.name == "scan"]
     parts = [op for op in body.ops if op.name == "dot_general" and op.types[0].rank == 4]
@@ -134,7 +140,7 @@ def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
     for rows in (tokens[:, :1], tokens[:1]):
         cache = llama.init_cache(llama.CONFIGS["toy"], len(rows), 16)
         program = sharded(function, (params, cache, rows), "ffn=ws1d, attention=heads")
-        assert not sums(program) and program.plan.label == "ws1d/heads"
+        assert not sums(told(program)) and program.plan.label == "ws1d/heads"
 
 
 @pytest.mark.parametrize(

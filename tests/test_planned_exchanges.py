@@ -9,6 +9,7 @@ import pytest
 from dialect.compiled.compilers import Compiler
 from dialect.machine.interconnect import Ring, Switch
 from dialect.machine.mesh import MeshSpec, Topology
+from dialect.ops.sharding import sides
 from dialect.planning.cost import CONSTANTS, estimate
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
@@ -102,8 +103,8 @@ def test_weights_that_are_gathered_in_pieces_are_not_pinned(
     pipeline = Pipeline.parse(f"normalize, recognize, carry_cache, {planned}")
     program = pipeline.run(traced, target)
     (body,) = [op.regions[0] for op in program.graph.ops if op.name == "scan"]
-    read = [op["layout"] for op in body.ops if "reads gathered weights" in str(op.get("why"))]
-    whole = [layout for layout in read if layout in (((), ("y",)), (("y",), ()))]
+    read = [sides(op["layouts"]) for op in body.ops if op.get("of") == "weights"]
+    whole = [each for each in read if each.wanted in (((), ("y",)), (("y",), ()))]
     assert len(whole) == pinned  # w_gate, w_up, w_down; the scales of two where there are some
     assert len(read) > len(whole)  # the projections are pinned
 

@@ -33,7 +33,7 @@ ROOMS = {
     "caching": "rewrite ops matching staging normal naming",
     "quantized": "rewrite arrays machine ops jaxprs matching normal",
     "padded": "rewrite arrays ops jaxprs matching naming",
-    "compiled": "rewrite display arrays machine ops",
+    "compiled": "rewrite display arrays machine ops matching normal",
     "planning": "rewrite display machine ops matching staging normal naming quantized compiled",
     "prepared": "rewrite display arrays ops jaxprs staging compiled planning",
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"

@@ -22,7 +22,7 @@ from dialect.arrays.evaluate import evaluate
 from dialect.compiled.executable import DoesNotFit, compile_quietly
 from dialect.display.quantities import size
 from dialect.machine.mesh import TargetError
-from dialect.ops.sharding import lowering_on, named_sharding
+from dialect.ops.sharding import laid_out, lowering_on, named_sharding
 from rewrite.ir import Graph, bits
 from rewrite.program import Input, Program
 
@@ -128,8 +128,7 @@ class Compilable:
         formats = []
         for value, out in zip(self.program.graph.outputs, self.program.step_outputs):
             if out.updates is None:
-                layout = value.op["layout"] if value.op.name == "constrain" else None
-                formats.append(named_sharding(self.mesh, layout, value.type.rank))
+                formats.append(named_sharding(self.mesh, laid_out(value), value.type.rank))
                 continue
             source = self.program.step_inputs[out.updates]
             sharding = named_sharding(self.mesh, source.layout, source.type.rank)

@@ -46,3 +46,29 @@ def row_product(
 def row_layout(layout: Layout, front: int) -> Layout:
     """The sharding of the rows of an array with this sharding."""
     return (tuple(axis for names in layout[:front] for axis in names or ()), *layout[front:])
+
+
+def partial_sum_axes(op: Op, operand: int, sharding: Layout) -> tuple[str, ...]:
+    """Mesh axes over which a contraction leaves partial sums: those of its first contracted axis.
+
+    Empty if a second contracted axis is sharded as well, if the contracted axis is only a part of
+    an array dimension, or if no row of the operand leads the result. operand: index of the
+    activation; sharding: mesh axes per dimension of that operand.
+    """
+    if not leading(op, operand):
+        return ()
+    spec = Signature.parse(op["spec"])
+    sharded = {
+        dimension: mesh_axes
+        for dimension, mesh_axes in zip(spec.inputs[operand], sharding)
+        if mesh_axes and set(dimension) & set(spec.summed)
+    }
+    return sharded.get(spec.summed[:1], ()) if len(sharded) == 1 else ()
+
+
+def partial_product(op: Op, parts: int) -> Value:
+    """The product `op` with a leading axis of `parts` partial sums."""
+    spec = Signature.parse(op["spec"])
+    result = ((next(spec.free_letters()),), *spec.outputs[0])
+    attrs = {**dict(op.attrs), "spec": str(Signature(spec.inputs, (result,))), "parts": parts}
+    return make("partial_contract", *op.args, origin=op.origin, **attrs)

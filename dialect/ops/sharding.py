@@ -1,4 +1,4 @@
-"""Sharding: the `constrain` op, and the mesh in which a program is being lowered.
+"""Sharding: the ops `constrain` and `exchange`, and the mesh in which a program is being lowered.
 
 A program names mesh axes, never a mesh; which devices stand behind them is decided when it is
 lowered. Evaluated without a mesh, a constraint is the identity.
@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rewrite import opdef
 from rewrite.errors import brief
-from rewrite.ir import Op
+from rewrite.ir import Op, Value
 from rewrite.opdef import OpDef, Traits
 from rewrite.program import Layout
 from rewrite.signature import Signature
@@ -122,6 +122,70 @@ def show_layout(layout: Layout) -> str:
     return " ".join("?" if axes is None else "".join(axes) or "_" for axes in layout)
 
 
+class Sides(NamedTuple):
+    """The layouts of an exchange, before and after: the names of its dimensions, and mesh axes."""
+
+    names: tuple[str, ...]
+    given: Layout
+    wanted: Layout
+
+    def __str__(self) -> str:
+        before, after = (
+            " ".join(f"{name}@{','.join(axes)}" if axes else name for name, axes in zip(*side))
+            for side in ((self.names, self.given), (self.names, self.wanted))
+        )
+        return before if before == after else f"{before} -> {after}"
+
+    def collectives(self, sums: tuple[str, ...]) -> str:
+        """What it takes: `reduce-scatter x, all-to-all z`; "" if every chip has what it wants."""
+        before, after = (
+            {axis: place for place, axes in enumerate(side) for axis in axes} for side in self[1:]
+        )
+        kinds = {axis: "reduce-scatter" if axis in after else "all-reduce" for axis in sums}
+        for axis in before:
+            if after.get(axis) != before[axis]:
+                kinds[axis] = "all-to-all" if axis in after else "all-gather"
+        over = {kind: [x for x in kinds if kinds[x] == kind] for kind in kinds.values()}
+        return ", ".join(f"{kind} {' '.join(axes)}" for kind, axes in over.items())
+
+
+def sides(text: str) -> Sides:
+    """`batch heads@y -> batch@y heads`, read; without an arrow both sides are the same."""
+    before, _, after = text.partition(" -> ")
+    names, given = _side(before)
+    also, wanted = _side(after or before)
+    if names != also:
+        raise ValueError(f"the sides of {text!r} name other axes")
+    return Sides(names, given, wanted)
+
+
+def _side(text: str) -> tuple[tuple[str, ...], Layout]:
+    words = [word.partition("@") for word in text.split()]
+    layout = (tuple(filter(None, axes.split(","))) for _, _, axes in words)
+    return tuple(name for name, _, _ in words), tuple(layout)
+
+
+def exchange(
+    x: Any, *, layouts: str, of: str = "", sums: tuple[str, ...] = (), by: str = ""
+) -> Any:
+    """x, as the chips have it, moved to where the next op wants it."""
+    return constrain(x, layout=sides(layouts).wanted)
+
+
+def _infer_exchange(types: Any, attrs: Any, regions: Any) -> Any:
+    count = len(sides(attrs["layouts"]).names)
+    if count != types[0].rank:
+        raise ValueError(f"{types[0]} does not have {count} axes")
+    return types
+
+
+def laid_out(value: Value) -> Layout | None:
+    """The layout that an op of this file gives; None for any other value."""
+    if value.op.name == "exchange":
+        return sides(value.op["layouts"]).wanted
+    return value.op["layout"] if value.op.name == "constrain" else None
+
+
 def _signature(op: Op) -> Signature:
     axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
     return Signature((axes,), (axes,))
@@ -135,6 +199,19 @@ opdef.define(
         reference=constrain,
         attrs=("layout", "why"),
         doc="A sharding constraint over named mesh axes.",
+        traits=Traits(moves=True, view=True, linear="all"),
+    )
+)
+
+opdef.define(
+    OpDef(
+        name="exchange",
+        signature=_signature,
+        infer=_infer_exchange,
+        reference=exchange,
+        attrs=("layouts", "of", "sums", "by"),
+        lead="layouts",
+        doc="A value as the chips have it, partial sums over `sums`, moved to where it is wanted.",
         traits=Traits(moves=True, view=True, linear="all"),
     )
 )

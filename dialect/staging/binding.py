@@ -22,7 +22,12 @@ def fuses(op: Op) -> bool:
     if op.name == "reshape":
         before, after = op.args[0].type.shape, op.types[0].shape
         return [size for size in before if size > 1] == [size for size in after if size > 1]
-    return op.name in ELEMENTWISE or op.name in ("broadcast_in_dim", "dequantize", "constrain")
+    return op.name in ELEMENTWISE or op.name in (
+        "broadcast_in_dim",
+        "dequantize",
+        "constrain",
+        "exchange",
+    )
 
 
 def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:

@@ -100,7 +100,7 @@ class _Run:
                 )
             case "cond":
                 return self.graph(op.regions[_branch(args[0], len(op.regions))], args[1:])
-            case "constrain":
+            case "constrain" | "exchange":
                 return args
         if primitives.is_ours(op.name) or primitives.find(op.name) is None:
             return self.ours(op.name, op.attrs, tuple(arg.type for arg in op.args), args)
