@@ -14,7 +14,7 @@ A partitioning is a layout of the feed-forward layer (section 3.2) with a layout
 
 The letters stand for mesh axes by position, whatever their names. On two axes yz = y; on one axis
 x is empty. The paper scatters the partial sums of ws2d's hidden values along F_yzx; here they are
-scattered along the rows, as XLA does, with the same bytes.
+scattered along the rows (`dialect.compiled.constraints`), with the same bytes.
 
 The names are labels: a result of the search (`dialect.planning.search`) with the same layout gets
 the name. Any other is labelled by its layout: `EF_xyz>B_xyzE` stores weights as E F_xyz and has a

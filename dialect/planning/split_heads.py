@@ -1,7 +1,7 @@
 """Splits the head axis into (kv_heads, q_per_kv) if a plan shards the two over different mesh axes.
 
-If they stay one axis, the shards of a head group are not contiguous, and XLA inserts an all-to-all
-behind the projection. The weights are reshaped once, in `prepare`.
+If they stay one axis, the shards of a head group are not contiguous, and the projection is followed
+by an all-to-all. The weights are reshaped once, in `prepare`.
 """
 
 from __future__ import annotations
