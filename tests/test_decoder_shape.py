@@ -117,7 +117,12 @@ def test_tables_of_positions_and_biases_are_in_no_block() -> None:
     held = {"embedding", "head"} & set(params)
     others = {name: value for name, value in params.items() if name not in (*held, "layers")}
     vectors = [w for name, w in params["layers"].items() if name[0] != "w"]
-    assert shape.other_bytes == sum(w.size * 4 for w in (*others.values(), *vectors)) + 4
+    split = [
+        params["layers"][name] for name in ("bq", "bk", "bv", "b_up") if name in params["layers"]
+    ]
+    assert shape.split_bytes == sum(w.size * 4 for w in split)
+    whole = sum(w.size * 4 for w in (*others.values(), *vectors)) + 4
+    assert shape.other_bytes + shape.split_bytes == whole
 
 
 def test_parameters_that_no_op_reads_are_not_on_the_chips() -> None:

@@ -16,6 +16,8 @@ from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value, bits
 from rewrite.program import Program
 
+_SPLIT = ("wide", "batch", "d_ff", "experts", "vocab", *HEADS)  # axes that every plan splits
+
 
 def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     """The sizes of the decoder whose step `program` is; a part that was not recognised has size 0.
@@ -31,6 +33,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     blocks = decoder_blocks(program, axes)
     has_attention = any(block.attention for block in blocks)
     factors = next(_factors(products, axes), None)
+    whole, split = _other_bytes(program, axes, has_attention)
     return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
@@ -41,24 +44,27 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         logits_time=_logits_time(products, axes, sizes),
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted),
-        other_bytes=_other_bytes(program, axes, has_attention),
+        other_bytes=whole,
+        split_bytes=split,
         unknown=tuple(_unknown(products, axes, sizes)),
     )
 
 
-def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> float:
-    """The parameters and the state that no block and no table of a decoder holds."""
+def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> tuple[int, int]:
+    """(whole, split): bytes of the parameters and the state that no block and no table of a decoder
+    holds, by whether plans split them."""
     held = set(_held(program.graph, parameter_paths(program), axes))
     of_caches = ("context", "time", "d_head", *HEADS) if has_attention else ()
     caches = _inputs_over(program, axes, "state", *of_caches)
     read = {*program.graph.users, *program.graph.outputs}
-    others = (
-        declared.type.bytes
-        for value, declared in zip(program.graph.inputs, program.inputs)
-        if (declared.role == "param" and value in read and declared.name not in held)
-        or (declared.role == "state" and value not in caches)
-    )
-    return sum(others)
+    count = {True: 0, False: 0}
+    for value, declared in zip(program.graph.inputs, program.inputs):
+        is_other = value in read and declared.name not in held
+        if declared.role == "state":
+            is_other = value not in caches
+        if is_other and declared.role != "arg":
+            count[any(has(axes.of(value), name) for name in _SPLIT)] += declared.type.bytes
+    return count[False], count[True]
 
 
 def _held(graph: Graph, names: Paths, axes: Axes) -> Iterator[str]:

@@ -123,8 +123,9 @@ class DecoderShape:
     - multiplies: the dtype of both factors of the layers' products: "int8" only if activations are
       quantised as well as weights; all other products multiply bf16
     - *_bytes_per_element: of weights, embedding tables, activations and the KV cache
-    - other_bytes: parameters and state that no block and no table holds, as norms, biases, a table
-      of positions, and what was not recognised; taken to be replicated
+    - other_bytes: parameters and state that no block and no table holds, as norms, biases, and a
+      table of positions; split_bytes: those of them with an axis that any plan splits, over all
+      chips, as the state and the projections of a layer that was not recognised
     - unknown: parts of the program that these sizes do not describe
 
     A part that is absent or was not recognised has size 0: it divides over any mesh and costs
@@ -145,6 +146,7 @@ class DecoderShape:
     activation_bytes_per_element: float = 2
     cache_bytes_per_element: float = 2
     other_bytes: float = 0
+    split_bytes: float = 0
     unknown: tuple[str, ...] = ()
 
     @property

@@ -260,7 +260,7 @@ class Workload(Shards):
         return {
             "weights": self.stored_weights() * shape.weight_bytes_per_element,
             "embedding": self.tables() * shape.embedding_bytes_per_element,
-            "other": shape.other_bytes,
+            "other": shape.other_bytes + shape.split_bytes / self.mesh.size,
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
             "working set": max(*networks, *scores, logits, 0.0),
