@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.extend.core.primitives import add_jaxvals_p
 
 from dialect.arrays.evaluate import evaluate
 from dialect.checked.compared import difference
 from dialect.jaxprs import framework  # noqa: F401  (registers)
 from dialect.jaxprs.jaxpr import trace_graph
+from dialect.normal.mask_rules import broadcast_outward
 from dialect.normal.normal_form import normal_form
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
@@ -166,3 +168,16 @@ def test_a_rule_that_changes_a_type_is_told_by_name() -> None:
         InvalidProgram, match=r"halved would turn sin of type f32\[4\] into f32\[2\]"
     ):
         apply_rules(graph, [halved])
+
+
+def test_broadcasts_before_a_gradients_sum_have_one_shape() -> None:
+    """add_any takes no scalar beside an array, and crashed (seed 55 of the rule checker)."""
+
+    def function(y: jax.Array) -> jax.Array:
+        ones = lax.broadcast(jnp.float16(1), (4,))
+        return add_jaxvals_p.bind(lax.broadcast(jnp.float16(1), (4,)) * y, ones)
+
+    y = jnp.full(1, 2, "float16")
+    made = apply_rules(trace_graph(function, y), [broadcast_outward])
+    assert "add_any" in [op.name for op in made.ops]
+    assert jnp.array_equal(evaluate(made, [y])[0], function(y))

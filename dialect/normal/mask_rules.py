@@ -239,7 +239,7 @@ def broadcast_outward(op: Op) -> Outcome:
     shape = np.broadcast_shapes(*(arg.type.shape for arg in args))
     if shape == op.types[0].shape:
         return None
-    if op.name == "select_n":
+    if op.name not in lax.BROADCASTING:
         args = [in_shape(arg, shape) for arg in args]
     return in_shape(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
 
