@@ -7,7 +7,7 @@ the state's memory layout, which saves more memory traffic than any other option
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -158,10 +158,15 @@ def largest_inputs(compilable: Compilable, count: int = 5) -> list[str]:
     sizes = dict(compilable.mesh.shape)
     per_chip = []
     for input_ in compilable.program.step_inputs:
-        split = prod(sizes[axis] for axes in input_.layout or () for axis in axes)
-        per_chip.append((input_.type.bytes / split, f"{input_.name} {input_.type}"))
+        per_chip.append((bytes_per_chip(input_, sizes), f"{input_.name} {input_.type}"))
     largest = sorted(per_chip, reverse=True)[:count]
     return [f"{name} ({size(count)})" for count, name in largest]
+
+
+def bytes_per_chip(input_: Input, sizes: Mapping[str, int]) -> float:
+    """Bytes of an input on one chip, without padding. sizes: chips along every mesh axis."""
+    shards = prod(sizes[axis] for dimension in input_.layout or () for axis in dimension)
+    return input_.type.bytes / shards
 
 
 def compiled_stage(graph: Graph, shardings: Sequence[Any] | None) -> Callable[..., list[Any]]:

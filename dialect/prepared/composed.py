@@ -54,5 +54,5 @@ class Composed:
         numbers = [i for i, each in enumerate(self.program.inputs) if each.role == "state"]
         declared = {out.updates: place for place, out in enumerate(self.program.outputs)}
         places = [declared[number] for number in numbers]
-        restored = self.form.restored([outputs[place] for place in places])
-        return [dict(zip(places, restored)).get(i, value) for i, value in enumerate(outputs)]
+        restored = dict(zip(places, self.form.restored([outputs[place] for place in places])))
+        return [restored.get(place, value) for place, value in enumerate(outputs)]

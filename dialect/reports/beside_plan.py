@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
+from dialect.compiled.compiling import bytes_per_chip
 from dialect.compiled.executable import read
 from dialect.compiled.hlo import Module, scheduled
 from dialect.compiled.schedule import Event, schedule
@@ -86,22 +86,14 @@ def plan_table(rows: list[Beside]) -> Table:
 def _memory(program: Program, plan: Plan, executable: Any) -> Beside:
     memory = read(executable).memory
     total = memory.total_bytes - memory.code_bytes
-    named = sum(count for count, _ in _inputs(program, plan))
-    padding = memory.argument_bytes - named
+    inputs = sum(bytes_per_chip(each, dict(plan.mesh)) for each in program.step_inputs)
+    padding = memory.argument_bytes - inputs
     cause = f"the largest temporary is {_largest_temporary(executable)}"
     if padding > memory.temp_bytes:
         cause = f"{size(padding)} of it are padding of inputs to tiles"
     elif total < plan.predicted.memory_bytes:
-        cause = f"{size(named)} of it are inputs"
+        cause = f"{size(inputs)} of it are inputs"
     return Beside("memory", plan.predicted.memory_bytes, total, cause)
-
-
-def _inputs(program: Program, plan: Plan) -> Iterator[tuple[float, str]]:
-    """(bytes per chip without padding, name) of every input of the step."""
-    sizes = dict(plan.mesh)
-    for declared in program.step_inputs:
-        ways = prod(sizes[axis] for dimension in declared.layout or () for axis in dimension)
-        yield declared.type.bytes / ways, declared.name
 
 
 def _largest_temporary(executable: Any) -> str:
