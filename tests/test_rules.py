@@ -528,13 +528,13 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
     ),
     "value without an axis of its own": (
         "attend",
-        "the weights and the value are not summed over the context alone",
+        "the weights and the value are not contracted over the context alone",
         lambda q, k, v: jax.nn.softmax(q @ k.T) @ v[:, 0],
         FLAT,
     ),
     "query and key that share two axes": (
         "attend",
-        "query and key share not exactly one summed axis",
+        "query and key share not exactly one contracted axis",
         lambda q, k, v: jax.nn.softmax(jnp.einsum("tjk,sjk->ts", q, k)) @ v,
         (normal(3, 4, 8), normal(5, 4, 8), FLAT[2]),
     ),

@@ -1,11 +1,11 @@
-"""Attention, found by its shape: a softmax between two products.
+"""Attention, recognised by its structure: a softmax between two products.
 
     softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)
 
-Whatever order the library keeps its axes in, the op names them once, in the order of the query:
-`s` is the context (the softmax's axis), `k` is summed between query and key, `v` is the value's
-own. What a library reshaped, transposed, broadcast or scaled on the way to a product is undone, so
-that every spelling is the same op of the same arrays.
+Libraries keep axes in any order, and reshape, transpose, broadcast or scale operands on their way
+to a product. All of this is undone, so that every spelling is the same op of the same arrays. The
+op names the axes in the order of the query: `s` is the context (the axis of the softmax), `k` is
+contracted between query and key, `v` is the axis that only the value has.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from rewrite.signature import Array, Signature, letters
 
 _CONVERT = "convert_element_type"
 _LAYOUT = ("reshape", "transpose", "slice", _CONVERT)
-_SHARED = "bghicdef"  # what query and key share: batch, KV heads
-_ALONE = "tjlmopqruwxyz"  # what only the query has: time, query heads
+_SHARED_LETTERS = "bghicdef"  # for axes of both query and key: batch, KV heads
+_QUERY_LETTERS = "tjlmopqruwxyz"  # for axes of the query alone: time, query heads
 
 
 @local(
@@ -45,208 +45,229 @@ _ALONE = "tjlmopqruwxyz"  # what only the query has: time, query heads
 def attend(op: Op) -> Outcome:
     """softmax(mask(scale * (q . k))) . v  ->  attend(q, k, v, mask)"""
     if not op.types[0].size:
-        return None  # axes without elements lie in no order
+        return None  # an empty array does not tell its axes apart
     for position, arg in enumerate(op.args):
         weights = through(arg, "rounded")
-        if not _made_of_softmax(weights):
+        if not _is_softmax(weights):
             continue
-        found = read_logits(weights)
-        if isinstance(found, Miss):
-            return found
-        if weights != arg and not _rounded_to_integers(arg.op, found):
+        logits = read_logits(weights)
+        if isinstance(logits, Miss):
+            return logits
+        if weights != arg and not _rounded_to_integers(arg.op, logits):
             return Miss("the weights are rounded, but not to integers over the context", 4)
-        return _attend(op, position, found)
+        return _attend(op, position, logits)
     return None
 
 
-def _made_of_softmax(value: Value) -> bool:
-    """Whether a softmax lies behind layout, conversions and numbers where a mask is false."""
+def _is_softmax(value: Value) -> bool:
+    """Whether a value is a softmax, seen through layout, conversions and masks."""
     inner = through(value, *_LAYOUT)
-    kept = [x for _, x, _ in number_where_false(inner.op)]
-    return inner.op.name == "softmax" or any(map(_made_of_softmax, kept))
+    masked = [x for _, x, _ in number_where_false(inner.op)]
+    return inner.op.name == "softmax" or any(map(_is_softmax, masked))
 
 
-def _rounded_to_integers(op: Op, found: Logits) -> bool:
+def _rounded_to_integers(op: Op, logits: Logits) -> bool:
     """Whether weights are rounded as `attend` rounds them."""
-    over = [found.axes[d] for d in op["axes"]]
-    return over == [(found.context,)] and op.get("form", "int8") == "int8"
+    scaled_axes = [logits.axes[d] for d in op["axes"]]
+    return scaled_axes == [(logits.context,)] and op.get("form", "int8") == "int8"
 
 
-def _attend(op: Op, position: int, found: Logits) -> Outcome:
-    """The op, from the product with the values and what its other argument was found to be."""
-    sides = [named(*each) for each in zip(found.product.args, _spec(found.product).inputs)]
-    at = [i for i, side in enumerate(sides) if (found.context,) in side.axes]
-    if len(at) != 1:
-        return Miss("the softmax is not over the keys", 4)
-    query, key = sides[1 - at[0]], sides[at[0]]
-    kept = letters(_spec(found.product).outputs[0])
-    summed = [x for x in letters(query.axes) if x not in kept]
-    if len(summed) != 1:
-        return Miss("query and key share not exactly one summed axis", 4)
-    if not set(letters(key.axes)) <= {*letters(query.axes), found.context}:
-        return Miss("the key has an axis that the query lacks", 4)
-    if found.columns:
-        return Miss("the sink's weights are not dropped", 4)
-    order = [x for x in letters(query.axes) if x != summed[0]]
-    values = _values(op, position, found, order)
+def _attend(op: Op, position: int, logits: Logits) -> Outcome:
+    """The op in place of a product whose argument at `position` is the softmax of the logits."""
+    factors = _query_and_key(logits)
+    if isinstance(factors, Miss):
+        return factors
+    query, key, contracted = factors
+    order = [x for x in letters(query.axes) if x != contracted]
+    values = _values(op, position, logits, order)
     if isinstance(values, Miss):
         return values
     value, out = values
-    if _is_mixture(key, value, found.context):
+    if _is_mixture(key, value, logits.context):
         return Miss("its keys are the same for all rows and its values are not: a mixture", 4)
     (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
-    query, key = narrowed(query, key, found.product.types[0].dtype)
-    scale = found.scale * query_scale * key_scale
-    name = _letters(query, key, summed[0], found.context)
-    if name is None:
+    query, key = narrowed(query, key, logits.product.types[0].dtype)
+    scale = logits.scale * query_scale * key_scale
+    letter = _letters(query, key, contracted, logits.context)
+    if letter is None:
         return Miss("it has more axes than there are letters for", 4)
-    found, added = _with_added_mask(found)
-    beside = _beside(found, [*order, found.context])
-    arrays = [query, key, value, *beside.values()]
-    own = ("value",) if "value" in letters(value.axes) else ()
-    made_axes = tuple(own if axis == (summed[0],) else axis for axis in query.axes)
+    logits, is_added = _with_added_mask(logits)
+    optional = _optional_operands(logits, [*order, logits.context])
+    operands = [query, key, value, *optional.values()]
+    value_axis = ("value",) if "value" in letters(value.axes) else ()
+    result_axes = tuple(value_axis if axis == (contracted,) else axis for axis in query.axes)
     axes = Signature(
-        tuple(_renamed(each.axes, name) for each in arrays), (_renamed(made_axes, name),)
+        tuple(_renamed(operand.axes, letter) for operand in operands),
+        (_renamed(result_axes, letter),),
     )
-    made = make(
+    result = make(
         "attend",
-        *(each.value for each in arrays),
+        *(operand.value for operand in operands),
         axes=str(axes),
-        **_attributes(op, position, found, query, arrays[2]),
-        **({"added": True} if added else {}),
+        **_attributes(op, position, logits, query, value),
+        **({"added": True} if is_added else {}),
         **({"scale": scale} if scale != 1.0 else {}),
-        **({"given": " ".join(beside)} if beside else {}),
+        **({"given": " ".join(optional)} if optional else {}),
     )
-    return laid_out(Operand(made, made_axes), out, op.types[0].shape)
+    return laid_out(Operand(result, result_axes), out, op.types[0].shape)
+
+
+def _query_and_key(logits: Logits) -> tuple[Operand, Operand, str] | Miss:
+    """The query, the key, and the letter of the axis that their product contracts."""
+    spec = _spec(logits.product)
+    operands = [named(*pair) for pair in zip(logits.product.args, spec.inputs)]
+    having_context = [i for i, operand in enumerate(operands) if (logits.context,) in operand.axes]
+    if len(having_context) != 1:
+        return Miss("the softmax is not over the keys", 4)
+    (key_place,) = having_context
+    query, key = operands[1 - key_place], operands[key_place]
+    result_letters = letters(spec.outputs[0])
+    contracted = [x for x in letters(query.axes) if x not in result_letters]
+    if len(contracted) != 1:
+        return Miss("query and key share not exactly one contracted axis", 4)
+    if not set(letters(key.axes)) <= {*letters(query.axes), logits.context}:
+        return Miss("the key has an axis that the query lacks", 4)
+    if logits.columns:
+        return Miss("the weights of the sink are not dropped", 4)
+    return query, key, contracted[0]
 
 
 def _spec(op: Op) -> Signature:
     return Signature.parse(op["spec"])
 
 
-def _values(op: Op, position: int, found: Logits, order: list[str]) -> tuple[Operand, Array] | Miss:
-    """The value and the result in the letters of the logits; `value` is the value's own axis."""
+def _values(
+    op: Op, position: int, logits: Logits, order: list[str]
+) -> tuple[Operand, Array] | Miss:
+    """The value and the axes of the result, in the letters of the logits.
+
+    `value` names the axis that only the value has.
+    """
     spec, value = _spec(op), op.args[1 - position]
-    known = {x: axis for (x,), axis in zip(spec.inputs[position], found.axes)}
-    own = [x for (x,) in spec.inputs[1 - position] if x not in known]
-    known |= dict.fromkeys(own, ("value",))
-    axes = tuple(known[x] for (x,) in spec.inputs[1 - position])
-    out = named(op.results[0], tuple(known[x] for (x,) in spec.outputs[0])).axes
-    if len(own) != 1 or set(letters(out)) - {"value"} != set(order):
-        return Miss("the weights and the value are not summed over the context alone", 4)
+    letter = {x: axis for (x,), axis in zip(spec.inputs[position], logits.axes)}
+    value_letters = [x for (x,) in spec.inputs[1 - position] if x not in letter]
+    letter |= dict.fromkeys(value_letters, ("value",))
+    axes = tuple(letter[x] for (x,) in spec.inputs[1 - position])
+    out = named(op.results[0], tuple(letter[x] for (x,) in spec.outputs[0])).axes
+    if len(value_letters) != 1 or set(letters(out)) - {"value"} != set(order):
+        return Miss("the weights and the value are not contracted over the context alone", 4)
     size = value.type.shape[axes.index(("value",))]
-    before = bare(named(value, axes), found.sizes | {"value": size})
-    misfit = _misfit_of_values(before, out, found.context)
-    return Miss(misfit, 4) if misfit else (before, out)
+    operand = bare(named(value, axes), logits.sizes | {"value": size})
+    misfit = _misfit_of_values(operand, out, logits.context)
+    return Miss(misfit, 4) if misfit else (operand, out)
 
 
 def _is_mixture(key: Operand, value: Operand, context: str) -> bool:
-    """Whether keys that no row owns choose among values that every row computes: a router, which
-    mixes the results of experts by a softmax."""
-    shared = set(letters(key.axes)) & set(letters(value.axes)) == {context}
-    return shared and bool(set(letters(value.axes)) - {context, "value"})
+    """Whether keys without rows weight values that have rows: a softmax router mixes the results of
+    experts so."""
+    shares_context = set(letters(key.axes)) & set(letters(value.axes)) == {context}
+    return shares_context and bool(set(letters(value.axes)) - {context, "value"})
 
 
 def _misfit_of_values(value: Operand, out: Array, context: str) -> str:
-    """Why these are no values of attention; "" where they are."""
+    """The reason why these are not values of attention; "" if they are."""
     if context not in letters(value.axes):
         return "the values are the same for all keys"
     if "value" in letters(out) and "value" not in letters(value.axes):
         return "the values are the same along their heads"
-    return "" if value.value.type.dtype in REALS else "the values are no floats"
+    return "" if value.value.type.dtype in REALS else "the values are not floats"
 
 
-def _with_added_mask(found: Logits) -> tuple[Logits, bool]:
-    """The first bias that is a mask in numbers taken as the mask, and whether there is one."""
-    for i, each in enumerate(found.biases if not found.masks else ()):
-        if (read := added_mask(each)) is not None:
-            mask, fill = read
-            rest = found.biases[:i] + found.biases[i + 1 :]
-            masks = (bare(mask, found.sizes),)
-            return replace(found, masks=masks, fill=fill, biases=rest), True
-    return found, False
+def _with_added_mask(logits: Logits) -> tuple[Logits, bool]:
+    """The logits with the first bias that is an additive mask as their mask, and whether there is
+    one."""
+    for i, bias in enumerate(logits.biases if not logits.masks else ()):
+        if (mask_and_fill := added_mask(bias)) is not None:
+            mask, fill = mask_and_fill
+            biases = logits.biases[:i] + logits.biases[i + 1 :]
+            masks = (bare(mask, logits.sizes),)
+            return replace(logits, masks=masks, fill=fill, biases=biases), True
+    return logits, False
 
 
-def _beside(found: Logits, order: list[str]) -> dict[str, Operand]:
-    """Mask, bias and sink, each one operand."""
-    beside = {}
-    if found.masks:
-        beside["mask"] = combined("and", found.masks, order)
-    if found.biases:
-        wide = [Operand(in_dtype(x.value, found.inner), x.axes) for x in found.biases]
-        beside["bias"] = combined("add", wide if len(wide) > 1 else found.biases, order)
-    if found.sink:
-        beside["sink"] = found.sink
-    return beside
+def _optional_operands(logits: Logits, order: list[str]) -> dict[str, Operand]:
+    """Mask, bias and sink, one operand of each if there is any."""
+    optional = {}
+    if logits.masks:
+        optional["mask"] = combined("and", logits.masks, order)
+    if logits.biases:
+        wide = [Operand(in_dtype(x.value, logits.inner), x.axes) for x in logits.biases]
+        optional["bias"] = combined("add", wide if len(wide) > 1 else logits.biases, order)
+    if logits.sink:
+        optional["sink"] = logits.sink
+    return optional
 
 
 def _attributes(
-    op: Op, position: int, found: Logits, query: Operand, value: Operand
+    op: Op, position: int, logits: Logits, query: Operand, value: Operand
 ) -> dict[str, Any]:
-    """What is not as `attend` takes it to be where nothing is said."""
-    logits = found.product.types[0].dtype
-    said = {
-        "cap": (found.cap, None),
-        "fill": (found.fill if found.fill != -math.inf else None, None),
-        "dropped": (found.dropped, False),
-        "logits": (Symbol(logits), Symbol(query.value.type.dtype)),
-        "inner": (Symbol(found.inner), Symbol(logits)),
+    """The attributes that differ from the defaults of `attend`."""
+    product_dtype = logits.product.types[0].dtype
+    attributes_and_defaults = {
+        "cap": (logits.cap, None),
+        "fill": (logits.fill if logits.fill != -math.inf else None, None),
+        "dropped": (logits.dropped, False),
+        "logits": (Symbol(product_dtype), Symbol(query.value.type.dtype)),
+        "inner": (Symbol(logits.inner), Symbol(product_dtype)),
         "weights": (Symbol(op.args[position].type.dtype), Symbol(value.value.type.dtype)),
         "dtype": (Symbol(op.types[0].dtype), Symbol(query.value.type.dtype)),
-        "key_precision": (found.product.get("precision"), None),
+        "key_precision": (logits.product.get("precision"), None),
         "value_precision": (op.get("precision"), None),
         "rounds": (_rounds(op.args[position].op), None),
     }
-    return {name: value for name, (value, unsaid) in said.items() if value != unsaid}
+    return {name: x for name, (x, default) in attributes_and_defaults.items() if x != default}
 
 
 def _rounds(op: Op) -> tuple[float, float] | None:
-    """In which steps the weights are rounded on their way to the values."""
+    """(largest, least) of the op that rounds the weights; None if it does not."""
     return (op["largest"], op["least"]) if op.name == "rounded" else None
 
 
 def unscaled(operand: Operand) -> tuple[Operand, float]:
-    """A query or key without its layout and the number that it is multiplied by; that number."""
+    """(x, c) where a query or key is c * x; x without its layout."""
     value, factor = _without_factor(operand.value)
     return _same_axes(Operand(value, operand.axes)), factor
 
 
 def _same_axes(operand: Operand) -> Operand:
-    """The operand without its layout, unless it has an axis by a broadcast alone."""
-    before = bare(operand, {})
-    return before if set(letters(before.axes)) == set(letters(operand.axes)) else operand
+    """The operand without its layout, unless a broadcast adds an axis to it."""
+    inner = bare(operand, {})
+    return inner if set(letters(inner.axes)) == set(letters(operand.axes)) else operand
 
 
 _LINEAR = ("reshape", "transpose", "slice", "rope", "broadcast_in_dim")
 
 
 def _without_factor(value: Value) -> tuple[Value, float]:
-    """x and c where the value is c * x, seen through what is linear in x."""
+    """(x, c) where the value is c * x, seen through ops that are linear in x."""
     op = value.op
     if op.name in _LINEAR or unrounded(value) != value:
         inner, factor = _without_factor(op.args[0])
         return with_args(op, (inner, *op.args[1:])).results[0], factor
     if op.name not in ("mul", "div"):
         return value, 1.0
-    for one, other in (op.args, op.args[::-1]) if traits(op).commutes else (op.args,):
-        factor = factor_of(op.name, other)
+    for x, scalar in (op.args, op.args[::-1]) if traits(op).commutes else (op.args,):
+        factor = factor_of(op.name, scalar)
         if factor:
-            inner, rest = _without_factor(one)
-            return in_shape(inner, value.type.shape), rest * factor
+            inner, inner_factor = _without_factor(x)
+            return in_shape(inner, value.type.shape), inner_factor * factor
     return value, 1.0
 
 
 def narrowed(query: Operand, key: Operand, dtype: str) -> tuple[Operand, Operand]:
-    """Query and key before both were widened to the dtype in which they are multiplied anyway."""
-    both = [_before_widening(each.value, dtype) for each in (query, key)]
-    if None in both or len({each.type.dtype for each in both}) != 1:
+    """Query and key before a conversion to the dtype of their product, if both had a narrower one.
+
+    (The product converts its operands itself.)
+    """
+    narrow = [_before_widening(operand.value, dtype) for operand in (query, key)]
+    if None in narrow or len({value.type.dtype for value in narrow}) != 1:
         return query, key
-    query, key = (_same_axes(Operand(x, y.axes)) for x, y in zip(both, (query, key)))
+    query, key = (_same_axes(Operand(x, y.axes)) for x, y in zip(narrow, (query, key)))
     return query, key
 
 
 def _before_widening(value: Value, dtype: str) -> Value | None:
-    """The value in the narrower float from which it was converted, seen through its layout."""
+    """The value in the narrower float dtype that it was converted from, with the same layout."""
     op = value.op
     if op.name == _CONVERT:
         narrow = op.args[0].type.dtype
@@ -258,20 +279,21 @@ def _before_widening(value: Value, dtype: str) -> Value | None:
     return None if inner is None else with_args(op, (inner,)).results[0]
 
 
-def _letters(query: Operand, key: Operand, summed: str, context: str) -> dict[str, str] | None:
-    """b, g, ... for what query and key share; t, j, ... for what only the query has."""
-    if len(query.axes) > len(_SHARED):
+def _letters(query: Operand, key: Operand, contracted: str, context: str) -> dict[str, str] | None:
+    """The new letter of each axis: b, g, ... for those of both query and key; t, j, ... for those
+    of the query alone. None if there are too many axes."""
+    if len(query.axes) > len(_SHARED_LETTERS):
         return None
-    shared, alone = iter(_SHARED), iter(_ALONE)
-    found = {summed: "k", context: "s", "value": "v", "sink": "n"}
+    shared_letters, query_letters = iter(_SHARED_LETTERS), iter(_QUERY_LETTERS)
+    letter = {contracted: "k", context: "s", "value": "v", "sink": "n"}
     for place, axis in enumerate(query.axes):
         if not axis and place:
-            next(alone)  # most likely time in a decode step: heads keep their letter of prefill
+            next(query_letters)  # probably time in decode: heads get the same letter as in prefill
         for x in axis:
-            if x != summed:
-                found[x] = next(shared if x in letters(key.axes) else alone)
-    return found
+            if x != contracted:
+                letter[x] = next(shared_letters if x in letters(key.axes) else query_letters)
+    return letter
 
 
-def _renamed(axes: Array, name: dict[str, str]) -> Array:
-    return tuple(tuple(name[x] for x in axis) for axis in axes)
+def _renamed(axes: Array, letter: dict[str, str]) -> Array:
+    return tuple(tuple(letter[x] for x in axis) for axis in axes)

@@ -1,10 +1,10 @@
-"""Softmax in its spellings: by hand, masked, divided late, over any axis, with a sink beside it.
+"""The spellings of softmax: by hand, masked, divided after the product, over any axis, with a sink.
 
     exp(x - c) / sum(exp(x - c))  is  softmax(x)  for every c that is the same along the axis
 
-Whatever stands there becomes `softmax` over the last axis, between the product that makes the
-logits and the one that takes the values. An infinite c makes NaN of a row: so it is the maximum of
-x, which the softmax subtracts itself, or proven to be finite, or it stays where it is.
+All of them become `softmax` over the last axis, between the product that computes the logits and
+the one with the values. An infinite c would turn a row into NaN. So c has to be the maximum of x,
+which the softmax subtracts itself, or to be proven finite; any other c stays.
 """
 
 from __future__ import annotations
@@ -29,126 +29,131 @@ from rewrite.signature import Array, Signature, letters
 
 
 class Exponent(NamedTuple):
-    """exp(x), or, where a mask makes it zero, exp(-infinity)."""
+    """The x of exp(x), where the mask is true; elsewhere the exponential is zero."""
 
     x: Value
     mask: Value | None = None
 
 
 def _exponent(value: Value) -> Exponent | None:
-    """Of what the value is the exponential."""
+    """The exponent where the value is an exponential, perhaps masked; else None."""
     value = unrounded(value)
     if value.op.name == "exp":
         return Exponent(value.op.args[0])
-    for zero, kept, keep in number_where_false(value.op):
-        inner, mask = unrounded(kept).op, value.op.args[0]
-        if zero == 0 and inner.name == "exp":
+    for fill, masked, keep in number_where_false(value.op):
+        inner, mask = unrounded(masked).op, value.op.args[0]
+        if fill == 0 and inner.name == "exp":
             return Exponent(inner.args[0], mask if keep else make("not", mask))
     return None
 
 
-def _masked(x: Exponent) -> Value:
-    """What the softmax is of, without a mask that is applied twice."""
-    if x.mask is None:
-        return x.x
-    kept = _unmasked(x.x, x.mask)
-    return make("select_n", x.mask, splat(-math.inf, kept.type), kept)
+def _masked(exponent: Exponent) -> Value:
+    """The argument of the softmax: x, masked once even if x was masked too."""
+    x, mask = exponent
+    if mask is None:
+        return x
+    x = _unmasked(x, mask)
+    return make("select_n", mask, splat(-math.inf, x.type), x)
 
 
 def _unmasked(value: Value, mask: Value) -> Value:
-    """x where the value is x where the mask is true, and elsewhere a number below infinity."""
-    masked = number_where_false(value.op)
-    kept = (x for fill, x, keep in masked if keep and fill < math.inf)
-    return next(kept, value) if value.op.args[:1] == (mask,) else value
+    """x where the value is select(mask, x, number), with a number below infinity."""
+    candidates = number_where_false(value.op)
+    unmasked = (x for fill, x, keep in candidates if keep and fill < math.inf)
+    return next(unmasked, value) if value.op.args[:1] == (mask,) else value
 
 
-def _pairs(op: Op, name: str) -> tuple[tuple[Value, ...], ...]:
-    """The two arguments of such an op in both orders; nothing of another."""
+def _both_orders(op: Op, name: str) -> tuple[tuple[Value, ...], ...]:
+    """The two arguments of an op of this name in both orders; nothing for any other op."""
     return (op.args, op.args[::-1]) if op.name == name else ()
 
 
-# Statistics along an axis, in whatever layout they meet what they are of.
+# Statistics along an axis: sums and maxima, in any layout.
 
 
 def _axes(value: Value) -> Array:
     return named(value, tuple((f"x{d}",) for d in range(value.type.rank))).axes
 
 
-def _behind(value: Value, like: Value) -> Operand:
-    """A value that broadcasts against another, without its layout, in the axes of that."""
+def _aligned(value: Value, like: Value) -> Operand:
+    """A value that broadcasts against another, without its layout, in the axes of the other."""
     return _plain(value, _axes(like))
 
 
 def _plain(value: Value, axes: Array) -> Operand:
-    """A value with these axes, where it is no 1, as it was before its layout and its rounding."""
-    found = bare(named(value, axes), {})
-    while (inner := unrounded(found.value)) != found.value:
-        found = bare(Operand(inner, found.axes), {})
-    return found
+    """A value with these axes, except those of size one, before its layout and its rounding."""
+    operand = bare(named(value, axes), {})
+    while (inner := unrounded(operand.value)) != operand.value:
+        operand = bare(Operand(inner, operand.axes), {})
+    return operand
 
 
-def _is_statistic(found: Operand, name: str, x: Value, axis: int) -> bool:
-    """Whether it is the sum, or the maximum, of x over this one axis."""
-    op = found.value.op
+def _is_statistic(operand: Operand, name: str, x: Value, axis: int) -> bool:
+    """Whether the operand is the reduction of x over this axis by the op of this name."""
+    op = operand.value.op
     if op.name != name or len(op["axes"]) != 1:
         return False
-    (at,), axes = op["axes"], _axes(x)
-    if op.args[0].type.shape[at] != x.type.shape[axis]:
+    (reduced,), axes = op["axes"], _axes(x)
+    if op.args[0].type.shape[reduced] != x.type.shape[axis]:
         return False
-    whole = (*found.axes[:at], axes[axis], *found.axes[at:])
-    return _plain(op.args[0], whole) == _plain(x, axes)
+    unreduced = (*operand.axes[:reduced], axes[axis], *operand.axes[reduced:])
+    return _plain(op.args[0], unreduced) == _plain(x, axes)
 
 
-def _summed_axis(found: Operand, weights: Value) -> int | None:
-    """The axis where it is the sum of the weights over that axis."""
-    axes = (d for d in range(weights.type.rank) if _is_statistic(found, "reduce_sum", weights, d))
+def _summed_axis(operand: Operand, weights: Value) -> int | None:
+    """The axis over which the operand is the sum of the weights; None if it is no such sum."""
+    axes = (d for d in range(weights.type.rank) if _is_statistic(operand, "reduce_sum", weights, d))
     return next(axes, None)
 
 
-def _along(found: Operand, axes: Array) -> Value:
-    """An operand where an array has these axes: of size one where it lacks them."""
-    sizes = dict(zip(found.axes, found.value.type.shape))
-    own = tuple(axis if axis in sizes else () for axis in axes)
-    return laid_out(found, own, tuple(sizes.get(axis, 1) for axis in own))
+def _along(operand: Operand, axes: Array) -> Value:
+    """The operand as an array of these axes, of size one where it lacks them."""
+    sizes = dict(zip(operand.axes, operand.value.type.shape))
+    held_axes = tuple(axis if axis in sizes else () for axis in axes)
+    return laid_out(operand, held_axes, tuple(sizes.get(axis, 1) for axis in held_axes))
 
 
-# What is subtracted.
+# Shifts: the c of exp(x - c).
 
 
-def _is_maximum(found: Operand, x: Exponent, axis: int) -> bool:
-    """Of x, or of a number and x: it may be finite where each x is -infinity."""
-    of = x.x
-    for one, other in _pairs(found.value.op, "max"):
-        known = number(one)
-        if known is not None and math.isfinite(known):
-            found = _plain(other, found.axes)
-    if x.mask is not None and found.value.op.name == "reduce_max":
-        of = unrounded(found.value.op.args[0])
-        kept = _unmasked(of, x.mask)
-        if kept == of or kept != _unmasked(x.x, x.mask):
+def _is_maximum(shift: Operand, exponent: Exponent, axis: int) -> bool:
+    """Whether a shift is max(x), or max(number, x), which stays finite where x is -infinity."""
+    x, mask = exponent
+    for bound, statistic in _both_orders(shift.value.op, "max"):
+        least = number(bound)
+        if least is not None and math.isfinite(least):
+            shift = _plain(statistic, shift.axes)
+    if mask is not None and shift.value.op.name == "reduce_max":
+        reduced = unrounded(shift.value.op.args[0])
+        unmasked = _unmasked(reduced, mask)
+        if unmasked == reduced or unmasked != _unmasked(x, mask):
             return False
-    return _is_statistic(found, "reduce_max", of, axis)
+        x = reduced
+    return _is_statistic(shift, "reduce_max", x, axis)
 
 
-def _unshifted(x: Exponent, axis: int) -> tuple[Exponent, bool]:
-    """The x of which the softmax is that of x - c, and whether it is `guarded`."""
+def _unshifted(exponent: Exponent, axis: int) -> tuple[Exponent, bool]:
+    """The exponent x where it is x - c with a c that softmax(x) does not depend on.
+
+    The second result tells whether the softmax is to be `guarded`: no c was the maximum of x.
+    """
     guarded = True
-    while x.x.op.name == "sub" and x.x.op.args[0].type.shape == x.x.type.shape:
-        inner, shift = x.x.op.args
-        before, found = Exponent(inner, x.mask), _behind(shift, inner)
-        if _is_maximum(found, before, axis):
+    while exponent.x.op.name == "sub" and exponent.x.op.args[0].type.shape == exponent.x.type.shape:
+        x, shift = exponent.x.op.args
+        unshifted, operand = Exponent(x, exponent.mask), _aligned(shift, x)
+        if _is_maximum(operand, unshifted, axis):
             guarded = False
-        elif f"x{axis}" in letters(found.axes) or not is_finite(shift):
+        elif f"x{axis}" in letters(operand.axes) or not is_finite(shift):
             break
-        x = before
-    return x, guarded
+        exponent = unshifted
+    return exponent, guarded
 
 
 def _softmax(x: Value, axis: int, guarded: bool, dtype: str) -> Value:
-    """Softmax over any axis, in another dtype."""
+    """The softmax of x over any axis, in this dtype."""
     order = (*(i for i in range(x.type.rank) if i != axis), axis)
-    made = make("softmax", transposed(x, order), **({"guarded": True} if guarded else {}))
-    return in_dtype(transposed(made, [order.index(i) for i in range(len(order))]), dtype)
+    weights = make("softmax", transposed(x, order), **({"guarded": True} if guarded else {}))
+    return in_dtype(transposed(weights, [order.index(i) for i in range(len(order))]), dtype)
 
 
 @local(
@@ -162,7 +167,7 @@ def softmax_of_exp(op: Op) -> Outcome:
     weights, exponent = op.args[0], _exponent(op.args[0])
     if exponent is None or op.types[0].shape != weights.type.shape:
         return None
-    axis = _summed_axis(_behind(op.args[1], weights), weights)
+    axis = _summed_axis(_aligned(op.args[1], weights), weights)
     if axis is None or op.types[0].dtype not in REALS:
         return None
     x, guarded = _unshifted(exponent, axis)
@@ -176,66 +181,66 @@ def softmax_of_exp(op: Op) -> Outcome:
     types=("f32[2,8]", "f32[2,1]"),
 )
 def sink_in_sum(op: Op) -> Outcome:
-    """exp(x) / (sum(exp(x)) + exp(s))  ->  softmax(x beside s) without s"""
+    """exp(x) / (sum(exp(x)) + exp(s))  ->  softmax(concat(x, s))[..., :-1], the sink s dropped"""
     weights = unrounded(op.args[0])
     if weights.op.name != "exp" or op.types[0].shape != weights.type.shape:
         return None
-    found = _behind(op.args[1], weights)
-    for one, other in _pairs(found.value.op, "add"):
-        axis = _summed_axis(_plain(one, found.axes), weights)
-        sink = _logarithm(other, found.axes)
+    denominator = _aligned(op.args[1], weights)
+    for total, addend in _both_orders(denominator.value.op, "add"):
+        axis = _summed_axis(_plain(total, denominator.axes), weights)
+        sink = _logarithm(addend, denominator.axes)
         if axis is None or sink is None or op.types[0].dtype not in REALS:
             continue
         if f"x{axis}" in letters(sink.axes):
             return Miss("the sink is not the same along the axis", 3)
-        shares = _beside(weights.op.args[0], sink, axis, op.types[0].dtype)
+        result = _softmax_with_sink(weights.op.args[0], sink, axis, op.types[0].dtype)
         start, stop = (0,) * weights.type.rank, weights.type.shape
-        return make("slice", shares, start_indices=start, limit_indices=stop)
+        return make("slice", result, start_indices=start, limit_indices=stop)
     return None
 
 
 def _logarithm(value: Value, axes: Array) -> Operand | None:
-    """x where the value is exp(x)."""
-    known, found = number(value), _plain(value, axes)
-    if known is not None and 0 < known < math.inf:
-        return Operand(constant(math.log(known), Type(value.type.dtype, ())), ())
-    if found.value.op.name != "exp":
+    """x where the value is exp(x); the logarithm of a positive number; else None."""
+    scalar, operand = number(value), _plain(value, axes)
+    if scalar is not None and 0 < scalar < math.inf:
+        return Operand(constant(math.log(scalar), Type(value.type.dtype, ())), ())
+    if operand.value.op.name != "exp":
         return None
-    return _plain(found.value.op.args[0], found.axes)
+    return _plain(operand.value.op.args[0], operand.axes)
 
 
-def _beside(x: Value, sink: Operand, axis: int, dtype: str) -> Value:
-    """The softmax of x beside a sink that is the same along the axis."""
-    before = _before_shift(x, sink, axis)
-    x, sink = before or (x, sink)
+def _softmax_with_sink(x: Value, sink: Operand, axis: int, dtype: str) -> Value:
+    """The softmax of x and, in one more column at the end, a sink."""
+    unshifted = _without_maximum(x, sink, axis)
+    x, sink = unshifted or (x, sink)
     shape = tuple(1 if i == axis else size for i, size in enumerate(x.type.shape))
     column = in_shape(in_dtype(_along(sink, _axes(x)), x.type.dtype), shape)
-    both = make("concatenate", x, column, dimension=axis)
-    return _softmax(both, axis, before is None, dtype)
+    columns = make("concatenate", x, column, dimension=axis)
+    return _softmax(columns, axis, unshifted is None, dtype)
 
 
-def _before_shift(x: Value, sink: Operand, axis: int) -> tuple[Value, Operand] | None:
-    """Logits and sink from both of which their maximum was subtracted."""
+def _without_maximum(x: Value, sink: Operand, axis: int) -> tuple[Value, Operand] | None:
+    """(logits, sink) where x and the sink are both shifted by max(logits, sink)."""
     if not x.op.name == sink.value.op.name == "sub" or x.op.args[0].type != x.type:
         return None
-    logits, found = x.op.args[0], _behind(x.op.args[1], x)
-    before, same = (_plain(arg, sink.axes) for arg in sink.value.op.args)
-    if found != same:
+    logits, shift = x.op.args[0], _aligned(x.op.args[1], x)
+    unshifted_sink, shift_of_sink = (_plain(arg, sink.axes) for arg in sink.value.op.args)
+    if shift != shift_of_sink:
         return None
-    for one, other in _pairs(found.value.op, "max"):
-        top = _plain(one, found.axes)
-        if _plain(other, found.axes) == before and _is_statistic(top, "reduce_max", logits, axis):
-            return logits, before
+    for first, second in _both_orders(shift.value.op, "max"):
+        maximum, other = (_plain(value, shift.axes) for value in (first, second))
+        if other == unshifted_sink and _is_statistic(maximum, "reduce_max", logits, axis):
+            return logits, unshifted_sink
     return None
 
 
-# Divided in another place.
+# Divisions in another place.
 
 
 def _quotient(weights: Operand, total: Operand) -> Op:
-    """The weights divided by their total."""
-    below = in_dtype(_along(total, weights.axes), weights.value.type.dtype)
-    return make("div", weights.value, below).op
+    """weights / total"""
+    denominator = in_dtype(_along(total, weights.axes), weights.value.type.dtype)
+    return make("div", weights.value, denominator).op
 
 
 @local(
@@ -261,12 +266,12 @@ def division_before_product(op: Op) -> Outcome:
         if arg.type.dtype not in REALS:
             continue
         for rule in (softmax_of_exp, sink_in_sum):
-            share = rule.apply(_quotient(weights, total))
-            if isinstance(share, Value):
+            softmax = rule.apply(_quotient(weights, total))
+            if isinstance(softmax, Value):
                 args = list(product.op.args)
-                args[i] = in_dtype(share, arg.type.dtype)
-                made = make("contract", *args, **dict(product.op.attrs))
-                return in_dtype(reshaped(made, op.types[0].shape), op.types[0].dtype)
+                args[i] = in_dtype(softmax, arg.type.dtype)
+                product = make("contract", *args, **dict(product.op.attrs))
+                return in_dtype(reshaped(product, op.types[0].shape), op.types[0].dtype)
     return None
 
 
@@ -281,20 +286,20 @@ def exp_of_log_sum(op: Op) -> Outcome:
     if op.args[0].op.name != "sub":
         return None
     x, shift = op.args[0].op.args
-    found = _behind(shift, op.results[0])
-    for terms in _pairs(found.value.op, "add") or [(found.value,)]:
-        log, *shifts = (_plain(term, found.axes) for term in terms)
+    log_sum = _aligned(shift, op.results[0])
+    for terms in _both_orders(log_sum.value.op, "add") or [(log_sum.value,)]:
+        log, *shifts = (_plain(term, log_sum.axes) for term in terms)
         weights, total = _summed_in_log(log)
-        if weights is None or _before_shifts(weights.op.args[0], shifts) != unrounded(x):
+        if weights is None or _without_shifts(weights.op.args[0], shifts) != unrounded(x):
             continue
-        share = softmax_of_exp.apply(_quotient(Operand(weights, _axes(weights)), total))
-        if share is not None and share.type.shape == op.types[0].shape:
-            return in_dtype(share, op.types[0].dtype)
+        softmax = softmax_of_exp.apply(_quotient(Operand(weights, _axes(weights)), total))
+        if softmax is not None and softmax.type.shape == op.types[0].shape:
+            return in_dtype(softmax, op.types[0].dtype)
     return None
 
 
 def _summed_in_log(log: Operand) -> tuple[Value | None, Operand]:
-    """exp(x) and its sum where the value is log(sum(exp(x)))."""
+    """(exp(x), its sum) where the value is log(sum(exp(x))); (None, ...) if it is not."""
     if log.value.op.name != "log":
         return None, log
     total = _plain(unrounded(log.value.op.args[0], "abs"), log.axes)
@@ -302,10 +307,10 @@ def _summed_in_log(log: Operand) -> tuple[Value | None, Operand]:
     return (weights if weights.op.name == "exp" else None), total
 
 
-def _before_shifts(x: Value, shifts: list[Operand]) -> Value | None:
-    """What these were subtracted from."""
+def _without_shifts(x: Value, shifts: list[Operand]) -> Value | None:
+    """The minuend where x is a value minus these shifts; else None."""
     for shift in shifts:
-        if x.op.name != "sub" or _behind(x.op.args[1], x) != shift:
+        if x.op.name != "sub" or _aligned(x.op.args[1], x) != shift:
             return None
         x = x.op.args[0]
     return unrounded(x)
