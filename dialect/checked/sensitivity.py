@@ -1,6 +1,6 @@
 """How far rounding may move a result: the program run again, each op's result disturbed.
 
-    y = op(x)  ->  y * (1 + epsilon * u), u random, 1/2 <= |u| <= 1: the next float or so
+    y = op(x)  ->  y + step * u, u random, 1/2 <= |u| <= 1: the next float or so
 
 An element that moves much more under a rewrite than under disturbance is not rounded but wrong.
 Where a comparison, a conversion to integers or a sort flips, an element may be anything, and is not
@@ -52,11 +52,14 @@ class Disturbance:
 
     def moved(self, array: np.ndarray) -> np.ndarray:
         """Every element of an array of real floats moved, in the array's dtype."""
-        epsilon = max(self.least, float(jnp.finfo(array.dtype).eps))
-        by = epsilon * self.random.choice((-1, 1), array.shape)
-        by = by * self.random.uniform(0.5, 1, array.shape)
+        about = jnp.finfo(array.dtype)
+        epsilon = max(self.least, float(about.eps))
+        by = self.random.choice((-1, 1), array.shape) * self.random.uniform(0.5, 1, array.shape)
         with np.errstate(all="ignore"):
-            return (array.astype(np.float64) * (1 + by)).astype(array.dtype)
+            wide = array.astype(np.float64)
+            # The next subnormal float is further away than epsilon; zeros are often exact.
+            step = np.maximum(epsilon * np.abs(wide), float(about.smallest_subnormal))
+            return (wide + np.where(wide == 0, 0.0, by * step)).astype(array.dtype)
 
 
 def terms(disturb: Disturb | None, name: str, args: list[Any], result: Any) -> list[Any]:
