@@ -439,7 +439,7 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
     ),
     "norm over the first axis": (
         "rms_norm",
-        "what is normalised is not, over its last axis, what is averaged",
+        "no factor is the averaged array with the averaged axis last",
         lambda x: x * lax.rsqrt(jnp.mean(x * x, 0, keepdims=True) + 1e-5),
         (X,),
     ),
@@ -458,7 +458,7 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
     "silu of something else": ("activate", None, lambda x, y: x * jax.nn.sigmoid(y), (X, Y)),
     "gelu with other constants": (
         "activate",
-        "it is gelu but for",
+        "it is near gelu",
         lambda x: x * (0.5 * (1 + jnp.tanh(0.8 * (x + 0.044715 * x**3)))),
         (X,),
     ),
@@ -480,7 +480,7 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
     ),
     "filled with a value": (
         "take",
-        "it fills with a value of its own",
+        "it has another fill value than NaN",
         lambda t, i: t.at[i].get(mode="fill", fill_value=-3.0),
         (normal(9, 4), jnp.arange(8, 11)),
     ),
@@ -510,7 +510,7 @@ MISSED: dict[str, tuple[str, str | None, Callable[..., Any], tuple[Any, ...]]] =
     ),
     "scaled after the mask": (
         "attend",
-        "the logits are scaled behind",
+        "the logits are scaled after",
         lambda q, k, v, m: attention(q, k, v, lambda x: jnp.where(m, x, -10.0) * 0.5),
         (*FLAT, MASK),
     ),

@@ -1,10 +1,10 @@
-"""Activations, found by what they compute.
+"""Activations, recognised by the function that they compute.
 
-A chain of elementwise ops that ends in one value and reads one value is a function of a single
-number. At a few dozen numbers it is compared with the activations that have a name, which gives
-the one that it may be; that it is this one is proven by their formulas (`formulas.py`), on both
-sides of zero, and at zero, infinity and NaN by what both give. Every spelling of GELU is then the
-same, and a clipped one is none.
+A chain of elementwise ops with one input and one output is a function of a single number. Its
+values at a few dozen samples are compared with those of the named activations, to find the nearest.
+That the two are the same function is then proven by their formulas (`formulas.py`) for all
+positive and all negative numbers, and checked at zero, infinity and NaN. So every spelling of GELU
+is the same activation, and a clipped GELU is none.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 
-_SIGNS = {"tanh", "erf", "erfc", "logistic", "exp", "max", "select_n"}  # each has one of them
-_NEARLY = 0.05  # relative distance up to which a function is called a near miss
-_LONGEST = 24  # ops in the longest spelling of an activation, with room to spare
+# Every activation has one of these ops, so other chains need no comparison.
+_SIGNS = {"tanh", "erf", "erfc", "logistic", "exp", "max", "select_n"}
+_NEARLY = 0.05  # relative distance up to which a function is a near miss
+_LONGEST = 24  # ops; more than in the longest spelling of an activation
 _ENDS = [0.0, 1e-30, -1e-30, 1e30, -1e30, np.inf, -np.inf, np.nan]
 _SAMPLES = np.array([*np.linspace(-6, 6, 49), -0.01, 0.01, 0.3, 1.7, *_ENDS], np.float32)
 _MIDDLE = slice(-len(_ENDS))
@@ -52,115 +53,117 @@ def activation(op: Op) -> Outcome:
     if op.types[0].shape[-1:] in ((), (1,)):
         return None
     chain = _chain(op)
-    if not any(each.name in _SIGNS for each in chain):
+    if not any(link.name in _SIGNS for link in chain):
         return None
     nearest: Outcome = None
-    for source in _narrow_places(op, chain):
+    for source in _bottlenecks(op, chain):
         rows = tuple(_rows(chain, source))
         if not all(map(_of_reals, rows)):
             continue
         kind, distance = _nearest(rows)
-        if _is(rows, kind):
+        if _computes(rows, kind):
             return in_dtype(make("activate", source, kind=kind), op.types[0].dtype)
         if distance < _NEARLY:
-            nearest = Miss(f"it is {kind} but for {distance:.1g} of its values", 5)
+            nearest = Miss(f"it is near {kind}, with relative differences up to {distance:.1g}", 5)
     return nearest
 
 
 def _chain(op: Op) -> list[Op]:
-    """The elementwise ops behind `op`, users before what they read, at most `_LONGEST`."""
+    """`op` and the elementwise ops upstream of it, users first, at most `_LONGEST`."""
     order: list[Op] = []
     seen: set[Op] = set()
 
-    def visit(each: Op) -> None:
-        seen.add(each)
-        for arg in each.args:
+    def visit(link: Op) -> None:
+        seen.add(link)
+        for arg in link.args:
             if arg.op.name in lax.MAPS and arg.op not in seen and len(seen) < _LONGEST:
                 visit(arg.op)
-        order.append(each)
+        order.append(link)
 
     visit(op)
     return order[::-1]
 
 
-def _narrow_places(op: Op, chain: list[Op]) -> list[Value]:
-    """The values through which alone a chain reads its argument, nearest first."""
-    found: list[Value] = []
-    unread = _read_by(op)
-    for each in chain[1:]:
+def _bottlenecks(op: Op, chain: list[Op]) -> list[Value]:
+    """The values that the chain is a function of, nearest to its end first."""
+    bottlenecks: list[Value] = []
+    unread = _arrays_read(op)
+    for link in chain[1:]:
         if len(unread) == 1:
-            found += unread
-        if each.results[0] in unread:
-            unread = (unread - {each.results[0]}) | _read_by(each)
-    found += unread if len(unread) == 1 else ()
-    return [each for each in dict.fromkeys(found) if each.type.shape == op.types[0].shape]
+            bottlenecks += unread
+        if link.results[0] in unread:
+            unread = (unread - {link.results[0]}) | _arrays_read(link)
+    bottlenecks += unread if len(unread) == 1 else ()
+    return [x for x in dict.fromkeys(bottlenecks) if x.type.shape == op.types[0].shape]
 
 
-def _read_by(op: Op) -> set[Value]:
+def _arrays_read(op: Op) -> set[Value]:
     return {arg for arg in op.args if number(arg) is None}
 
 
 # An op of a chain: its name, its arguments, its attributes and the dtype of its result. An argument
-# is the number of an earlier row (-1: what the chain reads) or a constant, with its dtype.
+# is ("row", index of an earlier row, dtype), where -1 is the input of the chain, or
+# ("number", constant, dtype).
 Row = tuple[str, tuple[tuple[str, Any, str], ...], tuple, str]
 
 
 def _rows(chain: list[Op], source: Value) -> Iterator[Row]:
-    """The part of the chain between `source` and its end: a key."""
+    """The part of the chain from `source` to its end. Equal functions may have equal rows, so rows
+    are the keys of what is remembered."""
     place: dict[Value, int] = {source: -1}
     needed = {chain[0]}
-    for each in chain:
-        if each in needed:
-            needed |= {arg.op for arg in each.args if arg != source}
-    for each in reversed(chain):
-        if each not in needed:
+    for op in chain:
+        if op in needed:
+            needed |= {arg.op for arg in op.args if arg != source}
+    for op in reversed(chain):
+        if op not in needed:
             continue
         args = tuple(
             ("row", place[arg], arg.type.dtype)
             if arg in place
             else ("number", number(arg), arg.type.dtype)
-            for arg in each.args
+            for arg in op.args
         )
-        yield each.name, args, each.attrs, each.types[0].dtype
-        place[each.results[0]] = len(place) - 1
+        yield op.name, args, op.attrs, op.types[0].dtype
+        place[op.results[0]] = len(place) - 1
 
 
 def _of_reals(row: Row) -> bool:
-    """Whether an op takes real numbers alone, and a boolean that selects one of them."""
+    """Whether an op reads real numbers only, apart from the boolean of a selection."""
     name, args, *_ = row
-    kinds = [kind for _, _, kind in args]
-    if name == "select_n" and kinds.pop(0) != "bool":
+    dtypes_read = [dtype for _, _, dtype in args]
+    if name == "select_n" and dtypes_read.pop(0) != "bool":
         return False
-    return all(kind in REALS for kind in kinds)
+    return all(dtype in REALS for dtype in dtypes_read)
 
 
 @lru_cache(maxsize=4096)
 def _nearest(rows: tuple[Row, ...]) -> tuple[str, float]:
-    """The activation nearest to what these rows compute at the samples, and how far it is."""
-    found = _computed(rows)[_MIDDLE]
-    expected = {kind: _computed(_defined(kind))[_MIDDLE] for kind in KINDS}
+    """The activation nearest to these rows at the samples, and its relative distance."""
+    actual = _computed(rows)[_MIDDLE]
+    expected = {kind: _computed(_definition(kind))[_MIDDLE] for kind in KINDS}
     distances = {
-        kind: float(np.max(np.abs(found - values) / (1 + np.abs(values))))
+        kind: float(np.max(np.abs(actual - values) / (1 + np.abs(values))))
         for kind, values in expected.items()
     }
-    kind = min(distances, key=lambda each: (math.isnan(distances[each]), distances[each]))
+    kind = min(distances, key=lambda kind: (math.isnan(distances[kind]), distances[kind]))
     return kind, distances[kind]
 
 
 @lru_cache(maxsize=4096)
-def _is(rows: tuple[Row, ...], kind: str) -> bool:
+def _computes(rows: tuple[Row, ...], kind: str) -> bool:
     """Whether the rows compute this activation of every number, NaN and infinity included."""
-    definition = _defined(kind)
+    definition = _definition(kind)
     try:
         same = all(formula_of(rows, side) == formula_of(definition, side) for side in SIDES)
     except NoFormula:
         return False
-    both = (_computed(each) for each in (rows, definition))
-    return same and np.allclose(*both, rtol=_NEARLY, atol=_NEARLY, equal_nan=True)
+    values = (_computed(function) for function in (rows, definition))
+    return same and np.allclose(*values, rtol=_NEARLY, atol=_NEARLY, equal_nan=True)
 
 
 @lru_cache(maxsize=16)
-def _defined(kind: str) -> tuple[Row, ...]:
+def _definition(kind: str) -> tuple[Row, ...]:
     """The rows of an activation's definition."""
     graph = runtime.framework().trace(lambda x: [KINDS[kind](x)], (Type("f32", ()),))
     (result,) = graph.outputs
@@ -169,7 +172,7 @@ def _defined(kind: str) -> tuple[Row, ...]:
 
 @lru_cache(maxsize=4096)
 def _computed(rows: tuple[Row, ...]) -> np.ndarray:
-    """What the rows compute at the samples, in f32 whatever floats they name."""
+    """The values of the rows at the samples, in f32 whatever dtypes they name."""
     with jax.ensure_compile_time_eval():
         return np.asarray(jax.jit(lambda x: _at(x, rows))(_SAMPLES), np.float32)
 
@@ -196,10 +199,11 @@ def _at(samples: Any, rows: tuple[Row, ...]) -> Any:
     types=("f32[2,8]", "f32[2,8]"),
 )
 def gated(op: Op) -> Outcome:
-    """activate(x) * y  ->  gate(x, y), of real numbers: complex products round by their order"""
+    """activate(x) * y  ->  gate(x, y), of real numbers: rounding makes complex products depend on
+    the order of their factors"""
     if dtypes.is_complex(op.types[0].dtype):
         return None
-    for one, other in (op.args, op.args[::-1]):
-        if one.op.name == "activate" and one.type == other.type:
-            return make("gate", one.op.args[0], other, kind=one.op["kind"])
+    for activated, factor in (op.args, op.args[::-1]):
+        if activated.op.name == "activate" and activated.type == factor.type:
+            return make("gate", activated.op.args[0], factor, kind=activated.op["kind"])
     return None

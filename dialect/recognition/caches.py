@@ -1,8 +1,8 @@
-"""How a step writes its new keys and values into its state, in whatever spelling.
+"""The spellings of writing new keys and values into a cache.
 
-dynamic_update_slice, in place                          ->  cache_write
-a scatter, one written by row or under vmap             ->  cache_put
-the whole cache rewritten through a one-hot mask        ->  cache_put, which touches only a row
+dynamic_update_slice                                    ->  cache_write
+scatter, also by row or under vmap                      ->  cache_put
+select by a one-hot mask, which rewrites all            ->  cache_put, which writes only a row
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ _CLIP, _DROP = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_O
     types=("f32[2,8,4]", "f32[2,1,4]"),
 )
 def cache_write_of_update(op: Op) -> Outcome:
-    """dynamic_update_slice  ->  cache_write; along an axis that it writes whole it starts at 0"""
+    """dynamic_update_slice  ->  cache_write, without the starts of axes that are written whole: JAX
+    clamps them to 0"""
     cache, new, *start = op.args
     sizes = zip(new.type.shape, cache.type.shape)
-    partial = tuple(i for i, (some, whole) in enumerate(sizes) if some != whole)
+    partial = tuple(i for i, (written, size) in enumerate(sizes) if written != size)
     if not partial:
-        return Miss("it writes everything", 2)
+        return Miss("it writes the whole cache", 2)
     return make("cache_write", cache, new, *(start[i] for i in partial), axes=partial)
 
 
@@ -65,13 +66,13 @@ def cache_write_of_update(op: Op) -> Outcome:
 def write_of_scatter(op: Op) -> Outcome:
     """scatter{clip} of one block  ->  cache_write"""
     cache, index, new = op.args
-    places = _numbers(op)["scatter_dims_to_operand_dims"]
+    axes = _numbers(op)["scatter_dims_to_operand_dims"]
     if index.type.shape != (1,) or new.type.rank != cache.type.rank:
         return None
     sizes = zip(new.type.shape, cache.type.shape)
-    if op["mode"] != _CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in places):
-        return Miss("it drops what lies out of bounds", 2)
-    return make("cache_write", cache, new, reshaped(index, ()), axes=places)
+    if op["mode"] != _CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in axes):
+        return Miss("it drops writes out of bounds", 2)
+    return make("cache_write", cache, new, reshaped(index, ()), axes=axes)
 
 
 @local(
@@ -83,16 +84,16 @@ def put_of_scatter(op: Op) -> Outcome:
     """scatter of whole rows along one axis  ->  cache_put"""
     cache, indices, new = op.args
     numbers = _numbers(op)
-    kept = _indexed(numbers)
-    if len(kept) != 1 or not _whole_rows(numbers, cache, new, kept):
+    indexed = _indexed(numbers)
+    if len(indexed) != 1 or not _whole_rows(numbers, cache, new, indexed):
         return None
-    (axis,) = kept
+    (axis,) = indexed
     positions = reshaped(indices, indices.type.shape[:-1] or (1,))
     if indices.type.rank == 1:
         shape = new.type.shape
         new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
     elif _scatter_axes(numbers, new) != [axis]:
-        return Miss("its rows do not lie where the cache has them", 3)
+        return Miss("its rows have their axes in another order than the cache", 3)
     return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
 
 
@@ -102,19 +103,20 @@ def put_of_scatter(op: Op) -> Outcome:
     types=("f32[2,8,4]", "f32[2,4]"),
 )
 def put_of_scatter_by_row(op: Op) -> Outcome:
-    """cache.at[arange(b), positions].set(new)  ->  cache_put with places for each sequence"""
+    """cache.at[arange(b), positions].set(new)  ->  cache_put with positions for each sequence"""
     cache, indices, new = op.args
     numbers = _numbers(op)
-    kept, parts = _indexed(numbers), indices.op.args
-    if len(kept) != 2 or kept[0] != 0:
+    indexed, columns_of_indices = _indexed(numbers), indices.op.args
+    if len(indexed) != 2 or indexed[0] != 0:
         return None
     if indices.op.name != "stack" or indices.op["axis"] != indices.type.rank - 1:
-        return Miss("its indices are not made side by side", 3)
-    if not _counts_rows(parts[0], cache.type.shape[0]):
+        return Miss("its indices are not a stack of columns", 3)
+    sequences, positions = columns_of_indices
+    if not _counts_rows(sequences, cache.type.shape[0]):
         return Miss("its first index does not count the sequences", 3)
-    if not _whole_rows(numbers, cache, new, kept):
+    if not _whole_rows(numbers, cache, new, indexed):
         return Miss("it writes parts of rows", 3)
-    return _put_by_row(op, parts[1], kept[1])
+    return _put_by_row(op, positions, indexed[1])
 
 
 @local(
@@ -126,23 +128,23 @@ def put_of_mapped_scatter(op: Op) -> Outcome:
     """vmap(cache.at[position].set)(cache, new, positions)  ->  cache_put"""
     cache, indices, new = op.args
     numbers = _numbers(op)
-    kept = _indexed(numbers)
-    if len(kept) != 1 or not _is_mapped(numbers):
+    indexed = _indexed(numbers)
+    if len(indexed) != 1 or not _is_mapped(numbers):
         return None
-    if not _whole_rows(numbers, cache, new, (0, *kept)):
+    if not _whole_rows(numbers, cache, new, (0, *indexed)):
         return Miss("it writes parts of rows", 3)
-    return _put_by_row(op, reshaped(indices, indices.type.shape[:-1]), *kept)
+    return _put_by_row(op, reshaped(indices, indices.type.shape[:-1]), *indexed)
 
 
 def _put_by_row(op: Op, positions: Value, axis: int) -> Outcome:
-    """What a scatter writes at a place for each sequence, or at several  ->  cache_put"""
+    """scatter at one or several positions of each sequence  ->  cache_put"""
     cache, _, new = op.args
-    along, shape = _scatter_axes(_numbers(op), new), new.type.shape
-    if along == [0]:
+    scatter_axes, shape = _scatter_axes(_numbers(op), new), new.type.shape
+    if scatter_axes == [0]:
         positions = reshaped(positions, (*positions.type.shape, 1))
         new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
-    elif along != [0, axis]:
-        return Miss("its rows do not lie where the cache has them", 3)
+    elif scatter_axes != [0, axis]:
+        return Miss("its rows have their axes in another order than the cache", 3)
     return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
 
 
@@ -160,14 +162,14 @@ def put_of_mapped_update(op: Op) -> Outcome:
     if numbers["inserted_window_dims"] or not _is_mapped(numbers):
         return None
     partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
-    starts, places = columns(indices), numbers["scatter_dims_to_operand_dims"]
+    starts, axes = columns(indices), numbers["scatter_dims_to_operand_dims"]
     if op["mode"] != _CLIP or len(partial) != 1 or starts is None:
         return None
     (axis,) = partial
-    if axis not in places or _scatter_axes(numbers, new) != [0]:
-        return Miss("its rows do not lie where the cache has them", 3)
+    if axis not in axes or _scatter_axes(numbers, new) != [0]:
+        return Miss("its rows have their axes in another order than the cache", 3)
     rows = new.type.shape[axis]
-    first = _clamped(starts[places.index(axis)], cache.type.shape[axis] - rows)
+    first = _clamped(starts[axes.index(axis)], cache.type.shape[axis] - rows)
     offsets = make("iota", dtype=Symbol("i32"), shape=(1, rows), dimension=1)
     positions = make("add", first, offsets)
     return make("cache_put", cache, new, positions, axis=axis, mode=_CLIP)
@@ -184,26 +186,26 @@ def put_of_mapped_update(op: Op) -> Outcome:
     needs=("finite",),
 )
 def blend_to_select(op: Op) -> Outcome:
-    """x * (1 - m) + y * m, m being 0 or 1  ->  select(m, x, y)"""
-    for kept, added in (op.args, op.args[::-1]):
-        if kept.op.name != "mul" or added.op.name != "mul":
+    """x * (1 - m) + y * m, where m is 0 or 1  ->  select(m, x, y)"""
+    for left, right in (op.args, op.args[::-1]):
+        if left.op.name != "mul" or right.op.name != "mul":
             continue
-        for x, rest in (kept.op.args, kept.op.args[::-1]):
-            for y, mask in (added.op.args, added.op.args[::-1]):
-                if not _complements(rest, mask) or x.type != op.types[0]:
+        for x, complement in (left.op.args, left.op.args[::-1]):
+            for y, mask in (right.op.args, right.op.args[::-1]):
+                if not _is_complement(complement, mask) or x.type != op.types[0]:
                     continue
                 if not (is_finite(x) and is_finite(y)):
-                    return Miss("zero times NaN or infinity is NaN, which it may hold", 4)
+                    return Miss("x or y may hold NaN or infinity, which zero times is NaN", 4)
                 test = in_shape(as_bool(mask), op.types[0].shape)
                 return make("select_n", test, x, in_shape(y, op.types[0].shape))
     return None
 
 
-def _complements(rest: Value, mask: Value) -> bool:
-    """Whether rest = 1 - mask for a mask of zeros and ones."""
-    if rest.op.name != "sub" or number(rest.op.args[0]) != 1 or as_bool(mask) is None:
+def _is_complement(value: Value, mask: Value) -> bool:
+    """Whether value = 1 - mask for a mask of zeros and ones."""
+    if value.op.name != "sub" or number(value.op.args[0]) != 1 or as_bool(mask) is None:
         return False
-    return rest.op.args[1] == mask
+    return value.op.args[1] == mask
 
 
 @local(
@@ -218,53 +220,55 @@ def put_of_one_hot(op: Op) -> Outcome:
     if len(op.args) != 3:
         return None
     mask, cache, new = grown_from(op.args[0]), op.args[1], grown_from(op.args[2])
-    found = one_hot_of(through(mask, "reshape"))
-    if found is None:
+    unshaped_mask = through(mask, "reshape")
+    one_hot = one_hot_of(unshaped_mask)
+    if one_hot is None:
         return None
-    ids, counting, width = found
-    here = [d for d, size in enumerate(mask.type.shape) if size > 1]
-    there = [d for d, size in enumerate(through(mask, "reshape").type.shape) if size > 1]
-    if len(here) != len(there):
-        return Miss("its mask is not over sequences and places alone", 3)
-    axis = here[there.index(counting)]
-    if here not in ([axis], [0, axis]):
-        return Miss("its mask is not over sequences, and places behind them, alone", 3)
-    rows = (*cache.type.shape[:axis], 1, *cache.type.shape[axis + 1 :])
-    if cache.type.shape[axis] != width or new.type.shape != rows:
-        return Miss("it writes more than one place for each sequence", 3)
-    positions = reshaped(ids, (ids.type.size, 1) if len(here) == 2 else (1,))
+    ids, one_hot_axis, length = one_hot
+    mask_axes = [d for d, size in enumerate(mask.type.shape) if size > 1]
+    unshaped_axes = [d for d, size in enumerate(unshaped_mask.type.shape) if size > 1]
+    if len(mask_axes) != len(unshaped_axes):
+        return Miss("its mask is not over sequences and positions alone", 3)
+    axis = mask_axes[unshaped_axes.index(one_hot_axis)]
+    if mask_axes not in ([axis], [0, axis]):
+        return Miss("its mask is not over sequences, then positions, alone", 3)
+    row_shape = (*cache.type.shape[:axis], 1, *cache.type.shape[axis + 1 :])
+    if cache.type.shape[axis] != length or new.type.shape != row_shape:
+        return Miss("it writes more than one position of a sequence", 3)
+    positions = reshaped(ids, (ids.type.size, 1) if len(mask_axes) == 2 else (1,))
     return make("cache_put", cache, new, positions, axis=axis, mode=_DROP)
 
 
 def _numbers(op: Op) -> dict[str, Any]:
-    """How a scatter places what it writes."""
+    """The dimension numbers of a scatter, by name."""
     return dict(op["dimension_numbers"].fields)
 
 
 def _is_mapped(numbers: dict[str, Any]) -> bool:
-    """Whether a scatter takes the first axis of the cache and of its indices together."""
+    """Whether a scatter is batched along the first axis of the cache and of its indices."""
     return numbers["operand_batching_dims"] == numbers["scatter_indices_batching_dims"] == (0,)
 
 
 def _indexed(numbers: dict[str, Any]) -> tuple[int, ...]:
-    """The axes that a scatter indexes one place at a time; none where it writes blocks."""
-    kept = numbers["inserted_window_dims"]
-    return kept if kept == numbers["scatter_dims_to_operand_dims"] else ()
+    """The axes of which a scatter writes single positions; none if it writes longer blocks."""
+    inserted = numbers["inserted_window_dims"]
+    return inserted if inserted == numbers["scatter_dims_to_operand_dims"] else ()
 
 
-def _whole_rows(numbers: dict, cache: Value, new: Value, kept: tuple[int, ...]) -> bool:
-    """Whether a scatter writes everything along the axes that it does not index."""
+def _whole_rows(numbers: dict, cache: Value, new: Value, indexed: tuple[int, ...]) -> bool:
+    """Whether a scatter writes all of the axes that it does not index."""
     windows = [new.type.shape[d] for d in numbers["update_window_dims"]]
-    return windows == [size for d, size in enumerate(cache.type.shape) if d not in kept]
+    return windows == [size for d, size in enumerate(cache.type.shape) if d not in indexed]
 
 
 def _scatter_axes(numbers: dict, new: Value) -> list[int]:
-    """The axes of what a scatter writes that run over its indices."""
+    """The axes of the new rows that run over the indices of a scatter."""
     return [d for d in range(new.type.rank) if d not in numbers["update_window_dims"]]
 
 
 def _counts_rows(value: Value, rows: int) -> bool:
-    """Whether a constant array is 0, 1 .. `rows` - 1 along its first axis, alike along others."""
+    """Whether a constant array is 0, 1, ..., `rows` - 1 along its first axis and constant along
+    others."""
     base = through(value, "wrap", "reshape", "broadcast_in_dim", "convert_element_type")
     if value.type.shape[:1] != (rows,) or value.type.size > 1_000_000:
         return False
@@ -275,11 +279,11 @@ def _counts_rows(value: Value, rows: int) -> bool:
     return all((array[i] == i).all() for i in range(rows))
 
 
-def _clamped(place: Value, last: int) -> Value:
-    """max(min(place, last), 0) in int32; a dtype that does not hold `last` holds nothing larger."""
-    if last <= jnp.iinfo(dtype_of(place.type.dtype)).max:
-        place = make("min", place, _number(last, place))
-    return in_dtype(make("max", place, _number(0, place)), "i32")
+def _clamped(start: Value, last: int) -> Value:
+    """max(min(start, last), 0) in int32; without the min if the dtype does not reach `last`."""
+    if last <= jnp.iinfo(dtype_of(start.type.dtype)).max:
+        start = make("min", start, _number(last, start))
+    return in_dtype(make("max", start, _number(0, start)), "i32")
 
 
 def _number(value: int, like: Value) -> Value:

@@ -1,11 +1,11 @@
-"""Functions of one number as formulas, written so that equal ones are found equal.
+"""Functions of one real number as formulas in a normal form, so that they can be compared.
 
     x * (1 + tanh(x / 2)) / 2,   x * logistic(x)   and   x / (1 + exp(-x))   are one formula
 
-A formula is a quotient of sums of products. What it multiplies are powers of x, and of exp, erf
-and log of such sums; tanh and logistic are written with exp. It holds on one side of zero, where
-|x|, max(x, 0) and every choice by the sign of x say plainly what they give. Equal formulas are
-equal functions, for every real x on that side.
+A formula is a quotient of sums of products. The factors of a product are powers of x and of exp,
+erf and log of such sums; tanh and logistic are expressed by exp. A formula is valid on one side of
+zero, where |x|, max(x, 0) and other choices by the sign of x are decided. Equal formulas are equal
+functions of every real x on that side; some equal functions have formulas that differ.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import numpy as np
 from dialect.arrays.dtypes import dtype_of
 
 Atom = tuple  # ("x",), or ("exp", sum), ("erf", sum), ("log", sum)
-Product = tuple[tuple[Atom, float], ...]  # powers of atoms, in order
-Sum = dict[Product, float]  # products and their factors
+Product = tuple[tuple[Atom, float], ...]  # atoms and their powers, sorted
+Sum = dict[Product, float]  # products and their coefficients
 
-SIDES = (1, -1)  # of zero: the signs of x
+SIDES = (1, -1)  # the two sides of zero, as signs of x
 _ONE: Product = ()
 _X: Product = ((("x",), 1.0),)
-_NOISE = 1e-13  # what is left, of the terms that cancel, by arithmetic in f64
-_FARTHEST = 700.0  # e to this power, and to minus this, is a number of f64
-_NEAREST = 1e-6  # of powers to zero: they are kept to thirteen digits behind the point
+_NOISE = 1e-13  # rounding errors of f64 where terms cancel, relative to the terms
+_LARGEST_EXPONENT = 700.0  # exp of it, and of minus it, is a finite number of f64 and not zero
+_SMALLEST_POWER = 1e-6  # powers are rounded to thirteen decimals
 _LARGEST = 1e300
-# What the constants of spellings stand for; one that rounds to the same number is the same.
+# The numbers that libraries write rounded in their formulas of activations.
 _KNOWN = (
     *(math.sqrt(2 / math.pi), 0.044715, math.sqrt(2 / math.pi) * 0.044715),
     *(math.sqrt(0.5), 1.702),
@@ -39,12 +39,12 @@ _KNOWN = (
 
 
 class NoFormula(Exception):
-    """The function is not written as a formula here."""
+    """The function has no formula of this kind."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """top / bottom, on one side of zero: `side` is 1 or -1, the sign of x."""
+    """top / bottom, valid on one side of zero: `side` is 1 or -1, the sign of x."""
 
     top: Sum
     side: int
@@ -71,11 +71,11 @@ class Formula:
         if len(other.top) == 1:
             ((product, factor),) = other.top.items()
             if any(atom[0] not in ("x", "exp") for atom, _ in product):
-                raise NoFormula("division by what may be zero")
-            upside = {tuple((atom, -power) for atom, power in product): 1 / factor}
-            return self * Formula(_times(upside, other.bottom), self.side, {_ONE: 1.0})
+                raise NoFormula("the divisor may be zero")
+            reciprocal = {tuple((atom, -power) for atom, power in product): 1 / factor}
+            return self * Formula(_times(reciprocal, other.bottom), self.side, {_ONE: 1.0})
         if other.sign() == 0:
-            raise NoFormula("division by what may be zero")
+            raise NoFormula("the divisor may be zero")
         return self * Formula(other.bottom, self.side, other.top)
 
     def __eq__(self, other: object) -> bool:
@@ -85,23 +85,23 @@ class Formula:
         return not _added(_times(self.top, other.bottom), _times(crossed, {_ONE: -1.0}))
 
     def number(self, value: float) -> Formula:
-        """A constant, on the same side."""
+        """The formula of a constant, on the same side."""
         return Formula({_ONE: value} if value else {}, self.side, {_ONE: 1.0})
 
     def power(self, exponent: int) -> Formula:
-        """The formula to a whole power."""
+        """The formula to an integer power. Raises NoFormula if it may divide by zero."""
         result = self.number(1.0)
         for _ in range(abs(exponent)):
             result = result * self
         return result if exponent >= 0 else self.number(1.0) / result
 
     def sign(self) -> int:
-        """1 or -1 where that is every value's sign, 0 where it is unknown, or zero."""
+        """1 or -1 if all values have that sign; 0 if that is unknown, or for the formula 0."""
         return _sign(self.top, self.side) * _sign(self.bottom, self.side)
 
     @property
     def sum(self) -> Sum:
-        """The formula where it is no quotient."""
+        """The formula as a sum. Raises NoFormula if it is a quotient."""
         if set(self.bottom) != {_ONE}:
             raise NoFormula("a function of a quotient")
         return {product: factor / self.bottom[_ONE] for product, factor in self.top.items()}
@@ -109,12 +109,12 @@ class Formula:
 
 def _added(*sums: Sum) -> Sum:
     total: Sum = {}
-    size: Sum = {}
-    for each in sums:
-        for product, factor in each.items():
+    magnitude: Sum = {}
+    for terms in sums:
+        for product, factor in terms.items():
             total[product] = total.get(product, 0.0) + factor
-            size[product] = size.get(product, 0.0) + abs(factor)
-    return {product: x for product, x in total.items() if abs(x) > _NOISE * size[product]}
+            magnitude[product] = magnitude.get(product, 0.0) + abs(factor)
+    return {product: x for product, x in total.items() if abs(x) > _NOISE * magnitude[product]}
 
 
 def _times(left: Sum, right: Sum) -> Sum:
@@ -146,7 +146,7 @@ def _sign_of(product: Product, side: int) -> int:
 
 
 def _key(terms: Sum) -> tuple:
-    """A sum as the name of an atom: its factors to fourteen digits."""
+    """A sum as part of an atom, hashable: its coefficients to fourteen digits."""
     rounded = ((product, float(f"{x:.13e}")) for product, x in terms.items())
     return tuple(sorted(rounded, key=repr))
 
@@ -160,23 +160,24 @@ def _of_atom(atom: Atom, power: float = 1.0) -> Sum:
 
 
 def _exp(x: Formula) -> Formula:
+    """exp(number + i * log(a) + rest)  =  exp(number) * a^i * exp(rest)"""
     result, rest = x.number(1.0), {}
     for product, factor in x.sum.items():
-        logarithm = len(product) == 1 and product[0][0][0] == "log" and product[0][1] == 1
+        is_logarithm = len(product) == 1 and product[0][0][0] == "log" and product[0][1] == 1
         if product == _ONE:
-            if abs(factor) > _FARTHEST:
-                raise NoFormula("a power of e that is no number of f64")
+            if abs(factor) > _LARGEST_EXPONENT:
+                raise NoFormula("a power of e that is out of the range of f64")
             result = result * x.number(math.exp(factor))
-        elif logarithm and factor == int(factor):
-            inner = Formula(dict(product[0][0][1]), x.side, {_ONE: 1.0})
-            result = result * inner.power(int(factor))
+        elif is_logarithm and factor == int(factor):
+            argument = Formula(dict(product[0][0][1]), x.side, {_ONE: 1.0})
+            result = result * argument.power(int(factor))
         else:
             rest[product] = factor
     if not rest:
         return result
     scale = _leading(rest)
-    if abs(scale) < _NEAREST:
-        raise NoFormula("a power that rounding leaves nothing of")
+    if abs(scale) < _SMALLEST_POWER:
+        raise NoFormula("a power so small that it is rounded away")
     atom = ("exp", _key({product: factor / scale for product, factor in rest.items()}))
     return result * Formula(_of_atom(atom, scale), x.side, {_ONE: 1.0})
 
@@ -184,7 +185,7 @@ def _exp(x: Formula) -> Formula:
 def _log(x: Formula) -> Formula:
     """log(c * a^i * b^j * (1 + ...))  =  log(c) + i log(a) + j log(b) + log(1 + ...)"""
     if x.sign() != 1:
-        raise NoFormula("the logarithm of what may not be positive")
+        raise NoFormula("the logarithm of a number that may not be positive")
     return _log_of_sum(x, x.top) - _log_of_sum(x, x.bottom)
 
 
@@ -226,13 +227,13 @@ def _logistic(x: Formula) -> Formula:
 
 
 def _difference(left: Formula, right: Formula) -> int | None:
-    """Its sign; None where it has not one sign for every x."""
+    """The sign of the difference; None if that depends on x or is unknown."""
     difference = left - right
     return (difference.sign() or None) if difference.top else 0
 
 
 def _test(holds: Callable[[int], bool]) -> Callable[[Formula, Formula], bool | None]:
-    """A comparison, by the sign of the difference."""
+    """The comparison that holds for these signs of the difference."""
 
     def test(left: Formula, right: Formula) -> bool | None:
         sign = _difference(left, right)
@@ -241,23 +242,25 @@ def _test(holds: Callable[[int], bool]) -> Callable[[Formula, Formula], bool | N
     return test
 
 
-def _chosen(which: Any, *values: Formula) -> Formula:
-    if isinstance(which, Formula):
-        raise NoFormula("a choice by a number")
-    if which is None and values[0] != values[1]:
-        raise NoFormula("a choice that x decides")
-    return values[bool(which)]
+def _selected(test: Any, *values: Formula) -> Formula:
+    """`values[test]`, for a test that has the same result for all x."""
+    if isinstance(test, Formula):
+        raise NoFormula("a selection by a number")
+    if test is None and values[0] != values[1]:
+        raise NoFormula("a selection that depends on x")
+    return values[bool(test)]
 
 
-def _extreme(which: Callable[[int], bool]) -> Callable[[Formula, Formula], Formula]:
-    return lambda x, y: _chosen(_test(which)(x, y), x, y)
+def _extreme(takes_second: Callable[[int], bool]) -> Callable[[Formula, Formula], Formula]:
+    """The larger or the smaller one, by the sign of the difference."""
+    return lambda x, y: _selected(_test(takes_second)(x, y), x, y)
 
 
 def _to_power(base: Formula, exponent: Formula) -> Formula:
     terms = exponent.sum
     value = terms.get(_ONE, 0.0)
     if set(terms) - {_ONE} or value != int(value) or abs(value) > 8:
-        raise NoFormula("a power that is no small whole number")
+        raise NoFormula("a power that is not a small integer")
     return base.power(int(value))
 
 
@@ -286,7 +289,7 @@ _OPS: dict[str, Callable[..., Any]] = {
     "le": _test(lambda sign: sign <= 0),
     "gt": _test(lambda sign: sign > 0),
     "ge": _test(lambda sign: sign >= 0),
-    "select_n": _chosen,
+    "select_n": _selected,
     "convert_element_type": lambda x: x,
     "stop_gradient": lambda x: x,
     "copy": lambda x: x,
@@ -294,18 +297,24 @@ _OPS: dict[str, Callable[..., Any]] = {
 
 
 def formula_of(rows: Iterable[tuple], side: int) -> Formula:
-    """The formula of elementwise ops, one of which reads only those before it: see `Row`."""
+    """The formula of a chain of elementwise ops, in rows as `activations.Row`, on one side of zero.
+
+    Raises NoFormula with the reason.
+    """
     x = Formula({_X: 1.0}, side, {_ONE: 1.0})
     results: list[Any] = []
+
+    def argument(what: str, value: Any, dtype: str) -> Any:
+        if what == "number":
+            return x.number(_exact(value, dtype))
+        return results[value] if value >= 0 else x
+
     for name, args, attrs, dtype in rows:
-        values = [
-            x.number(_meant(each, of)) if what == "number" else results[each] if each >= 0 else x
-            for what, each, of in args
-        ]
+        values = [argument(*arg) for arg in args]
         if name == "integer_pow":
             results.append(values[0].power(dict(attrs)["y"]))
         elif name not in _OPS or dtype not in ("bool", "f64", "f32", "bf16", "f16"):
-            raise NoFormula(f"{name} that gives {dtype}")
+            raise NoFormula(f"{name} with a result of {dtype}")
         else:
             results.append(_OPS[name](*values))
     if not isinstance(results[-1], Formula):
@@ -313,18 +322,18 @@ def formula_of(rows: Iterable[tuple], side: int) -> Formula:
     return results[-1]
 
 
-def _meant(value: float, dtype: str) -> float:
-    """What a constant stands for: a known number, where it is that one but for its rounding.
+def _exact(value: float, dtype: str) -> float:
+    """The known number, times a power of two, that a constant is the rounded form of; else itself.
 
-    One that was computed in 32 bits may be off by a step or two; in 16 bits a step is too much.
+    A constant of 32 bits and more may differ by a rounding error or two; of 16 bits by none.
     """
     if not abs(value) < _LARGEST:
-        raise NoFormula("an infinite constant, or nearly")
+        raise NoFormula("a constant that is infinite or nearly so")
     for known in _KNOWN if value else ():
-        two = 2.0 ** round(math.log2(abs(value) / known))
-        exact, kind = math.copysign(known * two, value), dtype_of(dtype)
-        step = float(jnp.finfo(kind).eps) if kind.itemsize > 2 else 0.0
-        nearest = float(np.asarray(exact, kind))
-        if abs(value - nearest) <= step * abs(exact) or np.asarray(value, kind) == nearest:
+        power_of_two = 2.0 ** round(math.log2(abs(value) / known))
+        exact, dtype_ = math.copysign(known * power_of_two, value), dtype_of(dtype)
+        epsilon = float(jnp.finfo(dtype_).eps) if dtype_.itemsize > 2 else 0.0
+        rounded = float(np.asarray(exact, dtype_))
+        if abs(value - rounded) <= epsilon * abs(exact) or np.asarray(value, dtype_) == rounded:
             return exact
     return float(value)

@@ -1,7 +1,7 @@
-"""Index arithmetic and the ops that use it: rows taken from tables, places in a cache.
+"""Index arithmetic and its users: rows taken from tables, positions in a cache.
 
-NumPy counts negative indices from the end, so libraries write `select(i < 0, i + n, i)` in front
-of every index: that is `wrap`. A ring buffer's place is `modulo`.
+NumPy counts negative indices from the end, so `jax.numpy` computes `select(i < 0, i + n, i)` before
+every lookup: that is `wrap`. The position in a ring buffer is `modulo`.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ def remainder(op: Op) -> Outcome:
     """r = rem(i, n): select(r < 0 and r != 0, r + n, r)  ->  modulo{size=n}(i)"""
     if len(op.args) != 3 or op.args[1].op.name != "rem" or op.args[2].op.name != "add":
         return None
-    test, rest, moved = op.args
-    index, size = rest.op.args[0], number(rest.op.args[1])
-    if not isinstance(size, int) or size < 1 or index.type != rest.type or moved.op.args[0] != rest:
+    test, rem, moved = op.args
+    index, size = rem.op.args[0], number(rem.op.args[1])
+    if not isinstance(size, int) or size < 1 or index.type != rem.type or moved.op.args[0] != rem:
         return None
-    tests = test.op.args if test.op.name == "and" else (test,)
-    told = {_compared_with_zero(each, rest) for each in tests}
-    if "lt" not in told or not told <= {"lt", "ne"} or number(moved.op.args[1]) != size:
+    conjuncts = test.op.args if test.op.name == "and" else (test,)
+    comparisons = {_compared_with_zero(conjunct, rem) for conjunct in conjuncts}
+    if "lt" not in comparisons or not comparisons <= {"lt", "ne"}:
+        return None
+    if number(moved.op.args[1]) != size:
         return None
     return make("modulo", index, size=size)
 
 
 def _compared_with_zero(test: Value, value: Value) -> str:
-    """The comparison, where the test compares a value with 0; `x != false` is x itself."""
+    """The comparison that a test makes of the value and 0, or "". (`x != false` is x.)"""
     left, right = test.op.args if len(test.op.args) == 2 else (test, test)
     if test.op.name == "ne" and number(right) is False:
         return _compared_with_zero(left, value)
@@ -74,12 +76,12 @@ def take_of_gather(op: Op) -> Outcome:
     if numbers["operand_batching_dims"] or len(numbers["start_index_map"]) != 1:
         return None
     (axis,) = numbers["start_index_map"]
-    rest = [i for i in range(table.type.rank) if i != axis]
-    whole = all(op["slice_sizes"][i] == table.type.shape[i] for i in rest)
-    if numbers["collapsed_slice_dims"] != (axis,) or not whole:
+    others = [i for i in range(table.type.rank) if i != axis]
+    whole_rows = all(op["slice_sizes"][i] == table.type.shape[i] for i in others)
+    if numbers["collapsed_slice_dims"] != (axis,) or not whole_rows:
         return Miss("it gathers parts of rows", 2)
     if _fills(op):
-        return Miss("it fills with a value of its own", 2)
+        return Miss("it has another fill value than NaN", 2)
     ids = reshaped(indices, indices.type.shape[:-1])
     taken = make("take", _first(table, axis), ids, mode=op["mode"])
     return _laid_out(taken, numbers["offset_dims"])
@@ -96,43 +98,42 @@ def take_of_mapped_slice(op: Op) -> Outcome:
     """vmap(i -> dynamic_slice(table, (i, 0), (1, d)))(ids)  ->  take(table, ids)"""
     numbers = dict(op["dimension_numbers"].fields)
     table, starts = op.args[0], columns(op.args[1])
-    cut = [d for d, size in enumerate(table.type.shape) if op["slice_sizes"][d] != size]
+    sliced = [d for d, size in enumerate(table.type.shape) if op["slice_sizes"][d] != size]
     if starts is None or numbers["collapsed_slice_dims"] or numbers["operand_batching_dims"]:
         return None
-    places = dict(zip(numbers["start_index_map"], starts))
-    if len(cut) != 1 or op["slice_sizes"][cut[0]] != 1 or cut[0] not in places:
+    start_of = dict(zip(numbers["start_index_map"], starts))
+    if len(sliced) != 1 or op["slice_sizes"][sliced[0]] != 1 or sliced[0] not in start_of:
         return None
-    (axis,) = cut
+    (axis,) = sliced
     if _fills(op):
-        return Miss("it fills with a value of its own", 2)
-    if any(number(each) != 0 for d, each in places.items() if d != axis):
+        return Miss("it has another fill value than NaN", 2)
+    if any(number(start) != 0 for d, start in start_of.items() if d != axis):
         return Miss("it gathers at an offset along an axis that it takes whole", 2)
-    ids = reshaped(places[axis], places[axis].type.shape[:-1])
-    rows = _first(table, axis)
-    taken = make("take", rows, ids, mode=op["mode"])
+    ids = reshaped(start_of[axis], start_of[axis].type.shape[:-1])
+    taken = make("take", _first(table, axis), ids, mode=op["mode"])
     return _laid_out(reshaped(taken, (*ids.type.shape, *op["slice_sizes"])), numbers["offset_dims"])
 
 
 def _fills(op: Op) -> bool:
-    """Whether a gather fills what is out of bounds otherwise than `take` does."""
+    """Whether a gather has a fill value for rows out of bounds that `take` does not have."""
     fill = op.get("fill_value")
     nan = fill == Symbol("nan") and op.types[0].dtype in REALS
     return fill is not None and not nan
 
 
 def _first(value: Value, axis: int) -> Value:
-    """The value with one of its axes in front."""
-    rest = (d for d in range(value.type.rank) if d != axis)
-    return make("transpose", value, permutation=(axis, *rest)) if axis else value
+    """The value with this axis moved to the front."""
+    others = (d for d in range(value.type.rank) if d != axis)
+    return make("transpose", value, permutation=(axis, *others)) if axis else value
 
 
-def _laid_out(taken: Value, places: Sequence[int]) -> Value:
-    """[ids ..., row ...] as a gather gives it, where the axes of a row come to lie at `places`."""
+def _laid_out(taken: Value, offset_dims: Sequence[int]) -> Value:
+    """[ids ..., row ...] with the axes of rows at `offset_dims`, as a gather has them."""
     rank = taken.type.rank
-    order = [d for d in range(rank) if d not in places]
-    source = {d: i for i, d in enumerate((*order, *places))}
-    moved = tuple(source[d] for d in range(rank))
-    return taken if moved == tuple(range(rank)) else make("transpose", taken, permutation=moved)
+    ids_dims = [d for d in range(rank) if d not in offset_dims]
+    source = {d: i for i, d in enumerate((*ids_dims, *offset_dims))}
+    order = tuple(source[d] for d in range(rank))
+    return taken if order == tuple(range(rank)) else make("transpose", taken, permutation=order)
 
 
 @local(
@@ -143,29 +144,28 @@ def _laid_out(taken: Value, places: Sequence[int]) -> Value:
     needs=("finite",),
 )
 def take_of_one_hot(op: Op) -> Outcome:
-    """one_hot(ids) . table, summed over the rows  ->  take(table, ids), zero out of bounds"""
+    """one_hot(ids) . table, contracted over its rows  ->  take(table, ids), zero out of bounds"""
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
         mask = as_bool(arg)
-        found = mask and one_hot_of(mask)
-        if found is None:
+        one_hot = mask and one_hot_of(mask)
+        if one_hot is None:
             continue
-        ids, axis, _ = found
-        table, rows = op.args[1 - i], spec.inputs[1 - i]
-        summed = spec.inputs[i][axis]
-        own = [axes for d, axes in enumerate(spec.inputs[i]) if d != axis]
-        rest = [axes for axes in rows if axes != summed]
-        if sorted(spec.outputs[0]) != sorted((*own, *rest)):
-            return Miss("the one-hot axis is not the table's rows alone", 4)
-        if not is_finite(
-            table, finite_parameters=True
-        ):  # what is not taken is multiplied with zero
+        ids, axis, _ = one_hot
+        table, table_axes = op.args[1 - i], spec.inputs[1 - i]
+        contracted = spec.inputs[i][axis]
+        ids_axes = [axes for d, axes in enumerate(spec.inputs[i]) if d != axis]
+        row_axes = [axes for axes in table_axes if axes != contracted]
+        if sorted(spec.outputs[0]) != sorted((*ids_axes, *row_axes)):
+            return Miss("the product contracts another axis than the rows of the table", 4)
+        # The product multiplies the rows that are not taken with zero.
+        if not is_finite(table, finite_parameters=True):
             return Miss("a row that is not taken may be infinite or NaN", 4)
-        if bits(ids.type.dtype) == 64:  # JAX takes rows by numbers of 32 bits
-            return Miss("its ids may count further than a gather does", 4)
-        at = rows.index(summed)
-        taken = make("take", _first(table, at), ids, mode=_FILL, fill=0)
-        order = tuple((*own, *rest).index(axes) for axes in spec.outputs[0])
+        if bits(ids.type.dtype) == 64:  # JAX gathers by indices of 32 bits
+            return Miss("its ids may exceed the 32 bits of a gather's indices", 4)
+        rows = _first(table, table_axes.index(contracted))
+        taken = make("take", rows, ids, mode=_FILL, fill=0)
+        order = tuple((*ids_axes, *row_axes).index(axes) for axes in spec.outputs[0])
         if order != tuple(sorted(order)):
             taken = make("transpose", taken, permutation=order)
         return taken if taken.type.dtype == op.types[0].dtype else None

@@ -1,8 +1,8 @@
-"""Loops over layers that count: the layer of a trip is a row of what the loop scans.
+"""Loops that index stacked layers by a counter become loops that scan the stack.
 
-A `fori_loop` reads layer i of stacked weights at a place that depends on its counter. `lax.scan`
-over the stack says the same by itself, so that later passes see weights that are parameters alone.
-(What it does to caches is undone by `dialect.caching.carried_stacks`.)
+The body of a `fori_loop` reads layer i of stacked weights, where i is its counter. As a `lax.scan`
+over the stack it reads the layer's weights as such, and later passes see that they depend on
+parameters alone. (`dialect.caching.carried_stacks` does the same for caches.)
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from rewrite.rules import Outcome, local
 )
 def row_of_trip(op: Op) -> Outcome:
     """scan{i -> f(w[i])}, i counting from a  ->  scan{row -> f(row)} over w[a : a + trips]"""
-    (body,), (fixed, carry, xs) = op.regions, scan_parts(op)
-    given = dict(zip(body.inputs[fixed], op.args[fixed]))
+    (body,), (consts, carry, xs) = op.regions, scan_parts(op)
+    argument = dict(zip(body.inputs[consts], op.args[consts]))
     places = Places(op)
     rows: dict[Value, tuple[Value, int]] = {}
     for inner in body.ops:
         stack, index = row_read(inner)
-        first = places.first(index) if stack in given else None
+        first = places.first(index) if stack in argument else None
         if first is not None and first + op["length"] <= stack.type.shape[0]:
             rows[inner.results[0]] = (stack, first)
     if not rows:
         return None
     scanned = {
-        place: new_input(Type(place[0].type.dtype, place[0].type.shape[1:]))
-        for place in dict.fromkeys(rows.values())
+        (stack, first): new_input(Type(stack.type.dtype, stack.type.shape[1:]))
+        for stack, first in dict.fromkeys(rows.values())
     }
     read = {row: reshaped(scanned[place], row.type.shape) for row, place in rows.items()}
     outputs = replace_values(body, read).outputs
-    stacks = [_rows(given[stack], first, op["length"]) for stack, first in scanned]
+    stacks = [_rows(argument[stack], first, op["length"]) for stack, first in scanned]
     return remade_scan(
         op,
         Graph((*body.inputs, *scanned.values()), outputs),
-        op.args[fixed],
+        op.args[consts],
         op.args[carry],
         [*op.args[xs], *stacks],
     ).results
@@ -57,6 +57,6 @@ def _rows(stack: Value, first: int, count: int) -> Value:
     """stack[first : first + count]"""
     if count == stack.type.shape[0]:
         return stack
-    others = stack.type.shape[1:]
-    starts, limits = (first, *[0] * len(others)), (first + count, *others)
+    row_shape = stack.type.shape[1:]
+    starts, limits = (first, *[0] * len(row_shape)), (first + count, *row_shape)
     return make("slice", stack, start_indices=starts, limit_indices=limits)

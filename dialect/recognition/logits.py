@@ -1,8 +1,8 @@
-"""Reads what stands between the product of query and key and the product with the values.
+"""Reads the ops between the product of query and key and the product with the values.
 
-Every op that libraries put there is a step in the table at the end: it says what it does to the
-logits (scales, caps, masks, biases, gives them a sink, normalises them) or how it lays them out.
-The axes keep the letters of the product, however heads are merged and split on the way.
+The table at the end has a step for every op that libraries use there. A step records what the op
+does to the logits (it scales, caps, masks, biases or normalises them, or adds a sink) or how it
+lays them out. Axes keep the letters of the product, however heads are merged and split on the way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from rewrite.signature import Array, Signature, letters
 
 @dataclass(frozen=True)
 class Logits:
-    """What was done to a product, up to some value; `axes` are that value's, in its letters."""
+    """A value as logits or weights: the product that it comes from, and the steps in between.
+
+    `axes` are the letters of the value's dimensions, as in the spec of the product.
+    """
 
     product: Op
     axes: Array
@@ -36,12 +39,12 @@ class Logits:
     scale: float = 1.0
     cap: float | None = None
     masks: tuple[Operand, ...] = ()
-    fill: float | None = None  # what the logits are where one of the masks is false
-    dropped: bool = False  # whether the weights are zero there, in rows that keep no key too
+    fill: float | None = None  # the logits where one of the masks is false
+    dropped: bool = False  # whether the weights are zero there, even in rows without any key
     biases: tuple[Operand, ...] = ()
     sink: Operand | None = None
-    columns: tuple[str, int, int] | None = None  # where the keys lie beside the sink: axis, a, b
-    context: str = ""  # the axis of the softmax, once it is done
+    columns: tuple[str, int, int] | None = None  # (axis, start, stop) of the keys beside a sink
+    context: str = ""  # the axis of the softmax, after it
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -51,43 +54,43 @@ class Logits:
 
 
 Read = Callable[[Value], Logits | Miss]
-NOTHING = -1e9  # a logit from here down is meant to have no weight
+NOTHING = -1e9  # a fill of at most this is meant as minus infinity
 
 
 def number_where_false(op: Op) -> Iterator[tuple[float, Value, bool]]:
-    """(number, x, keep) for each way to read select(mask, number, x), or select(mask, x, number).
+    """(number, x, keep) for each way to read a `select_n` of a number and x by a mask.
 
-    `keep` tells whether x stands where the mask is true.
+    `keep` tells whether it selects x where the mask is true.
     """
     if op.name != "select_n" or len(op.args) != 3 or op.args[0].type.dtype != "bool":
         return
-    for dropped, kept, keep in ((1, 2, True), (2, 1, False)):
-        fill = number(op.args[dropped])
-        if fill is not None:
-            yield fill, op.args[kept], keep
+    _, if_false, if_true = op.args
+    for fill, x, keep in ((if_false, if_true, True), (if_true, if_false, False)):
+        if number(fill) is not None:
+            yield number(fill), x, keep
 
 
 def added_mask(bias: Operand) -> tuple[Operand, float] | None:
-    """The mask and the number where a bias is 0 where the mask is true, elsewhere the number."""
-    inner = unrounded(bias.value).op
-    for fill, kept, keep in number_where_false(inner):
-        dtype = dtype_of(kept.type.dtype)  # in 16 bits the lowest is -65504, or -65500 for short
+    """(mask, fill) where a bias is 0 where the mask is true and elsewhere the fill; else None."""
+    select = unrounded(bias.value).op
+    for fill, x, keep in number_where_false(select):
+        dtype = dtype_of(x.type.dtype)  # of f16 the lowest is -65504, which some write as -65500
         lowest = float(jnp.finfo(dtype).min)
-        if number(kept) == 0 and float(np.asarray(fill, dtype)) <= max(NOTHING, lowest):
-            mask = inner.args[0] if keep else make("not", inner.args[0])
+        if number(x) == 0 and float(np.asarray(fill, dtype)) <= max(NOTHING, lowest):
+            mask = select.args[0] if keep else make("not", select.args[0])
             return replace(bias, value=mask), fill
     return None
 
 
 def read_logits(value: Value) -> Logits | Miss:
-    """What a value is to the product of query and key behind it, or why that cannot be told."""
-    known: dict[Value, Logits | Miss] = {}
+    """A value as logits or weights of attention, or a Miss with the reason why it is neither."""
+    memo: dict[Value, Logits | Miss] = {}
 
     def read(value: Value) -> Logits | Miss:
-        if value not in known:
+        if value not in memo:
             step = _STEPS.get(value.op.name, _unknown)
-            known[value] = step(value.op, read)
-        return known[value]
+            memo[value] = step(value.op, read)
+        return memo[value]
 
     return read(value)
 
@@ -96,31 +99,32 @@ def _unknown(op: Op, read: Read) -> Miss:
     return Miss(f"the softmax is over {op.name}, not over masked and scaled logits", 2)
 
 
-def _started(op: Op, read: Read) -> Logits | Miss:
+def _product(op: Op, read: Read) -> Logits | Miss:
+    """The product of query and key, where reading ends."""
     spec = Signature.parse(op["spec"])
-    if any(each.dtype not in REALS for each in (*(arg.type for arg in op.args), *op.types)):
-        return Miss("the softmax is over a product of what are no floats", 2)
+    if any(type_.dtype not in REALS for type_ in (*(arg.type for arg in op.args), *op.types)):
+        return Miss("the softmax is over a product that is not of floats", 2)
     axes = named(op.results[0], spec.outputs[0]).axes
     return Logits(op, axes, op.types[0].dtype)
 
 
 def _converted(op: Op, read: Read) -> Logits | Miss:
-    found = read(op.args[0])
-    if isinstance(found, Miss):
-        return found
+    logits = read(op.args[0])
+    if isinstance(logits, Miss):
+        return logits
     if unrounded(op.results[0]) == op.results[0]:
         return Miss(f"the logits or weights are converted to {op.types[0].dtype}", 4)
-    if found.context:
-        return found
-    return replace(found, inner=_wider(found.inner, op.types[0].dtype))
+    if logits.context:
+        return logits
+    return replace(logits, inner=_wider(logits.inner, op.types[0].dtype))
 
 
-def _wider(one: str, other: str) -> str:
-    return one if bits(one) >= bits(other) else other
+def _wider(left: str, right: str) -> str:
+    return left if bits(left) >= bits(right) else right
 
 
 def factor_of(name: str, value: Value) -> float | None:
-    """The number by which a mul or div with this value multiplies, if no sum minds."""
+    """The factor of a `mul` or `div` by a scalar; None if it is an array, zero or not finite."""
     factor = number(value)
     if not factor:
         return None
@@ -129,21 +133,21 @@ def factor_of(name: str, value: Value) -> float | None:
 
 
 def _scaled(op: Op, read: Read) -> Logits | Miss:
-    """By a number; a mask stays a mask."""
-    left, right = op.args
-    if op.name == "mul" and number(right) is None:
-        left, right = right, left
-    factor = factor_of(op.name, right)
+    """logits * number: their scale, cap and biases are multiplied too."""
+    x, scalar = op.args
+    if op.name == "mul" and number(scalar) is None:
+        x, scalar = scalar, x
+    factor = factor_of(op.name, scalar)
     if factor is None:
         return Miss(f"the softmax is over {op.name} with an array", 2)
-    found = read(left)
-    if isinstance(found, Miss):
-        return found
-    if found.sink or found.masks or factor < 0:
-        return Miss("the logits are scaled behind their sink or their mask", 4)
-    cap = found.cap if found.cap is None else found.cap * factor
-    biases = tuple(replace(each, value=_times(each.value, factor)) for each in found.biases)
-    return replace(found, scale=found.scale * factor, cap=cap, biases=biases)
+    logits = read(x)
+    if isinstance(logits, Miss):
+        return logits
+    if logits.sink or logits.masks or factor < 0:
+        return Miss("the logits are scaled after their sink or their mask", 4)
+    cap = logits.cap if logits.cap is None else logits.cap * factor
+    biases = tuple(replace(bias, value=_times(bias.value, factor)) for bias in logits.biases)
+    return replace(logits, scale=logits.scale * factor, cap=cap, biases=biases)
 
 
 def _times(value: Value, factor: float) -> Value:
@@ -151,155 +155,161 @@ def _times(value: Value, factor: float) -> Value:
 
 
 def _capped(op: Op, read: Read) -> Logits | Miss:
-    """tanh, with a cap of one until it is scaled."""
-    found = read(op.args[0])
-    if isinstance(found, Miss):
-        return found
-    if found.masks or found.biases or found.sink or found.cap is not None:
-        return Miss("the logits are capped behind their mask or their bias", 4)
-    return replace(found, cap=1.0)
+    """tanh(logits): a cap of one, until they are scaled."""
+    logits = read(op.args[0])
+    if isinstance(logits, Miss):
+        return logits
+    if logits.masks or logits.biases or logits.sink or logits.cap is not None:
+        return Miss("the logits are capped after their mask or their bias", 4)
+    return replace(logits, cap=1.0)
 
 
 def _biased(op: Op, read: Read) -> Logits | Miss:
-    """By an array, or by a sum of arrays and masks."""
+    """logits + bias, or logits - bias: the bias is an array, or a sum of arrays and masks."""
     left, right = op.args
-    sides = [(left, right), (right, left)] if op.name == "add" else [(left, right)]
-    both = [(read(logits), bias) for logits, bias in sides if logits.type.size == op.types[0].size]
-    found = [(logits, bias) for logits, bias in both if not isinstance(logits, Miss)]
-    if len(found) != 1:
+    orders = [(left, right), (right, left)] if op.name == "add" else [(left, right)]
+    pairs = [(read(x), bias) for x, bias in orders if x.type.size == op.types[0].size]
+    candidates = [(logits, bias) for logits, bias in pairs if not isinstance(logits, Miss)]
+    if len(candidates) != 1:
         reason = "cannot tell the logits from the mask that is added to them"
-        return Miss(reason, 3) if found or not both else both[0][0]
-    logits, bias = found[0]
+        return Miss(reason, 3) if candidates or not pairs else pairs[0][0]
+    ((logits, bias),) = candidates
     if logits.columns:
-        return Miss("the logits are biased beside their sink", 4)
+        return Miss("a bias is added to the logits and their sink", 4)
     if op.name == "sub":
         bias = make("neg", bias)
     return _with_bias(logits, named(bias, logits.axes))
 
 
-def _with_bias(found: Logits, bias: Operand) -> Logits | Miss:
-    """Parts of a sum are biases of their own."""
-    bias = bare(bias, found.sizes)
+def _with_bias(logits: Logits, bias: Operand) -> Logits | Miss:
+    """The logits with one more bias, or with each addend of it."""
+    bias = bare(bias, logits.sizes)
     if bias.value.op.name == "add":
-        for part in bias.value.op.args:
-            found = _with_bias(found, named(part, bias.axes))
-            if isinstance(found, Miss):
-                return found
-        return found
-    if found.masks:
-        return Miss("the logits are biased behind their mask", 4)
-    return replace(found, biases=(*found.biases, bias))
+        for addend in bias.value.op.args:
+            logits = _with_bias(logits, named(addend, bias.axes))
+            if isinstance(logits, Miss):
+                return logits
+        return logits
+    if logits.masks:
+        return Miss("the logits are biased after their mask", 4)
+    return replace(logits, biases=(*logits.biases, bias))
 
 
 def _masked(op: Op, read: Read) -> Logits | Miss:
-    """By a number where a mask is false, or true."""
-    for fill, kept, keep in number_where_false(op):
-        found = read(kept)
-        if isinstance(found, Miss):
-            return found
-        masks = _masks(op.args[0], found.axes, keep, found.sizes)
-        if found.context:
-            return _dropped(found, masks, fill)
-        if found.columns:
-            return Miss("the weights are masked beside their sink", 4)
-        if found.masks and found.fill != fill:
+    """select(mask, logits, number): one more mask; after the softmax, weights that are dropped."""
+    for fill, x, keep in number_where_false(op):
+        logits = read(x)
+        if isinstance(logits, Miss):
+            return logits
+        masks = _conjuncts(op.args[0], logits.axes, keep, logits.sizes)
+        if logits.context:
+            return _dropped(logits, masks, fill)
+        if logits.columns:
+            return Miss("the logits and their sink are masked together", 4)
+        if logits.masks and logits.fill != fill:
             return Miss("the logits are masked twice, with different constants", 4)
-        return replace(found, masks=(*found.masks, *masks), fill=fill)
+        return replace(logits, masks=(*logits.masks, *masks), fill=fill)
     return Miss("the softmax is over select_n of two arrays", 2)
 
 
-def _dropped(found: Logits, masks: tuple[Operand, ...], fill: float) -> Logits | Miss:
-    """Weights that are zero, behind the softmax, where its own masks are false."""
-    if fill != 0 or {*map(_told, masks)} != {*map(_told, found.masks)}:
-        return Miss("the weights are masked behind the softmax", 4)
-    return replace(found, dropped=True)
+def _dropped(logits: Logits, masks: tuple[Operand, ...], fill: float) -> Logits | Miss:
+    """Weights that are set to zero where a mask of their logits is false."""
+    if fill != 0 or {*map(_key, masks)} != {*map(_key, logits.masks)}:
+        return Miss("the weights are masked after the softmax", 4)
+    return replace(logits, dropped=True)
 
 
-def _told(mask: Operand) -> tuple[Value, Array, bool]:
-    """What a mask, or its negation, is made of: the same for masks that are."""
+def _key(mask: Operand) -> tuple[Value, Array, bool]:
+    """(value, axes, whether it is negated): equal for equal masks."""
     negated = mask.value.op.name == "not"
     return mask.value.op.args[0] if negated else mask.value, mask.axes, negated
 
 
-def _masks(mask: Value, axes: Array, keep: bool, sizes: dict[str, int]) -> tuple[Operand, ...]:
-    """The masks of which one is the conjunction, each without its layout."""
+def _conjuncts(mask: Value, axes: Array, keep: bool, sizes: dict[str, int]) -> tuple[Operand, ...]:
+    """The masks that `and` combines in a mask, without their layout; `keep=False` negates it."""
     operand = bare(named(mask, axes), sizes)
     if not keep:
         return (replace(operand, value=make("not", operand.value)),)
     if operand.value.op.name != "and":
         return (operand,)
-    parts = operand.value.op.args
-    return tuple(each for part in parts for each in _masks(part, operand.axes, True, sizes))
+    left, right = (_conjuncts(arg, operand.axes, True, sizes) for arg in operand.value.op.args)
+    return left + right
 
 
 def _with_sink(op: Op, read: Read) -> Logits | Miss:
-    """Columns beside the keys, which are dropped again behind the softmax."""
+    """concat(logits, sink): columns beside the keys, which are dropped after the softmax."""
     axis = op["dimension"]
-    both = [read(arg) for arg in op.args]
-    at = [i for i, each in enumerate(both) if isinstance(each, Logits)]
-    if len(at) != 1 or len(op.args) != 2:
+    parts = [read(arg) for arg in op.args]
+    places = [i for i, part in enumerate(parts) if isinstance(part, Logits)]
+    if len(places) != 1 or len(op.args) != 2:
         return Miss("the softmax is over concatenated logits", 2)
-    found, sink = both[at[0]], op.args[1 - at[0]]
-    if found.sink or len(found.axes[axis]) != 1:
+    (place,) = places
+    logits, sink = parts[place], op.args[1 - place]
+    if logits.sink or len(logits.axes[axis]) != 1:
         return Miss("the logits have two sinks", 4)
-    size, first = found.sizes[found.axes[axis][0]], sink.type.shape[axis] * at[0]
-    axes = tuple(("sink",) if i == axis else each for i, each in enumerate(found.axes))
-    sizes = found.sizes | {"sink": sink.type.shape[axis]}
-    columns = (found.axes[axis][0], first, first + size)
-    return replace(found, sink=bare(named(sink, axes), sizes), columns=columns)
+    (context,) = logits.axes[axis]
+    start = sink.type.shape[axis] * place
+    axes = tuple(("sink",) if i == axis else letter for i, letter in enumerate(logits.axes))
+    sizes = logits.sizes | {"sink": sink.type.shape[axis]}
+    columns = (context, start, start + sizes[context])
+    return replace(logits, sink=bare(named(sink, axes), sizes), columns=columns)
 
 
 def _normalised(op: Op, read: Read) -> Logits | Miss:
-    found = read(op.args[0])
-    if isinstance(found, Miss):
-        return found
-    last = found.axes[-1]
-    if found.context or len(last) != 1 or (found.columns and found.columns[0] != last[0]):
+    """softmax(logits): from here on they are weights."""
+    logits = read(op.args[0])
+    if isinstance(logits, Miss):
+        return logits
+    last = logits.axes[-1]
+    if logits.context or len(last) != 1 or (logits.columns and logits.columns[0] != last[0]):
         return Miss("the softmax is not over one axis of the product", 3)
-    if found.sink and op.get("guarded") and not is_finite(found.sink.value):
+    if logits.sink and op.get("guarded") and not is_finite(logits.sink.value):
         return Miss("an infinite sink is not subtracted", 4)
-    return replace(found, context=last[0], inner=_wider(found.inner, op.types[0].dtype))
+    return replace(logits, context=last[0], inner=_wider(logits.inner, op.types[0].dtype))
 
 
 def _without_sink(op: Op, read: Read) -> Logits | Miss:
-    found = read(op.args[0])
-    if isinstance(found, Miss):
-        return found
-    cut = zip(op["start_indices"], op["limit_indices"], op.args[0].type.shape)
-    kept = {i: (start, stop) for i, (start, stop, size) in enumerate(cut) if stop - start != size}
-    if not found.columns or op.get("strides") or not found.context:
+    """slice(weights): those of the keys, without those of the sink."""
+    weights = read(op.args[0])
+    if isinstance(weights, Miss):
+        return weights
+    ranges = zip(op["start_indices"], op["limit_indices"], op.args[0].type.shape)
+    cuts = {
+        i: (start, stop) for i, (start, stop, size) in enumerate(ranges) if stop - start != size
+    }
+    if not weights.columns or op.get("strides") or not weights.context:
         return Miss("some of the weights are cut away", 3)
-    letter, *place = found.columns
-    if kept != {found.axes.index((letter,)): tuple(place)}:
+    letter, *keys = weights.columns
+    if cuts != {weights.axes.index((letter,)): tuple(keys)}:
         return Miss("the weights that are cut away are not those of the sink", 4)
-    return replace(found, columns=None)
+    return replace(weights, columns=None)
 
 
 def _reshaped(op: Op, read: Read) -> Logits | Miss:
-    """Axes merge and come apart again; an axis of the product is never cut."""
-    found = read(op.args[0])
-    if isinstance(found, Miss):
-        return found
-    flat = letters(found.axes)
-    if found.columns:
-        return Miss("the logits are reshaped beside their sink", 3)
-    whole = reshape_signature(tuple(found.sizes[x] for x in flat), op.types[0].shape)
-    if whole.need or any(len(parts) != 1 for parts in whole.inputs[0]):
-        return Miss("a reshape cuts an axis of the logits apart", 3)
-    letter = {part: x for x, (part,) in zip(flat, whole.inputs[0])}
-    axes = tuple(tuple(letter[x] for x in axis if x in letter) for axis in whole.outputs[0])
-    return replace(found, axes=axes)
+    """Axes may merge and split again; an axis of the product is never split."""
+    logits = read(op.args[0])
+    if isinstance(logits, Miss):
+        return logits
+    flat = letters(logits.axes)
+    if logits.columns:
+        return Miss("the logits are reshaped together with their sink", 3)
+    reshape = reshape_signature(tuple(logits.sizes[x] for x in flat), op.types[0].shape)
+    if reshape.need or any(len(parts) != 1 for parts in reshape.inputs[0]):
+        return Miss("a reshape splits an axis of the logits", 3)
+    letter = {part: x for x, (part,) in zip(flat, reshape.inputs[0])}
+    axes = tuple(tuple(letter[x] for x in axis if x in letter) for axis in reshape.outputs[0])
+    return replace(logits, axes=axes)
 
 
 def _transposed(op: Op, read: Read) -> Logits | Miss:
-    found = read(op.args[0])
-    if isinstance(found, Miss):
-        return found
-    return replace(found, axes=tuple(found.axes[i] for i in op["permutation"]))
+    logits = read(op.args[0])
+    if isinstance(logits, Miss):
+        return logits
+    return replace(logits, axes=tuple(logits.axes[i] for i in op["permutation"]))
 
 
 _STEPS: dict[str, Callable[[Op, Read], Logits | Miss]] = {
-    "contract": _started,
+    "contract": _product,
     "convert_element_type": _converted,
     "mul": _scaled,
     "div": _scaled,

@@ -1,7 +1,7 @@
-"""Norms, found by their factors.
+"""Norms, recognised by their factors.
 
-A product is flattened into its factors; where x and rsqrt(mean(x²) + epsilon) are among them, in
-whatever order the library multiplied, they are one `rms_norm`. Scales and biases stay outside.
+A product is flattened into its factors. If x and rsqrt(mean(x²) + epsilon) are among them, in any
+order, the two become one `rms_norm`. Scales and biases stay outside.
 """
 
 from __future__ import annotations
@@ -31,36 +31,35 @@ from rewrite.rules import Miss, Outcome, local, pattern
 def rms_norm(op: Op) -> Outcome:
     """x * rsqrt(mean(x²) + epsilon) * ...  ->  rms_norm(x) * ..."""
     for root in _factors(op.results[0]):
-        found = _normalised(root)
-        if found is None:
+        statistic = _statistic(root)
+        if statistic is None:
             continue
-        if isinstance(found, Miss):
-            return found
-        source, axis, epsilon = found
-        rest = _factors(op.results[0], source)
-        at = next((i for i, each in enumerate(rest) if _is_of(each, source, axis)), None)
-        if at is None or root.type.shape != (*rest[at].type.shape[:-1], 1):
-            return Miss("what is normalised is not, over its last axis, what is averaged", 6)
-        whole, dtype = rest.pop(at), op.types[0].dtype
-        rest.remove(root)
-        made = make("rms_norm", in_dtype(unrounded(whole), source.type.dtype), epsilon=epsilon)
-        factors = (in_dtype(each, dtype) for each in (made, *rest))
-        return reduce(partial(make, "mul"), factors)
+        if isinstance(statistic, Miss):
+            return statistic
+        source, axis, epsilon = statistic
+        factors = _factors(op.results[0], source)
+        place = next((i for i, x in enumerate(factors) if _is_source(x, source, axis)), None)
+        if place is None or root.type.shape != (*factors[place].type.shape[:-1], 1):
+            return Miss("no factor is the averaged array with the averaged axis last", 6)
+        x, dtype = factors.pop(place), op.types[0].dtype
+        factors.remove(root)
+        norm = make("rms_norm", in_dtype(unrounded(x), source.type.dtype), epsilon=epsilon)
+        return reduce(partial(make, "mul"), (in_dtype(x, dtype) for x in (norm, *factors)))
     return None
 
 
-def _factors(value: Value, whole: Value | None = None) -> list[Value]:
-    """What a product multiplies: its arguments, those of the products among them, and so on.
+def _factors(value: Value, leaf: Value | None = None) -> list[Value]:
+    """The factors of a product, those of the products among them included.
 
-    `whole` is taken as one factor, even if it is a product.
+    `leaf` is one factor, even if it is a product.
     """
     inner = unrounded(value)
-    if whole not in (value, inner) and inner.op.name == "mul":
-        return [each for arg in inner.op.args for each in _factors(arg, whole)]
+    if leaf not in (value, inner) and inner.op.name == "mul":
+        return [factor for arg in inner.op.args for factor in _factors(arg, leaf)]
     return [value]
 
 
-def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
+def _statistic(root: Value) -> tuple[Value, int, float] | Miss | None:
     """(x, axis, epsilon) where the value is rsqrt(mean(x²) + epsilon) over one axis."""
     inner = unrounded(root, "reshape")
     if inner.op.name != "rsqrt":
@@ -70,7 +69,7 @@ def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
         left, right = mean.op.args
         left, right = (right, left) if number(left) is not None else (left, right)
         if number(right) is None:
-            return Miss("what is added to the mean is no constant", 4)
+            return Miss("the addend of the mean is not a constant", 4)
         mean, epsilon = left, float(number(right))
     average = average_of(mean)
     if average is None:
@@ -81,18 +80,17 @@ def _normalised(root: Value) -> tuple[Value, int, float] | Miss | None:
     if square.name != "square":
         return Miss(f"the mean is of {square.name}, not of squares", 4)
     if len(average.axes) != 1:
-        return Miss(f"its statistics are over axes {average.axes}, not over one", 5)
+        return Miss(f"the mean is over axes {average.axes}, not over one", 5)
     return square.args[0], average.axes[0], epsilon
 
 
-def _is_of(value: Value, source: Value, axis: int) -> bool:
-    """Whether `value` is `source` with this axis last and the others as they are."""
+def _is_source(value: Value, source: Value, axis: int) -> bool:
+    """Whether `value` is `source` with this axis last and the others in order."""
     value, source = unrounded(value), unrounded(source)
     if value == source:
         return axis == source.type.rank - 1
-    moved = (*(d for d in range(source.type.rank) if d != axis), axis)
-    at = value.op
-    return at.name == "transpose" and unrounded(at.args[0]) == source and at["permutation"] == moved
+    order, op = (*(d for d in range(source.type.rank) if d != axis), axis), value.op
+    return op.name == "transpose" and unrounded(op.args[0]) == source and op["permutation"] == order
 
 
 @local(
@@ -106,57 +104,58 @@ def _is_of(value: Value, source: Value, axis: int) -> bool:
 def centred(op: Op) -> Outcome:
     """x * w - mean(x) * w + ...  ->  (x - mean(x)) * w + ..., where no w is infinite"""
     terms = _terms(op.results[0])
-    for i, (sign, less) in enumerate(terms):
-        for mean in less:
+    for i, (sign_of_mean, mean_factors) in enumerate(terms):
+        for mean in mean_factors:
             source = mean_of(mean)
             if source is None:
                 continue
-            for j, (other, whole) in enumerate(terms):
-                scale = _without(whole, source)
-                if other != -sign or not scale or scale != _without(less, mean):
+            for j, (sign, factors) in enumerate(terms):
+                scale = _without(factors, source)
+                if sign != -sign_of_mean or not scale or scale != _without(mean_factors, mean):
                     continue
-                if not all(is_bounded(each, finite_parameters=True) for each in scale):
+                if not all(is_bounded(factor, finite_parameters=True) for factor in scale):
                     return Miss("the scale may be infinite", 4)
-                centre = make("sub", source, mean)
-                kept = [term for n, term in enumerate(terms) if n not in (i, j)]
-                return _summed([(other, [centre, *scale]), *kept])
+                centred_source = make("sub", source, mean)
+                others = [term for n, term in enumerate(terms) if n not in (i, j)]
+                return _sum([(sign, [centred_source, *scale]), *others])
     return None
 
 
-Term = tuple[int, list[Value]]  # 1 or -1, and factors
+Term = tuple[int, list[Value]]  # its sign, 1 or -1, and its factors
 
 
-_DEEPEST_SUM = 4  # a norm adds three terms; the residual stream behind it adds one a layer
+_DEEPEST_SUM = 4  # a norm has three terms; the residual stream has one more with every layer
 
 
 def _terms(value: Value, sign: int = 1, deepest: int = _DEEPEST_SUM) -> list[Term]:
-    """What a sum adds, each flattened into its factors."""
+    """The terms of a sum, each as a list of factors."""
     if value.op.name in ("add", "sub") and deepest:
         left, right = value.op.args
-        other = sign if value.op.name == "add" else -sign
-        return _terms(left, sign, deepest - 1) + _terms(right, other, deepest - 1)
+        sign_of_right = sign if value.op.name == "add" else -sign
+        return _terms(left, sign, deepest - 1) + _terms(right, sign_of_right, deepest - 1)
     factors = []
-    for each in _factors(value):
-        factor = in_dtype(each, value.type.dtype)
+    for factor in _factors(value):
+        factor = in_dtype(factor, value.type.dtype)
         inner = through(factor, "reshape").op
-        sign = -sign if inner.name == "neg" else sign
-        plain = inner.name != "neg"
-        factors.append(factor if plain else reshaped(inner.args[0], factor.type.shape))
+        if inner.name == "neg":
+            sign, factor = -sign, reshaped(inner.args[0], factor.type.shape)
+        factors.append(factor)
     return [(sign, factors)]
 
 
 def _without(factors: list[Value], value: Value) -> list[Value] | None:
-    at = factors.index(value) if value in factors else None
-    return None if at is None else factors[:at] + factors[at + 1 :]
+    """The other factors; None if the value is not among them."""
+    place = factors.index(value) if value in factors else None
+    return None if place is None else factors[:place] + factors[place + 1 :]
 
 
-def _summed(terms: list[Term]) -> Value:
+def _sum(terms: list[Term]) -> Value:
     products = [(sign, reduce(partial(make, "mul"), factors)) for sign, factors in terms]
-    (sign, made), *rest = products
-    made = made if sign > 0 else make("neg", made)
-    for sign, product in rest:
-        made = make("add" if sign > 0 else "sub", made, product)
-    return made
+    (sign, total), *others = products
+    total = total if sign > 0 else make("neg", total)
+    for sign, product in others:
+        total = make("add" if sign > 0 else "sub", total, product)
+    return total
 
 
 layer = pattern(

@@ -1,7 +1,7 @@
 """Fused projections: one product whose result is cut into query, key and value, or gate and up.
 
-Cut into equal parts, the cut becomes an axis of its own (`(qkv heads d_head)`), so that heads can
-be told, and split, apart from it. Cut unevenly, as with grouped queries, the weight is cut.
+Equal parts become an axis of their own (`(qkv heads d_head)`), so that the heads stay an axis that
+can be sharded. For unequal parts, as with grouped queries, the weight is cut instead.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MOST_PARTS = 4
 
 
 def cut_projections(graph: Graph, params: Iterable[Value]) -> Graph:
-    """`graph` with the cuts of fused projections made axes, or moved to the weights."""
+    """`graph` with the cuts of fused projections turned into axes, or moved to the weights."""
     bound = bound_values(graph, params)
-    cuts = {each: axis for value, slices in _sliced(graph) for each, axis in _cuts(value, slices)}
+    cuts = {cut: how for value, slices in _sliced(graph) for cut, how in _cuts(value, slices)}
     memo: dict[Value, Value] = {value: value for value in graph.inputs}
     for op in graph.ops:
         regions = op.regions
@@ -37,45 +37,45 @@ def cut_projections(graph: Graph, params: Iterable[Value]) -> Graph:
 
 
 def _cuts(value: Value, slices: list[Op]) -> Iterator[tuple[Op, tuple[int, bool]]]:
-    """Each slice of a projection with its axis, and whether all its parts are equal."""
+    """The slices of a projection with their axis, and whether all parts of it are equal."""
     axis = _axis(value, slices)
     if axis is None or not made_by(("contract",), value):
         return
     part = slices[0].types[0].shape[axis]
     equal = _equal_parts(slices, axis, value.type.shape[axis], part)
-    for each in slices:
-        yield each, (axis, equal)
+    for cut in slices:
+        yield cut, (axis, equal)
 
 
 def _cut(
     op: Op, axis: int, equal: bool, memo: dict[Value, Value], bound: frozenset[Value]
 ) -> Value | None:
-    """What a slice of a projection becomes; None where it stays."""
+    """The value in place of a slice of a projection; None if the slice stays."""
     if not equal:
         return _of_cut_weight(op.args[0], op, axis, memo, bound)
-    whole, part = memo[op.args[0]], op.types[0].shape[axis]
-    size, shape = whole.type.shape[axis], whole.type.shape
-    parts = reshaped(whole, (*shape[:axis], size // part, part, *shape[axis + 1 :]))
+    fused, part = memo[op.args[0]], op.types[0].shape[axis]
+    shape = fused.type.shape
+    parts = reshaped(fused, (*shape[:axis], shape[axis] // part, part, *shape[axis + 1 :]))
     return build("unstack", parts, axis=axis).results[_start(op, axis) // part]
 
 
 def _sliced(graph: Graph) -> list[tuple[Value, list[Op]]]:
-    """The values that are read by slices alone."""
-    found = []
+    """The values that only slices read, with those slices."""
+    sliced = []
     for value, users in graph.users.items():
         slices = list(dict.fromkeys(op for op, _ in users))
         if len(slices) > 1 and all(op.name == "slice" and not op.get("strides") for op in slices):
-            found.append((value, slices))
-    return found
+            sliced.append((value, slices))
+    return sliced
 
 
 def _axis(value: Value, slices: list[Op]) -> int | None:
     """The one axis along which the slices cut, or None."""
     axes = {
         d
-        for each in slices
-        for d, (part, whole) in enumerate(zip(each.types[0].shape, value.type.shape))
-        if part != whole
+        for cut in slices
+        for d, (part, size) in enumerate(zip(cut.types[0].shape, value.type.shape))
+        if part != size
     }
     return axes.pop() if len(axes) == 1 else None
 
@@ -85,25 +85,25 @@ def _start(op: Op, axis: int) -> int:
 
 
 def _equal_parts(slices: list[Op], axis: int, size: int, part: int) -> bool:
-    if part <= 1 or any(each.types[0].shape[axis] != part for each in slices):
+    if part <= 1 or any(cut.types[0].shape[axis] != part for cut in slices):
         return False
-    even = size % part == 0 and all(_start(each, axis) % part == 0 for each in slices)
+    even = size % part == 0 and all(_start(cut, axis) % part == 0 for cut in slices)
     return even and size // part <= _MOST_PARTS
 
 
 def _of_cut_weight(
     value: Value, cut: Op, axis: int, memo: dict[Value, Value], bound: frozenset[Value]
 ) -> Value | None:
-    """slice(f(contract(x, w)))  ->  f(contract(x, slice(w))), or None where w is no weight."""
+    """slice(f(contract(x, w)))  ->  f(contract(x, slice(w))); None if w is not a weight."""
     op, args = value.op, [memo[arg] for arg in value.op.args]
     if op.name == "contract":
         spec = Signature.parse(op["spec"])
         letter = spec.outputs[0][axis]
-        sides = [i for i, array in enumerate(spec.inputs) if letter in array]
-        if len(sides) != 1 or op.args[sides[0]] not in bound:
+        holders = [i for i, array in enumerate(spec.inputs) if letter in array]
+        if len(holders) != 1 or op.args[holders[0]] not in bound:
             return None
-        (side,) = sides
-        args[side] = _part(args[side], spec.inputs[side].index(letter), cut, axis)
+        (weight,) = holders
+        args[weight] = _part(args[weight], spec.inputs[weight].index(letter), cut, axis)
         return make(op.name, *args, origin=op.origin, **dict(op.attrs))
     if op.name not in lax.MAPS:
         return None
@@ -118,7 +118,7 @@ def _of_cut_weight(
 
 
 def _part(value: Value, axis: int, cut: Op, cut_axis: int) -> Value:
-    """The same part of another array, along its own axis."""
+    """The part of another array, along this axis, that `cut` takes along `cut_axis`."""
     start, stop = [0] * value.type.rank, list(value.type.shape)
     start[axis], stop[axis] = _start(cut, cut_axis), cut["limit_indices"][cut_axis]
     return make("slice", value, start_indices=tuple(start), limit_indices=tuple(stop))

@@ -1,4 +1,4 @@
-"""The spellings of rotary position embedding that the field writes, found as `rope`."""
+"""The spellings of rotary position embedding (Su et al. 2021, arXiv:2104.09864) as `rope`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from rewrite.opdef import make, with_args
 from rewrite.rules import Outcome, Rule, local, pattern
 
 
-def _beside(parts: int) -> Callable[[Type, Type, Type], str | None]:
-    """A guard: each table broadcasts to the rows of x, and holds as many angles as a part of one of
-    them has values."""
+def _fitting_tables(parts: int) -> Callable[[Type, Type, Type], str | None]:
+    """A guard: the tables broadcast to the rows of x and have d_head / parts angles each."""
 
-    def not_beside(x: Type, cos: Type, sin: Type) -> str | None:
+    def misfit(x: Type, cos: Type, sin: Type) -> str | None:
         rows = (pair for table in (cos, sin) for pair in zip(table.shape[:-1], x.shape))
         angles = (x.shape[-1] / parts,)
         if all(size in (1, full) for size, full in rows):
             if cos.shape[-1:] == sin.shape[-1:] == angles:
                 return None
-        return f"tables of {cos} and {sin} do not lie beside {x}"
+        return f"tables of {cos} and {sin} do not broadcast to {x}"
 
-    return not_beside
+    return misfit
 
 
 def _rope(name: str, doc: str, before: Any, after: Any, parts: int) -> Rule:
-    types, guard = ("f32[2,8]", *[f"f32[2,{8 // parts}]"] * 2), _beside(parts)
+    """A rule for one spelling; `parts` is 2 if the tables have one angle a pair, 1 if they repeat
+    it."""
+    types, guard = ("f32[2,8]", *[f"f32[2,{8 // parts}]"] * 2), _fitting_tables(parts)
     return pattern(
         name, doc, before=before, after=after, example=types, normal=normal_form, guard=guard
     )
@@ -50,9 +51,9 @@ def _by_hand_neighbours(x: Any, cos: Any, sin: Any) -> Any:
 
 
 def _of_shape_2(x: Any, cos: Any, sin: Any) -> Any:
-    """Neighbours taken by a reshape, as where they are the two parts of a complex number."""
-    parts = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-    left, right = parts[..., 0], parts[..., 1]
+    """Neighbours as the columns of a reshape, such as the two parts of complex numbers."""
+    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+    left, right = pairs[..., 0], pairs[..., 1]
     return joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
 
 
@@ -66,7 +67,7 @@ halves = _rope(
 
 halves_wide = _rope(
     "rope_wide",
-    "x * cos + concat(-x2, x1) * sin  ->  rope(x, cos, sin), each angle twice in the tables",
+    "x * cos + concat(-x2, x1) * sin  ->  rope(x, cos, sin), whose tables repeat every angle",
     lambda x, cos, sin: x * cos + quarter_turn(x, "halves") * sin,
     Traced["rope"],
     parts=1,
@@ -109,7 +110,7 @@ halves_converted = pattern(
     after=lambda x, cos, sin: Traced["rope"](x.astype(cos.dtype), cos, sin),
     example=("bf16[2,8]", "f32[2,4]", "f32[2,4]"),
     normal=normal_form,
-    guard=_beside(2),
+    guard=_fitting_tables(2),
 )
 
 
@@ -119,7 +120,7 @@ halves_converted = pattern(
     types=("bf16[2,8]",),
 )
 def turn_of_converted(op: Op) -> Outcome:
-    """convert(join(-x2, x1))  ->  join(-y2, y1) where y = convert(x), to more bits"""
+    """convert(join(-x2, x1))  ->  join(-y2, y1) where y = convert(x), to a wider dtype"""
     turned = op.args[0]
     joined = through(turned, "reshape").op
     if joined.name not in ("concatenate", "stack") or joined.args[0].op.name != "neg":
@@ -133,14 +134,14 @@ def turn_of_converted(op: Op) -> Outcome:
         return None
     if bits(op.types[0].dtype) < bits(source.type.dtype):
         return None
-    return _made_of(turned, source, with_args(op, (source,)).results[0])
+    return _substituted(turned, source, with_args(op, (source,)).results[0])
 
 
-def _made_of(value: Value, source: Value, other: Value) -> Value:
-    """What `value` makes of `source`, made of another value."""
+def _substituted(value: Value, source: Value, replacement: Value) -> Value:
+    """`value` computed from another value instead of `source`, on which alone it depends."""
     if value == source:
-        return other
-    args = tuple(_made_of(arg, source, other) for arg in value.op.args)
+        return replacement
+    args = tuple(_substituted(arg, source, replacement) for arg in value.op.args)
     return with_args(value.op, args).results[value.index]
 
 
@@ -155,15 +156,15 @@ def leading_part(op: Op) -> Outcome:
     if len(op.args) != 2 or op.args[0].op.name != "rope":
         return None
     turned, dtype = op.args[0].op, op.types[0].dtype
-    head, rest = (unrounded(x).op for x in (turned.args[0], op.args[1]))
-    if not (head.name == rest.name == "slice" and head.args == rest.args):
+    leading, trailing = (unrounded(x).op for x in (turned.args[0], op.args[1]))
+    if not (leading.name == trailing.name == "slice" and leading.args == trailing.args):
         return None
-    if head.get("strides") is not None:
+    if leading.get("strides") is not None:
         return None
-    whole, last = in_dtype(head.args[0], dtype), op.types[0].rank - 1
-    if whole.type != op.types[0]:
+    x, last = in_dtype(leading.args[0], dtype), op.types[0].rank - 1
+    if x.type != op.types[0]:
         return None
     count = turned.types[0].shape[last]
-    if rest["start_indices"] != (*[0] * last, count) or any(head["start_indices"]):
+    if trailing["start_indices"] != (*[0] * last, count) or any(leading["start_indices"]):
         return None
-    return make("rope", whole, *turned.args[1:], **{"turned": count, **dict(turned.attrs)})
+    return make("rope", x, *turned.args[1:], **{"turned": count, **dict(turned.attrs)})

@@ -53,11 +53,11 @@ _SAVES_TIME = "nothing else is an activation: this only saves time"
 _IS_RIGHT = "the right one is as near, however far the others are"
 EQUAL: dict[str, dict[str, str]] = {
     "activation": {
-        "without `if not any((each.name in _SIGNS for each in chain))`": _SAVES_TIME,
-        "`each.name not in _SIGNS`": _SAVES_TIME,
+        "without `if not any((link.name in _SIGNS for link in chain))`": _SAVES_TIME,
+        "`link.name not in _SIGNS`": _SAVES_TIME,
         "without `len(seen) < _LONGEST`": _SAVES_TIME,
         "`len(seen) <= _LONGEST`": _SAVES_TIME,
-        "`np.abs(found - values) * (1 + np.abs(values))`": _IS_RIGHT,
+        "`np.abs(actual - values) * (1 + np.abs(values))`": _IS_RIGHT,
         "`1 - np.abs(values)`": _IS_RIGHT,
         "`distance <= _NEARLY`": "it only says of which one it is a near miss",
     },

@@ -808,7 +808,7 @@ EQUAL: dict[str, dict[str, str]] = {
     "layer_norm": {"1.00002 for 1e-05": "of its example alone"},
     "centred": {
         "without `if source is None`": "it is no factor, either",
-        "without `whole not in (value, inner)`": "it takes nothing as a whole",
+        "without `leaf not in (value, inner)`": "it takes nothing as a whole",
         "without `deepest`": _FURTHER,
         "`deepest + 1`": _FURTHER,
         "`sign >= 0`": "it is 1 or -1",

@@ -420,7 +420,7 @@ MORE: dict[str, list[Example]] = {
 }
 EQUAL: dict[str, dict[str, str]] = {
     "put_of_mapped_update": {
-        "`last < jnp.iinfo(dtype_of(place.type.dtype)).max`": "no place is larger than the largest"
+        "`last < jnp.iinfo(dtype_of(start.type.dtype)).max`": "no start is larger than the largest"
     },
     "rope_neighbours_wide": {"`x.shape[-1] * parts`": "the whole is one part"},
     "rope_wide": {"`x.shape[-1] * parts`": "the whole is one part"},
