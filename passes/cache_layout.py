@@ -1,9 +1,9 @@
 """cache_layout: caches are stored in the form, and the axis order, that the machine reads best.
 
-cache  ->  back(forth(cache)), at the boundary, in and out
+cache  ->  back(forth(cache)), for the inputs and outputs of the step
 
-`forth` and `back` are pushed through reads, writes, attention and loops until they cancel
-(`dialect.caching.state_forms`); `stage` then stores the cache in the new form, and `adapt` converts
+`forth` and `back` move through reads, writes, attention and loops until they cancel
+(`dialect.caching.state_forms`). `stage` then stores the cache in the new form, and `adapt` converts
 the user's once. Conversions that do not cancel stay in the program, where they can be seen.
 
 - A cache with repeated KV heads stores each once (`dialect.caching.merged_heads`).
@@ -37,8 +37,8 @@ _RULES = (*transposed_cache.RULES, *quantized_cache.RULES)
 class CacheLayout(Pass):
     """Stores every cache with its axes in `order`; axes that a cache lacks are ignored.
 
-    `order=auto` takes the order with the least padding in the tiles of a TPU. `kv_heads` merges
-    the heads to so many, by the `mean` of neighbours, the `first` or, of the weights, `svd`.
+    `order=auto` takes the order with the least padding in the tiles of a TPU. `kv_heads` is the
+    number of heads to merge to, by the `mean` of neighbours, their `first`, or an `svd` of weights.
     """
 
     order: str = _ORDER
@@ -46,7 +46,8 @@ class CacheLayout(Pass):
     merge: Literal["mean", "first", "svd"] = "mean"
     owner: Literal["auto", "heads", "batch"] = "auto"
 
-    keeps: ClassVar[str] = "reals"  # attention sums a cache in another order; `approx` merged
+    # Attention sums a cache in another order. With merged heads the step is approximate.
+    keeps: ClassVar[str] = "reals"
 
     def run(self, program: Program, target: Target) -> Program:
         if self.kv_heads:

@@ -3,9 +3,10 @@
 scan(layer: cache[l] -> cache_write(cache[l], new, t))
   ->  scan(carry: cache -> cache_write(cache, new, l, t); reads are cache_read(cache, l))
 
-and likewise `cache_put`, which writes each sequence at its own position. As scanned input and
-output a cache is copied twice a step; carried and updated in place at (layer, position) it is not
-copied at all. A loop that counts its layers itself is first made a scan over them.
+and likewise for `cache_put`, which has a position for every sequence. A cache that is a scanned
+input and output is copied twice a step; a cache that is carried and updated in place at
+(layer, position) is not copied. A loop that indexes layers by a counter first becomes a scan over
+them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def _carried(graph: Graph, notes: list[str]) -> Graph:
 
 @dataclass
 class _Cache:
-    """A cache that the loop scans: its slice, its stack, the number of its output, its update."""
+    """A cache that the loop scans: its layer in the body, the stack of all layers, the number of
+    its output, and the op that writes it."""
 
     slice: Value
     stack: Value
@@ -111,7 +113,7 @@ def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
 
 
 def _ancestors(value: Value) -> set[Value]:
-    """The values that an update is computed from, along first arguments."""
+    """The value and the values upstream of it, followed along first arguments."""
     seen = {value}
     while value.op.args:
         value = value.op.args[0]
@@ -141,7 +143,7 @@ _STORED = {"cache_write": _written, "cache_put": _put}
 def _body(
     body: Graph, caches: list[_Cache], index: Value, stacks: list[Value], carry: int
 ) -> tuple[Value, ...]:
-    """The outputs of the new body: carries, updated caches, and the remaining ys."""
+    """The outputs of the new body: carries, updated caches, and the other scanned outputs."""
     memo = {value: value for value in body.inputs}
     updated: dict[int, Value] = {}
     by_write = {cache.write: (cache, stack) for cache, stack in zip(caches, stacks)}

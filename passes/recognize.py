@@ -1,7 +1,7 @@
-"""recognize: lax ops become the decoder's own vocabulary (see `dialect.ops.nn`).
+"""recognize: lax ops become the composite ops of a decoder (see `dialect.ops.nn`).
 
-Recognition is by structure, never by name, and loses nothing: every op carries its reference.
-What is not recognised stays as it is and still compiles, shards and quantises.
+Recognition is by structure, never by name, and loses nothing: the definition of every composite op
+has a reference in lax. Ops that are not recognised stay and still compile, shard and quantise.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Recognize(Pass):
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
         rules = (*NORMAL_FORM, *RULES)
-        with beside_parameters(_originals(program)) as parameters:
+        with beside_parameters(_user_parameters(program)) as parameters:
             graph = rewrite(program.graph, rules, report)
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
@@ -68,15 +68,16 @@ class Recognize(Pass):
         )
 
 
-def _originals(program: Program) -> list[Value]:
-    """The parameters that `prepare` sees: not those of a staged program, which are packed."""
+def _user_parameters(program: Program) -> list[Value]:
+    """The user's parameters, of which `prepare` can check that they are finite; none if the program
+    is staged, whose parameters are packed."""
     return program.values("param") if program.stages is None else []
 
 
 def _taken_finite(program: Program, values: Set[Value]) -> Program:
-    """The program, these inputs declared to be finite."""
+    """The program with these inputs declared to be finite."""
     if not values:
         return program
     pairs = zip(program.graph.inputs, program.inputs, strict=True)
-    inputs = tuple(replace(each, finite=True) if v in values else each for v, each in pairs)
+    inputs = tuple(replace(input_, finite=True) if v in values else input_ for v, input_ in pairs)
     return replace(program, inputs=inputs)

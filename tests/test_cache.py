@@ -203,7 +203,7 @@ def test_a_pass_in_the_wrong_place_is_told_the_right_one(
     step = program.history[-1]
     assert step.keeps == keeps
     assert any(each.startswith(note) for each in step.notes)
-    assert any("behind carry_cache, before merge_dots, quantize" in each for each in step.notes)
+    assert any("after carry_cache, before merge_dots, quantize" in each for each in step.notes)
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
@@ -237,14 +237,14 @@ def test_products_joined_in_slots_stay_so_and_say_it() -> None:
     program = Pipeline.parse(f"{FIRST}, merge_dots, cache_layout{{kv_heads=1}}").run(
         traced_case(Case("llama"))
     )
-    assert "heads merged behind slice, in every step" in program.history[-1].notes
-    assert any("behind carry_cache, before merge_dots" in x for x in program.history[-1].notes)
+    assert "heads are merged after slice, in every step" in program.history[-1].notes
+    assert any("after carry_cache, before merge_dots" in x for x in program.history[-1].notes)
 
 
 def test_heads_with_a_norm_of_their_own_are_merged_behind_it() -> None:
     program, args, _ = repeating(norm=True, copies=1)
     made = laid_out(program, "{kv_heads=1}")
-    assert any(note.startswith("heads merged behind rms_norm at ") for note in told(made))
+    assert any(note.startswith("heads are merged after rms_norm at ") for note in told(made))
     assert [op.name for op in made.graph.ops].count("reduce_sum") >= 1
     assert state(made) == "f32[2,8,1,4]"
     kept = state(laid_out(program, "{kv_heads=1, merge=first}"))

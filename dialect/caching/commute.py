@@ -1,12 +1,13 @@
-"""A change of form moves through an op: one rule for all ops, of their axes alone.
+"""A change of form moves through an op: one rule for all ops, derived from their axes.
 
     op(F(x), new)  ->  F'(op(x, new'))
 
-F makes an array of what it is kept as: `transpose`, `spread_heads`, `dequantize_tokens`. An axis
-that F touches, which is not whole in all that it is made of, must go through the op unread; any
-other is the op's own affair. F' is F where the axes then lie, and `new`, what the op writes, is
-undone to what F would make it of. The attributes of both follow their axes (`dialect.ops.follow`).
-The op has the trait `moves`: one that computes may do so otherwise, unless F is a mere order.
+F turns the stored form of an array into the array: `transpose`, `spread_heads`,
+`dequantize_tokens`. Axes that F changes (those that a part of the stored form lacks) must be `map`
+axes of the op; other axes may be used in any way. F' is F with its axes where the op puts them, and
+new' is `new`, which the op writes, in the stored form. The attributes of both ops follow their axes
+(`dialect.ops.follow`). The op has the trait `moves`: an op that computes might give another result,
+unless F only reorders axes.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ Example = tuple[Callable[..., Any], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Form:
-    """A form that arrays are kept in.
+    """A form in which arrays are stored.
 
-    - `op` makes an array of `parts`, and `undo` makes these of the array;
-    - `change(**attrs)` is both, `op` having these attributes;
-    - `keeps` is what is left of an array that is undone and made again;
-    - `fits(op)`: what `undo` makes is of the types that `op` reads;
-    - `example(*arrays)` makes an array [2, heads, places, 4] of arrays of `types(places)`.
+    - `op` computes an array from its stored `parts`, and `undo` the parts from the array;
+    - `change(**attrs)` is both, for an `op` with these attributes;
+    - `keeps` tells how exact `op(undo(array))` is;
+    - `fits(op)` tells whether `undo` gives parts of the types that `op` reads;
+    - `example(*arrays)` is an array [2, heads, places, 4] from stored arrays of `types(places)`.
     """
 
     op: str
@@ -57,27 +58,27 @@ class Form:
 
 
 def rules(form: Form, *more: str) -> tuple[Rule, ...]:
-    """The rules by which a form moves through loops, stacks, caches and `more` ops."""
+    """The rules that move a form through loops, stacks, caches and `more` ops."""
     names = ("stack", "unstack", "cache_write", "cache_put", "cache_read", *more)
     return (*(rule(form, name) for name in names), loop_rule(form))
 
 
 def rule(form: Form, name: str) -> Rule:
-    """The rule by which a form moves through ops of this name."""
-    made = f"{form.op}({', '.join(form.parts)})"
+    """The rule that moves a form through ops of this name."""
+    array = f"{form.op}({', '.join(form.parts)})"
     if opdef.lookup(name).traits.writes:
         new = ", ".join(f"{part}'" for part in form.parts)
-        each = ", ".join(f"{name}({part}, {part}')" for part in form.parts)
-        doc = f"{name}({made}, new)  ->  {form.op}({each}), {new} = {form.undo}(new)"
+        parts = ", ".join(f"{name}({part}, {part}')" for part in form.parts)
+        doc = f"{name}({array}, new)  ->  {form.op}({parts}), {new} = {form.undo}(new)"
         return _rule(form, name, doc, _moved, form.keeps)
-    each = ", ".join(f"{name}({part})" for part in form.parts)
-    return _rule(form, name, f"{name}({made})  ->  {form.op}({each})", _moved, "bits")
+    parts = ", ".join(f"{name}({part})" for part in form.parts)
+    return _rule(form, name, f"{name}({array})  ->  {form.op}({parts})", _moved, "bits")
 
 
 def loop_rule(form: Form) -> Rule:
-    """The rule by which a form moves through loops."""
-    made, loop = (f"{name}({', '.join(form.parts)})" for name in (form.op, "scan"))
-    doc = f"scan({made})  ->  {form.op}({loop}), its body seeing {made}"
+    """The rule that moves a form through loops."""
+    array, loop = (f"{name}({', '.join(form.parts)})" for name in (form.op, "scan"))
+    doc = f"scan({array})  ->  {form.op}({loop}), its body reading {array}"
     return _rule(form, "scan", doc, _looped, form.keeps)
 
 
@@ -88,14 +89,14 @@ def _rule(form: Form, name: str, doc: str, apply: Callable[..., Outcome], keeps:
 
 
 def _example(form: Form, name: str) -> Example:
-    """A function of arrays in the form that has an op of this name."""
+    """A function that applies an op of this name to arrays in the form, and its types."""
 
     def of(function: Callable[..., Any], *places: int) -> Example:
         def example(*arrays: Any) -> Any:
-            given = iter(arrays)
-            return function(*(form.example(*(next(given) for _ in form.parts)) for _ in places))
+            stored = iter(arrays)
+            return function(*(form.example(*(next(stored) for _ in form.parts)) for _ in places))
 
-        return example, tuple(text for each in places for text in form.types(each))
+        return example, tuple(text for count in places for text in form.types(count))
 
     return {
         "cache_put": of(
@@ -113,11 +114,11 @@ def _example(form: Form, name: str) -> Example:
     }[name]
 
 
-# What they do.
+# How they apply.
 
 
 def _looped(form: Form, op: Op) -> Outcome:
-    """scan(F(x))  ->  F(scan(x)), its body seeing F(x)"""
+    """scan(F(x))  ->  F(scan(x)), its body reading F(x)"""
     for position in carries(op, form.op):
         inner = op.args[position].op
         if not form.fits(inner):
@@ -132,79 +133,80 @@ def _moved(form: Form, op: Op) -> Outcome:
     if inner.name != form.op or (writes and not form.fits(inner)):
         return None
     move = _Move(form, op)
-    if not move.is_alike():
+    if not move.all_in_form():
         return None
-    if not move.passes_on():
-        return Miss(f"{op.name} does not pass on whole the axis of {form.op}", 2)
+    if not move.passes_axes():
+        return Miss(f"{op.name} does not pass the axis of {form.op} through unchanged", 2)
     try:
         return move.results()
-    except (TypeError, ValueError) as error:  # an op of axes in another order
-        return Miss(f"{op.name} does not take its axes so: {error}", 2)
+    except (TypeError, ValueError) as error:  # an op that needs its axes in their order
+        return Miss(f"{op.name} cannot have its axes in that order: {error}", 2)
 
 
 class _Move:
-    """An op whose first argument is in a form; the axes of both, named as the op's."""
+    """An op whose first argument is in a form. The axes of both are named as those of the op."""
 
     def __init__(self, form: Form, op: Op) -> None:
         self.form, self.op, self.inner = form, op, op.args[0].op
-        self.exact, self.made = opdef.signature(op), opdef.signature(self.inner)
-        self.axes, own = self.exact.along(), self.made.along()
-        whole = self.axes.inputs[0]
-        names = dict(zip(own.outputs[0], whole))
-        self.parts = [tuple(names[axis] for axis in array) for array in own.inputs]
-        self.own = Signature(tuple(self.parts), (whole,))
+        self.signature, self.inner_signature = opdef.signature(op), opdef.signature(self.inner)
+        self.axes, inner_axes = self.signature.along(), self.inner_signature.along()
+        array = self.axes.inputs[0]
+        names = dict(zip(inner_axes.outputs[0], array))
+        self.parts = [tuple(names[axis] for axis in part) for part in inner_axes.inputs]
+        self.inner_axes = Signature(tuple(self.parts), (array,))
         self.writes = traits(op).writes
-        first = self.exact.inputs[0]
-        self.read = [i for i, array in enumerate(self.exact.inputs) if array == first]
+        first = self.signature.inputs[0]
+        self.formed = [i for i, axes in enumerate(self.signature.inputs) if axes == first]
 
-    def is_alike(self) -> bool:
-        """Whether all that it reads with those axes is in the form."""
-        made = {self.op.args[i].op for i in self.read}
-        return len({(each.name, each.attrs, *(x.type for x in each.args)) for each in made}) == 1
+    def all_in_form(self) -> bool:
+        """Whether all arguments with the axes of the first are in the form, as the first is."""
+        ops = {self.op.args[i].op for i in self.formed}
+        return len({(op.name, op.attrs, *(arg.type for arg in op.args)) for op in ops}) == 1
 
-    def passes_on(self) -> bool:
-        """Whether it passes on, unread, each axis that the form touches."""
+    def passes_axes(self) -> bool:
+        """Whether all axes that the form changes are `map` axes of the op."""
         return all(
-            self.exact.row_wise.issuperset(axis)
-            for axis, made in zip(self.exact.inputs[0], self.made.outputs[0])
-            if any(made not in array for array in self.made.inputs)
+            self.signature.row_wise.issuperset(axis)
+            for axis, letters in zip(self.signature.inputs[0], self.inner_signature.outputs[0])
+            if any(letters not in part for part in self.inner_signature.inputs)
         )
 
     def results(self) -> list[Value]:
-        """Its results, in the form. Raises ValueError where it is not of axes that lie so."""
-        formed = self.arguments()
-        ops, lie = zip(*(self.of_part(number, formed) for number in range(len(self.parts))))
+        """The results of the op, in the form. Raises ValueError if the op cannot have its axes in
+        the order of the parts."""
+        stored = self.arguments()
+        ops, axes = zip(*(self.of_part(number, stored) for number in range(len(self.parts))))
         return [
-            self.change(first, whole).outward(*(each.results[i] for each in ops))
-            for i, (first, whole) in enumerate(zip(lie[0], self.axes.outputs))
+            self.change(first_part, array).outward(*(op.results[i] for op in ops))
+            for i, (first_part, array) in enumerate(zip(axes[0], self.axes.outputs))
         ]
 
     def arguments(self) -> dict[int, Sequence[Value]]:
-        """Those of its arguments that are in the form, by number, as the parts of each."""
-        found = {i: self.op.args[i].op.args for i in self.read}
+        """The parts of every argument that is in the form or written into one, by its number."""
+        parts = {i: self.op.args[i].op.args for i in self.formed}
         if self.writes:
             new = self.axes.inputs[self.writes]
             change = self.change(_among(self.parts[0], new), new)
-            found[self.writes] = change.inward(self.op.args[self.writes])
-        return found
+            parts[self.writes] = change.inward(self.op.args[self.writes])
+        return parts
 
     def of_part(
-        self, number: int, formed: Mapping[int, Sequence[Value]]
+        self, number: int, stored: Mapping[int, Sequence[Value]]
     ) -> tuple[Op, tuple[Array, ...]]:
-        """The op on one of the parts, and where the axes of its results lie."""
-        part, whole = self.parts[number], self.axes.inputs[0]
-        args, lie = list(self.op.args), list(self.axes.inputs)
-        for i, values in formed.items():
-            args[i], lie[i] = values[number], _among(part, lie[i])
-        result = tuple(axis for axis in self.axes.outputs[0] if axis in part or axis not in whole)
-        now = Signature(tuple(lie), (result,))
-        made = build(self.op.name, *args, **followed(self.op, self.axes, now))
-        return made, opdef.signature(made).along().results(lie)
+        """The op on the parts of this number, and the axes of its results."""
+        part, array = self.parts[number], self.axes.inputs[0]
+        args, axes = list(self.op.args), list(self.axes.inputs)
+        for i, parts in stored.items():
+            args[i], axes[i] = parts[number], _among(part, axes[i])
+        result = tuple(axis for axis in self.axes.outputs[0] if axis in part or axis not in array)
+        now = Signature(tuple(axes), (result,))
+        op = build(self.op.name, *args, **followed(self.op, self.axes, now))
+        return op, opdef.signature(op).along().results(axes)
 
-    def change(self, first: Array, whole: Array) -> Change:
-        """The form of an array of the axes `whole`, the first of its parts being of `first`."""
-        now = Signature((first,), (whole,))
-        return self.form.change(**followed(self.inner, self.own, now))
+    def change(self, first_part: Array, array: Array) -> Change:
+        """The change of form of an array with these axes, whose first part has those."""
+        now = Signature((first_part,), (array,))
+        return self.form.change(**followed(self.inner, self.inner_axes, now))
 
 
 def _among(part: Array, axes: Array) -> Array:

@@ -1,9 +1,9 @@
-"""Products that hold queries, keys and values at once, taken apart where some of these are merged.
+"""Fused projections of query, key and value, separated where the heads of some are merged.
 
     merge_heads(unstack(contract(x, w))[i])  ->  merge_heads(contract(x, unstack(w)[i]))
 
-The weights of keys and values are then merged by themselves, in `prepare`; what is left of the
-product computes only what is still read of it, and its weights stay integers where they are.
+The weights of keys and values are then merged alone, in `prepare`. The rest of the product computes
+only the parts that are still read, and quantised weights of it stay integers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _BY_PART = frozenset({"contract", "add", "sub", "dequantize"})
 
 
 def one_part(value: Value, axis: int, index: int) -> Value:
-    """`value` at one index of an axis, made of the parts of what it is made of."""
-    own = opdef.signature(value.op).outputs[0][axis] if value.op.name in _BY_PART else ()
-    if len(own) != 1:
+    """`value` at one index of an axis, computed from the parts of its arguments at that index."""
+    letters = opdef.signature(value.op).outputs[0][axis] if value.op.name in _BY_PART else ()
+    if len(letters) != 1:
         return build("unstack", value, axis=axis).results[index]
-    return cut(value.op, {own: ()}, change=partial(one_part, index=index)).results[0]
+    return cut(value.op, {letters: ()}, change=partial(one_part, index=index)).results[0]
 
 
 @local(
@@ -47,24 +47,24 @@ def one_part(value: Value, axis: int, index: int) -> Value:
 )
 def merge_of_part(op: Op) -> Outcome:
     """merge_heads(unstack(f(x, w))[i])  ->  merge_heads(f(x, unstack(w)[i]))"""
-    cut, index = op.args[0]
-    if cut.name != "unstack":
+    unstack, index = op.args[0]
+    if unstack.name != "unstack":
         return None
-    made = one_part(cut.args[0], cut["axis"], index)
-    return None if made.op.name == "unstack" else merged(made, **dict(op.attrs))[0]
+    part = one_part(unstack.args[0], unstack["axis"], index)
+    return None if part.op.name == "unstack" else merged(part, **dict(op.attrs))[0]
 
 
 def without_unread_parts(graph: Graph) -> Graph:
-    """Products of which only some parts are read, cut to these; in loops too."""
+    """The graph whose products compute only the parts that are read, in loops too."""
     read = {value for op in graph.ops for value in op.args} | set(graph.outputs)
     memo: dict[Value, Value] = {value: value for value in graph.inputs}
     for op in graph.ops:
         args = tuple(memo[arg] for arg in op.args)
         regions = tuple(map(without_unread_parts, op.regions))
         memo |= zip(op.results, with_args(op, args, regions).results)
-        left = [each for each in op.results if each in read]
-        if op.name == "unstack" and len(left) < len(op.results):
-            parts = {each: one_part(args[0], op["axis"], each.index) for each in left}
-            memo |= {each: part for each, part in parts.items() if part.op.name != "unstack"}
+        parts_read = [result for result in op.results if result in read]
+        if op.name == "unstack" and len(parts_read) < len(op.results):
+            parts = {result: one_part(args[0], op["axis"], result.index) for result in parts_read}
+            memo |= {result: part for result, part in parts.items() if part.op.name != "unstack"}
     outputs = tuple(memo[value] for value in graph.outputs)
     return graph if outputs == graph.outputs else Graph(graph.inputs, outputs)

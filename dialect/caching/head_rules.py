@@ -1,10 +1,10 @@
-"""How `spread_heads` moves from a cache towards attention, and `merge_heads` towards the weights.
+"""Rules that move `spread_heads` from a cache towards attention, `merge_heads` towards weights.
 
     cache_write(spread_heads(c), new)  ->  spread_heads(cache_write(c, merge_heads(new)))
-    attend(q, spread_heads(k), ..)     ->  attend(q, k, ..), each head for a group of queries
+    attend(q, spread_heads(k), ..)     ->  attend(q, k, ..), a head for a group of queries
     merge_heads(contract(x, w))        ->  contract(x, merge_heads(w))
 
-The axis signatures say where the heads are, so that one rule does for everything linear.
+The axis signatures tell which axis the heads are, so that one rule covers everything linear.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dialect.caching.commute import Form, rules
 from dialect.caching.state_forms import Change
 from dialect.matching.values import reshaped
 from dialect.normal.cuts import cut
-from dialect.ops import heads  # noqa: F401  (defines its words)
+from dialect.ops import heads  # noqa: F401  (defines merge_heads, spread_heads, shared_heads)
 from dialect.ops.follow import followed
 from dialect.ops.lax import MAPS
 from dialect.ops.nn import Traced
@@ -27,7 +27,7 @@ from rewrite.opdef import make
 from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 
-# What gives each head by itself, linear or not.
+# Ops that compute every head from that head of their arguments alone, linear or not.
 _BY_HEAD = MAPS | set(
     "contract rope transpose reshape broadcast_in_dim rms_norm layer_norm".split()
 )
@@ -35,21 +35,26 @@ _FREE_LETTERS = "ijlmopruwxyz"
 
 
 def merging(axis: int, count: int, by: str) -> Change:
-    """A state kept with every `count` neighbouring heads as one, found `by` their mean or so."""
+    """A state stored with every `count` neighbouring heads merged into one.
+
+    `by` is `mean`, `first`, or `same` where the heads are copies of each other.
+    """
     options = {"axis": axis, "count": count, "by": by}
     return Change(partial(merged, **options), partial(make, "spread_heads", **options))
 
 
 def merged(value: Value, **options: object) -> tuple[Value]:
-    """Its heads merged."""
+    """The value with its heads merged; `options` are the attributes of `merge_heads`."""
     return (make("merge_heads", value, **options),)
 
 
 def source_of(op: Op, axis: int) -> int | None:
-    """The axis that a broadcast takes from its argument, None where it makes it."""
+    """The axis of a broadcast's argument that becomes this axis; None if the broadcast adds it."""
     places, source = op["broadcast_dimensions"], op.args[0].type
-    own = places.index(axis) if axis in places else None
-    return None if own is None or source.shape[own] != op.types[0].shape[axis] else own
+    if axis not in places:
+        return None
+    before = places.index(axis)
+    return before if source.shape[before] == op.types[0].shape[axis] else None
 
 
 # Rules: `spread_heads` moves towards attention.
@@ -79,34 +84,40 @@ SPREAD = Form(
     types=("f32[3,4,5]", "f32[7,2,5]"),
 )
 def attend_in_groups(op: Op) -> Outcome:
-    """attend(q, spread_heads(k), spread_heads(v))  ->  attend(q, k, v), its heads in groups"""
-    named, inner = Signature.parse(op["axes"]), [arg.op for arg in op.args[1:3]]
-    if any(each.name != "spread_heads" or each["count"] != inner[0]["count"] for each in inner):
+    """attend(q, spread_heads(k), spread_heads(v))  ->  attend(q, k, v), query heads in groups"""
+    signature, spreads = Signature.parse(op["axes"]), [arg.op for arg in op.args[1:3]]
+    count = spreads[0].get("count")
+    if any(x.name != "spread_heads" or x["count"] != count for x in spreads):
         return None
-    own = {array[each["axis"]] for each, array in zip(inner, named.inputs[1:])}
-    if len(own) > 1:
+    head_axes = {axes[x["axis"]] for x, axes in zip(spreads, signature.inputs[1:])}
+    if len(head_axes) > 1:
         return Miss("keys and values are merged along different axes", 2)
-    (axis,) = own
-    if axis not in named.outputs[0]:
-        return Miss("what is merged is no axis of the queries", 2)
-    left = inner[0].args[0].type.shape[inner[0]["axis"]]
-    parts = {axis: (left, inner[0]["count"])} if left > 1 else {}
-    fresh = (letter for letter in _FREE_LETTERS if letter not in named.letters)
+    (axis,) = head_axes
+    if axis not in signature.outputs[0]:
+        return Miss("the merged axis is not an axis of the queries", 2)
+    kv_heads = spreads[0].args[0].type.shape[spreads[0]["axis"]]
+    parts = {axis: (kv_heads, count)} if kv_heads > 1 else {}
+    fresh = (letter for letter in _FREE_LETTERS if letter not in signature.letters)
     grouped = cut(op, parts, fresh)
-    axes = opdef.signature(grouped)
-    # One head for all queries is an axis that the keys lack.
-    kept = [tuple(() if left == 1 and x == axis else x for x in a) for a in named.inputs[1:3]]
-    now = Signature((axes.inputs[0], *kept, *axes.inputs[3:]), axes.outputs)
-    args = (grouped.args[0], *(each.args[0] for each in inner), *grouped.args[3:])
-    made = make("attend", *args, **followed(grouped, axes, now))
-    return reshaped(made, op.types[0].shape)
+    grouped_axes = opdef.signature(grouped)
+    # One KV head for all queries is an axis of size one: it has no letter.
+    kv_axes = [
+        tuple(() if kv_heads == 1 and letters == axis else letters for letters in array)
+        for array in signature.inputs[1:3]
+    ]
+    now = Signature(
+        (grouped_axes.inputs[0], *kv_axes, *grouped_axes.inputs[3:]), grouped_axes.outputs
+    )
+    args = (grouped.args[0], *(x.args[0] for x in spreads), *grouped.args[3:])
+    attention = make("attend", *args, **followed(grouped, grouped_axes, now))
+    return reshaped(attention, op.types[0].shape)
 
 
 # Rules: `merge_heads` moves towards the weights.
 
 
 def _is_exact(op: Op) -> bool:
-    """Whether merging copies gives what they are copies of: the mean of integers is rounded."""
+    """Whether merged copies are equal to each of them: the mean of integers may be rounded."""
     return op["by"] != "mean" or op.types[0].dtype in FLOATS
 
 
@@ -135,8 +146,8 @@ def merge_of_spread(op: Op) -> Outcome:
     types=("f32[3,5]", "f32[5,4,2]"),
 )
 def first_of_each(op: Op) -> Outcome:
-    """merge_heads{first}(f(x, w))  ->  f(x, merge_heads(w)), f giving each head by itself"""
-    return None if op["by"] == "mean" or not _having_heads(op) else _with_merged(op)
+    """merge_heads{first}(f(x, w))  ->  f(x, merge_heads(w)), if f computes every head alone"""
+    return None if op["by"] == "mean" or not _holders_of_heads(op) else _with_merged(op)
 
 
 @local(
@@ -151,31 +162,34 @@ def first_of_each(op: Op) -> Outcome:
     types=("f32[3,5]", "f32[5,4,2]"),
 )
 def merge_of_linear(op: Op) -> Outcome:
-    """merge_heads{mean}(f(x, w))  ->  f(x, merge_heads(w)), f being linear in what has the heads"""
-    inner, having = op.args[0].op, _having_heads(op)
-    if op["by"] != "mean" or not having:
+    """merge_heads{mean}(f(x, w))  ->  f(x, merge_heads(w)), if f is linear in w, which has heads"""
+    inner, holders = op.args[0].op, _holders_of_heads(op)
+    if op["by"] != "mean" or not holders:
         return None
-    alone = {"first": having == [0], "each": len(having) == 1, "all": True}
-    linear = alone.get(opdef.traits(inner).linear, False)
-    if not linear or any(inner.args[i].type.dtype not in FLOATS for i in having):
+    is_linear = {"first": holders == [0], "each": len(holders) == 1, "all": True}
+    linear = is_linear.get(opdef.traits(inner).linear, False)
+    if not linear or any(inner.args[i].type.dtype not in FLOATS for i in holders):
         return Miss(f"{inner.name} is not linear in its heads", 2)
     return _with_merged(op)
 
 
-def _having_heads(op: Op) -> list[int]:
-    """Which arguments of what a merge reads have its heads, of an op that gives each by itself."""
+def _holders_of_heads(op: Op) -> list[int]:
+    """The arguments, by number, that hold the merged heads of an op that computes each alone.
+
+    `op` is the merge; the list is empty for an op that mixes heads.
+    """
     inner = op.args[0].op
     if inner.name not in _BY_HEAD:
         return []
-    found = opdef.signature(inner)
-    own = found.outputs[0][op["axis"]]
-    if len(own) != 1 or found.kind(own[0]) != "map":
+    signature = opdef.signature(inner)
+    axis = signature.outputs[0][op["axis"]]
+    if len(axis) != 1 or signature.kind(axis[0]) != "map":
         return []
-    return [i for i, array in enumerate(found.inputs) if own in array]
+    return [i for i, array in enumerate(signature.inputs) if axis in array]
 
 
 def _with_merged(op: Op) -> Value:
-    """What a merge reads, of arguments whose heads are merged."""
+    """The argument of a merge, computed from arguments whose heads are merged."""
     inner, axis = op.args[0].op, op["axis"]
     parts = {opdef.signature(inner).outputs[0][axis]: op.types[0].shape[axis : axis + 1]}
     return cut(
@@ -192,27 +206,28 @@ def _with_merged(op: Op) -> Value:
 def merge_of_repeat(op: Op) -> Outcome:
     """merge_heads(repeat(x, m)) of n heads  ->  merge_heads(x) of n / m heads"""
     outer, axis = op.args[0].op, op["axis"]
-    grown = outer.args[0] if outer.name == "reshape" else op.args[0]
-    if grown.op.name != "broadcast_in_dim":
+    repeated = outer.args[0] if outer.name == "reshape" else op.args[0]
+    if repeated.op.name != "broadcast_in_dim":
         return None
     place = axis
     if outer.name == "reshape":
-        named = opdef.signature(outer)
-        last = named.outputs[0][axis][-1:]
-        if last not in named.inputs[0]:
+        signature = opdef.signature(outer)
+        last = signature.outputs[0][axis][-1:]
+        if last not in signature.inputs[0]:
             return None
-        place = named.inputs[0].index(last)
-    copies = grown.type.shape[place]
-    if copies < 2 or op["count"] % copies or source_of(grown.op, place) is not None:
+        place = signature.inputs[0].index(last)
+    copies = repeated.type.shape[place]
+    if copies < 2 or op["count"] % copies or source_of(repeated.op, place) is not None:
         return None
     if not _is_exact(op):
         return Miss("the mean of integers is rounded", 2)
-    shape = tuple(1 if d == place else size for d, size in enumerate(grown.type.shape))
-    less = make("broadcast_in_dim", grown.op.args[0], **{**dict(grown.op.attrs), "shape": shape})
-    whole = op.args[0].type.shape
-    less = reshaped(less, (*whole[:axis], whole[axis] // copies, *whole[axis + 1 :]))
+    shape = tuple(1 if d == place else size for d, size in enumerate(repeated.type.shape))
+    attrs = {**dict(repeated.op.attrs), "shape": shape}
+    x = make("broadcast_in_dim", repeated.op.args[0], **attrs)
+    sizes = op.args[0].type.shape
+    x = reshaped(x, (*sizes[:axis], sizes[axis] // copies, *sizes[axis + 1 :]))
     count = op["count"] // copies
-    return less if count == 1 else merged(less, **{**dict(op.attrs), "count": count})[0]
+    return x if count == 1 else merged(x, **{**dict(op.attrs), "count": count})[0]
 
 
 @local(
@@ -231,10 +246,10 @@ def merged_in_common(op: Op) -> Outcome:
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
         if arg.op.name == "merge_heads" and arg.op["by"] == "mean":
-            gone = set(letters(spec.inputs[i])) - set(letters(spec.outputs[0]))
-            summed = tuple(d for d, (each,) in enumerate(spec.inputs[i]) if each in gone)
+            contracted = set(letters(spec.inputs[i])) - set(letters(spec.outputs[0]))
+            summed = tuple(d for d, (x,) in enumerate(spec.inputs[i]) if x in contracted)
             if arg.op["axis"] in summed or not arg.type.size:
-                return Miss("its heads are summed, or there are none", 2)
+                return Miss("its heads are contracted, or there are none", 2)
             options = {"axis": arg.op["axis"], "count": arg.op["count"], "summed": summed}
             args = list(op.args)
             args[i] = make("shared_heads", arg.op.args[0], **options)

@@ -1,12 +1,12 @@
-"""Caches with fewer KV heads: those that repeat their heads, exactly; others by merging them.
+"""Caches with fewer KV heads: exact where a cache repeats its heads, else by merging heads.
 
-cache  ->  spread_heads(merge_heads(cache)), at the boundary, in and out
+cache  ->  spread_heads(merge_heads(cache)), for the inputs and outputs of the step
 
-`spread_heads` moves inward to attention, whose groups of queries grow. `merge_heads` of what is
-written moves outward, through whatever is linear, to the weights of keys and values, where it
-depends on parameters alone. So the weights are merged in `prepare`, a live cache is by `adapt`,
-and since keys and values are linear in their weights, the cache is then what merged weights would
-have written. Queries and outputs keep their weights.
+`spread_heads` moves from the cache to attention, whose groups of query heads grow. `merge_heads` of
+new keys and values moves through linear ops to the weights, where it depends on parameters alone.
+So `prepare` merges the weights, and `adapt` an existing cache. Since keys and values are linear in
+their weights, that is the cache that merged weights would have written. The weights of queries and
+outputs stay.
 
 Multi-head to grouped-query attention by the mean is Ainslie et al. 2023 (arXiv:2305.13245).
 """
@@ -30,41 +30,42 @@ from rewrite.program import LEFT_ALONE, Program, Remark
 
 _MERGES = ("merge_heads", "shared_heads")
 _PLACE = (
-    "heads are merged best by a cache_layout{kv_heads=...} behind carry_cache, before merge_dots, "
+    "heads are merged best by a cache_layout{kv_heads=...} after carry_cache, before merge_dots, "
     "quantize and other layouts"
 )
 
 
 def with_real_heads(program: Program) -> tuple[Program, list[str | Remark]]:
-    """`program` with every cache of repeated KV heads keeping each once, and notes.
+    """`program` with every cache of repeated KV heads storing each head once, and notes.
 
-    Exact for what the step itself writes into an empty cache. Of another one whose copies differ
-    `adapt` would take the first, and refuses it (`dialect.prepared.state`).
+    Exact for a cache that starts empty and that only the step writes. `adapt` refuses a cache
+    whose copies of a head differ (`dialect.prepared.state`).
     """
     counts: dict[int, int] = {}
     axes = infer_axes(program)
     places = dict(_places(program, axes))
     for op, number in writes(program):
         if number in places:
-            own = _heads(axes, op.args[1])  # of a layer, maybe, that has fewer axes than the state
-            copies = _copies(op.args[1], own[0]) if len(own) == 1 else 1
+            new = op.args[1]  # of one layer, maybe: then it has fewer axes than the state
+            head_axes = _heads(axes, new)
+            copies = _copies(new, head_axes[0]) if len(head_axes) == 1 else 1
             counts[number] = gcd(counts.get(number, 0), copies)
     changes = {
         number: merging(places[number], count, "same")
         for number, count in counts.items()
         if count > 1
     }
-    made, alone = keep_in(program, changes, RULES, "spread_heads")
-    merged = next(_merged_inside(made.graph, kept_forms(program)), None)
-    if merged is not None:
-        made, why = program, f"{merged.args[0].op.told} may tell its copies apart"
-        alone = dict.fromkeys(changes, why)
-    told = {i: f"stores each head {counts[i]} times; kept once" for i in changes}
-    return made, _notes(program, told, alone)
+    result, left_alone = keep_in(program, changes, RULES, "spread_heads")
+    merge = next(_merges_inside(result.graph, kept_forms(program)), None)
+    if merge is not None:
+        result, reason = program, f"{merge.args[0].op.told} may compute different copies"
+        left_alone = dict.fromkeys(changes, reason)
+    notes = {i: f"stores each head {counts[i]} times; kept once" for i in changes}
+    return result, _notes(program, notes, left_alone)
 
 
-def _merged_inside(graph: Graph, forms: Mapping[int, tuple[Value, Value]]) -> Iterator[Op]:
-    """The merges of heads in a step, those of its state as it comes in apart."""
+def _merges_inside(graph: Graph, forms: Mapping[int, tuple[Value, Value]]) -> Iterator[Op]:
+    """The merges of heads inside a step, other than those of the state that enters it."""
     entering = {value for value, _ in forms.values()}
     for op, _ in graph.walk():
         if op.name == "merge_heads" and op.args[0] not in entering:
@@ -76,36 +77,36 @@ def with_fewer_heads(
 ) -> tuple[Program, list[str | Remark]]:
     """`program` with its KV heads merged to `kv_heads` of them, and notes.
 
-    `by` is `mean`, `first` (of each group of neighbours) or `svd` (`shared_heads`, of the weights
-    alone: a live cache then gets the mean, which is not quite what those weights would write).
+    `by` is `mean`, `first` (of every group of neighbours) or `svd` (`shared_heads`, of the weights
+    only: an existing cache then gets the mean, which differs from what those weights would write).
     """
-    alone: dict[int, str] = {}
+    left_alone: dict[int, str] = {}
     changes: dict[int, Change] = {}
-    told, forms = {}, kept_forms(program)
+    merged, forms = {}, kept_forms(program)
     for number, place in _places(program, infer_axes(program)):
-        found = forms[number][0].type.shape[place]
-        if found == kv_heads:
-            alone[number] = f"it has {found} KV heads as it is"
-        elif kv_heads < 1 or found % kv_heads:
-            alone[number] = f"its {found} heads are not divided by {kv_heads}"
+        heads = forms[number][0].type.shape[place]
+        if heads == kv_heads:
+            left_alone[number] = f"it has {heads} KV heads already"
+        elif kv_heads < 1 or heads % kv_heads:
+            left_alone[number] = f"its {heads} heads are not divided by {kv_heads}"
         else:
             pooled = "mean" if by == "svd" else by
-            changes[number] = merging(place, found // kv_heads, pooled)
-            told[number] = f"{found} heads merged to {kv_heads} by {by}"
-    made, left = keep_in(program, changes, (*RULES, merge_of_part), "spread_heads")
-    if made is not program:
-        graph = without_unread_parts(made.graph)
-        made = made.with_graph(rewrite(graph, [merged_in_common]) if by == "svd" else graph)
-    stuck = [
-        f"heads merged behind {op.args[0].op.told}, in every step"
-        for op in _unmoved(made.graph, made.values("param"))
+            changes[number] = merging(place, heads // kv_heads, pooled)
+            merged[number] = f"{heads} heads merged to {kv_heads} by {by}"
+    result, still_read = keep_in(program, changes, (*RULES, merge_of_part), "spread_heads")
+    if result is not program:
+        graph = without_unread_parts(result.graph)
+        result = result.with_graph(rewrite(graph, [merged_in_common]) if by == "svd" else graph)
+    problems = [
+        f"heads are merged after {op.args[0].op.told}, in every step"
+        for op in _unmoved(result.graph, result.values("param"))
     ]
-    if any(op.name in _MERGES and _is_dequantised(op) for op, _ in made.graph.walk()):
-        stuck.append("merged weights that were quantised are floats again")
-    notes = _notes(program, told, alone | left) + list(dict.fromkeys(stuck))
-    if left or stuck:
+    if any(op.name in _MERGES and _is_dequantised(op) for op, _ in result.graph.walk()):
+        problems.append("merged weights that were quantised are floats again")
+    notes = _notes(program, merged, left_alone | still_read) + list(dict.fromkeys(problems))
+    if still_read or problems:
         notes.append(_PLACE)
-    return made, notes or ["no cache has an axis of KV heads, so none are merged"]
+    return result, notes or ["no cache has an axis of KV heads, so none are merged"]
 
 
 def _is_dequantised(merge: Op) -> bool:
@@ -113,7 +114,7 @@ def _is_dequantised(merge: Op) -> bool:
 
 
 def _unmoved(graph: Graph, params: Iterable[Value]) -> Iterator[Op]:
-    """The merges that do not depend on parameters alone, those of the state apart."""
+    """The merges that do not depend on parameters alone, other than those of the state."""
     bound = bound_values(graph, params)
     for op in graph.ops:
         inside = op.results[0] not in bound and op.args and op.args[0].op.name != "input"
@@ -124,29 +125,31 @@ def _unmoved(graph: Graph, params: Iterable[Value]) -> Iterator[Op]:
 
 
 def _places(program: Program, axes: Axes) -> Iterable[tuple[int, int]]:
-    """The caches that have heads: the number of the input, and the dimension of its heads."""
+    """The caches with one axis of heads: the number of the input and that dimension."""
     for number, (value, _) in kept_forms(program).items():
-        own = _heads(axes, value)
-        if ("context",) in axes.of(value) and len(own) == 1:
-            yield number, own[0]
+        head_axes = _heads(axes, value)
+        if ("context",) in axes.of(value) and len(head_axes) == 1:
+            yield number, head_axes[0]
 
 
 def _heads(axes: Axes, value: Value) -> list[int]:
-    """The dimensions of a value that are heads."""
+    """The dimensions of a value that are axes of heads."""
     return [d for d, name in enumerate(axes.of(value)) if name in (("kv_heads",), ("heads",))]
 
 
-def _notes(program: Program, merged: dict[int, str], alone: dict[int, str]) -> list[str | Remark]:
-    """What became of every cache, in the order of the inputs."""
-    names = {i: program.inputs[i].name for i in merged | alone}
+def _notes(
+    program: Program, merged: dict[int, str], left_alone: dict[int, str]
+) -> list[str | Remark]:
+    """A note on every cache, in the order of the inputs."""
+    names = {i: program.inputs[i].name for i in merged | left_alone}
     return [
-        Remark(alone[i], name, LEFT_ALONE) if i in alone else f"{name} {merged[i]}"
+        Remark(left_alone[i], name, LEFT_ALONE) if i in left_alone else f"{name} {merged[i]}"
         for i, name in sorted(names.items())
     ]
 
 
 def _copies(value: Value, axis: int) -> int:
-    """How many neighbours along an axis are copies of each other, as `merge_heads` will see."""
+    """The number of neighbours along an axis that are copies of each other; 1 if none are."""
     op, size = value.op, value.type.shape[axis]
     if size < 2:
         return 1
@@ -155,11 +158,15 @@ def _copies(value: Value, axis: int) -> int:
         return size if source is None else _copies(op.args[0], source)
     if op.name not in lax.MAPS | {"reshape", "transpose", "rope"}:
         return 1
-    found = opdef.signature(op)
-    own = found.outputs[0][axis]
-    if len(own) > 1:  # merged of several, the last of which may be all copies
-        inside = [d for d, each in enumerate(found.inputs[0]) if each == own[-1:]]
-        last = op.args[0].type.shape[inside[0]] if inside else 1
-        return last if inside and _copies(op.args[0], inside[0]) == last else 1
-    places = [(arg, array.index(own)) for arg, array in zip(op.args, found.inputs) if own in array]
-    return gcd(*(_copies(*each) for each in places)) if places else 1
+    signature = opdef.signature(op)
+    letters = signature.outputs[0][axis]
+    if len(letters) > 1:  # merged from several axes; the elements of the last may be copies
+        minor = [d for d, x in enumerate(signature.inputs[0]) if x == letters[-1:]]
+        size = op.args[0].type.shape[minor[0]] if minor else 1
+        return size if minor and _copies(op.args[0], minor[0]) == size else 1
+    sources = [
+        (arg, array.index(letters))
+        for arg, array in zip(op.args, signature.inputs)
+        if letters in array
+    ]
+    return gcd(*(_copies(arg, d) for arg, d in sources)) if sources else 1

@@ -1,6 +1,8 @@
-"""A cache with its axes in another order: `transpose` moves inward, and meets attention.
+"""Caches stored with their axes in another order.
 
-cache  ->  transpose(transpose'(cache)), at the boundary, in and out
+cache  ->  transpose(transpose'(cache)), for the inputs and outputs of the step
+
+`transpose` moves from the cache to attention, whose subscript takes it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def transposed(value: Value, order: Order) -> Value:
 
 
 def in_order(order: Order) -> Change:
-    """A state kept with its axes in this order."""
+    """A state stored with its axes in this order."""
     return Change(
         lambda value: (transposed(value, order),), lambda value: transposed(value, inverse(order))
     )
@@ -47,7 +49,7 @@ TRANSPOSED = Form(
 
 @local(
     "attend",
-    keeps="reals",  # a product may sum in another order where its operands lie otherwise
+    keeps="reals",  # a product may sum in another order where its operands have another layout
     example=lambda q, k: Traced["attend"](
         q,
         jnp.transpose(k, (1, 0)),

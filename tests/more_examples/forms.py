@@ -1774,16 +1774,16 @@ _COPIES = "copies may be merged before they are made"
 EQUAL: dict[str, dict[str, str]] = {
     "attend_in_groups": _equal("keys have as many heads as values", "1 for 0"),
     "dequantized": _equal("no integers have nine bits", "9 for 8"),
-    "first_of_each": _equal(_COPIES, "without `if own in array`"),
+    "first_of_each": _equal(_COPIES, "without `if axis in array`"),
     "integers_multiplied": _LONG
     | _OVER_CHIPS
     | _BOTH_SCALED
     | _equal("with one scale or none it is right too", "without `len(product.scales) < 2`"),
     "merge_of_linear": _equal(
-        "nothing linear needs its heads", "without `found.kind(own[0]) != 'map'`"
+        "nothing linear needs its heads", "without `signature.kind(axis[0]) != 'map'`"
     )
-    | _equal(_COPIES, "without `not having`"),
-    "merge_of_repeat": _equal("a merge of one head does nothing", "never `less`"),
+    | _equal(_COPIES, "without `not holders`"),
+    "merge_of_repeat": _equal("a merge of one head does nothing", "never `x`"),
     "narrow_floats_multiplied": _LONG
     | _OVER_CHIPS
     | _BOTH_SCALED
