@@ -1,8 +1,8 @@
 """lower: from the decoder's vocabulary to what the compiler takes.
 
-Exchanges become constraints; scales move behind their products, so that weights stay integers in
-memory; every composite is replaced by its reference; the state is donated, and the compiler chooses
-its memory layout.
+Exchanges become constraints; attention in blocks runs on its owners; scales move behind their
+products, so that weights stay integers in memory; every composite is replaced by its reference; the
+state is donated, and the compiler chooses its memory layout.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from dialect.compiled.compilers import apart, hidden_counter
 from dialect.compiled.constraints import constrained
+from dialect.compiled.owners import owned
 from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
@@ -65,7 +66,7 @@ class Lower(Pass):
         planned = program.plan
         over = (dict(planned.mesh), _chip(planned.target)) if planned else (mesh, chip)
         told = constrained(program.graph, *over)
-        scaled = rewrite(told, scaled_products(chip, mesh), moved)
+        scaled = rewrite(owned(told, over[0]), scaled_products(chip, mesh), moved)
         lowered = replace(program, graph=rewrite(scaled, [EXPAND, hidden_counter], expanded))
         if program.stages is not None:
             stages = {

@@ -124,6 +124,7 @@ PASSES = {
     "first_layer": ("looked up", FOUND, "first_layer{budget=100.0}"),
     "unroll": ("scanned", FOUND, "unroll"),
     "roll": ("twice", FOUND, "roll"),
+    "flash": ("attention", FOUND, "flash{key=8}"),
     "plan": ("step", FOUND, PLANNED.removeprefix(f"{FOUND}, ")),
     "shard": ("network", PLANNED, "shard"),
     "stage": ("network", f"{FOUND}, quantize", "stage"),

@@ -119,7 +119,7 @@ def apart(op: Op, graph: Graph) -> Graph:
     The compiler overflows its stack where it may merge the products of a long prefill with what
     rounds the weights of attention.
     """
-    if op.name != "attend" or op.get("rounds") is None:
+    if op.name != "attend" or op.get("rounds") is None or op.get("blocks"):
         return graph
     logits = next(each for each in graph.ops if each.name == "dot_general")
 

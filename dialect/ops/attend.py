@@ -7,19 +7,16 @@ attribute that is absent where it is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from dialect.arrays.attributes import decode
+from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.rounding import rounded
-from dialect.ops.tensor import contract
+from dialect.ops.scores import Arrays, Form, softmax, squeezed
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Array, Signature
+from rewrite.signature import Signature
 
 
 def attend(
@@ -42,6 +39,7 @@ def attend(
     value_precision: Any = None,
     rounds: tuple[float, float] | None = None,
     base: float | None = None,
+    blocks: tuple[int, int] | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -68,84 +66,43 @@ def attend(
     The precisions are those of the two products. With `rounds` the weights are `rounded` over the
     context, in steps of int8 of that `largest` and `least`. With `base` 2 the logits carry log2(e)
     already, `fill` too, and the softmax is that of 2 ** logits.
+
+    `blocks` are as many queries and keys as are computed at a time (`dialect.ops.attend_blocks`);
+    without them all are.
     """
     named = Signature.parse(axes)
-    over = (*(axis for axis in named.inputs[0] if axis and axis != ("k",)), ("s",))
-    more = zip(given.split(), operands, named.inputs[3:], strict=True)
-    extra = {name: (array, its) for name, array, its in more}
-    logits, factor = decode(logits) or query.dtype, extra.get("key_scale")
-    pair = [_squeezed(query, named.inputs[0])]
-    pair += [_squeezed(key if factor is None else key.astype(query.dtype), named.inputs[1])]
-    scores, _ = _product(*pair, over, logits if factor is None else jnp.float32, key_precision)
-    if factor is not None:
-        scores = scores * _aligned(*factor, over).astype(scores.dtype)
-    scores = scores.astype(logits).astype(decode(inner) or logits)
-    if scale != 1.0:
-        scores = scores * jnp.asarray(scale, scores.dtype)
-    if cap is not None:
-        scores = jnp.tanh(scores / jnp.asarray(cap, scores.dtype)) * jnp.asarray(cap, scores.dtype)
-    if "bias" in extra:
-        scores = scores + _aligned(*extra["bias"], over).astype(scores.dtype)
-    mask = _aligned(*extra["mask"], over) if "mask" in extra else None
-    if mask is not None:
-        nothing = jnp.asarray(-jnp.inf if fill is None else decode(fill), scores.dtype)
-        scores = scores + jnp.where(mask, 0, nothing) if added else jnp.where(mask, scores, nothing)
-    sink = None
-    if "sink" in extra:
-        sink = _aligned(*extra["sink"], (*over[:-1], ("n",))).astype(scores.dtype)
-    shares = _softmax(scores, sink, jnp.exp if base is None else jnp.exp2)
-    if dropped:
-        shares = jnp.where(mask, shares, jnp.zeros((), shares.dtype))
-    if "value_scale" in extra:
-        shares = shares * _aligned(*extra["value_scale"], over).astype(shares.dtype)
-    shares = shares.astype(decode(weights) or value.dtype)
-    if rounds is not None:
-        shares = rounded(shares, axes=(shares.ndim - 1,), largest=rounds[0], least=rounds[1])
-    out = tuple(axis for axis in named.outputs[0] if axis)
-    values = _squeezed(
-        value.astype(shares.dtype) if "value_scale" in extra else value, named.inputs[2]
+    form = Form(
+        *(
+            named,
+            scale,
+            cap,
+            fill,
+            added,
+            dropped,
+            logits,
+            inner,
+            weights,
+            decode(dtype) or query.dtype,
+        ),
+        *(key_precision, value_precision, rounds, base),
     )
-    result, _ = _product((shares, over), values, out, dtype or query.dtype, value_precision)
-    sizes = dict(zip(out, result.shape))
+    names = ("query", "key", "value", *given.split())
+    given_arrays = zip(names, (query, key, value, *operands), named.inputs, strict=True)
+    arrays = {name: squeezed(array, its) for name, array, its in given_arrays}
+    result = _at_once(form, arrays) if blocks is None else in_blocks(form, arrays, *blocks)
+    sizes = dict(zip(form.out, result.shape))
     return result.reshape([sizes.get(axis, 1) for axis in named.outputs[0]])
 
 
-def _softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:
-    """exp(logits) over its sum and that of exp(sink), shifted by the largest of them."""
-    top = _largest(logits)
-    if sink is not None:
-        top = jnp.maximum(top, _largest(sink))
-    weights = exp(logits - jax.lax.stop_gradient(top))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    if sink is not None:
-        total = total + jnp.sum(exp(sink - top), axis=-1, keepdims=True)
-    return weights / total
-
-
-def _largest(array: Any) -> Any:
-    """The maximum over the last axis, which stays with size one; -infinity of nothing."""
-    return jnp.expand_dims(jax.lax.reduce_max(array, (array.ndim - 1,)), -1)
-
-
-def _squeezed(array: Any, axes: Array) -> tuple[Any, Array]:
-    """An array without its axes of size one."""
-    named = tuple(axis for axis in axes if axis)
-    return array.reshape([size for size, axis in zip(array.shape, axes) if axis]), named
-
-
-def _product(left: Any, right: Any, out: Array, dtype: Any, precision: Any) -> tuple[Any, Array]:
-    """The contraction of two named arrays, with the axes `out`."""
-    spec = str(Signature((left[1], right[1]), (out,)))
-    return contract(left[0], right[0], spec=spec, dtype=dtype, precision=precision), out
-
-
-def _aligned(array: Any, axes: Array, over: Array) -> Any:
-    """An array with the axes of the logits, size one where it lacks one."""
-    array, named = _squeezed(array, axes)
-    order = sorted(range(len(named)), key=lambda i: over.index(named[i]))
-    array = jnp.transpose(array, order)
-    sizes = dict(zip((named[i] for i in order), array.shape))
-    return array.reshape([sizes.get(axis, 1) for axis in over])
+def _at_once(form: Form, arrays: Arrays) -> Any:
+    mask = form.mask_of(arrays)
+    scores = form.logits_of(arrays, mask)
+    shares = softmax(scores, form.sink_of(arrays, scores.dtype), form.exp)
+    weights = form.weights_of(shares, arrays, mask)
+    if form.rounds is not None:
+        most, least = form.rounds
+        weights = rounded(weights, axes=(weights.ndim - 1,), largest=most, least=least)
+    return form.mixed(weights, arrays, form.out, form.dtype)
 
 
 def _attend_axes(op: Op) -> Signature:
@@ -159,7 +116,7 @@ word(
     (
         *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner"),
         *("weights", "dtype"),
-        *("key_precision", "value_precision", "rounds", "base"),
+        *("key_precision", "value_precision", "rounds", "base", "blocks"),
     ),
     "axes",
     traits=Traits(spelled="axes"),

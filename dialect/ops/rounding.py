@@ -34,10 +34,16 @@ def steps(
     Both are computed in f32 at least: in bf16 a quotient beyond 64 would be rounded to halves.
     Where x holds NaN or infinity the scale is NaN.
     """
-    wide = widened(x)
-    scale = greatest(wide, axes) / largest
+    return in_steps(x, greatest(widened(x), axes), largest, least, form, lowest)
+
+
+def in_steps(
+    x: Any, top: Any, largest: float, least: float, form: str = "int8", lowest: float | None = None
+) -> list[Any]:
+    """The same where the greatest magnitude is known: `top`."""
+    scale = top / largest
     scale = jnp.where(scale < least, 1.0, scale)
-    return [FORMS[form].rounded(wide / scale, lowest), scale]
+    return [FORMS[form].rounded(widened(x) / scale, lowest), scale]
 
 
 def rounded(x: Any, *, axes: tuple[int, ...], largest: float, least: float, **options: Any) -> Any:

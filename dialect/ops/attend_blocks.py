@@ -1,0 +1,189 @@
+"""Attention block by block, with an online softmax: `attend` with `blocks`.
+
+    m' = max(m, max(x));  l' = l e^(m - m') + sum(e^(x - m'));  o' = o e^(m - m') + e^(x - m') v
+
+over blocks x of the logits and v of the values, and o / l at the end (Milakov & Gimelshein 2018,
+arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135). No more logits are there at a time than those
+of one block of queries and one of keys, so that they stay on the chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from dialect.arrays.attributes import decode
+from dialect.ops.quant import greatest
+from dialect.ops.rounding import in_steps
+from dialect.ops.scores import CONTEXT, Arrays, Form, largest, loop_axes, sizes_of
+from rewrite.signature import Array, Dimension
+
+
+def in_blocks(form: Form, arrays: Arrays, queries: int, keys: int) -> Any:
+    """The result of an attention, as many queries and keys at a time: those of one sequence, or of
+    several sequences where they are fewer. Raises ValueError for blocks that do not divide."""
+    sizes = sizes_of(arrays)
+    sequence, time = loop_axes(form.axes, sizes)
+    at_a_time = min(queries, sizes.get(time, 1))
+    _must_divide(at_a_time, sizes.get(time, 1), "queries")
+    _must_divide(keys, sizes[CONTEXT], "keys")
+    sequences = _largest_divisor(sizes.get(sequence, 1), queries // at_a_time)
+
+    def of_queries(arrays: Arrays) -> Any:
+        return _over_keys(form, arrays, keys)
+
+    def of_sequences(arrays: Arrays) -> Any:
+        return _one_by_one(form.out, arrays, time, at_a_time, of_queries)
+
+    return _one_by_one(form.out, arrays, sequence, sequences, of_sequences)
+
+
+def _must_divide(block: int, size: int, what: str) -> None:
+    if block < 1 or size % block:
+        raise ValueError(f"blocks of {block} do not divide {size} {what}")
+
+
+def _largest_divisor(size: int, most: int) -> int:
+    return next(each for each in range(max(1, min(size, most)), 0, -1) if size % each == 0)
+
+
+def _one_by_one(
+    out: Array, arrays: Arrays, axis: Dimension, block: int, function: Callable[[Arrays], Any]
+) -> Any:
+    """`function` of one block of an axis after the other, put together along that axis of `out`."""
+    count = sizes_of(arrays).get(axis, 1) // block
+    if count <= 1:
+        return function(arrays)
+    blocks = lax.map(lambda i: function(_cut(arrays, axis, block, i)), jnp.arange(count))
+    at = out.index(axis)
+    moved = jnp.moveaxis(blocks, 0, at)
+    return moved.reshape(*moved.shape[:at], -1, *moved.shape[at + 2 :])
+
+
+def _cut(arrays: Arrays, axis: Dimension, block: int, number: Any) -> Arrays:
+    """Block `number` of the arrays that have this axis, all of the others."""
+
+    def cut(array: Any, axes: Array) -> Any:
+        if axis not in axes:
+            return array
+        return lax.dynamic_slice_in_dim(array, number * block, block, axes.index(axis))
+
+    return {name: (cut(array, axes), axes) for name, (array, axes) in arrays.items()}
+
+
+def _over_keys(form: Form, arrays: Arrays, block: int) -> Any:
+    """The result for a block of queries, a block of keys at a time."""
+    if form.rounds is not None:
+        return _rounded(form, arrays, block)
+    axes = _axes_of_sum(form, arrays)
+
+    def step(carry: tuple, part: Arrays, mask: Any, scores: Any) -> tuple:
+        statistics, result = carry
+        statistics, faded, weights = _seen(form, statistics, scores)
+        added = form.mixed(form.weights_of(weights, part, mask), part, axes, result.dtype)
+        return statistics, result * _along(faded, result) + added
+
+    start = _nothing_seen(form, arrays)
+    start = (start, _zeros(axes, arrays, start[0].dtype))
+    (_, total), result = _folded(form, arrays, block, start, step)
+    return _in_order((result / _along(total, result)).astype(form.dtype), axes, form.out)
+
+
+def _rounded(form: Form, arrays: Arrays, block: int) -> Any:
+    """The same with rounded weights. The step of a row is known once all of its weights are, so all
+    keys are read twice."""
+    axes, (most, least) = _axes_of_sum(form, arrays), form.rounds or (0, 0)
+
+    def look(carry: tuple, part: Arrays, mask: Any, scores: Any) -> tuple:
+        statistics, seen = carry
+        statistics, faded, weights = _seen(form, statistics, scores)
+        weights = form.weights_of(weights, part, mask).astype(seen.dtype)
+        return statistics, jnp.maximum(seen * faded, greatest(weights, (weights.ndim - 1,)))
+
+    def step(result: Any, part: Arrays, mask: Any, scores: Any) -> Any:
+        shares = form.exp(scores - _finite(top)) / total
+        weights = form.weights_of(shares, part, mask)
+        q, scale = in_steps(weights, seen / total, most, least)
+        weights = (q.astype(scale.dtype) * scale).astype(weights.dtype)
+        return result + form.mixed(weights, part, axes, result.dtype)
+
+    start = _nothing_seen(form, arrays)
+    (top, total), seen = _folded(form, arrays, block, (start, jnp.zeros_like(start[0])), look)
+    result = _folded(form, arrays, block, _zeros(axes, arrays, top.dtype), step)
+    return _in_order(result.astype(form.dtype), axes, form.out)
+
+
+def _folded(form: Form, arrays: Arrays, block: int, start: Any, step: Callable[..., Any]) -> Any:
+    """`step` over the blocks of keys, with the mask and the logits of every block."""
+
+    def next_(number: Any, carry: Any) -> Any:
+        part = _cut(arrays, CONTEXT, block, number)
+        mask = form.mask_of(part)
+        scores = form.logits_of(part, mask)
+        return step(carry, part, mask, scores.astype(_wide(scores.dtype)))
+
+    return lax.fori_loop(0, sizes_of(arrays)[CONTEXT] // block, next_, start)
+
+
+# The statistics of a row: the largest logit so far, and the sum of exp(logit - largest).
+
+
+def _nothing_seen(form: Form, arrays: Arrays) -> tuple[Any, Any]:
+    """The statistics of no keys: those of the sink alone, where there is one."""
+    sizes, dtype = sizes_of(arrays), _logits_dtype(form, arrays)
+    shape = [*(sizes[axis] for axis in form.over[:-1]), 1]
+    sink = form.sink_of(arrays, dtype)
+    if sink is None:
+        return jnp.full(shape, -jnp.inf, _wide(dtype)), jnp.zeros(shape, _wide(dtype))
+    sink = sink.astype(_wide(dtype))
+    top = largest(sink)
+    total = jnp.sum(form.exp(sink - _finite(top)), axis=-1, keepdims=True)
+    return jnp.broadcast_to(top, shape), jnp.broadcast_to(total, shape)
+
+
+def _seen(form: Form, statistics: tuple, scores: Any) -> tuple[tuple[Any, Any], Any, Any]:
+    """The statistics with one more block; what the sums so far have faded by; exp of the block."""
+    top, total = statistics
+    higher = jnp.maximum(top, largest(scores))
+    faded = form.exp(top - _finite(higher))
+    weights = form.exp(scores - _finite(higher))
+    return (higher, total * faded + jnp.sum(weights, axis=-1, keepdims=True)), faded, weights
+
+
+def _finite(top: Any) -> Any:
+    """What is subtracted: 0 from a row of -infinity alone, of which nothing has weight so far."""
+    return jnp.where(top == -jnp.inf, jnp.zeros((), top.dtype), top)
+
+
+def _logits_dtype(form: Form, arrays: Arrays) -> Any:
+    return decode(form.inner) or decode(form.logits) or arrays["query"][0].dtype
+
+
+def _wide(dtype: Any) -> Any:
+    """Floats of 32 bits at least: statistics and sums are of many keys."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# The sum over values has the axes of a row in the order of the logits, and then the value's own.
+
+
+def _axes_of_sum(form: Form, arrays: Arrays) -> Array:
+    rows = form.over[:-1]
+    return (*rows, *(axis for axis in arrays["value"][1] if axis not in form.over))
+
+
+def _zeros(axes: Array, arrays: Arrays, dtype: Any) -> Any:
+    sizes = sizes_of(arrays)
+    return jnp.zeros([sizes[axis] for axis in axes], dtype)
+
+
+def _along(row: Any, result: Any) -> Any:
+    """A number of every row beside the sum over values: [rows, 1] -> [rows, 1 or nothing]."""
+    return row.reshape(row.shape[:-1] + (1,) * (result.ndim - row.ndim + 1))
+
+
+def _in_order(array: Any, axes: Array, out: Array) -> Any:
+    return jnp.transpose(array, [axes.index(axis) for axis in out])

@@ -1,0 +1,170 @@
+"""The parts of attention, for all of its arrays or a block of them: logits, mask, weights, sums.
+
+`attend` puts them together at once, `dialect.ops.attend_blocks` block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dialect.arrays.attributes import decode
+from dialect.ops.tensor import contract
+from rewrite.signature import Array, Dimension, Signature
+
+Named = tuple[Any, Array]  # an array, and the axes of its dimensions, none of size one for want
+Arrays = Mapping[str, Named]  # "query", "key", "value" and what else `attend` is given, by name
+CONTEXT, SUMMED = ("s",), ("k",)
+
+
+def squeezed(array: Any, axes: Array) -> Named:
+    """An array without its axes of size one."""
+    named = tuple(axis for axis in axes if axis)
+    return array.reshape([size for size, axis in zip(array.shape, axes) if axis]), named
+
+
+def product(left: Named, right: Named, out: Array, dtype: Any, precision: Any = None) -> Any:
+    """The contraction of two named arrays, with the axes `out`."""
+    spec = str(Signature((left[1], right[1]), (out,)))
+    return contract(left[0], right[0], spec=spec, dtype=dtype, precision=precision)
+
+
+def aligned(named: Named, over: Array) -> Any:
+    """An array with the axes `over`, size one where it lacks one."""
+    array, axes = named
+    order = sorted(range(len(axes)), key=lambda i: over.index(axes[i]))
+    array = jnp.transpose(array, order)
+    sizes = dict(zip((axes[i] for i in order), array.shape))
+    return array.reshape([sizes.get(axis, 1) for axis in over])
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the attributes of an `attend` say, as its documentation explains them."""
+
+    axes: Signature
+    scale: float
+    cap: float | None
+    fill: Any
+    added: bool
+    dropped: bool
+    logits: Any
+    inner: Any
+    weights: Any
+    dtype: Any
+    key_precision: Any
+    value_precision: Any
+    rounds: tuple[float, float] | None
+    base: float | None
+
+    @cached_property
+    def over(self) -> Array:
+        """The axes of the logits, the context last."""
+        return (*(axis for axis in self.axes.inputs[0] if axis and axis != SUMMED), CONTEXT)
+
+    @cached_property
+    def out(self) -> Array:
+        """The axes of the result, but those of size one."""
+        return tuple(axis for axis in self.axes.outputs[0] if axis)
+
+    @cached_property
+    def exp(self) -> Callable[[Any], Any]:
+        """The function that the softmax is of."""
+        return jnp.exp if self.base is None else jnp.exp2
+
+    def logits_of(self, arrays: Arrays, mask: Any) -> Any:
+        """Capped, biased and masked, in the dtype of the softmax."""
+        query, key, factor = arrays["query"], arrays["key"], arrays.get("key_scale")
+        dtype = decode(self.logits) or query[0].dtype
+        if factor is not None:
+            key = (key[0].astype(query[0].dtype), key[1])
+        summed = dtype if factor is None else jnp.float32
+        scores = product(query, key, self.over, summed, self.key_precision)
+        if factor is not None:
+            scores = scores * aligned(factor, self.over).astype(scores.dtype)
+        scores = scores.astype(dtype).astype(decode(self.inner) or dtype)
+        if self.scale != 1.0:
+            scores = scores * jnp.asarray(self.scale, scores.dtype)
+        if self.cap is not None:
+            cap = jnp.asarray(self.cap, scores.dtype)
+            scores = jnp.tanh(scores / cap) * cap
+        if "bias" in arrays:
+            scores = scores + aligned(arrays["bias"], self.over).astype(scores.dtype)
+        if mask is None:
+            return scores
+        nothing = jnp.asarray(-jnp.inf if self.fill is None else decode(self.fill), scores.dtype)
+        if self.added:
+            return scores + jnp.where(mask, 0, nothing)
+        return jnp.where(mask, scores, nothing)
+
+    def mask_of(self, arrays: Arrays) -> Any:
+        """Where logits are kept, with the axes of the logits; None if they all are."""
+        return aligned(arrays["mask"], self.over) if "mask" in arrays else None
+
+    def sink_of(self, arrays: Arrays, dtype: Any) -> Any:
+        """The logits that lead to no value, with the axes of the logits; None without any."""
+        if "sink" not in arrays:
+            return None
+        return aligned(arrays["sink"], (*self.over[:-1], ("n",))).astype(dtype)
+
+    def weights_of(self, shares: Any, arrays: Arrays, mask: Any) -> Any:
+        """The softmax as it meets the values."""
+        if self.dropped:
+            shares = jnp.where(mask, shares, jnp.zeros((), shares.dtype))
+        if "value_scale" in arrays:
+            shares = shares * aligned(arrays["value_scale"], self.over).astype(shares.dtype)
+        return shares.astype(decode(self.weights) or arrays["value"][0].dtype)
+
+    def mixed(self, weights: Any, arrays: Arrays, out: Array, dtype: Any) -> Any:
+        """The values, summed over the context with these weights."""
+        value, axes = arrays["value"]
+        if "value_scale" in arrays:
+            value = value.astype(weights.dtype)
+        return product((weights, self.over), (value, axes), out, dtype, self.value_precision)
+
+
+class LoopAxes(NamedTuple):
+    """The axes over which attention is cut into blocks, besides the context; () for none.
+
+    - sequence: the first that query, key, value and result have
+    - time: the longest of queries and result that keys and values lack
+    """
+
+    sequence: Dimension
+    time: Dimension
+
+
+def loop_axes(axes: Signature, sizes: Mapping[Dimension, int]) -> LoopAxes:
+    """The loop axes of an attention with these arrays."""
+    query, key, value = axes.inputs[:3]
+    outer = [axis for axis in query if axis and axis in axes.outputs[0]]
+    shared = (axis for axis in outer if axis in key and axis in value)
+    alone = (axis for axis in outer if axis not in (*key, *value))
+    return LoopAxes(next(shared, ()), max(alone, key=lambda axis: sizes[axis], default=()))
+
+
+def sizes_of(arrays: Arrays) -> dict[Dimension, int]:
+    """The size of every axis."""
+    return {axis: size for array, axes in arrays.values() for axis, size in zip(axes, array.shape)}
+
+
+def softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:
+    """exp(logits) over its sum and that of exp(sink), shifted by the largest of them."""
+    top = largest(logits)
+    if sink is not None:
+        top = jnp.maximum(top, largest(sink))
+    weights = exp(logits - jax.lax.stop_gradient(top))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + jnp.sum(exp(sink - top), axis=-1, keepdims=True)
+    return weights / total
+
+
+def largest(array: Any) -> Any:
+    """The maximum over the last axis, which stays with size one; -infinity of nothing."""
+    return jnp.expand_dims(jax.lax.reduce_max(array, (array.ndim - 1,)), -1)
