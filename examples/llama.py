@@ -4,8 +4,6 @@ Axes: B batch, T new tokens, S context, R query heads per key-value head, and th
 """
 
 from dataclasses import astuple, dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,15 +32,18 @@ CONFIGS = {
     "8b": Config(32, 4096, 32, 8, 128, 14336, 128256),
     "70b": Config(80, 8192, 64, 8, 128, 28672, 128256),
 }
-# Each parameter's axes, those it is summed over first, and its name in a Hugging Face checkpoint.
+# Each parameter's axes, those it is summed over first, and its names in files of Hugging Face and
+# GGUF, from which checkpoint.py reads them.
 PARAMS = {
-    "embedding": "VD model.embed_tokens", "final_norm": "D model.norm", "head": "D V lm_head",
+    "embedding": "VD model.embed_tokens token_embd", "final_norm": "D model.norm output_norm",
+    "head": "D V lm_head output",
     "layers": {
-        "attention_norm": "L D input_layernorm", "ffn_norm": "L D post_attention_layernorm",
-        "wq": "L D HK self_attn.q_proj", "wk": "L D GK self_attn.k_proj",
-        "wv": "L D GK self_attn.v_proj", "wo": "L HK D self_attn.o_proj",
-        "w_gate": "L D F mlp.gate_proj", "w_up": "L D F mlp.up_proj",
-        "w_down": "L F D mlp.down_proj",
+        "attention_norm": "L D input_layernorm attn_norm",
+        "wq": "L D HK self_attn.q_proj attn_q", "wk": "L D GK self_attn.k_proj attn_k",
+        "wv": "L D GK self_attn.v_proj attn_v", "wo": "L HK D self_attn.o_proj attn_output",
+        "ffn_norm": "L D post_attention_layernorm ffn_norm",
+        "w_gate": "L D F mlp.gate_proj ffn_gate", "w_up": "L D F mlp.up_proj ffn_up",
+        "w_down": "L F D mlp.down_proj ffn_down",
     },
 }
 
@@ -107,7 +108,7 @@ def init_params(config: Config, key: Array, unrolled: bool = False) -> Any:
     """Random weights. The norms' scales vary too, so that a test notices when one is lost."""
 
     def draw(spec: str, key: Array) -> Array:
-        *axes, name = spec.split()
+        *axes, name, _ = spec.split()
         noise = jax.random.normal(key, config.shape("".join(axes)), config.dtype)
         return noise * config.d_model**-0.5 + name.endswith("norm")
 
@@ -123,27 +124,3 @@ def init_cache(config: Config, batch: int, context: int, unrolled: bool = False)
     shape = (config.layers, batch, context, config.kv_heads, config.d_head)
     form = list if unrolled else jnp.asarray
     return {"position": jnp.int32(0)} | {key: form(jnp.zeros(shape, config.dtype)) for key in "kv"}
-
-
-def load_params(folder: str | Path, config: Config) -> Any:
-    """Reads a Hugging Face folder. ValueError for a tensor missing, misshapen or without a use."""
-    from safetensors import safe_open
-    opened = [safe_open(path, "numpy") for path in sorted(Path(folder).glob("*.safetensors"))]
-    files = {name: file for file in opened for name in file.keys()}
-
-    def read(spec: str, prefix: str = "") -> Array:
-        if spec.startswith("L "):
-            return jnp.stack([read(spec[2:], f"model.layers.{i}.") for i in range(config.layers)])
-        *inputs, outputs, source = spec.split()
-        name, shape = f"{prefix}{source}.weight", config.shape("".join(inputs) + outputs)
-        stored = [prod(config.shape(axes)) for axes in (outputs, *inputs)] if inputs else [*shape]
-        found = files[name].get_slice(name).get_shape() if name in files else "no such tensor"
-        if found != stored:
-            raise ValueError(f"{folder}: {name} should have the shape {stored}, found {found}")
-        tensor = files.pop(name).get_tensor(name)
-        return jnp.asarray(tensor.T if inputs else tensor, config.dtype).reshape(shape)
-
-    params = jax.tree.map(read, PARAMS)
-    if files:
-        raise ValueError(f"{folder}: {min(files)} has no place in this model; does the config fit?")
-    return params

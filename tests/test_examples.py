@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from examples import gpt, llama, palm
+from examples import checkpoint, gpt, llama, palm
 from tests.kit import assert_close
 
 MODELS = (llama, palm, gpt)
@@ -309,18 +310,72 @@ def save(tensors: dict[str, np.ndarray], folder: Path, files: int = 1) -> Path:
     return folder
 
 
+def loaded(place: Path | str, config: llama.Config = TOY) -> Any:
+    return checkpoint.load_params(place, llama.PARAMS, config)
+
+
 @pytest.mark.parametrize("files", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_is_read(tmp_path: Path, files: int, dtype: str) -> None:
     _, params, cache = toy(llama, unrolled=True)
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     folder = save(hugging_face(params), tmp_path, files)
-    assert_identical(llama.load_params(folder, replace(TOY, dtype=dtype)), stacked(params))
+    assert_identical(loaded(folder, replace(TOY, dtype=dtype)), stacked(params))
+
+
+def save_gguf(params: Any, path: Path, weights: str = "F32", tied: bool = False) -> Path:
+    """The unrolled toy Llama as GGUF has it: matrices quantised, neighbours of q and k rotated."""
+
+    def neighbours(tensor: np.ndarray) -> np.ndarray:
+        halves = tensor.reshape(-1, 2, TOY.d_head // 2, TOY.d_model)
+        return halves.swapaxes(1, 2).reshape(tensor.shape)
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, TOY.layers)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, tensor in hugging_face(params).items():
+        if tied and name == "lm_head.weight":
+            continue
+        tensor = neighbours(tensor) if name.endswith(("q_proj.weight", "k_proj.weight")) else tensor
+        kind = gguf.GGMLQuantizationType[weights if tensor.ndim > 1 else "F32"]
+        stored = gguf.quantize(tensor, kind)
+        writer.add_tensor(names.get_name(name, (".weight",)), stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+# The largest error of a weight, as a part of the largest weight of its block of 32.
+@pytest.mark.parametrize(
+    "weights, error", [("F32", 0), ("F16", 5e-4), ("Q8_0", 0.005), ("Q4_1", 0.07)]
+)
+def test_a_gguf_file_is_read(tmp_path: Path, weights: str, error: float) -> None:
+    params = toy(llama, unrolled=True)[1]
+    read = loaded(save_gguf(params, tmp_path / "toy.gguf", weights))
+
+    def near(found: jax.Array, wanted: jax.Array) -> None:
+        largest = float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=error * largest)
+
+    jax.tree.map(near, read, stacked(params))
+
+
+def test_a_gguf_file_without_a_head_has_the_embedding_as_its_head(tmp_path: Path) -> None:
+    read = loaded(save_gguf(toy(llama, unrolled=True)[1], tmp_path / "tied.gguf", tied=True))
+    np.testing.assert_array_equal(read["head"], read["embedding"].T)
+
+
+def test_a_gguf_file_of_another_model(tmp_path: Path) -> None:
+    path = save_gguf(toy(llama, unrolled=True)[1], tmp_path / "toy.gguf")
+    message = r"blk\.2\.\w+\.weight has no place in this model; does the config fit?"
+    with pytest.raises(ValueError, match=message):
+        loaded(path, replace(TOY, layers=2))
 
 
 def test_a_loaded_model_computes_the_same(tmp_path: Path) -> None:
-    loaded = llama.load_params(str(save(hugging_face(toy(llama, unrolled=True)[1]), tmp_path)), TOY)
-    logits, _ = prefill_of(llama)(loaded, toy(llama)[2], tokens_of(TOY))
+    params = loaded(str(save(hugging_face(toy(llama, unrolled=True)[1]), tmp_path)))
+    logits, _ = prefill_of(llama)(params, toy(llama)[2], tokens_of(TOY))
     assert_close(logits, decoded(llama)[0][:, -1])
 
 
@@ -330,12 +385,12 @@ def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
     del tensors[name]
     message = rf"{tmp_path}: {name} should have the shape \[\d+, 64\], found no such tensor"
     with pytest.raises(ValueError, match=message):
-        llama.load_params(save(tensors, tmp_path), TOY)
+        loaded(save(tensors, tmp_path))
 
 
 def test_a_folder_without_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight .* no such tensor"):
-        llama.load_params(tmp_path, TOY)
+        loaded(tmp_path)
 
 
 def test_a_wrong_shape(tmp_path: Path) -> None:
@@ -344,7 +399,7 @@ def test_a_wrong_shape(tmp_path: Path) -> None:
     tensors[name] = np.ascontiguousarray(tensors[name].T)
     message = rf"{name} should have the shape \[64, 128\], found \[128, 64\]"
     with pytest.raises(ValueError, match=message):
-        llama.load_params(save(tensors, tmp_path), TOY)
+        loaded(save(tensors, tmp_path))
 
 
 def test_a_tensor_without_a_place(tmp_path: Path) -> None:
@@ -353,4 +408,4 @@ def test_a_tensor_without_a_place(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.bias"
     tensors[name] = np.zeros(128, np.float32)
     with pytest.raises(ValueError, match=f"{name} has no place in this model"):
-        llama.load_params(save(tensors, tmp_path), TOY)
+        loaded(save(tensors, tmp_path))
