@@ -24,6 +24,7 @@ class Traits:
     - `moves`: every element of its results is one of its arguments, or zero, or says its own place;
     - `view`: nothing is stored: the same bytes in another shape, or made by whoever reads them;
     - `exact`: no result is rounded;
+    - `converts`: its result is its argument in another dtype;
     - `commutes`: its two arguments may change places;
     - `linear`: in "all" of its arguments, in "each" while the others stay, or in its "first" alone;
     - `sums`: its terms may cancel;
@@ -43,6 +44,7 @@ class Traits:
     moves: bool = False
     view: bool = False
     exact: bool = False
+    converts: bool = False
     commutes: bool = False
     linear: str = ""
     sums: bool = False

@@ -9,7 +9,8 @@ A rule reads like the formula it is. Most are two plain functions of the framewo
 
 traced and normalised by the same code as the program. `before` is first matched by structure
 alone, then traced again at the types of the match and compared exactly, so that one rule
-serves every rank and dtype. Keyword-only parameters stand for constants.
+serves every rank and dtype. Keyword-only parameters stand for numbers: constants of the program,
+which are scalar inputs while the structure is traced, and attributes of its ops.
 
 Where the formula depends on shapes, a rule is a function of one op (`local`). Either way it has a
 name, a docstring *before -> after*, what it keeps, and an example that is its test.
@@ -18,7 +19,7 @@ name, a docstring *before -> after*, what it keeps, and an example that is its t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class Miss:
 
 # Asked without a proof: what an infinite one takes part in is no number, if perhaps another.
 KNOWN = frozenset({"finite parameters", "finite activations"})
+_NO_CONSTANTS: Mapping[str, float] = {}
 Outcome = Value | Sequence[Value] | Miss | None
 
 
@@ -78,15 +80,6 @@ def local(
     return wrap
 
 
-class Constant:
-    """Stands in a pattern for a constant that a keyword-only parameter of the rule names."""
-
-    def __init__(self, name: str, number: int) -> None:
-        self.name = name
-        # Hardly a program holds it by accident, and every float dtype holds it exactly.
-        self.sentinel = 161.0 + 2 * number
-
-
 def pattern(
     name: str,
     doc: str,
@@ -98,24 +91,28 @@ def pattern(
     guard: Callable[..., str | None] = lambda *args, **constants: None,
     keeps: str = "reals",
     constants: dict[str, float] | None = None,
+    attributes: dict[str, Any] | None = None,
     needs: tuple[str, ...] = (),
 ) -> Rule:
     """A rule from two functions of arrays.
 
-    `example` gives the types at which `before` is traced to find its structure, and, with
-    `constants`, the rule's test. `guard` gets the matched types and constants, and returns a
-    reason not to fire. `normal` normalises what `before` traces to.
+    `example` gives the types at which `before` is traced to find its structure, and the types of
+    the rule's test. Keyword-only parameters are `constants`, with a number for the test, which
+    the program has as constants where `before` computes with them; or `attributes`, which the
+    ops of the program have under the same name. `guard` gets the matched types and all of these,
+    and returns a reason not to fire. `normal` normalises the graph that `before` traces to.
     """
-    compiled = _Pattern(name, before, after, example, normal, guard, constants or {})
+    constants, attributes = constants or {}, attributes or {}
+    compiled = _Pattern(before, after, example, normal, guard, constants, attributes)
 
     def shown(*arrays: Any) -> Any:
-        return before(*arrays, **(constants or {}))
+        return before(*arrays, **constants, **attributes)
 
     return Rule(name, doc, _Roots(compiled), compiled.apply, keeps, shown, example, needs)
 
 
 class _Roots:
-    """The roots of a pattern, known once it has been traced; tracing waits for the first use."""
+    """The roots of a pattern, which is traced when they are first asked for."""
 
     def __init__(self, compiled: _Pattern) -> None:
         self.compiled = compiled
@@ -127,25 +124,26 @@ class _Roots:
 class _Pattern:
     def __init__(
         self,
-        name: str,
         before: Callable[..., Any],
         after: Callable[..., Any],
         example: tuple[str, ...],
         normal: Callable[[Graph], Graph],
         guard: Callable[..., str | None],
         constants: dict[str, float],
+        attributes: dict[str, Any],
     ) -> None:
-        self.name, self.before, self.after = name, before, after
+        self.before, self.after = before, after
         self.normal, self.guard = normal, guard
         self.example = tuple(Type.parse(text) for text in example)
-        self.constants = [Constant(key, i) for i, key in enumerate(constants)]
+        self.constants, self.attributes = constants, attributes
         self._graphs: dict[str, Graph] = {}
         self._traced: dict[tuple[Any, ...], Graph] = {}
 
     def graph(self, dtype: str) -> Graph:
-        """What `before` traces to where its floats have this dtype: narrow ones are converted.
+        """The graph of `before` at floats of this dtype; narrow ones have conversions.
 
-        A rule whose example mixes float dtypes is about conversions, and is traced as it stands.
+        Its inputs are the arrays and then the constants. A rule whose example mixes float dtypes is
+        about conversions, and is traced at its example.
         """
         floats = {type_.dtype for type_ in self.example if type_.dtype in FLOATS}
         if dtype not in FLOATS or len(floats) > 1:
@@ -155,44 +153,57 @@ class _Pattern:
                 Type(dtype, type_.shape) if dtype and type_.dtype in FLOATS else type_
                 for type_ in self.example
             )
-            sentinels = {constant.name: constant.sentinel for constant in self.constants}
-            self._graphs[dtype] = self.trace(self.before, types, sentinels)
+            self._graphs[dtype] = self.trace(self.before, types, self.attributes, self.constants)
         return self._graphs[dtype]
 
-    def trace(self, function: Any, types: tuple[Type, ...], constants: dict[str, Any]) -> Graph:
-        def traced(*arrays: Any) -> list[Any]:
-            return [function(*arrays, **constants)]
+    def trace(
+        self,
+        function: Callable[..., Any],
+        types: tuple[Type, ...],
+        options: dict[str, Any],
+        constants: Mapping[str, float] = _NO_CONSTANTS,
+    ) -> Graph:
+        """The graph of a function of arrays, and of constants as scalars of no fixed dtype."""
 
-        return self.normal(runtime.framework().trace(traced, types))
+        def traced(*inputs: Any) -> list[Any]:
+            arrays, scalars = inputs[: len(types)], inputs[len(types) :]
+            return [function(*arrays, **options, **dict(zip(constants, scalars)))]
+
+        dtypes = ("i32" if isinstance(number, int) else "f32" for number in constants.values())
+        scalar_types = (Type(dtype, (), weak=True) for dtype in dtypes)
+        return self.normal(runtime.framework().trace(traced, (*types, *scalar_types)))
 
     def apply(self, op: Op) -> Outcome:
         root = op.results[0]
         graph = self.graph(root.type.dtype)
-        search = _Search(graph, {constant.sentinel: constant.name for constant in self.constants})
+        arrays, scalars = graph.inputs[: len(self.example)], graph.inputs[len(self.example) :]
+        search = _Search(graph, frozenset(scalars), frozenset(self.attributes))
         bound = next(search.match(graph.outputs[0], root, {}), None)
         if bound is None:
             deep = search.deepest >= max(4, graph.op_count // 2)
             return Miss(search.reason, search.deepest) if deep else None
-        if any(constant.name not in search.constants for constant in self.constants):
-            return Miss("a constant of the rule is no constant there", graph.op_count)
-        args = [bound[value] for value in graph.inputs]
+        if any(value not in bound for value in graph.inputs):
+            return Miss("its normal form does not read every parameter", graph.op_count)
+        args = [bound[value] for value in arrays]
         types = tuple(arg.type for arg in args)
-        reason = self.guard(*types, **search.constants)
+        options = {name: bound[value].op["value"] for name, value in zip(self.constants, scalars)}
+        options |= {name: bound.get(name, given) for name, given in self.attributes.items()}
+        reason = self.guard(*types, **options)
         if reason:
             return Miss(reason, graph.op_count)
         try:
-            exact = self.traced_at(self.before, types, search.constants)
+            exact = self.traced_at(self.before, types, options)
         except (TypeError, ValueError) as error:
             return Miss(f"the rule does not hold at these types: {error}", graph.op_count)
-        strict = _Search(exact, {}, strict=True)
+        strict = _Search(exact, strict=True)
         if next(strict.match(exact.outputs[0], root, dict(zip(exact.inputs, args))), None) is None:
             return Miss(strict.reason, graph.op_count)
-        return self.inserted(self.traced_at(self.after, types, search.constants), args, root)
+        return self.inserted(self.traced_at(self.after, types, options), args, root)
 
-    def traced_at(self, function: Any, types: tuple[Type, ...], constants: dict[str, Any]) -> Graph:
-        key = (function is self.before, types, tuple(constants.items()))
+    def traced_at(self, function: Any, types: tuple[Type, ...], options: dict[str, Any]) -> Graph:
+        key = (function is self.before, types, tuple(options.items()))
         if key not in self._traced:
-            self._traced[key] = self.trace(function, types, constants)
+            self._traced[key] = self.trace(function, types, options)
         return self._traced[key]
 
     def inserted(self, graph: Graph, args: list[Value], root: Value) -> Outcome:
@@ -201,20 +212,38 @@ class _Pattern:
         return result if same else Miss(f"it would turn {root.type} into {result.type}")
 
 
-class _Search:
-    """Finds a pattern in a program, trying both orders of commutative ops."""
+Bound = dict[Any, Any]  # values of the pattern, and names of attributes, with those of the program
 
-    def __init__(self, graph: Graph, names: dict[float, str], strict: bool = False) -> None:
+
+class _Search:
+    """Finds a pattern in a program, trying both orders of commutative ops.
+
+    `constants` are the inputs of the pattern that stand for numbers; `attributes` are names, whose
+    values are read off the program. A `strict` search compares types, attributes and constants.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        constants: frozenset[Value] = frozenset(),
+        attributes: frozenset[str] = frozenset(),
+        strict: bool = False,
+    ) -> None:
         self.inputs = set(graph.inputs)
-        self.names, self.strict = names, strict
-        self.constants: dict[str, Any] = {}
+        self.constants, self.attributes, self.strict = constants, attributes, strict
         self.deepest, self.reason = 0, "nothing matched"
 
-    def match(
-        self, want: Value, have: Value, bound: dict[Value, Value], depth: int = 1
-    ) -> Iterator[dict[Value, Value]]:
+    def match(self, want: Value, have: Value, bound: Bound, depth: int = 1) -> Iterator[Bound]:
+        constant = _unconverted(want)
+        if constant in self.constants:
+            number = _unconverted(have)
+            if _is_number(number):
+                yield {**bound, constant: number}
+            else:
+                self.missed(depth, "expected a constant", have)
+            return
         if want in bound:
-            if bound[want] == have or (self.is_const(want) and self.same_const(want, have)):
+            if bound[want] == have or self.same_const(want, have):
                 yield bound
             return
         if want in self.inputs:
@@ -231,12 +260,13 @@ class _Search:
         orders = [tuple(zip(want.op.args, have.op.args))]
         if traits(want.op).commutes:
             orders.append(tuple(zip(want.op.args, reversed(have.op.args))))
+        attributes = {name: value for name, value in have.op.attrs if name in self.attributes}
         for pairs in orders:
-            yield from self.match_all(pairs, {**bound, want: have}, depth + 1)
+            yield from self.match_all(pairs, {**bound, want: have, **attributes}, depth + 1)
 
     def match_all(
-        self, pairs: tuple[tuple[Value, Value], ...], bound: dict[Value, Value], depth: int
-    ) -> Iterator[dict[Value, Value]]:
+        self, pairs: tuple[tuple[Value, Value], ...], bound: Bound, depth: int
+    ) -> Iterator[Bound]:
         if not pairs:
             yield bound
             return
@@ -255,32 +285,24 @@ class _Search:
         if self.strict and (want.type.dtype, want.type.shape) != (have.type.dtype, have.type.shape):
             self.missed(depth, f"expected {want.type}", have)
             return False
-        given = dict(have.op.attrs)
-        for key, value in want.op.attrs:
-            name = self.sentinel(value)
-            if name is not None:
-                self.constants[name] = given.get(key)
         return True
 
-    def is_const(self, value: Value) -> bool:
-        return value.op.name == "const"
-
     def same_const(self, want: Value, have: Value) -> bool:
-        if have.op.name != "const":
+        if want.op.name != "const" or have.op.name != "const":
             return False
-        name = self.sentinel(want.op["value"])
-        if name is not None:
-            self.constants[name] = have.op["value"]
-            return isinstance(have.op["value"], (int, float))
         return not self.strict or want.op["value"] == have.op["value"]
-
-    def sentinel(self, value: Any) -> str | None:
-        """The rule's constant that this value of the pattern stands for."""
-        if not isinstance(value, float):
-            return None
-        return self.names.get(value)
 
     def missed(self, depth: int, reason: str, have: Value) -> None:
         if depth > self.deepest:
             shown = f"{have.op['value']}" if have.op.name == "const" else have.op.name
             self.deepest, self.reason = depth, f"{reason}, found {shown}"
+
+
+def _unconverted(value: Value) -> Value:
+    while traits(value.op).converts:
+        value = value.op.args[0]
+    return value
+
+
+def _is_number(value: Value) -> bool:
+    return value.op.name == "const" and isinstance(value.op["value"], (int, float))

@@ -736,6 +736,101 @@ def test_own_rule_misses_an_array_where_a_constant_stands() -> None:
     assert (made, report.fired) == (graph, {})
 
 
+@pytest.mark.parametrize("number", [161.0, 163.0, 2.0, -1.0])
+def test_no_number_of_a_program_is_taken_for_a_constant(number: float) -> None:
+    """A rule's literals match themselves alone, whatever its constants are in its test."""
+    scaled = pattern(
+        "scaled",
+        "sin(x * a) * 163  ->  cos(x * a)",
+        before=lambda x, *, a: jnp.sin(x * a) * 163.0,
+        after=lambda x, *, a: jnp.cos(x * a),
+        example=("f32[4]",),
+        constants={"a": 2.0},
+    )
+    made, report = applied(graph_of(lambda x: jnp.sin(x * 161.0) * number, normal(4)), [scaled])
+    assert report.fired == ({"scaled": 1} if number == 163.0 else {})
+    expected = ["cos", "mul"] if number == 163.0 else ["mul", "mul", "sin"]
+    assert sorted(op.name for op in made.ops if op.name != "const") == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_own_rule_finds_a_constant_in_another_dtype(dtype: str) -> None:
+    x = normal(4).astype(dtype)
+    wide = pattern(
+        "wide",
+        "sin(f32(x) + a)  ->  cos(f32(x) - a)",
+        before=lambda x, *, a: jnp.sin(x.astype("float32") + a),
+        after=lambda x, *, a: jnp.cos(x.astype("float32") - a),
+        example=("f32[4]",),
+        constants={"a": 1},
+    )
+    made, report = applied(graph_of(lambda x: jnp.sin(x.astype("float32") + 7), x), [wide])
+    assert report.fired == {"wide": 1}
+    (const,) = (op for op in made.ops if op.name == "const")
+    assert (const["value"], const.types[0].dtype) == (7.0, "f32")
+
+
+def test_own_rule_finds_a_constant_that_the_program_converts() -> None:
+    filled = pattern(
+        "filled",
+        "where(x > 0, x, a)  ->  max(x, 0) + where(x > 0, 0, a)",
+        before=lambda x, *, a: jnp.where(x > 0, x, a),
+        after=lambda x, *, a: jnp.maximum(x, 0) + jnp.where(x > 0, jnp.zeros_like(x), a),
+        example=("f32[4]",),
+        constants={"a": 1.0},
+    )
+    x = normal(4).astype("bfloat16")
+    graph = graph_of(lambda x: jnp.where(x > 0, x, 7.0), x)
+    made, report = applied(graph, [filled])
+    assert "convert_element_type" in op_names(graph)
+    assert report.fired["filled"] == 1
+    assert_equal_on(graph, made, [x])
+
+
+def test_own_rule_with_an_attribute() -> None:
+    doubled = pattern(
+        "doubled",
+        "rms_norm(2 x)  ->  rms_norm(x) with a quarter of the epsilon",
+        before=lambda x, *, epsilon: Traced["rms_norm"](x * 2.0, epsilon=epsilon),
+        after=lambda x, *, epsilon: Traced["rms_norm"](x, epsilon=epsilon / 4),
+        example=("f32[4]",),
+        attributes={"epsilon": 1.0},
+    )
+    x = normal(3, 4)
+    graph = graph_of(lambda x: Traced["rms_norm"](x * 2.0, epsilon=161.0), x)
+    made, report = applied(graph, [doubled])
+    assert report.fired == {"doubled": 1}
+    assert [op.get("epsilon") for op in made.ops] == [161.0 / 4]
+    assert_equal_on(graph, made, [x], exact=False)
+
+
+def test_own_rule_with_an_attribute_given_as_a_constant_is_refused_by_jax() -> None:
+    misplaced = pattern(
+        "misplaced",
+        "rms_norm(x)  ->  x",
+        before=lambda x, *, epsilon: Traced["rms_norm"](x, epsilon=epsilon),
+        after=lambda x, *, epsilon: x,
+        example=("f32[4]",),
+        constants={"epsilon": 1.0},
+    )
+    with pytest.raises(TypeError, match="epsilon"):
+        applied(graph_of(lambda x: Traced["rms_norm"](x, epsilon=1.0), normal(3, 4)), [misplaced])
+
+
+def test_own_rule_that_does_not_read_its_constant_says_so() -> None:
+    unread = pattern(
+        "unread",
+        "sin(x)  ->  cos(x)",
+        before=lambda x, *, a: jnp.sin(x),
+        after=lambda x, *, a: jnp.cos(x),
+        example=("f32[4]",),
+        constants={"a": 1.0},
+    )
+    made, report = applied(graph_of(jnp.sin, normal(4)), [unread])
+    assert "cos" not in op_names(made)
+    assert report.misses["unread"][0].reason == "its normal form does not read every parameter"
+
+
 def test_own_rule_that_changes_the_type_is_no_rewrite() -> None:
     widening = pattern(
         "widening",

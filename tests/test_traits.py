@@ -13,6 +13,7 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.ops import nn, tensor  # noqa: F401  (declare words)
@@ -179,6 +180,14 @@ def test_exact(name: str) -> None:
         wide = run(op, [a.astype("float64") if a.dtype.kind == "f" else a for a in filled])
     for one, other in zip(run(op, filled), wide):
         np.testing.assert_array_equal(one, other.astype(one.dtype))
+
+
+@pytest.mark.parametrize("name", having("converts"))
+def test_converts(name: str) -> None:
+    op, arrays = OPS[name]
+    (made,) = run(op, arrays)
+    assert made.dtype == dtype_of(op.types[0].dtype)
+    np.testing.assert_array_equal(made, arrays[0])
 
 
 @pytest.mark.parametrize("name", having("writes"))

@@ -66,7 +66,7 @@ TRAITS: dict[str, Traits] = {
     "mul": Traits(linear="each", commutes=True),
     "div": Traits(linear="first"),
     "rem": Traits(jumps=True),
-    "convert_element_type": Traits(linear="all"),
+    "convert_element_type": Traits(converts=True, linear="all"),
     "reduce_sum": _SUM,
     "cumsum": _SUM,
     "dot_general": _PRODUCT,

@@ -166,6 +166,6 @@ layer = pattern(
     ),
     after=Traced["layer_norm"],
     example=("f32[2,8]",),
-    constants={"epsilon": 1e-5},
+    attributes={"epsilon": 1e-5},
     normal=normal_form,
 )

@@ -161,8 +161,13 @@ def _applied(name: str, arrays: Sequence[Any], attrs: dict[str, Any]) -> Any:
     if name.startswith("_") or isinstance(function, type) or not callable(function):
         known = nearest(name, [*Traced, *dir(jax.lax)])
         raise TextError(f"there is no op {name!r}", hint=known)
-    dtype = next((array.dtype for array in arrays if hasattr(array, "dtype")), None)
+    dtype = next((array.dtype for array in arrays if _has_dtype(array)), None)
     return function(*(jnp.asarray(array, dtype) for array in arrays), **attrs)
+
+
+def _has_dtype(array: Any) -> bool:
+    """Whether an array has a dtype of its own: numbers, and scalars that stand for one, do not."""
+    return isinstance(array, jax.Array) and not jax.typeof(array).weak_type
 
 
 def _value(tree: Parsed) -> Number | str:
