@@ -18,6 +18,7 @@ from dialect.quantized import dequantized, integer_products
 from dialect.recognition import (
     activations,
     attention,
+    axes_of_one,
     caches,
     indexing,
     layer_loops,
@@ -42,6 +43,7 @@ RULES: tuple[Rule, ...] = rules_of(
     activations,
     indexing,
     layer_loops,
+    axes_of_one,
     caches,
     dequantized,
     integer_products,

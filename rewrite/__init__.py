@@ -11,6 +11,7 @@ _HOME = {
     "auto_shard": "dialect.front.api",
     "trace": "dialect.front.api",
     "compile": "dialect.front.api",
+    "per_row": "dialect.front.api",
     "Pipeline": "rewrite.pipeline",
     "Plan": "dialect.planning.plan",
     "Pass": "rewrite.passbase",

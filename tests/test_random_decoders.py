@@ -22,3 +22,11 @@ def test_a_staged_state_that_was_taken_apart_is_padded() -> None:
     failure = decoders.failure_of(decoder, passes, tally := Tally())
     assert failure is None, failure
     assert tally.counts["pad{vocab=12} ran"] == 1
+
+
+def test_a_product_that_sums_over_experts_too_is_not_cut_along_them() -> None:
+    """Three experts do not divide over the two chips that share d_ff."""
+    failure = decoders.failure_of(
+        decoders.of_seed(51), ("recognize", "plan", "shard", "lower"), Tally()
+    )
+    assert failure is None, failure

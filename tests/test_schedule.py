@@ -498,6 +498,17 @@ def test_an_array_takes_whole_tiles() -> None:
     assert found == Traffic(read=64 * 128 * 2, written=2 * 128 * 2)
 
 
+def test_a_scatter_writes_its_updates_in_place() -> None:
+    lines = (
+        "%cache = bf16[64,2048,128]{2,1,0:T(8,128)(2,1)} parameter(0)",
+        "%places = s32[64,2]{1,0:T(8,128)S(1)} parameter(1)",
+        "%new = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(2)",
+    )
+    put = "bf16[64,2048,128]{2,1,0:T(8,128)(2,1)} scatter(%cache, %places, %new)"
+    moves = Traffic(read=64 * 128 * 2, written=64 * 128 * 2)
+    assert moved(*lines, f"%put = {put}, to_apply=%second") == moves
+
+
 def test_what_only_hands_on_moves_nothing() -> None:
     room = 'custom-call(), custom_call_target="AllocateBuffer"'
     assert moved(f"%room = {FAR} {room}") == Traffic()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from functools import partial
 
+import jax
 import pytest
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import DoesNotFit, read
+from dialect.front.api import DEFAULT_PIPELINE
 from dialect.machine.mesh import TargetError, prepare_libtpu
 from examples import llama, palm
-from rewrite import auto_shard
+from rewrite import auto_shard, per_row
 from tests.kit import shapes_of
 
 
@@ -51,6 +54,24 @@ def test_llama_8b_collectives_are_the_plans(llama_8b):
     assert all(each.dtype == "bf16" for each in report.collectives)
 
 
+@pytest.mark.parametrize("attention", ["heads", "batch"])
+def test_places_that_differ_by_sequence_are_written_in_place(attention: str) -> None:
+    """The cache keeps its layout, and every chip writes what it holds: nothing is gathered."""
+    config = replace(llama.CONFIGS["8b"], layers=2)
+    step = partial(llama.decode_step, config)
+    rows = per_row(step, partial(llama.init_cache, config, context=2048))
+    pipeline = DEFAULT_PIPELINE.replace("plan", f"plan{{attention={attention}}}")
+    step = auto_shard(rows, "v5e:2x4", pipeline=pipeline)
+    params, _, tokens = shapes_of(llama, config, 64, 2048)
+    cache = jax.eval_shape(lambda: rows.init(64))
+    program = step.program(params, cache, tokens)
+    executable, _ = compiled(Compilable(program, step.mesh))
+    report = read(executable, step.mesh)
+    held = sum(entry.type.bytes for entry in program.step_inputs if entry.role == "state") // 8
+    assert report.memory.temp_bytes < 0.1 * held
+    assert "all-gather" not in {each.kind for each in report.collectives if each.trip_count == 2}
+
+
 @pytest.mark.parametrize(
     ("topology", "plan"),
     [
@@ -61,8 +82,6 @@ def test_llama_8b_collectives_are_the_plans(llama_8b):
     ],
 )
 def test_every_chip_compiles_without_rematerialization(topology, plan):
-    from dataclasses import replace
-
     config = replace(palm.CONFIGS["8b"], layers=2)
     pipeline = f"normalize, recognize, carry_cache, quantize, plan{{{plan}}}, shard, stage, lower"
     step = auto_shard(partial(palm.decode_step, config), topology, pipeline=pipeline)
@@ -76,8 +95,6 @@ def test_every_chip_compiles_without_rematerialization(topology, plan):
 
 
 def test_a_program_that_does_not_fit_says_how_much_is_missing_and_what_is_large():
-    from dataclasses import replace
-
     config = replace(llama.CONFIGS["8b"], layers=2)
     step = auto_shard(
         partial(llama.decode_step, config),

@@ -39,6 +39,7 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make
 from rewrite.program import Layout
 from rewrite.rules import Rule
+from rewrite.signature import Signature
 
 
 def constrained(graph: Graph, mesh: Mapping[str, int], chip: Chip | None) -> Graph:
@@ -102,11 +103,13 @@ class _Exchange:
         return _added_up(total, value)
 
     def in_parts(self, product: Op) -> Value:
-        """product  ->  its partial sums, each on its chip; a matrix stays as it is"""
+        """product  ->  its partial sums, each on its chip; a matrix stays as it is, and what sums
+        several axes of which it is not known which one is split"""
         number, front = _rows(product)
         rows, layout = product.types[0].shape[:front], laid_out(product.args[number])
         over = partial_sum_axes(product, number, layout) if layout else self.sums
-        if sum(size > 1 for size in rows) < 2 or not over:
+        unknown = layout is None and len(Signature.parse(product["spec"]).summed) > 1
+        if sum(size > 1 for size in rows) < 2 or not over or unknown:
             return product.results[0]
         kept = (tuple(axis for axis in axes if axis not in over) for axes in self.sides.wanted)
         return self.pinned(partial_product(product, self.ways(over)), (over, *kept))

@@ -50,6 +50,7 @@ _THROUGH = (
     "convert",
 )  # inside a fusion: read as their users read
 _SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that is written into the first
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _read(module: Module, body: dict[str, Instruction], op: Instruction, inside:
             count = min(count, _read_inside(module, inside, number))
         elif count and op.opcode in _SLICES and number == 0:
             count = min(count, result_bytes(op))
-        elif op.opcode == "dynamic-update-slice" and number == 0:
+        elif op.opcode in _UPDATES and number == 0:
             count = 0
         total += count
     return total
@@ -136,8 +137,8 @@ def _written(
         end = op.opcode.removesuffix("-start") + "-done"
         ends = [b for b in body.values() if b.opcode == end and op.name in b.operands]
         return sum(_in_hbm(_arrays(b)) for b in ends[:1])
-    if op.opcode == "dynamic-update-slice":
-        return result_bytes(body[op.operands[1]]) if _in_hbm(_arrays(op)) else 0
+    if op.opcode in _UPDATES:
+        return _update_bytes(body, op) if _in_hbm(_arrays(op)) else 0
     if inside is None:
         return _in_hbm(_arrays(op))
     root, computation = module.root(inside), module.computation(inside)
@@ -156,9 +157,14 @@ def _result_bytes(computation: dict[str, Instruction], name: str, size: int, ali
     source = computation[name]
     while source.opcode in ("bitcast", "copy", "reshape"):
         source = computation[source.operands[0]]
-    if source.opcode == "dynamic-update-slice":
-        return min(size, result_bytes(computation[source.operands[1]]))
+    if source.opcode in _UPDATES:
+        return min(size, _update_bytes(computation, source))
     return 0 if aliased else size
+
+
+def _update_bytes(computation: dict[str, Instruction], op: Instruction) -> int:
+    """Bytes of what an instruction writes into its first operand, in place."""
+    return result_bytes(computation[op.operands[_UPDATES[op.opcode]]])
 
 
 def _read_inside(module: Module, inside: str, number: int) -> int:
@@ -180,7 +186,7 @@ def _read_of(module: Module, computation: dict[str, Instruction], source: Instru
                 continue
             if reader.opcode in _SLICES and number == 0:
                 total += result_bytes(reader)
-            elif reader.opcode == "dynamic-update-slice" and number == 0:
+            elif reader.opcode in _UPDATES and number == 0:
                 total += 0
             elif reader.opcode in _THROUGH and not reader.is_root:
                 total += min(result_bytes(source), _read_of(module, computation, reader))

@@ -33,6 +33,7 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
+    "custom_vmap_call": "call",
 }
 _DRAWS = {"random_bits", "random_split"}  # the bits depend on a setting of JAX
 _HIDDEN_STATE = {"rng_uniform"}

@@ -39,20 +39,31 @@ def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode
     `new` has the cache's rank, with t rows along `axis`. positions: [t], or [b, t] where the first
     axis of the cache has different places. With a `layer`, a scalar, the cache is [layers, ...]
     and `new` that of one layer. `mode` says what a place out of bounds does.
+
+    It is written by rows of the last axis: for larger windows XLA changes the layout of the whole
+    cache and back. Places are clipped here, for behind a clip of all indices XLA's partitioner
+    does not see that those of other axes count them, and gathers what is written.
     """
-    batched, first = positions.ndim == 2, len(layer)
-    kept = (*range(first), axis)
-    rows = (first,) if batched else ()
+    first, mode = len(layer), decode(mode)
+    places = [_in_int32(place) for place in (*layer, positions)]
+    if mode == jax.lax.GatherScatterMode.CLIP:
+        ends = [cache.shape[d] - 1 for d in (*range(first), axis)]
+        places = [jnp.clip(place, 0, end) for place, end in zip(places, ends)]
+        mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    window = [d for d in range(first, cache.ndim) if d != axis][-1:]
+    rows = [d for d in range(first, cache.ndim) if d not in window]
+    sizes = tuple(new.shape[d - first] for d in rows)
+    index = {d: jax.lax.broadcasted_iota(jnp.int32, sizes, rows.index(d)) for d in rows}
+    index |= {d: jnp.broadcast_to(place, sizes) for d, place in enumerate(places[:-1])}
+    along = (0, rows.index(axis)) if positions.ndim == 2 else (rows.index(axis),)
+    index[axis] = jax.lax.broadcast_in_dim(places[-1], sizes, along)
     numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=tuple(d - first for d in range(cache.ndim) if d not in kept + rows),
-        inserted_window_dims=kept,
-        scatter_dims_to_operand_dims=kept,
-        operand_batching_dims=rows,
-        scatter_indices_batching_dims=(0,) if batched else (),
+        update_window_dims=tuple(d - first for d in window),
+        inserted_window_dims=tuple(sorted(index)),
+        scatter_dims_to_operand_dims=tuple(sorted(index)),
     )
-    layers = [jnp.broadcast_to(_in_int32(number), positions.shape) for number in layer]
-    indices = jnp.stack([*layers, _in_int32(positions)], axis=-1)
-    return jax.lax.scatter(cache, indices, new, numbers, mode=decode(mode))
+    indices = jnp.stack([index[d] for d in sorted(index)], axis=-1)
+    return jax.lax.scatter(cache, indices, new, numbers, mode=mode)
 
 
 def _in_int32(place: Any) -> Any:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dialect.arrays.dtypes import struct_of
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.matching.values import REALS, in_dtype
+from dialect.ops.experts import summed_axis
 from dialect.ops.nn import Traced
 from dialect.ops.quant import LONGEST_SUM
 from dialect.ops.rounding import steps
@@ -26,17 +27,6 @@ from rewrite.opdef import make, substitute
 from rewrite.rules import Miss, Outcome, local
 
 _dequantize = Traced["dequantize"]
-
-
-def summed_axis(op: Op) -> int | None:
-    """The contracted axis of the experts' matrices in a ragged product without batch whose rows are
-    ragged and whose experts come first; None for any other."""
-    numbers = dict(op["ragged_dot_dimension_numbers"].fields)
-    (_, summed), _ = numbers["dot_dimension_numbers"]
-    rows, experts = numbers["lhs_ragged_dimensions"], numbers["rhs_group_dimensions"]
-    ranks = [arg.type.rank for arg in op.args[:2]]
-    plain = (tuple(rows), tuple(experts)) == ((0,), (0,)) and ranks == [2, 3] and len(summed) == 1
-    return summed[0] if plain and op.get("group_offset") is None else None
 
 
 @local(

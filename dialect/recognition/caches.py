@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs.jaxpr import constant
+from dialect.matching.constant_arrays import constant_array
 from dialect.matching.proofs import is_finite
 from dialect.matching.values import (
     as_bool,
@@ -26,8 +27,7 @@ from dialect.matching.values import (
     reshaped,
     through,
 )
-from rewrite import runtime
-from rewrite.ir import Graph, Op, Symbol, Type, Value
+from rewrite.ir import Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 
@@ -269,14 +269,8 @@ def _scatter_axes(numbers: dict, new: Value) -> list[int]:
 def _counts_rows(value: Value, rows: int) -> bool:
     """Whether a constant array is 0, 1, ..., `rows` - 1 along its first axis and constant along
     others."""
-    base = through(value, "wrap", "reshape", "broadcast_in_dim", "convert_element_type")
-    if value.type.shape[:1] != (rows,) or value.type.size > 1_000_000:
-        return False
-    if base.op.name not in ("iota", "const"):
-        return False
-    with jax.ensure_compile_time_eval():
-        (array,) = runtime.framework().evaluate(Graph((), (value,)), [])
-    return all((array[i] == i).all() for i in range(rows))
+    array = constant_array(value) if value.type.shape[:1] == (rows,) else None
+    return array is not None and all((array[i] == i).all() for i in range(rows))
 
 
 def _clamped(start: Value, last: int) -> Value:

@@ -214,7 +214,7 @@ class Decoder:
 
     def _embedded(self, params: Any, cache: Any, tokens: Any) -> tuple[Any, Any]:
         tokens = tokens[:, None] if tokens.ndim == 1 else tokens
-        start = jnp.broadcast_to(cache["start"], (self.batch,))
+        start = jnp.broadcast_to(cache["start"], (tokens.shape[0],))
         positions = start[:, None] + jnp.arange(tokens.shape[1])
         if self.embedding == "one_hot":
             x = jax.nn.one_hot(tokens, self.vocab, dtype=self.dtype) @ params["embedding"]

@@ -1,0 +1,159 @@
+"""A step whose sequences share a position, as one in which every sequence has its own.
+
+    step(params, cache, tokens)  ->  vmap(step on a batch of one)(params, cache of rows, tokens)
+
+A decoder keeps one position for its whole batch, and other state that the sequences share. A server
+needs sequences at different places (Orca, Yu et al. 2022, section 3). The decoder is run on a batch
+of one and batched by JAX's own rules. Rows stay where the decoder has the axis of its batch; what
+its sequences shared gets an axis of rows in front. Keeps reals.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.arrays.dtypes import struct_of
+from dialect.arrays.evaluate import evaluate
+from dialect.jaxprs.framework import treedef
+from dialect.ops.experts import summed_axis
+from dialect.user.tracing import trace
+from rewrite.driver import rewrite
+from rewrite.errors import TraceError
+from rewrite.ir import Op
+from rewrite.opdef import make
+from rewrite.rules import Miss, Outcome, local
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The axis of an array that counts rows, None where all rows share it, and whether the step
+    has an axis for its batch there."""
+
+    axis: int | None
+    is_batch: bool = True
+
+
+class PerRow:
+    """`step(params, cache, ...)` with a position, and all other state, for every row.
+
+    `init_cache(batch)` gives the decoder's cache: the axis that differs between a batch of one and
+    of two counts its sequences. An argument's rows are its first axis of as many elements; without
+    one it is shared by all rows. Results have their rows where the step has its batch.
+    """
+
+    def __init__(self, step: Callable[..., Any], init_cache: Callable[[int], Any]) -> None:
+        functools.update_wrapper(self, step)
+        self.step, self.init_cache = step, init_cache
+
+    @functools.cached_property
+    def cache_rows(self) -> Any:
+        """Where the cache has its rows: a pytree like the cache. Raises TraceError."""
+        return _batches(*(jax.eval_shape(lambda n=n: self.init_cache(n)) for n in (1, 2)))
+
+    def init(self, rows: int) -> Any:
+        """A new cache: `{"k": [layers, rows, ...], "position": i32[rows]}`.
+
+        What the sequences of a batch shared is repeated; typed random keys are split.
+        """
+        return jax.tree.map(
+            lambda leaf, at: leaf if at.is_batch else _repeated(leaf, rows),
+            self.init_cache(rows),
+            self.cache_rows,
+        )
+
+    def __call__(self, params: Any, cache: Any, *args: Any) -> Any:
+        """The step on all rows. Raises TraceError where a batch of one cannot be traced."""
+        sizes = jax.tree.map(lambda leaf, at: leaf.shape[at.axis], cache, self.cache_rows)
+        count = jax.tree.leaves(sizes)[0]
+        given = (cache, *args)
+        at = (self.cache_rows, *jax.tree.map(lambda leaf: _rows_of(leaf, count), args))
+        one, two = (jax.tree.map(_sized(batch), given, at) for batch in (1, 2))
+        program = trace(self.step, params, *one, state=1)
+        graph = rewrite(program.graph, [experts_of_all_rows])
+        tree = treedef(program.tree[1])
+        results = _batches(
+            tree.unflatten([struct_of(value.type) for value in graph.outputs]),
+            jax.eval_shape(self.step, params, *two),
+        )
+
+        def of_row(*row: Any) -> Any:
+            leaves = jax.tree.leaves((params, *jax.tree.map(_with_batch, row, at)))
+            computed = tree.unflatten(evaluate(graph, leaves))
+            return jax.tree.map(_without_batch, computed, results)
+
+        read, written = (jax.tree.map(lambda rows: rows.axis, each) for each in (at, results))
+        return jax.vmap(of_row, in_axes=read, out_axes=written)(*given)
+
+
+@local(
+    "ragged_dot_general",
+    example=lambda x, w, counts: jax.lax.ragged_dot(x, w, counts),
+    types=("f32[6,3]", "f32[2,3,4]", "i32[2]"),
+)
+def experts_of_all_rows(op: Op) -> Outcome:
+    """ragged_dot(x, w, counts)  ->  expert_product(x, w, counts), one product of all rows"""
+    if summed_axis(op) != 1:
+        return Miss("its weights are not [experts, summed, not summed]", 4)
+    attrs = {"dtype": op["preferred_element_type"], "precision": op["precision"]}
+    return make("expert_product", *op.args, **attrs)
+
+
+def _batches(of_one: Any, of_two: Any) -> Any:
+    """`_Rows` of every array whose shapes for a batch of one and of two are given."""
+    return jax.tree_util.tree_map_with_path(_batch, of_one, of_two)
+
+
+def _batch(path: Any, one: Any, two: Any) -> _Rows:
+    differ = [axis for axis, sizes in enumerate(zip(one.shape, two.shape)) if sizes[0] != sizes[1]]
+    if not differ and one.ndim == two.ndim:
+        return _Rows(0, is_batch=False)
+    if len(differ) == 1 and (one.shape[differ[0]], two.shape[differ[0]]) == (1, 2):
+        return _Rows(differ[0])
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    shapes = f"{list(one.shape)} for one sequence and {list(two.shape)} for two"
+    hint = "every array has one axis that counts sequences, or is shared by them"
+    raise TraceError(f"no axis of {name or 'the result'} counts sequences: {shapes}", hint=hint)
+
+
+def _rows_of(leaf: Any, count: int) -> _Rows:
+    """Where an argument of the step has its rows."""
+    axes = [axis for axis, size in enumerate(jnp.shape(leaf)) if size == count]
+    return _Rows(axes[0] if axes else None, is_batch=bool(axes))
+
+
+def _sized(batch: int) -> Callable[[Any, _Rows], Any]:
+    """What the step takes for a batch of this size, from an array of rows."""
+
+    def shape(leaf: Any, rows: _Rows) -> jax.ShapeDtypeStruct:
+        sizes = list(jnp.shape(leaf))
+        if rows.axis is not None:
+            sizes[rows.axis : rows.axis + 1] = [batch] * rows.is_batch
+        return jax.ShapeDtypeStruct(tuple(sizes), jax.typeof(leaf).dtype)
+
+    return shape
+
+
+def _with_batch(leaf: Any, rows: _Rows) -> Any:
+    return jnp.expand_dims(leaf, rows.axis) if rows.is_batch else leaf
+
+
+def _without_batch(leaf: Any, rows: _Rows) -> Any:
+    return jnp.squeeze(leaf, rows.axis) if rows.is_batch else leaf
+
+
+def _repeated(leaf: Any, rows: int) -> Any:
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(leaf, rows)
+    return jnp.broadcast_to(leaf, (rows, *leaf.shape))
+
+
+def per_row(step: Callable[..., Any], init_cache: Callable[[int], Any]) -> PerRow:
+    """`step(params, cache, ...)` with rows at places of their own; see `PerRow`."""
+    return PerRow(step, init_cache)
