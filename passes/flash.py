@@ -1,9 +1,11 @@
 """flash: attention block by block, with an online softmax (see `dialect.ops.attend_blocks`).
 
-attend(q, k, v)  ->  attend(q, k, v) {blocks=(512, 512)}
+attend(q, k, v, mask)  ->  attend(q, k, v, first, last) {blocks=(512, 512)}
 
 The logits of a block of queries and a block of keys stay on the chip (Dao et al. 2022,
-arXiv:2205.14135). `lower` runs the loops over blocks on the chips that own the attention.
+arXiv:2205.14135). What the mask says of positions (causal, a window, a chunk, a length) becomes the
+first and the last that each query keeps, and blocks outside of these are not computed. `lower` runs
+the loops over blocks on the chips that own the attention.
 
 `flash` chooses blocks that fit, and leaves attention alone whose logits fit on the chip as they
 are; `flash{query=512, key=512}` asks for blocks, everywhere.
@@ -17,13 +19,16 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from dialect.machine.mesh import Topology
-from dialect.ops.scores import CONTEXT, SUMMED, loop_axes
+from dialect.matching.bound_values import kept, visited_blocks
+from dialect.matching.mask_regions import Bound
+from dialect.normal.masks_into_loops import masks_into_loop
+from dialect.ops.scores import CONTEXT, SUMMED, LoopAxes, loop_axes
 from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, with_args
 from rewrite.passbase import Pass
 from rewrite.program import NOT_DONE, NOTHING_DONE, Program, Remark
-from rewrite.signature import Signature
+from rewrite.signature import Array, Dimension, Signature
 from rewrite.target import Target
 
 _SHARE = 3  # logits, their exponentials, and all else that a block needs: a third each
@@ -49,16 +54,20 @@ class Flash(Pass):
         """`graph` with its attention in blocks, in the bodies of loops too."""
 
         def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-            regions = tuple(self.blocked(region, target, notes) for region in op.regions)
-            moved = with_args(op, args, regions)
+            op = masks_into_loop(with_args(op, args))
+            op = with_args(
+                op, op.args, tuple(self.blocked(each, target, notes) for each in op.regions)
+            )
             if op.name != "attend":
-                return moved.results
-            blocks, note = self.blocks(moved, target)
-            notes.append(note)
+                return op.results
+            blocks, note = self.blocks(op, target)
             if blocks is None:
-                return moved.results
-            attrs = dict(moved.attrs) | {"blocks": blocks}
-            return build("attend", *args, origin=op.origin, **attrs).results
+                notes.append(note)
+                return op.results
+            bounded = _bounded(op, blocks)
+            visits = bounded.get("visits")
+            notes.append(f"{note}, of which {visits} are visited" if visits else note)
+            return bounded.results
 
         return rebuilt(graph, visit)
 
@@ -79,6 +88,40 @@ class Flash(Pass):
         return (queries, keys), f"blocks of {queries} queries and {keys} keys"
 
 
+def _bounded(op: Op, blocks: tuple[int, int]) -> Op:
+    """attend(q, k, v, mask)  ->  attend(q, k, v, rest of the mask, first, last) {blocks}"""
+    named, attrs = Signature.parse(op["axes"]), dict(op.attrs) | {"blocks": blocks}
+    args, inputs, given = list(op.args), list(named.inputs), op.get("given", "").split()
+    at = 3 + given.index("mask") if "mask" in given else None
+    if at is None or CONTEXT not in inputs[at]:
+        return build("attend", *args, origin=op.origin, **attrs)
+    axes = inputs[at]
+    found = kept(args[at], axes.index(CONTEXT))
+    parts = {
+        name: (value, _own(value, axes))
+        for name, value in (("mask", found.rest), ("first", found.first), ("last", found.last))
+        if value is not None
+    }
+    args[at : at + 1], inputs[at : at + 1] = zip(*parts.values()) if parts else ((), ())
+    given[at - 3 : at - 2] = parts
+    attrs["axes"], attrs["given"] = str(Signature(tuple(inputs), named.outputs)), " ".join(given)
+    if found.bounds:
+        attrs["visits"] = _visits(op, axes, found.bounds, blocks)
+    return build("attend", *args, origin=op.origin, **attrs)
+
+
+def _own(value: Value, axes: Array) -> Array:
+    """The axes of a value that may be of size one where a mask with these axes is not."""
+    return tuple(axis if size > 1 else () for axis, size in zip(axes, value.type.shape))
+
+
+def _visits(op: Op, axes: Array, bounds: Sequence[Bound], blocks: tuple[int, int]) -> int:
+    """How many blocks of a mask with these axes are visited when the context is full."""
+    work, time = _work(op), _loop_axes(op).time
+    dim = axes.index(time) if time and time in axes else None
+    return visited_blocks(bounds, dim, (work.queries, work.keys), blocks)
+
+
 class _Work(NamedTuple):
     """The logits of an attention: those of so many sequences and heads, queries by keys each."""
 
@@ -89,12 +132,20 @@ class _Work(NamedTuple):
 
 
 def _work(op: Op) -> _Work:
-    named = Signature.parse(op["axes"])
-    pairs = (pair for arg, axes in zip(op.args, named.inputs) for pair in zip(axes, arg.type.shape))
-    sizes = dict(pairs) | {(): 1}
-    sequences, time = (sizes[axis] for axis in loop_axes(named, sizes))
-    rows = math.prod(sizes[axis] for axis in named.inputs[0] if axis != SUMMED)
+    query, sizes = Signature.parse(op["axes"]).inputs[0], _sizes(op)
+    sequences, time = (sizes[axis] for axis in _loop_axes(op))
+    rows = math.prod(sizes[axis] for axis in query if axis != SUMMED)
     return _Work(sequences, rows // (sequences * time), time, sizes[CONTEXT])
+
+
+def _loop_axes(op: Op) -> LoopAxes:
+    return loop_axes(Signature.parse(op["axes"]), _sizes(op))
+
+
+def _sizes(op: Op) -> dict[Dimension, int]:
+    named = Signature.parse(op["axes"]).inputs
+    pairs = (pair for arg, axes in zip(op.args, named) for pair in zip(axes, arg.type.shape))
+    return dict(pairs) | {(): 1}
 
 
 def _on_chip(target: Target) -> int:

@@ -30,6 +30,9 @@ MASK = jnp.asarray(RANDOM.random((T, S)) > 0.5).at[0].set(False).at[3].set(True)
 INTEGERS = jnp.asarray(RANDOM.integers(-127, 127, (B, S, G, K)), jnp.int8)
 SCALES = drawn(B, S, G) ** 2
 FILL: dict[str, Any] = {"given": "mask", "fill": -1e9}
+FIRST = jnp.asarray(RANDOM.integers(-9, S, (B, T)))
+LAST = jnp.asarray(FIRST + RANDOM.integers(0, 9, (B, T))).at[1, 5].set(-3)  # one keeps no key
+WINDOWS: dict[str, Any] = {"given": "first last"}
 # what else is given, with its axes, and the attributes
 VARIANTS: dict[str, tuple[tuple[jax.Array, ...], str, dict[str, Any]]] = {
     "plain": ((), "", {}),
@@ -37,6 +40,23 @@ VARIANTS: dict[str, tuple[tuple[jax.Array, ...], str, dict[str, Any]]] = {
     "a row that keeps no key is a mean": ((MASK,), ", t s", FILL),
     "fill is added": ((MASK,), ", t s", FILL | {"added": True}),
     "a row that keeps no key is zero": ((MASK,), ", t s", FILL | {"dropped": True}),
+    "windows": ((FIRST, LAST), ", b t, b t", WINDOWS),
+    "windows, filled": ((FIRST, LAST), ", b t, b t", WINDOWS | {"fill": -1e9}),
+    "windows, filled by what is not nothing": (
+        (FIRST, LAST),
+        ", b t, b t",
+        WINDOWS | {"fill": -3.0, "visits": 9},
+    ),
+    "a mask of each query, up to a position": (
+        (MASK, LAST[:, :1]),
+        ", t s, b 1",
+        {"given": "mask last", "fill": -1e9, "dropped": True},
+    ),
+    "rounded weights of windows": (
+        (LAST,),
+        ", b t",
+        {"given": "last", "fill": -1e9, "rounds": (127.5, 1e-9)},
+    ),
     "bias, cap, scale": ((drawn(G, J, S),), ", g j s", {"given": "bias", "scale": 0.3, "cap": 2.0}),
     "sink": ((MASK, drawn(G, J)), ", t s, g j", {"given": "mask sink"}),
     "sinks": ((MASK, drawn(G, J, 2)), ", t s, g j n", {"given": "mask sink"}),
@@ -114,6 +134,28 @@ def test_eight_devices_compute_blocks_of_their_own(attention):
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), step.restore(cache), wanted[1]
     )
+
+
+def test_blocks_that_the_mask_leaves_out_are_not_read():
+    """Values there may be anything: NaN of a key without weight would be NaN in the whole."""
+    causal = jnp.arange(T)
+    arrays = (drawn(B, T, G, J, K), drawn(B, S, G, K), drawn(B, S, G, K))
+    plain = partial(attend, axes=f"{AXES}, t -> b t g j v", given="last")
+    wanted = plain(*arrays, causal)
+    beyond = arrays[2].at[:, T:].set(jnp.nan)
+    found = plain(*arrays[:2], beyond, causal, blocks=(4, 8))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_the_bounds_of_a_mask_are_found(unrolled):
+    """The cache has 64 positions, the prompt 32: the last block of queries reads all."""
+    model = llama.init_params(CONFIG, jax.random.key(0), unrolled)
+    cache = llama.init_cache(CONFIG, 8, 64, unrolled)
+    program = trace(partial(llama.prefill, CONFIG), model, cache, PROMPT, params=0, state=1)
+    passes = "normalize, recognize, roll, carry_cache, flash{query=8, key=16}"
+    (op,) = attends(Pipeline.parse(passes).run(program))
+    assert (op["given"], op["visits"]) == ("last", 14)
 
 
 def test_blocks_are_chosen_by_the_chip():

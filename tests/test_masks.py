@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
+from dialect.matching.bound_values import kept, visited_blocks
 from dialect.reports.mask_bounds import describe_attend, describe_bias, describe_mask
-from rewrite.ir import Graph
+from rewrite.ir import Graph, Value
 from tests.kit import graph_of, recognized_graph
 
 BATCH, TIME, CONTEXT = 2, 3, 40
@@ -119,6 +122,21 @@ MASKS: dict[str, tuple[tuple[str, ...], Callable[..., Any], tuple[Any, ...]]] = 
         lambda n: (keys() < n[:, None]) & (keys() >= n[:, None] - 8),
         (LENGTHS,),
     ),
+    "chunks of positions": (
+        ("causal", "chunk 8"),
+        lambda p: (keys() // 8 == p[:, :, None] // 8) & (keys() <= p[:, :, None]),
+        (POSITIONS,),
+    ),
+    "chunks by shifts": (
+        ("chunk 8",),
+        lambda p: p[:, :, None] >> 3 == keys() >> 3,
+        (POSITIONS,),
+    ),
+    "positions in floats": (
+        ("causal",),
+        lambda p: keys().astype("float32") <= p[:, :, None].astype("float32") + 1.0 - 1.0,
+        (POSITIONS,),
+    ),
     "prefix": (
         ("prefix",),
         lambda p, n: (keys() <= p[:, :, None]) | (keys() < n[:, None, None]),
@@ -161,6 +179,76 @@ def test_masks(case: str) -> None:
     expected, function, args = MASKS[case]
     (mask,) = recognized(function, *args).outputs
     assert describe_mask(mask) == expected
+
+
+def drawn(array: jax.Array, random: np.random.Generator) -> jax.Array:
+    """Positions, lengths and indices of any kind, out of bounds too; flags where flags were."""
+    if array.dtype == bool or array is VALID:
+        return jnp.asarray(random.integers(0, 2, array.shape), array.dtype)
+    return jnp.asarray(random.integers(-9, CONTEXT + 9, array.shape), array.dtype)
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_what_is_kept_is_the_mask(case: str) -> None:
+    _, function, args = MASKS[case]
+    graph = recognized(function, *args)
+    (mask,) = graph.outputs
+    found = kept(mask, mask.type.rank - 1)
+    values = {name: value for name, value in found._asdict().items() if isinstance(value, Value)}
+    both = Graph(graph.inputs, (mask, *values.values()))
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        wanted, *parts = evaluate(both, [drawn(arg, random) for arg in args])
+        part, places = dict(zip(values, parts)), np.arange(mask.type.shape[-1])
+        keeps = np.asarray(part.get("rest", True))
+        keeps = keeps & (places >= part.get("first", 0)) & (places <= part.get("last", CONTEXT))
+        np.testing.assert_array_equal(np.broadcast_to(keeps, wanted.shape), wanted)
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("causal, of what was written", {"last"}),
+        ("window between triangles", {"first", "last"}),
+        ("chunks of positions", {"first", "last"}),
+        ("causal and padding", {"last", "rest"}),
+        ("prefix", {"last"}),
+        ("segments", {"rest"}),
+        ("positions in floats", {"rest"}),
+    ],
+)
+def test_what_bounds_are_found(case: str, parts: set[str]) -> None:
+    _, function, args = MASKS[case]
+    (mask,) = recognized(function, *args).outputs
+    found = kept(mask, mask.type.rank - 1)._asdict()
+    assert {name for name, value in found.items() if isinstance(value, Value)} == parts
+
+
+@pytest.mark.parametrize(
+    ("case", "blocks", "visits"),
+    [
+        ("square", (8, 8), 15),  # of 5 x 5: those on the diagonal and below it
+        ("last queries", (2, 8), 10),  # all 5, twice
+        ("window of queries", (8, 8), 12),  # the diagonal, and those of 15 positions before it
+        ("length", (8, 8), 25),
+    ],
+)
+def test_blocks_that_are_visited(case: str, blocks: tuple[int, int], visits: int) -> None:
+    """Of a context of 40, in blocks of queries and keys."""
+    many, few = jnp.arange(CONTEXT), jnp.arange(4)
+    functions: dict[str, tuple[int, Callable[..., Any]]] = {
+        "square": (40, lambda i: keys() <= many[:, None]),
+        "last queries": (4, lambda i: keys() <= i + few[:, None]),
+        "window of queries": (
+            40,
+            lambda i: (keys() <= i + many[:, None]) & (keys() > i + many[:, None] - 16),
+        ),
+        "length": (40, lambda i: jnp.broadcast_to(keys() < i, (40, 40))),
+    }
+    queries, function = functions[case]
+    (mask,) = recognized(function, INDEX).outputs
+    bounds = kept(mask, 1).bounds
+    assert visited_blocks(bounds, 0, (queries, CONTEXT), blocks) == visits
 
 
 def test_the_context_may_be_any_dimension() -> None:

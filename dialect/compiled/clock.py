@@ -24,7 +24,7 @@ class Spent:
             self.compute_s + other.compute_s, self.hbm_s + other.hbm_s, self.link_s + other.link_s
         )
 
-    def times(self, count: int) -> Spent:
+    def times(self, count: float) -> Spent:
         """The same, `count` times."""
         return Spent(self.compute_s * count, self.hbm_s * count, self.link_s * count)
 
@@ -88,7 +88,7 @@ class Clock:
         self._pass(max(link_s, hbm_s), 0.0)
         return Spent(link_s=link_s) if link_s > hbm_s else Spent(hbm_s=hbm_s)
 
-    def repeat(self, count: int, once_s: float) -> None:
+    def repeat(self, count: float, once_s: float) -> None:
         """Advances the time by `count` more runs of `once_s`."""
         self.now_s += count * once_s
 

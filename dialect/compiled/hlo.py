@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dialect.arrays.components import connected
+from dialect.arrays.expected_trips import expected_trips
 
 COLLECTIVES = {
     "all-gather",
@@ -71,7 +72,7 @@ class CollectiveInstruction:
     kind: str
     type: str
     line: str
-    trips: int | None
+    trips: float | None
     source: str
 
     @property
@@ -150,10 +151,10 @@ def _ints(text: str) -> tuple[int, ...]:
 # Collectives and trip counts.
 
 
-def scheduled(module: Module) -> Iterator[tuple[str, int | None]]:
+def scheduled(module: Module) -> Iterator[tuple[str, float | None]]:
     """Every computation that is scheduled by itself, and how often it runs: None if that is not a
     constant. All branches of conditionals count as taken."""
-    waiting: list[tuple[str, int | None]] = [(module.entry, 1)]
+    waiting: list[tuple[str, float | None]] = [(module.entry, 1)]
     while waiting:
         name, trips = waiting.pop()
         yield name, trips
@@ -215,7 +216,7 @@ def _source(op: Instruction, body: dict[str, Instruction]) -> str:
 
 def loop_of(
     module: Module, loop: Instruction, around: dict[str, Instruction]
-) -> tuple[str, int | None]:
+) -> tuple[str, float | None]:
     """(body, trips) of a `while`; trips are None if they are not a constant."""
     condition, body = _LOOP.search(loop.line).groups()
     return body, _trip_count(module, loop, around, condition, body)
@@ -242,11 +243,15 @@ def _result_type(op: Instruction, body: dict[str, Instruction]) -> str:
 
 def _trip_count(
     module: Module, loop: Instruction, around: dict[str, Instruction], condition: str, body: str
-) -> int | None:
-    """The trip count of a loop: XLA's, or computed if the condition is `counter < limit`."""
+) -> float | None:
+    """The trip count of a loop: XLA's, or as its name expects, or computed if the condition is
+    `counter < limit`."""
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
         return int(known)
+    expected = expected_trips(loop.source)
+    if expected is not None:
+        return expected
     test, asked = module.root(condition), module.computation(condition)
     before, after = around.get(loop.operands[0]), module.root(body)
     if test.opcode != "compare" or "direction=LT" not in test.line or before is None:

@@ -4,9 +4,10 @@
 
 An instruction takes as long as its slowest part: matrix products, HBM traffic, bytes over links.
 Asynchronous pairs (all-gather-start and -done, DMA by copy-start and slice-start, collectives split
-over fusions) overlap with the instructions between them. Loops run for their trip count, and of a
-conditional the slowest branch counts. XLA's own estimates (estimated_cycles, optimal_seconds) are
-not used, since they do not model links.
+over fusions) overlap with the instructions between them. Loops run for their trip count, or as
+often as their name expects (`dialect.arrays.expected_trips`), and of a conditional the slowest
+branch counts. XLA's own estimates (estimated_cycles, optimal_seconds) are not used, since they do
+not model links.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class _Visited:
 
     instruction: Instruction
     cost: _Cost
-    trips: int = 0
+    trips: float = 0
     spent: Spent = field(default_factory=Spent)
 
     def event(self) -> Event:
@@ -175,9 +176,9 @@ class _Visited:
             name=op.name,
             opcode=op.opcode,
             source=op.source,
-            trips=self.trips,
-            hbm_bytes=self.trips * cost.hbm_bytes,
-            flops=self.trips * sum(product.flops for product in cost.products),
+            trips=max(1, round(self.trips)),
+            hbm_bytes=round(self.trips * cost.hbm_bytes),
+            flops=round(self.trips * sum(product.flops for product in cost.products)),
             dtype=largest.dtype if largest else "",
             time_s=self.trips * cost.work.time_s,
             exposed_s=self.spent.time_s,
@@ -196,7 +197,7 @@ class _Walk:
     clock: Clock = field(default_factory=Clock)
     visited: dict[tuple[str, str], _Visited] = field(default_factory=dict)
 
-    def computation(self, name: str, runs: int) -> None:
+    def computation(self, name: str, runs: float) -> None:
         """Walks a computation once, for `runs` of its runs."""
         started: dict[str, _Visited] = {}
         body = self.module.computation(name)
@@ -213,19 +214,19 @@ class _Walk:
         for begun, visit in started.items():  # what nothing here has waited for
             visit.spent += self.clock.wait(begun).times(runs)
 
-    def loop(self, op: Instruction, body: dict[str, Instruction], runs: int) -> None:
+    def loop(self, op: Instruction, body: dict[str, Instruction], runs: float) -> None:
         """Walks a loop: its first trip, which may wait for transfers, and one more for the rest."""
         inner, trips = hlo.loop_of(self.module, op, body)
         if trips is None:
             raise ValueError(f"how often {op.name} runs is not known: {op.source}")
         if trips:
-            self.computation(inner, runs)
+            self.computation(inner, runs * min(trips, 1))
         if trips > 1:
             before_s = self.clock.now_s
             self.computation(inner, runs * (trips - 1))
             self.clock.repeat(trips - 2, self.clock.now_s - before_s)
 
-    def dearest(self, branches: list[str], runs: int) -> None:
+    def dearest(self, branches: list[str], runs: float) -> None:
         """Walks the slowest branch of a conditional."""
         ends = []
         for branch in branches:
@@ -241,7 +242,7 @@ class _Walk:
         body: dict[str, Instruction],
         op: Instruction,
         started: dict[str, _Visited],
-        runs: int,
+        runs: float,
     ) -> None:
         """Runs or starts an instruction, or waits for its transfer; `started`: by transfer."""
         part = async_part(self.module, op)

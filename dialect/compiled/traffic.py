@@ -71,13 +71,13 @@ def hbm_bytes(compiled: Any) -> int:
 
     Raises ValueError if the trip count of a loop is not a constant.
     """
-    module, total = Module(compiled.as_text()), 0
+    module, total = Module(compiled.as_text()), 0.0
     for name, trips in hlo.scheduled(module):
         if trips is None:
             raise ValueError(f"how often {name} runs is not known")
         body = module.computation(name)
         total += trips * sum(traffic(module, body, op).bytes for op in body.values())
-    return total
+    return round(total)
 
 
 def traffic(module: Module, body: dict[str, Instruction], op: Instruction) -> Traffic:

@@ -40,6 +40,7 @@ def attend(
     rounds: tuple[float, float] | None = None,
     base: float | None = None,
     blocks: tuple[int, int] | None = None,
+    visits: int | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -56,6 +57,8 @@ def attend(
       makes of it: NaN for -infinity, the mean of the values for another `fill`, their mean weighted
       by the logits where it is added, zero where `dropped`: the weights are 0 where the mask is
       false.
+    - `first` and `last` are integers, without a context: positions before the one and behind the
+      other are masked as well.
     - `bias` is added to the logits, as ALiBi is (Press et al. 2022).
     - `sink` are logits that take their share of the softmax and lead to no value (Xiao et al.
       2024): one for every place on its axes, or `n`.
@@ -67,8 +70,9 @@ def attend(
     context, in steps of int8 of that `largest` and `least`. With `base` 2 the logits carry log2(e)
     already, `fill` too, and the softmax is that of 2 ** logits.
 
-    `blocks` are as many queries and keys as are computed at a time (`dialect.ops.attend_blocks`);
-    without them all are.
+    `blocks` are as many queries and keys as are computed at a time (`dialect.ops.attend_blocks`),
+    without them all are. Of these blocks `visits` hold a position between `first` and `last` when
+    the context is full: an estimate, for whoever counts time.
     """
     named = Signature.parse(axes)
     form = Form(
@@ -84,7 +88,7 @@ def attend(
             weights,
             decode(dtype) or query.dtype,
         ),
-        *(key_precision, value_precision, rounds, base),
+        *(key_precision, value_precision, rounds, base, visits),
     )
     names = ("query", "key", "value", *given.split())
     given_arrays = zip(names, (query, key, value, *operands), named.inputs, strict=True)
@@ -116,7 +120,7 @@ word(
     (
         *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner"),
         *("weights", "dtype"),
-        *("key_precision", "value_precision", "rounds", "base", "blocks"),
+        *("key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
     ),
     "axes",
     traits=Traits(spelled="axes"),

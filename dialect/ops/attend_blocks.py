@@ -10,12 +10,13 @@ of one block of queries and one of keys, so that they stay on the chip.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
 from dialect.arrays.attributes import decode
+from dialect.arrays.expected_trips import expecting
 from dialect.ops.quant import greatest
 from dialect.ops.rounding import in_steps
 from dialect.ops.scores import CONTEXT, Arrays, Form, largest, loop_axes, sizes_of
@@ -32,8 +33,10 @@ def in_blocks(form: Form, arrays: Arrays, queries: int, keys: int) -> Any:
     _must_divide(keys, sizes[CONTEXT], "keys")
     sequences = _largest_divisor(sizes.get(sequence, 1), queries // at_a_time)
 
+    trips = form.visits and form.visits * at_a_time / sizes.get(time, 1)
+
     def of_queries(arrays: Arrays) -> Any:
-        return _over_keys(form, arrays, keys)
+        return _over_keys(form, arrays, _Keys(keys, trips))
 
     def of_sequences(arrays: Arrays) -> Any:
         return _one_by_one(form.out, arrays, time, at_a_time, of_queries)
@@ -74,10 +77,18 @@ def _cut(arrays: Arrays, axis: Dimension, block: int, number: Any) -> Arrays:
     return {name: (cut(array, axes), axes) for name, (array, axes) in arrays.items()}
 
 
-def _over_keys(form: Form, arrays: Arrays, block: int) -> Any:
+class _Keys(NamedTuple):
+    """The blocks of keys: how long one is, and how many of them a block of queries is expected to
+    read, where that is known only when it runs."""
+
+    size: int
+    trips: float | None
+
+
+def _over_keys(form: Form, arrays: Arrays, keys: _Keys) -> Any:
     """The result for a block of queries, a block of keys at a time."""
     if form.rounds is not None:
-        return _rounded(form, arrays, block)
+        return _rounded(form, arrays, keys)
     axes = _axes_of_sum(form, arrays)
 
     def step(carry: tuple, part: Arrays, mask: Any, scores: Any) -> tuple:
@@ -88,11 +99,11 @@ def _over_keys(form: Form, arrays: Arrays, block: int) -> Any:
 
     start = _nothing_seen(form, arrays)
     start = (start, _zeros(axes, arrays, start[0].dtype))
-    (_, total), result = _folded(form, arrays, block, start, step)
+    (_, total), result = _folded(form, arrays, keys, start, step)
     return _in_order((result / _along(total, result)).astype(form.dtype), axes, form.out)
 
 
-def _rounded(form: Form, arrays: Arrays, block: int) -> Any:
+def _rounded(form: Form, arrays: Arrays, keys: _Keys) -> Any:
     """The same with rounded weights. The step of a row is known once all of its weights are, so all
     keys are read twice."""
     axes, (most, least) = _axes_of_sum(form, arrays), form.rounds or (0, 0)
@@ -111,21 +122,55 @@ def _rounded(form: Form, arrays: Arrays, block: int) -> Any:
         return result + form.mixed(weights, part, axes, result.dtype)
 
     start = _nothing_seen(form, arrays)
-    (top, total), seen = _folded(form, arrays, block, (start, jnp.zeros_like(start[0])), look)
-    result = _folded(form, arrays, block, _zeros(axes, arrays, top.dtype), step)
+    (top, total), seen = _folded(form, arrays, keys, (start, jnp.zeros_like(start[0])), look)
+    result = _folded(form, arrays, keys, _zeros(axes, arrays, top.dtype), step)
     return _in_order(result.astype(form.dtype), axes, form.out)
 
 
-def _folded(form: Form, arrays: Arrays, block: int, start: Any, step: Callable[..., Any]) -> Any:
+def _folded(form: Form, arrays: Arrays, keys: _Keys, start: Any, step: Callable[..., Any]) -> Any:
     """`step` over the blocks of keys, with the mask and the logits of every block."""
 
     def next_(number: Any, carry: Any) -> Any:
-        part = _cut(arrays, CONTEXT, block, number)
+        part = _at_context(_cut(arrays, CONTEXT, keys.size, number), number * keys.size)
         mask = form.mask_of(part)
         scores = form.logits_of(part, mask)
         return step(carry, part, mask, scores.astype(_wide(scores.dtype)))
 
-    return lax.fori_loop(0, sizes_of(arrays)[CONTEXT] // block, next_, start)
+    count = sizes_of(arrays)[CONTEXT] // keys.size
+    if not (_skips(form, arrays) and count > 1):
+        return lax.fori_loop(0, count, next_, start)
+    with expecting(keys.trips):
+        return lax.fori_loop(*_bounds(form, arrays, keys.size, count), next_, start)
+
+
+# Blocks of keys that the mask leaves out.
+
+_NOTHING = -1e4  # what is filled so has a weight that is zero in any float
+
+
+def _skips(form: Form, arrays: Arrays) -> bool:
+    """Whether blocks outside of `first` and `last` add nothing."""
+    bounded = "first" in arrays or "last" in arrays
+    return bounded and (form.fill is None or float(decode(form.fill)) <= _NOTHING)
+
+
+def _bounds(form: Form, arrays: Arrays, block: int, count: int) -> tuple[Any, Any]:
+    """The first block of keys of which a query keeps one, and the number behind the last."""
+    end = count * block - 1
+    first = jnp.min(arrays["first"][0]) if "first" in arrays else 0
+    last = jnp.max(arrays["last"][0]) if "last" in arrays else end
+    low, high = jnp.clip(first, 0, end) // block, jnp.clip(last, -1, end) // block + 1
+    if form.fill is None:
+        return low, high
+    # A row that keeps no key is a mean of all values.
+    none = ~jnp.all(jnp.any(form.mask_of(arrays), axis=-1))
+    return jnp.where(none, 0, low), jnp.where(none, count, high)
+
+
+def _at_context(arrays: Arrays, start: Any) -> Arrays:
+    """The arrays of a block that begins at a position: bounds count from there."""
+    bounds = {name: arrays[name] for name in ("first", "last") if name in arrays}
+    return {**arrays, **{name: (array - start, axes) for name, (array, axes) in bounds.items()}}
 
 
 # The statistics of a row: the largest logit so far, and the sum of exp(logit - largest).

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,7 @@ class Form:
     value_precision: Any
     rounds: tuple[float, float] | None
     base: float | None
+    visits: int | None
 
     @cached_property
     def over(self) -> Array:
@@ -104,7 +105,12 @@ class Form:
 
     def mask_of(self, arrays: Arrays) -> Any:
         """Where logits are kept, with the axes of the logits; None if they all are."""
-        return aligned(arrays["mask"], self.over) if "mask" in arrays else None
+        kept = [aligned(arrays["mask"], self.over)] if "mask" in arrays else []
+        if "first" in arrays or "last" in arrays:
+            places = jnp.arange(sizes_of(arrays)[CONTEXT])
+            kept += [places >= aligned(arrays["first"], self.over)] if "first" in arrays else []
+            kept += [places <= aligned(arrays["last"], self.over)] if "last" in arrays else []
+        return reduce(jnp.logical_and, kept) if kept else None
 
     def sink_of(self, arrays: Arrays, dtype: Any) -> Any:
         """The logits that lead to no value, with the axes of the logits; None without any."""

@@ -29,12 +29,13 @@ SERVED = 8  # sequences at once, so that eight devices may split them
 STEPS = 16
 EXACT = DEFAULT_PIPELINE
 ONCE = EXACT.replace(
-    "plan", "fold_scales, merge_dots, cache_layout, first_layer{budget=10.0}, plan"
+    "plan",
+    "fold_scales, merge_dots, cache_layout, first_layer{budget=10.0}, flash{query=8, key=16}, plan",
 )
 QUANTIZED = EXACT.replace(
     "plan",
     "fold_scales, merge_dots, quantize{weights=int8, activations=int8, cache=int8, vocab=true}, "
-    "cache_layout, first_layer{budget=10.0}, plan",
+    "cache_layout, first_layer{budget=10.0}, flash{query=8, key=16}, plan",
 )
 LAYER = re.compile(r"(?<=/)\d+(?=/)|(?<=layer_)\d+")  # a layer's number in a path
 RECOGNIZE = Pipeline.parse("normalize, recognize")
