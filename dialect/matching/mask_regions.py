@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from dialect.arrays.evaluate import evaluate
-from dialect.matching.operands import Operand, moved_ones
+from dialect.matching.operands import Operand, before
 from dialect.matching.values import in_shape, number
 from rewrite.ir import Graph, Op, Type, Value
 from rewrite.opdef import make, with_args
@@ -145,17 +145,7 @@ def _again(op: Op, region: Region, moved: Callable[[Sum], Sum]) -> Region:
 
 def _inner(value: Value) -> Operand | None:
     """The argument of a layout op, with dimensions numbered as in its result."""
-    op, rank = value.op, value.type.rank
-    if op.name == "broadcast_in_dim" and len(op.args) == 1:
-        sizes = zip(op.args[0].type.shape, op["broadcast_dimensions"])
-        axes = tuple((d,) if size == value.type.shape[d] else () for size, d in sizes)
-        return Operand(op.args[0], axes)
-    if op.name == "transpose":
-        order = op["permutation"]
-        return Operand(op.args[0], tuple((order.index(i),) for i in range(rank)))
-    if op.name == "reshape":
-        return moved_ones(Operand(value, tuple((d,) for d in range(rank))), op.args[0])
-    return None
+    return before(value, tuple((d,) for d in range(value.type.rank)))
 
 
 def _sliced(op: Op, context: int) -> Region:

@@ -40,10 +40,10 @@ def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
     Merged dimensions are split, so that each has one letter or none.
     """
     value, axes = operand.value, operand.axes
-    before = _before(value, axes)
-    while before is not None:
-        value, axes = before.value, before.axes
-        before = _before(value, axes)
+    source = before(value, axes)
+    while source is not None:
+        value, axes = source.value, source.axes
+        source = before(value, axes)
     if any(len(dimension) > 1 for dimension in axes):
         split = tuple(axis for dimension in axes for axis in ([(x,) for x in dimension] or [()]))
         shape = tuple(sizes[axis[0]] if axis else 1 for axis in split)
@@ -51,8 +51,8 @@ def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
     return Operand(value, axes)
 
 
-def _before(value: Value, axes: Array) -> Operand | None:
-    """The operand one layout op earlier."""
+def before(value: Value, axes: Array) -> Operand | None:
+    """The operand one layout op earlier; None if no such op made it."""
     op = value.op
     if op.name == "broadcast_in_dim" and len(op.args) == 1:
         return named(op.args[0], tuple(axes[place] for place in op["broadcast_dimensions"]))
