@@ -28,6 +28,8 @@ class Traits:
     - `commutes`: its two arguments may change places;
     - `linear`: in "all" of its arguments, in "each" while the others stay, or in its "first" alone;
     - `sums`: its terms may cancel;
+    - `skips_zeros`: more zeros along an axis that it reduces or needs do not change its results;
+    - `fills`: it may also give numbers that its array does not have, such as a fill value;
     - `jumps`: it is not continuous: the least change of an argument may change a result altogether;
     - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
     - `picks`: of its first argument it reads only as much as it gives;
@@ -36,9 +38,11 @@ class Traits:
     - `order`: the attribute that is the order of its first argument's dimensions in its result;
     - `new_axis`: the attribute that numbers the dimension that only its result has;
     - `by_axis`: the attributes with an entry for each dimension of its first argument;
-    - `spelled`: the attribute that is its signature, as text.
+    - `spelled`: the attribute that is its signature, as text;
+    - `batches`: it may have one more `map` axis in front, or one of another size, and no attributes
+      change but those named here.
 
-    The last six say how attributes follow where axes lie otherwise.
+    The last seven say how attributes follow the axes of an op.
     """
 
     moves: bool = False
@@ -48,6 +52,8 @@ class Traits:
     commutes: bool = False
     linear: str = ""
     sums: bool = False
+    skips_zeros: bool = False
+    fills: bool = False
     jumps: bool = False
     writes: int = 0
     picks: bool = False
@@ -57,6 +63,7 @@ class Traits:
     new_axis: str = ""
     by_axis: tuple[str, ...] = ()
     spelled: str = ""
+    batches: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,7 @@ def infer(op: Op) -> tuple[Type, ...]:
 
 def build(
     name: str,
+    /,
     *args: Value,
     regions: tuple[Graph, ...] = (),
     origin: Origin = NOWHERE,
@@ -149,7 +157,7 @@ def build(
     return Op(name, args, attrs_of(attrs), types, regions, origin)
 
 
-def make(name: str, *args: Value, **options: Any) -> Value:
+def make(name: str, /, *args: Value, **options: Any) -> Value:
     """The only result of a new op."""
     return Value(build(name, *args, **options), 0)
 

@@ -228,8 +228,8 @@ def test_files_are_short() -> None:
 def test_the_house_gets_no_worse() -> None:
     """`python -m tests.house` lists what is counted here; a lower count lowers its limit."""
     limits = {
-        "op-name comparisons": 400,
-        "op-name tables": 20,
+        "op-name comparisons": 395,
+        "op-name tables": 10,
         "functions over 40 lines": 5,
         "public definitions without a docstring": 0,
     }

@@ -254,6 +254,45 @@ def test_attributes_follow_axes(name: str) -> None:
     assert moved
 
 
+@pytest.mark.parametrize("name", having("skips_zeros"))
+def test_skips_zeros(name: str) -> None:
+    """One more zero at the end of an axis that is reduced or needed changes no number."""
+    op, arrays = OPS[name]
+    axes, results = opdef.signature(op), run(op, arrays)
+    mapped = axes.row_wise - axes.need
+    longer = [
+        np.pad(array, [(0, letters[0] not in mapped) for letters in named])
+        for array, named in zip(arrays, axes.inputs)
+    ]
+    assert [array.shape for array in longer] != [array.shape for array in arrays]
+    for result, expected in zip(run(op, longer), results):
+        np.testing.assert_array_equal(result[tuple(map(slice, expected.shape))], expected)
+
+
+@pytest.mark.parametrize("name", having("batches"))
+def test_batches(name: str) -> None:
+    """An op of stacked arrays is the stack of its results."""
+    op, arrays = OPS[name]
+    others = [np.flip(array) for array in arrays]
+    axes, new = opdef.signature(op), ("new",)
+    shared = [not array.ndim and op.types[0].rank > 0 for array in arrays]
+    stacked = [
+        array if alone else np.stack([array, other])
+        for array, other, alone in zip(arrays, others, shared)
+    ]
+    inputs = [
+        (new, *array) if both.ndim > len(array) else array
+        for array, both in zip(axes.inputs, stacked)
+    ]
+    now = Signature(tuple(inputs), ((new, *axes.outputs[0]),))
+    attrs = followed(op, axes, now, {new: 2})
+    types = [Type(arg.type.dtype, both.shape) for arg, both in zip(op.args, stacked)]
+    (batched,) = run(build(name, *map(new_input, types), **attrs), stacked)
+    second = [array if alone else other for array, other, alone in zip(arrays, others, shared)]
+    for result, expected in zip(batched, (*run(op, arrays), *run(op, second))):
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
 def test_an_axis_that_is_needed_stays_unless_an_attribute_says_where_it_is() -> None:
     def reversed_first(name: str) -> dict[str, Any]:
         axes = opdef.signature(OPS[name][0]).along()

@@ -20,15 +20,15 @@ from rewrite.ir import Graph, Op, Symbol, Value
 from rewrite.opdef import build, with_args
 from rewrite.rules import Outcome, local
 
-_BY_PART = frozenset({"contract", "add", "sub", "dequantize"})
-
 
 def one_part(value: Value, axis: int, index: int) -> Value:
     """`value` at one index of an axis, computed from the parts of its arguments at that index."""
-    letters = opdef.signature(value.op).outputs[0][axis] if value.op.name in _BY_PART else ()
-    if len(letters) != 1:
-        return build("unstack", value, axis=axis).results[index]
-    return cut(value.op, {letters: ()}, change=partial(one_part, index=index)).results[0]
+    if opdef.traits(value.op).batches:
+        signature = opdef.signature(value.op)
+        letters = signature.outputs[0][axis]
+        if len(letters) == 1 and signature.kind(letters[0]) == "map":
+            return cut(value.op, {letters: ()}, change=partial(one_part, index=index)).results[0]
+    return build("unstack", value, axis=axis).results[index]
 
 
 @local(

@@ -19,7 +19,6 @@ from dialect.matching.values import reshaped
 from dialect.normal.cuts import cut
 from dialect.ops import heads  # noqa: F401  (defines merge_heads, spread_heads, shared_heads)
 from dialect.ops.follow import followed
-from dialect.ops.lax import MAPS
 from dialect.ops.nn import Traced
 from rewrite import opdef
 from rewrite.ir import Op, Symbol, Value
@@ -27,10 +26,6 @@ from rewrite.opdef import make
 from rewrite.rules import FLOATS, Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 
-# Ops that compute every head from that head of their arguments alone, linear or not.
-_BY_HEAD = MAPS | set(
-    "contract rope transpose reshape broadcast_in_dim rms_norm layer_norm".split()
-)
 _FREE_LETTERS = "ijlmopruwxyz"
 
 
@@ -179,7 +174,7 @@ def _holders_of_heads(op: Op) -> list[int]:
     `op` is the merge; the list is empty for an op that mixes heads.
     """
     inner = op.args[0].op
-    if inner.name not in _BY_HEAD:
+    if not opdef.traits(inner).batches and inner.name != "broadcast_in_dim":
         return []
     signature = opdef.signature(inner)
     axis = signature.outputs[0][op["axis"]]

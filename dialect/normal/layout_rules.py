@@ -14,8 +14,6 @@ from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local
 
-_REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
-
 
 @local(*lax.IDENTITIES, example=lambda x: jax.lax.stop_gradient(x), types=("f32[4]",))
 def identity(op: Op) -> Outcome:
@@ -84,7 +82,7 @@ def statistic_reshaped_last(op: Op) -> Outcome:
     sources = [arg.op.args[0] for arg in shaped]
     (shape, *other_shapes) = {source.type.shape for source in sources}
     same = all(arg.type.shape == op.types[0].shape for arg in shaped) and not other_shapes
-    if not same or not shape or not any(made_by(_REDUCTIONS, inner) for inner in sources):
+    if not same or not shape or not any(made_by(lax.REDUCTIONS, inner) for inner in sources):
         return None
     args = [arg.op.args[0] if arg in shaped else _splat(arg, shape) for arg in op.args]
     return reshaped(make(op.name, *args, **dict(op.attrs)), op.types[0].shape)
@@ -152,7 +150,7 @@ def merge_of_stack(op: Op) -> Outcome:
     return make("concatenate", *inner.args, dimension=axis)
 
 
-@local(*_REDUCTIONS, example=lambda x: jnp.sum(x[:, None], axis=1), types=("f32[4]",))
+@local(*lax.REDUCTIONS, example=lambda x: jnp.sum(x[:, None], axis=1), types=("f32[4]",))
 def reduce_of_one(op: Op) -> Outcome:
     """sum(x) over axes of size one  ->  reshape(x)"""
     all_ones = all(op.args[0].type.shape[axis] == 1 for axis in op["axes"])

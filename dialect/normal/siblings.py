@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from dialect.matching.values import reshaped
-from dialect.ops import lax
 from dialect.ops.follow import followed
 from rewrite import opdef
 from rewrite.ir import Op, Value
@@ -22,7 +21,6 @@ from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
 
-_OVER_LAST = ("softmax", "rms_norm", "layer_norm", "activate", "gate")
 _LARGEST = 100  # ops of an expression that is folded: an expert has some twenty
 _LETTERS = "zyxwvutsrqponmlkjihgfedcba"
 
@@ -103,7 +101,7 @@ class _Batched:
         form = (first.name, first.attrs, len(first.args))
         if any((op.name, op.attrs, len(op.args)) != form for op, _ in values):
             return None
-        if first.name not in (*lax.MAPS, *_OVER_LAST, "contract", "reshape", "transpose"):
+        if not opdef.traits(first).batches:
             return None
         args = [self.argument(column) for column in zip(*(value.op.args for value in values))]
         if None in args or not any(batched for _, batched in args):

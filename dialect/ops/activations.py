@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.ops.vocabulary import elementwise, word
+from rewrite.opdef import Traits
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "silu": lambda x: x * jax.nn.sigmoid(x),
@@ -32,5 +33,5 @@ def gate(x: Any, y: Any, *, kind: str) -> Any:
     return KINDS[kind](x) * y
 
 
-word(activate, elementwise, ("kind",))
-word(gate, elementwise, ("kind",))
+word(activate, elementwise, ("kind",), traits=Traits(batches=True))
+word(gate, elementwise, ("kind",), traits=Traits(batches=True))

@@ -8,6 +8,7 @@ re-binds unchanged, and every one of its axes is needed whole.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -32,8 +33,11 @@ ELEMENTWISE = frozenset(
 )
 # Each result element depends on the argument elements at its place, and on nothing else.
 MAPS = ELEMENTWISE - {"sharding_constraint", "optimization_barrier"}
+_BATCHING = MAPS | {"reshape", "transpose"}
 # Broadcasts a scalar, or an axis of size one, against a longer one; the others want equal shapes.
 BROADCASTING = MAPS - {"select_n", "clamp", "add_any"}
+# Each combines the elements along `axes`; of one element it gives that element.
+REDUCTIONS = tuple(f"reduce_{name}" for name in "sum max min prod and or xor".split())
 # All read and write the same value; they differ in what autodiff or a scheduler thinks of them.
 IDENTITIES = frozenset({"copy", "name", "stop_gradient"})
 
@@ -304,11 +308,7 @@ SCATTERS = {
 SIGNATURES: dict[str, Callable[[Op], Signature]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "optimization_barrier": _each_by_itself,
-    **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax "
-        "argmin".split(),
-        _reduction,
-    ),
+    **dict.fromkeys((*REDUCTIONS, "argmax", "argmin"), _reduction),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),
     **dict.fromkeys(SCATTERS, _scatter),
     "sort": _along("dimension"),
@@ -393,7 +393,7 @@ def _resolve(name: str) -> OpDef | None:
         reference=_reference(name),
         lead={"dot_general": "dimension_numbers"}.get(name),
         inverse=_INVERSES.get(name),
-        traits=TRAITS.get(name, Traits()),
+        traits=replace(TRAITS.get(name, Traits()), batches=name in _BATCHING),
     )
 
 

@@ -83,5 +83,5 @@ for _reference, *_rest in (
     (wrap, elementwise, ("size",)),
     (modulo, elementwise, ("size",)),
 ):
-    word(_reference, *_rest)
-word(take, _take_axes, ("mode", "fill"), traits=Traits(moves=True, picks=True))
+    word(_reference, *_rest, traits=Traits(batches=True))
+word(take, _take_axes, ("mode", "fill"), traits=Traits(moves=True, picks=True, fills=True))

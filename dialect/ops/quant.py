@@ -105,6 +105,7 @@ def _scaled_axes(op: Op) -> Signature:
     return Signature((axes, scale), (axes,))
 
 
-word(weight_scale, _weight_scale_axes, ("axes", "form"), traits=Traits(jumps=True))
+_SCALE_TRAITS = Traits(jumps=True, skips_zeros=True)
+word(weight_scale, _weight_scale_axes, ("axes", "form"), traits=_SCALE_TRAITS)
 word(quantize, _scaled_axes, ("form",), traits=Traits(jumps=True))
-word(dequantize, _scaled_axes, ("dtype",))
+word(dequantize, _scaled_axes, ("dtype",), traits=Traits(batches=True))

@@ -64,4 +64,4 @@ def _axes(op: Op) -> Signature:
     return Signature((axes, *rest), (axes,), frozenset((*axes[-1], "angle")))
 
 
-word(rope, _axes, ("pairs", "turned"), traits=Traits(linear="first"))
+word(rope, _axes, ("pairs", "turned"), traits=Traits(linear="first", batches=True))

@@ -62,4 +62,5 @@ def _axes(op: Op) -> Signature:
     return Signature((axes,), (axes,), frozenset(f"x{i}" for i in op["axes"]))
 
 
-word(rounded, _axes, ("axes", "largest", "least", "form", "lowest"), traits=Traits(jumps=True))
+_TRAITS = Traits(jumps=True, skips_zeros=True)
+word(rounded, _axes, ("axes", "largest", "least", "form", "lowest"), traits=_TRAITS)

@@ -76,7 +76,7 @@ word(
     _signature,
     ("spec", "dtype", "precision"),
     lead="spec",
-    traits=Traits(linear="each", sums=True, spelled="spec"),
+    traits=Traits(linear="each", sums=True, skips_zeros=True, spelled="spec", batches=True),
 )
 word(
     partial_contract,

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rewrite.opdef import Traits
 
 _VIEW = Traits(moves=True, view=True, linear="all")
@@ -41,9 +43,9 @@ TRAITS: dict[str, Traits] = {
     "concatenate": _MOVE,
     "rev": _MOVE,
     "tile": _MOVE,
-    "pad": _MOVE,
+    "pad": Traits(moves=True, linear="all", fills=True),
     "dynamic_slice": Traits(moves=True, picks=True, shape="slice_sizes"),
-    "gather": Traits(moves=True, picks=True),
+    "gather": Traits(moves=True, picks=True, fills=True),
     "dynamic_update_slice": Traits(moves=True, writes=1),
     "scatter": _SCATTER,
     "scatter-add": Traits(writes=2),
@@ -56,7 +58,8 @@ TRAITS: dict[str, Traits] = {
         "select_n clamp top_k cummax cummin reduce_max reduce_min abs real imag".split(), _EXACT
     ),
     **dict.fromkeys("sort ceil floor round sign argmax argmin".split(), _STEP),
-    **dict.fromkeys("lt le gt ge is_finite not reduce_and reduce_or".split(), _EXACT),
+    **dict.fromkeys("lt le gt ge is_finite not reduce_and".split(), _EXACT),
+    "reduce_or": Traits(exact=True, skips_zeros=True),
     **dict.fromkeys("max min and or xor eq ne".split(), _SYMMETRIC),
     # Arithmetic.
     "neg": Traits(exact=True, linear="all"),
@@ -67,9 +70,9 @@ TRAITS: dict[str, Traits] = {
     "div": Traits(linear="first"),
     "rem": Traits(jumps=True),
     "convert_element_type": Traits(converts=True, linear="all"),
-    "reduce_sum": _SUM,
+    "reduce_sum": replace(_SUM, skips_zeros=True),
     "cumsum": _SUM,
-    "dot_general": _PRODUCT,
+    "dot_general": replace(_PRODUCT, skips_zeros=True),
     "ragged_dot_general": _PRODUCT,
     "conv_general_dilated": _PRODUCT,
 }

@@ -20,10 +20,6 @@ from rewrite.ir import Op, Value
 
 # Zero where their first argument is: scales are finite, or all that they scale is NaN.
 _SCALED = frozenset("quantize dequantize dequantize_tokens".split())
-# These move elements, but fill other places with more than zeros.
-_FILL = ("take", "gather", "pad")
-# Zeros along an axis that they sum, or otherwise need whole, do not change their results.
-NEUTRAL = frozenset("contract dot_general reduce_sum reduce_or rounded weight_scale".split())
 
 
 def stays_zero(op: Op, zero: Sequence[bool | None], index: int = 0) -> bool:
@@ -43,7 +39,7 @@ def stays_zero(op: Op, zero: Sequence[bool | None], index: int = 0) -> bool:
     if op.name == "select_n":
         pairs = pairs[1:]
     zeros = [number(arg) == 0 if is_zero is None else is_zero for arg, is_zero in pairs]
-    if traits.moves and op.args and op.name not in _FILL:
+    if traits.moves and op.args and not traits.fills:
         return zeros[0] if set(zero) == {None} else False not in zero
     return all(zeros) and (op.name == "select_n" or _zero_at_zero(op, index))
 

@@ -21,7 +21,7 @@ from dialect.matching.values import reshaped
 from dialect.naming.axis import Axes, Axis, leaves
 from dialect.ops.control import scan_parts
 from dialect.ops.padding import resized
-from dialect.padded.pad_analysis import NEUTRAL, stays_zero
+from dialect.padded.pad_analysis import stays_zero
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import build, make, with_args
@@ -200,7 +200,7 @@ class _Rewrite:
         read_whole = any(
             letter in signature.need or letter not in outputs for letter, grows in single if grows
         )
-        if read_whole and op.name not in NEUTRAL:
+        if read_whole and not opdef.traits(op).skips_zeros:
             raise NotPadded(f"{op.told} reads the whole axis")
         return read_whole
 

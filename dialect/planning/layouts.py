@@ -15,11 +15,11 @@ from dataclasses import replace
 from dialect.naming.axes import HEADS, Axes, Names, leaves
 from dialect.planning.fallback_plans import planned_axes, worth_splitting
 from dialect.planning.plan import Plan
-from rewrite.ir import Graph, Value
+from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import traits
 from rewrite.program import Input, Layout, Program
 
 CACHE_WRITES = frozenset({"cache_write", "cache_put"})
-_FORMS = frozenset({"reshape", "transpose", "convert_element_type"})  # sharded as their argument
 OF_HEADS = {*HEADS, "d_head"}
 _INNER = {"d_ff", "d_ff_per_head", "experts", "wide"}
 
@@ -168,11 +168,12 @@ def _pinned_in(graph: Graph, inputs: frozenset[Value]) -> Iterator[Value]:
     for op in graph.ops:
         if op.name == "constrain":
             pinned.update(op.results, _forms_of(op.args[0]))
-        elif op.name in _FORMS and op.args[0] in pinned:
+        elif _is_form(op) and op.args[0] in pinned:
             pinned.update(op.results)
         elif op.name in ("contract", "attend") and follows & set(op.args):
             pinned.update(op.results, op.args[:1] if op.name == "attend" else ())
-        if op.name in _FORMS | CACHE_WRITES | {"cache_read"} and op.args[0] in follows:
+        reads_cache = op.name in CACHE_WRITES | {"cache_read"}
+        if (reads_cache or _is_form(op)) and op.args[0] in follows:
             follows.update(op.results)
             pinned.update(op.args[1:2])
         for region in op.regions:
@@ -184,6 +185,13 @@ def _pinned_in(graph: Graph, inputs: frozenset[Value]) -> Iterator[Value]:
 def _forms_of(value: Value) -> Iterator[Value]:
     """A value, and the values that it is a reshape, transpose or conversion of."""
     yield value
-    while value.op.name in _FORMS:
+    while _is_form(value.op):
         value = value.op.args[0]
         yield value
+
+
+def _is_form(op: Op) -> bool:
+    """Whether the result has the elements of the argument in another shape, order or dtype."""
+    known = traits(op)
+    moves = (known.view or known.order) and len(op.args) == 1
+    return bool(known.converts or (moves and op.args[0].type.size == op.types[0].size))

@@ -30,8 +30,6 @@ from rewrite.opdef import make, traits, with_args
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
-_CONVERT = "convert_element_type"
-_LAYOUT = ("reshape", "transpose", "slice", _CONVERT)
 _SHARED_LETTERS = "bghicdef"  # for axes of both query and key: batch, KV heads
 _QUERY_LETTERS = "tjlmopqruwxyz"  # for axes of the query alone: time, query heads
 
@@ -61,9 +59,15 @@ def attend(op: Op) -> Outcome:
 
 def _is_softmax(value: Value) -> bool:
     """Whether a value is a softmax, seen through layout, conversions and masks."""
-    inner = through(value, *_LAYOUT)
-    masked = [x for _, x, _ in number_where_false(inner.op)]
-    return inner.op.name == "softmax" or any(map(_is_softmax, masked))
+    while _only_moves(value.op) or traits(value.op).converts:
+        value = value.op.args[0]
+    masked = [x for _, x, _ in number_where_false(value.op)]
+    return value.op.name == "softmax" or any(map(_is_softmax, masked))
+
+
+def _only_moves(op: Op) -> bool:
+    """Whether the elements of a result are those of the one argument, at other places."""
+    return len(op.args) == 1 and traits(op).moves
 
 
 def _rounded_to_integers(op: Op, logits: Logits) -> bool:
@@ -235,23 +239,27 @@ def _same_axes(operand: Operand) -> Operand:
     return inner if set(letters(inner.axes)) == set(letters(operand.axes)) else operand
 
 
-_LINEAR = ("reshape", "transpose", "slice", "rope", "broadcast_in_dim")
-
-
 def _without_factor(value: Value) -> tuple[Value, float]:
     """(x, c) where the value is c * x, seen through ops that are linear in x."""
     op = value.op
-    if op.name in _LINEAR or unrounded(value) != value:
-        inner, factor = _without_factor(op.args[0])
-        return with_args(op, (inner, *op.args[1:])).results[0], factor
     if op.name not in ("mul", "div"):
-        return value, 1.0
+        if not _is_linear_in_first(op) and unrounded(value) == value:
+            return value, 1.0
+        inner, factor = _without_factor(op.args[0])
+        return with_args(op, (inner, *op.args[1:])).results[value.index], factor
     for x, scalar in (op.args, op.args[::-1]) if traits(op).commutes else (op.args,):
         factor = factor_of(op.name, scalar)
         if factor:
             inner, inner_factor = _without_factor(x)
             return in_shape(inner, value.type.shape), inner_factor * factor
     return value, 1.0
+
+
+def _is_linear_in_first(op: Op) -> bool:
+    """Whether op(c * x, ...) = c * op(x, ...) but for rounding; not for conversions of integers."""
+    known = traits(op)
+    alone = len(op.args) == 1 and known.linear == "all" and not known.converts
+    return alone or known.linear == "first"
 
 
 def narrowed(query: Operand, key: Operand, dtype: str) -> tuple[Operand, Operand]:
@@ -269,14 +277,14 @@ def narrowed(query: Operand, key: Operand, dtype: str) -> tuple[Operand, Operand
 def _before_widening(value: Value, dtype: str) -> Value | None:
     """The value in the narrower float dtype that it was converted from, with the same layout."""
     op = value.op
-    if op.name == _CONVERT:
+    if traits(op).converts:
         narrow = op.args[0].type.dtype
         wider = op.types[0].dtype == dtype and narrow in REALS and bits(narrow) < bits(dtype)
         return op.args[0] if wider else None
-    if op.name not in _LAYOUT:
+    if not _only_moves(op):
         return None
     inner = _before_widening(op.args[0], dtype)
-    return None if inner is None else with_args(op, (inner,)).results[0]
+    return None if inner is None else with_args(op, (inner,)).results[value.index]
 
 
 def _letters(query: Operand, key: Operand, contracted: str, context: str) -> dict[str, str] | None:

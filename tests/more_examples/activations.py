@@ -53,8 +53,7 @@ _SAVES_TIME = "nothing else is an activation: this only saves time"
 _IS_RIGHT = "the right one is as near, however far the others are"
 EQUAL: dict[str, dict[str, str]] = {
     "activation": {
-        "without `if not any((link.name in _SIGNS for link in chain))`": _SAVES_TIME,
-        "`link.name not in _SIGNS`": _SAVES_TIME,
+        "without `if all((opdef.traits(link).linear for link in chain))`": _SAVES_TIME,
         "without `len(seen) < _LONGEST`": _SAVES_TIME,
         "`len(seen) <= _LONGEST`": _SAVES_TIME,
         "`np.abs(actual - values) * (1 + np.abs(values))`": _IS_RIGHT,

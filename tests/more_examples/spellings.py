@@ -488,6 +488,6 @@ EQUAL: dict[str, dict[str, str]] = {
     "statistic_reshaped_last": {
         **_MADE_BY,
         "without `not shape`": _WHERE_ELSE,
-        "without `not any((made_by(_REDUCTIONS, inner) for inner in sources))`": _WHERE_ELSE,
+        "without `not any((made_by(lax.REDUCTIONS, inner) for inner in sources))`": _WHERE_ELSE,
     },
 }
