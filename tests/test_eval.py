@@ -15,8 +15,8 @@ import pytest
 
 from dialect.front.cli import main
 from dialect.measured.accuracy import accuracy
-from dialect.measured.evaluation import Evaluation, Measured, Prefixes, interface, logits
-from dialect.measured.held_out import Rows
+from dialect.measured.evaluation import Evaluation, Measured, Prefixes, interface, over_text
+from dialect.measured.tasks import Source, Task, tasks
 from dialect.user import usercode
 from dialect.user.usercode import Sizes, Trained
 from examples.tiny import model
@@ -188,10 +188,16 @@ def test_the_pass_merges_heads_as_the_configuration_does(measured: Callable[...,
     assert found.param_bytes == merged["param_bytes"]
 
 
+def text_rows(trained: Trained) -> Task:
+    """The held-out text of bytes."""
+    sizes = trained.sizes
+    return tasks((), Source.of(trained, vocab=256), sizes.batch, sizes.context)[0]
+
+
 def test_a_step_is_measured_through_its_cache() -> None:
     """Token by token, each step reading what those before it wrote, the logits are the same."""
     trained = usercode.trained(f"{MODEL}:prefill", sizes(batch=2, context=64))
-    rows = Rows.of(trained, vocab=256)
+    rows = text_rows(trained)
     found = []
     for name, tokens in (("decode_step", None), ("prefill", 16), ("prefill", 64)):
         step, arguments = usercode.decoder(
@@ -200,7 +206,7 @@ def test_a_step_is_measured_through_its_cache() -> None:
         program = trace(step, *arguments)
         steps, targets = rows.steps(*interface(program))
         assert np.array_equal(targets.swapaxes(0, 1).reshape(2, 64), rows.tokens[:, 1:])
-        made = logits(program, trained.params, trained.cache, steps)
+        made = over_text(program, trained.params, trained.cache)(steps)
         found.append(made.swapaxes(0, 1).reshape(2, 64, 256))
     for each in found[:2]:
         np.testing.assert_allclose(each, found[2], atol=2e-4)
@@ -215,16 +221,16 @@ def test_accuracy_of_known_logits() -> None:
     original = np.stack([half, half])[None, :, None]  # one step of two rows
     found = accuracy(np.stack([half, other])[None, :, None], original, np.array([[[0], [0]]]), 4.0)
     assert found.bits_per_byte == pytest.approx((1 + 2) / 8)
-    assert found.agreement == 0.5
+    assert found.agreement == found.right == 0.5
     assert found.kl_nats_per_byte == pytest.approx(0.25 * math.log(2) / 8)
 
 
 def test_rows_are_spread_over_the_text() -> None:
     text = bytes(range(100))
-    found = Rows.of(_trained(text, rows=3, context=9), vocab=256)
+    found = text_rows(_trained(text, rows=3, context=9))
     assert found.tokens[:, 0].tolist() == [0, 45, 90]
     assert found.tokens[2].tolist() == list(range(90, 100))
-    assert found.bytes_per_token == 1
+    assert found.asked.all() and found.asked.shape == (3, 9)
 
 
 def _trained(text: bytes, rows: int, context: int) -> Trained:

@@ -60,6 +60,7 @@ BY_NAME = {"rewrite": {"front", "planning", "prepared"}, "rewrite.passbase": {"p
 LAZY = {
     "rewrite": {"importlib", "dialect.front"},
     "dialect.front.cli": {"dialect.front"},
+    "dialect.reports.plotting": {"matplotlib"},
     "dialect.reports.sweep_plot": {"matplotlib"},
     "dialect.prepared.orbax_files": {"orbax"},
 }

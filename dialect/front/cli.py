@@ -75,6 +75,11 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     add = _add_decoder(parser, context=256).add_argument
     add("--batch", type=int, default=32, metavar="N", help="rows of the text (32)")
     add("--text", nargs="+", default=(), metavar="FILE", help="instead of its held_out()")
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--tasks", metavar="LIST", help="besides the text: copy, needle")
+    text = "passes to compare: each TEXT runs alone behind the passes of -p"
+    add("--compare", nargs="+", default=(), metavar="TEXT", help=text)
+    add("--plot", metavar="FILE", help="accuracy over bytes, as .png, .svg or .pdf")
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:

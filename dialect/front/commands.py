@@ -25,9 +25,9 @@ from dialect.front.session import Arguments, rewritten
 from dialect.front.strict import must_be_empty, not_done
 from dialect.machine.mesh import Topology
 from dialect.machine.virtual_cpus import start
-from dialect.measured import evaluation
+from dialect.measured import evaluation, tradeoff_plot
+from dialect.reports import plotting, sweep_plot
 from dialect.reports import sweep as pareto
-from dialect.reports import sweep_plot
 from dialect.reports.beside_plan import beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
 from dialect.reports.sweep import TRACED_BATCH, Decoder
@@ -98,7 +98,7 @@ def sweep(args: Arguments, screen: Screen) -> None:
     for path in outputs:
         files.must_be_writable(path)
     if args.plot:
-        sweep_plot.must_be_possible(outputs[-1])
+        plotting.must_be_possible(outputs[-1])
     chips, batches = (pareto.numbers(getattr(args, n), f"--{n}") for n in ("chips", "batch"))
     slices = tuple(pareto.standard_slice(args.chip, count) for count in chips)
     weights = pareto.weight_dtypes(args.dtype)
@@ -140,15 +140,28 @@ def eval_(args: Arguments, screen: Screen) -> None:
     if args.args:
         hint = "name a configuration that has them: --config NAME"
         raise usercode.UsageError("--args tells no trained parameters", hint=hint)
-    measured = evaluation.Evaluation(args.function.rpartition(":")[2])
+    if args.plot:
+        files.must_be_writable(Path(args.plot))
+        plotting.must_be_possible(Path(args.plot))
+    names = [name.strip() for name in args.tasks.split(",")] if args.tasks else []
+    measured = evaluation.Evaluation(args.function.rpartition(":")[2], names)
     for config in (args.config or "").split(","):
         one = Arguments(**vars(args) | {"config": config})
         prefixes = evaluation.Prefixes()
         target = rewritten(one, screen, "normalize, recognize", (prefixes,)).target
+        if args.compare:
+            prefixes.compare(args.compare, target)
+        told = [line for _, _, program in prefixes.programs for line in not_done(program)]
+        must_be_empty(told if args.strict else ())
+        if not args.json:
+            screen.warnings(list(dict.fromkeys(told)))
         with screen.working("measuring") as spinner:
             trained = usercode.trained(args.function, session.sizes(one), args.text)
             for result in measured.measure(trained, prefixes, target):
                 spinner.update(text=f"measuring {config}, after {result.text}")
+    if args.plot:
+        title = f"{measured.function}, {measured.about}"
+        tradeoff_plot.draw(measured.measured, title, Path(args.plot))
     if args.json:
         _print_json(measured.facts())
     else:

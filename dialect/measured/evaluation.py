@@ -1,4 +1,4 @@
-"""Measures the accuracy of a trained decoder after every pass, on held-out text.
+"""Measures the accuracy of a trained decoder after every pass, on held-out text and other tasks.
 
 Every program runs as in serving: parameters are packed once, the state is adapted once, and then
 the steps run over the text, reading the state of the step before. So effects on weights,
@@ -8,7 +8,7 @@ not change the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from dialect.arrays.evaluate import evaluate
 from dialect.display.quantities import size
 from dialect.display.tables import Table
 from dialect.measured.accuracy import Accuracy, accuracy
-from dialect.measured.held_out import Rows
+from dialect.measured.tasks import TEXT, Source, tasks
 from dialect.reports.explained import Explained
 from dialect.reports.quant_report import Error, error_table, errors
 from dialect.user.usercode import Trained, UsageError
@@ -29,6 +29,7 @@ from rewrite import manager, runtime
 from rewrite.ir import Graph, Type
 from rewrite.manager import PassReport
 from rewrite.passbase import Pass
+from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
 
@@ -50,6 +51,17 @@ class Prefixes(Explained):
         """Records the program after a pass."""
         super().after(step, program, report)
         self.programs.append((report.text, report.keeps, program))
+
+    def compare(self, texts: Sequence[str], target: Target) -> None:
+        """Keeps the first program and the last, and adds what the passes of each text alone make
+        of the last. Raises PipelineError, and what the passes raise."""
+        last = self.programs[-1][2]
+        so_far = ", ".join(text for text, _, _ in self.programs[1:])
+        self.programs = [self.programs[0], (so_far, last.keeps, last)]
+        for text in texts:
+            passes = Pipeline.parse(text, source="--compare").passes()
+            made, _ = manager.run(last, passes, target)
+            self.programs.append((text, made.keeps, made))
 
 
 # Runs a program over a text.
@@ -73,16 +85,18 @@ def interface(program: Program) -> tuple[Type, Type]:
     return inputs[0].type, outputs_[0][1]
 
 
-def logits(program: Program, params: Any, cache: Any, tokens: np.ndarray) -> np.ndarray:
-    """f32[steps, batch, predictions, vocab] for tokens i32[steps, batch] or [steps, batch, new]."""
-    leaves = runtime.framework().flatten(program.tree[0], (params, cache, tokens[0]))
+def over_text(program: Program, params: Any, cache: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """f(tokens i32[steps, batch] or [steps, batch, new]) -> logits f32[steps, batch, predictions,
+    vocab]; it is compiled once for all tokens of a shape."""
+    leaves = runtime.framework().flatten(program.tree[0], (params, cache, 0))
     packed, state = (program.take(leaves, role) for role in ("param", "state"))
     if program.stages:
         packed = _run(program.stages.prepare, packed)
         state = _run(program.stages.adapt, state)
     places = [i for i, input_ in enumerate(program.step_inputs) if input_.role == "state"]
 
-    def over_text(packed: list[Any], state: list[Any], tokens: Any) -> Any:
+    @jax.jit
+    def steps(packed: list[Any], state: list[Any], tokens: Any) -> Any:
         def step(state: list[Any], tokens: Any) -> tuple[list[Any], Any]:
             groups = {"param": iter(packed), "state": iter(state), "arg": iter([tokens])}
             inputs = [next(groups[input_.role]) for input_ in program.step_inputs]
@@ -92,8 +106,11 @@ def logits(program: Program, params: Any, cache: Any, tokens: np.ndarray) -> np.
 
         return jax.lax.scan(step, state, tokens)[1]
 
-    values = np.asarray(jax.jit(over_text)(packed, state, jnp.asarray(tokens)), np.float32)
-    return values if values.ndim == 4 else values[:, :, None]
+    def logits(tokens: np.ndarray) -> np.ndarray:
+        values = np.asarray(steps(packed, state, jnp.asarray(tokens)), np.float32)
+        return values if values.ndim == 4 else values[:, :, None]
+
+    return logits
 
 
 def _run(graph: Graph, arrays: list[Any]) -> list[Any]:
@@ -107,13 +124,15 @@ def _run(graph: Graph, arrays: list[Any]) -> list[Any]:
 class Measured:
     """A program after a pass and all passes before: its accuracy, and the bytes of its inputs.
 
-    `change` is the relative change of the bits per byte from the original.
+    `accuracy` is that of the text, `tasks` has those of the other tasks by name. `change` is the
+    relative change of the bits per byte from the original.
     """
 
     config: str
     text: str
     keeps: str
     accuracy: Accuracy
+    tasks: dict[str, Accuracy]
     change: float
     param_bytes: int
     cache_bytes: int
@@ -131,53 +150,68 @@ class Measured:
 class Evaluation:
     """Measures configurations of a decoder; the first program of the first one is the original.
 
-    `errors`: the errors of quantised weights by configuration.
+    `names`: the tasks besides the text. `errors`: the errors of quantised weights by configuration.
     """
 
-    def __init__(self, function: str) -> None:
-        self.function, self.about = function, ""
+    def __init__(self, function: str, names: Sequence[str] = ()) -> None:
+        self.function, self.names, self.about = function, names, ""
         self.measured: list[Measured] = []
         self.errors: dict[str, tuple[Error, ...]] = {}
-        self.original: np.ndarray | None = None  # its logits
+        self.original: dict[str, np.ndarray] = {}  # its logits, by task
 
     def measure(self, trained: Trained, prefixes: Prefixes, target: Target) -> Iterator[Measured]:
         """Measures the programs one at a time, since every one has to be compiled."""
         tokens_type, logits_type = interface(prefixes.programs[0][2])
-        rows = Rows.of(trained, vocab=logits_type.shape[-1])
-        tokens, targets = rows.steps(tokens_type, logits_type)
-        self.about = f"{targets.size} predictions in {len(rows.tokens)} rows"
-        config = trained.sizes.config or ""
+        source, sizes = Source.of(trained, vocab=logits_type.shape[-1]), trained.sizes
+        asked = {
+            task.name: task.steps(tokens_type, logits_type)
+            for task in tasks(self.names, source, sizes.batch, sizes.context)
+        }
+        self.about = f"{asked[TEXT][1].size} predictions in {sizes.batch} rows"
+        config = sizes.config or ""
         if prefixes.quantized:
             self.errors[config] = errors(prefixes.quantized, trained.params)
-        last: tuple[Any, Accuracy] | None = None
+        last: tuple[Any, dict[str, Accuracy]] | None = None
         for text, keeps, program in prefixes.programs:
             staged = program if text == ORIGINAL else _staged(program, target)
             graphs = tuple(staged.graphs.values())
             if last is None or last[0] != graphs:
-                values = logits(staged, trained.params, trained.cache, tokens)
-                last = graphs, self.compared(values, targets, rows.bytes_per_token)
-            first = self.measured[0].accuracy if self.measured else last[1]
-            measured = Measured(
-                config=config,
-                text=text,
-                keeps=keeps,
-                accuracy=last[1],
-                change=last[1].bits_per_byte / first.bits_per_byte - 1,
-                param_bytes=_bytes(staged, "param"),
-                cache_bytes=_bytes(staged, "state"),
-            )
-            self.measured.append(measured)
-            yield measured
+                logits = over_text(staged, trained.params, trained.cache)
+                of_tasks = {
+                    name: self.compared(name, logits(tokens), targets, source.bytes_per_token)
+                    for name, (tokens, targets) in asked.items()
+                }
+                last = graphs, of_tasks
+            yield self.record(config, text, keeps, staged, last[1])
+
+    def record(
+        self, config: str, text: str, keeps: str, staged: Program, of_tasks: dict[str, Accuracy]
+    ) -> Measured:
+        """Adds the row of a program and its accuracy in all tasks."""
+        of_text = of_tasks[TEXT]
+        first = self.measured[0].accuracy if self.measured else of_text
+        measured = Measured(
+            config=config,
+            text=text,
+            keeps=keeps,
+            accuracy=of_text,
+            tasks={name: accuracy for name, accuracy in of_tasks.items() if name != TEXT},
+            change=of_text.bits_per_byte / first.bits_per_byte - 1,
+            param_bytes=_bytes(staged, "param"),
+            cache_bytes=_bytes(staged, "state"),
+        )
+        self.measured.append(measured)
+        return measured
 
     def compared(
-        self, logits_: np.ndarray, targets: np.ndarray, bytes_per_token: float
+        self, task: str, logits: np.ndarray, targets: np.ndarray, bytes_per_token: float
     ) -> Accuracy:
-        """The accuracy of logits; those of the first call are the original's."""
-        self.original = logits_ if self.original is None else self.original
-        if self.original.shape != logits_.shape:
-            shapes = f"{self.original.shape} and {logits_.shape}"
+        """The accuracy of logits in a task; those of its first call are the original's."""
+        original = self.original.setdefault(task, logits)
+        if original.shape != logits.shape:
+            shapes = f"{original.shape} and {logits.shape}"
             raise UsageError(f"logits of the shapes {shapes} cannot be compared")
-        return accuracy(logits_, self.original, targets, bytes_per_token)
+        return accuracy(logits, original, targets, bytes_per_token)
 
     def facts(self) -> dict[str, Any]:
         """The evaluation as data for JSON."""
@@ -196,12 +230,14 @@ class Evaluation:
         return [self.table(), *error_tables]
 
     def table(self) -> Table:
-        """One row per configuration and pass."""
+        """One row per configuration and pass; of other tasks than the text, what is right."""
         first = self.measured[0].config
         title = f"{self.function}, {self.about}, compared with {first} before any pass"
         columns = (
             *("configuration", "after", "keeps", ">bits per byte", ">change"),
-            *(">top-1 agreement", ">KL, nats per byte", ">parameters", ">cache"),
+            *(">top-1 agreement", ">KL, nats per byte"),
+            *(f">{name}" for name in self.measured[0].tasks),
+            *(">parameters", ">cache"),
         )
         return Table(title, columns, tuple(map(_row, self.measured)))
 
@@ -227,6 +263,7 @@ def _row(measured: Measured) -> tuple[str, ...]:
         f"{round(100 * measured.change, 3) + 0.0:+.3f} %",
         f"{100 * measured_accuracy.agreement:.2f} %",
         f"{measured_accuracy.kl_nats_per_byte:.1e}",
+        *(f"{100 * task.right:.1f} %" for task in measured.tasks.values()),
         size(measured.param_bytes),
         size(measured.cache_bytes),
     )

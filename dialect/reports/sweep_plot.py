@@ -12,30 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dialect.reports.plotting import INK, QUIET, dress, figure, saved
 from dialect.reports.sweep import Point, front, grouped
-from rewrite.errors import PlanError
-from rewrite.files import written_whole
 
 # One hue per configuration, in two shades: dark and filled, light and open, alternating by dtype.
 _HUES = (("#1d4e89", "#4f9fdc"), ("#b3401a", "#f0954a"), ("#1b6b4a", "#56b98a"))
 _HUES += (("#5b3a8c", "#a283d6"), ("#8a1c4a", "#d9709c"))
 _MARKS = ("o", "s", "^", "D", "v")
-_BAND, _INK, _QUIET, _GRID = "#f2d98b", "#222222", "#6b6b6b", "#e6e6e6"
-_WIDTH_IN, _HEIGHT_IN, _DOTS_PER_IN = 7.0, 5.2, 160
-
-
-class PlotError(PlanError):
-    """Raised if a plot cannot be drawn."""
-
-
-def must_be_possible(path: Path) -> None:
-    """Raises PlotError if matplotlib is not installed, or does not support this kind of file."""
-    known = _figure(1)[0].canvas.get_supported_filetypes()
-    if path.suffix[1:] not in known:
-        hint = f"name it {path.stem or 'sweep'}.png, .svg or .pdf"
-        raise PlotError(
-            f"cannot draw {path}: {path.suffix or 'no suffix'} is no picture", hint=hint
-        )
+_BAND = "#f2d98b"
+_WIDTH_IN, _HEIGHT_IN = 7.0, 5.2
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
@@ -43,7 +28,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
     functions = list(dict.fromkeys(point.function for point in points))
     configs = list(dict.fromkeys(point.config for point in points))
     dtypes = list(dict.fromkeys(point.weights for point in points))
-    figure, axes = _figure(len(functions))
+    drawn, axes = figure(len(functions), _WIDTH_IN, _HEIGHT_IN)
     for panel, function in zip(axes, functions):
         panel_points = [point for point in points if point.function == function and point.cost]
         _dress(panel, function, panel_points)
@@ -60,19 +45,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
             style = _style(configs.index(config), dtypes.index(weights))
             _line(panel, series, f"{config} {weights}".strip(), style, dtypes.index(weights) % 2)
         _legend(panel, panel_points)
-    with written_whole(path) as part:
-        figure.savefig(part, dpi=_DOTS_PER_IN)
-
-
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        hint = 'pip install "shardwright[plot]"'
-        raise PlotError("a plot needs matplotlib, which is not installed", hint=hint) from error
-    figure = Figure(figsize=(_WIDTH_IN * panels, _HEIGHT_IN), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    saved(drawn, path)
 
 
 def _style(config: int, dtype: int) -> dict[str, Any]:
@@ -140,18 +113,11 @@ def _dress(panel: Any, function: str, points: Sequence[Point]) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    panel.grid(color=_GRID, linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(colors=_QUIET, labelsize=9, length=0, which="both")
-    for side, spine in panel.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#bbbbbb")
-    panel.set_xlabel(_unit(points)[1], color=_INK, fontsize=10)
-    panel.set_ylabel("cost (chip-ms per token)", color=_INK, fontsize=10)
+    dress(panel, x=_unit(points)[1], y="cost (chip-ms per token)")
     machine = points[0].topology.split(":")[0] if points else ""
     about = f"{machine}, context {points[0].context}" if points else "nothing fits"
-    panel.set_title(function, loc="left", color=_INK, fontsize=12, fontweight="bold")
-    panel.set_title(about, loc="right", color=_QUIET, fontsize=9)
+    panel.set_title(function, loc="left", color=INK, fontsize=12, fontweight="bold")
+    panel.set_title(about, loc="right", color=QUIET, fontsize=9)
 
 
 def _legend(panel: Any, points: Sequence[Point]) -> None:
@@ -168,6 +134,6 @@ def _legend(panel: Any, points: Sequence[Point]) -> None:
         fontsize=9,
         title="figures along a line: chips",
         title_fontsize=8,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
-    text.get_title().set_color(_QUIET)
+    text.get_title().set_color(QUIET)
