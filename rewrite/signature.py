@@ -108,6 +108,11 @@ class Signature:
         return text + (f"; need {' '.join(sorted(self.need))}" if self.need else "")
 
 
+def numbered(rank: int, prefix: str = "x") -> Array:
+    """A letter for every dimension: `x0 x1 x2`."""
+    return tuple((f"{prefix}{i}",) for i in range(rank))
+
+
 def letters(array: Array) -> tuple[str, ...]:
     """The letters of one array, compound dimensions flattened."""
     return tuple(letter for dimension in array for letter in dimension)
@@ -121,9 +126,7 @@ def opaque(ranks_in: tuple[int, ...], ranks_out: tuple[int, ...]) -> Signature:
     """The signature of an op of which nothing is known: every axis its own, all needed whole."""
 
     def fresh(prefix: str, ranks: tuple[int, ...]) -> tuple[Array, ...]:
-        return tuple(
-            tuple((f"{prefix}{i}_{d}",) for d in range(rank)) for i, rank in enumerate(ranks)
-        )
+        return tuple(numbered(rank, f"{prefix}{i}_") for i, rank in enumerate(ranks))
 
     inputs, outputs = fresh("i", ranks_in), fresh("o", ranks_out)
     need = frozenset(x for array in (*inputs, *outputs) for x in letters(array))

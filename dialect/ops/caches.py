@@ -18,7 +18,7 @@ from dialect.arrays.attributes import decode
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Signature
+from rewrite.signature import Signature, numbered
 
 
 def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) -> Any:
@@ -83,7 +83,7 @@ def cache_read(cache: Any, layer: Any) -> Any:
 
 
 def _write_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    axes = numbered(op.types[0].rank)
     new = tuple((f"x{i}'",) if i in op["axes"] else axis for i, axis in enumerate(axes))
     need = {f"x{i}{part}" for i in op["axes"] for part in ("", "'")}
     return Signature((axes, new, *[()] * (len(op.args) - 2)), (axes,), frozenset(need))
@@ -91,7 +91,7 @@ def _write_axes(op: Op) -> Signature:
 
 def _put_axes(op: Op) -> Signature:
     at, rank, first = op["axis"], op.types[0].rank, len(op.args) - 3
-    axes = tuple((f"x{i}",) for i in range(rank))
+    axes = numbered(rank)
     row = (f"x{at}'",)
     new = (*axes[first:at], row, *axes[at + 1 :])
     places = (axes[first], row) if op.args[2].type.rank == 2 else (row,)
@@ -100,7 +100,7 @@ def _put_axes(op: Op) -> Signature:
 
 
 def _read_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    axes = numbered(op.types[0].rank)
     return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Array, Signature
+from rewrite.signature import Array, Signature, numbered
 
 
 def _grouped(x: Any, axis: int, count: int) -> Any:
@@ -81,7 +81,7 @@ def _spread_axes(op: Op) -> Signature:
 
 
 def _joined(op: Op, before: Array, after: Array) -> Signature:
-    rest, at = tuple((f"x{i}",) for i in range(op.args[0].type.rank)), op["axis"]
+    rest, at = numbered(op.args[0].type.rank), op["axis"]
     arrays = [(*rest[:at], *letters, *rest[at + 1 :]) for letters in (before, after)]
     need = {"n"}
     if op.name == "shared_heads":

@@ -20,7 +20,7 @@ from dialect.ops.traits import TRAITS
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Type
 from rewrite.opdef import OpDef, Traits
-from rewrite.signature import Array, Signature, opaque
+from rewrite.signature import Array, Signature, numbered, opaque
 
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
@@ -42,17 +42,13 @@ REDUCTIONS = tuple(f"reduce_{name}" for name in "sum max min prod and or xor".sp
 IDENTITIES = frozenset({"copy", "name", "stop_gradient"})
 
 
-def _axes(rank: int, prefix: str = "x") -> Array:
-    return tuple((f"{prefix}{i}",) for i in range(rank))
-
-
 def _elementwise(op: Op) -> Signature:
     return _mapped(tuple(arg.type.shape for arg in op.args), tuple(t.shape for t in op.types))
 
 
 @lru_cache(maxsize=4096)
 def _mapped(read: tuple[tuple[int, ...], ...], written: tuple[tuple[int, ...], ...]) -> Signature:
-    outputs = tuple(_axes(len(shape)) for shape in written)
+    outputs = tuple(numbered(len(shape)) for shape in written)
 
     def axes(shape: tuple[int, ...]) -> Array:
         if len(shape) != len(written[0]):
@@ -67,13 +63,13 @@ def _mapped(read: tuple[tuple[int, ...], ...], written: tuple[tuple[int, ...], .
 
 def _each_by_itself(op: Op) -> Signature:
     """Every result is its argument."""
-    arrays = tuple(_axes(arg.type.rank, f"a{i}x") for i, arg in enumerate(op.args))
+    arrays = tuple(numbered(arg.type.rank, f"a{i}x") for i, arg in enumerate(op.args))
     return Signature(arrays, arrays)
 
 
 def _dot_general(op: Op) -> Signature:
     (left_sum, right_sum), (left_batch, right_batch) = op["dimension_numbers"]
-    left, right = (list(_axes(arg.type.rank, p)) for arg, p in zip(op.args, "lr"))
+    left, right = (list(numbered(arg.type.rank, p)) for arg, p in zip(op.args, "lr"))
     for i, j in zip((*left_batch, *left_sum), (*right_batch, *right_sum)):
         right[j] = left[i]
     out = [left[i] for i in left_batch]
@@ -91,13 +87,13 @@ def _ragged_dot(op: Op) -> Signature:
 
 
 def _reduction(op: Op) -> Signature:
-    axes = _axes(op.args[0].type.rank)
+    axes = numbered(op.args[0].type.rank)
     out = tuple(axis for i, axis in enumerate(axes) if i not in op["axes"])
     return Signature((axes,) * len(op.args), (out,) * len(op.types))
 
 
 def _broadcast_in_dim(op: Op) -> Signature:
-    out = _axes(op.types[0].rank)
+    out = numbered(op.types[0].rank)
     source = op.args[0].type.shape
     grown = zip(source, op["broadcast_dimensions"])
     read = tuple(out[d] if size == op.types[0].shape[d] else () for size, d in grown)
@@ -105,13 +101,13 @@ def _broadcast_in_dim(op: Op) -> Signature:
 
 
 def _transpose(op: Op) -> Signature:
-    axes = _axes(op.args[0].type.rank)
+    axes = numbered(op.args[0].type.rank)
     return Signature((axes,), (tuple(axes[i] for i in op["permutation"]),))
 
 
 def _squeeze(op: Op) -> Signature:
     gone = op["dimensions"]
-    axes = tuple(() if i in gone else axis for i, axis in enumerate(_axes(op.args[0].type.rank)))
+    axes = tuple(() if i in gone else axis for i, axis in enumerate(numbered(op.args[0].type.rank)))
     return Signature((axes,), (tuple(axis for i, axis in enumerate(axes) if i not in gone),))
 
 
@@ -157,7 +153,7 @@ def reshape_signature(old: tuple[int, ...], new: tuple[int, ...]) -> Signature:
 
 def _same_or_need(out: tuple[int, ...], *inputs: tuple[int, ...]) -> Signature:
     """Arrays of one rank: a dimension of equal size is the same axis, any other is needed."""
-    axes, need, read = _axes(len(out)), set(), []
+    axes, need, read = numbered(len(out)), set(), []
     for number, shape in enumerate(inputs):
         row = []
         for d, (size, whole) in enumerate(zip(shape, out)):
@@ -187,7 +183,7 @@ def _static_slice(op: Op) -> Signature:
 
 def _pad(op: Op) -> Signature:
     """An axis that it leaves alone is the same axis; any other may be moved along itself."""
-    axes, read, need = _axes(op.types[0].rank), [], set()
+    axes, read, need = numbered(op.types[0].rank), [], set()
     for d, (out, config) in enumerate(zip(axes, op["padding_config"])):
         read.append((f"i{d}",) if any(config) else out)
         need |= {out[0], f"i{d}"} if any(config) else set()
@@ -211,7 +207,7 @@ def _along(attr: str) -> Callable[[Op], Signature]:
         rank = op.args[0].type.rank
         named = op[attr] if isinstance(op[attr], tuple) else (op[attr],)
         gone = tuple(axis % rank for axis in named)
-        axes = _axes(rank)
+        axes = numbered(rank)
         need = frozenset(axes[i][0] for i in gone)
 
         def result(number: int, shape: tuple[int, ...]) -> Array:
@@ -228,14 +224,14 @@ def _along(attr: str) -> Callable[[Op], Signature]:
 
 
 def _stack(op: Op) -> Signature:
-    axes = _axes(op.args[0].type.rank)
+    axes = numbered(op.args[0].type.rank)
     axis = op["axis"]
     out = (*axes[:axis], ("new",), *axes[axis:])
     return Signature((axes,) * len(op.args), (out,), frozenset({"new"}))
 
 
 def _unstack(op: Op) -> Signature:
-    axes = _axes(op.args[0].type.rank)
+    axes = numbered(op.args[0].type.rank)
     axis = op["axis"]
     out = axes[:axis] + axes[axis + 1 :]
     return Signature((axes,), (out,) * len(op.types), frozenset(axes[axis]))
@@ -244,8 +240,8 @@ def _unstack(op: Op) -> Signature:
 def _gather(op: Op) -> Signature:
     numbers = dict(op["dimension_numbers"].fields)
     table, indices = op.args[0].type, op.args[1].type
-    read = list(_axes(table.rank, "t"))
-    rows = list(_axes(indices.rank - 1, "r")) + [()]
+    read = list(numbered(table.rank, "t"))
+    rows = list(numbered(indices.rank - 1, "r")) + [()]
     need = set()
     for i, j in zip(numbers["operand_batching_dims"], numbers["start_indices_batching_dims"]):
         read[i] = rows[j]
@@ -269,8 +265,8 @@ def _gather(op: Op) -> Signature:
 def _scatter(op: Op) -> Signature:
     numbers = dict(op["dimension_numbers"].fields)
     operand, indices, updates = (arg.type for arg in op.args)
-    axes = list(_axes(operand.rank))
-    rows: list[Any] = list(_axes(indices.rank - 1, "r")) + [()]
+    axes = list(numbered(operand.rank))
+    rows: list[Any] = list(numbered(indices.rank - 1, "r")) + [()]
     batching = numbers["operand_batching_dims"]
     for i, j in zip(batching, numbers["scatter_indices_batching_dims"]):
         rows[j] = axes[i]
@@ -292,7 +288,7 @@ def _scatter(op: Op) -> Signature:
 
 
 def _iota(op: Op) -> Signature:
-    return Signature(((),) * len(op.args), (_axes(op.types[0].rank),))
+    return Signature(((),) * len(op.args), (numbered(op.types[0].rank),))
 
 
 # Scatters that go out through the public function: which makes their `update_jaxpr`.

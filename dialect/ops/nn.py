@@ -17,7 +17,7 @@ from dialect.ops import activations, attend, caches, heads, padding, rotary, tok
 from dialect.ops.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Signature
+from rewrite.signature import Signature, numbered
 
 
 def softmax(x: Any, *, guarded: bool = False) -> Any:
@@ -71,8 +71,8 @@ def modulo(i: Any, *, size: int) -> Any:
 
 def _take_axes(op: Op) -> Signature:
     table, ids = (arg.type for arg in op.args)
-    rows = tuple((f"r{i}",) for i in range(ids.rank))
-    rest = tuple((f"x{i}",) for i in range(table.rank - 1))
+    rows = numbered(ids.rank, "r")
+    rest = numbered(table.rank - 1)
     return Signature(((("v",), *rest), rows), ((*rows, *rest),), frozenset("v"))
 
 

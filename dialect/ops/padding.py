@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dialect.ops.vocabulary import elementwise, word
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import Traits, make
-from rewrite.signature import Signature
+from rewrite.signature import Signature, numbered
 
 
 def padded(x: Any, *, axis: int, size: int) -> Any:
@@ -40,7 +40,7 @@ def cleared(x: Any, *, axis: int, size: int) -> Any:
 
 
 def _axes(op: Op) -> Signature:
-    before, after = (tuple((f"{p}{i}",) for i in range(op.types[0].rank)) for p in "xy")
+    before, after = (numbered(op.types[0].rank, prefix) for prefix in "xy")
     at = op["axis"]
     result = (*before[:at], after[at], *before[at + 1 :])
     return Signature((before,), (result,), frozenset((before[at][0], after[at][0])))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Array, Signature
+from rewrite.signature import Array, Signature, numbered
 
 
 def rope(x: Any, cos: Any, sin: Any, *, pairs: str = "halves", turned: int | None = None) -> Any:
@@ -54,7 +54,7 @@ def quarter_turn(x: Any, pairs: str) -> Any:
 
 
 def _axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
+    axes = numbered(op.args[0].type.rank)
 
     def angles(shape: tuple[int, ...]) -> Array:
         rows = zip(shape[:-1], axes[-len(shape) : -1])

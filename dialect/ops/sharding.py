@@ -23,7 +23,7 @@ from rewrite.errors import brief
 from rewrite.ir import Op, Value
 from rewrite.opdef import OpDef, Traits
 from rewrite.program import Layout
-from rewrite.signature import Signature
+from rewrite.signature import Signature, numbered
 
 _mesh: ContextVar[Any] = ContextVar("mesh", default=None)
 
@@ -187,7 +187,7 @@ def laid_out(value: Value) -> Layout | None:
 
 
 def _signature(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
+    axes = numbered(op.types[0].rank)
     return Signature((axes,), (axes,))
 
 

@@ -14,7 +14,7 @@ from dialect.ops.lax import SIGNATURES, infer_by_reference
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, attrs_of, new_input
 from rewrite.opdef import Infer, OpDef, Traits
-from rewrite.signature import Array, Dimension, Signature, show_array
+from rewrite.signature import Array, Dimension, Signature, numbered, show_array
 
 NONE = Traits()
 Traced: dict[str, Callable[..., Any]] = {}
@@ -84,6 +84,6 @@ def elementwise(op: Op) -> Signature:
 def over_last(op: Op) -> Signature:
     """Maps over every axis but the last, which it needs whole."""
     rank = op.args[0].type.rank
-    axes = tuple((f"x{i}",) for i in range(rank))
+    axes = numbered(rank)
     rest = tuple((axes[-1],) for _ in op.args[1:])
     return Signature((axes, *rest), (axes,), frozenset(axes[-1]))

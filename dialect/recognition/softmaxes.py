@@ -25,7 +25,7 @@ from dialect.recognition.logits import number_where_false
 from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
-from rewrite.signature import Array, Signature, letters
+from rewrite.signature import Array, Signature, letters, numbered
 
 
 class Exponent(NamedTuple):
@@ -72,7 +72,7 @@ def _both_orders(op: Op, name: str) -> tuple[tuple[Value, ...], ...]:
 
 
 def _axes(value: Value) -> Array:
-    return named(value, tuple((f"x{d}",) for d in range(value.type.rank))).axes
+    return named(value, numbered(value.type.rank)).axes
 
 
 def _aligned(value: Value, like: Value) -> Operand:
