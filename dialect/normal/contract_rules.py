@@ -5,6 +5,12 @@ All rules keep `reals`, for products in another layout are summed in another ord
 
 from __future__ import annotations
 
+import itertools
+
+import jax.numpy as jnp
+
+from dialect.matching.operands import transposed
+from dialect.matching.values import REALS, in_dtype, reshaped
 from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
 from dialect.ops.follow import followed
@@ -47,6 +53,33 @@ def _renamed(signature: Signature, name: dict[str, str]) -> Signature:
         return tuple(tuple(name[letter] for letter in dimension) for dimension in axes)
 
     return Signature(tuple(map(array, signature.inputs)), tuple(map(array, signature.outputs)))
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda x, w: jnp.einsum("ba,a->ba", x, w),
+    types=("f32[3,4]", "f32[4]"),
+)
+def product_without_sum(op: Op) -> Outcome:
+    """contract "b a, a -> b a" (x, w), which sums nothing and has every axis of x  ->  x * w"""
+    spec, dtype = Signature.parse(op["spec"]), op.types[0].dtype
+    if spec.summed or not {dtype, *(arg.type.dtype for arg in op.args)} <= {*REALS}:
+        return None
+    sides, (out,) = zip(op.args, spec.inputs), spec.outputs
+    for whole, other in itertools.permutations(sides):
+        if len(whole[1]) == len(out):
+            factors = (whole[0], _along(*other, whole[1]))
+            product = make("mul", *(in_dtype(factor, dtype) for factor in factors))
+            return transposed(product, [whole[1].index(axis) for axis in out])
+    return None
+
+
+def _along(factor: Value, axes: Array, whole: Array) -> Value:
+    """A factor with these axes as it lies along those of another: of size one where it lacks one."""
+    order = sorted(range(len(axes)), key=lambda place: whole.index(axes[place]))
+    sizes = dict(zip(axes, factor.type.shape))
+    return reshaped(transposed(factor, order), tuple(sizes.get(axis, 1) for axis in whole))
 
 
 @local(
