@@ -23,6 +23,7 @@ from dialect.recognition import (
     indexing,
     layer_loops,
     norms,
+    partial_softmaxes,
     rotary,
     softmaxes,
 )
@@ -37,6 +38,7 @@ from rewrite.target import Target
 RULES: tuple[Rule, ...] = rules_of(
     repeats,
     softmaxes,
+    partial_softmaxes,
     attention,
     norms,
     rotary,

@@ -145,7 +145,7 @@ def _again(op: Op, region: Region, moved: Callable[[Sum], Sum]) -> Region:
 
 def _inner(value: Value) -> Operand | None:
     """The argument of a layout op, with dimensions numbered as in its result."""
-    return before(value, tuple((d,) for d in range(value.type.rank)))
+    return before(value, tuple((d,) for d in range(value.type.rank)), {})
 
 
 def _sliced(op: Op, context: int) -> Region:

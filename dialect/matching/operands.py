@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from dialect.matching.values import reshaped
+from dialect.matching.values import in_shape, reshaped
 from rewrite.ir import Value
 from rewrite.opdef import make
 from rewrite.signature import Array, letters
@@ -39,11 +39,8 @@ def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
 
     Merged dimensions are split, so that each has one letter or none.
     """
+    operand = unlaid(operand, sizes)
     value, axes = operand.value, operand.axes
-    source = before(value, axes)
-    while source is not None:
-        value, axes = source.value, source.axes
-        source = before(value, axes)
     if any(len(dimension) > 1 for dimension in axes):
         split = tuple(axis for dimension in axes for axis in ([(x,) for x in dimension] or [()]))
         shape = tuple(sizes[axis[0]] if axis else 1 for axis in split)
@@ -51,8 +48,17 @@ def bare(operand: Operand, sizes: Mapping[str, int]) -> Operand:
     return Operand(value, axes)
 
 
-def before(value: Value, axes: Array) -> Operand | None:
-    """The operand one layout op earlier; None if no such op made it."""
+def unlaid(operand: Operand, sizes: Mapping[str, int]) -> Operand:
+    """The operand before reshapes, transposes and broadcasts, its dimensions as merged as they were
+    there."""
+    while (source := before(operand.value, operand.axes, sizes)) is not None:
+        operand = source
+    return operand
+
+
+def before(value: Value, axes: Array, sizes: Mapping[str, int]) -> Operand | None:
+    """The operand one layout op earlier; None if no such op made it. `sizes` are those of letters
+    that a reshape may merge."""
     op = value.op
     if op.name == "broadcast_in_dim" and len(op.args) == 1:
         return named(op.args[0], tuple(axes[place] for place in op["broadcast_dimensions"]))
@@ -60,8 +66,24 @@ def before(value: Value, axes: Array) -> Operand | None:
         order = op["permutation"]
         return Operand(op.args[0], tuple(axes[order.index(i)] for i in range(len(order))))
     if op.name == "reshape":
-        return moved_ones(Operand(value, axes), op.args[0])
+        operand = Operand(value, axes)
+        return moved_ones(operand, op.args[0]) or regrouped(operand, op.args[0], sizes)
     return None
+
+
+def regrouped(operand: Operand, value: Value, sizes: Mapping[str, int]) -> Operand | None:
+    """Another value of the same elements in the same order, with the operand's axes, where each of
+    its dimensions has some of them whole; `sizes` are those of the letters."""
+    remaining, axes = list(letters(operand.axes)), []
+    for size in value.type.shape:
+        dimension, held = [], 1
+        while held < size and remaining:
+            dimension.append(remaining.pop(0))
+            held *= sizes.get(dimension[-1], size + 1)
+        if held != size:
+            return None
+        axes.append(tuple(dimension))
+    return None if remaining else Operand(value, tuple(axes))
 
 
 def moved_ones(operand: Operand, value: Value) -> Operand | None:
@@ -82,6 +104,26 @@ def combined(name: str, operands: Sequence[Operand], order: Sequence[str]) -> Op
     arranged = [_arranged(operand, used) for operand in several]
     value = reduce(lambda left, right: make(name, left, right), arranged)
     return Operand(value, tuple((x,) for x in used))
+
+
+def in_parts(
+    operands: Sequence[Operand], counts: Sequence[int], axis: str, order: Sequence[str]
+) -> Operand:
+    """Operands one after another along an axis, `counts` places of it each, with their axes in this
+    order; one that lacks an axis is the same along it."""
+    used = [x for x in order if x == axis or any((x,) in operand.axes for operand in operands)]
+    sizes = {
+        x: size
+        for operand in operands
+        for dimension, size in zip(operand.axes, operand.value.type.shape)
+        for x in dimension
+    }
+    parts = [
+        in_shape(_arranged(operand, used), tuple((sizes | {axis: count})[x] for x in used))
+        for operand, count in zip(operands, counts)
+    ]
+    whole = make("concatenate", *parts, dimension=used.index(axis))
+    return Operand(whole, tuple((x,) for x in used))
 
 
 def _arranged(operand: Operand, order: Sequence[str]) -> Value:

@@ -76,7 +76,7 @@ def product_without_sum(op: Op) -> Outcome:
 
 
 def _along(factor: Value, axes: Array, whole: Array) -> Value:
-    """A factor with these axes as it lies along those of another: of size one where it lacks one."""
+    """A factor with these axes along those of another: of size one where it lacks one."""
     order = sorted(range(len(axes)), key=lambda place: whole.index(axes[place]))
     sizes = dict(zip(axes, factor.type.shape))
     return reshaped(transposed(factor, order), tuple(sizes.get(axis, 1) for axis in whole))

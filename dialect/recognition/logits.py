@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,38 +20,11 @@ from dialect.matching.operands import Operand, bare, named
 from dialect.matching.proofs import is_finite
 from dialect.matching.values import REALS, number, unrounded
 from dialect.ops.lax import reshape_signature
+from dialect.recognition.parted_logits import Logits, of_one_query
 from rewrite.ir import Op, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Miss
 from rewrite.signature import Array, Signature, letters
-
-
-@dataclass(frozen=True)
-class Logits:
-    """A value as logits or weights: the product that it comes from, and the steps in between.
-
-    `axes` are the letters of the value's dimensions, as in the spec of the product.
-    """
-
-    product: Op
-    axes: Array
-    inner: str  # the widest dtype up to the softmax
-    scale: float = 1.0
-    cap: float | None = None
-    masks: tuple[Operand, ...] = ()
-    fill: float | None = None  # the logits where one of the masks is false
-    dropped: bool = False  # whether the weights are zero there, even in rows without any key
-    biases: tuple[Operand, ...] = ()
-    sink: Operand | None = None
-    columns: tuple[str, int, int] | None = None  # (axis, start, stop) of the keys beside a sink
-    context: str = ""  # the axis of the softmax, after it
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The size of each letter of the product."""
-        (array,) = Signature.parse(self.product["spec"]).outputs
-        return dict(zip(letters(array), self.product.types[0].shape))
-
 
 Read = Callable[[Value], Logits | Miss]
 NOTHING = -1e9  # a fill of at most this is meant as minus infinity
@@ -236,10 +209,17 @@ def _conjuncts(mask: Value, axes: Array, keep: bool, sizes: dict[str, int]) -> t
     return left + right
 
 
-def _with_sink(op: Op, read: Read) -> Logits | Miss:
+def _concatenated(op: Op, read: Read) -> Logits | Miss:
+    """The logits of several parts of the context, or those of one and a sink."""
+    parts = [read(arg) for arg in op.args]
+    if any(isinstance(part, Miss) for part in parts):
+        return _with_sink(op, parts)
+    return of_one_query(parts, op["dimension"])
+
+
+def _with_sink(op: Op, parts: list[Logits | Miss]) -> Logits | Miss:
     """concat(logits, sink): columns beside the keys, which are dropped after the softmax."""
     axis = op["dimension"]
-    parts = [read(arg) for arg in op.args]
     places = [i for i, part in enumerate(parts) if isinstance(part, Logits)]
     if len(places) != 1 or len(op.args) != 2:
         return Miss("the softmax is over concatenated logits", 2)
@@ -317,7 +297,7 @@ _STEPS: dict[str, Callable[[Op, Read], Logits | Miss]] = {
     "add": _biased,
     "sub": _biased,
     "select_n": _masked,
-    "concatenate": _with_sink,
+    "concatenate": _concatenated,
     "softmax": _normalised,
     "slice": _without_sink,
     "reshape": _reshaped,

@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from dialect.jaxprs.jaxpr import constant
-from dialect.matching.operands import Operand, bare, laid_out, moved_ones, named, transposed
+from dialect.matching.operands import (
+    Operand,
+    bare,
+    laid_out,
+    named,
+    regrouped,
+    transposed,
+    unlaid,
+)
 from dialect.matching.proofs import is_finite
 from dialect.matching.values import REALS, in_dtype, in_shape, number, reshaped, through, unrounded
 from dialect.normal.mask_rules import splat
@@ -35,7 +43,7 @@ class Exponent(NamedTuple):
     mask: Value | None = None
 
 
-def _exponent(value: Value) -> Exponent | None:
+def exponent_of(value: Value) -> Exponent | None:
     """The exponent where the value is an exponential, perhaps masked; else None."""
     value = unrounded(value)
     if value.op.name == "exp":
@@ -47,7 +55,7 @@ def _exponent(value: Value) -> Exponent | None:
     return None
 
 
-def _masked(exponent: Exponent) -> Value:
+def masked_once(exponent: Exponent) -> Value:
     """The argument of the softmax: x, masked once even if x was masked too."""
     x, mask = exponent
     if mask is None:
@@ -149,7 +157,7 @@ def _unshifted(exponent: Exponent, axis: int) -> tuple[Exponent, bool]:
     return exponent, guarded
 
 
-def _softmax(x: Value, axis: int, guarded: bool, dtype: str) -> Value:
+def softmax_along(x: Value, axis: int, guarded: bool, dtype: str) -> Value:
     """The softmax of x over any axis, in this dtype."""
     order = (*(i for i in range(x.type.rank) if i != axis), axis)
     weights = make("softmax", transposed(x, order), **({"guarded": True} if guarded else {}))
@@ -164,14 +172,14 @@ def _softmax(x: Value, axis: int, guarded: bool, dtype: str) -> Value:
 )
 def softmax_of_exp(op: Op) -> Outcome:
     """exp(x - c) / sum(exp(x - c))  ->  softmax(x), where c is the same along the axis"""
-    weights, exponent = op.args[0], _exponent(op.args[0])
+    weights, exponent = op.args[0], exponent_of(op.args[0])
     if exponent is None or op.types[0].shape != weights.type.shape:
         return None
     axis = _summed_axis(_aligned(op.args[1], weights), weights)
     if axis is None or op.types[0].dtype not in REALS:
         return None
     x, guarded = _unshifted(exponent, axis)
-    return _softmax(_masked(x), axis, guarded, op.types[0].dtype)
+    return softmax_along(masked_once(x), axis, guarded, op.types[0].dtype)
 
 
 @local(
@@ -216,7 +224,7 @@ def _softmax_with_sink(x: Value, sink: Operand, axis: int, dtype: str) -> Value:
     shape = tuple(1 if i == axis else size for i, size in enumerate(x.type.shape))
     column = in_shape(in_dtype(_along(sink, _axes(x)), x.type.dtype), shape)
     columns = make("concatenate", x, column, dimension=axis)
-    return _softmax(columns, axis, unshifted is None, dtype)
+    return softmax_along(columns, axis, unshifted is None, dtype)
 
 
 def _without_maximum(x: Value, sink: Operand, axis: int) -> tuple[Value, Operand] | None:
@@ -238,8 +246,11 @@ def _without_maximum(x: Value, sink: Operand, axis: int) -> tuple[Value, Operand
 
 
 def _quotient(weights: Operand, total: Operand) -> Op:
-    """weights / total"""
-    denominator = in_dtype(_along(total, weights.axes), weights.value.type.dtype)
+    """weights / total, whose dimensions are merged alike"""
+    alone = {axis: (" ".join(axis),) if axis else () for axis in (*weights.axes, ())}
+    total = Operand(total.value, tuple(alone[axis] for axis in total.axes))
+    axes = tuple(alone[axis] for axis in weights.axes)
+    denominator = in_dtype(_along(total, axes), weights.value.type.dtype)
     return make("div", weights.value, denominator).op
 
 
@@ -255,13 +266,18 @@ def division_before_product(op: Op) -> Outcome:
     if product.op.name != "contract":
         return None
     spec = Signature.parse(product.op["spec"])
-    result = moved_ones(named(product, spec.outputs[0]), op.results[0])
+    sizes = {
+        x: size
+        for arg, axes in zip(product.op.args, spec.inputs)
+        for (x,), size in zip(axes, arg.type.shape)
+    }
+    result = regrouped(named(product, spec.outputs[0]), op.results[0], sizes)
     if result is None:
         return None
-    total = bare(named(op.args[1], result.axes), {})
+    total = unlaid(named(op.args[1], result.axes), sizes)
     for i, (arg, axes) in enumerate(zip(product.op.args, spec.inputs)):
-        weights = named(unrounded(arg), axes)
-        if set(letters(total.axes)) - set(letters(weights.axes)) or not arg.type.size:
+        weights = unlaid(named(unrounded(arg), axes), sizes)
+        if set(total.axes) - set(weights.axes) - {()} or not arg.type.size:
             continue
         if arg.type.dtype not in REALS:
             continue
@@ -269,7 +285,9 @@ def division_before_product(op: Op) -> Outcome:
             softmax = rule.apply(_quotient(weights, total))
             if isinstance(softmax, Value):
                 args = list(product.op.args)
-                args[i] = in_dtype(softmax, arg.type.dtype)
+                share = bare(Operand(softmax, weights.axes), sizes)
+                share_axes = named(arg, axes).axes
+                args[i] = in_dtype(laid_out(share, share_axes, arg.type.shape), arg.type.dtype)
                 product = make("contract", *args, **dict(product.op.attrs))
                 return in_dtype(reshaped(product, op.types[0].shape), op.types[0].dtype)
     return None
