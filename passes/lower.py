@@ -14,6 +14,7 @@ from typing import ClassVar
 from dialect.compiled.compilers import apart, hidden_counter
 from dialect.compiled.constraints import constrained
 from dialect.compiled.owners import owned
+from dialect.compiled.split_contexts import attend_to_parts
 from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
@@ -54,6 +55,9 @@ EXPAND = Rule(
 )
 
 
+EXPANSION: tuple[Rule, ...] = (attend_to_parts, EXPAND, hidden_counter)
+
+
 @dataclass(frozen=True)
 class Lower(Pass):
     """Expands exchanges into constraints, composites into lax; scales behind their products."""
@@ -67,7 +71,7 @@ class Lower(Pass):
         over = (dict(planned.mesh), _chip(planned.target)) if planned else (mesh, chip)
         told = constrained(program.graph, *over)
         scaled = rewrite(owned(told, over[0]), scaled_products(chip, mesh), moved)
-        lowered = replace(program, graph=rewrite(scaled, [EXPAND, hidden_counter], expanded))
+        lowered = replace(program, graph=rewrite(scaled, EXPANSION, expanded))
         if program.stages is not None:
             stages = {
                 name: rewrite(getattr(program.stages, name), [EXPAND])

@@ -70,6 +70,13 @@ def _only_rounds(op: Op) -> bool:
     return op.types[0].dtype in REALS and op.args[0].type.dtype in REALS
 
 
+def parts_along(value: Value, dimension: int) -> tuple[Value, ...]:
+    """The values that it holds one after another along a dimension; none if it is no such one."""
+    op = value.op
+    whole = op.name == "concatenate" and op["dimension"] == dimension
+    return op.args if whole else ()
+
+
 WITHOUT_ZERO = "f8_e8m0fnu"  # a format of powers of two
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from dialect.matching.values import parts_along
 from dialect.naming.axis import Axes, Axis, leaves, leaves_of
 from dialect.ops.control import scan_parts
 from dialect.staging.binding import region_bound
@@ -125,7 +126,7 @@ def _name_attend(axes: Axes, op: Op) -> None:
         if letter in found:
             _call([found[letter]], "d_head", 90, op)
     if "s" in found:
-        _call([found["s"]], "context", 90, op)
+        _call([found["s"], *_parts_of_context(axes, op)], "context", 90, op)
     grouped = any(x in heads for x in shared)
     for letter in shared:
         several = any(x in heads for x in alone)
@@ -134,6 +135,13 @@ def _name_attend(axes: Axes, op: Op) -> None:
     for letter in alone:
         own = ("q_per_kv" if grouped else "heads") if letter in heads else "time"
         _call([found[letter]], own, 90, op)
+
+
+def _parts_of_context(axes: Axes, op: Op) -> Iterator[Axis]:
+    """The contexts that the operands of an attention hold one after another."""
+    for value, array in zip(op.args, Signature.parse(op["axes"]).inputs):
+        for place in (place for place, axis in enumerate(array) if axis == ("s",)):
+            yield from (axes.at(part)[place] for part in parts_along(value, place))
 
 
 def _name_weights(axes: Axes, op: Op) -> None:

@@ -7,16 +7,18 @@ attribute that is absent where it is not used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
+from dialect.ops.attend_parts import in_parts
 from dialect.ops.rounding import rounded
 from dialect.ops.scores import Arrays, Form, softmax, squeezed
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Signature
+from rewrite.signature import Array, Signature
 
 
 def attend(
@@ -70,6 +72,9 @@ def attend(
     context, in steps of int8 of that `largest` and `least`. With `base` 2 the logits carry log2(e)
     already, `fill` too, and the softmax is that of 2 ** logits.
 
+    Where the context lies in several arrays, each array over it is a tuple of theirs
+    (`dialect.ops.attend_parts`).
+
     `blocks` are as many queries and keys as are computed at a time (`dialect.ops.attend_blocks`),
     without them all are. Of these blocks `visits` hold a position between `first` and `last` when
     the context is full: an estimate, for whoever counts time.
@@ -91,11 +96,23 @@ def attend(
         *(key_precision, value_precision, rounds, base, visits),
     )
     names = ("query", "key", "value", *given.split())
-    given_arrays = zip(names, (query, key, value, *operands), named.inputs, strict=True)
-    arrays = {name: squeezed(array, its) for name, array, its in given_arrays}
-    result = _at_once(form, arrays) if blocks is None else in_blocks(form, arrays, *blocks)
+    given_arrays = [*zip(names, (query, key, value, *operands), named.inputs, strict=True)]
+    parts = [_part(given_arrays, i) for i in range(len(key) if isinstance(key, tuple) else 1)]
+    (arrays, *others) = parts
+    if others:
+        result = in_parts(form, parts)
+    else:
+        result = _at_once(form, arrays) if blocks is None else in_blocks(form, arrays, *blocks)
     sizes = dict(zip(form.out, result.shape))
     return result.reshape([sizes.get(axis, 1) for axis in named.outputs[0]])
+
+
+def _part(given: Sequence[tuple[str, Any, Array]], number: int) -> Arrays:
+    """The arrays of a part of the context, by name."""
+    return {
+        name: squeezed(array[number] if isinstance(array, tuple) else array, axes)
+        for name, array, axes in given
+    }
 
 
 def _at_once(form: Form, arrays: Arrays) -> Any:

@@ -131,7 +131,7 @@ def _folded(form: Form, arrays: Arrays, keys: _Keys, start: Any, step: Callable[
     """`step` over the blocks of keys, with the mask and the logits of every block."""
 
     def next_(number: Any, carry: Any) -> Any:
-        part = _at_context(_cut(arrays, CONTEXT, keys.size, number), number * keys.size)
+        part = at_context(_cut(arrays, CONTEXT, keys.size, number), number * keys.size)
         mask = form.mask_of(part)
         scores = form.logits_of(part, mask)
         return step(carry, part, mask, scores.astype(_wide(scores.dtype)))
@@ -167,7 +167,7 @@ def _bounds(form: Form, arrays: Arrays, block: int, count: int) -> tuple[Any, An
     return jnp.where(none, 0, low), jnp.where(none, count, high)
 
 
-def _at_context(arrays: Arrays, start: Any) -> Arrays:
+def at_context(arrays: Arrays, start: Any) -> Arrays:
     """The arrays of a block that begins at a position: bounds count from there."""
     bounds = {name: arrays[name] for name in ("first", "last") if name in arrays}
     return {**arrays, **{name: (array - start, axes) for name, (array, axes) in bounds.items()}}

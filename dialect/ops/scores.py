@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
@@ -161,14 +161,20 @@ def sizes_of(arrays: Arrays) -> dict[Dimension, int]:
 
 def softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:
     """exp(logits) over its sum and that of exp(sink), shifted by the largest of them."""
-    top = largest(logits)
+    (shares,) = shares_of_parts([logits], sink, exp)
+    return shares
+
+
+def shares_of_parts(parts: Sequence[Any], sink: Any, exp: Callable[[Any], Any]) -> list[Any]:
+    """The softmax of logits that several arrays hold, in as many arrays."""
+    top = reduce(jnp.maximum, map(largest, parts))
     if sink is not None:
         top = jnp.maximum(top, largest(sink))
-    weights = exp(logits - jax.lax.stop_gradient(top))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = [exp(logits - jax.lax.stop_gradient(top)) for logits in parts]
+    total = reduce(jnp.add, (jnp.sum(each, axis=-1, keepdims=True) for each in weights))
     if sink is not None:
         total = total + jnp.sum(exp(sink - top), axis=-1, keepdims=True)
-    return weights / total
+    return [each / total for each in weights]
 
 
 def largest(array: Any) -> Any:

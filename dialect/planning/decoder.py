@@ -100,8 +100,13 @@ def _dtypes(
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
         "activation_bytes_per_element": _activation_bytes(counted),
-        "cache_bytes_per_element": _bytes(caches[0]) if caches else 2,
+        "cache_bytes_per_element": _bytes(_largest(caches)) if caches else 2,
     }
+
+
+def _largest(values: list[Value]) -> Value:
+    """The first with the most elements: beside keys and values a cache may hold their places."""
+    return max(values, key=lambda value: value.type.size)
 
 
 def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:

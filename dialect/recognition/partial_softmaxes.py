@@ -344,6 +344,10 @@ _LOGARITHMS: dict[str, Callable[[_Reader, Operand, int], Log | None]] = {
 }
 
 
+# Ops that are infinite where an argument of theirs, the one of this number, has a certain value.
+_POLES: dict[str, int] = {"log": 0, "log1p": 0, "rsqrt": 0, "atanh": 0, "integer_pow": 0, "div": 1}
+
+
 def _size_along(operand: Operand, axis: str) -> int:
     """The size of a dimension; 1 if the operand lacks it."""
     sizes = dict(zip(operand.axes, operand.value.type.shape))
@@ -355,7 +359,10 @@ def _may_be_minus_infinity(value: Value, steps: int = _DEEPEST) -> bool:
     op = value.op
     if is_finite(value):
         return False
-    if op.name == "log" or holds_no_number(value) or not steps:
+    argument = _POLES.get(op.name)
+    if argument is not None and not number(op.args[argument]):
+        return True
+    if holds_no_number(value) or not steps:
         return True
     inside = op.name in lax.MAPS or traits(op).moves
     return inside and any(_may_be_minus_infinity(arg, steps - 1) for arg in op.args)
