@@ -38,7 +38,6 @@ from rewrite.target import Target
 RULES: tuple[Rule, ...] = rules_of(
     repeats,
     softmaxes,
-    partial_softmaxes,
     attention,
     norms,
     rotary,
@@ -50,6 +49,8 @@ RULES: tuple[Rule, ...] = rules_of(
     dequantized,
     integer_products,
 )
+# Before the parts of an attention are attentions of their own.
+FIRST: tuple[Rule, ...] = rules_of(partial_softmaxes)
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class Recognize(Pass):
     """Finds attention, norms, rope, feed-forward units, embeddings and cache writes."""
 
     keeps: ClassVar[str] = "reals"
-    rewrites: ClassVar[tuple[Rule, ...]] = RULES
+    rewrites: ClassVar[tuple[Rule, ...]] = (*FIRST, *RULES)
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()
         rules = (*NORMAL_FORM, *RULES)
         with beside_parameters(_user_parameters(program)) as parameters:
-            graph = rewrite(program.graph, rules, report)
+            graph = rewrite(rewrite(program.graph, FIRST, report), rules, report)
             cut = cut_projections(graph, program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
         graph = typed_as(program.graph, graph)

@@ -22,6 +22,7 @@ from dialect.arrays import primitives
 from dialect.front.cli import main
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.normal.normal_form import RULES as NORMAL
+from passes.recognize import FIRST
 from passes.recognize import RULES as RECOGNIZE
 from rewrite import Pipeline, Program, Target, opdef, runtime, trace
 from rewrite.driver import rewrite
@@ -77,7 +78,7 @@ def graph_of(function: Callable[..., Any], *args: Any) -> Graph:
 
 def recognized_graph(graph: Graph) -> Graph:
     """In normal form, and then with what recognition finds; it is as well-formed as before."""
-    made = rewrite(rewrite(graph, NORMAL), (*NORMAL, *RECOGNIZE))
+    made = rewrite(rewrite(rewrite(graph, NORMAL), FIRST), (*NORMAL, *RECOGNIZE))
     verify(made)
     return made
 

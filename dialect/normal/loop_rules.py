@@ -1,4 +1,4 @@
-"""Loops in the normal form: constants are inside their bodies."""
+"""Loops in the normal form: numbers are inside their bodies, rows that no trip changes outside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dialect.matching.values import is_splat
 from dialect.ops.control import remade_scan, scan_parts
-from rewrite.ir import Graph, Op, replace_values
+from rewrite.ir import Graph, Op, Value, replace_values
 from rewrite.rules import Outcome, local
 
 
@@ -29,3 +29,27 @@ def number_into_loop(op: Op) -> Outcome:
     consts = [arg for x, arg in zip(body.inputs, op.args[fixed]) if x not in numbers]
     graph = Graph(inputs, replace_values(body, numbers).outputs)
     return remade_scan(op, graph, consts, op.args[carry], op.args[xs]).results
+
+
+@local(
+    "scan",
+    example=lambda x, w: jax.lax.scan(lambda c, row: (c * row, jax.lax.stop_gradient(row)), x, w),
+    types=("f32[2]", "f32[3,2]"),
+)
+def unchanged_by_loop(op: Op) -> Outcome:
+    """scan{row -> f(row), row} over xs  ->  scan{row -> f(row)} over xs, and xs themselves"""
+    (body,), (_, carry, xs) = op.regions, scan_parts(op)
+    rows = dict(zip(body.inputs[xs], op.args[xs]))
+    kept: list[Value] = []
+    results: list[Value | None] = [None] * len(op.types)
+    for place, value in enumerate(body.outputs):
+        scanned = rows.get(value) if place >= op["carry"] else None
+        if scanned is not None and scanned.type == op.types[place]:
+            results[place] = scanned
+        else:
+            kept.append(value)
+    if len(kept) == len(body.outputs):
+        return None
+    graph, parts = Graph(body.inputs, tuple(kept)), (slice(0, carry.start), carry, xs)
+    rest = iter(remade_scan(op, graph, *(op.args[part] for part in parts)).results)
+    return [next(rest) if value is None else value for value in results]

@@ -88,12 +88,12 @@ def _masks(read: Callable[[Any], Any]) -> list[Example]:
 _WHERE_ELSE = "it holds there too: this only says in which direction"
 _MADE_BY = {
     "`value.op.name not in names`": _WHERE_ELSE,
-    "without `steps > 0`": _WHERE_ELSE,
-    "without `value.op.name in lax.MAPS`": _WHERE_ELSE,
-    "without `any((arg.type.shape == value.type.shape and made_by(names, arg, st ...`": _WHERE_ELSE,
-    "`steps >= 0`": _WHERE_ELSE,
-    "without `arg.type.shape == value.type.shape`": _WHERE_ELSE,
-    "without `made_by(names, arg, steps - 1)`": _WHERE_ELSE,
+    "without `not steps`": _WHERE_ELSE,
+    "without `value.op.name not in lax.MAPS`": _WHERE_ELSE,
+    "without `bool(whole)`": _WHERE_ELSE,
+    "without `all((made_by(names, arg, steps - 1) for arg in whole))`": _WHERE_ELSE,
+    "`number(arg) is not None`": _WHERE_ELSE,
+    "`arg.type.shape != value.type.shape`": _WHERE_ELSE,
     "`steps + 1`": _WHERE_ELSE,
 }
 

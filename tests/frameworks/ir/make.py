@@ -3,9 +3,12 @@
     pip install keras-hub penzai dm-haiku equinox tensorflow
     KERAS_BACKEND=jax python tests/frameworks/ir/make.py
 
-Each is one decode step as it was traced, before any pass. Two layers; batch 2, vocab 64, d_model
-32, 4 heads of 8 (2 key heads where queries are grouped), d_ff 48, a cache of 16.
-Made with JAX 0.10.2, keras-hub 0.32.0, penzai 0.2.5, dm-haiku 0.0.17 and equinox 0.13.8.
+Each is one decode step (or, named so, a prefill) as it was traced, before any pass. Two layers;
+batch 2, vocab 64, d_model 32, 4 heads of 8 (2 key heads where queries are grouped), d_ff 48, a
+cache of 16. MaxText traces under a mesh of its own, which no text holds: its programs are behind
+`retarget`, and without the random keys that its loops hand through.
+Made with JAX 0.10.2, keras-hub 0.32.0, penzai 0.2.5, dm-haiku 0.0.17 and equinox 0.13.8; with JAX
+0.12.0, MaxText 0.2.5.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ import jax.numpy as jnp
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2]))
 
-from rewrite import trace  # noqa: E402
+from dialect.normal.layout_rules import convert_to_same  # noqa: E402
+from dialect.normal.loop_rules import unchanged_by_loop  # noqa: E402
+from rewrite import Pipeline, Program, trace  # noqa: E402
+from rewrite.driver import rewrite  # noqa: E402
 
 BATCH, VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, D_HEAD, D_FF, CONTEXT = 2, 64, 32, 2, 4, 2, 8, 48, 16
 TOKENS = jax.ShapeDtypeStruct((BATCH, 1), jnp.int32)
@@ -235,6 +241,91 @@ def equinox() -> Iterator[Made]:
     yield "equinox_llama", step, (params, cache, each, each)
 
 
+def maxtext() -> Iterator[Made]:
+    """Flax NNX. Decode attends to the keys of the prompt and to those of the answer apart."""
+    import maxtext as library
+    from flax import nnx
+    from flax.linen import logical_axis_rules
+    from maxtext.common.common_types import MODEL_MODE_AUTOREGRESSIVE, MODEL_MODE_PREFILL
+    from maxtext.configs import pyconfig
+    from maxtext.utils import maxtext_utils, model_creation_utils
+
+    sizes = dict(
+        base_emb_dim=WIDTH,
+        base_num_query_heads=HEADS,
+        base_num_kv_heads=KV_HEADS,
+        base_mlp_dim=D_FF,
+        base_num_decoder_layers=LAYERS,
+        head_dim=D_HEAD,
+        vocab_size=VOCAB,
+        per_device_batch_size=BATCH,
+        max_prefill_predict_length=CONTEXT // 2,
+        max_target_length=CONTEXT,
+    )
+    plain = dict(
+        override_model_config=True,
+        attention="dot_product",
+        dtype="float32",
+        weight_dtype="float32",
+        enable_checkpointing=False,
+        skip_jax_distributed_system=True,
+        run_name="text",
+        log_config=False,
+    )
+
+    def filled(leaf: Any) -> jax.Array:
+        """Keys of dropouts, and their counters."""
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            key = jax.random.key(0)
+            return jax.random.split(key, leaf.shape) if leaf.shape else key
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    def made(name: str, model: str, prefill: bool = False, **more: Any) -> Made:
+        yml = str(Path(library.__file__).parent / "configs" / "base.yml")
+        config = pyconfig.initialize(["", yml], model_name=model, **plain, **(sizes | more))
+        mesh = maxtext_utils.get_mesh_from_config(config, jax.devices()[:1])
+        mode = MODEL_MODE_PREFILL if prefill else MODEL_MODE_AUTOREGRESSIVE
+        create = model_creation_utils.get_nnx_create_model_fn(config, mesh=mesh, model_mode=mode)
+        with mesh, logical_axis_rules(config.logical_axis_rules):
+            parts = nnx.split(nnx.eval_shape(create), nnx.Param, nnx.Cache, ...)
+        definition, *states, rest = parts
+        rest = jax.tree.map(filled, rest)
+
+        def step(params: Any, cache: Any, tokens: Any, positions: Any) -> Any:
+            held = [jax.tree.map(lambda leaf: leaf, state) for state in (*states, rest)]
+            for state, values in zip(held, (params, cache)):
+                nnx.replace_by_pure_dict(state, values)
+            net = nnx.merge(definition, *held, copy=True)
+            segments = jnp.ones_like(tokens) if prefill else None
+            options = dict(decoder_segment_ids=segments, enable_dropout=False, model_mode=mode)
+            with mesh, logical_axis_rules(config.logical_axis_rules):
+                logits = net(tokens, positions, **options)
+            return logits, nnx.to_pure_dict(nnx.state(net, nnx.Cache))
+
+        given = [shapes(nnx.to_pure_dict(state)) for state in states]
+        rows = jax.ShapeDtypeStruct((1, CONTEXT // 2) if prefill else (BATCH, 1), jnp.int32)
+        return f"maxtext_{name}", step, (*given, rows, rows)
+
+    apart = dict(scan_layers=False)
+    experts = dict(num_experts=4, base_moe_mlp_dim=D_FF, sparse_matmul=False, megablox=False)
+    yield made("llama", "llama2-70b", **apart)
+    yield made("llama_prefill", "llama2-70b", prefill=True, **apart)
+    yield made("llama_scanned", "llama2-70b", scan_layers=True)
+    yield made("gpt3", "gpt3-175b", base_num_kv_heads=HEADS, **apart)
+    yield made("gemma2", "gemma2-27b", sliding_window_size=8, scan_layers=True)
+    yield made("qwen3", "qwen3-32b", **apart)
+    yield made("mixtral", "mixtral-8x7b", **experts, **apart)
+
+
+def for_text(program: Program) -> Program:
+    """A program under a mesh without it, and without the rows that its loops only hand through."""
+    if "<Mesh" not in str(program):
+        return program
+    program = Pipeline.parse("retarget").run(program)
+    graph = rewrite(program.graph, (unchanged_by_loop, convert_to_same))
+    return replace(program.with_graph(graph), history=())
+
+
 def on_dicts(step: Callable[..., Any], params: Any, cache: Any) -> tuple[Any, dict, dict]:
     """The same step on dicts of arrays by their paths: of other pytrees no text is read back."""
     trees = [jax.tree.flatten_with_path(tree) for tree in (params, cache)]
@@ -257,12 +348,12 @@ def on_dicts(step: Callable[..., Any], params: Any, cache: Any) -> tuple[Any, di
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["keras_hub", "penzai", "haiku", "equinox"]
+    wanted = sys.argv[1:] or ["keras_hub", "penzai", "haiku", "equinox", "maxtext"]
     for library in wanted:
         for name, step, (params, cache, *rest) in globals()[library]():
             plain, params, cache = on_dicts(step, params, cache)
             program = trace(plain, params, cache, *rest, params=0, state=1)
-            text = str(replace(program, name=name))
+            text = str(replace(for_text(program), name=name))
             (HERE / f"{name}.ir").write_text(f"{text}\n", encoding="utf-8")
             print(name, program.graph.op_count)
 
