@@ -50,7 +50,8 @@ def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode
         ends = [cache.shape[d] - 1 for d in (*range(first), axis)]
         places = [jnp.clip(place, 0, end) for place, end in zip(places, ends)]
         mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    window = [d for d in range(first, cache.ndim) if d != axis][-1:]
+    indexed = (axis, first) if positions.ndim == 2 else (axis,)
+    window = [d for d in range(first, cache.ndim) if d not in indexed][-1:]
     rows = [d for d in range(first, cache.ndim) if d not in window]
     sizes = tuple(new.shape[d - first] for d in rows)
     index = {d: jax.lax.broadcasted_iota(jnp.int32, sizes, rows.index(d)) for d in rows}
