@@ -58,8 +58,11 @@ def _example(x: Any, y: Any, v: Any, w: Any) -> Any:
     needs=("finite activations",),
 )
 def softmax_in_parts(op: Op) -> Outcome:
-    """sum_p f_p (exp(x_p - c_p) . v_p), f_p = exp(c_p) / sum_q exp(c_q) sum(exp(x_q - c_q))
-    ->  softmax(concat(x_1, x_2, ...)) . concat(v_1, v_2, ...)"""
+    """sum_p f_p (exp(x_p - c_p) . v_p)  ->  softmax(concat(x_1, ..)) . concat(v_1, ..)
+
+    where f_p = exp(c_p) / sum_q exp(c_q) sum(exp(x_q - c_q)). A part whose logits are all infinite
+    would be NaN: its activations are assumed to be finite, its masks not to be infinite.
+    """
     first = _first_product(op.results[0])
     if first is None or op.types[0].dtype not in REALS:
         return None
