@@ -1,0 +1,70 @@
+"""What can be chosen of how requests are scheduled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dialect.serving.requests import Request
+from rewrite.errors import ShardwrightError, nearest
+
+# Whose pages are taken first, of the running requests of the lowest priority: the least.
+# Arguments: when the request joined, as a place among the running; the request.
+VICTIMS: dict[str, Callable[[int, Request], int]] = {
+    "last": lambda place, request: -place,  # last in, first out
+    "cheapest": lambda place, request: request.scheduled,  # the fewest tokens to compute again
+    "largest": lambda place, request: -len(request.table),  # frees the most
+}
+
+
+class ServingError(ShardwrightError):
+    """Something cannot be served as it was asked for."""
+
+
+def nothing(request: Request) -> int:
+    """Reserves no more than a request has."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How requests are scheduled. Raises ServingError for what cannot work.
+
+    - page: tokens of a page; pages, rows: of every group
+    - groups: groups of chips with pages of their own, as the batch is split in attention
+    - chunk: the most tokens of one step and group, those that decode included
+    - shares: whether requests that begin alike share pages
+    - victim: whose pages are taken where there are too few (`VICTIMS`)
+    - patience: seconds after which a request goes before all that came later
+    - spare: the part of the pages that is left for running requests to grow into
+    - most_waiting: requests beyond these are refused, not kept
+    - reserved: tokens that pages are set aside for when a request joins
+    """
+
+    pages: int
+    page: int = 128
+    rows: int = 256
+    groups: int = 1
+    chunk: int = 512
+    shares: bool = True
+    victim: str = "last"
+    patience: float = 30.0
+    spare: float = 0.01
+    most_waiting: int = 1_000_000
+    reserved: Callable[[Request], int] = nothing
+
+    def __post_init__(self) -> None:
+        for name in ("pages", "page", "rows", "groups"):
+            if getattr(self, name) < 1:
+                raise ServingError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        if self.chunk < self.rows:
+            raise ServingError(f"{self.rows} rows cannot decode in steps of {self.chunk} tokens")
+        if self.victim not in VICTIMS:
+            raise ServingError(
+                f"no victim policy {self.victim!r}", hint=nearest(self.victim, VICTIMS)
+            )
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest request that can be served: one with all pages of a group."""
+        return self.pages * self.page

@@ -1,0 +1,67 @@
+"""A request: its tokens, how far they are computed, and how it ended."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass, field
+
+from dialect.serving.node import Node
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A prompt to be continued by at most `most_new` tokens, or up to a token of `stop`.
+
+    - priority: higher goes first; user: whose share of the service it counts against
+    - deadline: the second by which it must have ended; arrived: the second of its arrival
+
+    What the scheduler keeps:
+
+    - tokens: those known, prompt first; length: those of queued steps included
+    - scheduled: positions whose keys and values queued steps have written
+    - cached: tokens that were in the cache when it first ran (-1 before)
+    - table: the page of every `Pages.size` positions; path: those of them that the tree shares
+    - first_token_at, ended_at: seconds; ended: why ("" while it has not)
+    """
+
+    prompt: InitVar[Iterable[int]]
+    most_new: int
+    stop: frozenset[int] = frozenset()
+    priority: int = 0
+    user: str = ""
+    deadline: float = math.inf
+    arrived: float = 0.0
+
+    tokens: array[int] = field(init=False)
+    asked: int = field(init=False)
+    number: int = -1
+    group: int = 0
+    length: int = field(init=False)
+    scheduled: int = 0
+    cached: int = -1
+    table: list[int] = field(default_factory=list)
+    path: list[Node] = field(default_factory=list)
+    first_token_at: float = math.nan
+    ended_at: float = math.nan
+    ended: str = ""
+
+    def __post_init__(self, prompt: Iterable[int]) -> None:
+        self.tokens = array("i", prompt)
+        self.asked = self.length = len(self.tokens)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that it can come to have."""
+        return self.asked + self.most_new
+
+    @property
+    def prompt_bytes(self) -> bytes:
+        """The prompt, to sort by: requests that begin alike stand side by side."""
+        return self.tokens[: self.asked].tobytes()
+
+    @property
+    def answer(self) -> array[int]:
+        """The new tokens that are known."""
+        return self.tokens[self.asked :]
