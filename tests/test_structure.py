@@ -42,8 +42,10 @@ ROOMS = {
     " user recognition layered caching quantized padded compiled planning reports",
     "measured": "rewrite display arrays user reports passes",
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
+    "serving": "rewrite",
+    "simulated": "rewrite display machine planning reports serving",
     "front": "rewrite display machine ops jaxprs user compiled planning prepared reports"
-    " measured checked",
+    " measured checked serving simulated",
 }
 LIBRARIES = {
     "rewrite": {"lark"},
@@ -52,6 +54,8 @@ LIBRARIES = {
     "front": {"rich", "jax"},
     "reports": {"jax", "numpy", "matplotlib"},  # matplotlib and orbax are extras
     "prepared": {"jax", "numpy", "orbax"},
+    "serving": set(),  # what decides is plain Python
+    "simulated": set(),
 }
 USUAL = {"jax", "numpy"}
 # Modules named in a text: what `from rewrite import` offers, and how a pass is found by its name.

@@ -5,6 +5,7 @@
     shardwright coverage examples/llama.py:decode_step --config 8b
     shardwright eval    examples/tiny/model.py:decode_step --config mha -p "quantize{weights=int8}"
     shardwright sweep   examples/palm.py:decode_step --config 540b --chip v4 --plot pareto.png
+    shardwright simulate examples/llama.py:decode_step --config 8b --mesh v5e:2x2 --trace conv.csv
     shardwright opt     program.ir -p "normalize"
     shardwright bisect  examples/llama.py:decode_step --config toy --pipeline serve.pipeline
     shardwright reproduce crash.ir --reduce
@@ -97,6 +98,32 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("where the result goes").add_argument
     add("--plot", metavar="FILE", help="cost over latency, as .png, .svg or .pdf")
     add("--out", metavar="FILE", help="the table, or with --json the facts, instead of printing")
+
+
+def _add_simulation(parser: argparse.ArgumentParser) -> None:
+    _add_decoder(parser)
+    add = parser.add_argument_group("the requests: of a trace, or drawn").add_argument
+    add("--trace", metavar="FILE", help="Azure's (.csv) or Mooncake's (.jsonl)")
+    add("--requests", type=int, metavar="N", help="how many (all of a trace; 1000)")
+    add("--rate", metavar="LIST", help="requests a second, such as 1,2,4; max: all at once")
+    add("--burst", type=float, metavar="CV", help="of Gamma intervals; 1 is Poisson (1 if drawn)")
+    add("--prompt", type=float, default=161, metavar="N", help="mean tokens of a prompt (161)")
+    add("--new", type=float, default=338, metavar="N", help="mean tokens of an answer (338)")
+    add("--spread", default="1.2,1.0", metavar="A,B", help="of their logarithms (1.2,1.0)")
+    add("--prefixes", default="0x0", metavar="NxTOKENS", help="shared by the prompts (0x0)")
+    add("--longest", type=int, default=8192, metavar="N", help="tokens a request may have (8192)")
+    add("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+    add = parser.add_argument_group("how they are served; lists are compared").add_argument
+    add("--mesh", required=True, metavar="LIST", help="v5e:2x2, v5e:2x4, ...")
+    add("--owner", metavar="LIST", help="of the pages: heads, batch (what is better)")
+    add("--batching", default="static,slots,pages", metavar="LIST", help="(static,slots,pages)")
+    add("--page", default="128", metavar="LIST", help="tokens of a page (128)")
+    add("--rows", type=int, metavar="N", help="requests that run at a time (as have room)")
+    add("--chunk", type=int, metavar="N", help="tokens of a step (as many as hide behind reading)")
+    add("--room", type=int, metavar="N", help="tokens that have pages (what memory is left)")
+    add("--victim", default="last", metavar="NAME", help="who loses its pages (last)")
+    add("--no-sharing", action="store_true", help="of the pages of equal beginnings")
+    add("--plot", metavar="FILE", help="latency over rate, as .png, .svg or .pdf")
 
 
 def _add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
@@ -197,6 +224,11 @@ _COMMANDS = (
         "sweep",
         "Costs a decoder over chips, batches and dtypes of weights; marks the Pareto front.",
         (_add_sweep, _add_passes, _add_json),
+    ),
+    (
+        "simulate",
+        "Serves a load on paper: throughput, latencies and pages, on any mesh.",
+        (_add_simulation, _add_passes, _add_json),
     ),
     (
         "opt",

@@ -19,7 +19,7 @@ from dialect.checked.rule_check import checked_rules
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read as read_executable
 from dialect.display import tables
-from dialect.front import api, session
+from dialect.front import api, session, simulation
 from dialect.front.console import Screen
 from dialect.front.session import Arguments, rewritten
 from dialect.front.strict import must_be_empty, not_done
@@ -31,6 +31,7 @@ from dialect.reports import sweep as pareto
 from dialect.reports.beside_plan import beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
 from dialect.reports.sweep import TRACED_BATCH, Decoder
+from dialect.simulated import comparison, latency_plot
 from dialect.user import usercode
 from rewrite import files, manager, options
 from rewrite.errors import PipelineError, ShardwrightError, TextError
@@ -133,6 +134,29 @@ def _decoders(args: Arguments, screen: Screen) -> tuple[Any, ...]:
             done = rewritten(Arguments(**vars(args) | one), screen, "normalize, recognize")
             decoders.append(Decoder.of(function.rpartition(":")[2], config or "", done.program))
     return tuple(decoders)
+
+
+def simulate(args: Arguments, screen: Screen) -> None:
+    """Serves a load on paper, in several ways and on several meshes."""
+    if args.plot:
+        files.must_be_writable(Path(args.plot))
+        plotting.must_be_possible(Path(args.plot))
+    loads, compared = simulation.loads(args), simulation.options(args)
+    one = Arguments(**vars(args) | {"batch": TRACED_BATCH})
+    program = rewritten(one, screen, "normalize, recognize").program
+    shape = Decoder.of(args.function.rpartition(":")[2], args.config or "", program).shape
+    varied = comparison.Comparison(shape, loads, **compared)
+    runs = []
+    with screen.working("simulating") as spinner:
+        for run in varied.runs():
+            runs.append(run)
+            spinner.update(text=f"simulating, {len(runs)} of {len(varied)}")
+    if args.plot:
+        latency_plot.draw(runs, Path(args.plot))
+    if args.json:
+        _print_json(comparison.facts(runs))
+    else:
+        screen.tables(comparison.tables(runs))
 
 
 def eval_(args: Arguments, screen: Screen) -> None:
@@ -303,6 +327,7 @@ _COMMANDS: dict[str, Callable[[Arguments, Screen], None]] = {
     "coverage": coverage,
     "eval": eval_,
     "sweep": sweep,
+    "simulate": simulate,
     "opt": opt,
     "bisect": bisect,
     "reproduce": reproduce,

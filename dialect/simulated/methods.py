@@ -1,0 +1,59 @@
+"""Ways to batch requests, to be compared: lock-step batches, slots, pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from dialect.serving.policy import Policy
+from dialect.serving.steps import Demand
+from dialect.simulated.arrivals import Arrival
+from dialect.simulated.figures import Figures, Watch
+from dialect.simulated.simulator import Seconds, simulate
+
+Method = Callable[[Policy, Sequence[Arrival], Seconds, int], Figures]
+
+
+def static(policy: Policy, arrivals: Sequence[Arrival], seconds: Seconds, longest: int) -> Figures:
+    """A batch is filled, and runs until the last of its requests has ended; the next is filled.
+
+    Its rows are in lock step, as in a decoder with one position for the whole batch: prompts are
+    padded to the longest in the batch, and rows whose request has ended are computed on. Every row
+    has room for the longest request there may be.
+    """
+    rows = max(1, policy.groups * policy.most_tokens // longest)
+    waiting = [each for each in arrivals if each.length + each.new <= longest]
+    watch, now, refused = Watch(), 0.0, len(arrivals) - len(waiting)
+    while waiting:
+        now = max(now, waiting[0].at)
+        batch = [each for each in waiting[:rows] if each.at <= now]
+        waiting = waiting[len(batch) :]
+        prompt, ends = max(each.length for each in batch), [now]
+        for at in range(max(each.new for each in batch)):
+            count = rows * (1 if at else prompt)
+            demand = Demand(rows, count, rows, rows * (prompt + at), count * (prompt + at))
+            lasts = seconds(demand)
+            running = [each for each in batch if each.new > at]
+            watch.step(lasts, len(running))
+            watch.memory(lasts, sum(each.length + at for each in running), rows * longest)
+            ends.append(ends[-1] + lasts)
+        now = ends[-1]
+        for each in batch:
+            watch.ended(each.length, each.new, ends[1] - each.at, ends[each.new] - ends[1])
+    return watch.figures(now, refused)
+
+
+def slots(policy: Policy, arrivals: Sequence[Arrival], seconds: Seconds, longest: int) -> Figures:
+    """Requests join and leave at every step; each has room for the longest there may be."""
+    count = max(1, policy.most_tokens // longest)
+    rows = min(policy.rows, count)
+    fixed = replace(policy, page=longest, pages=count, rows=rows, shares=False, spare=0.0)
+    return simulate(fixed, arrivals, seconds)
+
+
+def pages(policy: Policy, arrivals: Sequence[Arrival], seconds: Seconds, longest: int) -> Figures:
+    """Requests join and leave at every step, and take pages as they need them."""
+    return simulate(policy, arrivals, seconds)
+
+
+METHODS: dict[str, Method] = {"static": static, "slots": slots, "pages": pages}

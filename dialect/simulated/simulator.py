@@ -1,0 +1,66 @@
+"""The scheduler with a clock instead of a machine: what it would do with the requests of a load.
+
+    simulate(Policy(pages=2800), arrivals, seconds) -> Figures
+
+A step takes as long as `seconds` says of its demand. Nothing else takes time: the next step is
+queued while one runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+
+from dialect.serving.policy import Policy
+from dialect.serving.scheduler import Scheduler
+from dialect.serving.steps import Demand
+from dialect.simulated.arrivals import Arrival
+from dialect.simulated.figures import Figures, Watch
+
+Seconds = Callable[[Demand], float]
+_LOOKED_AT = 16  # every so many steps the pages are counted
+
+
+def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> Figures:
+    """Serves a load, which is sorted by time, and tells how that went."""
+    scheduler, watch = Scheduler(policy), Watch()
+    now, refused, fresh, coming = 0.0, 0, itertools.count(), iter(arrivals)
+    arrival = next(coming, None)
+    while True:
+        while arrival is not None and arrival.at <= now:
+            request = arrival.request()
+            scheduler.submit(request, arrival.at)
+            refused += bool(request.ended)
+            arrival = next(coming, None)
+        step = scheduler.schedule(now)
+        if not step.rows and arrival is None:
+            return watch.figures(now, refused, _hit_rate(scheduler), _preemptions(scheduler))
+        if not step.rows:
+            now = arrival.at
+            continue
+        demand = step.demand(policy.groups)
+        lasts = seconds(demand)
+        _observe(watch, scheduler, lasts)
+        now += lasts
+        answers = list(itertools.islice(fresh, demand.answers))
+        for done in scheduler.done(step, answers, now):
+            first_s, others_s = done.first_token_at - done.arrived, now - done.first_token_at
+            watch.ended(done.asked, len(done.answer), first_s, others_s)
+
+
+def _observe(watch: Watch, scheduler: Scheduler, lasts: float) -> None:
+    groups = scheduler.groups
+    if watch.steps % _LOOKED_AT == 0:
+        holding = [r for group in groups for r in (*group.running, *group.ending)]
+        slots = sum(len(r.table) for r in holding) * scheduler.policy.page
+        watch.memory(lasts, sum(r.scheduled for r in holding), slots)
+    watch.step(lasts, sum(len(group.running) + len(group.ending) for group in groups))
+
+
+def _hit_rate(scheduler: Scheduler) -> float:
+    asked = sum(group.prompt_pages for group in scheduler.groups)
+    return sum(group.cached_pages for group in scheduler.groups) / asked if asked else 0.0
+
+
+def _preemptions(scheduler: Scheduler) -> int:
+    return sum(group.preemptions for group in scheduler.groups)
