@@ -43,7 +43,7 @@ ROOMS = {
     "measured": "rewrite display arrays user reports passes",
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
-    "simulated": "rewrite display machine planning reports serving",
+    "simulated": "display machine planning reports serving",
     "front": "rewrite display machine ops jaxprs user compiled planning prepared reports"
     " measured checked serving simulated",
 }
