@@ -7,7 +7,7 @@ state is donated, and the compiler chooses its memory layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,11 +18,14 @@ from dialect.compiled.split_contexts import attend_to_parts
 from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
+from dialect.matching.values import rounding
 from dialect.ops.nn import Traced
 from dialect.ops.tensor import PRODUCTS
 from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
+from dialect.staging.binding import region_bound
+from rewrite.dataflow import bound_values
 from rewrite.driver import Report, rewrite
-from rewrite.ir import Graph, Op
+from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import substitute
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -78,17 +81,21 @@ class Lower(Pass):
                 for name in ("prepare", "adapt", "restore")
             }
             lowered = replace(lowered, stages=replace(program.stages, **stages))
-        notes = (*expanded.notes(), *moved.notes(), *dict.fromkeys(_widened(scaled)))
-        return self.recorded(lowered, *notes)
+        widened = dict.fromkeys(_widened(scaled, program.values("param")))
+        return self.recorded(lowered, *expanded.notes(), *moved.notes(), *widened)
 
 
 def _chip(topology: str) -> Chip | None:
     return Topology.parse(topology).chip if topology else None
 
 
-def _widened(graph: Graph) -> Iterator[str]:
-    """Products whose weights are dequantised before they multiply."""
-    for op, _ in graph.walk():
-        weights = [arg.op for arg in op.args if arg.op.name == "dequantize"]
-        if op.name in PRODUCTS and weights:
+def _widened(graph: Graph, params: Iterable[Value]) -> Iterator[str]:
+    """Products whose weights are dequantised before they multiply. (Activations that are rounded to
+    steps on their way into a product are no array that is stored.)"""
+    bound = bound_values(graph, params)
+    for op in graph.ops:
+        scaled = (arg for arg in op.args if arg.op.name == "dequantize")
+        if op.name in PRODUCTS and any(arg in bound or not rounding(arg) for arg in scaled):
             yield f"dequantised before its product, which may store it wide: {op.origin.source}"
+        for region in op.regions:
+            yield from _widened(region, region_bound(op, bound))

@@ -1,12 +1,13 @@
 """quantize: weights that only products read become integers, with scales of their own.
 
-    contract(x, w)  ->  contract(x, dequantize(quantize(w)))            weights
-    contract(x, w)  ->  contract(rounded(x), dequantize(quantize(w)))   and activations, per token
-    take(w, ids)    ->  dequantize(take(quantize(w), ids))              rows of a table
+    contract(x, w)  ->  contract(x, rounded(w))             weights
+    contract(x, w)  ->  contract(rounded(x), rounded(w))    and activations, per token
+    take(w, ids)    ->  dequantize(take(quantize(w), ids))  rows of a table
 
-`quantize(w)` depends on parameters alone, so `stage` computes it once; `lower` moves the scales
-behind the products, in the form that the target keeps packed
-(`dialect/quantized/scaled_products.py`). What is left alone is reported with the reason.
+rounded(x) being dequantize(quantize(x)). That of a weight depends on parameters alone, so `stage`
+quantises once; `lower` moves the scales behind the products, so that integers are multiplied as
+they are stored (`dialect/quantized/scaled_products.py`). What is left alone is reported with the
+reason.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from typing import Any, ClassVar, Literal
 from dialect.caching.quantized_cache import with_quantized_cache
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
-from dialect.matching.values import reshaped, through
+from dialect.matching.values import reshaped, rounding, through
 from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.cuts import cut
-from dialect.ops import rounding  # noqa: F401  (defines rounded)
-from dialect.ops.quant import FORMS
 from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
 from dialect.quantized.ragged_products import summed_axis
 from dialect.staging.parameter_paths import (
@@ -38,7 +37,7 @@ from rewrite.dataflow import rebuilt
 from rewrite.driver import rewrite
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Symbol, Value
-from rewrite.opdef import make, with_args
+from rewrite.opdef import build, make, with_args
 from rewrite.passbase import Pass
 from rewrite.program import LEFT_ALONE, NOT_DONE, NOTHING_DONE, Program, Remark
 from rewrite.signature import Signature, letters
@@ -178,7 +177,7 @@ class _Quantized:
         axes = tuple(d for d, x in enumerate(inner) if x in shared or x not in inside)
         form = self.form(choice.form)
         args = list(moved.args)
-        args[position] = _stored(args[position], axes, form, weight.type.dtype)
+        args[position] = _rounded(args[position], axes, form)
         summed_rows = tuple(d for d, x in enumerate(rows) if x not in letters(spec.outputs[0]))
         args[1 - position] = self.activation(args[1 - position], summed_rows)
         return with_args(moved, tuple(args))
@@ -215,13 +214,9 @@ class _Quantized:
         """The activations that a product sums along `axes`, in steps of eight bits, every token by
         itself."""
         asked = self.asked.activations
-        if asked is None or value.type.dtype not in _FLOATS or value.op.name == "rounded":
+        if asked is None or value.type.dtype not in _FLOATS or rounding(value):
             return value
-        form = self.form(asked)
-        options = {} if form == "int8" else {"form": form}
-        largest = FORMS[form].largest
-        options |= {"axes": axes, "largest": largest, "least": _LEAST}
-        return make("rounded", value, origin=value.op.origin, **options)
+        return _rounded(value, axes, self.form(asked), least=_LEAST, origin=value.op.origin)
 
     def ragged(self, op: Op, moved: Op, paths_of: frozenset[str]) -> Op:
         """Experts' matrices, times the rows of their tokens: a scale per output channel."""
@@ -240,7 +235,7 @@ class _Quantized:
         self.quantised[name] = None
         if choice != Choice(choice.form) or choice.form == "int4":
             self.say(f"{name} is {form}, one scale per output channel: its product is ragged")
-        stored = _stored(moved.args[1], (axis,), form, weight.type.dtype)
+        stored = _rounded(moved.args[1], (axis,), form)
         rows = self.activation(moved.args[0], (1,)) if form == "int8" else moved.args[0]
         if self.asked.activations and form != "int8":
             self.say(f"activations that meet {name} stay as they are: its product is ragged")
@@ -263,9 +258,10 @@ class _Quantized:
             axes += [len(shape) - 1] * (d in parts)
         ids, form = moved.args[1], self.form(choice.form)
         cut = reshaped(moved.args[0], tuple(shape)) if parts else moved.args[0]
-        stored = _stored(cut, tuple(axes), form, table.type.dtype).op
+        stored = _rounded(cut, tuple(axes), form).op
         taken = [make("take", array, ids, **dict(op.attrs)) for array in stored.args]
-        value = make("dequantize", *taken, origin=op.origin, **dict(stored.attrs))
+        attrs = {**dict(stored.attrs), "axes": tuple(d + ids.type.rank - 1 for d in axes)}
+        value = make("dequantize", *taken, origin=op.origin, **attrs)
         return (reshaped(value, op.types[0].shape) if parts else value).op
 
     def of_rows(self, op: Op, table: Value, paths_of: frozenset[str]) -> Choice | str:
@@ -321,8 +317,8 @@ def _kept(weight: Value, summed: int, rank: int) -> str | None:
     return None
 
 
-def _stored(weight: Value, axes: tuple[int, ...], form: str, dtype: str) -> Value:
-    """What the weights are once they are kept in `form`, one scale for all along `axes`."""
-    scale = make("weight_scale", weight, axes=axes, form=form)
-    q = make("quantize", weight, scale, form=form)
-    return make("dequantize", q, scale, dtype=Symbol(dtype))
+def _rounded(x: Value, axes: tuple[int, ...], form: str, **how: Any) -> Value:
+    """What numbers are once they are kept in `form`, one scale for all along `axes`."""
+    parts = build("quantize", x, axes=axes, form=form, **how).results
+    made = {"axes": axes, "dtype": Symbol(x.type.dtype)}
+    return make("dequantize", *parts, origin=parts[0].op.origin, **made)

@@ -25,7 +25,7 @@ from dialect.staging.binding import frontier, region_bound
 from rewrite.dataflow import bound_values, dependents, rebuilt
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import build, substitute, with_args
+from rewrite.opdef import build, lookup, substitute, with_args
 from rewrite.passbase import Pass
 from rewrite.program import ROLES, Input, Output, Program, Stages
 from rewrite.target import Target
@@ -178,7 +178,7 @@ def _changed(op: Op, other: Op, parts: Sequence[_Part]) -> Iterator[_Part]:
     """What the parts are between `op`, which takes them all, and `other`, which gives them back."""
     several = len(op.types) > 1
     for number, (entering, leaving) in enumerate(zip(op.results, other.args)):
-        at, suffix = ((number,), f".{number}") if several else ((), "")
+        at, suffix = ((number,), f".{_result_name(op, number)}") if several else ((), "")
         yield _Part(
             entering,
             leaving,
@@ -266,6 +266,12 @@ def _path(value: Value, names: dict[Value, str], behind: _Behind, steps: list[st
     return names[at]
 
 
+def _result_name(op: Op, number: int, unnamed: str = "") -> str:
+    """What the op calls a result of several; otherwise its number."""
+    names = lookup(op.name).results
+    return names[number] if names else f"{unnamed}{number}"
+
+
 @dataclass(frozen=True)
 class _Behind:
     """How many ops, at least, are between some inputs and the values behind them."""
@@ -287,7 +293,8 @@ class _Behind:
         bound = [arg for arg in op.args if arg in self.steps]
         if op.name == "scan":
             return self.into_loop(value, steps) or bound[0]
-        steps.append(f"{op.name}{value.index}" if len(op.types) > 1 else op.name)
+        several = len(op.types) > 1
+        steps.append(_result_name(op, value.index, op.name) if several else op.name)
         return min(bound, key=self.steps.__getitem__)
 
     def into_loop(self, value: Value, steps: list[str]) -> Value | None:

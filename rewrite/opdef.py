@@ -35,6 +35,7 @@ class Traits:
     - `picks`: of its first argument it reads only as much as it gives;
     - `shape`: the attribute that holds the shape of its result;
     - `axes`: the attribute that numbers dimensions of its first argument, one or several;
+    - `lacked`: the attribute that numbers those that another of its arrays lacks;
     - `order`: the attribute that is the order of its first argument's dimensions in its result;
     - `new_axis`: the attribute that numbers the dimension that only its result has;
     - `by_axis`: the attributes with an entry for each dimension of its first argument;
@@ -42,7 +43,7 @@ class Traits:
     - `batches`: it may have one more `map` axis in front, or one of another size, and no attributes
       change but those named here.
 
-    The last seven say how attributes follow the axes of an op.
+    The last eight say how attributes follow the axes of an op.
     """
 
     moves: bool = False
@@ -59,6 +60,7 @@ class Traits:
     picks: bool = False
     shape: str = ""
     axes: str = ""
+    lacked: str = ""
     order: str = ""
     new_axis: str = ""
     by_axis: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ class OpDef:
       form back from its results;
     - `lead` is the attribute that prints right behind the name;
     - `regions` is how many regions it has, None where that is one or more;
+    - `results` names its results, where they differ in kind;
     - `traits` are the facts that passes ask for.
     """
 
@@ -91,6 +94,7 @@ class OpDef:
     doc: str = ""
     inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None
     regions: int | None = 0
+    results: tuple[str, ...] = ()
     traits: Traits = Traits()
 
 

@@ -23,6 +23,7 @@ from rewrite.ir import Graph, Symbol, Type, Value, new_input
 from rewrite.opdef import make
 from rewrite.verify import verify
 from tests.kit import graph_of, op_of
+from tests.scaled import in_steps
 
 W, X = jnp.ones((16, 16)), jnp.ones((2, 16))
 
@@ -84,14 +85,10 @@ def test_fusing_ops() -> None:
 
 def test_quantised_weights_are_kept_as_integers_and_scales() -> None:
     def function(w: Any, x: Any) -> Any:
-        scale = op_of("weight_scale")(w, axes=(0,), form="int8")
-        q = op_of("quantize")(w, scale, form="int8")
-        return op_of("contract")(
-            x, op_of("dequantize")(q, scale, dtype=jnp.float32), spec="b d, d f -> b f"
-        )
+        return op_of("contract")(x, in_steps(w, axes=(0,)), spec="b d, d f -> b f")
 
     graph = normal_graph_of(function, W, X)
-    assert sorted(cut(graph)) == ["quantize i8[16,16]", "weight_scale f32[1,16]"]
+    assert sorted(cut(graph)) == ["quantize f32[16]", "quantize i8[16,16]"]
 
 
 def test_products_of_parameters_are_computed_once() -> None:

@@ -192,7 +192,7 @@ def test_only_what_is_named_is_approximate() -> None:
     ("before", "keeps", "note"),
     [
         ("normalize, recognize", "reals", "cache/k left alone: scan at "),
-        (f"{FIRST}, quantize{{cache=int8}}", "reals", "cache/k left alone: quantize_tokens reads"),
+        (f"{FIRST}, quantize{{cache=int8}}", "reals", "cache/k left alone: quantize reads"),
         (f"{FIRST}, quantize", "approx", "merged weights that were quantised are floats again"),
     ],
 )
@@ -327,8 +327,8 @@ def test_merged_heads_are_ordered_and_quantised_too() -> None:
     made, notes = with_quantized_cache(made, "int8")
     assert all("kept in int8" in note for note in notes)
     staged = Pipeline.parse("stage, lower").run(made)
-    assert state(staged, "cache/k.0") == f"i8[{LAYERS},{BATCH},2,{CONTEXT},{D_HEAD}]"
-    assert state(staged, "cache/k.1") == f"bf16[{LAYERS},{BATCH},2,{CONTEXT}]"
+    assert state(staged, "cache/k.quantized") == f"i8[{LAYERS},{BATCH},2,{CONTEXT},{D_HEAD}]"
+    assert state(staged, "cache/k.scale") == f"bf16[{LAYERS},{BATCH},2,{CONTEXT}]"
     wanted = run(laid_out(traced_case(case), "{kv_heads=2}"), *arguments(case))
     np.testing.assert_allclose(run(staged, *arguments(case))[0], wanted[0], atol=0.05)
 

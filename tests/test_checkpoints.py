@@ -106,7 +106,7 @@ def test_other_programs_read_the_file(saved: Any) -> None:
     assert told["model"][0] == {
         "name": "params/embedding", "type": "f32[256,64]", "layout": "", "made": "",
     }  # fmt: skip
-    wq = next(each for each in told["packed"] if each["name"] == "params/layers/wq.quantize")
+    wq = next(each for each in told["packed"] if each["name"] == "params/layers/wq.quantized")
     assert (wq["type"], wq["layout"]) == ("i8[3,64,16,8]", "_ _ xy _")
 
 
@@ -167,10 +167,10 @@ def test_another_dtype_is_refused(saved: Any, name: str) -> None:
     step, params, rest = serving(weights="int4")
     assert refused(step, saved[0] / name, params, *rest).split("\n") == [
         f"{saved[0] / name} was packed for another program",
-        "    packed: params/layers/wq.quantize is i8[3,64,16,8] there, i4[3,64,16,8] here",
-        "    packed: params/layers/wk.quantize is i8[3,64,8,8] there, i4[3,64,8,8] here",
-        "    packed: params/layers/wv.quantize is i8[3,64,8,8] there, i4[3,64,8,8] here",
-        "    packed: params/layers/wo.quantize is i8[3,8,2,8,64] there, i4[3,8,2,8,64] here",
+        "    packed: params/layers/wq.quantized is i8[3,64,16,8] there, i4[3,64,16,8] here",
+        "    packed: params/layers/wk.quantized is i8[3,64,8,8] there, i4[3,64,8,8] here",
+        "    packed: params/layers/wv.quantized is i8[3,64,8,8] there, i4[3,64,8,8] here",
+        "    packed: params/layers/wo.quantized is i8[3,8,2,8,64] there, i4[3,8,2,8,64] here",
         "    packed: and 10 more",
         "    pipeline: quantize only there",
         "    pipeline: quantize{weights=int4} only here",

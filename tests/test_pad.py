@@ -353,7 +353,7 @@ NORM = Traced["rms_norm"]
         (Traced["softmax"], (True,), False),
         (partial(Traced["gate"], kind="silu"), (True, True), True),
         (partial(Traced["activate"], kind="gelu"), (True,), True),
-        (partial(Traced["rounded"], axes=(1,), largest=127.5, least=1e-9), (True,), True),
+        (lambda x: Traced["quantize"](x, axes=(1,), form="int8")[0], (True,), True),
     ],
 )
 def test_what_becomes_of_zeros(function, given, wanted):

@@ -16,8 +16,10 @@ from jax import lax
 
 import rewrite
 from dialect.arrays.evaluate import evaluate
+from dialect.matching.values import rounding
 from rewrite import Pipeline, Program
 from rewrite.ir import Graph, Type
+from rewrite.opdef import signature
 from tests.kit import assert_close, notes_of, run
 from tests.tiny import (
     BATCH,
@@ -164,7 +166,7 @@ def test_recognition_counts_are_told(model: str) -> None:
 def test_lowering_leaves_nothing_of_ours(case: Case) -> None:
     program = case_after(case, PIPELINES["scanned"])
     left = {op.name for graph in program.graphs.values() for op, _ in graph.walk()}
-    assert left & (COMPOSITES | {"quantize", "dequantize", "weight_scale", "cache_read"}) == set()
+    assert left & (COMPOSITES | {"quantize", "dequantize", "cache_read"}) == set()
 
 
 def test_normalising_again_changes_nothing() -> None:
@@ -474,12 +476,12 @@ def test_weights_of_products_are_quantised(case: Case) -> None:
     places = [f"/{i}" for i in range(LAYERS)] if case.unrolled else [""]
     assert quantised_names(program) == {f"params/layers{i}/{n}" for i in places for n in names}
     assert notes_of(program, "quantize")[1:] == LEFT_ALONE[case.model]
-    # One scale per output channel: whatever the product sums has scale size one.
+    # One scale per output channel: of whatever the product does not sum.
     for op, _ in program.graph.walk():
-        if op.name == "weight_scale":
-            assert op["form"] == "int8"
-            summed = [op.args[0].type.shape[i] for i in op["axes"]]
-            assert op.types[0].size * int(np.prod(summed)) == op.args[0].type.size
+        for arg, axes in zip(op.args, signature(op).inputs):
+            if (steps := rounding(arg)) is not None:
+                summed = tuple(d for d, (x,) in enumerate(axes) if x in signature(op).summed)
+                assert (steps["axes"], steps["form"]) == (summed, "int8")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -346,7 +346,7 @@ def test_another_programs_parameters_are_refused_with_the_difference() -> None:
     with pytest.raises(PackedError) as error:
         four(packed, *rest)
     told = str(error.value)
-    assert "packed: params/layers/wq.quantize is i8[3,64,16,8] there, i4[3,64,16,8] here" in told
+    assert "packed: params/layers/wq.quantized is i8[3,64,16,8] there, i4[3,64,16,8] here" in told
     assert "pipeline: quantize{weights=int4} only here" in told
     with pytest.raises(PackedError) as error:
         spread(packed, *rest)

@@ -375,7 +375,7 @@ def test_the_first_rule_that_matches_wins() -> None:
 def test_none_of_the_weights() -> None:
     program = after(traced(Case("llama")), f"{FIRST}, quantize{{weights=none, activations=int8}}")
     assert notes_of(program, "quantize")[0] == "0 weights quantised: "
-    assert {"quantize", "rounded"} & set(op_names(program)) == set()
+    assert "quantize" not in op_names(program)
 
 
 # Tables.
@@ -389,7 +389,7 @@ def test_a_tied_table_that_is_named_is_kept_once(model: str, options: str) -> No
         traced(case), f'{FIRST}, quantize{{rules=("embedding: int8",){options}}}, stage, lower'
     )
     kept = {e.name: str(e.type) for e in program.step_inputs if "embedding" in e.name}
-    assert sorted(kept.values()) == ["f32[16,1]", "i8[16,16]"]
+    assert sorted(kept.values()) == ["f32[16]", "i8[16,16]"]
     logits, _ = run(program, *arguments(case))
     wanted, _ = expected(case)
     assert np.abs(logits - wanted).max() < (0.3 if options else 0.05) * np.abs(wanted).max()
@@ -436,13 +436,13 @@ def test_scales_lie_as_the_output_axes_of_their_weights(model: str) -> None:
         step = auto_shard(case.function, "cpu:4", pipeline=passes, donate_state=False)
         program = step.program(*arguments(case))
         inputs = {e.name: e for e in program.step_inputs if e.role == "param"}
-        numbers_ = [name for name in inputs if name.endswith(".quantize")]
+        numbers_ = [name for name in inputs if name.endswith(".quantized")]
         assert len(numbers_) == len(notes_of(program, "quantize")[0].split(", "))
         split = 0
         for name in numbers_:
-            own, scale = inputs[name], inputs[name.replace(".quantize", ".weight_scale")]
-            for size, axes, scale_axes in zip(scale.type.shape, own.layout, scale.layout):
-                assert scale_axes == (axes if size > 1 else ())
+            own, scale = inputs[name], inputs[name.replace(".quantized", ".scale")]
+            left = iter(zip(own.type.shape, own.layout))
+            assert all(pair in left for pair in zip(scale.type.shape, scale.layout))
             split += any(scale.layout)
         assert split >= 3
         logits, _ = step(*arguments(case))
@@ -593,7 +593,7 @@ def multiplied(text: str) -> set[tuple[str, ...]]:
 
 def assert_packed(program: Program, module: Module, report: Any) -> None:
     """The weights are parameters of few bits, and nothing of their size is stored wider."""
-    weights = [e for e in program.step_inputs if e.name.endswith(".quantize")]
+    weights = [e for e in program.step_inputs if e.name.endswith(".quantized")]
     assert len(weights) == 7
     packed_ = {d: n for d, (_, n) in report.by_dtype().items() if d in ("s8", "s4")}
     assert sum(packed_.values()) == sum(e.type.bytes for e in weights) // 8

@@ -19,7 +19,7 @@ from dialect.caching.quantized_cache import attend_in_integers, with_quantized_c
 from dialect.caching.state_forms import keep_in
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
-from dialect.ops.token_scales import dequantize_tokens, quantize_tokens
+from dialect.ops.quant import dequantize, quantize
 from examples import llama
 from rewrite import Pipeline, Program, auto_shard
 from tests.decoders import arguments as written_out_arguments
@@ -38,6 +38,11 @@ def quantized(program: Program, first: str = FIRST, last: str = "") -> tuple[Pro
     return Pipeline.parse(last).run(made) if last else made, notes
 
 
+def kept(x: Any, axis: int) -> list[jax.Array]:
+    """The integers of a cache, and the scales."""
+    return quantize(x, axes=(axis,), **quantized_cache._FORMS["int8"])
+
+
 def states(program: Program) -> dict[str, str]:
     return {each.name: str(each.type) for each in program.step_inputs if each.role == "state"}
 
@@ -47,26 +52,24 @@ def states(program: Program) -> dict[str, str]:
 
 def test_a_number_is_off_by_half_a_step_at_most(rng: np.random.Generator) -> None:
     x = normal(rng, 3, 5, 16)
-    q, scale = quantize_tokens(x, axis=2, form="int8")
+    q, scale = kept(x, 2)
     assert (q.dtype, scale.dtype, scale.shape) == (jnp.int8, jnp.bfloat16, (3, 5))
     steps = np.asarray(scale, "float32")[..., None]
-    back = dequantize_tokens(q, scale, axis=2, dtype="float32")
+    back = dequantize(q, scale, axes=(2,), dtype="float32")
     # A scale that bf16 rounds down cuts the largest number off: by 127 / 256 of a step at most.
     assert np.all(np.abs(back - x) <= 0.5001 * steps)
     assert np.max(np.abs(q), axis=2).min() == 127
 
 
 def test_what_is_read_and_rounded_again_is_what_it_was(rng: np.random.Generator) -> None:
-    q, scale = quantize_tokens(normal(rng, 4, 32) * 50, axis=1, form="int8")
-    again = quantize_tokens(
-        dequantize_tokens(q, scale, axis=1, dtype="float32"), axis=1, form="int8"
-    )
+    q, scale = kept(normal(rng, 4, 32) * 50, 1)
+    again = kept(dequantize(q, scale, axes=(1,), dtype="float32"), 1)
     np.testing.assert_array_equal(again[0], q)
     np.testing.assert_array_equal(again[1], scale)
 
 
 def test_a_head_of_zeros_stays_zero() -> None:
-    q, scale = quantize_tokens(jnp.zeros((2, 4)), axis=1, form="int8")
+    q, scale = kept(jnp.zeros((2, 4)), 1)
     assert not q.any() and (scale == 1).all()
 
 
@@ -82,13 +85,13 @@ def test_integers_reach_attention_in_every_decoder(case: Case) -> None:
         text.partition("[")[0] for name, text in states(staged).items() if "position" not in name
     }
     assert kinds == {"i8", "bf16"}
-    assert {op.name for op in staged.stages.restore.ops} <= {"dequantize_tokens", *_lax(staged)}
+    assert {op.name for op in staged.stages.restore.ops} <= {"dequantize", *_lax(staged)}
     # Scales outside of the products are what the numbers that they stand for would give.
     plain = Pipeline.parse(FIRST).run(traced_case(case))
     plain, _ = keep_in(
         plain,
         {
-            number: quantized_cache._change("f32", plain.inputs[number].type.rank - 1, "int8")
+            number: quantized_cache._change("f32", (plain.inputs[number].type.rank - 1,), "int8")
             for number in (out.updates for out in plain.outputs)
             if number is not None and plain.inputs[number].type.rank
         },
@@ -103,7 +106,7 @@ def test_integers_reach_attention_in_every_decoder(case: Case) -> None:
 
 
 def _lax(staged: Program) -> set[str]:
-    return {op.name for op in staged.stages.restore.ops if not op.name.endswith("_tokens")}
+    return {op.name for op in staged.stages.restore.ops if op.name != "dequantize"}
 
 
 def test_bytes_of_each_cache_are_told() -> None:
@@ -114,11 +117,11 @@ def test_bytes_of_each_cache_are_told() -> None:
     assert notes == [f"cache/{x} kept in int8: {before:,} bytes -> {after:,}" for x in "kv"]
     shape = f"{LAYERS},{BATCH},{CONTEXT},{KV_HEADS}"
     assert states(made) == {
-        "cache/k.0": f"i8[{shape},{D_HEAD}]",
-        "cache/k.1": f"bf16[{shape}]",
+        "cache/k.quantized": f"i8[{shape},{D_HEAD}]",
+        "cache/k.scale": f"bf16[{shape}]",
         "cache/position": "i32[]",
-        "cache/v.0": f"i8[{shape},{D_HEAD}]",
-        "cache/v.1": f"bf16[{shape}]",
+        "cache/v.quantized": f"i8[{shape},{D_HEAD}]",
+        "cache/v.scale": f"bf16[{shape}]",
     }
 
 
@@ -149,8 +152,9 @@ def test_order_and_integers_go_together(layout: str) -> None:
     else:
         made, _ = quantized(traced_case(case), last="cache_layout, stage, lower")
     plain, _ = quantized(traced_case(case), last="stage, lower")
-    assert states(made)["cache/k.0"] == f"i8[{LAYERS},{BATCH},{KV_HEADS},{CONTEXT},{D_HEAD}]"
-    assert states(made)["cache/k.1"] == f"bf16[{LAYERS},{BATCH},{KV_HEADS},{CONTEXT}]"
+    shape = f"{LAYERS},{BATCH},{KV_HEADS},{CONTEXT}"
+    assert states(made)["cache/k.quantized"] == f"i8[{shape},{D_HEAD}]"
+    assert states(made)["cache/k.scale"] == f"bf16[{shape}]"
     assert "transpose" not in [op.name for op in made.graph.ops if op.types[0].dtype == "i8"]
     for one, other in zip(*(jax.tree.leaves(run(p, *arguments(case))) for p in (made, plain))):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
@@ -183,8 +187,8 @@ def test_a_padded_cache_of_integers_goes_round(passes: str) -> None:
         Pipeline.parse(f"{each}, stage, lower").run(program)
         for each in (passes, "quantize{cache=int8}")
     )
-    assert states(made)["cache/k.0"] == f"i8[{LAYERS},{BATCH},{CONTEXT},8,{D_HEAD}]"
-    assert states(made)["cache/k.1"] == f"bf16[{LAYERS},{BATCH},{CONTEXT},8]"
+    assert states(made)["cache/k.quantized"] == f"i8[{LAYERS},{BATCH},{CONTEXT},8,{D_HEAD}]"
+    assert states(made)["cache/k.scale"] == f"bf16[{LAYERS},{BATCH},{CONTEXT},8]"
     mine = cache
     for _ in range(2):
         wanted, cache = run(plain, params, cache, tokens)
@@ -228,7 +232,7 @@ def test_a_cache_of_integers_is_left_alone() -> None:
     once, _ = quantized(traced_case(Case("gpt")))
     again, notes = with_quantized_cache(once, "int8")
     # What is quantised already is quantised to what it is.
-    assert op_names(again).count("quantize_tokens") == op_names(once).count("quantize_tokens")
+    assert op_names(again).count("quantize") == op_names(once).count("quantize")
     with pytest.raises(ValueError, match="a cache is kept in int8, not in 'int3'"):
         with_quantized_cache(once, "int3")
 
@@ -253,8 +257,8 @@ def test_scales_lie_as_their_cache_on_eight_devices(attention: str) -> None:
     program = compilable.program
     layouts = {each.name: each.layout for each in program.step_inputs}
     for name in "kv":
-        assert layouts[f"cache/{name}.1"] == layouts[f"cache/{name}.0"][:-1]
-        assert any(layouts[f"cache/{name}.1"])
+        assert layouts[f"cache/{name}.scale"] == layouts[f"cache/{name}.quantized"][:-1]
+        assert any(layouts[f"cache/{name}.scale"])
     packed = evaluate(program.stages.prepare, jax.tree.leaves(params))
     state = evaluate(program.stages.adapt, jax.tree.leaves(cache))
     executable = compilable.lower().compile()

@@ -644,11 +644,11 @@ def test_attention_with_many_axes_of_the_query() -> None:
 
 def dequantized(x: Any, w: Any, spec: str, axes: tuple[int, ...]) -> tuple[Graph, list[Any]]:
     """contract(x, dequantize(quantize(w))), and its arguments."""
-    scale = quant.weight_scale(w, axes=axes, form="int8")
-    args = [x, quant.quantize(w, scale, form="int8"), scale]
+    args = [x, *quant.quantize(w, axes=axes, form="int8")]
+    made = {"axes": axes, "dtype": jnp.float32}
     graph = graph_of(
         lambda x, q, s: op_of("contract")(
-            x, op_of("dequantize")(q, s, dtype=jnp.float32), spec=spec, dtype=jnp.float32
+            x, op_of("dequantize")(q, s, **made), spec=spec, dtype=jnp.float32
         ),
         *args,
     )

@@ -342,26 +342,13 @@ def composite(name: str) -> Op:
         "rope": (Traced["rope"], (x, drawn(3, 2), drawn(3, 2))),
         "activate": (lambda x: Traced["activate"](x, kind="silu"), (x,)),
         "gate": (lambda x, y: Traced["gate"](x, y, kind="silu"), (x, x)),
-        "rounded": (
-            lambda x: Traced["rounded"](x, axes=(2,), largest=127.0, least=1e-6),
-            (x,),
-        ),
-        "weight_scale": (lambda w: Traced["weight_scale"](w, axes=(1,), form="int8"), (x,)),
-        "quantize": (lambda w, s: Traced["quantize"](w, s, form="int8"), (x, drawn(2, 1, 4))),
+        "quantize": (lambda x: Traced["quantize"](x, axes=(1,), form="int8"), (x,)),
         "dequantize": (
-            lambda q, s: Traced["dequantize"](q, s, dtype=Symbol("f32")),
-            (x.astype(jnp.int8), drawn(2, 1, 4)),
+            lambda q, s: Traced["dequantize"](q, s, axes=(1,), dtype=Symbol("f32")),
+            (x.astype(jnp.int8), drawn(2, 4)),
         ),
         "known": (lambda x: Traced["known"](x, alone=True), (x,)),
         "shared": (Traced["shared"], (x,)),
-        "quantize_tokens": (
-            lambda x: Traced["quantize_tokens"](x, axis=2, form="int8"),
-            (x,),
-        ),
-        "dequantize_tokens": (
-            lambda q, s: Traced["dequantize_tokens"](q, s, axis=2, dtype=jnp.float32),
-            (x.astype(jnp.int8), drawn(2, 3)),
-        ),
         "merge_heads": (
             lambda x: Traced["merge_heads"](x, axis=2, count=2, by="mean"),
             (x,),

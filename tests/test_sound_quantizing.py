@@ -13,9 +13,9 @@ from jax import lax
 from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import evaluate
 from dialect.normal.normal_form import RULES as NORMAL
-from dialect.ops import quant, rounding, token_scales
+from dialect.ops import quant
 from dialect.ops.nn import Traced
-from dialect.quantized import dequantized, integer_products, ragged_products, scaled_products
+from dialect.quantized import dequantized, integer_products
 from passes.lower import SCALES
 from passes.quantize import Quantize
 from rewrite import Target
@@ -23,6 +23,7 @@ from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.ir import Graph, Symbol, Type
 from tests.kit import graph_of, normal, traced_after
+from tests.scaled import in_steps, scaled
 
 
 def applied(rules: Any, function: Callable[..., Any], *types: str) -> tuple[Graph, Graph, Report]:
@@ -43,9 +44,7 @@ def test_a_channel_that_holds_no_number_is_nan_throughout(
 ) -> None:
     """XLA's maximum on a CPU drops NaN where it is compiled for vectors, as of these sizes."""
     w = normal(rng, 64, 64).at[5, 9].set(bad)
-    scale = quant.weight_scale(w, axes=(0,), form=form)
-    kept = quant.quantize(w, scale, form=form)
-    back = np.asarray(quant.dequantize(kept, scale, dtype=jnp.float32))
+    back = np.asarray(quant.rounded(w, axes=(0,), form=form))
     assert np.isnan(back[:, 9]).all()
     assert np.isfinite(np.delete(back, 9, axis=1)).all()
 
@@ -67,9 +66,8 @@ def test_logits_of_such_a_weight_are_nan(
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_token_that_holds_no_number_stays_nan(bad: float, rng: np.random.Generator) -> None:
     x = normal(rng, 64, 64).at[5, 9].set(bad)
-    steps = rounding.rounded(x, axes=(1,), largest=127.5, least=1e-30)
-    q, scale = token_scales.quantize_tokens(x, axis=1, form="int8")
-    kept = token_scales.dequantize_tokens(q, scale, axis=1, dtype=jnp.float32)
+    steps = quant.rounded(x, axes=(1,), form="int8", least=1e-30)
+    kept = quant.rounded(x, axes=(1,), form="int8", largest=127.0, scale_dtype=jnp.bfloat16)
     for found in map(np.asarray, (steps, kept)):
         assert np.isnan(found[5]).all()
         assert np.isfinite(np.delete(found, 5, axis=0)).all()
@@ -79,8 +77,7 @@ def test_a_token_that_holds_no_number_stays_nan(bad: float, rng: np.random.Gener
 @pytest.mark.parametrize("form", quant.FORMS)
 def test_channels_of_almost_nothing_are_zero(form: str, least: float) -> None:
     w = jnp.full((8, 2), least, jnp.float32)
-    scale = quant.weight_scale(w, axes=(0,), form=form)
-    back = quant.dequantize(quant.quantize(w, scale, form=form), scale, dtype=jnp.float32)
+    back = quant.rounded(w, axes=(0,), form=form)
     np.testing.assert_allclose(back, w, atol=1e-36)
 
 
@@ -97,9 +94,7 @@ def test_integers_in_f16_are_not_summed_in_f16() -> None:
 
 def test_sums_beyond_32_bits_are_not_made_of_integers() -> None:
     def product(x: Any, q: Any, s: Any) -> Any:
-        rounded = Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-30)
-        weight = scaled_products._dequantize(q, s, dtype=Symbol("f32"))
-        return Traced["contract"](rounded, weight, spec="b d, d f -> b f")
+        return Traced["contract"](in_steps(x), scaled(q, s), spec="b d, d f -> b f")
 
     for length, fired in ((131_071, "integers_multiplied"), (131_072, "scale_behind_product")):
         types = f"f32[1,{length}]", f"i8[{length},1]", "f32[1,1]"
@@ -145,7 +140,7 @@ def test_ties_that_are_rounded_away_from_zero_are_no_steps() -> None:
     types = "f32[2,3]", "i8[3,3]", "f32[1,3]"
     rules = (*NORMAL, integer_products.product_of_integers)
     _, made, _ = applied(rules, lambda *a: qwix(*a, lax.round), *types)
-    assert "rounded" not in [op.name for op in made.ops]
+    assert "quantize" not in [op.name for op in made.ops]
 
 
 def test_a_product_cut_to_eight_bits_is_none() -> None:
@@ -171,8 +166,8 @@ def test_fp8_weights_that_meet_integers_are_not_rounded() -> None:
     """0.5 in fp8 is 0 in int8."""
 
     def product(x: Any, q: Any, s: Any) -> Any:
-        weight = scaled_products._dequantize(q, s, dtype=Symbol("f32"))
-        return Traced["contract"](x, weight, spec="b d, d f -> b f", dtype=Symbol("f32"))
+        spec = "b d, d f -> b f"
+        return Traced["contract"](x, scaled(q, s), spec=spec, dtype=Symbol("f32"))
 
     before, made, _ = applied(SCALES, product, "i8[2,3]", "f8_e4m3fn[3,4]", "f32[1,4]")
     args = jnp.ones((2, 3), jnp.int8), jnp.full((3, 4), 0.5, "float8_e4m3fn"), jnp.ones((1, 4))
@@ -187,9 +182,7 @@ def test_rows_of_no_expert_stay_zero(dtype: str, rng: np.random.Generator) -> No
     """Whatever the last expert's scale is, and the row's own."""
 
     def function(x: Any, q: Any, s: Any) -> Any:
-        rows = Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-19)
-        weights = ragged_products._dequantize(q, s, dtype=Symbol("f32"))
-        return lax.ragged_dot(rows, weights, jnp.asarray([100, 60], dtype))
+        return lax.ragged_dot(in_steps(x), scaled(q, s), jnp.asarray([100, 60], dtype))
 
     types = "f32[200,3]", "i8[2,3,4]", "f32[2,1,4]"
     before, made, report = applied(SCALES, function, *types)

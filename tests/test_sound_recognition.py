@@ -14,12 +14,12 @@ from jax import lax
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.jaxprs.jaxpr import trace_graph
-from dialect.ops import rotary, rounding  # noqa: F401  (defines rounded)
-from dialect.ops.vocabulary import Traced
+from dialect.ops import rotary
 from dialect.recognition.softmaxes import softmax_of_exp
 from rewrite.driver import rewrite
 from rewrite.ir import Graph
 from tests.kit import graph_of, recognized_graph
+from tests.scaled import in_steps
 
 RANDOM = np.random.default_rng(11)
 
@@ -148,12 +148,7 @@ ATTENTION: dict[str, Case] = {
         (Q, K, V),
     ),
     "weights in floats of eight bits": (
-        lambda q, k, v: (
-            Traced["rounded"](
-                jax.nn.softmax(q @ k.T), axes=(1,), largest=448.0, least=1e-19, form="fp8"
-            )
-            @ v
-        ),
+        lambda q, k, v: in_steps(jax.nn.softmax(q @ k.T), form="fp8") @ v,
         (Q, K, V),
     ),
     "scaled nearly as usual": (

@@ -80,11 +80,8 @@ def spelled(x: Any, y: Any, i: Any, cache: Any, new: Any) -> list[Any]:
         Traced["take"](x, i, mode=CLIP),
         *(Traced[name](x, axis=0, size=size) for name, size in (("padded", 5), ("unpadded", 2))),
         *(Traced[name](x, axis=1, count=2, by="mean") for name in ("merge_heads", "spread_heads")),
-        *Traced["quantize_tokens"](x, axis=1, form="int8"),
-        Traced["weight_scale"](x, axes=(0,), form="int8"),
-        Traced["quantize"](x, x[:1], form="int8"),
-        Traced["rounded"](x, axes=(1,), largest=2.0, least=1e-6),
-        Traced["dequantize_tokens"](x, y[0, :3], axis=1, dtype=Symbol("f32")),
+        *Traced["quantize"](x, axes=(1,), form="int8"),
+        Traced["dequantize"](x, y[0, :3], axes=(1,), dtype=Symbol("f32")),
         Traced["known"](x, alone=True),
         Traced["shared"](x),
     ]

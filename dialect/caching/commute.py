@@ -2,12 +2,12 @@
 
     op(F(x), new)  ->  F'(op(x, new'))
 
-F turns the stored form of an array into the array: `transpose`, `spread_heads`,
-`dequantize_tokens`. Axes that F changes (those that a part of the stored form lacks) must be `map`
-axes of the op; other axes may be used in any way. F' is F with its axes where the op puts them, and
-new' is `new`, which the op writes, in the stored form. The attributes of both ops follow their axes
-(`dialect.ops.follow`). The op has the trait `moves`: an op that computes might give another result,
-unless F only reorders axes.
+F turns the stored form of an array into the array: `transpose`, `spread_heads`, `dequantize`. Axes
+that F changes (those that a part of the stored form lacks) must be `map` axes of the op; other axes
+may be used in any way. F' is F with its axes where the op puts them, and new' is `new`, which the
+op writes, in the stored form. The attributes of both ops follow their axes (`dialect.ops.follow`).
+The op has the trait `moves`: an op that computes might give another result, unless F only reorders
+axes.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _example(form: Form, name: str) -> Example:
         ),
         "cache_read": of(lambda x: Traced[name](x, 1), 8),
         "cache_write": of(lambda x, new: Traced[name](x, new, 3, axes=(2,)), 8, 1),
-        "quantize_tokens": of(lambda x: Traced[name](x, axis=3, form="int8")[0], 8),
+        "quantize": of(lambda x: Traced[name](x, axes=(3,), form="int8")[0], 8),
         "reshape": of(lambda x: x.reshape(-1, *x.shape[2:]), 8),
         "scan": of(lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x * 2, x), 8),
         "slice": of(lambda x: x[:, 1:], 8),
@@ -177,8 +177,8 @@ class _Move:
         stored = self.arguments()
         ops, axes = zip(*(self.of_part(number, stored) for number in range(len(self.parts))))
         return [
-            self.change(first_part, array).outward(*(op.results[i] for op in ops))
-            for i, (first_part, array) in enumerate(zip(axes[0], self.axes.outputs))
+            self.change(parts, array).outward(*(op.results[i] for op in ops))
+            for i, (parts, array) in enumerate(zip(zip(*axes), self.axes.outputs))
         ]
 
     def arguments(self) -> dict[int, Sequence[Value]]:
@@ -186,7 +186,7 @@ class _Move:
         parts = {i: self.op.args[i].op.args for i in self.formed}
         if self.writes:
             new = self.axes.inputs[self.writes]
-            change = self.change(_among(self.parts[0], new), new)
+            change = self.change([_among(part, new) for part in self.parts], new)
             parts[self.writes] = change.inward(self.op.args[self.writes])
         return parts
 
@@ -198,14 +198,15 @@ class _Move:
         args, axes = list(self.op.args), list(self.axes.inputs)
         for i, parts in stored.items():
             args[i], axes[i] = parts[number], _among(part, axes[i])
-        result = tuple(axis for axis in self.axes.outputs[0] if axis in part or axis not in array)
-        now = Signature(tuple(axes), (result,))
+        gone = {axis for axis in array if axis not in part}
+        results = (tuple(axis for axis in its if axis not in gone) for its in self.axes.outputs)
+        now = Signature(tuple(axes), tuple(results))
         op = build(self.op.name, *args, **followed(self.op, self.axes, now))
         return op, opdef.signature(op).along().results(axes)
 
-    def change(self, first_part: Array, array: Array) -> Change:
-        """The change of form of an array with these axes, whose first part has those."""
-        now = Signature((first_part,), (array,))
+    def change(self, parts: Sequence[Array], array: Array) -> Change:
+        """The change of form of an array with these axes, whose parts have those."""
+        now = Signature(tuple(parts), (array,))
         return self.form.change(**followed(self.inner, self.inner_axes, now))
 
 

@@ -1,16 +1,22 @@
 """An int8 KV cache: integers and one scale per token and head, in place of the user's floats.
 
-cache  ->  dequantize_tokens(quantize_tokens(cache)), at the boundary, in and out
+cache  ->  dequantize(quantize(cache)), at the boundary, in and out
 
 What is written is quantised, once; what attention reads stays integers up to its two products,
 whose logits and weights take the scales (`attend` with a `key_scale` and a `value_scale`). So the
 step holds no cache of floats anywhere. A cache that anything else reads is left alone.
+
+A token is rounded when it is written and never again: what is read back and rounded once more is
+what it was. One scale in bf16 for d_head numbers costs 2 / d_head of the cache's bytes (KVQuant,
+Hooper et al. 2024, section 3, and KIVI, Liu et al. 2024, round keys per channel instead; a token's
+own scale is known when it comes, which a channel's is not).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +26,6 @@ from dialect.caching.state_forms import Change, keep_in, kept_forms, undoes
 from dialect.caching.transposed_cache import TRANSPOSED
 from dialect.naming.axes import Axes, infer_axes
 from dialect.ops.nn import Traced
-from dialect.ops.token_scales import LARGEST
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.program import LEFT_ALONE, Program, Remark
@@ -28,6 +33,9 @@ from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature
 
 _FLOATS = ("f32", "bf16", "f16")
+_FORMS: dict[str, dict[str, Any]] = {
+    "int8": {"form": "int8", "largest": 127.0, "scale_dtype": Symbol("bf16")}
+}
 
 
 def with_quantized_cache(program: Program, form: str) -> tuple[Program, list[str]]:
@@ -36,8 +44,8 @@ def with_quantized_cache(program: Program, form: str) -> tuple[Program, list[str
     A cache is a state over the context with numbers of heads. The notes tell each one's bytes
     before and after, or why it was left alone. Raises ValueError for a form there is not.
     """
-    if form not in LARGEST:
-        raise ValueError(f"a cache is kept in {' or '.join(LARGEST)}, not in {form!r}")
+    if form not in _FORMS:
+        raise ValueError(f"a cache is kept in {' or '.join(_FORMS)}, not in {form!r}")
     axes, changes, alone = infer_axes(program), {}, {}
     for number, (value, _) in sorted(kept_forms(program).items()):
         if any("context" in names for names in axes.of(value)):
@@ -45,8 +53,8 @@ def with_quantized_cache(program: Program, form: str) -> tuple[Program, list[str
             if isinstance(place, str):
                 alone[number] = place
             else:
-                changes[number] = _change(value.type.dtype, place, form)
-    made, left = keep_in(program, changes, RULES, "dequantize_tokens")
+                changes[number] = _change(value.type.dtype, (place,), form)
+    made, left = keep_in(program, changes, RULES, "dequantize")
     changes = {number: each for number, each in changes.items() if number not in left}
     alone |= left
     return made, _notes(program, changes, alone, form)
@@ -60,18 +68,18 @@ def _place_of_head(axes: Axes, value: Value) -> int | str:
     return heads[0] if len(heads) == 1 else "none of its axes is d_head alone"
 
 
-def _change(dtype: str, axis: int, form: str) -> Change:
+def _change(dtype: str, axes: tuple[int, ...], form: str) -> Change:
     return Change(
-        partial(_quantized, axis=axis, form=form), partial(_dequantized, axis=axis, dtype=dtype)
+        partial(_quantized, axes=axes, form=form), partial(_dequantized, axes=axes, dtype=dtype)
     )
 
 
-def _quantized(value: Value, *, axis: int, form: str) -> Sequence[Value]:
-    return build("quantize_tokens", value, axis=axis, form=form).results
+def _quantized(value: Value, *, axes: tuple[int, ...], form: str) -> Sequence[Value]:
+    return build("quantize", value, axes=axes, **_FORMS[form]).results
 
 
-def _dequantized(q: Value, scale: Value, *, axis: int, dtype: str) -> Value:
-    return make("dequantize_tokens", q, scale, axis=axis, dtype=Symbol(dtype))
+def _dequantized(q: Value, scale: Value, *, axes: tuple[int, ...], dtype: str) -> Value:
+    return make("dequantize", q, scale, axes=axes, dtype=Symbol(dtype))
 
 
 def _notes(
@@ -88,11 +96,11 @@ def _notes(
     ]
 
 
-# Rules: `dequantize_tokens` moves from where a cache comes in towards attention.
+# Rules: `dequantize` moves from where a cache comes in towards attention.
 
 
 def _example(q: jax.Array, scale: jax.Array, axis: int = 2) -> jax.Array:
-    return Traced["dequantize_tokens"](q, scale, axis=axis, dtype=Symbol("f32"))
+    return Traced["dequantize"](q, scale, axes=(axis,), dtype=Symbol("f32"))
 
 
 def _exact(q: jax.Array, scale: jax.Array) -> jax.Array:
@@ -101,17 +109,17 @@ def _exact(q: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _fits(op: Op) -> bool:
-    """Whether `quantize_tokens` would give integers and scales of these types; of no elements
+    """Whether `quantize` would give integers and scales of these types; of no elements
     it finds no scale."""
     dtypes = tuple(arg.type.dtype for arg in op.args)
     return op.types[0].size > 0 and dtypes == ("i8", "bf16")
 
 
 QUANTIZED = Form(
-    "dequantize_tokens",
-    undo="quantize_tokens",
+    "dequantize",
+    undo="quantize",
     parts=("q", "s"),
-    change=lambda axis, dtype: _change(dtype.text, axis, "int8"),
+    change=lambda axes, dtype: _change(dtype.text, axes, "int8"),
     example=_exact,
     types=lambda places: (f"i8[2,3,{places},4]", f"bf16[2,3,{places}]"),
     keeps="approx",
@@ -119,16 +127,18 @@ QUANTIZED = Form(
 )
 
 
+def _kept(x: jax.Array) -> list[jax.Array]:
+    return Traced["quantize"](x, axes=(2,), **_FORMS["int8"])
+
+
 @local(
-    "quantize_tokens",
+    "quantize",
     keeps="approx",
-    example=lambda x: Traced["quantize_tokens"](
-        _example(*Traced["quantize_tokens"](x, axis=2, form="int8")), axis=2, form="int8"
-    )[0],
+    example=lambda x: _kept(_example(*_kept(x)))[0],
     types=("f32[2,3,4]",),
 )
 def quantize_of_dequantize(op: Op) -> Outcome:
-    """quantize_tokens(dequantize_tokens(q, s))  ->  q, s: what was rounded is not rounded again"""
+    """quantize(dequantize(q, s))  ->  q, s: what was rounded is not rounded again"""
     inner = op.args[0].op
     return inner.args if undoes(inner, op) else None
 
@@ -140,11 +150,11 @@ def quantize_of_dequantize(op: Op) -> Outcome:
     types=("i8[2,3,4]", "f32[2,3]"),
 )
 def convert_of_dequantize(op: Op) -> Outcome:
-    """convert(dequantize_tokens(q, s))  ->  dequantize_tokens(q, s) in the other dtype"""
+    """convert(dequantize(q, s))  ->  dequantize(q, s) in the other dtype"""
     inner = op.args[0].op
-    if inner.name != "dequantize_tokens" or op.types[0].dtype not in _FLOATS:
+    if inner.name != "dequantize" or op.types[0].dtype not in _FLOATS:
         return None
-    return _dequantized(*inner.args, axis=inner["axis"], dtype=op.types[0].dtype)
+    return _dequantized(*inner.args, axes=inner["axes"], dtype=op.types[0].dtype)
 
 
 @local(
@@ -162,14 +172,14 @@ def attend_in_integers(op: Op) -> Outcome:
     attrs = dict(op.attrs)
     for i, summed, word in ((2, "v", "value_scale"), (1, "k", "key_scale")):
         inner = args[i].op
-        if inner.name != "dequantize_tokens":
+        if inner.name != "dequantize":
             continue
         if op.get("rounds") is not None:
             return Miss("its weights are rounded to integers of their own", 2)
-        if inputs[i][inner["axis"]] != (summed,):
+        if [inputs[i][d] for d in inner["axes"]] != [(summed,)]:
             return Miss("its scales are not those of whole heads", 2)
         args[i], scale = inner.args
-        own = tuple(axis for d, axis in enumerate(inputs[i]) if d != inner["axis"])
+        own = tuple(axis for d, axis in enumerate(inputs[i]) if d not in inner["axes"])
         args.insert(3, scale)
         inputs.insert(3, own)
         given.insert(0, word)
@@ -183,7 +193,7 @@ def attend_in_integers(op: Op) -> Outcome:
 
 RULES: tuple[Rule, ...] = (
     quantize_of_dequantize,
-    rule(TRANSPOSED, "quantize_tokens"),
+    rule(TRANSPOSED, "quantize"),
     *rules(QUANTIZED, "transpose", "reshape", "slice"),
     convert_of_dequantize,
     attend_in_integers,

@@ -76,7 +76,7 @@ class _Exchange:
             rows = {"hidden": wanted, "heads": self.rows_kept()}.get(of)
         if rows is not None:
             value = self.scattered(value.op, rows)
-        elif value.op.name in ("contract", "take", "attend", "rounded"):
+        elif value.op.name in ("contract", "take", "attend", "dequantize"):
             value = self.pinned(value, given)
         if of == "heads":
             value = self.pinned(value, self.halfway())

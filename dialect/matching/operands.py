@@ -101,8 +101,8 @@ def combined(name: str, operands: Sequence[Operand], order: Sequence[str]) -> Op
     if len(several) == 1:
         return several[0]
     used = [x for x in order if any((x,) in operand.axes for operand in several)]
-    arranged = [_arranged(operand, used) for operand in several]
-    value = reduce(lambda left, right: make(name, left, right), arranged)
+    parts = [arranged(operand, used) for operand in several]
+    value = reduce(lambda left, right: make(name, left, right), parts)
     return Operand(value, tuple((x,) for x in used))
 
 
@@ -119,20 +119,24 @@ def in_parts(
         for x in dimension
     }
     parts = [
-        in_shape(_arranged(operand, used), tuple((sizes | {axis: count})[x] for x in used))
+        in_shape(arranged(operand, used), tuple((sizes | {axis: count})[x] for x in used))
         for operand, count in zip(operands, counts)
     ]
     whole = make("concatenate", *parts, dimension=used.index(axis))
     return Operand(whole, tuple((x,) for x in used))
 
 
-def _arranged(operand: Operand, order: Sequence[str]) -> Value:
+def arranged(operand: Operand, order: Sequence[str]) -> Value:
     """The value with these axes, size one where it lacks one."""
     sizes = {axis[0]: size for axis, size in zip(operand.axes, operand.value.type.shape) if axis}
     held_axes = [x for (x,) in filter(None, operand.axes)]
-    value = reshaped(operand.value, tuple(sizes[x] for x in held_axes))
+    value = _shaped(operand.value, tuple(sizes[x] for x in held_axes))
     value = transposed(value, [held_axes.index(x) for x in order if x in held_axes])
-    return reshaped(value, tuple(sizes.get(x, 1) for x in order))
+    return _shaped(value, tuple(sizes.get(x, 1) for x in order))
+
+
+def _shaped(value: Value, shape: tuple[int, ...]) -> Value:
+    return value if value.type.shape == shape else reshaped(value, shape)
 
 
 def transposed(value: Value, order: Sequence[int]) -> Value:
@@ -147,6 +151,5 @@ def laid_out(operand: Operand, axes: Array, shape: tuple[int, ...]) -> Value:
     wanted = letters(axes)
     held_axes = [x for (x,) in filter(None, operand.axes)]
     if held_axes != list(wanted):
-        operand = Operand(_arranged(operand, wanted), tuple((x,) for x in wanted))
-    value = operand.value
-    return value if value.type.shape == shape else reshaped(value, shape)
+        operand = Operand(arranged(operand, wanted), tuple((x,) for x in wanted))
+    return _shaped(operand.value, shape)

@@ -52,6 +52,15 @@ def through(value: Value, *names: str) -> Value:
     return value
 
 
+def rounding(value: Value) -> Op | None:
+    """The `quantize` of dequantize(quantize(x)), which is x in steps."""
+    if value.op.name != "dequantize":
+        return None
+    op = value.op.args[0].op
+    whole = op.name == "quantize" and op.results == value.op.args
+    return op if whole and op["axes"] == value.op["axes"] else None
+
+
 # Dtypes of real numbers: a conversion between them only rounds. A conversion to a format of eight
 # bits and fewer is quantisation.
 REALS = ("f64", "f32", "bf16", "f16")

@@ -148,11 +148,14 @@ class _Batched:
         fresh = next(((x,) for x in _LETTERS if x not in axes.letters), None)
         if fresh is None:
             return None
+        known = opdef.traits(op)
+        if known.lacked:
+            args = [(self.repeated(*arg), True) for arg in args]
         pairs = zip(axes.inputs, args)
         inputs = tuple((fresh, *array) if batched else array for array, (_, batched) in pairs)
         now = Signature(inputs, ((fresh, *axes.outputs[0]),))
-        spelled = opdef.traits(op).spelled  # any other matches dimensions by their place
-        operands = [arg[0] if spelled else self.widened(*arg, op) for arg in args]
+        named = known.spelled or known.lacked  # any other matches dimensions by their place
+        operands = [arg[0] if named else self.widened(*arg, op) for arg in args]
         return make(op.name, *operands, **followed(op, axes, now, {fresh: self.count}))
 
     def widened(self, arg: Value, batched: bool, op: Op) -> Value:
@@ -163,7 +166,11 @@ class _Batched:
             return make(
                 "broadcast_in_dim", arg, shape=(self.count, *shape), broadcast_dimensions=(0,)
             )
-        if batched or not arg.type.shape:
+        return self.repeated(arg, batched or not arg.type.shape)
+
+    def repeated(self, arg: Value, batched: bool) -> Value:
+        """An operand with the new axis."""
+        if batched:
             return arg
         places = tuple(range(1, arg.type.rank + 1))
         grown = (self.count, *arg.type.shape)

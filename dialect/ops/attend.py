@@ -13,7 +13,7 @@ from typing import Any
 from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.attend_parts import in_parts
-from dialect.ops.rounding import rounded
+from dialect.ops.quant import rounded
 from dialect.ops.scores import Arrays, Form, softmax, squeezed
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
@@ -122,7 +122,8 @@ def _at_once(form: Form, arrays: Arrays) -> Any:
     weights = form.weights_of(shares, arrays, mask)
     if form.rounds is not None:
         most, least = form.rounds
-        weights = rounded(weights, axes=(weights.ndim - 1,), largest=most, least=least)
+        how = {"form": "int8", "largest": most, "least": least}
+        weights = rounded(weights, axes=(weights.ndim - 1,), **how)
     return form.mixed(weights, arrays, form.out, form.dtype)
 
 

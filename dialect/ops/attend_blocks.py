@@ -17,8 +17,7 @@ from jax import lax
 
 from dialect.arrays.attributes import decode
 from dialect.arrays.expected_trips import expecting
-from dialect.ops.quant import greatest
-from dialect.ops.rounding import in_steps
+from dialect.ops.quant import greatest, in_steps
 from dialect.ops.scores import CONTEXT, Arrays, Form, largest, loop_axes, sizes_of
 from rewrite.signature import Array, Dimension
 
@@ -117,7 +116,7 @@ def _rounded(form: Form, arrays: Arrays, keys: _Keys) -> Any:
     def step(result: Any, part: Arrays, mask: Any, scores: Any) -> Any:
         shares = form.exp(scores - _finite(top)) / total
         weights = form.weights_of(shares, part, mask)
-        q, scale = in_steps(weights, seen / total, most, least)
+        q, scale = in_steps(weights, seen / total, form="int8", largest=most, least=least)
         weights = (q.astype(scale.dtype) * scale).astype(weights.dtype)
         return result + form.mixed(weights, part, axes, result.dtype)
 

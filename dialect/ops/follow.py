@@ -27,6 +27,12 @@ def followed(
         told = tuple(before[d] for d in (own if isinstance(own, tuple) else (own,)))
         places = tuple(map(first.index, told))
         attrs[known.axes] = places if isinstance(own, tuple) else places[0]
+    if known.lacked:
+        arrays = (*now.inputs, *now.outputs)
+        told = tuple(before[d] for d in attrs[known.lacked])
+        attrs[known.lacked] = tuple(
+            d for d, axis in enumerate(first) if any(axis not in array for array in arrays)
+        )
     for axis in before:
         if axes.need.intersection(axis) and axis not in told:
             was, lies = (set(array[: array.index(axis)]) for array in (before, first))

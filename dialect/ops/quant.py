@@ -1,11 +1,11 @@
-"""Quantised weights: `quantize` and its inverse up to rounding, `dequantize`.
+"""Numbers as integers and scales: `quantize` and its inverse up to rounding, `dequantize`.
 
-Symmetric: s = max|w| / largest along some axes, q = round(w / s). The largest integer is taken
-half a step beyond the last one (127.5, 7.5), as in AQT and Qwix, so that all steps are used and
-no error exceeds half a step. A scale per output channel commutes with the product, and so does
-one per group of its summed axis with the group's own product
-(`dialect/quantized/scaled_products.py`).
+    s = max|x| / largest along some axes;  q = round(x / s);  x is about q * s
 
+Weights, the rows of a cache and activations are all kept so. They differ in which numbers share a
+scale (an output channel, a head, a token), in its dtype, and in `largest`: half a step beyond the
+last integer (127.5, 7.5), as in AQT and Qwix, so that all steps are used and no error exceeds half
+a step; or the last integer itself, so that what is read back and rounded again is what it was.
 Integers hold no NaN and no infinity, so the scale is NaN instead: all that share it are NaN.
 """
 
@@ -21,7 +21,7 @@ from dialect.arrays.dtypes import dtype_of
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Signature
+from rewrite.signature import Array, Signature, letters, numbered
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,29 @@ FORMS = {
 LONGEST_SUM = (2**31 - 1) // 128**2  # of products of two int8 that 32 bits hold, whatever they are
 
 
-def float_dtype(dtype: Any) -> Any:
-    """A dtype of floats, which are what is scaled. Raises TypeError for any other."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"scaled numbers are floats, not {dtype}")
-    return dtype
+def quantize(
+    x: Any,
+    *,
+    axes: tuple[int, ...],
+    form: str,
+    largest: float | None = None,
+    least: float = 0.0,
+    lowest: float | None = None,
+    scale_dtype: Any = None,
+) -> list[Any]:
+    """[q of `form`, scale], x being about q * scale. The scale lacks `axes`: they share it.
 
+    The greatest of them becomes `largest`, by default that of the form. It is between two steps
+    there, of which it takes the smaller, but where `lowest` says that there is one more below zero:
+    -128, which a library that only converts to int8 reaches.
 
-def widened(x: Any) -> Any:
-    """Floats of 32 bits at least: in fewer, steps and scales would be rounded."""
-    return x.astype(jnp.promote_types(float_dtype(x.dtype), jnp.float32))
+    Both are computed in f32 at least: in bf16 a quotient beyond 64 would be rounded to halves. The
+    scale is rounded to `scale_dtype` before it divides, so that only the integers are inexact. One
+    that is zero, or below `least`, is one; where x holds NaN or infinity it is NaN.
+    """
+    how = {"largest": largest, "least": least, "lowest": lowest, "scale_dtype": scale_dtype}
+    q, scale = in_steps(x, greatest(widened(x), axes), form=form, **how)
+    return [q, jnp.squeeze(scale, axes)]
 
 
 def greatest(x: Any, axes: tuple[int, ...]) -> Any:
@@ -72,40 +85,72 @@ def greatest(x: Any, axes: tuple[int, ...]) -> Any:
     return jnp.where(finite, jnp.max(jnp.abs(x), axis=axes, keepdims=True), jnp.nan)
 
 
-def weight_scale(weights: Any, *, axes: tuple[int, ...], form: str) -> Any:
-    """Scales of the weights, in f32 at least, of size one along `axes`.
-
-    A channel of zeros has scale one; one that holds NaN or infinity has NaN.
-    """
-    scale = greatest(widened(weights), axes) / FORMS[form].largest
-    return jnp.where(scale == 0, 1.0, scale)
-
-
-def quantize(weights: Any, scale: Any, *, form: str) -> Any:
-    """weights / scale, rounded to numbers of `form`. Same shape."""
-    return FORMS[form].rounded(widened(weights) / scale)
-
-
-def dequantize(q: Any, scale: Any, *, dtype: Any) -> Any:
-    """q * scale in `dtype`: the weights that the integers stand for."""
-    wide = widened(scale)
-    return (q.astype(wide.dtype) * wide).astype(float_dtype(decode(dtype)))
+def in_steps(
+    x: Any,
+    top: Any,
+    *,
+    form: str,
+    largest: float | None,
+    least: float,
+    lowest: float | None = None,
+    scale_dtype: Any = None,
+) -> tuple[Any, Any]:
+    """The same where the greatest magnitude is known: `top`, whose shape the scale has."""
+    wide, kept = widened(x), FORMS[form]
+    scale = (top / (largest or kept.largest)).astype(decode(scale_dtype) or wide.dtype)
+    scale = jnp.where(scale < least if least else scale == 0, jnp.ones_like(scale), scale)
+    return kept.rounded(wide / scale.astype(wide.dtype), lowest), scale
 
 
-def _weight_scale_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.args[0].type.rank))
-    scale = tuple(() if i in op["axes"] else axis for i, axis in enumerate(axes))
-    return Signature((axes,), (scale,))
+def dequantize(q: Any, scale: Any, *, axes: tuple[int, ...], dtype: Any) -> Any:
+    """q * scale in `dtype`: the numbers that the integers stand for. The scale lacks `axes`."""
+    wide = widened(jnp.expand_dims(scale, axes))
+    return (q.astype(wide.dtype) * wide).astype(_float_dtype(decode(dtype)))
 
 
-def _scaled_axes(op: Op) -> Signature:
-    axes = tuple((f"x{i}",) for i in range(op.types[0].rank))
-    sizes = zip(op.args[1].type.shape, op.types[0].shape, axes)
-    scale = tuple(() if size == 1 != whole else axis for size, whole, axis in sizes)
-    return Signature((axes, scale), (axes,))
+def rounded(x: Any, **how: Any) -> Any:
+    """x in steps, as `quantize` and `dequantize` leave it. Same dtype."""
+    return dequantize(*quantize(x, **how), axes=how["axes"], dtype=x.dtype)
 
 
-_SCALE_TRAITS = Traits(jumps=True, skips_zeros=True)
-word(weight_scale, _weight_scale_axes, ("axes", "form"), traits=_SCALE_TRAITS)
-word(quantize, _scaled_axes, ("form",), traits=Traits(jumps=True))
-word(dequantize, _scaled_axes, ("dtype",), traits=Traits(batches=True))
+def _float_dtype(dtype: Any) -> Any:
+    """A dtype of floats, which are what is scaled. Raises TypeError for any other."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"scaled numbers are floats, not {dtype}")
+    return dtype
+
+
+def widened(x: Any) -> Any:
+    """Floats of 32 bits at least: in fewer, steps and scales would be rounded."""
+    return x.astype(jnp.promote_types(_float_dtype(x.dtype), jnp.float32))
+
+
+def _axes(op: Op) -> tuple[Array, Array]:
+    """The axes of the numbers, and those of their scales."""
+    whole = numbered(op.args[0].type.rank)
+    return whole, tuple(axis for i, axis in enumerate(whole) if i not in op["axes"])
+
+
+def _quantize_axes(op: Op) -> Signature:
+    whole, scale = _axes(op)
+    return Signature((whole,), (whole, scale), frozenset(letters(whole)) - {*letters(scale)})
+
+
+def _dequantize_axes(op: Op) -> Signature:
+    whole, scale = _axes(op)
+    return Signature((whole, scale), (whole,))
+
+
+def _dequantized(op: Op) -> tuple[str, dict[str, Any]]:
+    return "dequantize", {"axes": op["axes"]}
+
+
+word(
+    quantize,
+    _quantize_axes,
+    ("axes", "form", "largest", "least", "lowest", "scale_dtype"),
+    results=("quantized", "scale"),
+    inverse=_dequantized,
+    traits=Traits(lacked="axes", jumps=True, skips_zeros=True),
+)
+word(dequantize, _dequantize_axes, ("axes", "dtype"), traits=Traits(lacked="axes", batches=True))

@@ -26,6 +26,7 @@ def word(
     attrs: tuple[str, ...] = (),
     lead: str | None = None,
     inverse: Callable[[Op], tuple[str, dict[str, Any]]] | None = None,
+    results: tuple[str, ...] = (),
     traits: Traits = NONE,
 ) -> None:
     """Defines an op named as its reference; one that gives a list has several results."""
@@ -40,6 +41,7 @@ def word(
             lead=lead,
             doc=(reference.__doc__ or "").strip().splitlines()[0],
             inverse=inverse,
+            results=results,
             traits=traits,
         )
     )

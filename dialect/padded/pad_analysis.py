@@ -18,9 +18,6 @@ from dialect.matching.values import number
 from rewrite import opdef
 from rewrite.ir import Op, Value
 
-# Zero where their first argument is: scales are finite, or all that they scale is NaN.
-_SCALED = frozenset("quantize dequantize dequantize_tokens".split())
-
 
 def stays_zero(op: Op, zero: Sequence[bool | None], index: int = 0) -> bool:
     """Whether the padding of a result of `op` is zero.
@@ -28,7 +25,7 @@ def stays_zero(op: Op, zero: Sequence[bool | None], index: int = 0) -> bool:
     `zero` is, for each argument, whether its padding is; None where it lacks the axis.
     """
     pairs, traits = list(zip(op.args, zero, strict=True)), opdef.traits(op)
-    if op.name in _SCALED:
+    if op.name == "dequantize":  # its scale is finite, or all that it scales is NaN
         return zero[0] is True
     if op.name == "div":
         return zero[0] is True and zero[1] is None and _divides(op.args[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dialect.matching.values import through
+from dialect.matching.values import rounding, through
 from dialect.naming.axes import HEADS, Axes
 from dialect.ops.quant import FORMS
 from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_planned, weight_over
@@ -152,8 +152,8 @@ def _factors(products: list[tuple[Op, int]], axes: Axes) -> Iterator[tuple[Value
 def _common_form(values: Value, weights: Value) -> str:
     """The integer form that both factors have: activations rounded to it and weights stored in it.
     Otherwise "bf16"."""
-    rounded = through(values, "reshape").op
-    form = rounded.get("form", "int8") if rounded.name == "rounded" else ""
+    steps = rounding(through(values, "reshape"))
+    form = steps["form"] if steps else ""
     return form if form and FORMS[form].holds(weights.type.dtype) else "bf16"
 
 

@@ -51,7 +51,7 @@ class Packed:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The paths of the arrays: `params/layers/wq.quantize`."""
+        """The paths of the arrays: `params/layers/wq.quantized`."""
         return tuple(array.name for array in self.schema.packed) if self.schema else ()
 
     def originals(self) -> Any:

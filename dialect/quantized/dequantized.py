@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dialect.matching.values import REALS, number
+from dialect.matching.values import REALS, number, reshaped
 from dialect.normal.cuts import cut_inside, cuts
 from dialect.ops import quant  # noqa: F401  (defines dequantize)
-from rewrite.ir import Op, Symbol, bits
+from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Outcome, local
 
@@ -26,8 +26,16 @@ def dequantized(op: Op) -> Outcome:
             continue
         same_shape = q.type.shape == op.types[0].shape and scale.type.rank == q.type.rank
         if same_shape and number(scale) is None and scale.type.size < q.type.size:
-            return make("dequantize", q, scale, dtype=Symbol(op.types[0].dtype))
+            return _scaled(q, scale, op.types[0].dtype)
     return None
+
+
+def _scaled(q: Value, scale: Value, dtype: str) -> Value:
+    """q * scale, of size one where the same scale is for all."""
+    sizes = tuple(enumerate(zip(q.type.shape, scale.type.shape)))
+    axes = tuple(d for d, (size, scales) in sizes if scales != size)
+    shape = tuple(size for d, (size, _) in sizes if d not in axes)
+    return make("dequantize", q, reshaped(scale, shape), axes=axes, dtype=Symbol(dtype))
 
 
 @local(
@@ -39,7 +47,5 @@ def cut_of_dequantized(op: Op) -> Outcome:
     """reshape(dequantize(q, s)) that cuts axes apart  ->  dequantize(reshape(q), reshape(s))"""
     inner = op.args[0].op
     if inner.name != "dequantize" or not cuts(op):
-        return None
-    if inner.args[1].type.rank != inner.args[0].type.rank:
         return None
     return cut_inside(op)

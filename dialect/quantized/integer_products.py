@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from dialect.matching.operands import Operand, bare, laid_out, named
 from dialect.matching.values import REALS, number, through
-from dialect.ops import rounding  # noqa: F401  (defines rounded)
 from dialect.ops.quant import LONGEST_SUM
 from rewrite.ir import Op, Symbol, Value
-from rewrite.opdef import make
+from rewrite.opdef import build, make
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
@@ -126,11 +125,14 @@ def _is_of(product: Op, spec: Signature, place: int, scale: Operand) -> bool:
 
 
 def _dequantized(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
+    made = {"dtype": Symbol(dtype)}
     steps = _steps_of(q)
     if steps is not None:
-        options = {"axes": steps.axes, "largest": steps.largest, "least": steps.least}
-        return make("rounded", steps.x, **options, lowest=-128)  # as a conversion clips
-    scaled_letters = {x for (x,) in filter(None, scale.axes)}
-    shape = [size if x in scaled_letters else 1 for (x,), size in zip(axes, q.type.shape)]
-    aligned = laid_out(scale, axes, tuple(shape))
-    return make("dequantize", q, aligned, dtype=Symbol(dtype))
+        how = {"largest": steps.largest, "least": steps.least, "lowest": -128}  # as it converts
+        parts = build("quantize", steps.x, axes=steps.axes, form="int8", **how).results
+        return make("dequantize", *parts, axes=steps.axes, **made)
+    kept = tuple(axis for axis in axes if axis in scale.axes)
+    sizes = dict(zip(axes, q.type.shape))
+    aligned = laid_out(scale, kept, tuple(sizes[axis] for axis in kept))
+    shared = tuple(d for d, axis in enumerate(axes) if axis not in kept)
+    return make("dequantize", q, aligned, axes=shared, **made)

@@ -21,12 +21,11 @@ from dialect.matching.values import REALS, in_dtype
 from dialect.ops.experts import summed_axis
 from dialect.ops.nn import Traced
 from dialect.ops.quant import LONGEST_SUM
-from dialect.ops.rounding import steps
 from rewrite.ir import Graph, Op, Symbol, Type, Value
 from rewrite.opdef import make, substitute
 from rewrite.rules import Miss, Outcome, local
 
-_dequantize = Traced["dequantize"]
+_quantize, _dequantize = Traced["quantize"], Traced["dequantize"]
 
 
 @local(
@@ -34,22 +33,22 @@ _dequantize = Traced["dequantize"]
     keeps="reals",
     needs=("finite parameters",),
     example=lambda x, q, s: jax.lax.ragged_dot(
-        Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-19),
-        _dequantize(q, s, dtype=Symbol("f32")),
+        _dequantize(*_quantize(x, axes=(1,), form="int8"), axes=(1,), dtype=Symbol("f32")),
+        _dequantize(q, s, axes=(1,), dtype=Symbol("f32")),
         jnp.asarray([4, 1], jnp.int32),
     ),
-    types=("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]"),
+    types=("f32[6,3]", "i8[2,3,4]", "f32[2,4]"),
 )
 def ragged_integers_multiplied(op: Op) -> Outcome:
     """ragged_dot(r * t, dequantize(q, s), n)  ->  ragged_dot(r, q, n) * s of each row's expert * t
     of integers r and q"""
     rows, weight = op.args[0].op, op.args[1].op
-    if rows.name != "rounded" or rows.get("form", "int8") != "int8" or rows["axes"] != (1,):
+    both = rows.name == weight.name == "dequantize"
+    if not both or {each.args[0].type.dtype for each in (rows, weight)} != {"i8"}:
         return None
-    if weight.name != "dequantize" or weight.args[0].type.dtype != "i8":
+    if rows["axes"] != (1,):
         return None
-    graph = _steps(rows.args[0].type, rows.attrs)
-    numbers, scale = substitute(graph, rows.args, origin=rows.origin)
+    numbers, scale = rows.args
     return _scaled_behind(op, numbers, "i32", scale)
 
 
@@ -58,9 +57,9 @@ def ragged_integers_multiplied(op: Op) -> Outcome:
     keeps="reals",
     needs=("finite parameters",),
     example=lambda x, q, s: jax.lax.ragged_dot(
-        x, _dequantize(q, s, dtype=Symbol("f32")), jnp.asarray([4, 1], jnp.int32)
+        x, _dequantize(q, s, axes=(1,), dtype=Symbol("f32")), jnp.asarray([4, 1], jnp.int32)
     ),
-    types=("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]"),
+    types=("f32[6,3]", "i8[2,3,4]", "f32[2,4]"),
 )
 def scale_behind_ragged_product(op: Op) -> Outcome:
     """ragged_dot(x, dequantize(q, s), n)  ->  ragged_dot(x, q, n) * s of each row's expert
@@ -78,10 +77,8 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
     if weight.name != "dequantize" or axis is None:
         return None
     q, scale = weight.args
-    if scale.type.rank != q.type.rank or scale.type.shape[axis] > 1:
-        return Miss("a scale varies along a contracted axis, or is shared by all", 2)
-    if scale.type.shape[0] != q.type.shape[0]:
-        return Miss("all experts share a scale", 2)
+    if weight["axes"] != (axis,):
+        return Miss("its scales are not one per expert and output channel", 2)
     if 0 in q.type.shape:
         return Miss("there are no weights", 2)
     if op.types[0].dtype not in REALS:
@@ -97,11 +94,6 @@ def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = No
 
 
 @lru_cache(maxsize=256)
-def _steps(rows: Type, attrs: tuple) -> Graph:
-    return trace_graph(lambda x: steps(x, **dict(attrs)), struct_of(rows))
-
-
-@lru_cache(maxsize=256)
 def _scaled(types: tuple[Type, ...]) -> Graph:
     return trace_graph(_times_scales, *map(struct_of, types))
 
@@ -113,7 +105,7 @@ def _times_scales(product: Any, scale: Any, counts: Any, row_scale: Any = None) 
     """
     ends = jnp.cumsum(counts, dtype=jnp.int32)
     expert = jnp.sum(jnp.arange(len(product))[:, None] >= ends, axis=1)
-    row_scales = scale.reshape(len(counts), -1)[jnp.minimum(expert, len(counts) - 1)]
+    row_scales = scale[jnp.minimum(expert, len(counts) - 1)]
     scaled = product.astype(jnp.promote_types(product.dtype, jnp.float32)) * row_scales
-    scaled = scaled if row_scale is None else scaled * row_scale
+    scaled = scaled if row_scale is None else scaled * row_scale[:, None]
     return [jnp.where((expert < len(counts))[:, None], scaled, 0)]

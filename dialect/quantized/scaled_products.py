@@ -15,29 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 
-from dialect.arrays.dtypes import struct_of
-from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine.chips import Chip
+from dialect.matching.operands import Operand, arranged
 from dialect.matching.values import REALS, in_dtype, reshaped
 from dialect.normal.row_products import row_layout
 from dialect.ops.nn import Traced
 from dialect.ops.quant import FORMS, LONGEST_SUM
-from dialect.ops.rounding import steps
 from dialect.ops.tensor import PRODUCTS
 from dialect.quantized.ragged_products import (
     ragged_integers_multiplied,
     scale_behind_ragged_product,
 )
-from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
-from rewrite.opdef import make, substitute
+from rewrite.ir import Op, Symbol, Value, bits
+from rewrite.opdef import make
 from rewrite.program import Layout
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters
 
-_dequantize, _rounded = Traced["dequantize"], Traced["rounded"]
+_quantize, _dequantize = Traced["quantize"], Traced["dequantize"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Form that a chip multiplies natively -> dtype of the sums.
 _SUMS = {"int8": "i32", "fp8": "f32"}
@@ -62,12 +60,12 @@ def scaled_products(chip: Chip | None = None, mesh: Mapping[str, int] = _NOWHERE
     keeps="reals",
     needs=("finite parameters",),
     example=lambda x, q, s: Traced["contract"](
-        _rounded(x, axes=(1,), largest=127.5, least=1e-19),
-        _dequantize(q, s, dtype=Symbol("f32")),
+        _dequantize(*_quantize(x, axes=(1,), form="int8"), axes=(1,), dtype=Symbol("f32")),
+        _dequantize(q, s, axes=(0,), dtype=Symbol("f32")),
         spec="b d, d f -> b f",
         dtype=Symbol("f32"),
     ),
-    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+    types=("f32[2,3]", "i8[3,4]", "f32[4]"),
 )
 def integers_multiplied(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     """contract(q * s, r * t) of integers q and r  ->  contract(q, r) * s * t"""
@@ -79,12 +77,12 @@ def integers_multiplied(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     keeps="reals",
     needs=("finite parameters",),
     example=lambda x, q, s: Traced["contract"](
-        _rounded(x, axes=(1,), largest=448.0, least=1e-19, form="fp8"),
-        _dequantize(q, s, dtype=Symbol("f32")),
+        _dequantize(*_quantize(x, axes=(1,), form="fp8"), axes=(1,), dtype=Symbol("f32")),
+        _dequantize(q, s, axes=(0,), dtype=Symbol("f32")),
         spec="b d, d f -> b f",
         dtype=Symbol("f32"),
     ),
-    types=("f32[2,3]", "f8_e4m3fn[3,4]", "f32[1,4]"),
+    types=("f32[2,3]", "f8_e4m3fn[3,4]", "f32[4]"),
 )
 def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     """contract(q * s, r * t) of 8-bit floats q and r  ->  contract(q, r) * s * t"""
@@ -96,9 +94,12 @@ def narrow_floats_multiplied(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcom
     keeps="reals",
     needs=("finite parameters",),
     example=lambda x, q, s: Traced["contract"](
-        x, _dequantize(q, s, dtype=Symbol("f32")), spec="b d, d f -> b f", dtype=Symbol("f32")
+        x,
+        _dequantize(q, s, axes=(0,), dtype=Symbol("f32")),
+        spec="b d, d f -> b f",
+        dtype=Symbol("f32"),
     ),
-    types=("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+    types=("f32[2,3]", "i8[3,4]", "f32[4]"),
 )
 def scale_behind_product(op: Op, mesh: Mapping[str, int] = _ALONE) -> Outcome:
     """contract(x, dequantize(q, s))  ->  contract(x, q) * s, where s is one per output channel
@@ -140,20 +141,23 @@ def _multiplied(op: Op, form: str, mesh: Mapping[str, int]) -> Outcome:
 
 @dataclass(frozen=True)
 class _Factor:
-    """An operand of a product: numbers, their scale, the letters of its axes, and its sharding, if
-    it is constrained."""
+    """An operand of a product: numbers and their scale, the letters of the axes of both, and its
+    sharding, if it is constrained."""
 
     numbers: Value
     scale: Value | None
     axes: tuple[str, ...]
+    scaled: tuple[str, ...]
     layout: Layout
 
     @staticmethod
     def of(value: Value, axes: tuple[str, ...]) -> _Factor:
-        numbers, scale, layout = _taken_apart(value)
-        if scale is not None and not scale.type.shape:
-            scale = reshaped(scale, (1,) * len(axes))
-        return _Factor(numbers, scale, axes, layout)
+        parts = _Scaled.of(value)
+        if parts is None:
+            layout = value.op["layout"] if value.op.name == "constrain" else ()
+            return _Factor(value, None, axes, (), layout)
+        scaled = tuple(x for d, x in enumerate(axes) if d not in parts.shared)
+        return _Factor(parts.numbers, parts.scale, axes, scaled, parts.layout)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -163,7 +167,7 @@ class _Factor:
     def varies(self) -> frozenset[str]:
         """The axes along which the scale is not the same."""
         sizes = self.scale.type.shape if self.scale is not None else ()
-        return frozenset(x for x, size in zip(self.axes, sizes) if size > 1)
+        return frozenset(x for x, size in zip(self.scaled, sizes) if size > 1)
 
     def in_dtype(self, dtype: str) -> _Factor:
         """With scaled numbers in another dtype."""
@@ -176,61 +180,62 @@ class _Factor:
 
     def cut(self, letter: str, ways: int, outer: str) -> _Factor:
         """The same numbers, an axis cut into `ways` parts: axis `outer`, then the rest."""
-        at = self.axes.index(letter)
 
-        def cut(value: Value) -> Value:
-            *before, size = value.type.shape[: at + 1]
-            parts = (1, 1) if size == 1 else (ways, size // ways)
-            return reshaped(value, (*before, *parts, *value.type.shape[at + 1 :]))
+        def cut(value: Value, axes: tuple[str, ...]) -> tuple[Value, tuple[str, ...]]:
+            if letter not in axes:
+                return value, axes
+            at, shape = axes.index(letter), value.type.shape
+            cut = reshaped(value, (*shape[:at], ways, shape[at] // ways, *shape[at + 1 :]))
+            return cut, (*axes[:at], outer, *axes[at:])
 
-        axes = (*self.axes[:at], outer, *self.axes[at:])
-        return _Factor(cut(self.numbers), self.scale and cut(self.scale), axes, ())
-
-
-def _taken_apart(value: Value) -> tuple[Value, Value | None, Layout]:
-    """(numbers, scale, partition spec) of scaled numbers, seen through constraints and reshapes."""
-    op = value.op
-    if op.name == "dequantize":
-        return *op.args, ()
-    if op.name == "rounded":
-        graph = _steps(op.args[0].type, op.attrs)
-        return *substitute(graph, op.args, origin=op.origin), ()
-    if op.name == "constrain":
-        numbers, scale, _ = _taken_apart(op.args[0])
-        if scale is None:
-            return value, None, op["layout"]
-        pairs = zip(op["layout"], scale.type.shape)
-        flat = tuple(axes if size > 1 else () for axes, size in pairs)
-        attrs = {**dict(op.attrs), "layout": flat}
-        scale = make("constrain", scale, origin=op.origin, **attrs)
-        return make("constrain", numbers, origin=op.origin, **dict(op.attrs)), scale, op["layout"]
-    if op.name == "reshape":
-        front = _rows_merged(op)
-        numbers, scale, layout = _taken_apart(op.args[0])
-        if front and scale is not None and _are_alike(numbers, scale, front):
-            trailing = scale.type.shape[front:]
-            scale = reshaped(scale, (prod(scale.type.shape[:front]), *trailing))
-            numbers = reshaped(numbers, op.types[0].shape)
-            return numbers, scale, row_layout(layout, front)
-    return value, None, ()
+        numbers, axes = cut(self.numbers, self.axes)
+        scale, scaled = cut(self.scale, self.scaled) if self.scale else (None, ())
+        return _Factor(numbers, scale, axes, scaled, ())
 
 
-def _rows_merged(op: Op) -> int:
-    """The number of leading axes that a reshape merges, leaving the others; 0 if it does not."""
-    before, after = op.args[0].type.shape, op.types[0].shape
-    front = len(before) - len(after) + 1
-    return front if before[front:] == after[1:] else 0
+@dataclass(frozen=True)
+class _Scaled:
+    """Scaled numbers: integers, scales that lack the axes `shared`, and their partition spec."""
 
+    numbers: Value
+    scale: Value
+    shared: tuple[int, ...]
+    layout: Layout
 
-def _are_alike(numbers: Value, scale: Value, front: int) -> bool:
-    """Whether the scale varies along all of the leading axes, or along none."""
-    lead = scale.type.shape[:front]
-    return lead == numbers.type.shape[:front] or set(lead) == {1}
+    @staticmethod
+    def of(value: Value) -> _Scaled | None:
+        """What a value is made of, seen through constraints and reshapes that merge rows."""
+        op = value.op
+        if op.name == "dequantize":
+            return _Scaled(*op.args, op["axes"], ())
+        inner = _Scaled.of(op.args[0]) if op.name in ("constrain", "reshape") else None
+        if inner is None:
+            return None
+        return inner.constrained(op) if op.name == "constrain" else inner.merged(op)
 
+    def constrained(self, op: Op) -> _Scaled:
+        """The same, both constrained as `op` constrains what they make."""
+        layout = op["layout"]
+        kept = tuple(axes for d, axes in enumerate(layout) if d not in self.shared)
+        numbers, scale = (
+            make("constrain", each, origin=op.origin, **{**dict(op.attrs), "layout": its})
+            for each, its in ((self.numbers, layout), (self.scale, kept))
+        )
+        return _Scaled(numbers, scale, self.shared, layout)
 
-@lru_cache(maxsize=1024)
-def _steps(type_: Type, attrs: tuple) -> Graph:
-    return trace_graph(lambda x: steps(x, **dict(attrs)), struct_of(type_))
+    def merged(self, op: Op) -> _Scaled | None:
+        """The same with its leading axes merged, as by `op`, of which the scale has all or none."""
+        before, after = op.args[0].type.shape, op.types[0].shape
+        front = len(before) - len(after) + 1
+        rest = tuple(d - front + 1 for d in self.shared if d >= front)
+        lacked = len(self.shared) - len(rest)
+        if front < 1 or before[front:] != after[1:] or lacked not in (0, front):
+            return None
+        numbers, layout = reshaped(self.numbers, after), row_layout(self.layout, front)
+        if lacked:
+            return _Scaled(numbers, self.scale, (0, *rest), layout)
+        scale = reshaped(self.scale, (after[0], *self.scale.type.shape[front:]))
+        return _Scaled(numbers, scale, rest, layout)
 
 
 @dataclass(frozen=True)
@@ -344,10 +349,5 @@ def _sum(value: Value, axes: Iterable[int]) -> Value:
 
 def _aligned(factor: _Factor, out: tuple[str, ...]) -> Value:
     """The scale with the axes of the product, of size one where it does not vary."""
-    sizes = dict(zip(factor.axes, factor.scale.type.shape))
-    product_letters = [x for x in factor.axes if x in out]
-    flat = reshaped(factor.scale, tuple(sizes[x] for x in product_letters))
-    order = sorted(range(len(product_letters)), key=lambda i: out.index(product_letters[i]))
-    if order != list(range(len(product_letters))):
-        flat = make("transpose", flat, permutation=tuple(order))
-    return reshaped(flat, tuple(sizes.get(x, 1) for x in out))
+    axes = tuple((x,) if x in out else () for x in factor.scaled)
+    return arranged(Operand(factor.scale, axes), out)

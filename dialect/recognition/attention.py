@@ -17,7 +17,8 @@ from typing import Any
 import jax
 
 from dialect.matching.operands import Operand, bare, combined, laid_out, named
-from dialect.matching.values import REALS, in_dtype, in_shape, through, unrounded
+from dialect.matching.values import REALS, in_dtype, in_shape, rounding, unrounded
+from dialect.ops.quant import FORMS
 from dialect.recognition.logits import (
     Logits,
     added_mask,
@@ -45,13 +46,14 @@ def attend(op: Op) -> Outcome:
     if not op.types[0].size:
         return None  # an empty array does not tell its axes apart
     for position, arg in enumerate(op.args):
-        weights = through(arg, "rounded")
+        steps = rounding(arg)
+        weights = steps.args[0] if steps else arg
         if not _is_softmax(weights):
             continue
         logits = read_logits(weights)
         if isinstance(logits, Miss):
             return logits
-        if weights != arg and not _rounded_to_integers(arg.op, logits):
+        if steps and not _rounded_to_integers(steps, logits):
             return Miss("the weights are rounded, but not to integers over the context", 4)
         return _attend(op, position, logits)
     return None
@@ -73,7 +75,7 @@ def _only_moves(op: Op) -> bool:
 def _rounded_to_integers(op: Op, logits: Logits) -> bool:
     """Whether weights are rounded as `attend` rounds them."""
     scaled_axes = [logits.axes[d] for d in op["axes"]]
-    return scaled_axes == [(logits.context,)] and op.get("form", "int8") == "int8"
+    return scaled_axes == [(logits.context,)] and op["form"] == "int8"
 
 
 def _attend(op: Op, position: int, logits: Logits) -> Outcome:
@@ -217,14 +219,16 @@ def _attributes(
         "dtype": (Symbol(op.types[0].dtype), Symbol(query.value.type.dtype)),
         "key_precision": (logits.product.get("precision"), None),
         "value_precision": (op.get("precision"), None),
-        "rounds": (_rounds(op.args[position].op), None),
+        "rounds": (_rounds(rounding(op.args[position])), None),
     }
     return {name: x for name, (x, default) in attributes_and_defaults.items() if x != default}
 
 
-def _rounds(op: Op) -> tuple[float, float] | None:
+def _rounds(steps: Op | None) -> tuple[float, float] | None:
     """(largest, least) of the op that rounds the weights; None if it does not."""
-    return (op["largest"], op["least"]) if op.name == "rounded" else None
+    if steps is None:
+        return None
+    return steps.get("largest", FORMS[steps["form"]].largest), steps.get("least", 0.0)
 
 
 def unscaled(operand: Operand) -> tuple[Operand, float]:

@@ -34,7 +34,7 @@ _ANCHORS = {
     "rms_norm": "norm",
     "layer_norm": "norm",
     "rope": "rotary positions",
-    "rounded": "rounding to int8",
+    "quantize": "rounding to int8",
     "cache_write": "cache write",
     "cache_put": "cache write",
 }

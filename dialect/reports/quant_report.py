@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from dialect.arrays.evaluate import evaluate
 from dialect.display.tables import Table
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.ops.control import remade_scan, scan_parts
+from dialect.ops.quant import dequantize
 from dialect.staging.parameter_paths import Paths, paths_in, paths_inside
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value
@@ -78,11 +80,11 @@ class _Quantised:
     @property
     def form(self) -> str:
         """`int4/64`: a scale per 64 numbers."""
-        return f"{self.op['form']}/{self.op.types[0].size // self.op.args[1].type.size}"
+        return f"{self.op['form']}/{self.op.types[0].size // self.op.types[1].size}"
 
     @property
     def bytes(self) -> int:
-        return self.trips * (self.op.types[0].bytes + self.op.args[1].type.bytes)
+        return self.trips * sum(type_.bytes for type_ in self.op.types)
 
 
 def packed(program: Program) -> tuple[Packed, ...]:
@@ -190,8 +192,9 @@ def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Quantised, Value]]:
     paths = paths_in(graph, names)
     for op in graph.ops:
         if op.name == "quantize" and op.results[0] in paths:
-            args = (op.args[0], op.results[0], op.args[1])
-            measure = trace_graph(_measured, *(struct_of(arg.type) for arg in args))
+            args = (op.args[0], *op.results)
+            measured = partial(_measured, axes=op["axes"])
+            measure = trace_graph(measured, *(struct_of(arg.type) for arg in args))
             yield _Quantised(op, paths[op.args[0]], 1), substitute(measure, args)[0]
         elif op.name == "scan":
             body = op.regions[0]
@@ -205,9 +208,9 @@ def _errors(graph: Graph, names: Paths) -> Iterator[tuple[_Quantised, Value]]:
             yield from zip((weight for weight, _ in inner), results.results)
 
 
-def _measured(weights: Any, q: Any, scale: Any) -> list[Any]:
+def _measured(weights: Any, q: Any, scale: Any, axes: tuple[int, ...]) -> list[Any]:
     wide = weights.astype(jnp.float32)
-    error = jnp.abs(q.astype(jnp.float32) * scale - wide)
+    error = jnp.abs(dequantize(q, scale, axes=axes, dtype=jnp.float32) - wide)
     sums = jnp.max(error), jnp.sum(error**2), jnp.sum(wide**2), jnp.float32(error.size)
     return [jnp.stack(sums)]
 

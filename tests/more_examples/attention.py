@@ -12,6 +12,7 @@ from jax import lax
 from dialect.ops.vocabulary import Traced
 from rewrite.ir import Symbol
 from tests.more_examples.forms import Example, left_alone, making
+from tests.scaled import in_steps
 
 NORM = ("f32[2,8]", "f32[8]")
 Q, K, V, MASK = "f32[3,4]", "f32[5,4]", "f32[5,6]", "bool[3,5]"
@@ -143,8 +144,7 @@ def _with_ones(rank: int) -> Example:
 
 def _rounded(**how: Any) -> Example:
     """Attention whose weights are rounded."""
-    how = {"largest": 127.5, "least": 1e-19} | how
-    return lambda q, k, v: Traced["rounded"](jax.nn.softmax(q @ k.T), **how) @ v, (Q, K, V)
+    return lambda q, k, v: in_steps(jax.nn.softmax(q @ k.T), **how) @ v, (Q, K, V)
 
 
 def _shares(exponential: Callable[..., Any], *types: str) -> Example:
@@ -385,7 +385,7 @@ MORE: dict[str, list[Example]] = {
             for example, types in (
                 _rounded(axes=(0,)),
                 _rounded(axes=(0, 1)),
-                _rounded(axes=(1,), form="fp8", largest=448.0),
+                _rounded(axes=(1,), form="fp8"),
             )
         ),
         (lambda q, k, v: jax.nn.softmax(q @ k.T, axis=0) @ v, (Q, K, V)),

@@ -14,6 +14,7 @@ from dialect.arrays import primitives
 from dialect.ops import sharding
 from dialect.ops.vocabulary import Traced
 from rewrite.ir import Graph, Symbol
+from tests.scaled import in_steps, scaled
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 CLIP = Symbol("GatherScatterMode.CLIP")
@@ -220,15 +221,11 @@ def _merges() -> dict[str, list[Example]]:
         ],
         "merge_of_part": [
             (
-                lambda q, s: _merge(
-                    jnp.unstack(Traced["dequantize"](q, s, dtype=Symbol("f32")), axis=0)[1]
-                ),
+                lambda q, s: _merge(jnp.unstack(scaled(q, s), axis=0)[1]),
                 ("i8[3,5,4]", "f32[3,1,4]"),
             ),
             (
-                lambda q, s: _merge(
-                    jnp.unstack(Traced["dequantize"](q, s, dtype=Symbol("f32")), axis=0)[1]
-                ),
+                lambda q, s: _merge(jnp.unstack(scaled(q, s), axis=0)[1]),
                 ("i8[3,5,4]", "f32[]"),
             ),
             (
@@ -275,7 +272,7 @@ def _merges() -> dict[str, list[Example]]:
 
 
 def _dequantized(q: Any, s: Any, axis: int = 2) -> Any:
-    return Traced["dequantize_tokens"](q, s, axis=axis, dtype=Symbol("f32"))
+    return Traced["dequantize"](q, s, axes=(axis,), dtype=Symbol("f32"))
 
 
 def _exact(q: Any) -> Any:
@@ -297,14 +294,13 @@ def _quantized_caches() -> dict[str, list[Example]]:
         )
 
     def again(axis: int) -> Callable[..., Any]:
-        return lambda q, s: Traced["quantize_tokens"](_dequantized(q, s), axis=axis, form="int8")[0]
+        return lambda q, s: Traced["quantize"](_dequantized(q, s), axes=(axis,), form="int8")[0]
 
     row, rows = jnp.array([2]), jnp.full((2, 1), 2)
-    other = Traced["dequantize"]
     return {
         "quantize_of_dequantize": [
             (left_alone(again(1)), ("i8[2,4,4]", "bf16[2,4]")),
-            (lambda x: Traced["quantize_tokens"](x, axis=1, form="int8")[0], ("f32[2,4,4]",)),
+            (lambda x: Traced["quantize"](x, axes=(1,), form="int8")[0], ("f32[2,4,4]",)),
         ],
         "transpose_of_dequantize": [
             (lambda q, s: jnp.transpose(_dequantized(q, s, 1), (2, 0, 1)), middle),
@@ -343,10 +339,6 @@ def _quantized_caches() -> dict[str, list[Example]]:
                 left_alone(lambda q, s, r: write(_dequantized(q, s), _exact(r), 1, axes=(1,))),
                 ("i8[0,3,4]", "bf16[0,3]", "i8[0,1,4]"),
             ),
-            (
-                lambda q, s, r: write(other(q, s, dtype=Symbol("f32")), _exact(r), 1, axes=(1,)),
-                ("i8[2,3,4]", "bf16[2,3,1]", "i8[2,1,4]"),
-            ),
         ],
         "put_of_dequantize": [
             # d_head in the middle, in front, and behind a layer
@@ -362,12 +354,6 @@ def _quantized_caches() -> dict[str, list[Example]]:
             (left_alone(put(2, rows, 1, at=1)), ("i8[3,2,8,2]", "bf16[3,8,2]", "i8[2,1,2]")),
             (left_alone(put(2, row, at=1)), ("i8[0,4,8]", "bf16[0,8]", "i8[0,4,1]")),
             (left_alone(put(2, row, at=1)), ("i8[2,4,8]", "f32[2,8]", "i8[2,4,1]")),
-            (
-                lambda q, s, new: Traced["cache_put"](
-                    other(q, s, dtype=Symbol("f32")), _exact(new), row, axis=2, mode=CLIP
-                ),
-                ("i8[2,4,8]", "bf16[2,1,8]", "i8[2,4,1]"),
-            ),
         ],
         "read_of_dequantize": [
             (lambda q, s: Traced["cache_read"](_dequantized(q, s, 1), 1), middle),
@@ -545,7 +531,7 @@ def _dequantizations() -> dict[str, list[Example]]:
         return q.astype("float32") * s
 
     def cut(*shape: int) -> Callable[..., Any]:
-        return lambda q, s: Traced["dequantize"](q, s, dtype=Symbol("f32")).reshape(shape)
+        return lambda q, s: scaled(q, s).reshape(shape)
 
     rope = Traced["rope"]
     return {
@@ -590,11 +576,6 @@ def _dequantizations() -> dict[str, list[Example]]:
 
 # Products of scaled numbers.
 
-_STEPS: dict[str, dict[str, Any]] = {
-    "int8": {"largest": 127.5},
-    "fp8": {"largest": 448.0, "form": "fp8"},
-}
-
 
 def _product(x: Any, w: Any, spec: str, out: str = "f32", parts: int = 0) -> Any:
     more = {"parts": parts} if parts else {}
@@ -606,14 +587,10 @@ def _scaled_products(form: str, plain: bool = False) -> list[Example]:
     """Products of rows that are rounded, and weights that are quantised or `plain`."""
 
     def rows(x: Any, *axes: int) -> Any:
-        return Traced["rounded"](x, axes=axes, least=1e-19, **_STEPS[form])
+        return in_steps(x, axes, form, least=1e-19)
 
     def weight(q: Any, s: Any, dtype: str = "f32") -> Any:
-        return (
-            q.astype(dtype.replace("f", "float"))
-            if plain
-            else Traced["dequantize"](q, s, dtype=Symbol(dtype))
-        )
+        return q.astype(dtype.replace("f", "float")) if plain else scaled(q, s, dtype)
 
     q = {"int8": "i8", "fp8": "f8_e4m3fn"}[form]
     groups = (f"{q}[2,5,3]", "f32[2,1,3]")
@@ -843,7 +820,7 @@ def _scale_of_input() -> list[Example]:
             left_alone(
                 lambda x, s, q, t: _product(
                     x * _known(s[None]),
-                    _known(Traced["dequantize"](q, t, dtype=Symbol("f32"))),
+                    _known(scaled(q, t)),
                     _MM,
                 )
             ),
@@ -977,12 +954,7 @@ def _scale_of_product() -> list[Example]:
         ),
         (left_alone(lambda x, w, s: _product(x, _read(w), _MM) * _known(s[None])), types),
         (
-            left_alone(
-                lambda x, q, t, s: (
-                    _product(x, _known(Traced["dequantize"](q, t, dtype=Symbol("f32"))), _MM)
-                    * _known(s[None])
-                )
-            ),
+            left_alone(lambda x, q, t, s: _product(x, _known(scaled(q, t)), _MM) * _known(s[None])),
             ("f32[3,4]", "i8[4,5]", "f32[1,5]", "f32[5]"),
         ),
         (left_alone(lambda x, w, s: _product(_known(x), _known(w), _MM) * _known(s[None])), types),
@@ -1270,11 +1242,7 @@ def _scale_of_query() -> list[Example]:
                 of(
                     lambda x, w: _product(
                         x,
-                        _known(
-                            Traced["dequantize"](
-                                jnp.ones((3, 4), "int8"), w[:, :1], dtype=Symbol("f32")
-                            )
-                        ),
+                        _known(scaled(jnp.ones((3, 4), "int8"), w[:, :1])),
                         "b d, d k -> b k",
                     )
                 )
@@ -1327,7 +1295,7 @@ def _library_products() -> list[Example]:
         return product(steps(x, scale), w, "b h d, h d f -> b f") * s * scale[:, 0]
 
     def near(**options: Any) -> Example:
-        """A product of two arrays that are rounded, the first otherwise than `rounded` does."""
+        """A product of two arrays that are rounded, the first otherwise than `quantize` does."""
 
         def program(x: Any, y: Any) -> Any:
             one, two = scale_of(x, **options), scale_of(y, 0)
@@ -1340,7 +1308,7 @@ def _library_products() -> list[Example]:
         x = jnp.concatenate([jnp.full((2, 1), 127.5), jnp.sign(x) + 1.5], axis=1)
         return product(steps(x, scale_of(x), round_), w) * s * scale_of(x)
 
-    rounded = partial(making, "rounded")
+    rounded = partial(making, "quantize")
     return [
         *((rounded(of()), each) for each in (types, square)),
         *((rounded(of()), ("f32[2,3]", "i8[3,4]", each)) for each in ("f32[1,1]", "f32[]")),
@@ -1479,7 +1447,7 @@ def _ragged(rows: Callable[[Any], Any]) -> list[Example]:
         numbers = jax.lax.RaggedDotDimensionNumbers((summed, batch), [ragged], list(experts))
         return lambda x, q, s: jax.lax.ragged_dot_general(
             rows(x),
-            Traced["dequantize"](q, s, dtype=Symbol(str(x.dtype).replace("float", "f"))),
+            scaled(q, s, str(x.dtype).replace("float", "f")),
             jnp.asarray(counts, jnp.int32),
             numbers,
             **options,
@@ -1530,15 +1498,15 @@ def _ragged(rows: Callable[[Any], Any]) -> list[Example]:
 def _ragged_integers() -> list[Example]:
     def of(x: Any, q: Any, s: Any, **options: Any) -> Any:
         return jax.lax.ragged_dot(
-            Traced["rounded"](x, **{"axes": (1,), "largest": 127.5, "least": 1e-19, **options}),
-            Traced["dequantize"](q, s, dtype=Symbol("f32")),
+            in_steps(x, **options),
+            scaled(q, s),
             jnp.asarray([4, 1], jnp.int32),
         )
 
     types = ("f32[6,3]", "i8[2,3,4]", "f32[2,1,4]")
     return [
         (lambda x, q, s: of(x, q, s, form="int8"), types),
-        (left_alone(lambda x, q, s: of(x, q, s, form="fp8", largest=448.0)), types),
+        (left_alone(lambda x, q, s: of(x, q, s, form="fp8")), types),
         (lambda x, q, s: of(x, q, s, axes=(0,)), types),
         (lambda x, q, s: of(x, q, s, axes=(0, 1)), types),
         (lambda x, q, s: of(x, q, s, lowest=-128), types),
@@ -1549,7 +1517,7 @@ def _scale_behind() -> list[Example]:
     """Products of one array with a scale, and one without."""
 
     def weight(q: Any, s: Any, dtype: str = "f32") -> Any:
-        return Traced["dequantize"](q, s, dtype=Symbol(dtype))
+        return scaled(q, s, dtype)
 
     groups = ("i8[2,9,3]", "f32[2,1,3]")
     grouped = "b g d, g d f -> b f"
@@ -1630,7 +1598,7 @@ MORE: dict[str, list[Example]] = {
     "put_of_spread": _puts_of_spread(),
     "ragged_integers_multiplied": [
         *_ragged_integers(),
-        *_ragged(lambda x: Traced["rounded"](x, axes=(1,), largest=127.5, least=1e-19)),
+        *_ragged(in_steps),
     ],
     "read_of_spread": [
         (lambda c: Traced["cache_read"](_spread(c, 2), 1), ("f32[3,2,8]",)),
@@ -1643,7 +1611,7 @@ MORE: dict[str, list[Example]] = {
             left_alone(
                 lambda x, q, s: jax.lax.ragged_dot(
                     x,
-                    Traced["dequantize"](q, s, dtype=Symbol("f32")),
+                    scaled(q, s),
                     jnp.asarray([4, 1], jnp.int32),
                 )
             ),
@@ -1652,7 +1620,7 @@ MORE: dict[str, list[Example]] = {
         (
             lambda x, q, s: jax.lax.ragged_dot(
                 x,
-                Traced["dequantize"](q, s, dtype=Symbol("f32")),
+                scaled(q, s),
                 jnp.asarray([4, 1], jnp.int32),
                 preferred_element_type=jnp.float32,
             ),
