@@ -7,8 +7,9 @@ arXiv:2205.14135). What the mask says of positions (causal, a window, a chunk, a
 first and the last that each query keeps, and blocks outside of these are not computed. `lower` runs
 the loops over blocks on the chips that own the attention.
 
-`flash` chooses blocks that fit, and leaves attention alone whose logits fit on the chip as they
-are; `flash{query=512, key=512}` asks for blocks, everywhere.
+`flash` chooses blocks that fit, and leaves attention alone where they would gain nothing: where its
+logits fit on the chip, and its keys and values do or the mask leaves none of them out.
+`flash{query=512, key=512}` asks for blocks, everywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from dialect.machine.mesh import Topology
-from dialect.matching.bound_values import kept, visited_blocks
+from dialect.matching.bound_values import Kept, kept, visited_blocks
 from dialect.matching.mask_regions import Bound
 from dialect.normal.masks_into_loops import masks_into_loop
 from dialect.ops.scores import CONTEXT, SUMMED, LoopAxes, loop_axes
@@ -27,12 +28,14 @@ from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import build, with_args
 from rewrite.passbase import Pass
-from rewrite.program import NOT_DONE, NOTHING_DONE, Program, Remark
+from rewrite.program import NOT_DONE, Program, Remark
 from rewrite.signature import Array, Dimension, Signature
 from rewrite.target import Target
 
 _SHARE = 3  # logits, their exponentials, and all else that a block needs: a third each
 _UNKNOWN = 512  # queries and keys of a block where the chip is not known
+_LONGER = 4  # at most so many times as many keys as a square block has
+_FEWEST = 64  # of fewer a block is mostly padding
 
 
 @dataclass(frozen=True)
@@ -47,67 +50,94 @@ class Flash(Pass):
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str | Remark] = []
         graph = self.blocked(program.graph, target, notes)
-        notes = notes or [Remark("no attention was recognised", kind=NOTHING_DONE)]
+        asked = NOT_DONE if self.query or self.key else ""
+        notes = notes or [Remark("no attention was recognised", kind=asked)]
         return self.recorded(program.with_graph(graph), *dict.fromkeys(notes))
 
     def blocked(self, graph: Graph, target: Target, notes: list[str | Remark]) -> Graph:
         """`graph` with its attention in blocks, in the bodies of loops too."""
 
         def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-            op = masks_into_loop(with_args(op, args))
-            op = with_args(
-                op, op.args, tuple(self.blocked(each, target, notes) for each in op.regions)
-            )
-            if op.name != "attend":
-                return op.results
-            blocks, note = self.blocks(op, target)
-            if blocks is None:
-                notes.append(note)
-                return op.results
-            bounded = _bounded(op, blocks)
-            visits = bounded.get("visits")
-            notes.append(f"{note}, of which {visits} are visited" if visits else note)
-            return bounded.results
+            op = with_args(op, args)
+            if op.name == "attend":
+                return self.attend(op, target, notes).results
+            inside = masks_into_loop(op)
+            regions = tuple(self.blocked(each, target, notes) for each in inside.regions)
+            is_same = all(new is old for new, old in zip(regions, inside.regions))
+            return op.results if is_same else with_args(inside, inside.args, regions).results
 
         return rebuilt(graph, visit)
 
-    def blocks(self, op: Op, target: Target) -> tuple[tuple[int, int] | None, str | Remark]:
-        """(the queries and keys of a block, or None to leave it whole; what there is to say)."""
-        work, on_chip = _work(op), _on_chip(target)
-        if not (self.query or self.key) and 4 * math.prod(work) <= on_chip * target.chips:
-            return None, "whole: its logits fit on the chip"
-        queries, keys = _fitting(work, on_chip)
-        queries, keys = self.query or queries, min(self.key or keys, work.keys)
+    def attend(self, op: Op, target: Target, notes: list[str | Remark]) -> Op:
+        """An attention in blocks, or as it is; with a note on which and why."""
+        found = _kept(op)
+        if not (self.query or self.key) and not _pays(op, found, target):
+            notes.append("whole: what it computes and reads fits on the chip")
+            return op
+        work, (queries, keys) = _work(op), self.blocks(op, target)
         for block, size, what in (
             (min(queries, work.queries), work.queries, "queries"),
             (keys, work.keys, "keys"),
         ):
             if size % block:
                 wrong = f"blocks of {block} do not divide {size} {what}: {op.origin.source}"
-                return None, Remark(wrong, kind=NOT_DONE)
-        return (queries, keys), f"blocks of {queries} queries and {keys} keys"
+                notes.append(Remark(wrong, kind=NOT_DONE))
+                return op
+            if block < _FEWEST and block < size and not self.key:
+                notes.append(f"whole: {size} {what} have no divisor from {_FEWEST} on that fits")
+                return op
+        bounded = _bounded(op, found, (queries, keys))
+        of = f", of which {bounded['visits']} are visited" if found.bounds else ""
+        notes.append(f"blocks of {queries} queries and {keys} keys{of}")
+        return bounded
+
+    def blocks(self, op: Op, target: Target) -> tuple[int, int]:
+        """The queries and keys of a block whose logits fit, about as many of both; more keys where
+        queries are few, so that reading them takes longer than a trip of a loop."""
+        work = _work(op)
+        most = _on_chip(target) // (4 * _SHARE * work.heads) or _UNKNOWN**2
+        square, rows = math.isqrt(most), work.queries * work.sequences
+        longest = _LONGER * square
+        keys = self.key or _divisor(work.keys, min(most // min(rows, square), longest))
+        queries = self.query or _divisor(work.queries, min(most // keys, longest))
+        return queries, min(keys, work.keys)
 
 
-def _bounded(op: Op, blocks: tuple[int, int]) -> Op:
+def _pays(op: Op, found: Kept, target: Target) -> bool:
+    """Whether logits do not fit on the chips that they are split over, or the keys and values do
+    not, of which the mask may leave some out."""
+    room = _on_chip(target) * target.chips
+    read = sum(arg.type.bytes for arg in op.args[1:3])
+    return 4 * math.prod(_work(op)) > room or (bool(found.bounds) and read > room)
+
+
+def _kept(op: Op) -> Kept:
+    """What the mask of an attention keeps."""
+    named, given = Signature.parse(op["axes"]), op.get("given", "").split()
+    for mask, axes, name in zip(op.args[3:], named.inputs[3:], given):
+        if name == "mask" and CONTEXT in axes:
+            return kept(mask, axes.index(CONTEXT))
+    return Kept(None, None, None, ())
+
+
+def _bounded(op: Op, found: Kept, blocks: tuple[int, int]) -> Op:
     """attend(q, k, v, mask)  ->  attend(q, k, v, rest of the mask, first, last) {blocks}"""
     named, attrs = Signature.parse(op["axes"]), dict(op.attrs) | {"blocks": blocks}
-    args, inputs, given = list(op.args), list(named.inputs), op.get("given", "").split()
-    at = 3 + given.index("mask") if "mask" in given else None
-    if at is None or CONTEXT not in inputs[at]:
-        return build("attend", *args, origin=op.origin, **attrs)
+    if not found.bounds:
+        return build("attend", *op.args, origin=op.origin, **attrs)
+    args, inputs, given = list(op.args), list(named.inputs), op["given"].split()
+    at = 3 + given.index("mask")
     axes = inputs[at]
-    found = kept(args[at], axes.index(CONTEXT))
     parts = {
         name: (value, _own(value, axes))
         for name, value in (("mask", found.rest), ("first", found.first), ("last", found.last))
         if value is not None
     }
-    args[at : at + 1], inputs[at : at + 1] = zip(*parts.values()) if parts else ((), ())
+    args[at : at + 1], inputs[at : at + 1] = zip(*parts.values())
     given[at - 3 : at - 2] = parts
-    attrs["axes"], attrs["given"] = str(Signature(tuple(inputs), named.outputs)), " ".join(given)
-    if found.bounds:
-        attrs["visits"] = _visits(op, axes, found.bounds, blocks)
-    return build("attend", *args, origin=op.origin, **attrs)
+    attrs |= {"axes": str(Signature(tuple(inputs), named.outputs)), "given": " ".join(given)}
+    visits = _visits(op, axes, found.bounds, blocks)
+    return build("attend", *args, origin=op.origin, **attrs, visits=visits)
 
 
 def _own(value: Value, axes: Array) -> Array:
@@ -151,13 +181,6 @@ def _sizes(op: Op) -> dict[Dimension, int]:
 def _on_chip(target: Target) -> int:
     """Bytes of a chip's own memory; 0 where the chip is not known."""
     return Topology.parse(target.topology).chip.on_chip_bytes if target.topology else 0
-
-
-def _fitting(work: _Work, on_chip: int) -> tuple[int, int]:
-    """The queries and keys of a block whose logits fit, about as many of both."""
-    most = on_chip // (4 * _SHARE * work.heads) or _UNKNOWN**2
-    keys = _divisor(work.keys, math.isqrt(most))
-    return _divisor(work.queries, most // keys), keys
 
 
 def _divisor(size: int, most: int) -> int:

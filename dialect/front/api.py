@@ -28,7 +28,9 @@ from rewrite.target import Target
 
 __all__ = ["auto_shard", "compile", "per_row", "trace"]
 
-DEFAULT_PIPELINE = "retarget, normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
+DEFAULT_PIPELINE = (
+    "retarget, normalize, recognize, roll, carry_cache, flash, plan, shard, stage, lower"
+)
 
 
 def auto_shard(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from dialect.naming.axes import HEADS, Axes, Names, leaves_of
+from dialect.ops.scores import loop_axes
 from dialect.planning.decoder_shape import Attention, Block, Network
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values
@@ -180,8 +181,27 @@ def _attention(op: Op, axes: Axes) -> Attention:
         heads,
         _dividing(kv_heads, heads),
         _size_of(axes, query, "d_head"),
-        window=read if read < longest else 0,
+        *(read if read < longest else 0, *_in_blocks(op, read)),
     )
+
+
+def _in_blocks(op: Op, keys: int) -> tuple[float, float]:
+    """(how often it reads all of its keys, the part of its scores that it computes)"""
+    if not op.get("blocks"):
+        return 0, 1
+    queries = _queries_of(op)
+    rows, columns = (min(block, size) for block, size in zip(op["blocks"], (queries, keys)))
+    visits = op.get("visits") or queries // rows * (keys // columns)
+    return visits * columns / keys, visits * rows * columns / (queries * keys)
+
+
+def _queries_of(op: Op) -> int:
+    """The number of positions of which an `attend` has queries."""
+    named = Signature.parse(op["axes"])
+    arrays = zip(op.args, named.inputs)
+    sizes = {axis: size for arg, axes in arrays for axis, size in zip(axes, arg.type.shape)}
+    time = loop_axes(named, sizes).time
+    return sizes[time] if time else 1
 
 
 def _dividing(kv_heads: int, heads: int) -> int:
@@ -224,7 +244,7 @@ def _is_network(axes: Axes, value: Value) -> bool:
     names = {name for dimension in axes.of(value) for name in dimension}
     is_router = names == {"d_model", "experts"}
     others = {"vocab", "d_head", *HEADS}
-    return "d_model" in names and not is_router and not names & {"batch", *others}
+    return "d_model" in names and not is_router and not names & {"batch", "time", *others}
 
 
 def _networks(place: _Place, axes: Axes) -> Iterator[Network]:

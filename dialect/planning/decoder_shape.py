@@ -19,14 +19,20 @@ ROUTINGS = {
 class Attention:
     """The heads of one attention, and how many positions it reads at most.
 
-    window: 0 if it reads all positions of the context. Raises PlanError if the KV heads do not
-    divide the heads.
+    - window: 0 if it reads all positions of the context
+    - key_reads: in blocks, how often a step reads keys and values: once for every block of queries,
+      but for those that the mask leaves out; 0 if its scores are computed at once
+    - computed: the part of its scores that is computed
+
+    Raises PlanError if the KV heads do not divide the heads.
     """
 
     heads: int
     kv_heads: int
     d_head: int
     window: int = 0
+    key_reads: float = 0
+    computed: float = 1
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

@@ -58,7 +58,7 @@ class Workload(Shards):
     def other_flops(self) -> float:
         """FLOPs of attention and of the logits."""
         attentions = sum(
-            4 * self.scores(attention, block) * attention.d_head * block.times
+            4 * self.computed_scores(attention, block) * attention.d_head * block.times
             for attention, block in self.shape.attentions
         )
         rows = self.shape.logits_rows / self.mesh.ways(self.partitioning.axes("tables", "batch"))
@@ -70,13 +70,22 @@ class Workload(Shards):
         context = attention.context(self.shape.context)
         return self.shape.tokens_of(block) * attention.heads * context / self.mesh.ways(over)
 
+    def computed_scores(self, attention: Attention, block: Block) -> float:
+        """The scores that are not left out by the mask, in elements per chip."""
+        return attention.computed * self.scores(attention, block)
+
+    def scores_in_memory(self, attention: Attention, block: Block) -> float:
+        """Bytes in f32 of the scores that exist at a time: of blocks none outside of the chip."""
+        return 0 if attention.key_reads else 4 * self.scores(attention, block)
+
     def hbm_bytes(self) -> float:
         """The weights and the cache, as often as they are read."""
         shape = self.shape
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
         head = self.table() * shape.embedding_bytes_per_element
         caches = sum(
-            self.layer_cache_bytes(attention) * block.times for attention, block in shape.attentions
+            self.layer_cache_bytes(attention) * max(1, attention.key_reads) * block.times
+            for attention, block in shape.attentions
         )
         return read * shape.weight_bytes_per_element + head + caches
 
@@ -84,7 +93,8 @@ class Workload(Shards):
         """The scores in f32, written and read, where those of an attention exceed
         `on_chip_bytes`."""
         counts = (
-            (4 * self.scores(each, block), block.times) for each, block in self.shape.attentions
+            (self.scores_in_memory(each, block), block.times)
+            for each, block in self.shape.attentions
         )
         return sum(2 * count * times for count, times in counts if count > on_chip_bytes)
 
@@ -256,7 +266,7 @@ class Workload(Shards):
         stream = shape.d_model * tokens * shape.activation_bytes_per_element
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
-        scores = (4 * self.scores(attention, block) for attention, block in shape.attentions)
+        scores = (self.scores_in_memory(each, block) for each, block in shape.attentions)
         return {
             "weights": self.stored_weights() * shape.weight_bytes_per_element,
             "embedding": self.tables() * shape.embedding_bytes_per_element,
