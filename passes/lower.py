@@ -14,6 +14,7 @@ from typing import ClassVar
 from dialect.compiled.compilers import apart, hidden_counter
 from dialect.compiled.constraints import constrained
 from dialect.compiled.owners import owned
+from dialect.compiled.paged_attention import attend_by_page
 from dialect.compiled.split_contexts import attend_to_parts
 from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.chips import Chip
@@ -73,6 +74,7 @@ class Lower(Pass):
         planned = program.plan
         over = (dict(planned.mesh), _chip(planned.target)) if planned else (mesh, chip)
         told = constrained(program.graph, *over)
+        told = rewrite(told, [attend_by_page])
         scaled = rewrite(owned(told, over[0]), scaled_products(chip, mesh), moved)
         lowered = replace(program, graph=rewrite(scaled, EXPANSION, expanded))
         if program.stages is not None:

@@ -125,6 +125,7 @@ PASSES = {
     "unroll": ("scanned", FOUND, "unroll"),
     "roll": ("twice", FOUND, "roll"),
     "flash": ("attention", FOUND, "flash{key=8}"),
+    "paged": ("attention", FOUND, "paged{page=4}"),
     "plan": ("step", FOUND, PLANNED.removeprefix(f"{FOUND}, ")),
     "shard": ("network", PLANNED, "shard"),
     "stage": ("network", f"{FOUND}, quantize", "stage"),

@@ -376,6 +376,22 @@ def composite(name: str) -> Op:
             (x, drawn(2, 1, 4), IDS[:1]),
         ),
         "cache_read": (lambda c, i: Traced["cache_read"](c, i[0]), (x, IDS)),
+        "expert_product": (
+            lambda r, w, n: Traced["expert_product"](r, w, n, dtype=None, precision=None),
+            (drawn(6, 4), x[:, :1].reshape(2, 4, 1), IDS[0]),
+        ),
+        "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), IDS)),
+        "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),
+        "page_put": (
+            lambda p, n, t, i: Traced["page_put"](p, n, t, i, mode=mode),
+            (drawn(6, 2, 3, 4), drawn(2, 2, 3, 4), IDS, IDS),
+        ),
+        "attend_pages": (
+            lambda q, k, t: Traced["attend_pages"](
+                q, k, t, k, t, axes="b t k, b s k, b s v -> b t v", blocks=(8, 3)
+            ),
+            (x, drawn(6, 3, 4), IDS),
+        ),
         "attend": (
             lambda q, k, v, m: Traced["attend"](
                 q,

@@ -9,7 +9,7 @@ the user's once. Pairs that do not cancel stay in the program, where they can be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dialect.normal.normal_form import EXACT_RULES, normal_form
@@ -56,13 +56,18 @@ def kept_forms(program: Program) -> dict[int, tuple[Value, Value]]:
 
 
 def keep_in(
-    program: Program, changes: Mapping[int, Change], rules: Iterable[Rule], word: str = ""
+    program: Program,
+    changes: Mapping[int, Change],
+    rules: Iterable[Rule],
+    word: str = "",
+    readers: Container[str] = (),
 ) -> tuple[Program, dict[int, str]]:
     """`program` with states, by the number of their input, stored in another form inside it.
 
     A change is of the form in `kept_forms`. `word` is the name of the op that `outward` makes: if
-    given, a state is left alone where an op still reads a result of it after all rules; the second
-    result gives the reason for every state left alone. The history of the program is not changed.
+    given, a state is left alone where an op that is none of `readers` reads a result of it after
+    all rules; the second result gives the reason for every state left alone. The history of the
+    program is not changed.
     """
     left_alone: dict[int, str] = {}
     rules, forms = [*EXACT_RULES, *rules], kept_forms(program)
@@ -76,7 +81,7 @@ def keep_in(
         }
         inside = normal_form(_inside(program, forms, chosen, fresh), rules=rules)
         number = {value: i for i, values in fresh.items() for value in values}
-        still_read = _still_read(inside, word, number) if word else {}
+        still_read = _still_read(inside, word, readers, number) if word else {}
         if not still_read:
             return _restored(program, forms, chosen, fresh, inside), left_alone
         left_alone |= still_read
@@ -172,14 +177,18 @@ def writes(program: Program) -> Iterator[tuple[Op, int]]:
                 yield from ((op, number[value]) for value in sources if value in number)
 
 
-def _still_read(graph: Graph, word: str, number: Mapping[Value, int]) -> dict[int, str]:
-    """The states, by number, whose results of the op `word` are still read; the reason for each."""
+def _still_read(
+    graph: Graph, word: str, readers: Container[str], number: Mapping[Value, int]
+) -> dict[int, str]:
+    """The states, by number, whose results of the op `word` other ops than `readers` still read;
+    the reason for each."""
     reasons = {}
     for inner, arguments in _graphs(graph, {}):
         for op in inner.ops:
-            readers = [reader for reader, _ in inner.users.get(op.results[0], ())]
-            if op.name == word and readers:
-                reason = f"{readers[0].told} reads it in its original form"
+            users = inner.users.get(op.results[0], ()) if op.name == word else ()
+            others = [user for user, _ in users if user.name not in readers]
+            if others:
+                reason = f"{others[0].told} reads it in its original form"
                 sources = _sources(op.args[0], arguments)
                 reasons |= {number[value]: reason for value in sources if value in number}
     return reasons

@@ -15,7 +15,7 @@ from dialect.ops import mapped  # noqa: F401  (defines it)
 from dialect.ops.sharding import laid_out
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Opaque, Type, Value, new_input
-from rewrite.opdef import build
+from rewrite.opdef import build, signature
 from rewrite.program import Layout
 from rewrite.rules import Outcome, Rule
 from rewrite.signature import Array, Dimension, Signature
@@ -31,7 +31,8 @@ def owned(graph: Graph, mesh: Mapping[str, int]) -> Graph:
         return _mapped(op, owners, mesh) if any(owners.values()) else None
 
     doc = "attend{blocks}(q, k, v)  ->  mapped[attend{blocks}](q, k, v)"
-    return rewrite(graph, [Rule("attend_on_owners", doc, frozenset({"attend"}), on_owners, "bits")])
+    roots = frozenset({"attend", "attend_pages"})
+    return rewrite(graph, [Rule("attend_on_owners", doc, roots, on_owners, "bits")])
 
 
 def _owners(op: Op, mesh: Mapping[str, int]) -> Owners:
@@ -47,7 +48,7 @@ def _owners(op: Op, mesh: Mapping[str, int]) -> Owners:
 
 
 def _mapped(op: Op, owners: Owners, mesh: Mapping[str, int]) -> Sequence[Value]:
-    named = Signature.parse(op["axes"])
+    named = signature(op)
     inputs = tuple(_layout(axes, owners) for axes in named.inputs)
     (out,) = (_layout(axes, owners) for axes in named.outputs)
     cut = [new_input(_block(arg.type, layout, mesh)) for arg, layout in zip(op.args, inputs)]

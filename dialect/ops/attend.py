@@ -132,14 +132,8 @@ def _attend_axes(op: Op) -> Signature:
     return Signature(axes.inputs, axes.outputs, frozenset("k"))
 
 
-word(
-    attend,
-    _attend_axes,
-    (
-        *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner"),
-        *("weights", "dtype"),
-        *("key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
-    ),
-    "axes",
-    traits=Traits(spelled="axes"),
+ATTRIBUTES = (
+    *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner", "weights"),
+    *("dtype", "key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
 )
+word(attend, _attend_axes, ATTRIBUTES, "axes", traits=Traits(spelled="axes"))

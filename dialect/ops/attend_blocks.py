@@ -17,6 +17,7 @@ from jax import lax
 
 from dialect.arrays.attributes import decode
 from dialect.arrays.expected_trips import expecting
+from dialect.ops.pages import PagedArray
 from dialect.ops.quant import greatest, in_steps
 from dialect.ops.scores import CONTEXT, Arrays, Form, largest, loop_axes, sizes_of
 from rewrite.signature import Array, Dimension
@@ -71,7 +72,10 @@ def _cut(arrays: Arrays, axis: Dimension, block: int, number: Any) -> Arrays:
     def cut(array: Any, axes: Array) -> Any:
         if axis not in axes:
             return array
-        return lax.dynamic_slice_in_dim(array, number * block, block, axes.index(axis))
+        start, at = number * block, axes.index(axis)
+        if isinstance(array, PagedArray):
+            return array.part(start, block, at)
+        return lax.dynamic_slice_in_dim(array, start, block, at)
 
     return {name: (cut(array, axes), axes) for name, (array, axes) in arrays.items()}
 

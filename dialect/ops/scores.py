@@ -24,8 +24,8 @@ CONTEXT, SUMMED = ("s",), ("k",)
 
 def squeezed(array: Any, axes: Array) -> Named:
     """An array without its axes of size one."""
-    named = tuple(axis for axis in axes if axis)
-    return array.reshape([size for size, axis in zip(array.shape, axes) if axis]), named
+    ones = tuple(number for number, axis in enumerate(axes) if not axis)
+    return array.squeeze(ones), tuple(axis for axis in axes if axis)
 
 
 def product(left: Named, right: Named, out: Array, dtype: Any, precision: Any = None) -> Any:

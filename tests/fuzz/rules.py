@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import jax
+
 from dialect.checked import rule_tables
 from dialect.checked.all_rules import FoundRule
 from dialect.checked.evaluated import op_by_op
@@ -35,7 +37,9 @@ def main() -> None:
         reports.append(report)
         for violation in report.violations:
             print(f"{violation}\n", flush=True)
-        print(f"{report.name}: fired {report.fired} of {report.tried}", flush=True)
+        counts = f"fired {report.fired} of {report.tried}, {len(report.violations)} wrong"
+        print(f"{report.name}: {counts}", flush=True)
+        jax.clear_caches()  # programs compiled for a rule are gigabytes after some dozens of rules
     print(as_text(rule_tables.tables(reports, refused=True)))
     sys.exit(any(report.violations for report in reports))
 

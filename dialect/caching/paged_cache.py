@@ -1,0 +1,132 @@
+"""Caches in pages: a pool that rows share, and a table of the pages of every row.
+
+cache  ->  paged(pages(cache)), for the inputs and outputs of the step
+
+`paged` moves through reads, writes and loops to attention, which reads page by page (see
+`dialect.ops.pages`). Until a server fills the table, it gives every row its own pages in order.
+
+The rules hold for tables in which no two rows write to the same page.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dialect.caching.commute import Form, loop_rule
+from dialect.caching.state_forms import Change, undoes
+from dialect.matching.values import reshaped
+from dialect.ops import pages  # noqa: F401  (defines them)
+from dialect.ops.nn import Traced
+from rewrite.ir import Op, Symbol, Value
+from rewrite.opdef import build, make
+from rewrite.rules import Miss, Outcome, Rule, local
+
+_CLIP = Symbol("GatherScatterMode.CLIP")
+
+
+def in_pages(page: int, layers: int) -> Change:
+    """A cache [layers, rows, heads.., context, d_head] in pages of so many places; 0 layers where
+    it has no such axis."""
+    return Change(
+        lambda cache: build("pages", cache, page=page, layers=layers).results,
+        lambda pool, table: make("paged", pool, table, page=page, layers=layers),
+    )
+
+
+def _cache(pool: jax.Array, table: jax.Array, layers: int = 0) -> jax.Array:
+    """A cache from a pool of six pages, or of six for each of two layers."""
+    return Traced["paged"](pool, jnp.abs(table) % 6, page=4, layers=layers)
+
+
+_POOL, _LAYERS, _TABLE = "f32[6,3,4,2]", "f32[12,3,4,2]", "i32[2,2]"
+
+
+@local(
+    "pages",
+    keeps="approx",
+    example=lambda pool, table: Traced["pages"](_cache(pool, table), page=4, layers=0)[1],
+    types=("f32[4,3,4,2]", _TABLE),
+)
+def pages_of_paged(op: Op) -> Outcome:
+    """pages(paged(pool, table))  ->  pool, table: the same cache, its pages where they were"""
+    inner = op.args[0].op
+    return inner.args if undoes(inner, op) else None
+
+
+@local(
+    "cache_read",
+    example=lambda pool, table: Traced["cache_read"](_cache(pool, table, 2), 1),
+    types=(_LAYERS, _TABLE),
+)
+def read_of_paged(op: Op) -> Outcome:
+    """cache_read(paged(pool, table), layer)  ->  paged(pool, table, layer)"""
+    cache, layer = op.args
+    if cache.op.name != "paged" or len(cache.op.args) > 2 or not cache.op["layers"]:
+        return None
+    return make("paged", *cache.op.args, layer, **dict(cache.op.attrs))
+
+
+@local(
+    "cache_put",
+    keeps="approx",
+    example=lambda pool, table, new, place: Traced["cache_put"](
+        _cache(pool, table, 2), new, jnp.abs(place) % 8, 1, axis=3, mode=_CLIP
+    ),
+    types=(_LAYERS, _TABLE, "f32[2,3,1,2]", "i32[2,1]"),
+)
+def put_of_paged(op: Op) -> Outcome:
+    """cache_put(paged(pool, table), new, places)  ->  paged(page_put(pool, new, table, places))"""
+    cache, new, places, *layer = op.args
+    if cache.op.name != "paged" or len(cache.op.args) > 2:
+        return None
+    if op["axis"] != cache.type.rank - 2 or bool(layer) != bool(cache.op["layers"]):
+        return Miss("it writes along another axis than the context", 3)
+    return _written(cache.op, new, places, layer, op["mode"])
+
+
+@local(
+    "cache_write",
+    keeps="approx",
+    example=lambda pool, table, new, place: Traced["cache_write"](
+        _cache(pool, table), new, place[0], axes=(2,)
+    ),
+    types=(_POOL, _TABLE, "f32[2,3,3,2]", "i32[1]"),
+)
+def write_of_paged(op: Op) -> Outcome:
+    """cache_write(paged(pool, table), new, p)  ->  paged(page_put(pool, new, table, p))"""
+    cache, new, *starts = op.args
+    if cache.op.name != "paged" or len(cache.op.args) > 2:
+        return None
+    layers = cache.op["layers"]
+    first = dict(zip(op["axes"], starts))
+    layer = [first.pop(0)] if layers and 0 in first and new.type.shape[0] == 1 else []
+    if set(first) != {cache.type.rank - 2} or len(layer) != bool(layers):
+        return Miss("it writes along another axis than the context", 3)
+    new = reshaped(new, new.type.shape[1:]) if layer else new
+    return _written(cache.op, new, first[cache.type.rank - 2], layer, _CLIP)
+
+
+def _written(paged: Op, new: Value, places: Value, layer: list[Value], mode: Symbol) -> Value:
+    """The cache with new rows at their places, in pages."""
+    (pool, table), layers = paged.args, paged["layers"]
+    put = make("page_put", pool, new, table, places, *layer, layers=layers, mode=mode)
+    return make("paged", put, table, **dict(paged.attrs))
+
+
+PAGED = Form(
+    "paged",
+    undo="pages",
+    parts=("pool", "table"),
+    change=in_pages,
+    example=_cache,
+    types=lambda places: (_POOL, _TABLE),
+    keeps="approx",
+)
+RULES: tuple[Rule, ...] = (
+    pages_of_paged,
+    read_of_paged,
+    put_of_paged,
+    write_of_paged,
+    loop_rule(PAGED),
+)

@@ -1,0 +1,193 @@
+"""Caches kept in pages: a pool of pages, and a table of the pages of every row.
+
+    paged(pool, table)  ->  the cache;  pages(cache)  ->  [pool, table], in order
+
+A row takes as many pages as it has tokens for, wherever they are free, and rows can share them
+(PagedAttention, Kwon et al. 2023, section 4). The pool holds the pages of all layers. Heads stand
+before the places of a page, so that a page of one head is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.arrays.attributes import decode
+from dialect.ops.vocabulary import word
+from rewrite.ir import Op
+from rewrite.opdef import Traits
+from rewrite.signature import Array, Signature
+
+
+def paged(pool: Any, table: Any, *layer: Any, page: int, layers: int = 0) -> Any:
+    """The cache whose pages a table names.
+
+    pool: [pages, heads.., page, d_head], table: i32[rows, n]  ->  [rows, heads.., n * page, d_head]
+    With `layers` the pool is of as many layers, with as many pages each: the cache is
+    [layers, rows, ..], or that of one `layer`, a scalar. Raises ValueError for another `page`.
+    """
+    if pool.shape[-2] != page:
+        raise ValueError(f"pages of {pool.shape[-2]} places are none of {page}")
+    if layers:
+        number = layer[0] if layer else jnp.arange(layers)[:, None, None]
+        table = _of_layer(table, number, pool, layers)
+    return _read(pool, table)
+
+
+def _read(pool: Any, table: Any) -> Any:
+    """The pages of a table side by side: [.., n] -> [.., heads.., n * page, d_head]."""
+    array = jnp.moveaxis(pool[table], table.ndim - 1, -3)
+    return array.reshape(*array.shape[:-3], -1, array.shape[-1])
+
+
+def _of_layer(table: Any, layer: Any, pool: Any, layers: int) -> Any:
+    """The table of a layer: its pages are behind those of the layers before it."""
+    layer = jnp.clip(jnp.asarray(layer), 0, layers - 1).astype(table.dtype)
+    return table + layer * (pool.shape[0] // layers)
+
+
+@dataclass(frozen=True)
+class PagedArray:
+    """The cache of one layer, [rows, heads.., n * page, d_head], of which only parts are read.
+
+    `sizes` is its shape, without some axes of size one.
+    """
+
+    pool: Any
+    table: Any
+    sizes: tuple[int, ...]
+    axes: tuple[int, ...]  # of the whole cache: those that it has
+
+    @staticmethod
+    def of(pool: Any, table: Any, *layer: Any, layers: int = 0) -> PagedArray:
+        """As `paged` gives it."""
+        table = _of_layer(table, *layer, pool, layers) if layers else table
+        sizes = (len(table), *pool.shape[1:-2], table.shape[1] * pool.shape[-2], pool.shape[-1])
+        return PagedArray(pool, table, sizes, tuple(range(len(sizes))))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.sizes
+
+    @property
+    def dtype(self) -> Any:
+        """That of the pool."""
+        return self.pool.dtype
+
+    def squeeze(self, axes: tuple[int, ...]) -> PagedArray:
+        """Without these axes, of size one."""
+        kept = [number for number in range(len(self.sizes)) if number not in axes]
+        sizes, whole = (tuple(each[i] for i in kept) for each in (self.sizes, self.axes))
+        return replace(self, sizes=sizes, axes=whole)
+
+    def part(self, start: Any, size: int, axis: int) -> Any:
+        """So many elements of an axis from `start` on: rows of it, or places, read as an array."""
+        sizes = (*self.sizes[:axis], size, *self.sizes[axis + 1 :])
+        if self.axes[axis] == 0:
+            rows = jax.lax.dynamic_slice_in_dim(self.table, start, size, 0)
+            return replace(self, table=rows, sizes=sizes)
+        page = self.pool.shape[-2]
+        if size % page:
+            raise ValueError(f"blocks of {size} keys are no whole pages of {page}")
+        table = jax.lax.dynamic_slice_in_dim(self.table, start // page, size // page, 1)
+        return _read(self.pool, table).reshape(sizes)
+
+
+def pages(cache: Any, *, page: int, layers: int) -> list[Any]:
+    """[pool, table] of a cache: its rows' pages in order, as many as it has.
+
+    The inverse of `paged`. Raises ValueError if `page` does not divide the places of a row.
+    """
+    *front, context, width = cache.shape
+    if context % page:
+        raise ValueError(f"pages of {page} places do not divide {context}")
+    rows, count = front[1 if layers else 0], context // page
+    split = cache.reshape(*front, count, page, width)
+    pool = jnp.moveaxis(split, -3, 2 if layers else 1)
+    table = jnp.arange(rows * count, dtype=jnp.int32).reshape(rows, count)
+    return [pool.reshape(-1, *pool.shape[3 if layers else 2 :]), table]
+
+
+def page_put(
+    pool: Any, new: Any, table: Any, places: Any, *layer: Any, layers: int = 0, mode: Any
+) -> Any:
+    """Writes every row of `new` at its place in the pages that the table gives its sequence.
+
+    pool and table: as in `paged`; new: [rows, heads.., t, d_head]; places: integers [rows, t], or
+    [t] that all rows share, or the first of t. `mode` says what a place beyond the last page does;
+    the first of t is as far as they all fit. Nothing is written to a page that the pool has not.
+    """
+    count, page = new.shape[-2], pool.shape[-2]
+    last = table.shape[1] * page - 1
+    if places.ndim == 0:
+        places = in_int32(places, last + 1 - count) + jnp.arange(count)
+    elif decode(mode) == jax.lax.GatherScatterMode.CLIP:
+        places = in_int32(places, last)
+    places = jnp.broadcast_to(places, (new.shape[0], count))
+    number = jnp.take_along_axis(table, jnp.clip(places, 0, last) // page, axis=1)
+    is_there = (places >= 0) & (places <= last) & (number >= 0)
+    if layers:
+        number = _of_layer(number, layer[0], pool, layers)
+    rows = new.shape[:-1]
+    index = [jax.lax.broadcasted_iota(jnp.int32, rows, axis) for axis in range(len(rows))]
+    for axis, of_row in (0, jnp.where(is_there, number, pool.shape[0])), (-1, places % page):
+        of_row = of_row.astype(jnp.int32)
+        index[axis] = jax.lax.broadcast_in_dim(of_row, rows, (0, len(rows) - 1))
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(len(rows),),
+        inserted_window_dims=tuple(range(len(rows))),
+        scatter_dims_to_operand_dims=tuple(range(len(rows))),
+    )
+    dropped = jax.lax.GatherScatterMode.FILL_OR_DROP
+    return jax.lax.scatter(pool, jnp.stack(index, axis=-1), new, numbers, mode=dropped)
+
+
+def in_int32(place: Any, last: int) -> Any:
+    """max(min(place, last), 0) in int32, for integers of any width."""
+    last = min(last, jnp.iinfo(place.dtype).max)
+    return jnp.clip(place, 0, last).astype(jnp.int32)
+
+
+def _axes(heads: int) -> tuple[Array, Array, Array]:
+    """The axes of a pool, of a table, and of a cache without layers, with so many axes of heads."""
+    own = tuple((f"h{i}",) for i in range(heads))
+    pool = (("pages",), *own, ("page",), ("d",))
+    return pool, (("rows",), ("n",)), (("rows",), *own, ("places",), ("d",))
+
+
+_INDEXED = frozenset({"pages", "page", "n", "places", "layers"})
+
+
+def _paged_axes(op: Op) -> Signature:
+    pool, table, cache = _axes(op.args[0].type.rank - 3)
+    layer = len(op.args) - 2
+    front = (("layers",),) if op.get("layers") and not layer else ()
+    return Signature((pool, table, *[()] * layer), ((*front, *cache),), _INDEXED)
+
+
+def _pages_axes(op: Op) -> Signature:
+    front = (("layers",),) if op["layers"] else ()
+    pool, table, cache = _axes(op.args[0].type.rank - 3 - len(front))
+    return Signature(((*front, *cache),), (pool, table), _INDEXED | {"rows"})
+
+
+def _put_axes(op: Op) -> Signature:
+    pool, table, cache = _axes(op.args[0].type.rank - 3)
+    new = (*cache[:-2], ("t",), cache[-1])
+    places = (cache[0], ("t",))[2 - op.args[3].type.rank :]
+    layer = [()] * (len(op.args) - 4)
+    need = _INDEXED | {"rows", "t"}
+    return Signature((pool, new, table, places, *layer), (pool,), need)
+
+
+def _undone(op: Op) -> tuple[str, dict[str, Any]]:
+    return "paged", {"page": op["page"], "layers": op["layers"]}
+
+
+word(paged, _paged_axes, ("page", "layers"), traits=Traits(moves=True))
+word(pages, _pages_axes, ("page", "layers"), inverse=_undone, traits=Traits(moves=True))
+word(page_put, _put_axes, ("layers", "mode"), traits=Traits(moves=True, writes=1))

@@ -1,0 +1,124 @@
+"""paged: caches in pages of a pool, found through a table (see `dialect.ops.pages`).
+
+cache  ->  paged(pool, table), for the inputs and outputs of the step
+
+A row of a cache takes room for the longest context; in pages it takes room for its own, and rows
+that begin alike can share them (PagedAttention, Kwon et al. 2023, section 4). The table is part of
+the state. It gives every row its pages in order until a server fills it, so that the program
+computes what it did. Attention reads a block of pages at a time, without a copy of the cache.
+
+A pool is of all rows, so its heads are sharded and not its rows: a request to the `plan` that
+follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from dialect.caching import paged_cache, transposed_cache
+from dialect.caching.paged_cache import in_pages
+from dialect.caching.state_forms import keep_in, kept_forms
+from dialect.caching.transposed_cache import Order, in_order
+from dialect.naming.axes import infer_axes
+from rewrite.dataflow import rebuilt
+from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import build, with_args
+from rewrite.passbase import Pass
+from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program, Remark, Step, remarks
+from rewrite.target import Target
+
+_KEYS = 512  # about as many are read at a time
+
+
+@dataclass(frozen=True)
+class Paged(Pass):
+    """Keeps every cache in pages of `page` places."""
+
+    page: int = 128
+
+    keeps: ClassVar[str] = "reals"  # attention sums a cache in another order
+
+    def run(self, program: Program, target: Target) -> Program:
+        caches = {number: self.cache(*found) for number, *found in _caches(program)}
+        alone = {number: why for number, why in caches.items() if isinstance(why, str)}
+        wanted = {number: each for number, each in caches.items() if isinstance(each, _Cache)}
+        orders = {number: in_order(cache.order) for number, cache in wanted.items()}
+        ordered, _ = keep_in(program, orders, transposed_cache.RULES)
+        changes = {number: in_pages(self.page, cache.layers) for number, cache in wanted.items()}
+        made, left = keep_in(ordered, changes, paged_cache.RULES, "paged", readers=("attend",))
+        kept = {number: cache for number, cache in wanted.items() if number not in left}
+        notes: list[str | Remark] = [
+            f"{program.inputs[number].name} kept in {cache.told(self.page)}"
+            for number, cache in kept.items()
+        ]
+        notes += [
+            Remark(why, program.inputs[number].name, LEFT_ALONE)
+            for number, why in (alone | left).items()
+        ]
+        if not kept:
+            notes.append(Remark("no cache was found that pages can hold", kind=NOTHING_DONE))
+            return self.recorded(program, *notes)
+        step = Step(str(self), self.keeps, remarks(tuple(notes)), (("owner", "heads"),))
+        blocked = made.with_graph(self.in_blocks(made.graph))
+        return replace(blocked, history=(*program.history, step))
+
+    def cache(self, names: Sequence[str], value: Value) -> _Cache | str:
+        """A cache whose dimensions have these names; or why pages cannot hold it."""
+        missing = [name for name in ("batch", "d_head") if name not in names]
+        if missing:
+            return f"it has no axis {' and no axis '.join(missing)}"
+        sizes = dict(zip(names, value.type.shape))
+        if sizes["context"] % self.page:
+            return f"pages of {self.page} places do not divide its {sizes['context']}"
+        front = [names.index(name) for name in ("layers", "batch") if name in names]
+        back = [names.index(name) for name in ("context", "d_head")]
+        heads = [number for number in range(len(names)) if number not in front + back]
+        return _Cache((*front, *heads, *back), sizes)
+
+    def in_blocks(self, graph: Graph) -> Graph:
+        """`graph` with attention over pages in blocks, of all queries and some pages of keys."""
+
+        def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+            moved = with_args(op, args, tuple(map(self.in_blocks, op.regions)))
+            if op.name != "attend" or args[1].op.name != "paged" or op.get("blocks"):
+                return moved.results
+            attrs = dict(op.attrs) | {"blocks": (args[0].type.size, self.keys(args[1]))}
+            return build("attend", *args, origin=op.origin, **attrs).results
+
+        return rebuilt(graph, visit)
+
+    def keys(self, cache: Value) -> int:
+        """The keys of a block: whole pages that divide those of a row."""
+        pages = cache.type.shape[-2] // self.page
+        most = max(1, _KEYS // self.page)
+        return self.page * max(count for count in range(1, most + 1) if pages % count == 0)
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """The order of a cache's dimensions as [layers, batch, heads.., context, d_head], and the sizes
+    of those that have a name."""
+
+    order: Order
+    sizes: dict[str, int]
+
+    @property
+    def layers(self) -> int:
+        return self.sizes.get("layers", 0)
+
+    def told(self, page: int) -> str:
+        count = self.sizes["batch"] * self.sizes["context"] // page
+        layers = f" for each of {self.layers} layers" if self.layers else ""
+        return f"{count} pages of {page} places{layers}"
+
+
+def _caches(program: Program) -> list[tuple[int, Sequence[str], Value]]:
+    """The states over the context, by number, with the names of their dimensions."""
+    axes = infer_axes(program)
+    named = (
+        (number, [name[0] if len(name) == 1 else "" for name in axes.of(value)], value)
+        for number, (value, _) in kept_forms(program).items()
+    )
+    return [each for each in named if "context" in each[1]]

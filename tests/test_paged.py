@@ -1,0 +1,121 @@
+"""Caches in pages: the step computes what it did, wherever its pages lie."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dialect.ops.pages import page_put, paged, pages
+from examples import gpt, llama, palm
+from rewrite import Pipeline, auto_shard, per_row, trace
+from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program
+from tests.kit import assert_close
+
+PASSES = "retarget, normalize, recognize, roll, carry_cache, paged{page=8}"
+PLACES = jnp.asarray([3, 9, 0, 31, 1, 2, 8, 16], jnp.int32)
+
+
+def rows(model: ModuleType) -> tuple[Any, tuple[Any, ...]]:
+    """A toy decoder with a position for every row, and its arguments."""
+    config = model.CONFIGS["toy"]
+    step = per_row(
+        partial(model.decode_step, config), lambda batch: model.init_cache(config, batch, 32)
+    )
+    random = np.random.default_rng(0)
+    cache = {
+        name: PLACES
+        if name == "position"
+        else jnp.asarray(random.normal(size=leaf.shape), "float32")
+        for name, leaf in step.init(8).items()
+    }
+    params = model.init_params(config, jax.random.key(0))
+    return step, (params, cache, jnp.arange(8, dtype=jnp.int32))
+
+
+def kinds(program: Program) -> list[str]:
+    return [remark.kind for remark in program.history[-1].remarks]
+
+
+@pytest.mark.parametrize("model", [llama, palm, gpt])
+def test_rows_in_pages_compute_what_they_did(model: ModuleType) -> None:
+    step, args = rows(model)
+    program = Pipeline.parse(PASSES).run(trace(step, *args))
+    assert [str(note) for note in program.history[-1].notes] == [
+        "cache/k kept in 32 pages of 8 places for each of 3 layers",
+        "cache/v kept in 32 pages of 8 places for each of 3 layers",
+    ]
+    assert_close(program(*args), step(*args), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [llama, palm, gpt])
+def test_a_position_that_all_rows_share_is_written_in_pages_too(model: ModuleType) -> None:
+    config = model.CONFIGS["toy"]
+    cache = model.init_cache(config, 4, 32) | {"position": jnp.int32(13)}
+    args = (model.init_params(config, jax.random.key(0)), cache, jnp.arange(4, dtype=jnp.int32))
+    step = partial(model.decode_step, config)
+    program = Pipeline.parse(PASSES).run(trace(step, *args))
+    assert "page_put" in [op.name for op, _ in program.graph.walk()]
+    assert_close(program(*args), step(*args), atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
+def test_pages_may_lie_anywhere(mesh: str) -> None:
+    """A table of other pages, and a pool whose pages lie there, are the same cache."""
+    step, (params, cache, tokens) = rows(llama)
+    wanted = step(params, cache, tokens)
+    sharded = auto_shard(step, mesh, pipeline=f"{PASSES}, plan, shard, stage, lower")
+    packed, state = sharded.prepare(params, cache, tokens), sharded.adapt(cache)
+    order = np.random.default_rng(1).permutation(32)  # where each page goes
+
+    def elsewhere(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype == jnp.int32 and leaf.ndim == 2:
+            moved = jnp.asarray(order, jnp.int32)[leaf]
+        elif leaf.ndim > 2:
+            of_layers = leaf.reshape(3, 32, *leaf.shape[1:])
+            moved = jnp.zeros_like(of_layers).at[:, order].set(of_layers).reshape(leaf.shape)
+        else:
+            return leaf
+        return jax.device_put(moved, leaf.sharding)
+
+    logits, state = sharded(packed, jax.tree.map(elsewhere, state), tokens)
+    assert_close((logits, sharded.restore(state)), wanted, atol=1e-4)
+
+
+def test_heads_of_a_pool_are_sharded() -> None:
+    step, args = rows(llama)
+    program = auto_shard(step, "cpu:8", pipeline=f"{PASSES}, plan, shard, stage, lower").program(
+        *args
+    )
+    pool = next(entry for entry in program.step_inputs if entry.name == "cache/k.0")
+    assert program.plan.label.endswith("/heads")
+    assert [bool(axes) for axes in pool.layout] == [False, False, True, False, False]
+
+
+def test_pages_that_do_not_divide_the_context_are_reported() -> None:
+    step, args = rows(llama)
+    program = Pipeline.parse(PASSES.replace("8", "12")).run(trace(step, *args))
+    assert kinds(program) == [LEFT_ALONE, LEFT_ALONE, NOTHING_DONE]
+    assert program.history[-1].remarks[0].text == "pages of 12 places do not divide its 32"
+
+
+def test_a_pool_and_its_table_are_the_cache() -> None:
+    cache = jnp.arange(3 * 2 * 4 * 16 * 5.0).reshape(3, 2, 4, 16, 5)
+    pool, table = pages(cache, page=8, layers=3)
+    assert (pool.shape, table.tolist()) == ((12, 4, 8, 5), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(paged(pool, table, page=8, layers=3), cache)
+    np.testing.assert_array_equal(paged(pool, table, 2, page=8, layers=3), cache[2])
+
+
+def test_what_has_no_page_is_not_written() -> None:
+    """Neither beyond the last page, nor where the table says -1: an idle row."""
+    pool, table = jnp.zeros((4, 8, 1)), jnp.asarray([[0, -1], [2, 3]])
+    new, drop = jnp.ones((2, 2, 1)), "fill"
+    put = partial(page_put, pool, new, table, mode=jax.lax.GatherScatterMode.from_any(drop))
+    written = np.asarray(put(jnp.asarray([[7, 8], [16, 9]])))[..., 0]
+    assert np.argwhere(written).tolist() == [[0, 7], [3, 1]]
