@@ -82,9 +82,12 @@ class Paged(Pass):
 
         def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
             moved = with_args(op, args, tuple(map(self.in_blocks, op.regions)))
-            if op.name != "attend" or args[1].op.name != "paged" or op.get("blocks"):
+            if [op.name, *(arg.op.name for arg in args[1:2])] != ["attend", "paged"]:
                 return moved.results
-            attrs = dict(op.attrs) | {"blocks": (args[0].type.size, self.keys(args[1]))}
+            blocks = op.get("blocks")
+            if not blocks or blocks[1] % self.page:
+                blocks = (args[0].type.size, self.keys(args[1]))
+            attrs = dict(op.attrs) | {"blocks": blocks}
             return build("attend", *args, origin=op.origin, **attrs).results
 
         return rebuilt(graph, visit)

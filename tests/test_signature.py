@@ -179,6 +179,7 @@ def drawn(*shape: int) -> jax.Array:
 
 
 IDS = jnp.array([2, 0, 1], jnp.int32)
+TABLE = jnp.array([[2, 0], [1, 3]], jnp.int32)
 OPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "add": (lambda x, y: x + y, (drawn(3, 4), drawn(1, 4)), "x0 x1, 1 x1 -> x0 x1"),
     "matrix product": (lambda x, y: x @ y, (drawn(3, 4), drawn(4, 5)), "l0 l1, l1 r1 -> l0 r1"),
@@ -380,17 +381,17 @@ def composite(name: str) -> Op:
             lambda r, w, n: Traced["expert_product"](r, w, n, dtype=None, precision=None),
             (drawn(6, 4), x[:, :1].reshape(2, 4, 1), IDS[0]),
         ),
-        "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), IDS)),
+        "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), TABLE)),
         "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),
         "page_put": (
             lambda p, n, t, i: Traced["page_put"](p, n, t, i, mode=mode),
-            (drawn(6, 2, 3, 4), drawn(2, 2, 3, 4), IDS, IDS),
+            (drawn(6, 2, 3, 4), drawn(2, 2, 3, 4), TABLE, IDS),
         ),
         "attend_pages": (
             lambda q, k, t: Traced["attend_pages"](
                 q, k, t, k, t, axes="b t k, b s k, b s v -> b t v", blocks=(8, 3)
             ),
-            (x, drawn(6, 3, 4), IDS),
+            (x, drawn(6, 3, 4), TABLE),
         ),
         "attend": (
             lambda q, k, v, m: Traced["attend"](

@@ -61,10 +61,10 @@ def pages_of_paged(op: Op) -> Outcome:
 )
 def read_of_paged(op: Op) -> Outcome:
     """cache_read(paged(pool, table), layer)  ->  paged(pool, table, layer)"""
-    cache, layer = op.args
-    if cache.op.name != "paged" or len(cache.op.args) > 2 or not cache.op["layers"]:
+    cache = _whole(op.args[0])
+    if cache is None or not cache["layers"]:
         return None
-    return make("paged", *cache.op.args, layer, **dict(cache.op.attrs))
+    return make("paged", *cache.args, op.args[1], **dict(cache.attrs))
 
 
 @local(
@@ -77,12 +77,12 @@ def read_of_paged(op: Op) -> Outcome:
 )
 def put_of_paged(op: Op) -> Outcome:
     """cache_put(paged(pool, table), new, places)  ->  paged(page_put(pool, new, table, places))"""
-    cache, new, places, *layer = op.args
-    if cache.op.name != "paged" or len(cache.op.args) > 2:
+    (_, new, places, *layer), cache = op.args, _whole(op.args[0])
+    if cache is None:
         return None
-    if op["axis"] != cache.type.rank - 2 or bool(layer) != bool(cache.op["layers"]):
+    if op["axis"] != op.types[0].rank - 2 or bool(layer) != bool(cache["layers"]):
         return Miss("it writes along another axis than the context", 3)
-    return _written(cache.op, new, places, layer, op["mode"])
+    return _written(cache, new, places, layer, op["mode"])
 
 
 @local(
@@ -95,16 +95,20 @@ def put_of_paged(op: Op) -> Outcome:
 )
 def write_of_paged(op: Op) -> Outcome:
     """cache_write(paged(pool, table), new, p)  ->  paged(page_put(pool, new, table, p))"""
-    cache, new, *starts = op.args
-    if cache.op.name != "paged" or len(cache.op.args) > 2:
+    (_, new, *starts), cache = op.args, _whole(op.args[0])
+    if cache is None:
         return None
-    layers = cache.op["layers"]
-    first = dict(zip(op["axes"], starts))
-    layer = [first.pop(0)] if layers and 0 in first and new.type.shape[0] == 1 else []
-    if set(first) != {cache.type.rank - 2} or len(layer) != bool(layers):
+    first, context = dict(zip(op["axes"], starts)), op.types[0].rank - 2
+    layer = [first.pop(0)] if cache["layers"] and 0 in first and new.type.shape[0] == 1 else []
+    if set(first) != {context} or len(layer) != bool(cache["layers"]):
         return Miss("it writes along another axis than the context", 3)
     new = reshaped(new, new.type.shape[1:]) if layer else new
-    return _written(cache.op, new, first[cache.type.rank - 2], layer, _CLIP)
+    return _written(cache, new, first[context], layer, _CLIP)
+
+
+def _whole(cache: Value) -> Op | None:
+    """The `paged` that gives a cache with all of its layers; None if another op does."""
+    return cache.op if cache.op.name == "paged" and len(cache.op.args) == 2 else None
 
 
 def _written(paged: Op, new: Value, places: Value, layer: list[Value], mode: Symbol) -> Value:
