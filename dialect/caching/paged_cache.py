@@ -35,8 +35,9 @@ def in_pages(page: int, layers: int) -> Change:
 
 
 def _cache(pool: jax.Array, table: jax.Array, layers: int = 0) -> jax.Array:
-    """A cache from a pool of six pages, or of six for each of two layers."""
-    return Traced["paged"](pool, jnp.abs(table) % 6, page=4, layers=layers)
+    """A cache from a pool of some pages, or of as many for each of several layers."""
+    count = pool.shape[0] // (layers or 1)
+    return Traced["paged"](pool, jnp.abs(table) % count, page=4, layers=layers)
 
 
 _POOL, _LAYERS, _TABLE = "f32[6,3,4,2]", "f32[12,3,4,2]", "i32[2,2]"
@@ -118,14 +119,21 @@ def _written(paged: Op, new: Value, places: Value, layer: list[Value], mode: Sym
     return make("paged", put, table, **dict(paged.attrs))
 
 
+def _fits(op: Op) -> bool:
+    """Whether `pages` would give a pool of this size: one without pages to spare."""
+    pool, table = (arg.type for arg in op.args[:2])
+    return pool.shape[0] == table.size * (op["layers"] or 1)
+
+
 PAGED = Form(
     "paged",
     undo="pages",
     parts=("pool", "table"),
     change=in_pages,
     example=_cache,
-    types=lambda places: (_POOL, _TABLE),
+    types=lambda places: ("f32[4,3,4,2]", _TABLE),
     keeps="approx",
+    fits=_fits,
 )
 RULES: tuple[Rule, ...] = (
     pages_of_paged,
