@@ -36,18 +36,22 @@ def in_pages(page: int, layers: int) -> Change:
 
 def _cache(pool: jax.Array, table: jax.Array, layers: int = 0) -> jax.Array:
     """A cache from a pool of some pages, or of as many for each of several layers."""
-    count = pool.shape[0] // (layers or 1)
-    return Traced["paged"](pool, jnp.abs(table) % count, page=4, layers=layers)
+    return Traced["paged"](pool, table, page=4, layers=layers)
 
 
-_POOL, _LAYERS, _TABLE = "f32[6,3,4,2]", "f32[12,3,4,2]", "i32[2,2]"
+def _in_pages(cache: jax.Array, layers: int = 0) -> jax.Array:
+    """The cache, from its own pages in order."""
+    return _cache(*Traced["pages"](cache, page=4, layers=layers), layers)
+
+
+_CACHE, _LAYERS, _NEW = "f32[2,3,8,2]", "f32[2,2,3,8,2]", "f32[2,3,3,2]"
 
 
 @local(
     "pages",
     keeps="approx",
-    example=lambda pool, table: Traced["pages"](_cache(pool, table), page=4, layers=0)[1],
-    types=("f32[4,3,4,2]", _TABLE),
+    example=lambda cache: Traced["pages"](_in_pages(cache), page=4, layers=0)[0],
+    types=(_CACHE,),
 )
 def pages_of_paged(op: Op) -> Outcome:
     """pages(paged(pool, table))  ->  pool, table: the same cache, its pages where they were"""
@@ -57,8 +61,8 @@ def pages_of_paged(op: Op) -> Outcome:
 
 @local(
     "cache_read",
-    example=lambda pool, table: Traced["cache_read"](_cache(pool, table, 2), 1),
-    types=(_LAYERS, _TABLE),
+    example=lambda cache: Traced["cache_read"](_in_pages(cache, 2), 1),
+    types=(_LAYERS,),
 )
 def read_of_paged(op: Op) -> Outcome:
     """cache_read(paged(pool, table), layer)  ->  paged(pool, table, layer)"""
@@ -71,10 +75,10 @@ def read_of_paged(op: Op) -> Outcome:
 @local(
     "cache_put",
     keeps="approx",
-    example=lambda pool, table, new, place: Traced["cache_put"](
-        _cache(pool, table, 2), new, jnp.abs(place) % 8, 1, axis=3, mode=_CLIP
+    example=lambda cache, new: Traced["cache_put"](
+        _in_pages(cache, 2), new, jnp.array([[5, 6, 7], [0, 1, 4]]), 1, axis=3, mode=_CLIP
     ),
-    types=(_LAYERS, _TABLE, "f32[2,3,1,2]", "i32[2,1]"),
+    types=(_LAYERS, _NEW),
 )
 def put_of_paged(op: Op) -> Outcome:
     """cache_put(paged(pool, table), new, places)  ->  paged(page_put(pool, new, table, places))"""
@@ -89,10 +93,10 @@ def put_of_paged(op: Op) -> Outcome:
 @local(
     "cache_write",
     keeps="approx",
-    example=lambda pool, table, new, place: Traced["cache_write"](
-        _cache(pool, table), new, place[0], axes=(2,)
+    example=lambda cache, new, place: Traced["cache_write"](
+        _in_pages(cache), new, place[0], axes=(2,)
     ),
-    types=(_POOL, _TABLE, "f32[2,3,3,2]", "i32[1]"),
+    types=(_CACHE, _NEW, "i32[1]"),
 )
 def write_of_paged(op: Op) -> Outcome:
     """cache_write(paged(pool, table), new, p)  ->  paged(page_put(pool, new, table, p))"""
@@ -130,8 +134,8 @@ PAGED = Form(
     undo="pages",
     parts=("pool", "table"),
     change=in_pages,
-    example=_cache,
-    types=lambda places: ("f32[4,3,4,2]", _TABLE),
+    example=lambda pool, table: _cache(pool, jnp.abs(table) % 4),
+    types=lambda places: ("f32[4,3,4,2]", "i32[2,2]"),
     keeps="approx",
     fits=_fits,
 )
