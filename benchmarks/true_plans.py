@@ -35,11 +35,14 @@ STEPS = 64
 LLAMA_1B = replace(
     llama.CONFIGS["8b"], layers=16, d_model=2048, heads=32, kv_heads=8, d_head=64, d_ff=8192
 )
+LLAMA_8 = replace(llama.CONFIGS["8b"], layers=8)
+PALM_8, PALM_62_8 = (replace(palm.CONFIGS[name], layers=8) for name in ("8b", "62b"))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A decoder, one of its steps (decode, prefill, generate), and what it is compiled for."""
+    """A decoder, one of its steps (`decode`, `prefill`, `generate`, `sample`), what it is compiled
+    for, and the plan that is asked for, if any."""
 
     name: str
     model: ModuleType
@@ -48,10 +51,12 @@ class Row:
     batch: int
     context: int
     slice: str = "v5e:2x4"
+    plan: str = "plan"
 
     def __str__(self) -> str:
         sizes = f"batch {self.batch}, context {self.context}"
-        return f"{self.name}, {self.step}, {self.slice}, {sizes}"
+        asked = f", {self.plan}" if self.plan != "plan" else ""
+        return f"{self.name}, {self.step}, {self.slice}, {sizes}{asked}"
 
 
 ROWS = (
@@ -64,6 +69,16 @@ ROWS = (
     Row("PaLM-8B", palm, palm.CONFIGS["8b"], "decode", 32, 2048),
     Row("PaLM-8B", palm, palm.CONFIGS["8b"], "prefill", 16, 1024),
     Row("GPT-2 XL", gpt, gpt.CONFIGS["xl"], "decode", 8, 512),
+    Row("GPT-2 XL", gpt, gpt.CONFIGS["xl"], "prefill", 16, 1024),
+    Row("Llama-3-8B", llama, llama.CONFIGS["8b"], "sample", 16, 512),
+    Row("Llama-3-8B", llama, llama.CONFIGS["8b"], "prefill", 1, 2048),
+    Row("Llama-3-8B, 8 layers", llama, LLAMA_8, "prefill", 16, 2048),
+    Row("Llama-3-8B, 8 layers", llama, LLAMA_8, "prefill", 16, 1024, "v6e:2x4"),
+    Row("Llama-3-8B, 8 layers", llama, LLAMA_8, "prefill", 16, 2048, plan="plan{ffn=ws1d}"),
+    Row("Llama-3-8B, 8 layers", llama, LLAMA_8, "prefill", 16, 1024, plan="plan{ffn=wg_xyz}"),
+    Row("PaLM-8B, 8 layers", palm, PALM_8, "prefill", 16, 1024, plan="plan{ffn=ws2d}"),
+    Row("PaLM-8B, 8 layers", palm, PALM_8, "prefill", 64, 1024),
+    Row("PaLM-62B, 8 layers", palm, PALM_62_8, "prefill", 16, 2048, "v4:2x2x4"),
 )
 
 
@@ -82,6 +97,29 @@ def generate(row: Row, params: Any, cache: Any, prompt: jax.Array) -> Any:
     return tokens, cache
 
 
+def sample(row: Row, params: Any, cache: Any, prompt: jax.Array, key: jax.Array) -> Any:
+    """Prefill, and a loop of decode steps that samples until every sequence has ended."""
+
+    def goes_on(carry: Any) -> jax.Array:
+        count, ended, *_ = carry
+        return (count < STEPS) & ~jnp.all(ended)
+
+    def step(carry: Any) -> Any:
+        count, ended, cache, token, tokens, key = carry
+        logits, cache = row.model.decode_step(row.config, params, cache, token)
+        key, drawn = jax.random.split(key)
+        token = jnp.where(ended, 0, jax.random.categorical(drawn, logits)).astype(jnp.int32)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, count))
+        return count + 1, ended | (token == 1), cache, token, tokens, key
+
+    logits, cache = row.model.prefill(row.config, params, cache, prompt)
+    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    tokens = jnp.zeros((row.batch, STEPS), jnp.int32)
+    first = jnp.int32(0), jnp.zeros(row.batch, bool), cache, token, tokens, key
+    _, _, cache, _, tokens, _ = jax.lax.while_loop(goes_on, step, first)
+    return tokens, cache
+
+
 def compared(row: Row) -> tuple[str, list[Beside]]:
     """(the plan's label, planned and compiled figures) of a row."""
     params = jax.eval_shape(partial(row.model.init_params, row.config), jax.random.key(0))
@@ -90,13 +128,16 @@ def compared(row: Row) -> tuple[str, list[Beside]]:
         "decode": (partial(row.model.decode_step, row.config), ()),
         "prefill": (partial(row.model.prefill, row.config), (row.context,)),
         "generate": (partial(generate, row), (row.context - STEPS,)),
+        "sample": (partial(sample, row), (row.context - STEPS,)),
     }
     function, times = steps[row.step]
     tokens = jax.ShapeDtypeStruct((row.batch, *times), "int32")
     topology = Topology.parse(row.slice)
     target = Target(row.slice, topology.mesh_axes().axes)
-    program = trace(function, params, cache, tokens)
-    program = Pipeline.parse(DEFAULT_PIPELINE).run(program, target)
+    keys = [jax.eval_shape(lambda: jax.random.key(0))] if row.step == "sample" else []
+    program = trace(function, params, cache, tokens, *keys)
+    passes = DEFAULT_PIPELINE.replace("plan", row.plan, 1)
+    program = Pipeline.parse(passes).run(program, target)
     mesh = jax_mesh(topology, MeshSpec(target.mesh))
     executable, _ = compiled(Compilable(program, mesh))
     return program.plan.label, beside_plan(program, executable, mesh)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.compiled.compilers import apart, hidden_counter
+from dialect.compiled.compilers import apart, hidden_counter, made_first
 from dialect.compiled.constraints import constrained
 from dialect.compiled.owners import owned
 from dialect.compiled.paged_attention import attend_by_page
@@ -45,7 +45,8 @@ def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
     if op.get("by") == "same":
         return None  # whoever adapts a state looks whether its heads are (dialect.prepared.state)
-    return substitute(apart(op, reference_graph(op)), op.args, origin=op.origin)
+    graph = reference_graph(op)
+    return substitute(apart(op, graph), made_first(op, graph), origin=op.origin)
 
 
 EXPAND = Rule(

@@ -18,7 +18,7 @@ from dialect.display.quantities import size
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
-from dialect.planning.decoder import decoder_shape
+from dialect.planning.decoder import decoder_shape, loop_notes
 from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
 from dialect.planning.objectives import shape_to_plan
@@ -81,7 +81,7 @@ class Plan(Pass):
         owner = program.requested("owner") or "auto"
         attention = self.attention if self.attention != "auto" else owner
         asked = [None if each == "auto" else each for each in (self.ffn, attention)]
-        notes = shape.notes()
+        notes = [*shape.notes(), *loop_notes(program)]
         alone = mesh.size > 1 and bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from dialect.caching.state_forms import undoes
-from dialect.ops.control import remade_scan, scan_parts
+from dialect.ops.control import remade_scan, remade_while, scan_parts
 from dialect.planning.layouts import with_input_layouts
 from dialect.staging.binding import frontier, region_bound
 from rewrite.dataflow import bound_values, dependents, rebuilt
@@ -74,6 +74,8 @@ def split_loops(graph: Graph, inputs: Iterable[Value]) -> Graph:
         moved = with_args(op, args)
         if op.name == "scan" and op.results[0] not in bound:
             moved = _split(moved, region_bound(op, bound))
+        elif op.get("cond_consts") is not None and op.results[0] not in bound:
+            moved = _known_first(moved, region_bound(op, bound))
         return moved.results
 
     return rebuilt(graph, visit)
@@ -115,6 +117,19 @@ def _split(op: Op, bound: frozenset[Value]) -> Op:
         after.outputs,
     )
     return remade_scan(op, after, [*consts, *once], carry, [*xs, *before.results])
+
+
+def _known_first(op: Op, bound: frozenset[Value]) -> Op:
+    """while(body: w, x -> f(w) x)  ->  f(w), and while(body: f, x -> f x)"""
+    first = op["cond_consts"]
+    consts = op.args[first : first + op["body_consts"]]
+    body = split_loops(op.regions[1], bound)
+    front = [value for value in frontier(body, bound) if value not in body.inputs]
+    fixed, carried = body.inputs[: len(consts)], body.inputs[len(consts) :]
+    fresh = {value: new_input(value.type) for value in front}
+    once = substitute(Graph(fixed, tuple(front)), consts)
+    inputs = (*fixed, *fresh.values(), *carried)
+    return remade_while(op, Graph(inputs, replace_values(body, fresh).outputs), (*consts, *once))
 
 
 # The state's boundary.

@@ -24,12 +24,12 @@ def must_be_writable(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, renamed to it at the end.
+    """A name beside `path` to write to, renamed to it at the end; no other writer has the same.
 
-    Readers see the whole old file or the whole new one. Raises FileError where the system refuses.
+    Readers see the whole old file or a whole new one. Raises FileError where the system refuses.
     """
     must_be_writable(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.urandom(8).hex()}{path.suffix}")
     try:
         yield part
         os.replace(part, path)

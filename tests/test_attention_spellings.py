@@ -195,3 +195,17 @@ def test_logits_of_rounded_weights_are_not_merged_with_what_rounds_them() -> Non
     logits = next(op for op in lowered.ops if op.name == "dot_general")
     readers = [op.name for op in lowered.ops if logits.results[0] in op.args]
     assert readers == ["optimization_barrier"]
+
+
+@pytest.mark.parametrize(("queries", "is_held"), [(64, True), (1, False)])
+def test_queries_of_a_prefill_are_made_before_they_are_multiplied(
+    queries: int, is_held: bool
+) -> None:
+    """The softmax of a product that rotates its queries too is not fused with it."""
+    types = (Type("f32", (2, queries, 4, 8)), *(Type("f32", (2, 64, 4, 8)),) * 2)
+    query, key, value = inputs = tuple(map(new_input, types))
+    axes = "b t h k, b s h k, b s h k -> b t h k"
+    graph = rewrite(Graph(inputs, (make("attend", query, key, value, axes=axes),)), [EXPAND])
+    assert [op.name for op in graph.ops if query in op.args][:1] == (
+        ["optimization_barrier"] if is_held else ["dot_general"]
+    )

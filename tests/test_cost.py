@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from dialect.compiled.compilers import room_on_chip, scatters_rows
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.cost import estimate
 from dialect.planning.decoder_shape import DecoderShape
@@ -132,11 +133,11 @@ def test_scores_that_are_too_large_for_a_chip_are_written_and_read() -> None:
     shape, mesh = prefill(decoder_shapes.LLAMA_70B, 64), v6e.mesh_axes()
     found = partition("wg_xyz", "batch", shape, mesh)
     work, layer_bytes = Workload(shape, mesh, found), 64 * 64 * 2048 * 2048 * 4 // 16
-    scores_bytes = 80 * 2 * layer_bytes
+    scores_bytes, others = work.spilled_bytes(room_on_chip(v6e.chip))
     assert layer_bytes == 4_294_967_296
-    assert work.scores_bytes(v6e.chip.on_chip_bytes) == scores_bytes
-    assert work.scores_bytes(layer_bytes) == 0
-    moved = work.hbm_bytes() + scores_bytes
+    assert scores_bytes == 80 * 2 * layer_bytes
+    assert work.spilled_bytes(2 * layer_bytes) == (0, 0)
+    moved = work.hbm_bytes() + others + scores_bytes
     predicted = estimate(shape, v6e, mesh, found)
     assert predicted.hbm_bytes == round(moved)
     assert predicted.hbm_s == pytest.approx(moved / (0.85 * v6e.chip.hbm_bytes_per_s), rel=1e-3)
@@ -147,6 +148,22 @@ def test_scores_of_one_token_stay_on_the_chip() -> None:
     shape = decode(PALM_540B, 512)
     work = Workload(shape, CUBE, partition("ws2d", "batch", shape, CUBE))
     assert predict(shape, 64, "ws2d", "batch").hbm_bytes == round(work.hbm_bytes())
+
+
+def test_logits_are_scattered_in_whole_tiles_or_reduced_on_every_chip() -> None:
+    """As compiled for v5e and v6e: 16 or 64 rows of 128,256 over 8 chips, 64 of 256,000."""
+    assert scatters_rows(8, 256_000, (2, 4))
+    assert scatters_rows(64, 32_768, (4,))
+    assert not scatters_rows(2, 256_000, (2, 4))  # rows of no whole tile
+    assert not scatters_rows(8, 128_256, (2, 4))  # 501 pairs of tiles, too many at a time
+    assert not scatters_rows(8, 32_768, (4, 4))  # two lines
+    shape = replace(prefill(LLAMA_8B, 16), time=512, context=512)
+    mesh = MeshSpec.parse("x=2 y=4")
+    found = partition("wg_xyz", "batch", shape, mesh)
+    for lanes, kind in ((128, "all-reduce"), (1, "reduce-scatter")):  # of a TPU, of a CPU
+        work = Workload(shape, mesh, found, lanes)
+        kinds = [each.kind for each in work.collectives() if each.part == "logits"]
+        assert kinds == ["all-to-all", kind]
 
 
 # Latency: Tables 2 and 3, Figures 1, 6, 7 and 8.

@@ -314,6 +314,20 @@ def test_a_loop_that_cannot_be_counted_says_so() -> None:
     assert [each.trip_count for each in permutes] == [None]
 
 
+def test_of_several_conditions_the_most_that_one_allows_is_counted() -> None:
+    """while (i + 1 < 7 and flag) steps by 2: three trips at most."""
+    text = MODULE.replace("LIMIT", "7").replace(
+        "ROOT %less = pred[] compare(%i, %n), direction=LT",
+        """%one = s32[] constant(1)
+  %i1 = s32[] add(%i, %one)
+  %less = pred[] compare(%i1, %n), direction=LT
+  %flag = pred[] constant(true)
+  ROOT %both = pred[] and(%less, %flag)""",
+    )
+    permutes = [each for each in report_of(text).collectives if "permute" in each.kind]
+    assert [each.trip_count for each in permutes] == [3]
+
+
 @pytest.mark.parametrize(
     ("text", "groups"),
     [

@@ -37,19 +37,47 @@ def generate(params: Any, cache: Any, prompt: jax.Array) -> Any:
     return tokens, cache
 
 
-def generating(passes: str) -> Program:
+def sample_until_done(params: Any, cache: Any, prompt: jax.Array, key: jax.Array) -> Any:
+    """Prefill, and a loop of decode steps that samples until every sequence has ended."""
+
+    def goes_on(carry: Any) -> jax.Array:
+        count, ended, *_ = carry
+        return (count < STEPS) & ~jnp.all(ended)
+
+    def step(carry: Any) -> Any:
+        count, ended, cache, token, tokens, key = carry
+        logits, cache = llama.decode_step(CONFIG, params, cache, token)
+        key, drawn = jax.random.split(key)
+        token = jnp.where(ended, 0, jax.random.categorical(drawn, logits)).astype(jnp.int32)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, count))
+        return count + 1, ended | (token == 1), cache, token, tokens, key
+
+    logits, cache = llama.prefill(CONFIG, params, cache, prompt)
+    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    tokens = jnp.zeros((BATCH, STEPS), jnp.int32)
+    first = jnp.int32(0), jnp.zeros(BATCH, bool), cache, token, tokens, key
+    _, _, cache, _, tokens, _ = jax.lax.while_loop(goes_on, step, first)
+    return tokens, cache
+
+
+def generating(passes: str, function: Any = generate) -> Program:
     params, cache, _ = shapes_of(llama, CONFIG, BATCH, CONTEXT)
-    prompt = jax.ShapeDtypeStruct((BATCH, PROMPT), "int32")
-    program = trace(generate, params, cache, prompt, params=0, state=1)
+    args = [params, cache, jax.ShapeDtypeStruct((BATCH, PROMPT), "int32")]
+    if function is sample_until_done:
+        args.append(jax.eval_shape(lambda: jax.random.key(0)))
+    program = trace(function, *args, params=0, state=1)
     return Pipeline.parse(f"normalize, recognize{passes}").run(program)
 
 
+@pytest.mark.parametrize("function", [generate, sample_until_done])
 @pytest.mark.parametrize("passes", ["", ", roll, carry_cache"])
-def test_weights_are_read_in_every_step_and_stored_once(passes: str) -> None:
-    """They were counted once a step: 60 GiB for a generate function of a step of 0.26."""
-    program = generating(passes)
+def test_weights_are_read_in_every_step_and_stored_once(passes: str, function: Any) -> None:
+    """They were counted once a step: 60 GiB for a generate function of a step of 0.26. A loop that
+    ends by a condition runs as often as its counter allows."""
+    program = generating(passes, function)
     shape = decoder_shape(program, infer_axes(program))
     layers = CONFIG.layers
+    assert shape.steps == 1 + STEPS
     assert [(block.times, block.stored, block.time) for block in shape.blocks] == [
         (layers, layers, None),
         (layers, layers, None),
@@ -64,9 +92,10 @@ def test_weights_are_read_in_every_step_and_stored_once(passes: str) -> None:
     assert memory["weights"] == sum(w.size * w.dtype.itemsize for w in matrices)
 
 
-def test_what_is_the_same_in_every_step_is_packed_once() -> None:
+@pytest.mark.parametrize("function", [generate, sample_until_done])
+def test_what_is_the_same_in_every_step_is_packed_once(function: Any) -> None:
     """A weight in another shape was packed as often as the loop has steps."""
-    program = Pipeline.parse("stage").run(generating(", roll, carry_cache"))
+    program = Pipeline.parse("stage").run(generating(", roll, carry_cache", function))
     packed, given = (
         sum(each.type.bytes for each in inputs if each.role == "param")
         for inputs in (program.step_inputs, program.inputs)
@@ -80,3 +109,29 @@ def test_eight_devices_generate_the_same_tokens() -> None:
     expected, _ = jax.jit(generate)(params, cache, prompt)
     tokens, _ = auto_shard(generate, "cpu:8")(params, cache, prompt)
     np.testing.assert_array_equal(tokens, expected)
+
+
+def test_eight_devices_sample_the_same_tokens_until_all_have_ended() -> None:
+    params, cache, _ = arrays_of(llama, CONFIG, BATCH, CONTEXT)
+    prompt = jax.random.randint(jax.random.key(1), (BATCH, PROMPT), 0, CONFIG.vocab)
+    expected, _ = jax.jit(sample_until_done)(params, cache, prompt, jax.random.key(2))
+    step = auto_shard(sample_until_done, "cpu:8")
+    tokens, _ = step(params, cache, prompt, jax.random.key(2))
+    np.testing.assert_array_equal(tokens, expected)
+    note = (
+        "a loop that ends by a condition is planned as 32 trips, the most that its counter allows"
+    )
+    assert note in step.explain(params, cache, prompt, jax.random.key(2))
+
+
+def test_what_a_while_makes_of_parameters_alone_is_made_once() -> None:
+    def squared(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + (w @ w).sum(), x)
+
+    w = jax.ShapeDtypeStruct((4, 4), "float32")
+    program = trace(squared, w, jax.ShapeDtypeStruct((3,), "float32"), params=0)
+    program = Pipeline.parse("normalize, stage").run(program)
+    assert [op.name for op in program.stages.prepare.ops] == ["contract", "reduce_sum"]
+    (loop,) = (op for op in program.graph.ops if op.name == "while")
+    assert [op.name for op in loop.regions[1].ops] == ["add"]
+    assert [each.type.shape for each in program.graph.inputs] == [(), (3,)]

@@ -12,14 +12,15 @@ that are gathered so are read by their product without a constraint, which would
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jax import lax
 
-from dialect.machine.chips import Chip
+from dialect.machine.chips import MIB, Chip
 from dialect.machine.interconnect import Links, Ring
-from dialect.machine.tiles import LANES
+from dialect.machine.tiles import LANES, ROWS
 from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
@@ -27,19 +28,22 @@ from rewrite.rules import Outcome, local
 
 MeshAxes = tuple[str, ...]
 _SHORT = 4  # weights are gathered as a whole around a ring of so few chips
+_PIECE = 10e6  # bytes of partial sums that are reduce-scattered at a time
 _FEW = 2  # partial sums are scattered as a whole over so few chips
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """What the compiler for one chip makes of collectives.
+    """What the compiler for one chip makes of collectives, and of the memory on the chip.
 
     - overlaps_gathers: whether the all-gather of weights overlaps with compute
     - gathers_in_windows: whether large weights are gathered in windows, over `windowed_axes`
+    - window_bytes: of the memory on a chip, what a product reads and writes at a time
     """
 
     overlaps_gathers: bool = True
     gathers_in_windows: bool = False
+    window_bytes: int = 16 * MIB
 
     def overlaps(self, may_be_windowed: bool) -> bool:
         """Whether the all-gather of some weights overlaps with compute."""
@@ -64,10 +68,10 @@ class Compiler:
 
 
 _TODAY = {
-    "v4": Compiler(overlaps_gathers=False, gathers_in_windows=True),
+    "v4": Compiler(overlaps_gathers=False, gathers_in_windows=True, window_bytes=0),
     "v5e": Compiler(),  # would gather in windows too, if not constrained, 4 % slower
-    "v5p": Compiler(overlaps_gathers=False),
-    "v6e": Compiler(overlaps_gathers=False, gathers_in_windows=True),
+    "v5p": Compiler(overlaps_gathers=False, window_bytes=96 * MIB),
+    "v6e": Compiler(overlaps_gathers=False, gathers_in_windows=True, window_bytes=64 * MIB),
     "tpu7x": Compiler(overlaps_gathers=False),
 }
 # The cost model is fitted to the programs of arXiv:2211.05102 on v4, which overlap their gathers.
@@ -92,10 +96,42 @@ def permutes_of_scatter(links: Sequence[Links], ways: int) -> int:
     return ways if closed and ways > _FEW else 0
 
 
+def scatters_rows(rows: float, columns: float, ways: Sequence[int]) -> bool:
+    """Whether partial sums in f32 are reduce-scattered to so many rows of a chip, over axes of so
+    many chips; they are all-reduced otherwise.
+
+    A chip's rows must be whole tiles, half of which go in each direction: all at once, or in pieces
+    of a half, a quarter ... of at most `_PIECE` bytes. Of several axes one has more than two chips.
+    """
+    pairs = rows / ROWS * math.ceil(columns / LANES) / 2
+    while pairs % 1 == 0 and pairs * math.prod(ways) * 2 * LANES * ROWS * 4 > _PIECE:
+        pairs /= 2
+    is_line = len(ways) == 1 or sum(count > 2 for count in ways) == 1
+    return is_line and rows % ROWS == 0 and pairs % 1 == 0
+
+
 def hides_reading(rows: float, bytes_per_weight: float, chip: Chip) -> bool:
     """Whether multiplying so many rows takes twice as long as reading the weights, which each
     window does again."""
     return 2 * rows / chip.bf16_flops_per_s >= 2 * bytes_per_weight / chip.hbm_bytes_per_s
+
+
+def room_on_chip(chip: Chip) -> int:
+    """Bytes on a chip for arrays that are made there and read again."""
+    return max(0, chip.on_chip_bytes - compiler_for(chip).window_bytes)
+
+
+def passes_over_logits(*batch: float) -> int:
+    """How often the logits of attention that do not fit on the chip are written and read, with so
+    many sequences and KV heads on it: the product that writes them finds their largest and their
+    sum too, unless there is one of either, when the sum is a pass of its own."""
+    return 3 if 1 in batch else 2
+
+
+def passes_over_gathered(array_axes: int) -> int:
+    """How often weights that are gathered along so many of their axes are written and read, before
+    they are read by their product."""
+    return 1 + 4 * (array_axes - 1)
 
 
 def windowed_axes(split: Callable[[str], Mapping[str, MeshAxes]]) -> MeshAxes:
@@ -121,13 +157,32 @@ def apart(op: Op, graph: Graph) -> Graph:
     """
     if op.name != "attend" or op.get("rounds") is None or op.get("blocks"):
         return graph
-    logits = next(each for each in graph.ops if each.name == "dot_general")
+    logits = _logits(graph)
 
     def visit(each: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         results = with_args(each, args).results
         return [make("optimization_barrier", *results)] if each is logits else results
 
     return rebuilt(graph, visit)
+
+
+def made_first(op: Op, graph: Graph) -> tuple[Value, ...]:
+    """softmax(q . k) . v  ->  softmax(barrier(q) . k) . v: the arguments of `op`, of this graph
+
+    Into a product that makes its queries as well (rotary positions are fused into it) the compiler
+    fuses no softmax: a prefill then writes and reads its logits twice.
+    """
+    if op.name != "attend" or op.get("blocks"):
+        return op.args
+    query, key, *others = op.args
+    if _logits(graph).types[0].size <= key.type.size:  # in decode, which makes few of them
+        return op.args
+    return (make("optimization_barrier", query, origin=op.origin), key, *others)
+
+
+def _logits(graph: Graph) -> Op:
+    """The product of queries and keys in the reference of attention."""
+    return next(op for op in graph.ops if op.name == "dot_general")
 
 
 @local(

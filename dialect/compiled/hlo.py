@@ -193,7 +193,7 @@ def collectives_of(
     """The collectives that one instruction runs or starts, inside its fusion too."""
     kind = op.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-        yield CollectiveInstruction(kind, _result_type(op, body), op.line, 1, _source(op, body))
+        yield CollectiveInstruction(kind, _result_type(op, body), op.line, 1, source_near(op, body))
     elif not op.opcode.endswith(("-done", "-update")):
         for callee in callees(op):
             inside = module.computation(callee)
@@ -202,7 +202,7 @@ def collectives_of(
                     yield _scattered(op, part) if callee.startswith(_REDUCE_SCATTER) else part
 
 
-def _source(op: Instruction, body: dict[str, Instruction]) -> str:
+def source_near(op: Instruction, body: dict[str, Instruction]) -> str:
     """The JAX operation of an instruction, or of the nearest operand that has one."""
     near = {op.name: op}
     for name in (names := [op.name]):
@@ -244,27 +244,57 @@ def _result_type(op: Instruction, body: dict[str, Instruction]) -> str:
 def _trip_count(
     module: Module, loop: Instruction, around: dict[str, Instruction], condition: str, body: str
 ) -> float | None:
-    """The trip count of a loop: XLA's, or as its name expects, or computed if the condition is
-    `counter < limit`."""
+    """The trip count of a loop: XLA's, or as its name expects, or computed if its condition is
+    `counter < limit`; of several conditions the most trips that one of these allows."""
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if known:
         return int(known)
     expected = expected_trips(loop.source)
     if expected is not None:
         return expected
-    test, asked = module.root(condition), module.computation(condition)
+    asked = module.computation(condition)
     before, after = around.get(loop.operands[0]), module.root(body)
-    if test.opcode != "compare" or "direction=LT" not in test.line or before is None:
+    if before is None or {before.opcode, after.opcode} != {"tuple"}:
         return None
-    counter, limit = (_element(asked, operand) for operand in test.operands)
-    if counter is None or {before.opcode, after.opcode} != {"tuple"}:
+    counts = [
+        _most_trips(asked, test, around, before, module.computation(body), after)
+        for test in _conjuncts(asked, module.root(condition))
+        if test.opcode == "compare" and "direction=LT" in test.line
+    ]
+    return min((count for count in counts if count is not None), default=None)
+
+
+def _conjuncts(body: dict[str, Instruction], test: Instruction) -> Iterator[Instruction]:
+    """and(a, and(b, c))  ->  a, b, c"""
+    if test.opcode != "and":
+        yield test
+        return
+    for operand in test.operands:
+        yield from _conjuncts(body, body[operand])
+
+
+def _most_trips(
+    asked: dict[str, Instruction],
+    test: Instruction,
+    around: dict[str, Instruction],
+    before: Instruction,
+    body: dict[str, Instruction],
+    after: Instruction,
+) -> int | None:
+    """How often `counter + n < limit` holds at most; None if one of them is not known."""
+    left, ahead = _behind_copies(asked, test.operands[0]), 0
+    if left is not None and left.opcode == "add":
+        left, ahead = asked[left.operands[0]], _constant(asked, left.operands[1])
+    counter = left and _element(asked, left.name)
+    limit = _element(asked, test.operands[1])
+    if counter is None or ahead is None:
         return None
     first = _constant(around, before.operands[counter])
-    step = _step(module.computation(body), after.operands[counter], counter)
+    step = _step(body, after.operands[counter], counter)
     last = _constant(asked, test.operands[1])
     if last is None and limit is not None:
         last = _constant(around, before.operands[limit])
-    return None if first is None or last is None or not step else -(-(last - first) // step)
+    return None if first is None or last is None or not step else -(-(last - first - ahead) // step)
 
 
 def _step(body: dict[str, Instruction], name: str, counter: int) -> int | None:

@@ -47,7 +47,8 @@ def run(args: Arguments) -> None:
 
 def compile_(args: Arguments, screen: Screen) -> None:
     """Rewrites a function, compiles it, and shows the executable."""
-    done = rewritten(args, screen)
+    explained = Explained()
+    done = rewritten(args, screen, listeners=(explained,))
     with screen.working(f"compiling for {done.target.topology}"), session.kept(args, done):
         started = time.perf_counter()
         executable, notes = compiled(Compilable(done.program, done.mesh))
@@ -64,6 +65,7 @@ def compile_(args: Arguments, screen: Screen) -> None:
     usable = Topology.parse(done.target.topology).chip.usable_hbm_bytes
     screen.executable(report, notes, seconds, usable)
     screen.tables([plan_table(beside)] if beside else [])
+    screen.tables(explained.moved(executable, done.mesh))
 
 
 def show(args: Arguments, screen: Screen) -> None:

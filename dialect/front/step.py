@@ -115,7 +115,9 @@ class Step:
             lines += [f"  {note}" for note in step.notes]
         lines += [program.plan.explain()] if program.plan is not None else []
         reports = [plan_table(beside)] if beside else []
-        reports += self._explained[self._key(args)].tables()
+        explained = self._explained[self._key(args)]
+        reports += explained.moved(executable.compiled, self.mesh) if executable else []
+        reports += explained.tables()
         return "\n".join([*lines, *([as_text(reports)] if reports else [])])
 
     def lower(self, *args: Any) -> Any:

@@ -19,7 +19,7 @@ class Chip:
     - peaks: (dtype, FLOP/s) of dense products of a dtype that the matrix unit supports natively; a
       multiply-add counts as two. See `flops_per_s`
     - hbm_bytes: physical memory; usable_hbm_bytes: what the compiler gives to a program
-    - on_chip_bytes: VMEM of a TPU, L2 cache of a GPU
+    - on_chip_bytes: VMEM of a TPU (CMEM of v4), L2 cache of a GPU
     - fabric: the links of a slice: "torus" and "grid" connect neighbours, and axes of a torus may
       wrap around (`Topology.wraps`); "switch" connects all chips
     - largest: shape of the largest slice; its rank is the rank of every slice
@@ -94,8 +94,9 @@ def _native(dtype: str) -> str:
 # int8; one-way link bandwidth, a hop of 1 us, and the network of v4 and v5e from "How to Scale
 # Your Model" (jax-ml.github.io/scaling-book/tpus); v4's 275 TFLOP/s, 32 GiB, 1200 GB/s and
 # 270 GB/s over six links also in arXiv:2211.05102, section 4. On-chip memory: VMEM per core as
-# Pallas sees it, times cores. usable_hbm_bytes: the limit libtpu reports when a program is too
-# large. A 7x has two dies with one device each; its die-to-die link is six times one of its links.
+# Pallas sees it, times cores; of v4 the CMEM (arXiv:2304.01433), in which the compiler keeps
+# arrays. usable_hbm_bytes: the limit libtpu reports when a program is too large. A 7x has two dies
+# with one device each; its die-to-die link is six times one of its links.
 TPU_HOP_S = 1e-6
 # GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense; f32 is TF32, which JAX
 # takes by default; NVLink one way; the network as in DGX A100 (200 Gb/s InfiniBand per GPU), DGX
@@ -112,7 +113,7 @@ _TPUS = (
         hbm_bytes=32 * GIB,
         usable_hbm_bytes=int(30.75 * GIB),
         hbm_bytes_per_s=1200e9,
-        on_chip_bytes=2 * 16 * MIB,
+        on_chip_bytes=128 * MIB,
         fabric="torus",
         largest=(16, 16, 16),
         link_bytes_per_s=45e9,

@@ -12,7 +12,8 @@ from itertools import permutations
 from dialect.machine.chips import Chip
 from rewrite.ir import Type, bits
 
-LANES, ROW_BITS = 128, 8 * 32
+LANES, ROWS = 128, 8  # of four bytes
+ROW_BITS = ROWS * 32
 
 
 def lanes_of(chip: Chip) -> int:

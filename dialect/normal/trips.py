@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ import numpy as np
 
 from dialect.arrays.dtypes import dtype_of
 from dialect.arrays.evaluate import evaluate
+from dialect.matching.mask_regions import COMPARED
 from dialect.matching.values import number
-from dialect.ops.control import scan_parts
+from dialect.ops.control import given_inside, scan_parts
 from rewrite.dataflow import known_values
 from rewrite.ir import Graph, Op, Value
 
@@ -25,6 +26,46 @@ def row_read(op: Op) -> tuple[Value | None, Value | None]:
     if op.name != "dynamic_slice" or op["slice_sizes"] != (1, *op.args[0].type.shape[1:]):
         return None, None
     return op.args[:2]
+
+
+def most_trips(op: Op) -> int | None:
+    """How often the regions of an op run: the length of a `scan`; of a `while` as often as a
+    counter in its condition allows at most, None if none does; once, of any other."""
+    if op.get("cond_consts") is None:
+        return op.get("length", 1)
+    (test,) = op.regions[0].outputs
+    bounds = [_bound(op, each.op) for each in _all_of(test)]
+    return min((each for each in bounds if each is not None), default=None)
+
+
+def _all_of(test: Value) -> Iterator[Value]:
+    """a & b & c  ->  a, b, c"""
+    if test.op.name != "and":
+        yield test
+        return
+    for arg in test.op.args:
+        yield from _all_of(arg)
+
+
+def _bound(op: Op, test: Op) -> int | None:
+    """How often counter < limit holds at most, for numbers that are known."""
+    _, bounds = COMPARED.get(test.name, ("", ()))
+    if len(bounds) != 1:
+        return None
+    ((beyond, is_lowest),) = bounds
+    counter, limit = test.args[::-1] if is_lowest else test.args
+    inside, for_test = op.regions[1], given_inside(op)[0]
+    start, is_carried = for_test.get(counter, (counter, False))
+    last, may_change = for_test.get(limit, (limit, False))
+    if not is_carried or may_change:
+        return None
+    at = op.regions[0].inputs.index(counter) - op["cond_consts"]
+    first, most = number(start), number(last)
+    step = _step(inside.inputs[op["body_consts"] + at], inside.outputs[at])
+    if not all(isinstance(each, int) for each in (first, most, step)) or step <= 0:
+        return None
+    allowed = most - beyond if is_lowest else most + beyond
+    return max(0, (allowed - first) // step + 1)
 
 
 class Places:

@@ -33,6 +33,24 @@ def scan_parts(op: Op) -> tuple[slice, slice, slice]:
     return slice(0, consts), slice(consts, carry), slice(carry, len(op.args))
 
 
+def given_inside(op: Op) -> list[dict[Value, tuple[Value, bool]]]:
+    """For every region of an op: {input: (argument, whether it is carried between iterations)}."""
+    if op.name == "scan":
+        _, carried, _ = scan_parts(op)
+        numbers = [[(i, carried.start <= i < carried.stop) for i in range(len(op.args))]]
+    elif op.name == "while":
+        first, fixed = op["cond_consts"], op["cond_consts"] + op["body_consts"]
+        carry = [(i, True) for i in range(fixed, len(op.args))]
+        consts = range(first), range(first, fixed)
+        numbers = [[*((i, False) for i in numbers_), *carry] for numbers_ in consts]
+    else:
+        numbers = [[(i, False) for i in range(1, len(op.args))] for _ in op.regions]
+    return [
+        {inner: (op.args[i], carried) for inner, (i, carried) in zip(region.inputs, numbers_)}
+        for region, numbers_ in zip(op.regions, numbers)
+    ]
+
+
 def remade_scan(
     op: Op, body: Graph, consts: Sequence[Value], carry: Sequence[Value], xs: Sequence[Value]
 ) -> Op:
@@ -54,6 +72,23 @@ def remade_scan(
         consts=sum(i < fixed for i in keep),
         carry=carried,
         **{name: op[name] for name in ("length", "reverse", "unroll")},
+    )
+
+
+def remade_while(op: Op, body: Graph, consts: Sequence[Value]) -> Op:
+    """The `while` `op` with another body and other constants for it; what the body never reads of
+    these is dropped."""
+    first = op["cond_consts"]
+    used, carry = set(body.users) | set(body.outputs), op.args[first + op["body_consts"] :]
+    keep = [i for i in range(len(consts)) if body.inputs[i] in used]
+    inputs = (*(body.inputs[i] for i in keep), *body.inputs[len(consts) :])
+    return opdef.build(
+        "while",
+        *(*op.args[:first], *(consts[i] for i in keep), *carry),
+        regions=(op.regions[0], Graph(inputs, body.outputs)),
+        origin=op.origin,
+        cond_consts=first,
+        body_consts=len(keep),
     )
 
 

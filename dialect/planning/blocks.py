@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from dialect.naming.axes import HEADS, Axes, Names, leaves_of
+from dialect.normal.trips import most_trips
+from dialect.ops.control import given_inside, scan_parts
 from dialect.ops.scores import loop_axes
 from dialect.planning.decoder_shape import Attention, Block, Network
 from dialect.staging.binding import region_bound
@@ -52,17 +54,16 @@ class _Loop:
     trips: int = 1
     outside: dict[Value, tuple[Value, int]] = field(default_factory=dict)
 
-    def within(self, op: Op, region: Graph) -> _Loop:
-        """The loops around a region of an op."""
-        length = op.get("length")
-        if length is None:
-            return self
-        sliced = op["consts"] + op["carry"]
-        outside = {
-            value: (arg, length if number >= sliced else 1)
-            for number, (value, arg) in enumerate(zip(region.inputs, op.args))
-        }
-        return _Loop(self.trips * length, self.outside | outside)
+    def within(self, op: Op) -> Iterator[_Loop]:
+        """The loops around every region of an op. One whose length nothing bounds is the step that
+        it repeats."""
+        trips = most_trips(op) or 1
+        rows = op.regions[0].inputs[scan_parts(op)[-1]] if op.get("length") is not None else ()
+        for given in given_inside(op):
+            outside = {
+                inner: (arg, trips if inner in rows else 1) for inner, (arg, _) in given.items()
+            }
+            yield _Loop(self.trips * trips, self.outside | outside)
 
     def stored(self, value: Value) -> tuple[Value, int]:
         """Where a weight is stored outside the loops, and how many like it are stored there."""
@@ -108,8 +109,8 @@ def _blocks_of(graph: Graph, inputs: frozenset[Value], axes: Axes, loop: _Loop) 
             continue
         inner = [
             block
-            for region in op.regions
-            for block in _blocks_of(region, region_bound(op, bound), axes, loop.within(op, region))
+            for region, within in zip(op.regions, loop.within(op))
+            for block in _blocks_of(region, region_bound(op, bound), axes, within)
         ]
         if inner:
             yield from (*_blocks_up_to(places, at, axes, loop), *inner)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dialect.compiled.compilers import Compiler, fitted_compiler
+from dialect.compiled.compilers import Compiler, fitted_compiler, room_on_chip
 from dialect.display.quantities import size
 from dialect.machine import collectives
 from dialect.machine.interconnect import Links, Ring
@@ -76,7 +76,8 @@ def estimate(
     work = Workload(shape, mesh, partitioning, lanes_of(chip))
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     compute_s = (products_s + work.other_flops() / chip.bf16_flops_per_s) / constants.compute
-    hbm_bytes, scores_bytes = work.hbm_bytes(), work.scores_bytes(chip.on_chip_bytes)
+    scores_bytes, spilled_bytes = work.spilled_bytes(room_on_chip(chip))
+    hbm_bytes = work.hbm_bytes() + spilled_bytes
     bytes_per_s = constants.hbm * chip.hbm_bytes_per_s
     hbm_s, scores_s = hbm_bytes / bytes_per_s, scores_bytes / bytes_per_s
     compiler = compiler or fitted_compiler(chip)

@@ -7,6 +7,7 @@ from typing import Any
 
 from dialect.matching.values import rounding, through
 from dialect.naming.axes import HEADS, Axes
+from dialect.normal.trips import most_trips
 from dialect.ops.quant import FORMS
 from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_planned, weight_over
 from dialect.planning.decoder_shape import DecoderShape
@@ -42,6 +43,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         vocab=sizes.get("vocab", 0),
         blocks=blocks,
         logits_time=_logits_time(products, axes, sizes),
+        steps=max(1, sum(trips for op, trips in products if _gives_logits(op, axes))),
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted),
         other_bytes=whole,
@@ -75,8 +77,8 @@ def _held(graph: Graph, names: Paths, axes: Axes) -> Iterator[str]:
             is_table = op.name == "take" and weight_over(axes, arg, "vocab")
             if arg in paths and (is_table or op.name in PRODUCTS and is_planned(axes, arg)):
                 yield from paths[arg]
-        if op.get("length") is not None:
-            yield from _held(op.regions[0], paths_inside(op, paths), axes)
+        if op.regions:
+            yield from _held(op.regions[-1], paths_inside(op, paths), axes)
 
 
 def _inputs_over(program: Program, axes: Axes, role: str, *names: str) -> list[Value]:
@@ -127,17 +129,35 @@ def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
                 continue
             yield op, trips
             inner = region_bound(op, bound)
-            stack += [(region, inner, trips * op.get("length", 1)) for region in op.regions]
+            often = trips * (most_trips(op) or 1)
+            stack += [(region, inner, often) for region in op.regions]
+
+
+def loop_notes(program: Program) -> Iterator[str]:
+    """What is assumed of loops that end by a condition, if they have products."""
+    for op, _ in _with_trips(program):
+        if op.get("cond_consts") is None or not any(_inside(op)):
+            continue
+        most = most_trips(op)
+        assumed = f"as {most} trips, the most that its counter allows" if most else "as one trip"
+        yield f"a loop that ends by a condition is planned {assumed}: {op.told}"
+
+
+def _inside(op: Op) -> Iterator[Op]:
+    """The products in the regions of an op."""
+    return (each for region in op.regions for each, _ in region.walk() if each.name in PRODUCTS)
 
 
 def _logits_time(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> int:
     """Positions per sequence for which logits are computed."""
     rows = (
-        op.results[0].type.size // sizes["vocab"]
-        for op, _ in products
-        if has(axes.of(op.results[0]), "vocab")
+        op.results[0].type.size // sizes["vocab"] for op, _ in products if _gives_logits(op, axes)
     )
     return max(1, max(rows, default=1) // sizes.get("batch", 1))
+
+
+def _gives_logits(op: Op, axes: Axes) -> bool:
+    return has(axes.of(op.results[0]), "vocab")
 
 
 def _factors(products: list[tuple[Op, int]], axes: Axes) -> Iterator[tuple[Value, Value]]:

@@ -125,6 +125,7 @@ class DecoderShape:
     - batch: sequences; time: new positions per sequence (1 in decode)
     - context: positions that attention reads, including the new ones
     - logits_time: positions per sequence for which logits are computed
+    - steps: how often logits are computed: once, and in every trip of a loop over tokens
     - tied_embedding: one table for the embedding and the logits
     - multiplies: the dtype of both factors of the layers' products: "int8" only if activations are
       quantised as well as weights; all other products multiply bf16
@@ -146,6 +147,7 @@ class DecoderShape:
     blocks: tuple[Block, ...]
     tied_embedding: bool = False
     logits_time: int = 1
+    steps: int = 1
     multiplies: str = "bf16"
     weight_bytes_per_element: float = 2
     embedding_bytes_per_element: float = 2

@@ -6,7 +6,7 @@ of other sizes may be sharded over fewer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dialect.compiled.compilers import windowed_axes
 from dialect.machine.mesh import MeshSpec
@@ -93,6 +93,41 @@ class Shards:
         """The mesh axes of the experts of a network, and of their d_ff."""
         return (*self.expert_axes(network, group), *self.width_axes(network, group))
 
+    # Activations.
+
+    def activation_bytes(self, block: Block) -> float:
+        """One element of an activation for all tokens of a chip."""
+        return self.shape.activation_bytes_per_element * self.tokens(block)
+
+    def stream_bytes(self, block: Block) -> float:
+        """The residual stream of a chip, as the products read it."""
+        return self.shape.d_model * self.activation_bytes(block) / self.mesh.ways(self.d_model)
+
+    def batch_in_attention(self, attention: Attention) -> Iterator[float]:
+        """Sequences of a chip in attention, and its KV heads where there are several."""
+        ways = self.mesh.ways
+        yield self.shape.batch / ways(self.attention_batch)
+        if attention.kv_heads > 1:
+            yield attention.kv_heads / ways(self.key_axes(attention, "attention"))
+
+    def tokens_in_attention(self, attention: Attention, block: Block) -> float:
+        """New positions of a chip in attention, of all its heads: the share of each head."""
+        over = (*self.attention_batch, *self.query_axes(attention, "attention"))
+        return self.shape.tokens_of(block) / self.mesh.ways(over)
+
+    def scores(self, attention: Attention, block: Block) -> float:
+        """The scores of one attention, in elements."""
+        context = attention.context(self.shape.context)
+        return self.tokens_in_attention(attention, block) * attention.heads * context
+
+    def computed_scores(self, attention: Attention, block: Block) -> float:
+        """The scores that are not left out by the mask, in elements per chip."""
+        return attention.computed * self.scores(attention, block)
+
+    def scores_in_memory(self, attention: Attention, block: Block) -> float:
+        """Bytes in f32 of the scores that exist at a time: of blocks none outside of the chip."""
+        return 0 if attention.key_reads else 4 * self.scores(attention, block)
+
     # Weights, in elements per chip.
 
     def network_weights(self, network: Network, group: str) -> float:
@@ -107,6 +142,11 @@ class Shards:
         queries = ways((*over, *self.query_axes(attention, group)))
         keys = ways((*over, *self.key_axes(attention, group)))
         return self.shape.d_model * (2 * attention.q_width / queries + attention.kv_width / keys)
+
+    def query_weights(self, attention: Attention) -> float:
+        """The projection to queries, as its product reads it."""
+        ways = self.mesh.ways((*self.d_model, *self.query_axes(attention)))
+        return self.shape.d_model * attention.q_width / ways
 
     def router_weights(self, network: Network) -> int:
         """The router of a mixture, which is replicated."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dialect.compiled.compilers import passes_over_gathered, scatters_rows
+from dialect.planning.activations import Activation, Step, activations, spilled
 from dialect.planning.decoder_shape import Attention, Block, Network
 from dialect.planning.mesh_roles import MeshAxes, without
 from dialect.planning.shards import Shards
@@ -61,42 +63,44 @@ class Workload(Shards):
             4 * self.computed_scores(attention, block) * attention.d_head * block.times
             for attention, block in self.shape.attentions
         )
-        rows = self.shape.logits_rows / self.mesh.ways(self.partitioning.axes("tables", "batch"))
-        return attentions + 2 * rows * self.table()
-
-    def scores(self, attention: Attention, block: Block) -> float:
-        """The scores of one attention, in elements per chip."""
-        over = (*self.attention_batch, *self.query_axes(attention, "attention"))
-        context = attention.context(self.shape.context)
-        return self.shape.tokens_of(block) * attention.heads * context / self.mesh.ways(over)
-
-    def computed_scores(self, attention: Attention, block: Block) -> float:
-        """The scores that are not left out by the mask, in elements per chip."""
-        return attention.computed * self.scores(attention, block)
-
-    def scores_in_memory(self, attention: Attention, block: Block) -> float:
-        """Bytes in f32 of the scores that exist at a time: of blocks none outside of the chip."""
-        return 0 if attention.key_reads else 4 * self.scores(attention, block)
+        rows = self.shape.logits_rows + self.shape.batch * (self.shape.steps - 1)
+        ways = self.mesh.ways(self.partitioning.axes("tables", "batch"))
+        return attentions + 2 * rows / ways * self.table()
 
     def hbm_bytes(self) -> float:
         """The weights and the cache, as often as they are read."""
         shape = self.shape
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
-        head = self.table() * shape.embedding_bytes_per_element
+        head = self.table() * shape.embedding_bytes_per_element * shape.steps
         caches = sum(
             self.layer_cache_bytes(attention) * max(1, attention.key_reads) * block.times
             for attention, block in shape.attentions
         )
-        return read * shape.weight_bytes_per_element + head + caches
+        gathered = self.gathered_bytes()
+        return read * shape.weight_bytes_per_element + gathered + head + caches
 
-    def scores_bytes(self, on_chip_bytes: int) -> float:
-        """The scores in f32, written and read, where those of an attention exceed
-        `on_chip_bytes`."""
-        counts = (
-            (self.scores_in_memory(each, block), block.times)
-            for each, block in self.shape.attentions
-        )
-        return sum(2 * count * times for count, times in counts if count > on_chip_bytes)
+    def spilled_bytes(self, room: float) -> tuple[float, float]:
+        """(logits of attention, other activations), written to HBM and read where they do not fit
+        into so many bytes on the chip."""
+        moved = {True: 0.0, False: 0.0}
+        for block in self.shape.blocks:
+            for array in spilled((*activations(self, block), *self.exchanged(block)), room):
+                moved[array.name == "logits"] += array.moved * block.times
+        return moved[True], moved[False]
+
+    def exchanged(self, block: Block) -> Iterator[Activation]:
+        """What is written for a collective of a block and read by it; of partial sums of the stream
+        also the sum, which is written and read again."""
+        attention = block.attention
+        for each in (*self.block(block), *(self.moves(attention, block) if attention else ())):
+            if self.mesh.ways(each.axes) > 1:
+                is_sum = each.kind == "all-reduce" and each.bytes == self.stream_bytes(block)
+                yield Activation("exchanged", each.bytes, 4 if is_sum else 2, Step.OUT, Step.OUT)
+
+    def gathered_bytes(self) -> float:
+        """Weights that are gathered: written as they come, and moved where they come apart."""
+        passes = passes_over_gathered(self.gathered_array_axes)
+        return sum(passes * each.volume for each in self.gathers()) if self.gathered else 0
 
     # Collectives.
 
@@ -139,14 +143,6 @@ class Workload(Shards):
         outer = self.stream_bytes(block)
         yield from self.summed(tuple(dict.fromkeys(partial)), outer, times, part)
         yield from self.results(block)
-
-    def activation_bytes(self, block: Block) -> float:
-        """One element of an activation for all tokens of a chip."""
-        return self.shape.activation_bytes_per_element * self.tokens(block)
-
-    def stream_bytes(self, block: Block) -> float:
-        """The residual stream of a chip, as the products read it."""
-        return self.shape.d_model * self.activation_bytes(block) / self.mesh.ways(self.d_model)
 
     def into(self, inner: float, hidden: float, block: Block) -> Iterator[Collective]:
         """Collectives of a norm and the products that read it.
@@ -240,17 +236,34 @@ class Workload(Shards):
         )
 
     def ends(self) -> Iterator[Collective]:
-        """The collectives of embedding and logits, once per step."""
+        """The collectives of embedding and logits: of the step, and of a loop over tokens in it."""
+        shape = self.shape
+        yield from self.ends_of(shape.tokens, shape.logits_rows, 1)
+        if shape.steps > 1:
+            yield from self.ends_of(shape.batch, shape.batch, shape.steps - 1)
+
+    def ends_of(self, tokens: int, rows: int, times: int) -> Iterator[Collective]:
+        """The collectives of so many tokens that are looked up, and of so many rows of logits."""
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         d_model, vocab, batch = (axes("tables", axis) for axis in ("d_model", "vocab", "batch"))
         row = shape.d_model * shape.activation_bytes_per_element / ways(d_model) / ways(batch)
         moved, replicated = without(self.batch, batch), without(self.residual, d_model)
-        logits = 4 * shape.vocab / ways(vocab) / ways(batch)  # in float32
-        yield from self.summed(vocab, row * shape.tokens, 1, "embedding")
-        yield Collective("all-to-all", moved, row * shape.tokens, 1, "embedding")
-        yield Collective("all-to-all", moved, row * shape.logits_rows, 1, "logits")
-        yield Collective("all-gather", replicated, row * shape.logits_rows, 1, "logits")
-        yield Collective("reduce-scatter", d_model, logits * shape.logits_rows, 1, "logits")
+        logits = 4 * rows * shape.vocab / ways(vocab) / ways(batch)  # in float32
+        yield from self.summed(vocab, row * tokens, times, "embedding")
+        yield Collective("all-to-all", moved, row * tokens, times, "embedding")
+        yield Collective("all-to-all", moved, row * rows, times, "logits")
+        yield Collective("all-gather", replicated, row * rows, times, "logits")
+        yield Collective(self.logits_kind(rows), d_model, logits, times, "logits")
+
+    def logits_kind(self, rows: int) -> str:
+        """The collective that reduces the partial sums of so many rows of logits."""
+        axes, mesh = self.partitioning.axes, self.mesh
+        of_chip = rows / mesh.ways(axes("logits", "batch"))
+        columns = self.shape.vocab / mesh.ways(axes("logits", "vocab"))
+        ways = [mesh.ways((axis,)) for axis in axes("tables", "d_model")]
+        is_tiled = self.lanes > 1
+        scatters = not is_tiled or scatters_rows(of_chip, columns, ways)
+        return "reduce-scatter" if scatters else "all-reduce"
 
     # Memory.
 

@@ -15,6 +15,7 @@ shard consists of such pairs, and stored one to a byte otherwise.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,13 +105,21 @@ def write(path: Path, arrays: Mapping[str, jax.Array], about: Mapping[str, str])
         for name, entry in entries.items()
     }
     with written_whole(path) as part:
-        with open(part, "wb") as file:
-            file.truncate(begin + end)
+        _reserve(part, begin + end)
         for name, array in arrays.items():
             _write_shards(part, placed[name], array)
         checksums = {name: entry.crc32(part) for name, entry in placed.items()}
         with open(part, "r+b") as file:
             file.write(_header(entries, about, checksums))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Makes a file of so many bytes, which the disk has: mapped into memory, one that it has not
+    would end the process where it is written. Raises OSError."""
+    with open(path, "wb") as file:
+        file.truncate(size)
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _header(

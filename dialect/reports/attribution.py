@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from dialect.matching.values import number
 from dialect.naming.axis import Axes
-from dialect.ops.control import scan_parts
+from dialect.ops.control import given_inside
 from dialect.ops.lax import ELEMENTWISE
 from rewrite import opdef
 from rewrite.dataflow import bound_values, known_values
@@ -75,24 +75,6 @@ def is_index(op: Op) -> bool:
 
 def _counts(value: Value) -> bool:
     return value.type.dtype[0] in _COUNTS and value.type.dtype != "bf16"
-
-
-def given_inside(op: Op) -> list[dict[Value, tuple[Value, bool]]]:
-    """For every region of an op: {input: (argument, whether it is carried between iterations)}."""
-    if op.name == "scan":
-        _, carried, _ = scan_parts(op)
-        numbers = [[(i, carried.start <= i < carried.stop) for i in range(len(op.args))]]
-    elif op.name == "while":
-        first, fixed = op["cond_consts"], op["cond_consts"] + op["body_consts"]
-        carry = [(i, True) for i in range(fixed, len(op.args))]
-        consts = range(first), range(first, fixed)
-        numbers = [[*((i, False) for i in numbers_), *carry] for numbers_ in consts]
-    else:
-        numbers = [[(i, False) for i in range(1, len(op.args))] for _ in op.regions]
-    return [
-        {inner: (op.args[i], carried) for inner, (i, carried) in zip(region.inputs, numbers_)}
-        for region, numbers_ in zip(op.regions, numbers)
-    ]
 
 
 class Pieces:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from dialect.arrays.components import connected
 from dialect.layered.layers import find_layers
 from dialect.naming.axes import infer_axes
-from dialect.reports.attribution import Piece, Pieces, given_inside, is_index
+from dialect.ops.control import given_inside
+from dialect.reports.attribution import Piece, Pieces, is_index
 from dialect.reports.described import Describer
 from dialect.reports.op_cost import Cost, cost_of, op_cost, trips
 from rewrite.ir import Op
@@ -76,12 +77,14 @@ class Coverage:
 
     - plain: the number of ops that only compute indices or change layouts, at almost no cost
     - once: the number of static ops, which depend on parameters and constants only
+    - lines: the user's lines of recognised pieces
     """
 
     parts: tuple[Part, ...]
     plain: int
     plain_cost: Cost
     once: int
+    lines: tuple[str, ...] = ()
 
     @property
     def recognised(self) -> tuple[Recognised, ...]:
@@ -142,6 +145,7 @@ class _Survey:
             for root in rule.roots:
                 self.rules[root].append(rule)
         self.once, self.plain, self.plain_cost = 0, 0, Cost()
+        self.lines: set[str] = set()
         self.learn(self.pieces)
 
     def learn(self, pieces: Pieces) -> None:
@@ -162,7 +166,9 @@ class _Survey:
         shown = (
             [replace(part, name="the whole step") for part in shown] if len(shown) == 1 else shown
         )
-        return Coverage(tuple(shown), self.plain, self.plain_cost, self.once)
+        return Coverage(
+            tuple(shown), self.plain, self.plain_cost, self.once, tuple(sorted(self.lines))
+        )
 
     def unrolled(self) -> Iterator[Part]:
         """The ops outside of loops: those around the layers, then unrolled layers, equal ones
@@ -198,6 +204,7 @@ class _Survey:
             piece = pieces.of.get(op)
             if piece is not None:
                 members[piece].append(op)
+                self.lines.add(op.origin.source)
             elif not op.regions:
                 unmatched.append(op)
         recognised, unrecognised = self.recognised(members), self.unrecognised(unmatched, times)

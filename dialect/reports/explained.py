@@ -8,6 +8,7 @@ from typing import Any
 from dialect.display.tables import Table
 from dialect.reports.coverage import coverage
 from dialect.reports.coverage_text import coverage_tables
+from dialect.reports.moved_bytes import moved_by_line, moved_table
 from dialect.reports.provenance import provenance, provenance_tables
 from dialect.reports.quant_report import packed, packed_table
 from rewrite.manager import Hook, PassReport
@@ -42,6 +43,12 @@ class Explained(Hook):
             return tables
         report = coverage(self.program, self.rules)
         return [*tables, *coverage_tables(report), *provenance_tables(provenance(self.program))]
+
+    def moved(self, executable: Any, mesh: Any) -> list[Table]:
+        """What of the traffic of the compiled program was not recognised; of one for a TPU."""
+        if self.program is None or mesh.devices.flat[0].platform != "tpu":
+            return []
+        return [moved_table(coverage(self.program, self.rules), moved_by_line(executable))]
 
     def facts(self) -> dict[str, Any] | None:
         """The same as data for JSON; None without `recognize`."""

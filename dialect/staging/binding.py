@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dialect.ops.control import scan_parts
+from dialect.ops.control import given_inside
 from dialect.ops.lax import ELEMENTWISE
 from dialect.staging.mincut import Network
 from rewrite.dataflow import bound_values
@@ -32,11 +32,14 @@ def fuses(op: Op) -> bool:
 
 def region_bound(op: Op, bound: frozenset[Value]) -> frozenset[Value]:
     """The parameter-only inputs of a loop's body: its constants and slices of xs that are so."""
-    if op.name != "scan":
+    if op.name not in ("scan", "while"):
         return frozenset()
-    consts, _, xs = scan_parts(op)
-    positions = [*range(consts.start, consts.stop), *range(xs.start, xs.stop)]
-    return frozenset(op.regions[0].inputs[i] for i in positions if op.args[i] in bound)
+    return frozenset(
+        inner
+        for given in given_inside(op)
+        for inner, (arg, is_carried) in given.items()
+        if arg in bound and not is_carried
+    )
 
 
 def bytes_read(graph: Graph, value: Value) -> int:

@@ -5,6 +5,7 @@ Equal loops share one body, so the paths of its inputs are asked for each loop.
 
 from __future__ import annotations
 
+from dialect.ops.control import given_inside
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
@@ -31,7 +32,7 @@ def paths_in(graph: Graph, inputs: Paths) -> Paths:
 
 def paths_inside(op: Op, paths: Paths) -> Paths:
     """The inputs of a loop's body that are among these values, or slices of them."""
-    outer = dict(zip(op.regions[0].inputs, op.args))
+    outer = {inner: arg for given in given_inside(op) for inner, (arg, _) in given.items()}
     return {value: paths[outer[value]] for value in region_bound(op, frozenset(paths))}
 
 
