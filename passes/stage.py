@@ -72,7 +72,7 @@ def split_loops(graph: Graph, inputs: Iterable[Value]) -> Graph:
 
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         moved = with_args(op, args)
-        if op.name == "scan" and op.results[0] not in bound:
+        if op.get("length") is not None and op.results[0] not in bound:
             moved = _split(moved, region_bound(op, bound))
         elif op.get("cond_consts") is not None and op.results[0] not in bound:
             moved = _known_first(moved, region_bound(op, bound))
@@ -306,7 +306,7 @@ class _Behind:
         """The argument to follow from a value to the nearest input; notes the ops on the way."""
         op = value.op
         bound = [arg for arg in op.args if arg in self.steps]
-        if op.name == "scan":
+        if op.get("length") is not None:
             return self.into_loop(value, steps) or bound[0]
         several = len(op.types) > 1
         steps.append(_result_name(op, value.index, op.name) if several else op.name)
