@@ -30,7 +30,7 @@ ROOMS = {
     "user": "rewrite display arrays ops jaxprs naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
     "layered": "rewrite ops normal",
-    "caching": "rewrite ops matching staging normal naming",
+    "caching": "rewrite arrays ops matching staging normal naming",
     "quantized": "rewrite arrays machine ops jaxprs matching normal",
     "padded": "rewrite arrays ops jaxprs matching naming",
     "compiled": "rewrite display arrays machine ops jaxprs matching normal",

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dialect.arrays.dtypes import is_float
 from dialect.caching.commute import Form, rule, rules
 from dialect.caching.state_forms import Change, keep_in, kept_forms, undoes
 from dialect.caching.transposed_cache import TRANSPOSED
@@ -174,7 +175,8 @@ def attend_in_integers(op: Op) -> Outcome:
         inner = args[i].op
         if inner.name != "dequantize":
             continue
-        if op.get("rounds") is not None:
+        weights = (op.get("weights") or inner["dtype"]).text
+        if op.get("rounds") is not None or not is_float(weights):
             return Miss("its weights are rounded to integers of their own", 2)
         if [inputs[i][d] for d in inner["axes"]] != [(summed,)]:
             return Miss("its scales are not those of whole heads", 2)
@@ -184,7 +186,7 @@ def attend_in_integers(op: Op) -> Outcome:
         inputs.insert(3, own)
         given.insert(0, word)
         if word == "value_scale":
-            attrs["weights"] = op.get("weights") or inner["dtype"]
+            attrs["weights"] = Symbol(weights)
     if tuple(args) == op.args:
         return None
     axes = str(Signature(tuple(inputs), named.outputs))

@@ -18,7 +18,7 @@ from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.operands import Operand, bare, named
 from dialect.matching.proofs import is_finite
-from dialect.matching.values import REALS, number, unrounded
+from dialect.matching.values import REALS, in_shape, number, unrounded
 from dialect.ops.lax import reshape_signature
 from dialect.recognition.parted_logits import Logits, of_one_query
 from rewrite.ir import Op, Value, bits
@@ -51,7 +51,7 @@ def added_mask(bias: Operand) -> tuple[Operand, float] | None:
         lowest = float(jnp.finfo(dtype).min)
         if number(x) == 0 and float(np.asarray(fill, dtype)) <= max(NOTHING, lowest):
             mask = select.args[0] if keep else make("not", select.args[0])
-            return replace(bias, value=mask), fill
+            return replace(bias, value=in_shape(mask, bias.value.type.shape)), fill
     return None
 
 
