@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from dialect.compiled.compilers import compiler_for
 from dialect.machine.mesh import Topology
 from dialect.matching.bound_values import Kept, kept, visited_blocks
 from dialect.matching.mask_regions import Bound
@@ -72,7 +73,7 @@ class Flash(Pass):
         """An attention in blocks, or as it is; with a note on which and why."""
         found = _kept(op)
         if not (self.query or self.key) and not _pays(op, found, target):
-            notes.append("whole: what it computes and reads fits on the chip")
+            notes.append("whole: blocks would gain nothing")
             return op
         work, (queries, keys) = _work(op), self.blocks(op, target)
         for block, size, what in (
@@ -106,6 +107,8 @@ class Flash(Pass):
 def _pays(op: Op, found: Kept, target: Target) -> bool:
     """Whether logits do not fit on the chips that they are split over, or the keys and values do
     not, of which the mask may leave some out."""
+    if target.topology and not compiler_for(Topology.parse(target.topology).chip).gains_by_blocks:
+        return False
     room = _on_chip(target) * target.chips
     read = sum(arg.type.bytes for arg in op.args[1:3])
     return 4 * math.prod(_work(op)) > room or (bool(found.bounds) and read > room)

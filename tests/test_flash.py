@@ -162,7 +162,7 @@ def test_blocks_are_chosen_by_the_chip():
     """8 sequences of 64 queries and 64 keys for 16 heads: 512 KiB of logits in f32."""
     small = flashed(f"{FOUND}, flash", Target("v5e:2x4", (("x", 2), ("y", 4))))
     assert [op.get("blocks") for op in attends(small)] == [None]
-    assert small.history[-1].notes == ("whole: what it computes and reads fits on the chip",)
+    assert small.history[-1].notes == ("whole: blocks would gain nothing",)
 
 
 def test_what_cannot_be_done_is_told():

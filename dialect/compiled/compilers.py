@@ -38,11 +38,13 @@ class Compiler:
 
     - overlaps_gathers: whether the all-gather of weights overlaps with compute
     - gathers_in_windows: whether large weights are gathered in windows, over `windowed_axes`
+    - gains_by_blocks: whether attention in blocks is faster than at once
     - window_bytes: of the memory on a chip, what a product reads and writes at a time
     """
 
     overlaps_gathers: bool = True
     gathers_in_windows: bool = False
+    gains_by_blocks: bool = True
     window_bytes: int = 16 * MIB
 
     def overlaps(self, may_be_windowed: bool) -> bool:
@@ -68,7 +70,9 @@ class Compiler:
 
 
 _TODAY = {
-    "v4": Compiler(overlaps_gathers=False, gathers_in_windows=True, window_bytes=0),
+    "v4": Compiler(
+        overlaps_gathers=False, gathers_in_windows=True, window_bytes=0, gains_by_blocks=False
+    ),
     "v5e": Compiler(),  # would gather in windows too, if not constrained, 4 % slower
     "v5p": Compiler(overlaps_gathers=False, window_bytes=96 * MIB),
     "v6e": Compiler(overlaps_gathers=False, gathers_in_windows=True, window_bytes=64 * MIB),
