@@ -111,6 +111,16 @@ def test_integers_that_wrap_keep_their_factor(rng: np.random.Generator) -> None:
     assert_gives_the_same(program, function, params, x)
 
 
+def test_a_product_in_integers_takes_no_scale_into_its_weight() -> None:
+    def function(x: Any, w: Any, s: Any) -> Any:
+        spec = {"spec": "b d, d f -> b f", "dtype": Symbol("i32")}
+        return [Traced["contract"](x, Known(w, alone=True), **spec) * Known(s, alone=True)]
+
+    structs = [struct_of(Type.parse(text)) for text in ("i32[3,4]", "f32[4,5]", "i32[1,5]")]
+    graph = apply_rules(trace_graph(function, *structs), NORMAL)
+    assert apply_rules(graph, FOLD) == graph
+
+
 def test_a_query_of_integers_is_scaled_as_it_is(rng: np.random.Generator) -> None:
     def function(p: Any, x: Any) -> Any:
         q = (x @ p["w"]).astype(jnp.int8).astype(jnp.float32)

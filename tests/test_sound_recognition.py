@@ -294,3 +294,14 @@ def test_a_sum_over_an_axis_of_one_is_no_sum_over_another() -> None:
     graph = trace_graph(lambda x: [jnp.exp(x) / jnp.sum(jnp.exp(x), axis=1)[:, None]], x)
     (found,) = evaluate(rewrite(graph, [softmax_of_exp]), [x])
     np.testing.assert_allclose(found, jnp.ones((2, 1)))
+
+
+def test_a_sum_of_other_rows_is_not_that_of_a_softmax() -> None:
+    """The logarithms of the rows' sums lie across: the result has an axis that the weights lack."""
+
+    def crossed(x: jax.Array) -> jax.Array:
+        sums = jnp.log(jnp.sum(jnp.exp(x), axis=1, keepdims=True))
+        return jnp.exp(x - sums.T)
+
+    assert_kept(crossed, normal(2, 1))
+    assert_kept(crossed, normal(3, 3))

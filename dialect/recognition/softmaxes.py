@@ -308,7 +308,9 @@ def exp_of_log_sum(op: Op) -> Outcome:
     for terms in _both_orders(log_sum.value.op, "add") or [(log_sum.value,)]:
         log, *shifts = (_plain(term, log_sum.axes) for term in terms)
         weights, total = _summed_in_log(log)
-        if weights is None or _without_shifts(weights.op.args[0], shifts) != unrounded(x):
+        if weights is None or weights.type.shape != op.types[0].shape:
+            continue
+        if _without_shifts(weights.op.args[0], shifts) != unrounded(x):
             continue
         softmax = softmax_of_exp.apply(_quotient(Operand(weights, _axes(weights)), total))
         if softmax is not None and softmax.type.shape == op.types[0].shape:

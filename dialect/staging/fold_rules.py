@@ -223,9 +223,10 @@ def _of_two(fill: float, op: Op) -> float:
 
 
 def _weight(op: Op) -> int:
-    """The number of the operand that is a weight, the only one; -1 if there is none."""
+    """The number of the operand that is a weight, the only one; -1 if there is none, or if the
+    product is of integers, which a scale does not go into."""
     places = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
-    return places[0] if len(places) == 1 else -1
+    return places[0] if len(places) == 1 and op.types[0].dtype in REALS else -1
 
 
 def _orders(op: Op) -> list[tuple[Value, ...]]:
