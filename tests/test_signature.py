@@ -379,7 +379,7 @@ def composite(name: str) -> Op:
         "cache_read": (lambda c, i: Traced["cache_read"](c, i[0]), (x, IDS)),
         "expert_product": (
             lambda r, w, n: Traced["expert_product"](r, w, n, dtype=None, precision=None),
-            (drawn(6, 4), x[:, :1].reshape(2, 4, 1), IDS[0]),
+            (drawn(6, 4), x[:, :1].reshape(2, 4, 1), jnp.array([2, 4])),
         ),
         "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), TABLE)),
         "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),

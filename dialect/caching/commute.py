@@ -176,9 +176,14 @@ class _Move:
         the order of the parts."""
         stored = self.arguments()
         ops, axes = zip(*(self.of_part(number, stored) for number in range(len(self.parts))))
+        lacked = [set(self.parts[0]) - set(part) for part in self.parts]
         return [
-            self.change(parts, array).outward(*(op.results[i] for op in ops))
-            for i, (parts, array) in enumerate(zip(zip(*axes), self.axes.outputs))
+            self.change(
+                # An axis that the op changes has another name in the results of every part.
+                [tuple(axis for axis in first if axis not in gone) for gone in lacked],
+                array,
+            ).outward(*(op.results[i] for op in ops))
+            for i, (first, array) in enumerate(zip(axes[0], self.axes.outputs))
         ]
 
     def arguments(self) -> dict[int, Sequence[Value]]:

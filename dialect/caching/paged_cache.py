@@ -124,9 +124,9 @@ def _written(paged: Op, new: Value, places: Value, layer: list[Value], mode: Sym
 
 
 def _fits(op: Op) -> bool:
-    """Whether `pages` would give a pool of this size: one without pages to spare."""
+    """Whether `pages` would give a pool and a table of these types: without pages to spare."""
     pool, table = (arg.type for arg in op.args[:2])
-    return pool.shape[0] == table.size * (op["layers"] or 1)
+    return table.dtype == "i32" and pool.shape[0] == table.size * (op["layers"] or 1)
 
 
 PAGED = Form(

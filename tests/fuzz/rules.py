@@ -39,7 +39,7 @@ def main() -> None:
             print(f"{violation}\n", flush=True)
         counts = f"fired {report.fired} of {report.tried}, {len(report.violations)} wrong"
         print(f"{report.name}: {counts}", flush=True)
-        jax.clear_caches()  # programs compiled for a rule are gigabytes after some dozens of rules
+        jax.clear_caches()
     print(as_text(rule_tables.tables(reports, refused=True)))
     sys.exit(any(report.violations for report in reports))
 

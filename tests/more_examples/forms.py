@@ -553,8 +553,8 @@ def _dequantizations() -> dict[str, list[Example]]:
             (cut(2, 2, 6), ("i8[4,6]", "f32[4,1]")),
             (left_alone(cut(2, 2, 0)), ("i8[4,0]", "f32[4,1]")),
             (left_alone(cut(0, 2, 2)), ("i8[0,4]", "f32[1,4]")),
-            (left_alone(cut(2, 2, 6)), ("i8[4,6]", "f32[]")),
-            (left_alone(cut(2, 3)), ("i8[6]", "f32[]")),
+            (cut(2, 2, 6), ("i8[4,6]", "f32[]")),
+            (cut(2, 3), ("i8[6]", "f32[]")),
             (left_alone(cut(24)), ("i8[4,6]", "f32[4,1]")),
         ],
         "cut_of_rope": [
