@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import jax
-
 from dialect.checked.all_rules import Family, FoundRule, all_rules
 from dialect.checked.evaluated import op_by_op
 from dialect.checked.forms import first_rules
@@ -15,7 +13,6 @@ from dialect.checked.neighbours import neighbour
 from dialect.checked.trial import Evaluator, RuleReport, Trial
 from dialect.user.usercode import UsageError
 
-_TOGETHER = 250  # programs, after which what JAX compiled for them is dropped: gigabytes, else
 _TRIED_PER_FIRED = 40  # how many programs are drawn at most for each on which the rule shall fire
 
 
@@ -44,8 +41,6 @@ def check(
         if tried is None:
             continue
         report.tried += 1
-        if report.tried % _TOGETHER == 0:
-            jax.clear_caches()
         first_to_run = evaluators[number % len(evaluators)]
         trial = Trial(rule, seed, number, tried, report, evaluate=first_to_run)
         violation = trial.violation()

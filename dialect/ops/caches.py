@@ -29,7 +29,7 @@ def cache_write(cache: Any, new: Any, *positions: Any, axes: tuple[int, ...]) ->
     """
     start = [jnp.zeros((), jnp.int32)] * cache.ndim
     for axis, position in zip(axes, positions, strict=True):
-        start[axis] = _in_int32(position)
+        start[axis] = in_int32(position)
     return jax.lax.dynamic_update_slice(cache, new, start, allow_negative_indices=False)
 
 
@@ -40,34 +40,47 @@ def cache_put(cache: Any, new: Any, positions: Any, *layer: Any, axis: int, mode
     axis of the cache has different places. With a `layer`, a scalar, the cache is [layers, ...]
     and `new` that of one layer. `mode` says what a place out of bounds does.
 
-    It is written by rows of the last axis: for larger windows XLA changes the layout of the whole
-    cache and back. Places are clipped here, for behind a clip of all indices XLA's partitioner
-    does not see that those of other axes count them, and gathers what is written.
+    Places are clipped here, for behind a clip of all indices XLA's partitioner does not see that
+    those of other axes count them, and gathers what is written.
     """
     first, mode = len(layer), decode(mode)
-    places = [_in_int32(place) for place in (*layer, positions)]
+    places = [in_int32(place) for place in (*layer, positions)]
     if mode == jax.lax.GatherScatterMode.CLIP:
         ends = [cache.shape[d] - 1 for d in (*range(first), axis)]
         places = [jnp.clip(place, 0, end) for place, end in zip(places, ends)]
         mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    indexed = (axis, first) if positions.ndim == 2 else (axis,)
-    window = [d for d in range(first, cache.ndim) if d not in indexed][-1:]
-    rows = [d for d in range(first, cache.ndim) if d not in window]
+    along = (first, axis) if positions.ndim == 2 else (axis,)
+    index: Index = {d: (place, ()) for d, place in enumerate(places[:-1])}
+    return put_rows(cache, new, index | {axis: (places[-1], along)}, along, mode)
+
+
+Index = dict[int, tuple[Any, tuple[int, ...]]]  # axis -> places along it, and the axes they vary by
+
+
+def put_rows(array: Any, new: Any, index: Index, taken: tuple[int, ...], mode: Any) -> Any:
+    """Writes `new` into `array` at the places of `index`, in order along every other axis.
+
+    `new` lacks the leading axes of `array` that it has fewer. It is written by rows of the last
+    axis that is not among `taken`: for larger windows XLA changes the layout of the whole array and
+    back.
+    """
+    first = array.ndim - new.ndim
+    window = [d for d in range(first, array.ndim) if d not in taken][-1:]
+    rows = [d for d in range(first, array.ndim) if d not in window]
     sizes = tuple(new.shape[d - first] for d in rows)
-    index = {d: jax.lax.broadcasted_iota(jnp.int32, sizes, rows.index(d)) for d in rows}
-    index |= {d: jnp.broadcast_to(place, sizes) for d, place in enumerate(places[:-1])}
-    along = (0, rows.index(axis)) if positions.ndim == 2 else (rows.index(axis),)
-    index[axis] = jax.lax.broadcast_in_dim(places[-1], sizes, along)
+    places = {d: jax.lax.broadcasted_iota(jnp.int32, sizes, rows.index(d)) for d in rows}
+    for d, (place, axes) in index.items():
+        places[d] = jax.lax.broadcast_in_dim(place, sizes, tuple(map(rows.index, axes)))
     numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=tuple(d - first for d in window),
-        inserted_window_dims=tuple(sorted(index)),
-        scatter_dims_to_operand_dims=tuple(sorted(index)),
+        inserted_window_dims=tuple(sorted(places)),
+        scatter_dims_to_operand_dims=tuple(sorted(places)),
     )
-    indices = jnp.stack([index[d] for d in sorted(index)], axis=-1)
-    return jax.lax.scatter(cache, indices, new, numbers, mode=mode)
+    indices = jnp.stack([places[d] for d in sorted(places)], axis=-1)
+    return jax.lax.scatter(array, indices, new, numbers, mode=mode)
 
 
-def _in_int32(place: Any) -> Any:
+def in_int32(place: Any) -> Any:
     """A place as an int32: what that cannot hold is out of bounds at the same end still."""
     place, limits = jnp.asarray(place), jnp.iinfo(jnp.int32)
     held = jnp.iinfo(place.dtype)

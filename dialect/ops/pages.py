@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
+from dialect.ops.caches import Index, in_int32, put_rows
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
@@ -121,35 +122,21 @@ def page_put(
     [t] that all rows share, or the first of t. `mode` says what a place beyond the last page does;
     the first of t is as far as they all fit. Nothing is written to a page that the pool has not.
     """
-    count, page = new.shape[-2], pool.shape[-2]
-    last = table.shape[1] * page - 1
+    count, page, last = new.shape[-2], pool.shape[-2], table.shape[1] * pool.shape[-2] - 1
+    places = in_int32(places)
     if places.ndim == 0:
-        places = in_int32(places, last + 1 - count) + jnp.arange(count)
+        places = jnp.clip(places, 0, last + 1 - count) + jnp.arange(count)
     elif decode(mode) == jax.lax.GatherScatterMode.CLIP:
-        places = in_int32(places, last)
+        places = jnp.clip(places, 0, last)
     places = jnp.broadcast_to(places, (new.shape[0], count))
     number = jnp.take_along_axis(table, jnp.clip(places, 0, last) // page, axis=1)
     is_there = (places >= 0) & (places <= last) & (number >= 0)
     if layers:
         number = _of_layer(number, layer[0], pool, layers)
-    rows = new.shape[:-1]
-    index = [jax.lax.broadcasted_iota(jnp.int32, rows, axis) for axis in range(len(rows))]
-    for axis, of_row in (0, jnp.where(is_there, number, pool.shape[0])), (-1, places % page):
-        of_row = of_row.astype(jnp.int32)
-        index[axis] = jax.lax.broadcast_in_dim(of_row, rows, (0, len(rows) - 1))
-    numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(len(rows),),
-        inserted_window_dims=tuple(range(len(rows))),
-        scatter_dims_to_operand_dims=tuple(range(len(rows))),
-    )
-    dropped = jax.lax.GatherScatterMode.FILL_OR_DROP
-    return jax.lax.scatter(pool, jnp.stack(index, axis=-1), new, numbers, mode=dropped)
-
-
-def in_int32(place: Any, last: int) -> Any:
-    """max(min(place, last), 0) in int32, for integers of any width."""
-    last = min(last, jnp.iinfo(place.dtype).max)
-    return jnp.clip(place, 0, last).astype(jnp.int32)
+    number = jnp.where(is_there, number, pool.shape[0]).astype(jnp.int32)
+    along = (0, pool.ndim - 2)
+    index: Index = {0: (number, along), pool.ndim - 2: (places % page, along)}
+    return put_rows(pool, new, index, along, jax.lax.GatherScatterMode.FILL_OR_DROP)
 
 
 def _axes(heads: int) -> tuple[Array, Array, Array]:

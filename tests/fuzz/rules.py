@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-import jax
-
 from dialect.checked import rule_tables
 from dialect.checked.all_rules import FoundRule
 from dialect.checked.evaluated import op_by_op
@@ -39,7 +37,6 @@ def main() -> None:
             print(f"{violation}\n", flush=True)
         counts = f"fired {report.fired} of {report.tried}, {len(report.violations)} wrong"
         print(f"{report.name}: {counts}", flush=True)
-        jax.clear_caches()
     print(as_text(rule_tables.tables(reports, refused=True)))
     sys.exit(any(report.violations for report in reports))
 
