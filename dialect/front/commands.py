@@ -106,11 +106,7 @@ def sweep(args: Arguments, screen: Screen) -> None:
     slices = tuple(pareto.standard_slice(args.chip, count) for count in chips)
     weights = pareto.weight_dtypes(args.dtype)
     varied = pareto.Sweep(_decoders(args, screen), slices, batches, weights)
-    points = []
-    with screen.working("costing") as spinner:
-        for point in varied.points():
-            points.append(point)
-            spinner.update(text=f"costing, {len(points)} of {len(varied)}")
+    points = screen.counted("costing", varied.points(), len(varied))
     if args.plot:
         sweep_plot.draw(points, outputs[-1])
     if args.out:
@@ -148,11 +144,7 @@ def simulate(args: Arguments, screen: Screen) -> None:
     program = rewritten(one, screen, "normalize, recognize").program
     shape = Decoder.of(args.function.rpartition(":")[2], args.config or "", program).shape
     varied = comparison.Comparison(shape, loads, **compared)
-    runs = []
-    with screen.working("simulating") as spinner:
-        for run in varied.runs():
-            runs.append(run)
-            spinner.update(text=f"simulating, {len(runs)} of {len(varied)}")
+    runs = screen.counted("simulating", varied.runs(), len(varied))
     if args.plot:
         latency_plot.draw(runs, Path(args.plot))
     if args.json:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -27,6 +27,8 @@ from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.target import Target
+
+T = TypeVar("T")
 
 _ENDLESS = 100_000  # columns of a pipe
 _NOTES_WIDTH, _INDENT = 96, 4
@@ -94,6 +96,15 @@ class Screen:
             spinner, console=self.console, transient=True, redirect_stderr=sys.stderr.isatty()
         ):
             yield spinner
+
+    def counted(self, what: str, results: Iterable[T], total: int) -> list[T]:
+        """The results, with how many of the total there are while they are computed."""
+        computed: list[T] = []
+        with self.working(what) as spinner:
+            for result in results:
+                computed.append(result)
+                spinner.update(text=f"{what}, {len(computed)} of {total}")
+        return computed
 
     def listing(self, passes: Sequence[dict[str, Any]]) -> None:
         """Every pass with its options, one to a line."""
