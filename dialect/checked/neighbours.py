@@ -52,7 +52,7 @@ def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighb
     rule = examples[number] if unedited else random.choice(examples) if found.more else found.rule
     chosen = 0 if unedited else _chosen(random)
     traced = variant(rule, chosen)
-    if traced is None:
+    if traced is None or not _is_small(traced):  # 15 axes of size 4, say
         return None
     wide = is_wide([value.type for value in traced.inputs])
     count = 0 if unedited else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
@@ -66,10 +66,7 @@ def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighb
             verify(graph)
         except _UNFIT:
             return None
-    small = graph.op_count <= _MOST_OPS and all(
-        type_.size <= _MOST_ELEMENTS for op in graph.ops for type_ in op.types
-    )
-    return Neighbour(graph, wide) if small else None
+    return Neighbour(graph, wide) if _is_small(graph) else None
 
 
 @lru_cache(maxsize=1024)
@@ -97,4 +94,13 @@ def _edited(graph: Graph, count: int, wide: bool, roots: Collection[str], random
             if edited is not None:
                 graph = edited
                 break
+        if not _is_small(graph):  # the next edit may write an array of that size
+            break
     return graph
+
+
+def _is_small(graph: Graph) -> bool:
+    """Whether the graph has few ops, all on small arrays."""
+    values = (*graph.inputs, *(value for op in graph.ops for value in op.results))
+    small = all(value.type.size <= _MOST_ELEMENTS for value in values)
+    return small and graph.op_count <= _MOST_OPS
