@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-_HOME = {
-    "auto_shard": "dialect.front.api",
-    "trace": "dialect.front.api",
-    "compile": "dialect.front.api",
-    "per_row": "dialect.front.api",
-    "Pipeline": "rewrite.pipeline",
-    "Plan": "dialect.planning.plan",
-    "Pass": "rewrite.passbase",
-    "Program": "rewrite.program",
-    "Target": "rewrite.target",
-    "rule": "rewrite.rules",
-    "local": "rewrite.rules",
-    "ShardwrightError": "rewrite.errors",
-    "as_tree": "dialect.prepared.originals",
-    "read_checkpoint": "dialect.prepared.packed_files",
-    "stacked": "dialect.prepared.originals",
+_HOMES = {
+    "dialect.front.api": "auto_shard trace compile per_row sampled Sampling",
+    "rewrite.pipeline": "Pipeline",
+    "dialect.planning.plan": "Plan",
+    "rewrite.passbase": "Pass",
+    "rewrite.program": "Program",
+    "rewrite.target": "Target",
+    "rewrite.rules": "rule local",
+    "rewrite.errors": "ShardwrightError",
+    "dialect.prepared.originals": "as_tree stacked",
+    "dialect.prepared.packed_files": "read_checkpoint",
 }
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 

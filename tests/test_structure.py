@@ -27,6 +27,7 @@ ROOMS = {
     "staging": "rewrite arrays ops jaxprs matching",
     "normal": "rewrite arrays ops jaxprs matching",
     "naming": "rewrite ops matching staging",
+    "tokens": "",
     "user": "rewrite display arrays ops jaxprs naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
     "layered": "rewrite ops normal",
@@ -44,7 +45,7 @@ ROOMS = {
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
     "simulated": "display machine planning reports serving",
-    "front": "rewrite display machine ops jaxprs user compiled planning prepared reports"
+    "front": "rewrite display machine ops jaxprs tokens user compiled planning prepared reports"
     " measured checked serving simulated",
 }
 LIBRARIES = {

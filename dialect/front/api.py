@@ -1,4 +1,4 @@
-"""The front door: `trace`, `auto_shard`, `per_row`, `compile`.
+"""The front door: `trace`, `auto_shard`, `per_row`, `sampled`, `compile`.
 
 step = auto_shard(decode_step, mesh)
 packed, cache = step.prepare(params), step.adapt(cache)
@@ -20,13 +20,15 @@ from dialect.jaxprs import framework  # noqa: F401
 from dialect.machine import mesh as machine
 from dialect.machine.mesh import TargetError
 from dialect.ops import control, lax, nn, quant, sharding, tensor  # noqa: F401
+from dialect.tokens.choice import Sampling
+from dialect.tokens.sampled import sampled
 from dialect.user.per_row import per_row
 from dialect.user.tracing import Where, trace
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
 
-__all__ = ["auto_shard", "compile", "per_row", "trace"]
+__all__ = ["Sampling", "auto_shard", "compile", "per_row", "sampled", "trace"]
 
 DEFAULT_PIPELINE = (
     "retarget, normalize, recognize, roll, carry_cache, flash, plan, shard, stage, lower"

@@ -7,9 +7,9 @@ the user's (`dialect.naming.axis_hints`) comes before all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from dialect.matching.values import parts_along
+from dialect.matching.values import parts_along, through
 from dialect.naming.axis import Axes, Axis, leaves, leaves_of
 from dialect.ops.control import scan_parts
 from dialect.staging.binding import region_bound
@@ -18,6 +18,7 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
 
+_CHOOSE = {"argmax": ("vocab", 20), "top_k": ("experts", 48)}  # what they choose from
 _FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
 
 
@@ -81,14 +82,10 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         _call(axes.at(op.results[0])[-1:], "d_model", 30, op)
     elif op.name == "contract":
         _name_experts(axes, op, bound)
-    elif op.name == "top_k":
-        chosen_from = axes.at(op.args[0])[op["axis"]]
-        if "param" in _roles([chosen_from]) and op.results[0] not in bound:
-            _call([chosen_from], "experts", 48, op)
-    elif op.name == "argmax" and op.results[0] not in bound:
-        chosen_from = axes.at(op.args[0])[op["axes"][0]]
-        if "param" in _roles([chosen_from]):
-            _call([chosen_from], "vocab", 20, op)
+    elif op.name in _CHOOSE and op.results[0] not in bound:
+        chosen_from = _chosen_from(axes, op)
+        if "param" in _roles(chosen_from):
+            _call(chosen_from, *_CHOOSE[op.name], op)
     elif op.name == "ragged_dot_general":
         _call(axes.at(op.args[1])[:1], "experts", 48, op)
 
@@ -205,13 +202,24 @@ def _name_tables(axes: Axes, program: Program) -> None:
         _call(axes.at(op.args[0])[1:], "d_model", 15, op)
 
 
+def _chosen_from(axes: Axes, op: Op) -> Sequence[Axis]:
+    """The axis whose largest elements an op finds."""
+    (place,) = op.get("axes") or (op["axis"],)
+    return axes.at(op.args[0])[place : place + 1]
+
+
 def _name_outputs(axes: Axes, program: Program) -> None:
-    """The logits: an output that is no state. Its last axis is the vocabulary."""
+    """The logits: an output that is no state. Its last axis is the vocabulary, or that which it was
+    chosen from."""
     for value, out in zip(program.graph.outputs, program.step_outputs):
-        if out.updates is None and value.type.rank:
-            for leaf in leaves_of(axes.at(value)[-1:]):
-                if "param" in leaf.roles and leaf.size > 1:
-                    leaf.call("vocab", 20, f"output {out.name}")
+        if out.updates is not None:
+            continue
+        op = through(value, "reshape", "convert_element_type").op
+        is_choice = op.name in _CHOOSE
+        over = _chosen_from(axes, op) if is_choice else axes.at(value)[-1:]
+        for leaf in leaves_of(over):
+            if "param" in leaf.roles and leaf.size > 1:
+                leaf.call("vocab", 49 if is_choice else 20, f"output {out.name}")
 
 
 def _name_cuts(axes: Axes, ops: list[Op]) -> None:
