@@ -12,9 +12,10 @@ from typing import Any
 import jax
 
 from dialect.arrays.evaluate import evaluate
-from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, group_of
+from dialect.compiled.compiling import Compilable
 from dialect.jaxprs.framework import treedef
-from dialect.prepared.state import Form, is_state
+from dialect.prepared.arguments import Arguments
+from dialect.prepared.state import is_state
 
 
 def is_traced(leaves: Any) -> bool:
@@ -27,25 +28,17 @@ class Composed:
 
     def __init__(self, compilable: Compilable) -> None:
         self.compilable, self.program = compilable, compilable.program
-        self.form = Form(self.program)
+        self.arguments = Arguments(self.program)
+        self.form = self.arguments.form
 
     def __call__(self, params: list[Any], is_packed: bool, others: list[Any]) -> Any:
         """The step's results. params: leaves of the packed parameters, or of the originals."""
         stages = self.program.stages
         packed = params if is_packed or stages is None else evaluate(stages.prepare, params)
-        leaves = jax.tree.leaves(others, is_leaf=is_state)
-        roles = [declared.role for declared in self.program.inputs if declared.role != "param"]
-        states = [leaf for leaf, role in zip(leaves, roles, strict=True) if role == "state"]
-        inputs = {
-            "param": iter(packed),
-            "state": iter(self.form.parts(states)),
-            "arg": (leaf for leaf, role in zip(leaves, roles) if role == "arg"),
-        }
-        groups: dict[str, list[Any]] = {group: [] for group in ARGUMENT_GROUPS}
-        for declared in self.program.step_inputs:
-            groups[group_of(declared)].append(next(inputs[declared.role]))
-        outputs = self.form.collected(self.compilable.function()(*groups.values()))
-        if not any(map(is_state, states)):
+        state, rest = self.arguments.state_and_rest(others)
+        groups = self.arguments.groups(packed, state, rest)
+        outputs = self.form.collected(self.compilable.function()(*groups))
+        if not any(map(is_state, state)):
             outputs = self._restored(outputs)
         return jax.tree.unflatten(treedef(self.program.tree[1]), outputs)
 

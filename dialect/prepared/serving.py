@@ -12,17 +12,12 @@ from typing import Any
 import jax
 
 from dialect.arrays.dtypes import struct_of
-from dialect.compiled.compiling import (
-    ARGUMENT_GROUPS,
-    Compilable,
-    callable_with,
-    compiled,
-    group_of,
-)
+from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, callable_with, compiled
 from dialect.jaxprs.framework import treedef
+from dialect.prepared.arguments import Arguments
 from dialect.prepared.packed_files import load, misfits, save
 from dialect.prepared.packed_schema import PackedError, Schema, refuse
-from dialect.prepared.state import Form, is_state
+from dialect.prepared.state import is_state
 from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.errors import ShardwrightError
@@ -107,13 +102,12 @@ class Executable:
             ]
             for group, formats in zip(ARGUMENT_GROUPS, self.compiled.input_formats[0], strict=True)
         }
-        self.state_groups = [group_of(each) for each in program.step_inputs if each.role == "state"]
         self.schema = Schema.of(program, compilable.mesh)
         self._fitting = {id(self.schema): self.schema}  # held, so that no other gets its id
-        self.roles = [input_.role for input_ in program.inputs if input_.role != "param"]
         self.names = [input_.name for input_ in program.inputs if input_.role == "state"]
         self.out_tree = treedef(program.tree[1])
-        self.form = Form(program)
+        self.arguments = Arguments(program)
+        self.form = self.arguments.form
         self.shardings = compilable.shardings("param")
         originals = [input_ for input_ in program.inputs if input_.role == "param"]
         self.prepare = Preparation(prepare_of(program), originals, self.shardings)
@@ -127,16 +121,9 @@ class Executable:
         if id(packed.schema) not in self._fitting:
             refuse("the argument of the step", packed.schema.differences(self.schema))
             self._fitting[id(packed.schema)] = packed.schema
-        leaves = list(zip(jax.tree.leaves(others, is_leaf=is_state), self.roles))
-        states = [leaf for leaf, role in leaves if role == "state"]
-        _must_be_there(states, self.names)
-        state = self.form.parts(states)
-        arrays, scalars = (
-            [part for part, group in zip(state, self.state_groups) if group == own]
-            for own in ("state", "scalar")
-        )
-        rest = [leaf for leaf, role in leaves if role == "arg"]
-        groups = (packed.leaves, arrays, scalars, rest)
+        state, rest = self.arguments.state_and_rest(others)
+        _must_be_there(state, self.names)
+        groups = self.arguments.groups(packed.leaves, state, rest)
         try:
             results = self.call(*groups)
         except (ValueError, TypeError):
@@ -160,7 +147,7 @@ class Executable:
     def state_formats(self) -> list[Any]:
         """The formats of the state, its scalars included, in its order."""
         formats = {group: iter(self.formats[group]) for group in ("state", "scalar")}
-        return [next(formats[group]) for group in self.state_groups]
+        return [next(formats[group]) for group in self.arguments.state_groups]
 
     def packed(self, params: Any, donate: bool = False) -> Packed:
         """The packed parameters; with `donate`, originals on devices are deleted on the way."""

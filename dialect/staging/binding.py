@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dialect.arrays.components import connected
 from dialect.ops.control import given_inside
 from dialect.ops.lax import ELEMENTWISE
 from dialect.staging.mincut import Network
@@ -72,20 +73,19 @@ def frontier(graph: Graph, inputs: Iterable[Value]) -> tuple[Value, ...]:
     """
     bound = bound_values(graph, inputs)
     outputs = set(graph.outputs)
-    needed = [
-        value
+    needed = {
+        value: _fused_ancestors(value, bound)
         for value in _in_order(graph)
         if value in bound
         and (
             value in outputs
             or any(op.results[0] not in bound for op, _ in graph.users.get(value, ()))
         )
-    ]
-    chosen: dict[Value, None] = {}
-    for group in _components(needed, bound):
-        for value in _cut(graph, group, bound):
-            chosen[value] = None
-    return tuple(chosen)
+    }
+    # Values that share no ancestor are cuts of their own.
+    groups = ([v for v in group if v in needed] for group in connected(needed.values()))
+    cuts = (_cut(graph, group, bound) for group in groups)
+    return tuple(dict.fromkeys(value for cut in cuts for value in cut))
 
 
 def _in_order(graph: Graph) -> list[Value]:
@@ -105,23 +105,6 @@ def _fused_ancestors(value: Value, bound: frozenset[Value]) -> list[Value]:
                 ancestors[arg] = None
                 stack.append(arg)
     return list(ancestors)
-
-
-def _components(needed: list[Value], bound: frozenset[Value]) -> list[list[Value]]:
-    """Needed values in groups that share no ancestor: each is a cut of its own."""
-    owner: dict[Value, int] = {}
-    groups: dict[int, list[Value]] = {}
-    for number, value in enumerate(needed):
-        group = [value]
-        for ancestor in _fused_ancestors(value, bound):
-            joined = owner.get(ancestor)
-            if joined is not None and joined in groups:
-                group = groups.pop(joined) + group
-        groups[number] = group
-        for member in group:
-            for ancestor in _fused_ancestors(member, bound):
-                owner[ancestor] = number
-    return list(groups.values())
 
 
 def _cut(graph: Graph, needed: list[Value], bound: frozenset[Value]) -> list[Value]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from dialect.arrays.components import connected
 from dialect.matching.values import reshaped
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite import opdef
@@ -194,14 +195,9 @@ class _Groups:
 
 def _by_originals(work: Sequence[Part]) -> list[list[Part]]:
     """The parts in groups that read no original in common."""
-    groups = _Groups(part.made_bytes for part in work)
-    readers: dict[int, list[int]] = {}
-    for place, part in enumerate(work):
-        for number in part.numbers:
-            readers.setdefault(number, []).append(place)
-    for places in readers.values():
-        groups.join(places)
-    return [[work[place] for place in places] for places in groups.members()]
+    links = [(place, *((number,) for number in part.numbers)) for place, part in enumerate(work)]
+    places = ([node for node in group if isinstance(node, int)] for group in connected(links))
+    return [[work[place] for place in group] for group in places]
 
 
 def subgraph(graph: Graph, numbers: Sequence[int]) -> tuple[Graph, list[int]]:
