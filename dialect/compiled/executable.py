@@ -204,7 +204,7 @@ class Report:
 
 def read(compiled: Any, mesh: Any = None) -> Report:
     """The report of a `jax.stages.Compiled`. With its mesh, collectives name their mesh axes."""
-    module, memory = hlo.Module(compiled.as_text()), compiled.memory_analysis()
+    module, memory = hlo.module_of(compiled), compiled.memory_analysis()
     counts = Counter(_collective(entry, module.chips, mesh) for entry in hlo.collectives(module))
     collectives = [replace(collective, count=count) for collective, count in counts.items()]
     return Report(

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -121,6 +123,16 @@ class Module:
         """(parameter, output) for every output that aliases a parameter."""
         pairs = _ALIAS.findall(self.header)
         return [(int(parameter), int(output or 0)) for output, parameter in pairs]
+
+
+def module_of(compiled: Any) -> Module:
+    """The program of a `jax.stages.Compiled`."""
+    return _module(compiled.as_text())
+
+
+@lru_cache(maxsize=1)  # every report about one executable reads it
+def _module(text: str) -> Module:
+    return Module(text)
 
 
 def _instruction(line: str) -> Instruction | None:

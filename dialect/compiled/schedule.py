@@ -19,7 +19,7 @@ from dialect.compiled import hlo
 from dialect.compiled.clock import Clock, Spent, Work
 from dialect.compiled.exchanges import Exchanged, Places, exchanged
 from dialect.compiled.executable import Memory, read
-from dialect.compiled.hlo import Instruction, Module
+from dialect.compiled.hlo import Instruction, Module, module_of
 from dialect.compiled.products import Product, products
 from dialect.compiled.traffic import async_part, traffic
 from dialect.machine.chips import Chip
@@ -130,7 +130,7 @@ def schedule(
     Raises ValueError if the trip count of a loop is not a constant, or if the replica groups of a
     collective cannot be read.
     """
-    walk = _Walk(Module(compiled.as_text()), Places(topology, mesh), topology.chip, delivered)
+    walk = _Walk(module_of(compiled), Places(topology, mesh), topology.chip, delivered)
     walk.computation(walk.module.entry, runs=1)
     spent = sum((visit.spent for visit in walk.visited.values()), Spent())
     events = tuple(visit.event() for visit in walk.visited.values())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dialect.compiled import hlo
-from dialect.compiled.hlo import Instruction, Module
+from dialect.compiled.hlo import Instruction, Module, module_of
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
@@ -71,7 +71,7 @@ def hbm_bytes(compiled: Any) -> int:
 
     Raises ValueError if the trip count of a loop is not a constant.
     """
-    module, total = Module(compiled.as_text()), 0.0
+    module, total = module_of(compiled), 0.0
     for name, trips in hlo.scheduled(module):
         if trips is None:
             raise ValueError(f"how often {name} runs is not known")

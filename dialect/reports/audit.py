@@ -119,7 +119,7 @@ def compiled_collectives(
 
     Raises ValueError if the replica groups of one cannot be read.
     """
-    module, places = hlo.Module(executable.as_text()), Places(topology, mesh)
+    module, places = hlo.module_of(executable), Places(topology, mesh)
     counts: Counter[CompiledCollective] = Counter()
     for collective in hlo.collectives(module):
         exchange, trips = exchanged(collective, places), collective.trips

@@ -13,7 +13,7 @@ from typing import Any
 
 from dialect.compiled.compiling import bytes_per_chip
 from dialect.compiled.executable import read
-from dialect.compiled.hlo import Module, scheduled
+from dialect.compiled.hlo import module_of, scheduled
 from dialect.compiled.schedule import Event, schedule
 from dialect.compiled.traffic import result_bytes
 from dialect.display.quantities import size
@@ -98,7 +98,7 @@ def _memory(program: Program, plan: Plan, executable: Any) -> Beside:
 
 def _largest_temporary(executable: Any) -> str:
     """The largest array that an instruction makes, with what it is made for."""
-    module = Module(executable.as_text())
+    module = module_of(executable)
     made = [
         (result_bytes(op), op.opcode, op.source)
         for name, _ in scheduled(module)

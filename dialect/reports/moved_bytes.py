@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from dialect.arrays.source_lines import line_of, tag
-from dialect.compiled.hlo import Instruction, Module, scheduled, source_near
+from dialect.compiled.hlo import Instruction, module_of, scheduled, source_near
 from dialect.compiled.traffic import traffic
 from dialect.display.quantities import percent, size
 from dialect.display.tables import Table
@@ -29,7 +29,7 @@ def moved_by_line(executable: Any) -> Counter[str]:
     of the operation for what has none, "" without either. A loop whose length is not known counts
     once."""
     moved = Counter[str]()
-    module = Module(executable.as_text())
+    module = module_of(executable)
     for name, trips in scheduled(module):
         body = module.computation(name)
         for op in body.values():
