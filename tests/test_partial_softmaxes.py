@@ -150,6 +150,22 @@ def test_one_attend(spelling: Callable[..., Any], lengths: Sequence[int]) -> Non
     )
 
 
+@pytest.mark.parametrize("thin", [np.s_[:1, :1], np.s_[..., :1]])
+def test_values_that_are_broadcast(thin: Any) -> None:
+    """A part whose values are the same along an axis gets that axis where the parts are joined."""
+    query, ((key, value, mask), second) = arrays((5, 6))
+
+    def attention(query: Any, parts: Parts) -> Any:
+        key, narrow, mask = parts[0]
+        wide = jnp.broadcast_to(narrow, value.shape)
+        return by_maxima_and_sums(query, [(key, wide, mask), parts[1]])
+
+    args = query, [(key, value[thin], mask), second]
+    graph = recognized(attention, *args)
+    assert "attend" in op_names(graph)
+    assert_close(run(graph, *jax.tree.leaves(args))[0], run(attention, *args), 1e-5)
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_part_that_keeps_no_key(spelling: Callable[..., Any]) -> None:
     query, (first, (key, value, mask)) = arrays((5, 6))

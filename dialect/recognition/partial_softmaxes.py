@@ -16,9 +16,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.matching.operands import Operand, bare, laid_out, named, regrouped
+from dialect.matching.operands import Operand, arranged, bare, laid_out, named, regrouped
 from dialect.matching.proofs import holds_no_number, is_finite
-from dialect.matching.values import REALS, in_dtype, number, through, unrounded
+from dialect.matching.values import REALS, in_dtype, in_shape, number, through, unrounded
 from dialect.ops import lax
 from dialect.recognition.shifted_sums import (
     CONTEXT,
@@ -175,6 +175,9 @@ def _joined(operands: list[Operand], axes: Array, sizes: Mapping[str, int]) -> V
     laid = []
     for operand in operands:
         known = {**sizes, CONTEXT: size_along(operand, CONTEXT)}
+        held = letters(axes)
+        value = arranged(bare(operand, known), held)  # of size one where it is the same
+        whole = in_shape(value, tuple(known[x] for x in held))
         shape = tuple(known[axis[0]] if axis else 1 for axis in axes)
-        laid.append(laid_out(bare(operand, known), axes, shape))
+        laid.append(laid_out(Operand(whole, tuple((x,) for x in held)), axes, shape))
     return make("concatenate", *laid, dimension=axes.index((CONTEXT,)))
