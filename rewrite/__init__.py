@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 _HOMES = {
-    "dialect.front.api": "auto_shard trace compile per_row sampled Sampling",
+    "dialect.front.api": "auto_shard trace compile per_row sampled Sampling accept",
     "rewrite.pipeline": "Pipeline",
     "dialect.planning.plan": "Plan",
     "rewrite.passbase": "Pass",

@@ -87,6 +87,29 @@ def test_pages_may_lie_anywhere(mesh: str) -> None:
     assert_close((logits, sharded.restore(state)), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
+def test_a_row_without_pages_is_idle(mesh: str) -> None:
+    """It writes nowhere, and what the others compute is what they computed."""
+    step, (params, cache, tokens) = rows(llama)
+    wanted, _ = step(params, cache, tokens)
+    sharded = auto_shard(step, mesh, pipeline=f"{PASSES}, plan, shard, stage, lower")
+    packed, state = sharded.prepare(params, cache, tokens), sharded.adapt(cache)
+    idle = np.arange(8) % 3 == 0
+
+    def emptied(leaf: jax.Array) -> jax.Array:
+        is_table = leaf.dtype == jnp.int32 and leaf.ndim == 2
+        return jax.device_put(leaf.at[idle].set(-1), leaf.sharding) if is_table else leaf
+
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
+    logits, state = sharded(packed, jax.tree.map(emptied, state), tokens)
+    assert_close(logits[~idle], wanted[~idle], atol=1e-4)
+    after = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
+    of_idle = np.repeat(idle, 4)  # pages of a layer, four to a row
+    for old, new in zip(before, after, strict=True):
+        changed = (old != new).reshape(3, 32, -1).any(axis=(0, 2))
+        assert not changed[of_idle].any() and changed.sum() == 5
+
+
 def test_heads_of_a_pool_are_sharded() -> None:
     step, args = rows(llama)
     program = auto_shard(step, "cpu:8", pipeline=f"{PASSES}, plan, shard, stage, lower").program(

@@ -74,6 +74,20 @@ def test_sixteen_tokens_of_every_row_are_those_of_its_sequence_alone(
         np.testing.assert_array_equal(tokens, jnp.concatenate(wanted))
 
 
+def test_a_row_whose_position_is_put_back_was_idle() -> None:
+    """What it wrote is written over by its next token before that is read."""
+    config = llama.CONFIGS["toy"]
+    params = llama.init_params(config, jax.random.key(0))
+    rows = per_row(partial(llama.decode_step, config), partial(llama.init_cache, config, context=8))
+    step = jax.jit(rows)
+    _, once = step(params, rows.init(2), jnp.asarray([3, 4], jnp.int32))
+    _, state = step(params, once, jnp.asarray([5, 99], jnp.int32))
+    paused = state | {"position": jnp.asarray([2, 1], jnp.int32)}
+    logits, _ = step(params, paused, jnp.asarray([6, 7], jnp.int32))
+    wanted, _ = step(params, once, jnp.asarray([6, 7], jnp.int32))
+    np.testing.assert_array_equal(logits[1], wanted[1])
+
+
 @pytest.mark.parametrize("seed", [1, 9, 12, 18, 21])
 def test_what_is_recognised_of_a_random_decoder_is_recognised_of_its_rows(seed: int) -> None:
     decoder = replace(decoders.of_seed(seed), batch=1)

@@ -1,4 +1,4 @@
-"""The front door: `trace`, `auto_shard`, `per_row`, `sampled`, `compile`.
+"""The front door: `trace`, `auto_shard`, `per_row`, `sampled`, `accept`, `compile`.
 
 step = auto_shard(decode_step, mesh)
 packed, cache = step.prepare(params), step.adapt(cache)
@@ -20,6 +20,7 @@ from dialect.jaxprs import framework  # noqa: F401
 from dialect.machine import mesh as machine
 from dialect.machine.mesh import TargetError
 from dialect.ops import control, lax, nn, quant, sharding, tensor  # noqa: F401
+from dialect.tokens.accept import accept
 from dialect.tokens.choice import Sampling
 from dialect.tokens.sampled import sampled
 from dialect.user.per_row import per_row
@@ -28,7 +29,7 @@ from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
 
-__all__ = ["Sampling", "auto_shard", "compile", "per_row", "sampled", "trace"]
+__all__ = ["Sampling", "accept", "auto_shard", "compile", "per_row", "sampled", "trace"]
 
 DEFAULT_PIPELINE = (
     "retarget, normalize, recognize, roll, carry_cache, flash, plan, shard, stage, lower"

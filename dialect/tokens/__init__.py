@@ -1,1 +1,1 @@
-"""From logits to tokens: who may be chosen, and who is; plain functions of arrays."""
+"""From logits to tokens: which may be chosen, which is, which drafts stand; plain functions."""

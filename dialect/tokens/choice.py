@@ -1,4 +1,4 @@
-"""From logits to tokens: who may be chosen, and who is.
+"""From logits to tokens: which may be chosen, and which is.
 
 A vocabulary that is split over chips stays so: what is done to it is elementwise or a reduction,
 and the noise of a token depends on its number and its row's key, so a row draws the same token on
@@ -62,6 +62,11 @@ def choose(logits: jax.Array, sampling: Sampling, top: int | None = None) -> Cho
     """
     allowed = allowed_logits(logits, sampling)
     tokens = jnp.argmax(_with_noise(allowed, sampling), axis=-1).astype(jnp.int32)
+    return log_probabilities(logits, tokens, top)
+
+
+def log_probabilities(logits: jax.Array, tokens: jax.Array, top: int | None) -> Chosen:
+    """These tokens, with what was asked for of the decoder's probabilities: see `choose`."""
     if top is None:
         return Chosen(tokens)
     logits = logits.astype(jnp.float32)
