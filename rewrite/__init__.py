@@ -9,6 +9,7 @@ from typing import Any
 
 _HOMES = {
     "dialect.front.api": "auto_shard trace compile per_row sampled Sampling accept",
+    "dialect.engine.engine": "Engine",
     "rewrite.pipeline": "Pipeline",
     "dialect.planning.plan": "Plan",
     "rewrite.passbase": "Pass",
@@ -34,5 +35,4 @@ def __getattr__(name: str) -> Any:
 
     versions.check()
     import_module("dialect.front.api")
-    module = import_module(_HOME[name])
-    return getattr(module, {"rule": "pattern"}.get(name, name))
+    return getattr(import_module(_HOME[name]), {"rule": "pattern"}.get(name, name))

@@ -95,6 +95,18 @@ def test_a_step_is_queued_before_the_tokens_of_the_last_are_known() -> None:
     scheduler.check()
 
 
+def test_after_a_restart_everything_is_computed_again() -> None:
+    requests = [Request(range(100, 100 + size), 6) for size in (3, 9, 8, 8)]
+    served = ready(*requests)
+    stepped(served)
+    served[0].schedule(1.0)  # queued, and lost
+    served[0].restart()
+    served[0].check()
+    assert served[0].groups[0].available == 20
+    finished(served)
+    assert [list(request.answer) for request in requests] == [alone(each) for each in requests]
+
+
 def test_another_number_of_tokens_is_refused() -> None:
     scheduler, _ = ready(Request([1], 1))
     with pytest.raises(ValueError, match="argument"):

@@ -45,6 +45,8 @@ ROOMS = {
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
     "simulated": "display machine planning reports serving",
+    "engine": "rewrite display arrays machine ops jaxprs staging tokens user compiled prepared"
+    " serving",
     "front": "rewrite display machine ops jaxprs tokens user compiled planning prepared reports"
     " measured checked serving simulated",
 }
@@ -60,7 +62,7 @@ LIBRARIES = {
 }
 USUAL = {"jax", "numpy"}
 # Modules named in a text: what `from rewrite import` offers, and how a pass is found by its name.
-BY_NAME = {"rewrite": {"front", "planning", "prepared"}, "rewrite.passbase": {"passes"}}
+BY_NAME = {"rewrite": {"engine", "front", "planning", "prepared"}, "rewrite.passbase": {"passes"}}
 # Imports inside a function: extras, and JAX itself behind the check of its version.
 LAZY = {
     "rewrite": {"importlib", "dialect.front"},

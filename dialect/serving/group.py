@@ -57,6 +57,17 @@ class Group:
             self.running.remove(request)
         self._release(request)
 
+    def restart(self) -> None:
+        """All pages are lost, and what queued steps would have answered."""
+        for request in (*self.running, *self.ending):
+            self.tree.release(request.table)
+            request.table, request.path, request.scheduled = [], [], 0
+            request.length = len(request.tokens)
+            self.waiting.add(request)
+        self.running, self.ending = [], {}
+        while self.tree.idle:
+            self.tree.evict()
+
     def fill(self, step: Step, now: float) -> None:
         """Adds the rows of this group to a step."""
         self.fresh, preempted = set(), self.preemptions

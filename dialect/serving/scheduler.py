@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 
 from dialect.serving.group import Group
@@ -23,7 +23,10 @@ from dialect.serving.steps import Step
 
 
 class Scheduler:
-    """Requests, routed to groups of pages, and the steps of all groups."""
+    """Requests, routed to groups of pages, and the steps of all groups.
+
+    told: called with every request that ends, one that is refused included.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -31,6 +34,7 @@ class Scheduler:
         self.requests: dict[int, Request] = {}  # those that have not ended
         self.numbers = itertools.count()
         self.deadlines: list[tuple[float, int]] = []  # a heap; those that have ended, too
+        self.told: Callable[[Request], None] = lambda request: None
 
     def submit(self, request: Request, now: float) -> None:
         """Lets a request wait, or refuses it: then `request.ended` says why."""
@@ -38,6 +42,7 @@ class Scheduler:
         request.ended = self._refused(request, now)
         if request.ended:
             request.ended_at = now
+            self.told(request)
             return
         request.group = self._route(request)
         self.requests[request.number] = request
@@ -103,6 +108,12 @@ class Scheduler:
         del self.requests[request.number]
         self.groups[request.group].remove(request)
         request.ended, request.ended_at = why, now
+        self.told(request)
+
+    def restart(self) -> None:
+        """All pages are lost: who runs computes everything again, and queued steps do not count."""
+        for group in self.groups:
+            group.restart()
 
     def check(self) -> None:
         """Raises PagesLost unless every page and every request is accounted for."""

@@ -1,0 +1,87 @@
+"""Everything that an engine compiles and lays out before its first request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dialect.compiled.resolved import resolve
+from dialect.engine.executables import Executables, packed_params
+from dialect.engine.sizes import Sizes
+from dialect.engine.states import States
+from dialect.engine.token_rows import PAGE, PAGE_ON_TPU, PASSES, Decoder
+from dialect.machine.chips import Chip
+from dialect.machine.mesh import Topology
+from dialect.prepared.originals import shape_of_lazy
+from rewrite.pipeline import Pipeline
+from rewrite.program import Program
+from rewrite.target import Target
+
+Init = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an engine runs: `program` is that of the steps of `sizes.rows` token rows; `params` are
+    packed."""
+
+    sizes: Sizes
+    target: Target
+    program: Program
+    executables: Executables
+    params: list[Any]
+
+    @property
+    def vocab(self) -> int:
+        """How many tokens there are."""
+        return self.program.graph.outputs[0].type.shape[-1]
+
+
+def built(
+    step: Callable[..., Any],
+    params: Any,
+    init_cache: Init,
+    mesh: Any,
+    pipeline: Pipeline | str | Path | None,
+    **asked: int | None,
+) -> Built:
+    """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`."""
+    shapes = jax.tree.map(shape_of_lazy, params)
+    given = Pipeline.of(pipeline) if pipeline is not None else None
+    jax_mesh, target = resolve(mesh, None, given or Pipeline(()))
+    chip = Topology.parse(target.topology).chip
+    page = PAGE_ON_TPU if chip.platform == "tpu" else PAGE
+    passes = (given or Pipeline.parse(PASSES.format(page=page))).passes()
+    page = next((each.page for each in passes if each.pass_name() == "paged"), page)
+    room = partial(_room, init_cache, shapes, chip, jax_mesh.size)
+    sizes = Sizes.of(page, room, **asked)
+    sized = partial(init_cache, context=sizes.context)
+    states = States.of(step, shapes, partial(sized, 1), sizes.context)
+    decoder = Decoder(step, sized, shapes, states)
+    make = partial(decoder.program, pages=sizes.pages, passes=passes, target=target)
+    program = make(sizes.rows)
+    others = [make(n, plan=program.plan) for n in sizes.token_rows if n != sizes.rows]
+    executables = Executables(
+        [program, *others], jax_mesh, sizes.pages, states.tables, copies=sizes.rows
+    )
+    packed = packed_params(program, jax_mesh, params)
+    return Built(sizes, target, program, executables, packed)
+
+
+def _room(init_cache: Init, params: Any, chip: Chip, chips: int, context: int) -> float:
+    """Tokens that have room in the memory that the parameters leave, as they were given."""
+    of_a_request = _bytes(jax.eval_shape(lambda: init_cache(1, context=context)))
+    memory = chip.usable_hbm_bytes * chips
+    if chip.platform == "cpu":  # all devices are in one memory, of which others have a share
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return max(0.0, memory - _bytes(params)) / of_a_request * context
+
+
+def _bytes(shapes: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

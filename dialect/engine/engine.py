@@ -1,0 +1,121 @@
+"""A decoder behind an engine: lists of token numbers in, token numbers out.
+
+engine = Engine(step, params, init_cache, mesh="cpu:8")
+engine.generate([[1, 2, 3], [4, 5]], max_new_tokens=64)
+async for token in engine.submit([1, 2, 3]): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dialect.engine.answers import Answer
+from dialect.engine.building import built
+from dialect.engine.compilations import Compilations
+from dialect.engine.driver import Driver
+from dialect.engine.explained import explained
+from dialect.engine.sampling import Choice
+from dialect.serving.policy import ServingError
+from dialect.serving.requests import Request
+from dialect.serving.scheduler import Scheduler
+from rewrite.pipeline import Pipeline
+
+
+class Engine:
+    """Serves `step(params, cache, tokens) -> logits, cache`, a token for every sequence at a time.
+
+    - init_cache(batch, context): the step's empty cache
+    - mesh, pipeline: as in `auto_shard`; the pipeline has the pass `paged`
+    - max_context: tokens that a request may have, its answer included
+    - rows: requests that run at a time; chunk: tokens of a step, prompts included; max_pages: of
+      the pool. What is not given follows from the others, and from the machine.
+    - policy: fields of `dialect.serving.policy.Policy`, such as victim="cheapest"
+
+    All executables are compiled here; nothing is compiled later. Raises ServingError, and what
+    `auto_shard` raises.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        params: Any,
+        init_cache: Callable[[int, int], Any],
+        mesh: Any = None,
+        *,
+        pipeline: Pipeline | str | Path | None = None,
+        max_context: int = 2048,
+        rows: int | None = None,
+        chunk: int | None = None,
+        max_pages: int | None = None,
+        **policy: Any,
+    ) -> None:
+        asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
+        self.built = built(step, params, init_cache, mesh, pipeline, **asked)
+        scheduler = Scheduler(self.built.sizes.policy(**policy))
+        self.driver = Driver(scheduler, self.built.executables, self.built.params)
+        self.compilations = Compilations()
+
+    def submit(
+        self,
+        prompt: Iterable[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Iterable[int] = (),
+        **about: Any,
+    ) -> Answer:
+        """Lets a request wait; `async for token in` its answer gives tokens as they come.
+
+        - temperature, top_p, top_k, seed: see `dialect.engine.sampling.Choice`
+        - stop: tokens behind which it ends
+        - about: priority, user and deadline, of `dialect.serving.requests.Request`
+
+        Raises ServingError for what the decoder cannot compute.
+        """
+        request = Request(list(prompt), max_new_tokens, frozenset(stop), **about)
+        self._must_fit(request)
+        answer = Answer(request, Choice(temperature, top_p, top_k, seed), self.driver.cancel)
+        self.driver.submit(answer)
+        return answer
+
+    def generate(self, prompts: Iterable[Sequence[int]], **options: Any) -> list[list[int]]:
+        """The answers to some prompts, in their order; options are those of `submit`.
+
+        Raises ServingError where one is refused or fails, when all have ended.
+        """
+        answers = [self.submit(prompt, **options) for prompt in prompts]
+        for answer in answers:
+            answer.ended.wait()
+        return [answer.numbers() for answer in answers]
+
+    def explain(self) -> str:
+        """What was compiled, where the pages are, what is shared, and what was done and why."""
+        return explained(self.built, self.driver, self.compilations.count)
+
+    def check(self) -> None:
+        """Raises PagesLost unless every page and every request is accounted for."""
+        self.driver.check()
+
+    def close(self) -> None:
+        """Ends the engine; requests that have not ended are cancelled."""
+        self.driver.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _must_fit(self, request: Request) -> None:
+        context, vocab = self.built.sizes.context, self.built.vocab
+        strange = [token for token in request.tokens if not 0 <= token < vocab]
+        if strange:
+            raise ServingError(f"there is no token {strange[0]}: the decoder has {vocab}")
+        if request.limit > context:
+            asked = f"{request.asked} and {request.most_new} new ones"
+            raise ServingError(f"{asked} are more tokens than the {context} of the context")

@@ -1,0 +1,160 @@
+"""The executables of an engine: steps of a few numbers of token rows, and one that copies pages.
+
+All are compiled before the first request, in parallel. Nothing else is ever compiled: a step runs
+in the smallest that holds it, and the scheduler makes none that is larger than the largest.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dialect.arrays.dtypes import struct_of
+from dialect.compiled.compiling import Compilable
+from dialect.engine import packing, sampling
+from dialect.prepared.streaming import Preparation
+from dialect.staging.prepare_parts import prepare_of
+from rewrite.ir import Type
+from rewrite.program import Program
+
+MOST = 6  # executables
+
+
+class Executables:
+    """The pools of a decoder, and the steps that run on them.
+
+    programs: of several numbers of token rows, and of one plan; pages: of every layer, in the
+    pools; tables: of what counts (`dialect.engine.states`); copies: the pages that are copied at a
+    time.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        mesh: Any,
+        pages: int,
+        tables: Sequence[Any],
+        copies: int,
+    ) -> None:
+        self.mesh, self.pages, self.copies = mesh, pages, copies
+        by_rows = {_table(program).shape[0]: program for program in programs}
+        self.rows, self.width = sorted(by_rows), _table(programs[0]).shape[1]
+        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.tables = [jax.device_put(table, self.whole) for table in tables]
+        first = Compilable(programs[0], mesh)
+        self.packed_types = [struct_of(each.type) for each in first.inputs("param")]
+        self.packed_shardings = first.shardings("param")
+        self.pool_types = [struct_of(each.type) for each in first.inputs("state")]
+        self.pool_shardings = first.shardings("state")
+        started = time.perf_counter()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            copy = pool.submit(self._copying)
+            steps = {rows: pool.submit(self._step, by_rows[rows]) for rows in self.rows}
+            self.steps = {rows: step.result() for rows, step in steps.items()}
+            self.copy = copy.result()
+        self.compile_s = time.perf_counter() - started
+        self.fresh()
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.steps) + 1
+
+    def fresh(self) -> None:
+        """Empty pools, and no results that a step could take tokens from."""
+        self.pools = [
+            jax.device_put(np.zeros(struct.shape, struct.dtype), sharding)
+            for struct, sharding in zip(self.pool_types, self.pool_shardings)
+        ]
+        self.results = jax.device_put(np.zeros(self._results.shape, np.int32), self.whole)
+
+    def smallest(self, tokens: int) -> int:
+        """The token rows of the smallest step that holds so many."""
+        return next(rows for rows in self.rows if rows >= tokens)
+
+    def run(self, packed: Any, rows: np.ndarray) -> Any:
+        """Queues a step; its results, i32[most rows, RESULTS], are there when it has run."""
+        step = self.steps[len(rows)]
+        self.results, self.pools = step(packed, self.pools, self.tables, self.results, rows)
+        return self.results
+
+    def copied(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Queues copies of pages: (page, its copy), none of which another writes."""
+        for at in range(0, len(pairs), self.copies):
+            part = pairs[at : at + self.copies]
+            array = np.full((self.copies, 2), self.pages, np.int32)
+            array[: len(part)] = part
+            self.pools = self.copy(self.pools, array)
+
+    # Compiling.
+
+    @property
+    def _results(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.rows[-1], sampling.RESULTS), jnp.int32)
+
+    def _step(self, program: Program) -> Any:
+        """step(packed, pools, tables, results of the last, rows) -> results, pools"""
+        compilable = Compilable(program, self.mesh)
+
+        def step(packed: Any, pools: Any, tables: Any, results: Any, rows: Any) -> Any:
+            source, position = rows[:, packing.SOURCE], rows[:, packing.POSITION]
+            tokens = jnp.where(source < 0, rows[:, packing.TOKEN], results[source, 0])
+            args = [*tables, position, tokens, rows[:, packing.PAGES :]]
+            logits, *kept = compilable.function()(packed, pools, [], args)
+            answers = sampling.results(logits, rows[:, packing.CHOICE], position)
+            return jnp.pad(answers, ((0, self.rows[-1] - len(rows)), (0, 0))), kept
+
+        rows = jax.ShapeDtypeStruct(
+            (_table(program).shape[0], packing.PAGES + self.width), jnp.int32
+        )
+        jitted = jax.jit(
+            step,
+            in_shardings=(self.packed_shardings, self.pool_shardings, *[self.whole] * 3),
+            out_shardings=(self.whole, self.pool_shardings),
+            donate_argnums=1,
+            keep_unused=True,
+        )
+        given = (self.packed_types, self.pool_types, self.tables, self._results, rows)
+        return jitted.lower(*given).compile()
+
+    def _copying(self) -> Any:
+        """copy(pools, pairs) -> pools"""
+
+        def copy(pools: Any, pairs: Any) -> Any:
+            source, target = pairs[:, 0], pairs[:, 1]
+            return [
+                pool.reshape(-1, self.pages, *pool.shape[1:])
+                .at[:, target]
+                .set(pool.reshape(-1, self.pages, *pool.shape[1:])[:, source], mode="drop")
+                .reshape(pool.shape)
+                for pool in pools
+            ]
+
+        pairs = jax.ShapeDtypeStruct((self.copies, 2), jnp.int32)
+        jitted = jax.jit(
+            copy,
+            in_shardings=(self.pool_shardings, self.whole),
+            out_shardings=self.pool_shardings,
+            donate_argnums=0,
+        )
+        return jitted.lower(self.pool_types, pairs).compile()
+
+
+def _table(program: Program) -> Type:
+    """[rows, pages of each]"""
+    return program.step_inputs[-1].type
+
+
+def packed_params(program: Program, mesh: Any, params: Any) -> list[Any]:
+    """The parameters as every program of one plan takes them, packed once."""
+    originals = [each for each in program.inputs if each.role == "param"]
+    shardings = Compilable(program, mesh).shardings("param")
+    return Preparation(prepare_of(program), originals, shardings)(jax.tree.leaves(params))

@@ -1,0 +1,69 @@
+"""A step as one array: what every token row is, and where its pages are.
+
+    columns of a row: token, source, position, how its token is chosen, page, page, ..
+
+A token that a queued step has still to give is `source`, its place among the results of the step
+before; -1 where the token is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dialect.engine import sampling
+from dialect.engine.sampling import Choice
+from dialect.serving.requests import Request
+from dialect.serving.steps import Step
+
+TOKEN, SOURCE, POSITION = range(3)
+CHOICE = slice(3, 3 + sampling.COLUMNS)
+PAGES = CHOICE.stop
+NO_PAGE = -1
+
+
+@dataclass
+class Packed:
+    """A step in an array, i32[rows, PAGES + pages of a table].
+
+    answering: the place of every request that gets a token, in their order.
+    """
+
+    rows: np.ndarray
+    answering: dict[Request, int]
+
+
+def tokens_of(step: Step) -> int:
+    """The token rows that a step takes."""
+    return sum(row.count for row in step.rows)
+
+
+def packed(
+    step: Step,
+    rows: int,
+    width: int,
+    sources: Mapping[Request, int],
+    choices: Mapping[Request, Choice],
+) -> Packed:
+    """A step in an array of so many rows, each with the pages of a table of this width.
+
+    sources: where the tokens are that the step before gives.
+    """
+    array = np.zeros((rows, PAGES + width), np.int32)
+    array[:, PAGES:] = NO_PAGE
+    array[:, SOURCE] = -1
+    at, answering = 0, {}
+    for row in step.rows:
+        part, known = array[at : at + row.count], row.tokens
+        part[: len(known), TOKEN] = known
+        if len(known) < row.count:
+            part[len(known), SOURCE] = sources[row.request]
+        part[:, POSITION] = np.arange(row.start, row.length)
+        part[:, CHOICE] = choices[row.request].columns()
+        part[:, PAGES : PAGES + len(row.table)] = row.table
+        at += row.count
+        if row.answers:
+            answering[row.request] = at - 1
+    return Packed(array, answering)

@@ -1,0 +1,81 @@
+"""How a request chooses its tokens: as columns of a step's array, and inside the step.
+
+Where no row of a step draws, the noise and the filters are not computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dialect.serving.policy import ServingError
+from dialect.tokens.choice import Sampling, choose
+
+LISTED = 5  # the most likely tokens that are told beside the one that was chosen
+RESULTS = 2 + 2 * LISTED  # numbers of a row's result
+SEED, TOP_K, TEMPERATURE, TOP_P = range(4)
+COLUMNS = 4
+_MOST_SEED = 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Choice:
+    """temperature: 0 takes the most likely token; top_k, top_p: see `dialect.tokens.choice`.
+
+    The noise of a token follows from the seed and its position, whatever else runs. Raises
+    ServingError for what has no meaning.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ServingError(f"temperature is {self.temperature}, and must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ServingError(f"top_p is {self.top_p}, and must be more than 0, at most 1")
+        if not 0 <= self.top_k <= _MOST_SEED:
+            raise ServingError(f"top_k is {self.top_k}, and must be 0 or more")
+
+    def columns(self) -> list[int]:
+        """COLUMNS integers; floats as their bits."""
+        floats = np.asarray([self.temperature, self.top_p], np.float32).view(np.int32)
+        return [self.seed & _MOST_SEED, self.top_k, *floats.tolist()]
+
+
+def results(logits: Any, columns: Any, positions: Any) -> Any:
+    """The next token of every row, i32[rows, RESULTS]: itself, the bits of its log-probability, the
+    LISTED most likely tokens, the bits of theirs.
+
+    logits: [rows, .., vocabulary] of one position; columns: i32[rows, COLUMNS]
+    """
+    logits = logits.reshape(len(columns), -1)
+    temperature, top_p = _floats(columns[:, TEMPERATURE]), _floats(columns[:, TOP_P])
+
+    def drawn() -> Any:
+        keys = jax.vmap(jax.random.key)(columns[:, SEED])
+        asked = Sampling(keys, positions, temperature, columns[:, TOP_K], top_p)
+        return choose(logits, asked).tokens
+
+    def greedy() -> Any:
+        return choose(logits, Sampling()).tokens
+
+    tokens = jax.lax.cond(jnp.any(temperature > 0), drawn, greedy)
+    normal = jax.nn.log_softmax(logits.astype(jnp.float32))
+    own = jnp.take_along_axis(normal, tokens[:, None], axis=1)
+    likely, which = jax.lax.top_k(normal, LISTED)
+    return jnp.concatenate([tokens[:, None], _bits(own), which, _bits(likely)], axis=1)
+
+
+def _floats(bits: Any) -> Any:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _bits(floats: Any) -> Any:
+    return jax.lax.bitcast_convert_type(floats, jnp.int32)

@@ -1,0 +1,80 @@
+"""A decoder's step as one on token rows, each at a place of its own in pages that rows may share.
+
+    step(params, cache, tokens [batch])
+      ->  logits of token rows(params, pools, table [rows, pages], positions [rows], tokens [rows])
+
+A token is a row. A sequence that decodes has one; a chunk of a prompt has one for each of its
+tokens, at consecutive positions and with the same pages. Every layer writes the keys and values of
+all rows before it reads any, so a token sees those before it in its chunk. Prefill, decode and
+whatever mixes them are therefore one program, of any step that takes one token at a time.
+
+Rows without a token have pages that no pool has: they write nothing, and nobody reads their result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dialect.engine.pooled import pooled
+from dialect.engine.states import States
+from dialect.serving.policy import ServingError
+from dialect.user.per_row import per_row
+from dialect.user.tracing import trace
+from rewrite import manager
+from rewrite.passbase import Pass
+from rewrite.program import Program
+from rewrite.target import Target
+
+PASSES = (
+    "retarget, normalize, recognize, roll, carry_cache, paged{{page={page}}}, "
+    "plan, shard, stage, lower"
+)
+PAGE, PAGE_ON_TPU = 16, 128  # tokens: a TPU has tiles to fill
+FEWEST = 2  # rows: a batch of one has no axis to be told by
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What is served: `step(params, cache, tokens)`, `init_cache(batch)`, shapes of its params."""
+
+    step: Callable[..., Any]
+    init_cache: Callable[[int], Any]
+    params: Any
+    states: States
+
+    def traced(self, rows: int) -> Program:
+        """step(params, caches, tables of what counts, positions, tokens) -> logits, caches."""
+        of_rows = per_row(self.step, self.init_cache)
+
+        def step(params: Any, caches: Any, tables: Any, positions: Any, tokens: Any) -> Any:
+            counted = [table[positions] for table in tables]
+            logits, state = of_rows(params, self.states.whole(caches, counted), tokens)
+            return logits, self.states.caches(jax.tree.leaves(state))
+
+        caches = self.states.caches(jax.eval_shape(lambda: jax.tree.leaves(of_rows.init(rows))))
+        number = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        return trace(step, self.params, caches, self.states.tables, number, number, state=1)
+
+    def program(
+        self, rows: int, pages: int, passes: tuple[Pass, ...], target: Target, plan: Any = None
+    ) -> Program:
+        """The rewritten program, on pools of so many pages; sharded as `plan` says, if given.
+
+        Raises ServingError where the passes leave a part of the decoder's state out of pages.
+        """
+        names = [each.pass_name() for each in passes]
+        lacking = [name for name in ("paged", "plan", "stage", "lower") if name not in names]
+        if lacking:
+            hint = PASSES.format(page=PAGE_ON_TPU)
+            raise ServingError(f"the pipeline lacks {', '.join(lacking)}", hint=hint)
+        first, last = names.index("plan"), names.index("stage") + 1
+        program = manager.run(self.traced(rows), passes[:first], target)[0]
+        if plan is not None:
+            program, first = replace(program, plan=plan), first + 1
+        staged = manager.run(program, passes[first:last], target)[0]
+        return manager.run(pooled(staged, pages), passes[last:], target)[0]

@@ -1,0 +1,273 @@
+"""The engine: every request gets the tokens that it would get alone, whatever runs beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dialect.engine.compilations import Compilations
+from dialect.engine.packing import TOKEN
+from dialect.engine.token_rows import PASSES
+from dialect.serving.policy import ServingError
+from examples import gpt, llama, palm
+from rewrite import Engine
+
+CONTEXT = 32
+SIZES = {"max_context": CONTEXT, "rows": 4, "chunk": 8, "max_pages": 14}
+PIPELINE = PASSES.format(page=4)
+
+
+def decoder(model: ModuleType) -> tuple[Callable[..., Any], Any, Callable[..., Any]]:
+    """A toy decoder of two layers: its step, parameters, init_cache(batch, context)."""
+    config = replace(model.CONFIGS["toy"], layers=2)
+    params = model.init_params(config, jax.random.key(1))
+    return partial(model.decode_step, config), params, partial(model.init_cache, config)
+
+
+@cache
+def jitted(model: ModuleType) -> Any:
+    step, params, init_cache = decoder(model)
+    return jax.jit(step), params, init_cache(1, CONTEXT)
+
+
+def alone(model: ModuleType, prompt: list[int], count: int) -> list[int]:
+    """The greedy answer of the decoder itself to one prompt."""
+    step, params, state = jitted(model)
+    state, tokens = jax.tree.map(jnp.asarray, state), list(prompt)
+    for at in range(len(prompt) + count - 1):
+        logits, state = step(params, state, jnp.asarray(tokens[at : at + 1], jnp.int32))
+        if at + 1 >= len(prompt):
+            tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module", params=["cpu:1", "cpu:8"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine(*decoder(llama), request.param, pipeline=PIPELINE, **SIZES) as engine:
+        yield engine
+
+
+def drawn(seed: int, count: int) -> list[list[int]]:
+    """Prompts of 1 to 20 tokens, of which half begin alike."""
+    chance = random.Random(seed)
+    shared = [chance.randrange(256) for _ in range(12)]
+    prompts = [
+        shared[: chance.choice((0, 8, 12))] + [chance.randrange(256) for _ in range(size)]
+        for size in (chance.randint(1, 8) for _ in range(count))
+    ]
+    return [*prompts, shared[:8], shared[:8]]
+
+
+def idle(engine: Engine) -> bool:
+    """Whether no request has a page, once what is queued has run."""
+    time.sleep(0.1)
+    engine.check()
+    (group,) = engine.driver.scheduler.groups
+    return group.available == engine.built.sizes.pages
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_request_gets_its_own_tokens(engine: Engine, seed: int) -> None:
+    prompts = drawn(seed, 14)
+    wanted = [alone(llama, prompt, 10) for prompt in prompts]
+    before = Compilations()
+    assert engine.generate(prompts, max_new_tokens=10) == wanted
+    assert before.count == 0
+    assert idle(engine)
+
+
+def test_pages_were_lost_shared_and_copied_on_the_way(engine: Engine) -> None:
+    engine.generate(drawn(3, 14), max_new_tokens=10)
+    (group,) = engine.driver.scheduler.groups
+    assert group.preemptions > 0 and group.cached_pages > 0
+    assert f"{engine.built.executables.count} executables" in engine.explain()
+    assert engine.built.executables.count == 4
+
+
+@pytest.mark.parametrize("model", [palm, gpt])
+def test_other_decoders(model: ModuleType) -> None:
+    with Engine(*decoder(model), "cpu:1", pipeline=PIPELINE, **SIZES) as engine:
+        prompts = drawn(5, 6)
+        assert engine.generate(prompts, max_new_tokens=6) == [
+            alone(model, prompt, 6) for prompt in prompts
+        ]
+
+
+def test_tokens_stream_and_a_reader_who_leaves_frees_the_pages(engine: Engine) -> None:
+    prompt = drawn(6, 1)[0]
+
+    async def three() -> list[int]:
+        tokens = []
+        async for token in engine.submit(prompt, max_new_tokens=12):
+            tokens.append(token)
+            if len(tokens) == 3:
+                break
+        return tokens
+
+    async def all_() -> list[int]:
+        return [token async for token in engine.submit(prompt, max_new_tokens=12)]
+
+    async def both() -> list[list[int]]:
+        return list(await asyncio.gather(three(), all_()))
+
+    wanted = alone(llama, prompt, 12)
+    assert asyncio.run(both()) == [wanted[:3], wanted]
+    assert idle(engine)
+
+
+def test_cancelled_while_it_waits(engine: Engine) -> None:
+    answers = [engine.submit([at], max_new_tokens=20) for at in range(20)]
+    for answer in answers[::2]:
+        answer.cancel()
+    assert [answer.numbers() for answer in answers[1::2]] == [
+        alone(llama, [at], 20) for at in range(1, 20, 2)
+    ]
+    assert {answer.why for answer in answers[::2]} <= {"cancelled", "length"}
+    assert idle(engine)
+
+
+def test_a_request_ends_behind_a_stop_token(engine: Engine) -> None:
+    wanted = alone(llama, [7, 8], 12)
+    answer = engine.submit([7, 8], max_new_tokens=12, stop=[wanted[4]])
+    assert answer.numbers() == wanted[: wanted.index(wanted[4]) + 1]
+    assert answer.why == "stop"
+
+
+def test_noise_follows_from_the_seed_alone(engine: Engine) -> None:
+    def answer(seed: int, beside: int) -> list[int]:
+        others = [engine.submit([at], max_new_tokens=9) for at in range(beside)]
+        asked = engine.submit([5], max_new_tokens=9, temperature=2.0, top_p=0.9, seed=seed)
+        tokens = asked.numbers()
+        for other in others:
+            assert other.numbers() == alone(llama, [other.request.tokens[0]], 9)
+        return tokens
+
+    assert answer(1, 0) == answer(1, 5) != answer(2, 0)
+
+
+def test_log_probabilities(engine: Engine) -> None:
+    (token,) = (answer := engine.submit([5, 6, 7], max_new_tokens=1)).numbers()
+    told = answer.tokens[0]
+    step, params, state = jitted(llama)
+    for number in (5, 6, 7):
+        logits, state = step(params, state, jnp.asarray([number], jnp.int32))
+    wanted = jax.nn.log_softmax(logits[0])
+    assert told.likely[0] == (token, told.logprob)
+    numbers, logprobs = zip(*told.likely)
+    np.testing.assert_allclose(logprobs, wanted[np.asarray(numbers)], atol=1e-4)
+    assert list(numbers) == jax.lax.top_k(wanted, 5)[1].tolist()
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_a_step_that_raises_fails_one_request(engine: Engine, loses: bool) -> None:
+    """`loses`: the pools with it, as a failing device would."""
+    executables, broken, good = engine.built.executables, [1, 99, 3], [[1, 2], [4, 5, 6], [9] * 17]
+    run = executables.run
+
+    def raising(packed: Any, rows: np.ndarray) -> Any:
+        if 99 in rows[:, TOKEN]:
+            if loses:
+                for pool in executables.pools:
+                    pool.delete()
+            raise RuntimeError("no 99 here")
+        return run(packed, rows)
+
+    wanted = [alone(llama, prompt, 8) for prompt in good]
+    executables.run = raising
+    try:
+        answers = [engine.submit(prompt, max_new_tokens=8) for prompt in [*good[:2], broken]]
+        answers.append(engine.submit(good[2], max_new_tokens=8))
+        with pytest.raises(ServingError, match="failed: RuntimeError: no 99 here"):
+            answers.pop(2).numbers()
+        assert [answer.numbers() for answer in answers] == wanted
+    finally:
+        executables.run = run
+    assert idle(engine)
+
+
+def test_what_fails_though_no_request_is_to_blame_is_told(engine: Engine) -> None:
+    executables = engine.built.executables
+    run, calls = executables.run, []
+
+    def raising(packed: Any, rows: np.ndarray) -> Any:
+        calls.append(rows)
+        if (rows[:, TOKEN] > 0).sum() > 1:
+            raise RuntimeError("the machine is tired")
+        return run(packed, rows)
+
+    executables.run = raising
+    try:
+        answers = [engine.submit([at], max_new_tokens=3) for at in (1, 2)]
+        for answer in answers:
+            answer.ended.wait()
+    finally:
+        executables.run = run
+    assert {answer.why for answer in answers} <= {
+        "length",
+        "failed: RuntimeError: the machine is tired",
+    }
+    assert engine.generate([[3]], max_new_tokens=3) == [alone(llama, [3], 3)]
+    assert idle(engine)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        ([256], {}, "there is no token 256: the decoder has 256"),
+        ([-1], {}, "there is no token -1"),
+        ([1] * 30, {"max_new_tokens": 3}, "30 and 3 new ones are more tokens than the 32"),
+        ([1], {"temperature": -1.0}, "temperature is -1.0, and must be 0 or more"),
+        ([1], {"top_p": 0.0}, "top_p is 0.0"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(
+    engine: Engine, prompt: list[int], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ServingError, match=said):
+        engine.submit(prompt, **{"max_new_tokens": 2} | options)
+
+
+def test_an_empty_prompt_is_refused(engine: Engine) -> None:
+    with pytest.raises(ServingError, match="refused: it needs a prompt"):
+        engine.generate([[]], max_new_tokens=3)
+
+
+def test_state_that_is_neither_paged_nor_counted_is_refused() -> None:
+    step, params, init_cache = decoder(llama)
+
+    def remembers(params: Any, state: Any, tokens: Any) -> Any:
+        logits, cache = step(params, state["cache"], tokens)
+        return logits, {"cache": cache, "sum": state["sum"] + tokens}
+
+    def init(batch: int, context: int) -> Any:
+        return {"cache": init_cache(batch, context), "sum": jnp.zeros(batch, jnp.int32)}
+
+    with pytest.raises(ServingError, match="sum does not lie in pages"):
+        Engine(remembers, params, init, "cpu:1", pipeline=PIPELINE, **SIZES)
+
+
+def test_options_that_do_not_exist_are_named() -> None:
+    with pytest.raises(ServingError, match="an engine has no option 'victims'"):
+        Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES, victims="last")
+    with pytest.raises(ServingError, match="the pipeline lacks paged"):
+        Engine(*decoder(llama), "cpu:1", pipeline="normalize, plan, shard, stage, lower", **SIZES)
+
+
+def test_a_closed_engine_cancels_and_refuses() -> None:
+    engine = Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES)
+    answer = engine.submit([1], max_new_tokens=30)
+    engine.close()
+    assert answer.ended.is_set() and answer.why in ("cancelled", "length")
+    with pytest.raises(ServingError, match="the engine is closed"):
+        engine.submit([1], max_new_tokens=1)
