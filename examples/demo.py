@@ -4,14 +4,19 @@ a. Llama-3-8B's decode step, full size but only as shapes, is rewritten and comp
    chips of TPU v5e by libtpu's ahead-of-time compiler.
 b. A small Llama with random weights runs on eight virtual CPU devices, through the same passes,
    beside the function that it was made from.
+c. SmolLM2-135M, a model that people use, answers five questions at a time on the same devices:
+   served by an engine, beside the plain decoder that takes them one by one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 from dialect.front.cli import main
 from dialect.front.console import Screen
@@ -20,6 +25,14 @@ from dialect.machine.virtual_cpus import start
 HERE = Path(os.path.relpath(Path(__file__).parent))
 PIPELINE = HERE / "serve.pipeline"
 SEQUENCES, NEW_TOKENS, SEED = 8, 32, 0
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "What is a compiler?",
+    "Name three colours.",
+    "How many legs has a spider?",
+)
+CONTEXT, ANSWER = 128, 40
 
 
 def compile_8b(screen: Screen) -> int:
@@ -77,9 +90,74 @@ def run_toy(screen: Screen) -> None:
     )
 
 
+def serve_smollm2(screen: Screen) -> None:
+    """Part c: five streams of one engine, and the decoder that it was made from."""
+    import jax
+    import llama
+    import smollm2
+
+    from rewrite import Engine
+
+    screen.heading("c. SmolLM2-135M on 8 CPU devices, five questions at a time")
+    try:
+        smollm2.weights()
+    except PackageNotFoundError:
+        screen.show("left out: its weights are a package that could not be installed here")
+        return
+    config, tokenizer = smollm2.CONFIGS["135m"], smollm2.tokenizer()
+    params, stop = smollm2.trained_params(config), smollm2.stop_tokens()
+    step, init_cache = partial(llama.decode_step, config), partial(llama.init_cache, config)
+    asked = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    system = "<|im_start|>system\nYou are a helpful assistant. Answer in one sentence.<|im_end|>\n"
+    prompts = [tokenizer.encode(system + asked.format(each)).ids for each in QUESTIONS]
+    with screen.working("compiling"):
+        engine = Engine(step, params, init_cache, "cpu:8", max_context=CONTEXT, rows=8)
+    answers = [engine.submit(each, max_new_tokens=ANSWER, stop=stop) for each in prompts]
+    with screen.growing() as show:
+        asyncio.run(_shown(answers, tokenizer, show))
+    engine.check()
+    screen.show("")
+    screen.lines(engine.explain().split("\n")[:5])
+    step = jax.jit(step, donate_argnums=1)
+    same = 0
+    with screen.working("the plain decoder, one by one"):
+        for prompt, answer in zip(prompts, answers):
+            same += answer.numbers() == _alone(step, params, init_cache, prompt, stop)
+    engine.close()
+    screen.show(f"\n{same} of {len(prompts)} answers are, token by token, the plain decoder's.")
+
+
+async def _shown(answers: Any, tokenizer: Any, show: Any) -> None:
+    """Shows the texts of all answers as they come."""
+
+    async def follow(answer: Any) -> None:
+        async for _ in answer:
+            texts = (tokenizer.decode([t.number for t in each.tokens]) for each in answers)
+            show(f"{question} {text.strip()}" for question, text in zip(QUESTIONS, texts))
+
+    await asyncio.gather(*map(follow, answers))
+
+
+def _alone(
+    step: Any, params: Any, init_cache: Any, prompt: list[int], stop: list[int]
+) -> list[int]:
+    """The greedy answer of a decoder that takes one token of one sequence at a time."""
+    import jax.numpy as jnp
+
+    cache, tokens = init_cache(1, CONTEXT), list(prompt)
+    for at in range(len(prompt) + ANSWER - 1):
+        logits, cache = step(params, cache, jnp.asarray(tokens[at : at + 1], jnp.int32))
+        if at + 1 >= len(prompt):
+            tokens.append(int(logits.argmax()))
+        if tokens[-1] in stop and at + 1 >= len(prompt):
+            break
+    return tokens[len(prompt) :]
+
+
 if __name__ == "__main__":
     start("cpu:8")
     failed = compile_8b(Screen())
     if not failed:
         run_toy(Screen())
+        serve_smollm2(Screen())
     sys.exit(failed)

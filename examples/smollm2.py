@@ -59,6 +59,16 @@ def tokenizer() -> Any:
     return made
 
 
+def chat_template() -> str:
+    """A template of jinja for a conversation: `messages`, `add_generation_prompt`."""
+    return str(gguf_file(weights()).fields["tokenizer.chat_template"].contents())
+
+
+def stop_tokens() -> list[int]:
+    """Tokens behind which an answer ends."""
+    return [int(gguf_file(weights()).fields["tokenizer.ggml.eos_token_id"].contents())]
+
+
 def encode(text: bytes) -> list[int]:
     return tokenizer().encode(text.decode()).ids
 

@@ -21,6 +21,7 @@ from dialect.arrays.dtypes import struct_of
 from dialect.compiled.compiling import Compilable
 from dialect.engine import packing, sampling
 from dialect.prepared.streaming import Preparation
+from dialect.serving.policy import ServingError
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.ir import Type
 from rewrite.program import Program
@@ -50,6 +51,7 @@ class Executables:
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.tables = [jax.device_put(table, self.whole) for table in tables]
         first = Compilable(programs[0], mesh)
+        _must_share(programs)
         self.packed_types = [struct_of(each.type) for each in first.inputs("param")]
         self.packed_shardings = first.shardings("param")
         self.pool_types = [struct_of(each.type) for each in first.inputs("state")]
@@ -146,6 +148,20 @@ class Executables:
             donate_argnums=0,
         )
         return jitted.lower(self.pool_types, pairs).compile()
+
+
+def _must_share(programs: Sequence[Program]) -> None:
+    """Raises ServingError unless all programs take the same packed parameters and pools."""
+    kept = [
+        [str(each) for each in program.step_inputs if each.role in ("param", "state")]
+        for program in programs
+    ]
+    for program, inputs in zip(programs, kept):
+        for one, other in zip(kept[0], inputs, strict=True):
+            if one != other:
+                rows = _table(program).shape[0]
+                message = f"steps of {rows} tokens would keep {other}, and not {one}"
+                raise ServingError(message, hint="give passes such as pad the sizes they choose")
 
 
 def _table(program: Program) -> Type:

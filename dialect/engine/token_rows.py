@@ -31,7 +31,7 @@ from rewrite.program import Program
 from rewrite.target import Target
 
 PASSES = (
-    "retarget, normalize, recognize, roll, carry_cache, paged{{page={page}}}, "
+    "retarget, normalize, recognize, roll, carry_cache, pad, paged{{page={page}}}, "
     "plan, shard, stage, lower"
 )
 PAGE, PAGE_ON_TPU = 16, 128  # tokens: a TPU has tiles to fill

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -96,6 +96,21 @@ class Screen:
             spinner, console=self.console, transient=True, redirect_stderr=sys.stderr.isatty()
         ):
             yield spinner
+
+    @contextmanager
+    def growing(self) -> Iterator[Callable[[Iterable[str]], None]]:
+        """Gives a function that shows paragraphs, again and again as they grow; a pipe gets the
+        last of them."""
+        last: list[str] = []
+
+        def show(paragraphs: Iterable[str]) -> None:
+            last[:] = paragraphs
+            if self.terminal:
+                live.update(Text("\n".join(last)))
+
+        with Live(console=self.console, transient=True) if self.terminal else nullcontext() as live:
+            yield show
+        self.lines(last)
 
     def counted(self, what: str, results: Iterable[T], total: int) -> list[T]:
         """The results, with how many of the total there are while they are computed."""
