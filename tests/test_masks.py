@@ -13,9 +13,10 @@ import pytest
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.matching.bound_values import kept, visited_blocks
+from dialect.normal.normal_form import normal_form
 from dialect.reports.mask_bounds import describe_attend, describe_bias, describe_mask
 from rewrite.ir import Graph, Value
-from tests.kit import graph_of, recognized_graph
+from tests.kit import assert_same_bits, graph_of, recognized_graph, run
 
 BATCH, TIME, CONTEXT = 2, 3, 40
 POSITIONS = jnp.zeros((BATCH, TIME), jnp.int32)
@@ -300,3 +301,19 @@ def test_all_that_an_attend_has_beside() -> None:
 def test_a_bound_may_be_infinite() -> None:
     mask = recognized(lambda p: keys() < p[:, :, None] + jnp.inf, POSITIONS).outputs[0]
     assert describe_mask(mask) == ("other",)
+
+
+def test_only_the_row_that_is_read_of_a_mask_is_computed() -> None:
+    """Libraries slice the row of a token out of the mask of their longest context."""
+    longest, context, window = 512, 64, 32
+
+    def mask(i: jax.Array) -> jax.Array:
+        positions = jnp.arange(longest)
+        causal = positions[:, None] >= positions[None]
+        near = jnp.tril(jnp.ones((longest, longest), bool), -window)
+        return jax.lax.dynamic_slice((causal & ~near)[None, None], (0, 0, i, 0), (1, 1, 1, context))
+
+    graph = normal_form(graph_of(mask, jnp.int32(0)))
+    assert max(type_.size for op in graph.ops for type_ in op.types) == context
+    for i in (0, 5, 63, 200, longest - 1, longest, 2**31 - 1, -1, -600):
+        assert_same_bits(run(graph, jnp.int32(i))[0], mask(jnp.int32(i)))

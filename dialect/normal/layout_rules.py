@@ -235,6 +235,11 @@ def unbroadcast(value: Value) -> Value:
     return reshaped(source, tuple(shape)) if tuple(shape) != source.type.shape else source
 
 
+def narrow(value: Value) -> Value:
+    """The value before a broadcast: a scalar, or with axes of size one."""
+    return unbroadcast(value) if value.op.name == "broadcast_in_dim" else value
+
+
 def _broadcast_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     try:
         return np.broadcast_shapes(*shapes)

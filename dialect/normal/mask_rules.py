@@ -22,7 +22,7 @@ from dialect.matching.values import (
     reshaped,
     through,
 )
-from dialect.normal.layout_rules import unbroadcast
+from dialect.normal.layout_rules import narrow
 from dialect.ops import lax
 from rewrite import runtime
 from rewrite.ir import Graph, Op, Symbol, Type, Value
@@ -192,12 +192,9 @@ def not_of_comparison(op: Op) -> Outcome:
 @local("not", example=lambda x: ~(x > 0)[None], types=("f32[4]",))
 def not_of_reshape(op: Op) -> Outcome:
     """not reshape(m)  ->  reshape(not m)"""
-    inner = op.args[0].op
-    return (
-        with_args(inner, (make("not", inner.args[0]),)).results[0]
-        if inner.name == "reshape"
-        else None
-    )
+    mask = through(op.args[0], "reshape")
+    same = mask == op.args[0]
+    return None if same else reshaped(make("not", mask), op.types[0].shape)
 
 
 @local("select_n", example=lambda x, y: jnp.where(x > 0, y > 0, False), types=("f32[4]",) * 2)
@@ -223,11 +220,6 @@ def choice_of_same(op: Op) -> Outcome:
 # Broadcasts, outward.
 
 
-def _narrow(value: Value) -> Value:
-    """The value before a broadcast: a scalar, or with axes of size one."""
-    return unbroadcast(value) if value.op.name == "broadcast_in_dim" else value
-
-
 @local(
     *(lax.MAPS - {"clamp"}),
     example=lambda x: jnp.exp(jnp.broadcast_to(x[:, None], (4, 3))),
@@ -235,7 +227,7 @@ def _narrow(value: Value) -> Value:
 )
 def broadcast_outward(op: Op) -> Outcome:
     """f(broadcast(x), broadcast(y))  ->  broadcast(f(x, y))"""
-    args = [_narrow(arg) for arg in op.args]
+    args = [narrow(arg) for arg in op.args]
     shape = np.broadcast_shapes(*(arg.type.shape for arg in args))
     if shape == op.types[0].shape:
         return None
@@ -283,22 +275,3 @@ def reshape_of_broadcast(op: Op) -> Outcome:
     source = reshaped(inner.args[0], tuple(size for size, _ in dims))
     moved = tuple(places[old.index(d)] for _, d in dims)
     return make("broadcast_in_dim", source, shape=shape, broadcast_dimensions=moved)
-
-
-@local(
-    "dynamic_slice",
-    example=lambda x, i: jax.lax.dynamic_slice(
-        jnp.broadcast_to(x, (3, 4)), (0, i.astype("int32")), (1, 2)
-    ),
-    types=("f32[4]", "f32[]"),
-)
-def slice_of_broadcast(op: Op) -> Outcome:
-    """dynamic_slice(broadcast(x))  ->  broadcast(dynamic_slice(x))"""
-    inner = op.args[0]
-    source = _narrow(inner)
-    if source == inner or source.type.rank != inner.type.rank:
-        return None
-    shape = [1 if size == 1 else full for size, full in zip(source.type.shape, op["slice_sizes"])]
-    starts = zip(op.args[1:], source.type.shape)
-    at = [constant(0, start.type) if size == 1 else start for start, size in starts]
-    return in_shape(make("dynamic_slice", source, *at, slice_sizes=tuple(shape)), op.types[0].shape)

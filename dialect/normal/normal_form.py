@@ -18,6 +18,7 @@ from dialect.normal import (
     loop_rules,
     mask_rules,
     siblings,
+    slice_rules,
 )
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Symbol, Type, Value
@@ -32,7 +33,15 @@ def rules_of(*modules: ModuleType) -> tuple[Rule, ...]:
     )
 
 
-RULES = rules_of(layout_rules, contract_rules, arithmetic_rules, mask_rules, siblings, loop_rules)
+RULES = rules_of(
+    layout_rules,
+    contract_rules,
+    arithmetic_rules,
+    mask_rules,
+    slice_rules,
+    siblings,
+    loop_rules,
+)
 # For passes that keep every bit, and only tidy up their results.
 EXACT_RULES = tuple(rule for rule in RULES if rule.keeps == "bits")
 
