@@ -35,6 +35,11 @@ NETWORK = {"gate": floats(D_MODEL, D_FF), "up": floats(D_MODEL, D_FF)}
 NETWORK |= {"down": floats(D_FF, D_MODEL), "norm": floats(D_MODEL)}
 ATTENTION = {name: floats(D_MODEL, HEADS, D_HEAD) for name in "qkv"}
 ATTENTION |= {"o": floats(HEADS, D_HEAD, D_MODEL)}
+LATENT, ROTARY = 3 * D_HEAD, D_HEAD // 2
+LATENTS = {name: floats(LATENT, HEADS, D_HEAD) for name in "kv"}
+LATENTS |= {"c": floats(D_MODEL, LATENT), "r": floats(D_MODEL, ROTARY)}
+LATENTS |= {"q": floats(D_MODEL, HEADS, D_HEAD + ROTARY), "o": floats(HEADS, D_HEAD, D_MODEL)}
+LATENT_CACHE = {"c": floats(BATCH, CONTEXT, LATENT), "r": floats(BATCH, CONTEXT, ROTARY)}
 CACHE = {name: floats(BATCH, CONTEXT, HEADS, D_HEAD) for name in "kv"} | {"position": NUMBER}
 EMBEDDING = {"embedding": floats(VOCAB, D_MODEL)}
 
@@ -54,6 +59,20 @@ def attention(w: Any, cache: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     mixed = jnp.einsum("bhs,bshk->bhk", weights, values)
     new = {"k": keys, "v": values, "position": at + 1}
     return x + jnp.einsum("bhk,hkd->bd", mixed, w["o"]), new
+
+
+def latents(w: Any, cache: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    """All heads' keys and values are expanded from what is cached, but for a part of the keys."""
+    at = cache["position"]
+    latent, rotary = (
+        lax.dynamic_update_slice(cache[name], (x @ w[name])[:, None], (0, at, 0)) for name in "cr"
+    )
+    keys, values = (jnp.einsum("bsc,chk->bshk", latent, w[name]) for name in "kv")
+    keys = jnp.concatenate([keys, jnp.repeat(rotary[:, :, None], HEADS, 2)], -1)
+    logits = jnp.einsum("bhk,bshk->bhs", jnp.einsum("bd,dhk->bhk", x, w["q"]), keys)
+    mixed = jnp.einsum("bhs,bshk->bhk", jax.nn.softmax(logits, -1), values)
+    new = {"c": latent, "r": rotary, "position": at + 1}
+    return jnp.einsum("bhk,hkd->bd", mixed, w["o"]), new
 
 
 def step(w: Any, cache: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
@@ -88,6 +107,7 @@ def scanned(w: Any, x: jax.Array) -> jax.Array:
 PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "network": (network, (NETWORK, X)),
     "attention": (attention, (ATTENTION, CACHE, X)),
+    "latents": (latents, (LATENTS, LATENT_CACHE | {"position": NUMBER}, X)),
     "step": (step, ({**EMBEDDING, **ATTENTION, **NETWORK}, CACHE, IDS)),
     "pinned": (pinned, (floats(D_MODEL, D_MODEL), X)),
     "relu": (lambda w, x: jnp.maximum(x @ w, 0.0), (floats(D_MODEL, D_FF), X)),
@@ -124,6 +144,7 @@ PASSES = {
     "first_layer": ("looked up", FOUND, "first_layer{budget=100.0}"),
     "unroll": ("scanned", FOUND, "unroll"),
     "roll": ("twice", FOUND, "roll"),
+    "absorb": ("latents", FOUND, "absorb"),
     "flash": ("attention", FOUND, "flash{key=8}"),
     "paged": ("attention", FOUND, "paged{page=4}"),
     "plan": ("step", FOUND, PLANNED.removeprefix(f"{FOUND}, ")),
@@ -156,7 +177,7 @@ def test_traced(golden):
     golden(text(traced("network")), "traced.ir")
 
 
-@pytest.mark.parametrize("name", ["network", "scanned", "scanned attention"])
+@pytest.mark.parametrize("name", ["network", "scanned", "scanned attention", "latents"])
 def test_what_goes_into_most_passes(name, golden):
     golden(text(after(traced(name), FOUND, TARGET)), f"{name.replace(' ', '_')}.ir")
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from dialect.arrays.dtypes import struct_of
 from dialect.jaxprs.jaxpr import trace_graph
-from dialect.matching.values import REALS, parts_along
+from dialect.matching.values import REALS, cut, parts_along
 from dialect.ops.attend import attend
 from dialect.ops.nn import Traced
 from dialect.ops.scores import CONTEXT
 from rewrite.ir import Graph, Op, Type, Value
-from rewrite.opdef import make, substitute
+from rewrite.opdef import substitute
 from rewrite.rules import Outcome, local
 from rewrite.signature import Array, Signature
 
@@ -60,14 +60,7 @@ def _parts(value: Value, axes: Array, lengths: Sequence[int]) -> Sequence[Value]
     if _lengths(value, axes) == lengths:
         return value.op.args
     places = pairwise(accumulate(lengths, initial=0))
-    return [_slice(value, axes.index(CONTEXT), *place) for place in places]
-
-
-def _slice(value: Value, axis: int, start: int, stop: int) -> Value:
-    """value[start:stop] along an axis"""
-    first, last = [0] * value.type.rank, list(value.type.shape)
-    first[axis], last[axis] = start, stop
-    return make("slice", value, start_indices=tuple(first), limit_indices=tuple(last))
+    return [cut(value, axes.index(CONTEXT), *place) for place in places]
 
 
 @lru_cache(maxsize=4096)

@@ -28,7 +28,7 @@ from rewrite.program import Program
 __all__ = ["Sampling", "accept", "auto_shard", "compile", "per_row", "sampled", "trace"]
 
 DEFAULT_PIPELINE = (
-    "retarget, normalize, recognize, roll, carry_cache, flash, plan, shard, stage, lower"
+    "retarget, normalize, recognize, roll, carry_cache, absorb, flash, plan, shard, stage, lower"
 )
 
 

@@ -86,6 +86,13 @@ def parts_along(value: Value, dimension: int) -> tuple[Value, ...]:
     return op.args if whole else ()
 
 
+def cut(value: Value, dimension: int, start: int, stop: int) -> Value:
+    """value[start:stop] along a dimension"""
+    first, last = [0] * value.type.rank, list(value.type.shape)
+    first[dimension], last[dimension] = start, stop
+    return make("slice", value, start_indices=tuple(first), limit_indices=tuple(last))
+
+
 WITHOUT_ZERO = "f8_e8m0fnu"  # a format of powers of two
 
 

@@ -14,7 +14,7 @@ from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.attend_parts import in_parts
 from dialect.ops.quant import rounded
-from dialect.ops.scores import Arrays, Form, softmax, squeezed
+from dialect.ops.scores import PAIRS, Arrays, Form, pairs, softmax, squeezed
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
@@ -51,9 +51,13 @@ def attend(
     one that only the query has is time or query heads; `1` is an axis of size one. `given` names
     the further operands, in this order:
 
+    - `query_2` and `key_2`, `query_3` and `key_3`, .. are further pairs, whose products are added
+      to that of query and key: a part of every key that has other axes than the rest of it, such
+      as a rotary key that all heads share (DeepSeek-AI 2024, section 2.1.3). They are summed over
+      `p`, `q` and `r`.
     - `key_scale` and `value_scale` are those of integer keys and values, one per head of d_head
       numbers. They multiply the logits and the weights, so that both products read integers alone
-      (a product of integers is computed in f32).
+      (a product of integers is computed in f32). `key_scale_2` is that of `key_2`.
     - `mask` is boolean and keeps where true. Elsewhere the logits are `fill` (by default
       -infinity); where `added`, it is added to them. A row that keeps no key is what the library
       makes of it: NaN for -infinity, the mean of the values for another `fill`, their mean weighted
@@ -129,7 +133,12 @@ def _at_once(form: Form, arrays: Arrays) -> Any:
 
 def _attend_axes(op: Op) -> Signature:
     axes = Signature.parse(op["axes"])
-    return Signature(axes.inputs, axes.outputs, frozenset("k"))
+    return Signature(axes.inputs, axes.outputs, frozenset(PAIRS[pair] for pair in pairs_of(op)))
+
+
+def pairs_of(op: Op) -> list[str]:
+    """The pairs of query and key of an `attend`: what follows `query` and `key` in their names."""
+    return pairs(("query", *op.get("given", "").split()))
 
 
 ATTRIBUTES = (

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
@@ -20,6 +20,12 @@ from rewrite.signature import Array, Dimension, Signature
 Named = tuple[Any, Array]  # an array, and the axes of its dimensions, none of size one for want
 Arrays = Mapping[str, Named]  # "query", "key", "value" and what else `attend` is given, by name
 CONTEXT, SUMMED = ("s",), ("k",)
+PAIRS = {"": "k", "_2": "p", "_3": "q", "_4": "r"}  # of query and key, and what each is summed over
+
+
+def pairs(names: Container[str]) -> list[str]:
+    """The pairs of query and key among these names of arrays."""
+    return [pair for pair in PAIRS if f"query{pair}" in names]
 
 
 def squeezed(array: Any, axes: Array) -> Named:
@@ -80,15 +86,9 @@ class Form:
 
     def logits_of(self, arrays: Arrays, mask: Any) -> Any:
         """Capped, biased and masked, in the dtype of the softmax."""
-        query, key, factor = arrays["query"], arrays["key"], arrays.get("key_scale")
-        dtype = decode(self.logits) or query[0].dtype
-        if factor is not None:
-            key = (key[0].astype(query[0].dtype), key[1])
-        summed = dtype if factor is None else jnp.float32
-        scores = product(query, key, self.over, summed, self.key_precision)
-        if factor is not None:
-            scores = scores * aligned(factor, self.over).astype(scores.dtype)
-        scores = scores.astype(dtype).astype(decode(self.inner) or dtype)
+        dtype = decode(self.logits) or arrays["query"][0].dtype
+        products = [self.product_of(arrays, pair, dtype) for pair in pairs(arrays)]
+        scores = reduce(jnp.add, products).astype(decode(self.inner) or dtype)
         if self.scale != 1.0:
             scores = scores * jnp.asarray(self.scale, scores.dtype)
         if self.cap is not None:
@@ -102,6 +102,19 @@ class Form:
         if self.added:
             return scores + jnp.where(mask, 0, nothing)
         return jnp.where(mask, scores, nothing)
+
+    def product_of(self, arrays: Arrays, pair: str, dtype: Any) -> Any:
+        """The product of a pair of query and key; of integers times their scales, in f32."""
+        query, key = arrays[f"query{pair}"], arrays[f"key{pair}"]
+        factor = arrays.get(f"key_scale{pair}")
+        over = tuple(axis for axis in self.over if axis in query[1] or axis in key[1])
+        if factor is None:
+            scores = product(query, key, over, dtype, self.key_precision)
+            return aligned((scores, over), self.over)
+        key = (key[0].astype(query[0].dtype), key[1])
+        scores = product(query, key, over, jnp.float32, self.key_precision)
+        scores = aligned((scores, over), self.over)
+        return (scores * aligned(factor, self.over).astype(scores.dtype)).astype(dtype)
 
     def mask_of(self, arrays: Arrays) -> Any:
         """Where logits are kept, with the axes of the logits; None if they all are."""

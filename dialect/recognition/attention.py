@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from dialect.matching.operands import Operand, bare, combined, laid_out, named
 from dialect.matching.values import REALS, in_dtype, in_shape, rounding, unrounded
 from dialect.ops.quant import FORMS
+from dialect.ops.scores import PAIRS
 from dialect.recognition.logits import (
     Logits,
     added_mask,
@@ -26,13 +27,14 @@ from dialect.recognition.logits import (
     number_where_false,
     read_logits,
 )
+from dialect.recognition.parted_logits import Pair
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make, traits, with_args
 from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature, letters
 
 _SHARED_LETTERS = "bghicdef"  # for axes of both query and key: batch, KV heads
-_QUERY_LETTERS = "tjlmopqruwxyz"  # for axes of the query alone: time, query heads
+_QUERY_LETTERS = "tjlmouwxyz"  # for axes of the query alone: time, query heads
 
 
 @local(
@@ -83,22 +85,24 @@ def _attend(op: Op, position: int, logits: Logits) -> Outcome:
     factors = _query_and_key(logits)
     if isinstance(factors, Miss):
         return factors
-    query, key, contracted = factors
-    order = [x for x in letters(query.axes) if x != contracted]
+    order = [x for x in letters(factors.query.axes) if x != factors.contracted]
     values = _values(op, position, logits, order)
     if isinstance(values, Miss):
         return values
     value, out = values
-    if _is_mixture(key, value, logits.context):
+    if _is_mixture(factors.key, value, logits.context):
         return Miss("its keys are the same for all rows and its values are not: a mixture", 4)
-    (query, query_scale), (key, key_scale) = unscaled(query), unscaled(key)
-    query, key = narrowed(query, key, logits.product.types[0].dtype)
-    scale = logits.scale * query_scale * key_scale
-    letter = _letters(query, key, contracted, logits.context)
+    pairs = [factors, *(_further(pair, logits.context, order) for pair in logits.pairs)]
+    for pair in pairs:
+        if isinstance(pair, Miss):
+            return pair
+    pairs, scale = _factored(pairs, logits)
+    letter = _letters(pairs, logits.context)
     if letter is None:
         return Miss("it has more axes than there are letters for", 4)
     logits, is_added = _with_added_mask(logits)
-    optional = _optional_operands(logits, [*order, logits.context])
+    optional = _optional_operands(logits, [*order, logits.context], pairs[1:])
+    query, key, contracted = pairs[0]
     operands = [query, key, value, *optional.values()]
     value_axis = ("value",) if "value" in letters(value.axes) else ()
     result_axes = tuple(value_axis if axis == (contracted,) else axis for axis in query.axes)
@@ -118,8 +122,16 @@ def _attend(op: Op, position: int, logits: Logits) -> Outcome:
     return laid_out(Operand(result, result_axes), out, op.types[0].shape)
 
 
-def _query_and_key(logits: Logits) -> tuple[Operand, Operand, str] | Miss:
-    """The query, the key, and the letter of the axis that their product contracts."""
+class _Pair(NamedTuple):
+    """A query, a key, and the letter of the axis that their product contracts."""
+
+    query: Operand
+    key: Operand
+    contracted: str
+
+
+def _query_and_key(logits: Logits) -> _Pair | Miss:
+    """The first pair, which has all axes of the logits."""
     spec = _spec(logits.product)
     operands = [named(*pair) for pair in zip(logits.product.args, spec.inputs)]
     having_context = [i for i, operand in enumerate(operands) if (logits.context,) in operand.axes]
@@ -135,7 +147,34 @@ def _query_and_key(logits: Logits) -> tuple[Operand, Operand, str] | Miss:
         return Miss("the key has an axis that the query lacks", 4)
     if logits.columns:
         return Miss("the weights of the sink are not dropped", 4)
-    return query, key, contracted[0]
+    return _Pair(query, key, contracted[0])
+
+
+def _further(pair: Pair, context: str, order: list[str]) -> _Pair | Miss:
+    """A pair whose product is added to that of the first, of which `order` has the axes."""
+    keys = [operand for operand in pair if (context,) in operand.axes]
+    if len(keys) != 1:
+        return Miss("of a product that is added to the logits, one factor is no key", 4)
+    (key,), (query,) = keys, (operand for operand in pair if operand is not keys[0])
+    contracted = {*letters(query.axes)} - {*order}
+    if len(contracted) != 1 or {*letters(key.axes)} - {*order} != {*contracted, context}:
+        return Miss("the products of the logits have different axes", 4)
+    return _Pair(query, key, *contracted)
+
+
+def _factored(pairs: list[_Pair], logits: Logits) -> tuple[list[_Pair], float]:
+    """The pairs without conversions of both factors, and without a number that all have in common;
+    the scale with it."""
+    dtype = logits.product.types[0].dtype
+    factors = [(unscaled(pair.query), unscaled(pair.key)) for pair in pairs]
+    scales = {query_scale * key_scale for (_, query_scale), (_, key_scale) in factors}
+    if len(scales) == 1:
+        pairs = [
+            _Pair(query, key, pair.contracted)
+            for ((query, _), (key, _)), pair in zip(factors, pairs)
+        ]
+    narrow = [_Pair(*narrowed(*pair[:2], dtype), pair.contracted) for pair in pairs]
+    return narrow, logits.scale * (scales.pop() if len(scales) == 1 else 1.0)
 
 
 def _spec(op: Op) -> Signature:
@@ -191,8 +230,8 @@ def _with_added_mask(logits: Logits) -> tuple[Logits, bool]:
     return logits, False
 
 
-def _optional_operands(logits: Logits, order: list[str]) -> dict[str, Operand]:
-    """Mask, bias and sink, one operand of each if there is any."""
+def _optional_operands(logits: Logits, order: list[str], pairs: list[_Pair]) -> dict[str, Operand]:
+    """Mask, bias and sink, one operand of each if there is any, and the further pairs."""
     optional = {}
     if logits.masks:
         optional["mask"] = combined("and", logits.masks, order)
@@ -201,6 +240,8 @@ def _optional_operands(logits: Logits, order: list[str]) -> dict[str, Operand]:
         optional["bias"] = combined("add", wide if len(wide) > 1 else logits.biases, order)
     if logits.sink:
         optional["sink"] = logits.sink
+    for name, pair in zip([*PAIRS][1:], pairs):
+        optional |= {f"query{name}": pair.query, f"key{name}": pair.key}
     return optional
 
 
@@ -291,19 +332,21 @@ def _before_widening(value: Value, dtype: str) -> Value | None:
     return None if inner is None else with_args(op, (inner,)).results[value.index]
 
 
-def _letters(query: Operand, key: Operand, contracted: str, context: str) -> dict[str, str] | None:
-    """The new letter of each axis: b, g, ... for those of both query and key; t, j, ... for those
+def _letters(pairs: list[_Pair], context: str) -> dict[str, str] | None:
+    """The new letter of each axis: b, g, ... for those of both query and keys; t, j, ... for those
     of the query alone. None if there are too many axes."""
-    if len(query.axes) > len(_SHARED_LETTERS):
+    query, of_keys = pairs[0].query, {x for pair in pairs for x in letters(pair.key.axes)}
+    if len(query.axes) > len(_SHARED_LETTERS) or len(pairs) > len(PAIRS):
         return None
     shared_letters, query_letters = iter(_SHARED_LETTERS), iter(_QUERY_LETTERS)
-    letter = {contracted: "k", context: "s", "value": "v", "sink": "n"}
+    letter = {context: "s", "value": "v", "sink": "n"}
+    letter |= {pair.contracted: name for pair, name in zip(pairs, PAIRS.values())}
     for place, axis in enumerate(query.axes):
         if not axis and place:
             next(query_letters)  # probably time in decode: heads get the same letter as in prefill
         for x in axis:
-            if x != contracted:
-                letter[x] = next(shared_letters if x in letters(key.axes) else query_letters)
+            if x not in letter:
+                letter[x] = next(shared_letters if x in of_keys else query_letters)
     return letter
 
 

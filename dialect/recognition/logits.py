@@ -20,7 +20,7 @@ from dialect.matching.operands import Operand, bare, named
 from dialect.matching.proofs import is_finite
 from dialect.matching.values import REALS, in_shape, number, unrounded
 from dialect.ops.lax import reshape_signature
-from dialect.recognition.parted_logits import Logits, of_one_query
+from dialect.recognition.parted_logits import Logits, of_one_query, of_several_pairs
 from rewrite.ir import Op, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Miss
@@ -138,11 +138,14 @@ def _capped(op: Op, read: Read) -> Logits | Miss:
 
 
 def _biased(op: Op, read: Read) -> Logits | Miss:
-    """logits + bias, or logits - bias: the bias is an array, or a sum of arrays and masks."""
+    """logits + bias, or logits - bias: the bias is an array, or a sum of arrays and masks. What
+    might be logits itself is another product of a query and a key."""
     left, right = op.args
     orders = [(left, right), (right, left)] if op.name == "add" else [(left, right)]
     pairs = [(read(x), bias) for x, bias in orders if x.type.size == op.types[0].size]
     candidates = [(logits, bias) for logits, bias in pairs if not isinstance(logits, Miss)]
+    if len(candidates) == 2:
+        return of_several_pairs(*(logits for logits, _ in candidates))
     if len(candidates) != 1:
         reason = "cannot tell the logits from the mask that is added to them"
         return Miss(reason, 3) if candidates or not pairs else pairs[0][0]

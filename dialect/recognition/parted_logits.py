@@ -1,4 +1,5 @@
-"""Logits of a query and its keys, and those of one query over several parts of the context."""
+"""Logits of a query and its keys, those of one query over several parts of the context, and those
+of several pairs of queries and keys."""
 
 from __future__ import annotations
 
@@ -12,12 +13,15 @@ from rewrite.opdef import make
 from rewrite.rules import Miss
 from rewrite.signature import Array, Signature, letters
 
+Pair = tuple[Operand, Operand]
+
 
 @dataclass(frozen=True)
 class Logits:
     """A value as logits or weights: the product that it comes from, and the steps in between.
 
-    `axes` are the letters of the value's dimensions, as in the spec of the product.
+    `axes` are the letters of the value's dimensions, as in the spec of the product. `pairs` are the
+    factors of further products that are added to it, in its letters.
     """
 
     product: Op
@@ -32,6 +36,7 @@ class Logits:
     sink: Operand | None = None
     columns: tuple[str, int, int] | None = None  # (axis, start, stop) of the keys beside a sink
     context: str = ""  # the axis of the softmax, after it
+    pairs: tuple[Pair, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -73,7 +78,9 @@ class _Part:
 def of_one_query(parts: Sequence[Logits], axis: int) -> Logits | Miss:
     """concat(q . k_1, q . k_2, ...), scaled and masked alike  ->  q . concat(k_1, k_2, ...)"""
     first, *_ = parts
-    if len({_settings(part) for part in parts}) != 1 or first.context or first.sink:
+    if len({_settings(part) for part in parts}) != 1 or any(part.pairs for part in parts):
+        return Miss("the parts of the logits are not computed alike", 4)
+    if first.context or first.sink:
         return Miss("the parts of the logits are not computed alike", 4)
     if len({part.fill for part in parts if part.masks}) > 1:
         return Miss("the parts of the logits are masked with different constants", 4)
@@ -122,3 +129,33 @@ def _kept(operand: Operand) -> tuple[int, ...]:
     """The sizes of its axes."""
     pairs = zip(operand.axes, operand.value.type.shape)
     return tuple(size for axis, size in pairs if axis)
+
+
+def of_several_pairs(left: Logits, right: Logits) -> Logits | Miss:
+    """q_1 . k_1 + q_2 . k_2, scaled alike and not masked yet"""
+    if _settings(left) != _settings(right) or left.context or left.cap is not None:
+        return Miss("the products of the logits are not computed alike", 4)
+    if any(each.masks or each.sink for each in (left, right)):
+        return Miss("the logits are masked before another product is added to them", 4)
+    if [*map(len, left.axes)] != [*map(len, right.axes)]:
+        return Miss("the products of the logits have different axes", 4)
+    name = dict(zip(letters(right.axes), letters(left.axes)))
+    number = len(left.pairs)
+
+    def renamed(operand: Operand) -> Operand:
+        """In the letters of the left; what is summed keeps a name of its own."""
+        return Operand(
+            operand.value,
+            tuple(tuple(name.get(x, f"{x} {number}") for x in axis) for axis in operand.axes),
+        )
+
+    pairs = ((renamed(one), renamed(other)) for one, other in (_factors(right), *right.pairs))
+    biases = tuple(map(renamed, right.biases))
+    return replace(left, pairs=(*left.pairs, *pairs), biases=(*left.biases, *biases))
+
+
+def _factors(logits: Logits) -> Pair:
+    """Both factors of the product that logits come from."""
+    spec = Signature.parse(logits.product["spec"])
+    one, other = (named(*each) for each in zip(logits.product.args, spec.inputs))
+    return one, other

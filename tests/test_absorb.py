@@ -1,0 +1,125 @@
+"""Latents are attended as they are cached, where that costs less than expanding them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rewrite import Pipeline, Target, auto_shard, trace
+from tests import latent_attention as latent
+from tests.kit import assert_close, run
+
+CONFIG, BATCH, CONTEXT = latent.TINY, 8, 64
+PARAMS = latent.init_params(CONFIG, jax.random.key(0))
+RANDOM = np.random.default_rng(0)
+CACHE = latent.init_cache(CONFIG, BATCH, CONTEXT) | {
+    name: jnp.asarray(RANDOM.normal(size=(CONFIG.layers, BATCH, CONTEXT, width)), jnp.float32)
+    for name, width in (("latent", CONFIG.latent), ("rope", CONFIG.rope))
+}
+CACHE["position"] = jnp.int32(9)
+TOKENS = {
+    "decode": jnp.asarray(RANDOM.integers(0, CONFIG.vocab, BATCH), jnp.int32),
+    "prefill": jnp.asarray(RANDOM.integers(0, CONFIG.vocab, (BATCH, 48)), jnp.int32),
+}
+STEPS = {"decode": latent.decode_step, "prefill": latent.prefill}
+FOUND = "normalize, recognize, carry_cache"
+ABSORBED = {
+    "b t j k, b s k, b s v, t s, b t j p, b s p -> b t j v",
+    "b t g k, b s k, b s v, t s, b t g p, b s p -> b t g v",
+}
+
+
+def step(kind: str, spelling: str, config: latent.Config = CONFIG) -> Any:
+    return partial(STEPS[kind], config, spelling=spelling)
+
+
+def traced(kind: str, spelling: str, passes: str, target: Target = Target()) -> Any:
+    program = trace(step(kind, spelling), PARAMS, CACHE, TOKENS[kind], params=0, state=1)
+    return Pipeline.parse(passes).run(program, target)
+
+
+def attentions(program: Any) -> list[Any]:
+    return [op for op, _ in program.graph.walk() if op.name == "attend"]
+
+
+@pytest.mark.parametrize("spelling", latent.SPELLINGS)
+def test_every_spelling_is_attention_over_the_latents(spelling):
+    program = traced("decode", spelling, f"{FOUND}, absorb")
+    (op,) = attentions(program)
+    assert op["axes"].replace("1", "t") in ABSORBED
+    assert op["given"] == "mask query_2 key_2"
+    _, key, value, _, _, rotary = op.args
+    assert key == value and key.type.shape == (BATCH, CONTEXT, CONFIG.latent)
+    assert rotary.type.shape == (BATCH, CONTEXT, CONFIG.rope)
+    wanted = latent.decode_step(CONFIG, PARAMS, CACHE, TOKENS["decode"])
+    assert_close(run(program, PARAMS, CACHE, TOKENS["decode"]), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("spelling", latent.SPELLINGS)
+@pytest.mark.parametrize("kind", TOKENS)
+def test_eight_devices_attend_latents_of_their_own(kind, spelling):
+    """As many as the plan gives them: the latents are of no heads, so that the batch is split."""
+    passes = f"{FOUND}, absorb, plan{{attention=batch}}, shard, stage, lower"
+    sharded = auto_shard(step(kind, spelling), "cpu:8", pipeline=passes)
+    args = (PARAMS, jax.tree.map(jnp.array, CACHE), TOKENS[kind])
+    wanted = STEPS[kind](CONFIG, PARAMS, CACHE, TOKENS[kind])
+    logits, cache = sharded(sharded.prepare(*args), sharded.adapt(args[1]), args[2])
+    assert_close((logits, sharded.restore(cache)), wanted, 1e-4)
+    assert sharded.plan(*args).split("cache") == {"batch": ("x", "y")}
+
+
+def test_a_long_prefill_is_left_expanded():
+    """48 positions at a time read each latent, but the queries of few would be wider than that."""
+    program = traced("prefill", "expanded", f"{FOUND}, absorb")
+    (op,) = attentions(program)
+    assert op.args[1].op.name == "concatenate"
+    (note,) = program.history[-1].notes
+    assert note.startswith("latents are left expanded: ")
+    program = traced("prefill", "latent", f"{FOUND}, absorb")
+    assert program.history[-1].notes == ("no keys or values are expanded from a latent",)
+
+
+def halves(params: Any, cache: Any, x: Any) -> Any:
+    """Keys and values are halves of one product, as wide as each other."""
+    latents = jax.lax.dynamic_update_slice(cache, x[:, None] @ params["down"], (0, 5, 0))
+    both = (latents @ params["up"]).reshape(*latents.shape[:2], 4, -1)
+    keys, values = jnp.split(both, [params["split"].size], -1)
+    query = jnp.einsum("bd,dhk->bhk", x, params["query"])
+    weights = jax.nn.softmax(jnp.einsum("bhk,bshk->bhs", query, keys))
+    return jnp.einsum("bhs,bshv->bhv", weights, values), latents
+
+
+@pytest.mark.parametrize("split", [6, 4])
+def test_keys_and_values_that_are_cut_from_one_product(split):
+    def drawn(*sizes: int) -> jax.Array:
+        return jnp.asarray(RANDOM.normal(size=sizes), jnp.float32)
+
+    params = {"down": drawn(16, 10), "up": drawn(10, 4 * 12), "query": drawn(16, 4, split)}
+    params |= {"split": jnp.zeros(split)}
+    args = (params, drawn(2, 32, 10), drawn(2, 16))
+    program = trace(halves, *args, params=0, state=1)
+    program = Pipeline.parse("normalize, recognize, absorb").run(program)
+    (op,) = attentions(program)
+    assert op.args[1] == op.args[2] and op.args[1].type.shape == (2, 32, 10)
+    assert_close(run(program, *args), halves(*args), 1e-4)
+
+
+def test_what_is_read_elsewhere_too_is_expanded_anyway():
+    """Then absorbing it would only add work."""
+
+    def both(params: Any, cache: Any, x: Any) -> Any:
+        keys = jnp.einsum("bsc,chk->bshk", cache, params["up"])
+        query = jnp.einsum("bd,dhk->bhk", x, params["query"])
+        weights = jax.nn.softmax(jnp.einsum("bhk,bshk->bhs", query, keys))
+        return jnp.einsum("bhs,bshk->bhk", weights, keys) + keys.sum(1), cache
+
+    args = ({"up": jnp.ones((10, 4, 6)), "query": jnp.ones((16, 4, 6))}, jnp.ones((2, 32, 10)))
+    program = trace(both, *args, jnp.ones((2, 16)), params=0, state=1)
+    program = Pipeline.parse("normalize, recognize, absorb").run(program)
+    (note,) = program.history[-1].notes
+    assert note.startswith("latents are left expanded: ")
