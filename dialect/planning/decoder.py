@@ -45,7 +45,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         logits_time=_logits_time(products, axes, sizes),
         steps=max(1, sum(trips for op, trips in products if _gives_logits(op, axes))),
         tied_embedding=len(tables) == 1,
-        **_dtypes(tables, caches, factors, counted),
+        **_dtypes(tables, caches, factors, counted, axes),
         other_bytes=whole,
         split_bytes=split,
         unknown=tuple(_unknown(products, axes, sizes)),
@@ -95,6 +95,7 @@ def _dtypes(
     caches: list[Value],
     factors: tuple[Value, Value] | None,
     counted: list[tuple[Op, int]],
+    axes: Axes,
 ) -> dict[str, Any]:
     """The fields of a `DecoderShape` that follow from the dtypes of its arrays."""
     return {
@@ -102,13 +103,16 @@ def _dtypes(
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
         "activation_bytes_per_element": _activation_bytes(counted),
-        "cache_bytes_per_element": _bytes(_largest(caches)) if caches else 2,
+        "cache_bytes_per_element": _cache_bytes(caches, axes) if caches else 2,
     }
 
 
-def _largest(values: list[Value]) -> Value:
-    """The first with the most elements: beside keys and values a cache may hold their places."""
-    return max(values, key=lambda value: value.type.size)
+def _cache_bytes(caches: list[Value], axes: Axes) -> float:
+    """Bytes of all caches for an element of the keys and values: they may differ in dtype, and may
+    have scales or the places of their rows beside them."""
+    elements = sum(value.type.size for value in caches if has(axes.of(value), "d_head"))
+    largest = max(value.type.size for value in caches)
+    return sum(value.type.bytes for value in caches) / max(elements, largest)
 
 
 def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:

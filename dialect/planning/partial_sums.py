@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial, reduce
 
 from dialect.naming.axes import Axes
 from dialect.planning.layouts import activation_group
@@ -12,48 +13,62 @@ from rewrite.opdef import make, with_args
 
 
 def added_first(graph: Graph, axes: Axes) -> Graph:
-    """(x + a) + b  ->  x + (a + b) with products a and b, as in parallel blocks: their partial sums
-    are then reduced once."""
-    last: set[Op] = set()
+    """(x + a) + (b + c)  ->  x + (c + (a + b)) with products a and b, as in parallel blocks: their
+    partial sums are then reduced once."""
+    known: dict[Value, Value] = {}  # what the terms have become
 
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         regions = tuple(added_first(region, axes) for region in op.regions)
-        found = _sum_and_product(graph, op, axes)
-        if found is None or op.args[found[0]].op in last:  # whose two products are taken already
-            return with_args(op, args, regions).results
-        last.add(op)
-        place, inner = found
-        sum_, other = args[place].op.args, args[1 - place]
-        products = make("add", sum_[inner], other, origin=op.origin)
-        return [make("add", sum_[1 - inner], products, origin=op.origin)]
+        results = with_args(op, args, regions).results
+        terms = _terms(graph, op.results[0], axes) if _is_whole_sum(graph, op, axes) else []
+        products = [term for term in terms if _is_partial(graph, term)]
+        if len(products) > 1 and not any(adds_products(graph, each.op.args) for each in terms):
+            add = partial(make, "add", origin=op.origin)
+            summed = reduce(add, (known[term] for term in products))
+            others = [known[term] for term in terms if term not in products]
+            results = (reduce(lambda sum_, term: add(term, sum_), reversed(others), summed),)
+        known.update(zip(op.results, results))
+        return results
 
+    known.update((value, value) for value in graph.inputs)
     return rebuilt(graph, visit)
 
 
-def _sum_and_product(graph: Graph, op: Op, axes: Axes) -> tuple[int, int] | None:
-    """Where (x + a) stands in (x + a) + b, and a in it; None for any other op."""
-    for place in (0, 1) if is_residual_add(op, axes) else ():
-        sum_, other = op.args[place], op.args[1 - place]
-        if not is_residual_add(sum_.op, axes) or not _read_once(graph, sum_):
-            continue
-        for inner in (0, 1):
-            product, stream = sum_.op.args[inner], sum_.op.args[1 - inner]
-            if adds_products(graph, (product, other)) and stream.op.name != "contract":
-                return place, inner
-    return None
+def _is_whole_sum(graph: Graph, op: Op, axes: Axes) -> bool:
+    """Whether an op adds to the residual stream what no further sum is a term of."""
+    if not is_residual_add(op, axes):
+        return False
+    readers = [reader for reader, _ in graph.users.get(op.results[0], ())]
+    return not _read_once(graph, op.results[0]) or not any(_adds(each, axes) for each in readers)
 
 
-def adds_products(graph: Graph, terms: tuple[Value, ...]) -> bool:
-    """Whether all terms are products that nothing else reads."""
-    return all(term.op.name == "contract" and _read_once(graph, term) for term in terms)
+def _terms(graph: Graph, value: Value, axes: Axes) -> list[Value]:
+    """What a sum of the residual stream adds up, biases included."""
+    terms = []
+    for arg in value.op.args:
+        inside = _adds(arg.op, axes) and _read_once(graph, arg) and not _is_partial(graph, arg)
+        terms += _terms(graph, arg, axes) if inside else [arg]
+    return terms
+
+
+def _adds(op: Op, axes: Axes) -> bool:
+    return op.name == "add" and activation_group(axes.of(op.results[0])) == "residual"
+
+
+def adds_products(graph: Graph, terms: Sequence[Value]) -> bool:
+    """Whether all terms are products, or sums of products, that nothing else reads."""
+    return len(terms) > 1 and all(_is_partial(graph, term) for term in terms)
+
+
+def _is_partial(graph: Graph, term: Value) -> bool:
+    is_sum = term.op.name == "add" and adds_products(graph, term.op.args)
+    return (is_sum or term.op.name == "contract") and _read_once(graph, term)
 
 
 def _read_once(graph: Graph, value: Value) -> bool:
-    return len(graph.users[value]) + graph.outputs.count(value) == 1
+    return len(graph.users.get(value, ())) + graph.outputs.count(value) == 1
 
 
 def is_residual_add(op: Op, axes: Axes) -> bool:
     """Whether an op is x + f(x) over d_model, without broadcasting."""
-    if op.name != "add" or any(arg.type.shape != op.types[0].shape for arg in op.args):
-        return False
-    return activation_group(axes.of(op.results[0])) == "residual"
+    return _adds(op, axes) and all(arg.type.shape == op.types[0].shape for arg in op.args)
