@@ -1,4 +1,5 @@
 # make demo    set up and run the main job
+# make serve   SmolLM2 at http://127.0.0.1:8000, on the CPU
 # make test    set up and run all tests
 # make check   how the code is written: ruff, and mypy of the engine
 # make fuzz    what takes hours: make fuzz-rules SEED=7 COUNT_rules=1000 runs one part of it
@@ -7,6 +8,7 @@
 
 VENV ?= .venv
 WORKERS ?= 2
+PORT ?= 8000
 TESTS ?= tests
 
 # The first Python that is new enough and can make an environment.
@@ -15,10 +17,14 @@ probe := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in $(candidates); do \
 	"$$each" -c '$(probe)' 2> /dev/null && echo "$$each" && break; done)
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo serve test check fuzz clean
 
 demo: $(VENV)/model
 	@$(VENV)/bin/python examples/demo.py
+
+serve: $(VENV)/model
+	@$(VENV)/bin/shardwright serve examples/smollm2.py:decode_step --config 135m --mesh cpu:1 \
+	--port $(PORT)
 
 test: $(VENV)/frameworks $(VENV)/model
 	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)

@@ -27,8 +27,12 @@ def weights() -> Path:
     return Path(file.locate())
 
 
+def read_params(config: llama.Config, path: Path) -> Any:
+    return load_params(path, llama.PARAMS, config)
+
+
 def trained_params(config: llama.Config, unrolled: bool = False) -> Any:
-    params = load_params(weights(), llama.PARAMS, config)
+    params = read_params(config, weights())
     if unrolled:
         stacked = params["layers"]
         params["layers"] = [dict(zip(stacked, layer)) for layer in zip(*stacked.values())]

@@ -239,7 +239,7 @@ def test_what_cannot_be_computed_is_refused(
 
 
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:
-    with pytest.raises(ServingError, match="refused: it needs a prompt"):
+    with pytest.raises(ServingError, match="a request needs a prompt"):
         engine.generate([[]], max_new_tokens=3)
 
 

@@ -47,18 +47,20 @@ ROOMS = {
     "simulated": "display machine planning reports serving",
     "engine": "rewrite display arrays machine ops jaxprs staging tokens user compiled prepared"
     " serving",
+    "server": "engine serving",
     "front": "rewrite display machine ops jaxprs tokens user compiled planning prepared reports"
-    " measured checked serving simulated",
+    " measured checked serving simulated engine server",
 }
 LIBRARIES = {
     "rewrite": {"lark"},
     "display": {"rich"},
     "planning": {"jax", "numpy", "lark"},
-    "front": {"rich", "jax"},
+    "front": {"rich", "jax", "tokenizers"},
     "reports": {"jax", "numpy", "matplotlib"},  # matplotlib and orbax are extras
     "prepared": {"jax", "numpy", "orbax"},
     "serving": set(),  # what decides is plain Python
     "simulated": set(),
+    "server": {"starlette", "uvicorn", "tokenizers", "jinja2", "prometheus_client"},
 }
 USUAL = {"jax", "numpy"}
 # Modules named in a text: what `from rewrite import` offers, and how a pass is found by its name.
@@ -67,6 +69,7 @@ BY_NAME = {"rewrite": {"engine", "front", "planning", "prepared"}, "rewrite.pass
 LAZY = {
     "rewrite": {"importlib", "dialect.front"},
     "dialect.front.cli": {"dialect.front"},
+    "dialect.front.serving": {"dialect.server", "tokenizers"},
     "dialect.reports.plotting": {"matplotlib"},
     "dialect.reports.sweep_plot": {"matplotlib"},
     "dialect.prepared.orbax_files": {"orbax"},

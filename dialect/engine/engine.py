@@ -15,7 +15,7 @@ from dialect.engine.answers import Answer
 from dialect.engine.building import built
 from dialect.engine.compilations import Compilations
 from dialect.engine.driver import Driver
-from dialect.engine.explained import explained
+from dialect.engine.explained import explained, figures
 from dialect.engine.sampling import Choice
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
@@ -93,9 +93,13 @@ class Engine:
             answer.ended.wait()
         return [answer.numbers() for answer in answers]
 
+    def figures(self) -> dict[str, int]:
+        """What is there now, and what was counted so far."""
+        return figures(self.built, self.driver) | {"compilations": self.compilations.count}
+
     def explain(self) -> str:
         """What was compiled, where the pages are, what is shared, and what was done and why."""
-        return explained(self.built, self.driver, self.compilations.count)
+        return explained(self.built, self.figures())
 
     def check(self) -> None:
         """Raises PagesLost unless every page and every request is accounted for."""
@@ -116,6 +120,8 @@ class Engine:
         strange = [token for token in request.tokens if not 0 <= token < vocab]
         if strange:
             raise ServingError(f"there is no token {strange[0]}: the decoder has {vocab}")
+        if not request.asked or request.most_new < 1:
+            raise ServingError("a request needs a prompt, and room for a new token")
         if request.limit > context:
             asked = f"{request.asked} and {request.most_new} new ones"
             raise ServingError(f"{asked} are more tokens than the {context} of the context")

@@ -1,30 +1,49 @@
-"""What an engine is and what it has done, for people."""
+"""What an engine is and what it has done: as figures, and for people."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from dialect.display.quantities import size
 from dialect.engine.building import Built
 from dialect.engine.driver import Driver
 
 
-def explained(built: Built, driver: Driver, compilations: int) -> str:
-    """Its sizes, its pages and who owns them, what was saved, and what the passes did and why."""
-    sizes, executables, groups = built.sizes, built.executables, driver.scheduler.groups
+def figures(built: Built, driver: Driver) -> dict[str, int]:
+    """Requests and pages as they are now; what was counted since the engine is there."""
+    groups = driver.scheduler.groups
+    return {
+        "waiting": sum(len(group.waiting) for group in groups),
+        "running": sum(len(group.running) + len(group.ending) for group in groups),
+        "pages": built.sizes.pages,
+        "pages_in_use": built.sizes.pages - sum(group.available for group in groups),
+        "prompt_pages": sum(group.prompt_pages for group in groups),
+        "cached_pages": sum(group.cached_pages for group in groups),
+        "preemptions": sum(group.preemptions for group in groups),
+        "steps": driver.steps,
+        "tokens": driver.tokens,
+        "failures": driver.failures,
+        "executables": built.executables.count,
+    }
+
+
+def explained(built: Built, counted: Mapping[str, int]) -> str:
+    """The sizes of an engine, its pages and who owns them, what was saved, and what the passes did
+    and why; `counted` as `Engine.figures` has it."""
+    sizes, executables = built.sizes, built.executables
     pools = sum(struct.size * struct.dtype.itemsize for struct in executables.pool_types)
     steps = ", ".join(map(str, executables.rows))
-    asked, hit, idle, preempted = (
-        sum(getattr(group, name) for group in groups)
-        for name in ("prompt_pages", "cached_pages", "available", "preemptions")
-    )
     lines = [
         f"{executables.count} executables, compiled in {executables.compile_s:.1f} s: steps of "
-        f"{steps} tokens, and one that copies pages; {compilations} more since, in this process",
+        f"{steps} tokens, and one that copies pages; {counted['compilations']} more since, in "
+        "this process",
         f"{sizes.pages} pages of {sizes.page} tokens ({size(pools)} on {built.target.topology}), "
-        f"{sizes.pages - idle} in use; {sizes.rows} requests of up to {sizes.context} tokens run",
+        f"{counted['pages_in_use']} in use; {sizes.rows} requests of up to {sizes.context} tokens "
+        "run at a time",
         f"every chip has its heads of all pages ({built.program.plan.label})",
-        f"{driver.steps} steps gave {driver.tokens} tokens; {driver.failures} failures, "
-        f"{preempted} preemptions",
-        f"{hit} of {asked} pages of prompts were in the cache",
+        f"{counted['steps']} steps gave {counted['tokens']} tokens; {counted['failures']} failures,"
+        f" {counted['preemptions']} preemptions",
+        f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
     ]
     for step in built.program.history:
         lines.append(f"{step.text}  (keeps {step.keeps})")

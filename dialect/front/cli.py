@@ -6,13 +6,15 @@
     shardwright eval    examples/tiny/model.py:decode_step --config mha -p "quantize{weights=int8}"
     shardwright sweep   examples/palm.py:decode_step --config 540b --chip v4 --plot pareto.png
     shardwright simulate examples/llama.py:decode_step --config 8b --mesh v5e:2x2 --trace conv.csv
+    shardwright serve   examples/smollm2.py:decode_step --config 135m --mesh cpu:1 --port 8000
     shardwright opt     program.ir -p "normalize"
     shardwright bisect  examples/llama.py:decode_step --config toy --pipeline serve.pipeline
     shardwright reproduce crash.ir --reduce
     shardwright check-rules examples/own.rules
     shardwright passes
 
-It traces on the CPU and compiles ahead of time; only `eval` runs the program.
+It traces on the CPU and compiles ahead of time; only `eval` and `serve` run the program, and only
+`serve` uses a TPU.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from rewrite.errors import ShardwrightError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, given without the program's name. Returns the exit code."""
     args = _parser().parse_args(argv)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported
+    if args.command != "serve" or (args.mesh or "").startswith("cpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported
     try:
         versions.check()
         from dialect.front import commands  # with JAX, whose version is now known to do
@@ -126,6 +129,34 @@ def _add_simulation(parser: argparse.ArgumentParser) -> None:
     add("--plot", metavar="FILE", help="latency over rate, as .png, .svg or .pdf")
 
 
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the decoder")
+    add = group.add_argument
+    add("function", metavar="FILE.py:FUNCTION", help="or package.module:FUNCTION")
+    add("--config", metavar="NAME", help="a name in its CONFIGS")
+    text = "a checkpoint, for its read_params, or with arrays named as its parameters are"
+    add("--weights", metavar="FILE", help=f"{text} (its trained_params)")
+    add("--tokenizer", metavar="FILE", help="a tokenizer.json or its folder (its tokenizer())")
+    add("--chat-template", metavar="FILE", help="of jinja (its chat_template(), the folder's)")
+    add("--stop", metavar="TOKEN", help="behind which an answer ends (its stop_tokens())")
+    group = parser.add_argument_group("how it is served")
+    _add_pipeline(group)
+    add = group.add_argument
+    add("--mesh", metavar="TOPOLOGY", help="v5e:2x4, cpu:8, ... (all devices there are)")
+    add("--context", type=int, default=2048, metavar="N", help="tokens of a request (2048)")
+    add("--rows", type=int, metavar="N", help="requests that run at a time (16)")
+    add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (4 * rows)")
+    add("--pages", type=int, metavar="N", help="of the cache (as have room)")
+    add("--name", metavar="NAME", help="of the model (that of the configuration)")
+    add = parser.add_argument_group(
+        "who may ask", "Where SHARDWRIGHT_TOKEN is set, clients must send it as bearer token."
+    ).add_argument
+    add("--host", default="127.0.0.1", metavar="HOST", help="to bind to (127.0.0.1)")
+    add("--port", type=int, default=8000, metavar="N", help="(8000)")
+    text = "requests that wait before others are told to come again (256)"
+    add("--max-waiting", type=int, default=256, metavar="N", help=text)
+
+
 def _add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
     """The user's code; returns the group for what it is called with."""
     group = parser.add_argument_group("the function and its arguments")
@@ -161,9 +192,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
 def _add_passes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("passes")
-    either = group.add_mutually_exclusive_group()
-    either.add_argument("-p", "--passes", metavar="TEXT", help='such as "normalize, recognize"')
-    either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
+    _add_pipeline(group)
     add = group.add_argument
     add("--phase", metavar="NAME", help="of a pipeline with several")
     add("--target", metavar="TOPOLOGY", help="v5e:2x4, v5e-8, cpu:8, ... (the pipeline's)")
@@ -173,6 +202,12 @@ def _add_passes(parser: argparse.ArgumentParser) -> None:
     add("--crash-reproducer", metavar="FILE", help="written on a failure, read by `reproduce`")
     add("--verify-numerics", action="store_true", help="compare numbers after every pass")
     add("--strict", action="store_true", help="fail where what was asked for was not done")
+
+
+def _add_pipeline(group: Any) -> None:
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("-p", "--passes", metavar="TEXT", help='such as "normalize, recognize"')
+    either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +264,11 @@ _COMMANDS = (
         "simulate",
         "Serves a load on paper: throughput, latencies and pages, on any mesh.",
         (_add_simulation, _add_passes, _add_json),
+    ),
+    (
+        "serve",
+        "Serves a decoder over HTTP, as OpenAI's clients speak it.",
+        (_add_serving,),
     ),
     (
         "opt",

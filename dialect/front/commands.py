@@ -19,7 +19,7 @@ from dialect.checked.rule_check import checked_rules
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read as read_executable
 from dialect.display import tables
-from dialect.front import api, session, simulation
+from dialect.front import api, serving, session, simulation
 from dialect.front.console import Screen
 from dialect.front.session import Arguments, rewritten
 from dialect.front.strict import must_be_empty, not_done
@@ -322,6 +322,7 @@ _COMMANDS: dict[str, Callable[[Arguments, Screen], None]] = {
     "eval": eval_,
     "sweep": sweep,
     "simulate": simulate,
+    "serve": serving.serve,
     "opt": opt,
     "bisect": bisect,
     "reproduce": reproduce,

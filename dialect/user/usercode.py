@@ -119,6 +119,43 @@ def trained(text: str, sizes: Sizes, files: Sequence[str] = ()) -> Trained:
     return Trained(sizes, params, cache, text_bytes, getattr(module, "encode", None))
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a decoder is served with: step(params, cache, tokens), the shapes of its parameters,
+    init_cache(batch, context); and what else its file offers."""
+
+    text: str
+    step: Function
+    shapes: Any
+    init_cache: Function
+    module: ModuleType
+    config: Any
+
+    def params(self, function: str, *args: Any) -> Any:
+        """The parameters that a function of the file returns for a configuration and these
+        arguments. Raises UsageError where they are not of the types that init_params gives."""
+        with _blamed(f"{function} of {self.text} failed"):
+            params = getattr(self.module, function)(self.config, *args)
+        _must_fit(params, self.shapes, f"{function} of {self.text}")
+        return params
+
+    def offered(self, function: str, otherwise: Any) -> Any:
+        """What a function of the file returns that takes nothing, where there is one."""
+        if not hasattr(self.module, function):
+            return otherwise
+        with _blamed(f"{function} of {self.text} failed"):
+            return getattr(self.module, function)()
+
+
+def served(text: str, name: str | None) -> Served:
+    """A decoder as in `examples/`, with its configuration of that name. Raises UsageError."""
+    module, function, config = _configured(text, name)
+    with _blamed(f"init_params of {text} failed"):
+        shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
+    step, init_cache = (functools.partial(each, config) for each in (function, module.init_cache))
+    return Served(text, step, shapes, init_cache, module, config)
+
+
 def _must_fit(params: Any, expected: Any, what: str) -> None:
     """Raises UsageError unless the arrays are of the structure and types that are expected."""
     if jax.tree.structure(params) != jax.tree.structure(expected):

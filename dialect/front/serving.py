@@ -1,0 +1,109 @@
+"""What the command line of `serve` asks for: a decoder with its weights and texts, behind HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dialect.engine.engine import Engine
+from dialect.front import session
+from dialect.front.console import Screen
+from dialect.front.session import Arguments
+from dialect.machine.virtual_cpus import start
+from dialect.prepared.originals import as_tree
+from dialect.prepared.packed_files import read_checkpoint
+from dialect.serving.policy import ServingError
+from dialect.user import usercode
+from dialect.user.usercode import Served
+from rewrite.source import read_file
+
+TOKEN = "SHARDWRIGHT_TOKEN"  # the variable with the token that clients must send
+
+
+def serve(args: Arguments, screen: Screen) -> None:
+    """Serves a decoder until it is told to end. Raises ServingError, UsageError."""
+    try:
+        from dialect.server.app import Limits, Server
+        from dialect.server.run import run
+        from dialect.server.texts import Texts
+    except ImportError as error:
+        hint = 'pip install "shardwright[serve]"'
+        raise ServingError(f"the server needs {error.name}", hint=hint) from error
+    start(args.mesh or "")
+    decoder = usercode.served(args.function, args.config)
+    tokenizer, template, stop = _texts(args, decoder)
+    with screen.working("reading the weights"):
+        params = _params(args, decoder)
+    with screen.working("compiling"):
+        engine = _engine(args, decoder, params)
+    screen.lines(engine.explain().split("\n")[:3])
+    name = args.name or args.config or "default"
+    limits = Limits(waiting=args.max_waiting)
+    token = os.environ.get(TOKEN, "")
+    server = Server(engine, Texts(tokenizer, template), name, stop, token, limits)
+    screen.show(f"serving {name} at http://{args.host}:{args.port}")
+    run(server, args.host, args.port)
+
+
+def _engine(args: Arguments, decoder: Served, params: Any) -> Engine:
+    return Engine(
+        decoder.step,
+        params,
+        decoder.init_cache,
+        args.mesh,
+        pipeline=session.pipeline(args),
+        max_context=args.context,
+        rows=args.rows,
+        chunk=args.chunk,
+        max_pages=args.pages,
+        most_waiting=2 * args.max_waiting,
+    )
+
+
+def _params(args: Arguments, decoder: Served) -> Any:
+    """The weights of a file, or those that the decoder's own file has."""
+    if args.weights and hasattr(decoder.module, "read_params"):
+        return decoder.params("read_params", Path(args.weights))
+    if args.weights:
+        return as_tree(decoder.shapes, read_checkpoint(args.weights))
+    if hasattr(decoder.module, "trained_params"):
+        return decoder.params("trained_params")
+    raise ServingError(
+        f"{args.function} comes without trained_params", hint="name a checkpoint: --weights FILE"
+    )
+
+
+def _texts(args: Arguments, decoder: Served) -> tuple[Any, str, list[int]]:
+    """The tokenizer, the chat template, and the tokens behind which an answer ends."""
+    if args.tokenizer:
+        tokenizer, about = _of_folder(Path(args.tokenizer))
+    else:
+        tokenizer, about = decoder.offered("tokenizer", None), {}
+    if tokenizer is None:
+        hint = "name one: --tokenizer FILE, a tokenizer.json or its folder"
+        raise ServingError(f"{args.function} comes without a tokenizer", hint=hint)
+    template = about.get("chat_template") or decoder.offered("chat_template", "")
+    if args.chat_template:
+        template = read_file(args.chat_template, "chat template")
+    names = [name for name in (args.stop or about.get("eos_token"),) if name]
+    numbers = [tokenizer.token_to_id(name) for name in names]
+    if None in numbers:
+        raise ServingError(f"the tokenizer has no token {names[0]!r}")
+    return tokenizer, template, numbers or decoder.offered("stop_tokens", [])
+
+
+def _of_folder(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A tokenizer, and what the tokenizer_config.json beside it says."""
+    from tokenizers import Tokenizer
+
+    path = path / "tokenizer.json" if path.is_dir() else path
+    beside = path.with_name("tokenizer_config.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        about = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    except Exception as error:  # tokenizers raises Exception itself
+        raise ServingError(f"{path} is no tokenizer: {error}") from error
+    end = about.get("eos_token")
+    return tokenizer, about | {"eos_token": end["content"] if isinstance(end, dict) else end}
