@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.compiled.paged_attention import attend_by_page
 from dialect.ops.pages import page_put, paged, pages
+from dialect.ops.vocabulary import Traced
 from examples import gpt, llama, palm
 from rewrite import Pipeline, auto_shard, per_row, trace
+from rewrite.driver import rewrite
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program
-from tests.kit import assert_close
+from tests.kit import assert_close, graph_of
 
 PASSES = "retarget, normalize, recognize, roll, carry_cache, paged{page=8}"
 PLACES = jnp.asarray([3, 9, 0, 31, 1, 2, 8, 16], jnp.int32)
@@ -142,3 +145,18 @@ def test_what_has_no_page_is_not_written() -> None:
     put = partial(page_put, pool, new, table, mode=jax.lax.GatherScatterMode.from_any(drop))
     written = np.asarray(put(jnp.asarray([[7, 8], [16, 9]])))[..., 0]
     assert np.argwhere(written).tolist() == [[0, 7], [3, 1]]
+
+
+def test_pools_of_different_sizes_are_read_as_caches() -> None:
+    """One loop over pages reads keys and values from pools that have as many pages."""
+
+    def attention(q: Any, k: Any, v: Any, table: Any) -> Any:
+        read = (Traced["paged"](pool, table, page=4, layers=0) for pool in (k, v))
+        axes = "b g t k, b g s k, b g s v -> b g t v"
+        return Traced["attend"](q, *read, axes=axes, blocks=(8, 4))
+
+    random = np.random.default_rng(0)
+    shapes = ((2, 3, 4, 2), (6, 3, 4, 2), (5, 3, 4, 2))
+    arrays = [jnp.asarray(random.normal(size=shape), "float32") for shape in shapes]
+    graph = graph_of(attention, *arrays, jnp.asarray([[1, 0], [4, 2]], jnp.int32))
+    assert rewrite(graph, [attend_by_page]) == graph

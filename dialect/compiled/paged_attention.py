@@ -39,5 +39,7 @@ def attend_by_page(op: Op) -> Outcome:
     layers, layer = keys["layers"], keys.args[2:]
     if (layers, layer) != (values["layers"], values.args[2:]) or bool(layers) != bool(layer):
         return Miss("its keys and values are not of one layer", 4)
+    if keys.args[0].type.shape[0] != values.args[0].type.shape[0]:
+        return Miss("its keys and values have pools of different sizes", 4)
     pools = (*keys.args[:2], *values.args[:2], *layer)
     return make("attend_pages", query, *pools, *op.args[3:], **dict(op.attrs), layers=layers)
