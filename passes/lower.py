@@ -76,7 +76,8 @@ class Lower(Pass):
         over = (dict(planned.mesh), _chip(planned.target)) if planned else (mesh, chip)
         told = constrained(program.graph, *over)
         told = rewrite(told, [attend_by_page])
-        scaled = rewrite(owned(told, over[0]), scaled_products(chip, mesh), moved)
+        pages = planned.split("cache").get("pages", ()) if planned else ()
+        scaled = rewrite(owned(told, over[0], pages), scaled_products(chip, mesh), moved)
         lowered = replace(program, graph=rewrite(scaled, EXPANSION, expanded))
         if program.stages is not None:
             stages = {

@@ -7,8 +7,10 @@ that begin alike can share them (PagedAttention, Kwon et al. 2023, section 4). T
 the state. It gives every row its pages in order until a server fills it, so that the program
 computes what it did. Attention reads a block of pages at a time, without a copy of the cache.
 
-A pool is of all rows, so its heads are sharded and not its rows: a request to the `plan` that
-follows.
+A row may take any page, so every chip has all pages, of the heads that it owns: owners are asked to
+be heads. `paged{groups=true}` asks for nothing. Chips that own rows then have the pages of their
+rows, and whoever fills the table gives a row pages of its group: of g groups, the first has the
+first rows and the first pages. What the groups are follows from the plan.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Paged(Pass):
     """Keeps every cache in pages of `page` places."""
 
     page: int = 128
+    groups: bool = False  # whether a row takes pages of its own chips alone
 
     keeps: ClassVar[str] = "reals"  # attention sums a cache in another order
 
@@ -60,7 +63,8 @@ class Paged(Pass):
         if not kept:
             notes.append(Remark("no cache was found that pages can hold", kind=NOTHING_DONE))
             return self.recorded(program, *notes)
-        step = Step(str(self), self.keeps, remarks(tuple(notes)), (("owner", "heads"),))
+        asked = (("pages", "groups"),) if self.groups else (("owner", "heads"), ("pages", "whole"))
+        step = Step(str(self), self.keeps, remarks(tuple(notes)), asked)
         blocked = made.with_graph(self.in_blocks(made.graph))
         return replace(blocked, history=(*program.history, step))
 

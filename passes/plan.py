@@ -108,7 +108,14 @@ class Plan(Pass):
             notes += map(str, tried)
         if shape.is_costed and not any(asked) and stored is None:
             notes.append(_behind_the_optimum(plans[0]))
-        return plans[0], (*notes, *_unplanned(program, axes, plans[0]))
+        plan, pages = plans[0], program.requested("pages")
+        if pages == "groups":
+            plan = plan.with_pages()
+        elif pages == "whole" and "batch" in plan.split("cache"):
+            notes.append(
+                "chips own rows, and hold the pages of all: paged{groups=true} divides them"
+            )
+        return plan, (*notes, *_unplanned(program, axes, plan))
 
 
 def _behind_the_optimum(plan: Chosen) -> str:

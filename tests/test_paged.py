@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -11,16 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.compiled.owners import owned
 from dialect.compiled.paged_attention import attend_by_page
 from dialect.ops.pages import page_put, paged, pages
 from dialect.ops.vocabulary import Traced
 from examples import gpt, llama, palm
 from rewrite import Pipeline, auto_shard, per_row, trace
 from rewrite.driver import rewrite
+from rewrite.errors import PlanError
+from rewrite.ir import Graph, Symbol, Type, new_input
+from rewrite.opdef import make
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program
 from tests.kit import assert_close, graph_of
 
 PASSES = "retarget, normalize, recognize, roll, carry_cache, paged{page=8}"
+GROUPS = [("cpu:8", "batch"), ("cpu:8", "heads")]  # heads of rows, on some chips
 PLACES = jnp.asarray([3, 9, 0, 31, 1, 2, 8, 16], jnp.int32)
 
 
@@ -39,6 +45,12 @@ def rows(model: ModuleType) -> tuple[Any, tuple[Any, ...]]:
     }
     params = model.init_params(config, jax.random.key(0))
     return step, (params, cache, jnp.arange(8, dtype=jnp.int32))
+
+
+def passes(owner: str) -> str:
+    """All passes; pages in groups, if chips own heads or rows that are named."""
+    paged = PASSES.replace("page=8", "page=8, groups=true") if owner else PASSES
+    return f"{paged}, plan{{attention={owner or 'auto'}}}, shard, stage, lower"
 
 
 def kinds(program: Program) -> list[str]:
@@ -67,21 +79,27 @@ def test_a_position_that_all_rows_share_is_written_in_pages_too(model: ModuleTyp
     assert_close(program(*args), step(*args), atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
-def test_pages_may_lie_anywhere(mesh: str) -> None:
-    """A table of other pages, and a pool whose pages lie there, are the same cache."""
-    step, (params, cache, tokens) = rows(llama)
+@pytest.mark.parametrize("model", [llama, palm])
+@pytest.mark.parametrize(("mesh", "how"), [("cpu:1", ""), ("cpu:8", ""), *GROUPS])
+def test_pages_may_lie_anywhere(mesh: str, how: str, model: ModuleType) -> None:
+    """A table of other pages, and a pool whose pages lie there, are the same cache. Those of a
+    group of chips lie there."""
+    step, (params, cache, tokens) = rows(model)
     wanted = step(params, cache, tokens)
-    sharded = auto_shard(step, mesh, pipeline=f"{PASSES}, plan, shard, stage, lower")
+    sharded = auto_shard(step, mesh, pipeline=passes(how))
     packed, state = sharded.prepare(params, cache, tokens), sharded.adapt(cache)
-    order = np.random.default_rng(1).permutation(32)  # where each page goes
+    split = sharded.plan(params, cache, tokens).split("cache").get("pages", ())
+    groups = math.prod({"x": 2, "y": 4}[axis] for axis in split)
+    assert how or groups == 1
+    random, own = np.random.default_rng(1), 32 // groups
+    order = np.concatenate([own * group + random.permutation(own) for group in range(groups)])
 
     def elsewhere(leaf: jax.Array) -> jax.Array:
         if leaf.dtype == jnp.int32 and leaf.ndim == 2:
             moved = jnp.asarray(order, jnp.int32)[leaf]
         elif leaf.ndim > 2:
-            of_layers = leaf.reshape(3, 32, *leaf.shape[1:])
-            moved = jnp.zeros_like(of_layers).at[:, order].set(of_layers).reshape(leaf.shape)
+            of_layers = leaf.reshape(32, 3, *leaf.shape[1:])
+            moved = jnp.zeros_like(of_layers).at[order].set(of_layers).reshape(leaf.shape)
         else:
             return leaf
         return jax.device_put(moved, leaf.sharding)
@@ -90,12 +108,12 @@ def test_pages_may_lie_anywhere(mesh: str) -> None:
     assert_close((logits, sharded.restore(state)), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
-def test_a_row_without_pages_is_idle(mesh: str) -> None:
+@pytest.mark.parametrize("owner", ["", "batch"])
+def test_a_row_without_pages_is_idle(owner: str) -> None:
     """It writes nowhere, and what the others compute is what they computed."""
     step, (params, cache, tokens) = rows(llama)
     wanted, _ = step(params, cache, tokens)
-    sharded = auto_shard(step, mesh, pipeline=f"{PASSES}, plan, shard, stage, lower")
+    sharded = auto_shard(step, "cpu:8", pipeline=passes(owner))
     packed, state = sharded.prepare(params, cache, tokens), sharded.adapt(cache)
     idle = np.arange(8) % 3 == 0
 
@@ -107,20 +125,41 @@ def test_a_row_without_pages_is_idle(mesh: str) -> None:
     logits, state = sharded(packed, jax.tree.map(emptied, state), tokens)
     assert_close(logits[~idle], wanted[~idle], atol=1e-4)
     after = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
-    of_idle = np.repeat(idle, 4)  # pages of a layer, four to a row
+    of_idle = np.repeat(idle, 4)  # four pages to a row
     for old, new in zip(before, after, strict=True):
-        changed = (old != new).reshape(3, 32, -1).any(axis=(0, 2))
+        changed = (old != new).reshape(32, -1).any(axis=1)
         assert not changed[of_idle].any() and changed.sum() == 5
 
 
-def test_heads_of_a_pool_are_sharded() -> None:
+@pytest.mark.parametrize(
+    ("owner", "split"), [("", "ffyff"), ("batch", "tffff"), ("heads", "xfyff")]
+)
+def test_a_pool_is_split_over_its_heads_or_its_pages(owner: str, split: str) -> None:
     step, args = rows(llama)
-    program = auto_shard(step, "cpu:8", pipeline=f"{PASSES}, plan, shard, stage, lower").program(
-        *args
-    )
+    program = auto_shard(step, "cpu:8", pipeline=passes(owner)).program(*args)
     pool = next(entry for entry in program.step_inputs if entry.name == "cache/k.0")
-    assert program.plan.label.endswith("/heads")
-    assert [bool(axes) for axes in pool.layout] == [False, False, True, False, False]
+    short = {(): "f", ("x", "y"): "t", ("x",): "x", ("y",): "y"}
+    assert "".join(map(short.get, pool.layout)) == split
+
+
+def test_pages_of_all_rows_on_chips_that_own_some_are_reported() -> None:
+    step, args = rows(palm)
+    text = passes("batch").replace(", groups=true", "")
+    program = auto_shard(step, "cpu:8", pipeline=text).program(*args)
+    plan = next(each for each in program.history if each.name.startswith("plan"))
+    assert "chips own rows, and hold the pages of all" in " ".join(map(str, plan.notes))
+
+
+def test_pages_that_chips_cannot_share_are_refused() -> None:
+    types = (Type("f32", (9, 4, 2)), Type("f32", (8, 1, 2)), *[Type("i32", (8, 1))] * 2)
+    pool, new, table, places = map(new_input, types)
+    new_on_chips = make("constrain", new, layout=(("x",), (), ()), why="")
+    mode = Symbol("GatherScatterMode.CLIP")
+    given = (pool, new_on_chips, table, places, new_input(Type("i32", ())))
+    written = make("page_put", *given, layers=3, mode=mode)
+    graph = Graph((pool, new, *given[2:]), (written,))
+    with pytest.raises(PlanError, match="3 pages do not divide over the 8 groups of chips"):
+        owned(graph, {"x": 8}, ("x",))
 
 
 def test_pages_that_do_not_divide_the_context_are_reported() -> None:

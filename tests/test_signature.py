@@ -383,6 +383,7 @@ def composite(name: str) -> Op:
         ),
         "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), TABLE)),
         "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),
+        "pages_here": (lambda t: Traced["pages_here"](t, pages=6, here=3), (TABLE,)),
         "page_put": (
             lambda p, n, t, i: Traced["page_put"](p, n, t, i, mode=mode),
             (drawn(6, 2, 3, 4), drawn(2, 2, 3, 4), TABLE, IDS),

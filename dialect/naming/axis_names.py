@@ -15,6 +15,7 @@ from dialect.ops.control import scan_parts
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values, dependents
 from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import signature
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
 
@@ -76,8 +77,8 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
     elif op.name == "scan":
         scanned = op.args[scan_parts(op)[2]]
         _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)
-    elif op.name == "cache_read":
-        _call(axes.at(op.args[0])[:1], "layers", 60, op)
+    elif op.name in ("cache_read", "paged"):  # each says of what it reads some
+        _call(axes.at(op.args[0])[:1], *signature(op).inputs[0][0], 60, op)
     elif op.name in ("rms_norm", "layer_norm"):
         _call(axes.at(op.results[0])[-1:], "d_model", 30, op)
     elif op.name == "contract":

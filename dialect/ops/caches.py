@@ -115,7 +115,7 @@ def _put_axes(op: Op) -> Signature:
 
 def _read_axes(op: Op) -> Signature:
     axes = numbered(op.types[0].rank)
-    return Signature(((("layer",), *axes), ()), (axes,), frozenset({"layer"}))
+    return Signature(((("layers",), *axes), ()), (axes,), frozenset({"layers"}))
 
 
 word(cache_write, _write_axes, ("axes",), traits=Traits(moves=True, writes=1, axes="axes"))

@@ -3,8 +3,9 @@
     paged(pool, table)  ->  the cache;  pages(cache)  ->  [pool, table], in order
 
 A row takes as many pages as it has tokens for, wherever they are free, and rows can share them
-(PagedAttention, Kwon et al. 2023, section 4). The pool holds the pages of all layers. Heads stand
-before the places of a page, so that a page of one head is contiguous.
+(PagedAttention, Kwon et al. 2023, section 4). The pool holds the pages of all layers, those of one
+number side by side, so that chips which share its pages have them of all layers. Heads stand before
+the places of a page, so that a page of one head is contiguous.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ def paged(pool: Any, table: Any, *layer: Any, page: int, layers: int = 0) -> Any
     """The cache whose pages a table names.
 
     pool: [pages, heads.., page, d_head], table: i32[rows, n]  ->  [rows, heads.., n * page, d_head]
-    With `layers` the pool is of as many layers, with as many pages each: the cache is
+    With `layers` the pool is of as many layers, in order for every page: the cache is
     [layers, rows, ..], or that of one `layer`, a scalar. Raises ValueError for another `page`.
     """
     if pool.shape[-2] != page:
         raise ValueError(f"pages of {pool.shape[-2]} places are none of {page}")
     if layers:
-        number = layer[0] if layer else jnp.arange(layers)[:, None, None]
-        table = _of_layer(table, number, pool, layers)
+        table = _of_layer(table, layer[0] if layer else jnp.arange(layers)[:, None, None], layers)
     return _read(pool, table)
 
 
@@ -44,10 +44,19 @@ def _read(pool: Any, table: Any) -> Any:
     return array.reshape(*array.shape[:-3], -1, array.shape[-1])
 
 
-def _of_layer(table: Any, layer: Any, pool: Any, layers: int) -> Any:
-    """The table of a layer: its pages are behind those of the layers before it."""
+def _of_layer(table: Any, layer: Any, layers: int) -> Any:
+    """The table of a layer: a page is behind those of the layers before it, and all of them behind
+    the page before."""
     layer = jnp.clip(jnp.asarray(layer), 0, layers - 1).astype(table.dtype)
-    return table + layer * (pool.shape[0] // layers)
+    return table * layers + layer
+
+
+def pages_here(table: Any, *, pages: int, here: int) -> Any:
+    """A table of pages, in the numbers of one that holds `here` of them: the first, or the next ..
+
+    All pages of a row are there; -1 for what is no page.
+    """
+    return jnp.where((table >= 0) & (table < pages), jax.lax.rem(table, here), -1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class PagedArray:
     @staticmethod
     def of(pool: Any, table: Any, *layer: Any, layers: int = 0) -> PagedArray:
         """As `paged` gives it."""
-        table = _of_layer(table, *layer, pool, layers) if layers else table
+        table = _of_layer(table, *layer, layers) if layers else table
         sizes = (len(table), *pool.shape[1:-2], table.shape[1] * pool.shape[-2], pool.shape[-1])
         return PagedArray(pool, table, sizes, tuple(range(len(sizes))))
 
@@ -108,7 +117,7 @@ def pages(cache: Any, *, page: int, layers: int) -> list[Any]:
         raise ValueError(f"pages of {page} places do not divide {context}")
     rows, count = front[1 if layers else 0], context // page
     split = cache.reshape(*front, count, page, width)
-    pool = jnp.moveaxis(split, -3, 2 if layers else 1)
+    pool = jnp.moveaxis(split, (0, -3), (2, 1)) if layers else jnp.moveaxis(split, -3, 1)
     table = jnp.arange(rows * count, dtype=jnp.int32).reshape(rows, count)
     return [pool.reshape(-1, *pool.shape[3 if layers else 2 :]), table]
 
@@ -132,7 +141,7 @@ def page_put(
     number = jnp.take_along_axis(table, jnp.clip(places, 0, last) // page, axis=1)
     is_there = (places >= 0) & (places <= last) & (number >= 0)
     if layers:
-        number = _of_layer(number, layer[0], pool, layers)
+        number = _of_layer(number, layer[0], layers)
     number = jnp.where(is_there, number, pool.shape[0]).astype(jnp.int32)
     along = (0, pool.ndim - 2)
     index: Index = {0: (number, along), pool.ndim - 2: (places % page, along)}
@@ -177,4 +186,9 @@ def _undone(op: Op) -> tuple[str, dict[str, Any]]:
 
 word(paged, _paged_axes, ("page", "layers"), traits=Traits(moves=True))
 word(pages, _pages_axes, ("page", "layers"), inverse=_undone, traits=Traits(moves=True))
+word(
+    pages_here,
+    lambda op: Signature(((("rows",), ("n",)),), ((("rows",), ("n",)),)),
+    ("pages", "here"),
+)
 word(page_put, _put_axes, ("layers", "mode"), traits=Traits(moves=True, writes=1))

@@ -19,8 +19,9 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import traits
 from rewrite.program import Input, Layout, Program
 
-CACHE_WRITES = frozenset({"cache_write", "cache_put"})
+CACHE_WRITES = frozenset({"cache_write", "cache_put", "page_put"})
 OF_HEADS = {*HEADS, "d_head"}
+_PLACES = {"context", "pages"}  # what a cache is over
 _INNER = {"d_ff", "d_ff_per_head", "experts", "wide"}
 
 
@@ -57,7 +58,7 @@ def input_group(role: str, names: Names) -> str | None:
     is replicated: arguments, and routers, which give the scores of all experts.
 
     A precomputed table over the vocabulary that has heads is sharded over them, like the weights
-    that it was computed with. State without a context axis is sharded like the activations that it
+    that it was computed with. State without places is sharded like the activations that it
     holds; state with only a batch axis like a cache.
     """
     present = {name for dimension in names for name in dimension}
@@ -67,9 +68,11 @@ def input_group(role: str, names: Names) -> str | None:
         return "tables" if "vocab" in present and not present & OF_HEADS else "weights"
     if role != "state":
         return None
-    if "context" not in present and present & OF_HEADS:
+    if present & _PLACES:
+        return "cache"
+    if present & OF_HEADS:
         return "attention"
-    return "hidden" if "context" not in present and present & _INNER else "cache"
+    return "hidden" if present & _INNER else "cache"
 
 
 def product_layout(plan: Plan, axes: Axes, value: Value) -> Layout:

@@ -18,7 +18,7 @@ the same program on every host of a job:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ GROUPS = {
 # The logical axes that a plan may shard.
 AXES = (
     *("batch", "time", "context", "d_model", "heads", "kv_heads", "q_per_kv", "d_head"),
-    *("d_ff", "vocab", "layers", "experts", "wide"),
+    *("d_ff", "vocab", "layers", "experts", "pages", "wide"),
 )
 
 Split = tuple[tuple[str, tuple[str, ...]], ...]  # (logical axis, its mesh axes, major first)
@@ -173,6 +173,13 @@ class Plan:
             tuple(mesh_axis for name in dimension for mesh_axis in free.pop(name, ()))
             for dimension in names
         )
+
+    def with_pages(self) -> Plan:
+        """The plan in which the chips that own rows have the pages of these rows, and no others."""
+        split = self.split("cache")
+        pages = (("pages", split["batch"]),) if "batch" in split else ()
+        groups = dict(self.groups) | {"cache": (*split.items(), *pages)}
+        return replace(self, groups=tuple(groups.items())) if pages else self
 
     def __str__(self) -> str:
         """The text that `Plan.parse` reads: `Plan.parse(str(plan)) == plan`."""
