@@ -1,11 +1,13 @@
 """What a place of its own for every row costs, and pages: by the compiled schedule, in one run.
 
     pip install "shardwright[tpu]"
-    python benchmarks/rows_and_pages.py [--layers 32] [--slices v5e:2x4 ..]
+    python benchmarks/rows_and_pages.py [--decoder palm:540b] [--rows 64] [--layers N]
+        [--slices v5e:2x4 ..] [--owner batch]
 
-Llama-3-8B, 64 rows, a context of 2,048: the decoder's own step, whose rows share a position; the
-step of `per_row`; the same with its caches in pages of 128 (`paged`); and with tokens instead of
-logits (`sampled`): the most probable ones, or drawn by every option. Nothing is allocated.
+A context of 2,048: the decoder's own step, whose rows share a position; the step of `per_row`; the
+same with its caches in pages of 128 (`paged`), of groups where chips own rows; and with tokens
+instead of logits (`sampled`): the most probable ones, or drawn by every option. Nothing is
+allocated.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.schedule import schedule
 from dialect.display.tables import Table, as_text
 from dialect.machine.mesh import Topology
-from examples import llama
+from examples import llama, palm
 from rewrite import Sampling, auto_shard, per_row, sampled
 
-ROWS, CONTEXT = 64, 2048
+CONTEXT = 2048
+MODELS = {"llama": llama, "palm": palm}
 FIRST = "retarget, normalize, recognize, roll, carry_cache"
-LAST = "plan{attention=heads}, shard, stage, lower"
 
 
 def measured(step: Any, args: tuple[Any, ...], passes: str, slice_: str) -> list[Any]:
@@ -42,33 +44,47 @@ def measured(step: Any, args: tuple[Any, ...], passes: str, slice_: str) -> list
     return [1e3 * run.time_s, run.hbm_bytes / 1e9, temporaries / 1e6]
 
 
-def every_option(vocab: int) -> Sampling:
+def every_option(rows: int, vocab: int) -> Sampling:
     """Sampling by all options, for every row."""
-    share, count = jnp.ones(ROWS), jnp.ones(ROWS, jnp.int32)
-    keys, tokens = jax.random.split(jax.random.key(0), ROWS), jnp.ones((ROWS, vocab), bool)
+    share, count = jnp.ones(rows), jnp.ones(rows, jnp.int32)
+    keys, tokens = jax.random.split(jax.random.key(0), rows), jnp.ones((rows, vocab), bool)
     return Sampling(keys, count, share, count, share, share, tokens, share, tokens)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--slices", nargs="+", default=["v5e:2x4"])
-    asked = parser.parse_args()
-    config = replace(llama.CONFIGS["8b"], layers=asked.layers)
-    together = partial(llama.decode_step, config)
-    rows = per_row(together, partial(llama.init_cache, config, context=CONTEXT))
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    tokens = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
-    shared = jax.eval_shape(partial(llama.init_cache, config, ROWS, CONTEXT))
-    own = jax.eval_shape(lambda: rows.init(ROWS))
-    options, paged = jax.eval_shape(lambda: every_option(config.vocab)), f"{FIRST}, paged, {LAST}"
-    steps = {
-        "one place for all": (together, (params, shared, tokens), f"{FIRST}, {LAST}"),
-        "a place for every row": (rows, (params, own, tokens), f"{FIRST}, {LAST}"),
+def steps_of(asked: argparse.Namespace) -> dict[str, tuple[Any, tuple[Any, ...], str]]:
+    """(step, its arguments, passes) of what is compared."""
+    family, _, name = asked.decoder.partition(":")
+    model = MODELS[family]
+    config = model.CONFIGS[name]
+    config = replace(config, layers=asked.layers or config.layers)
+    together = partial(model.decode_step, config)
+    rows = per_row(together, partial(model.init_cache, config, context=CONTEXT))
+    params = jax.eval_shape(partial(model.init_params, config), jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((asked.rows,), jnp.int32)
+    shared = jax.eval_shape(partial(model.init_cache, config, asked.rows, CONTEXT))
+    own = jax.eval_shape(lambda: rows.init(asked.rows))
+    options = jax.eval_shape(lambda: every_option(asked.rows, config.vocab))
+    last = f"plan{{attention={asked.owner}}}, shard, stage, lower"
+    groups = "{groups=true}" if asked.owner == "batch" else ""
+    plain, paged = f"{FIRST}, {last}", f"{FIRST}, paged{groups}, {last}"
+    return {
+        "one place for all": (together, (params, shared, tokens), plain),
+        "a place for every row": (rows, (params, own, tokens), plain),
         "in pages of 128": (rows, (params, own, tokens), paged),
         "in pages, tokens": (sampled(rows), (params, own, tokens, Sampling()), paged),
         "in pages, tokens drawn": (sampled(rows, top=5), (params, own, tokens, options), paged),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--decoder", default="llama:8b")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=0, help="of the decoder, if not all")
+    parser.add_argument("--slices", nargs="+", default=["v5e:2x4"])
+    parser.add_argument("--owner", default="heads", choices=["heads", "batch"])
+    asked = parser.parse_args()
+    steps = steps_of(asked)
     columns = (*("slice", "step"), *(">ms", ">GB of HBM traffic", ">MB of temporaries", ">ratio"))
     lines: list[tuple[str, ...]] = []
     for slice_ in asked.slices:

@@ -54,13 +54,14 @@ def test_llama_8b_collectives_are_the_plans(llama_8b):
     assert all(each.dtype == "bf16" for each in report.collectives)
 
 
+@pytest.mark.parametrize("paged", ["", "paged{groups=true}, "])
 @pytest.mark.parametrize("attention", ["heads", "batch"])
-def test_places_that_differ_by_sequence_are_written_in_place(attention: str) -> None:
+def test_places_that_differ_by_sequence_are_written_in_place(attention: str, paged: str) -> None:
     """The cache keeps its layout, and every chip writes what it holds: nothing is gathered."""
     config = replace(llama.CONFIGS["8b"], layers=2)
     step = partial(llama.decode_step, config)
     rows = per_row(step, partial(llama.init_cache, config, context=2048))
-    pipeline = DEFAULT_PIPELINE.replace("plan", f"plan{{attention={attention}}}")
+    pipeline = DEFAULT_PIPELINE.replace("plan", f"{paged}plan{{attention={attention}}}")
     step = auto_shard(rows, "v5e:2x4", pipeline=pipeline)
     params, _, tokens = shapes_of(llama, config, 64, 2048)
     cache = jax.eval_shape(lambda: rows.init(64))

@@ -133,9 +133,9 @@ class Executables:
         def copy(pools: Any, pairs: Any) -> Any:
             source, target = pairs[:, 0], pairs[:, 1]
             return [
-                pool.reshape(-1, self.pages, *pool.shape[1:])
-                .at[:, target]
-                .set(pool.reshape(-1, self.pages, *pool.shape[1:])[:, source], mode="drop")
+                (of_layers := pool.reshape(self.pages, -1, *pool.shape[1:]))
+                .at[target]
+                .set(of_layers[source], mode="drop")
                 .reshape(pool.shape)
                 for pool in pools
             ]

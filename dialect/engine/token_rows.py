@@ -77,4 +77,7 @@ class Decoder:
         if plan is not None:
             program, first = replace(program, plan=plan), first + 1
         staged = manager.run(program, passes[first:last], target)[0]
+        if staged.plan is not None and "pages" in staged.plan.split("cache"):
+            hint = "leave groups out of paged"
+            raise ServingError("an engine gives a row any page, not those of a group", hint=hint)
         return manager.run(pooled(staged, pages), passes[last:], target)[0]
