@@ -16,7 +16,7 @@ from dialect.matching.bound_values import kept, visited_blocks
 from dialect.normal.normal_form import normal_form
 from dialect.reports.mask_bounds import describe_attend, describe_bias, describe_mask
 from rewrite.ir import Graph, Value
-from tests.kit import assert_same_bits, graph_of, recognized_graph, run
+from tests.kit import assert_close, assert_same_bits, graph_of, recognized_graph, run
 
 BATCH, TIME, CONTEXT = 2, 3, 40
 POSITIONS = jnp.zeros((BATCH, TIME), jnp.int32)
@@ -296,6 +296,26 @@ def test_all_that_an_attend_has_beside() -> None:
     graph = recognized(function, q, k, POSITIONS, SLOPES, SLOPES)
     (op,) = (op for op in graph.ops if op.name == "attend")
     assert describe_attend(op) == ("causal", "alibi", "sink")
+
+
+def test_a_mask_and_a_bias_that_are_rounded_together_are_two() -> None:
+    """Flax's BLOOM adds its biases in bf16, and converts their sum to f32."""
+
+    def attention(q: Any, k: Any, v: Any) -> Any:
+        causal = jnp.arange(CONTEXT)[None] <= jnp.arange(TIME)[:, None]
+        mask = jnp.where(causal, 0, jnp.finfo(jnp.bfloat16).min).astype(jnp.bfloat16)
+        alibi = (-0.5 * jnp.arange(CONTEXT)).astype(jnp.bfloat16)
+        logits = jnp.einsum("btd,bsd->bts", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * 0.5 + (mask + alibi).astype(jnp.float32))
+        return jnp.einsum("bts,bsd->btd", weights.astype(jnp.bfloat16), v)
+
+    shapes = (BATCH, TIME, 4), (BATCH, CONTEXT, 4), (BATCH, CONTEXT, 4)
+    random = np.random.default_rng(0)
+    arrays = [jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in shapes]
+    graph = recognized(attention, *arrays)
+    (op,) = (op for op in graph.ops if op.name == "attend")
+    assert describe_attend(op) == ("causal", "alibi")
+    assert_close(run(graph, *arrays)[0], attention(*arrays), 2e-2)
 
 
 def test_a_bound_may_be_infinite() -> None:

@@ -160,8 +160,9 @@ def _biased(op: Op, read: Read) -> Logits | Miss:
 def _with_bias(logits: Logits, bias: Operand) -> Logits | Miss:
     """The logits with one more bias, or with each addend of it."""
     bias = bare(bias, logits.sizes)
-    if bias.value.op.name == "add":
-        for addend in bias.value.op.args:
+    sum_ = unrounded(bias.value).op
+    if sum_.name == "add":
+        for addend in sum_.args:
             logits = _with_bias(logits, named(addend, bias.axes))
             if isinstance(logits, Miss):
                 return logits
