@@ -21,13 +21,12 @@ from typing import ClassVar, NamedTuple
 
 from dialect.compiled.compilers import compiler_for
 from dialect.machine.mesh import Topology
-from dialect.matching.bound_values import Kept, kept, visited_blocks
+from dialect.matching.attend_bounds import bounds_of, kept_by, window_read, with_bounds
+from dialect.matching.bound_values import visited_blocks
 from dialect.matching.mask_regions import Bound
-from dialect.normal.masks_into_loops import masks_into_loop
+from dialect.normal.every_attention import with_attention
 from dialect.ops.scores import CONTEXT, SUMMED, LoopAxes, loop_axes
-from rewrite.dataflow import rebuilt
-from rewrite.ir import Graph, Op, Value
-from rewrite.opdef import build, with_args
+from rewrite.ir import Op
 from rewrite.passbase import Pass
 from rewrite.program import NOT_DONE, Program, Remark
 from rewrite.signature import Array, Dimension, Signature
@@ -50,29 +49,16 @@ class Flash(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str | Remark] = []
-        graph = self.blocked(program.graph, target, notes)
+        graph = with_attention(program.graph, lambda op: self.attend(op, target, notes))
         asked = NOT_DONE if self.query or self.key else ""
         notes = notes or [Remark("no attention was recognised", kind=asked)]
         return self.recorded(program.with_graph(graph), *dict.fromkeys(notes))
 
-    def blocked(self, graph: Graph, target: Target, notes: list[str | Remark]) -> Graph:
-        """`graph` with its attention in blocks, in the bodies of loops too."""
-
-        def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-            op = with_args(op, args)
-            if op.name == "attend":
-                return self.attend(op, target, notes).results
-            inside = masks_into_loop(op)
-            regions = tuple(self.blocked(each, target, notes) for each in inside.regions)
-            is_same = all(new is old for new, old in zip(regions, inside.regions))
-            return op.results if is_same else with_args(inside, inside.args, regions).results
-
-        return rebuilt(graph, visit)
-
     def attend(self, op: Op, target: Target, notes: list[str | Remark]) -> Op:
         """An attention in blocks, or as it is; with a note on which and why."""
-        found = _kept(op)
-        if not (self.query or self.key) and not _pays(op, found, target):
+        found = kept_by(op)
+        bounds, axes = bounds_of(op, found)
+        if not (self.query or self.key) and not _pays(op, bounds, target):
             notes.append("whole: blocks would gain nothing")
             return op
         work, (queries, keys) = _work(op), self.blocks(op, target)
@@ -87,10 +73,12 @@ class Flash(Pass):
             if block < _FEWEST and block < size and not self.key:
                 notes.append(f"whole: {size} {what} have no divisor from {_FEWEST} on that fits")
                 return op
-        bounded = _bounded(op, found, (queries, keys))
-        of = f", of which {bounded['visits']} are visited" if found.bounds else ""
+        more, of = {}, ""
+        if bounds:
+            more["visits"] = visits = _visits(op, bounds, axes, (queries, keys))
+            of = f", of which {visits} are visited"
         notes.append(f"blocks of {queries} queries and {keys} keys{of}")
-        return bounded
+        return with_bounds(op, found, blocks=(queries, keys), **more)
 
     def blocks(self, op: Op, target: Target) -> tuple[int, int]:
         """The queries and keys of a block whose logits fit, about as many of both; more keys where
@@ -104,55 +92,24 @@ class Flash(Pass):
         return queries, min(keys, work.keys)
 
 
-def _pays(op: Op, found: Kept, target: Target) -> bool:
+def _pays(op: Op, bounds: Sequence[Bound], target: Target) -> bool:
     """Whether logits do not fit on the chips that they are split over, or the keys and values do
-    not, of which the mask may leave some out."""
+    not, of which the mask may leave some out. A window that is read alone needs none."""
+    if window_read(op):
+        return False
     if target.topology and not compiler_for(Topology.parse(target.topology).chip).gains_by_blocks:
         return False
     room = _on_chip(target) * target.chips
     read = sum(arg.type.bytes for arg in op.args[1:3])
-    return 4 * math.prod(_work(op)) > room or (bool(found.bounds) and read > room)
+    return 4 * math.prod(_work(op)) > room or (bool(bounds) and read > room)
 
 
-def _kept(op: Op) -> Kept:
-    """What the mask of an attention keeps."""
-    named, given = Signature.parse(op["axes"]), op.get("given", "").split()
-    for mask, axes, name in zip(op.args[3:], named.inputs[3:], given):
-        if name == "mask" and CONTEXT in axes:
-            return kept(mask, axes.index(CONTEXT))
-    return Kept(None, None, None, ())
-
-
-def _bounded(op: Op, found: Kept, blocks: tuple[int, int]) -> Op:
-    """attend(q, k, v, mask)  ->  attend(q, k, v, rest of the mask, first, last) {blocks}"""
-    named, attrs = Signature.parse(op["axes"]), dict(op.attrs) | {"blocks": blocks}
-    if not found.bounds:
-        return build("attend", *op.args, origin=op.origin, **attrs)
-    args, inputs, given = list(op.args), list(named.inputs), op["given"].split()
-    at = 3 + given.index("mask")
-    axes = inputs[at]
-    parts = {
-        name: (value, _own(value, axes))
-        for name, value in (("mask", found.rest), ("first", found.first), ("last", found.last))
-        if value is not None
-    }
-    args[at : at + 1], inputs[at : at + 1] = zip(*parts.values())
-    given[at - 3 : at - 2] = parts
-    attrs |= {"axes": str(Signature(tuple(inputs), named.outputs)), "given": " ".join(given)}
-    visits = _visits(op, axes, found.bounds, blocks)
-    return build("attend", *args, origin=op.origin, **attrs, visits=visits)
-
-
-def _own(value: Value, axes: Array) -> Array:
-    """The axes of a value that may be of size one where a mask with these axes is not."""
-    return tuple(axis if size > 1 else () for axis, size in zip(axes, value.type.shape))
-
-
-def _visits(op: Op, axes: Array, bounds: Sequence[Bound], blocks: tuple[int, int]) -> int:
-    """How many blocks of a mask with these axes are visited when the context is full."""
+def _visits(op: Op, bounds: Sequence[Bound], axes: Array, blocks: tuple[int, int]) -> int:
+    """How many blocks are visited when the context is full, of a mask with these axes."""
     work, time = _work(op), _loop_axes(op).time
     dim = axes.index(time) if time and time in axes else None
-    return visited_blocks(bounds, dim, (work.queries, work.keys), blocks)
+    sizes, sinks = (work.queries, work.keys), op.get("sinks") or 0
+    return visited_blocks(bounds, dim, sizes, blocks, sinks)
 
 
 class _Work(NamedTuple):

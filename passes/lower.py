@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from dialect.compiled.compilers import apart, hidden_counter, made_first
 from dialect.compiled.constraints import constrained
+from dialect.compiled.layer_attention import attend_in_stack
 from dialect.compiled.owners import owned
 from dialect.compiled.paged_attention import attend_by_page
 from dialect.compiled.split_contexts import attend_to_parts
@@ -75,7 +76,7 @@ class Lower(Pass):
         planned = program.plan
         over = (dict(planned.mesh), _chip(planned.target)) if planned else (mesh, chip)
         told = constrained(program.graph, *over)
-        told = rewrite(told, [attend_by_page])
+        told = rewrite(told, [attend_by_page, attend_in_stack])
         pages = planned.split("cache").get("pages", ()) if planned else ()
         scaled = rewrite(owned(told, over[0], pages), scaled_products(chip, mesh), moved)
         lowered = replace(program, graph=rewrite(scaled, EXPANSION, expanded))

@@ -145,6 +145,7 @@ PASSES = {
     "unroll": ("scanned", FOUND, "unroll"),
     "roll": ("twice", FOUND, "roll"),
     "absorb": ("latents", FOUND, "absorb"),
+    "block_sparse": ("attention", FOUND, "block_sparse{window=4, sinks=2}"),
     "flash": ("attention", FOUND, "flash{key=8}"),
     "paged": ("attention", FOUND, "paged{page=4}"),
     "plan": ("step", FOUND, PLANNED.removeprefix(f"{FOUND}, ")),

@@ -42,7 +42,7 @@ def owned(graph: Graph, mesh: Mapping[str, int], pages: tuple[str, ...] = ()) ->
         return _mapped(op, owners, mesh) if any(owners.values()) else None
 
     doc = "attend{blocks}(q, k, v)  ->  mapped[attend{blocks}](q, k, v)"
-    roots = frozenset({"attend", "attend_pages", "page_put"})
+    roots = frozenset({"attend", "attend_pages", "attend_layer", "page_put"})
     return rewrite(graph, [Rule("on_owners", doc, roots, on_owners, "bits")])
 
 

@@ -108,18 +108,23 @@ def _placed(operand: Operand, rank: int) -> Value:
 
 
 def visited_blocks(
-    bounds: Sequence[Bound], time: int | None, sizes: tuple[int, int], blocks: tuple[int, int]
+    bounds: Sequence[Bound],
+    time: int | None,
+    sizes: tuple[int, int],
+    blocks: tuple[int, int],
+    sinks: int = 0,
 ) -> int:
     """How many of the blocks of queries and keys hold a position that is kept, when the context is
     full: the last query's last position is the last of the context, and queries follow one another.
 
-    time: the dimension of the queries in the mask; sizes, blocks: of queries and of keys.
+    time: the dimension of the queries in the mask; sizes, blocks: of queries and of keys. Of the
+    first `sinks` positions those up to the last are kept in any case.
     """
     first, last = _rows(bounds, time, *sizes)
     rows, keys = (min(block, size) for block, size in zip(blocks, sizes))
     lows = first.reshape(-1, rows).min(axis=1) // keys
     highs = last.reshape(-1, rows).max(axis=1) // keys
-    return int(np.maximum(highs - lows + 1, 0).sum())
+    return int((np.maximum(highs - lows + 1, 0) + np.minimum(lows, -(-sinks // keys))).sum())
 
 
 def _rows(

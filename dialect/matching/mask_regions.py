@@ -264,6 +264,12 @@ def is_known(value: Value) -> bool:
     return op.name != "input" and not op.regions and all(map(is_known, op.args))
 
 
+def linear(value: Value) -> Sum:
+    """A value as a linear form of its indices and of others."""
+    axes = tuple((d,) if size > 1 else () for d, size in enumerate(value.type.shape))
+    return _sum(value, None) or Sum(terms=((Operand(value, axes), 1),))
+
+
 def _sum(value: Value, context: int | None) -> Sum | None:
     """A value as a linear form; None if it depends on the context in another way. `context` None:
     the value does not depend on the context."""

@@ -13,6 +13,7 @@ from typing import Any
 from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.attend_parts import in_parts
+from dialect.ops.attend_window import in_window, reads_window, with_window
 from dialect.ops.quant import rounded
 from dialect.ops.scores import PAIRS, Arrays, Form, pairs, softmax, squeezed
 from dialect.ops.vocabulary import word
@@ -43,6 +44,8 @@ def attend(
     base: float | None = None,
     blocks: tuple[int, int] | None = None,
     visits: int | None = None,
+    window: int | None = None,
+    sinks: int = 0,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -82,6 +85,9 @@ def attend(
     `blocks` are as many queries and keys as are computed at a time (`dialect.ops.attend_blocks`),
     without them all are. Of these blocks `visits` hold a position between `first` and `last` when
     the context is full: an estimate, for whoever counts time.
+
+    With a `window`, of the positions up to `last` that many last ones are kept, and the first
+    `sinks` (`dialect.ops.attend_window`).
     """
     named = Signature.parse(axes)
     form = Form(
@@ -97,16 +103,14 @@ def attend(
             weights,
             decode(dtype) or query.dtype,
         ),
-        *(key_precision, value_precision, rounds, base, visits),
+        *(key_precision, value_precision, rounds, base, visits, window, sinks),
     )
     names = ("query", "key", "value", *given.split())
     given_arrays = [*zip(names, (query, key, value, *operands), named.inputs, strict=True)]
     parts = [_part(given_arrays, i) for i in range(len(key) if isinstance(key, tuple) else 1)]
-    (arrays, *others) = parts
-    if others:
-        result = in_parts(form, parts)
-    else:
-        result = _at_once(form, arrays) if blocks is None else in_blocks(form, arrays, *blocks)
+    if window is not None:
+        parts = [with_window(form, part) for part in parts]
+    result = in_parts(form, parts) if parts[1:] else _of_one(form, parts[0], blocks)
     sizes = dict(zip(form.out, result.shape))
     return result.reshape([sizes.get(axis, 1) for axis in named.outputs[0]])
 
@@ -117,6 +121,15 @@ def _part(given: Sequence[tuple[str, Any, Array]], number: int) -> Arrays:
         name: squeezed(array[number] if isinstance(array, tuple) else array, axes)
         for name, array, axes in given
     }
+
+
+def _of_one(form: Form, arrays: Arrays, blocks: tuple[int, int] | None) -> Any:
+    """The result of an attention whose context lies in one array."""
+    if blocks is not None:
+        return in_blocks(form, arrays, *blocks)
+    if form.window is not None and reads_window(form, arrays):
+        return in_window(form, arrays)
+    return _at_once(form, arrays)
 
 
 def _at_once(form: Form, arrays: Arrays) -> Any:
@@ -144,5 +157,6 @@ def pairs_of(op: Op) -> list[str]:
 ATTRIBUTES = (
     *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner", "weights"),
     *("dtype", "key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
+    *("window", "sinks"),
 )
 word(attend, _attend_axes, ATTRIBUTES, "axes", traits=Traits(spelled="axes"))

@@ -10,6 +10,7 @@ of one block of queries and one of keys, so that they stay on the chip.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +20,17 @@ from dialect.arrays.attributes import decode
 from dialect.arrays.expected_trips import expecting
 from dialect.ops.pages import PagedArray
 from dialect.ops.quant import greatest, in_steps
-from dialect.ops.scores import CONTEXT, Arrays, Form, largest, loop_axes, sizes_of
+from dialect.ops.scores import (
+    CONTEXT,
+    WINDOW_START,
+    Arrays,
+    Form,
+    at_context,
+    largest,
+    loop_axes,
+    sizes_of,
+)
+from dialect.ops.stacked import LayerArray
 from rewrite.signature import Array, Dimension
 
 
@@ -73,7 +84,7 @@ def _cut(arrays: Arrays, axis: Dimension, block: int, number: Any) -> Arrays:
         if axis not in axes:
             return array
         start, at = number * block, axes.index(axis)
-        if isinstance(array, PagedArray):
+        if isinstance(array, (PagedArray, LayerArray)):
             return array.part(start, block, at)
         return lax.dynamic_slice_in_dim(array, start, block, at)
 
@@ -133,17 +144,24 @@ def _rounded(form: Form, arrays: Arrays, keys: _Keys) -> Any:
 def _folded(form: Form, arrays: Arrays, keys: _Keys, start: Any, step: Callable[..., Any]) -> Any:
     """`step` over the blocks of keys, with the mask and the logits of every block."""
 
-    def next_(number: Any, carry: Any) -> Any:
-        part = at_context(_cut(arrays, CONTEXT, keys.size, number), number * keys.size)
+    count = sizes_of(arrays)[CONTEXT] // keys.size
+    skips = _skips(form, arrays) and count > 1
+    low, high, block_of = _visited(form, arrays, keys.size, count) if skips else (0, count, _same)
+
+    def next_(trip: Any, carry: Any) -> Any:
+        number = block_of(trip)
+        part = _cut(arrays, CONTEXT, keys.size, number)
+        part = at_context(part, (number * keys.size, ()))
         mask = form.mask_of(part)
         scores = form.logits_of(part, mask)
         return step(carry, part, mask, scores.astype(_wide(scores.dtype)))
 
-    count = sizes_of(arrays)[CONTEXT] // keys.size
-    if not (_skips(form, arrays) and count > 1):
-        return lax.fori_loop(0, count, next_, start)
-    with expecting(keys.trips):
-        return lax.fori_loop(*_bounds(form, arrays, keys.size, count), next_, start)
+    with expecting(keys.trips if skips else None):
+        return lax.fori_loop(low, high, next_, start)
+
+
+def _same(number: Any) -> Any:
+    return number
 
 
 # Blocks of keys that the mask leaves out.
@@ -157,23 +175,25 @@ def _skips(form: Form, arrays: Arrays) -> bool:
     return bounded and (form.fill is None or float(decode(form.fill)) <= _NOTHING)
 
 
-def _bounds(form: Form, arrays: Arrays, block: int, count: int) -> tuple[Any, Any]:
-    """The first block of keys of which a query keeps one, and the number behind the last."""
+def _visited(
+    form: Form, arrays: Arrays, block: int, count: int
+) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """The blocks of keys of which a query keeps one: the first trip over them, the number behind
+    the last, and the block of a trip. Trips are numbered as blocks are, but for blocks of sinks
+    that are left of the others, whose trips come right before."""
     end = count * block - 1
-    first = jnp.min(arrays["first"][0]) if "first" in arrays else 0
+    starts = [jnp.min(arrays[name][0]) for name in ("first", WINDOW_START) if name in arrays]
+    first = reduce(jnp.maximum, starts, jnp.int32(0))
     last = jnp.max(arrays["last"][0]) if "last" in arrays else end
     low, high = jnp.clip(first, 0, end) // block, jnp.clip(last, -1, end) // block + 1
-    if form.fill is None:
-        return low, high
-    # A row that keeps no key is a mean of all values.
-    none = ~jnp.all(jnp.any(form.mask_of(arrays), axis=-1))
-    return jnp.where(none, 0, low), jnp.where(none, count, high)
-
-
-def at_context(arrays: Arrays, start: Any) -> Arrays:
-    """The arrays of a block that begins at a position: bounds count from there."""
-    bounds = {name: arrays[name] for name in ("first", "last") if name in arrays}
-    return {**arrays, **{name: (array - start, axes) for name, (array, axes) in bounds.items()}}
+    if form.fill is not None:
+        # A row that keeps no key is a mean of all values.
+        none = ~jnp.all(jnp.any(form.mask_of(arrays), axis=-1))
+        low, high = jnp.where(none, 0, low), jnp.where(none, count, high)
+    if not form.sinks:
+        return low, high, _same
+    gap = low - jnp.minimum(-(-form.sinks // block), low)
+    return gap, high, lambda trip: jnp.where(trip < low, trip - gap, trip)
 
 
 # The statistics of a row: the largest logit so far, and the sum of exp(logit - largest).

@@ -12,14 +12,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.ops.attend_blocks import at_context
-from dialect.ops.scores import CONTEXT, Arrays, Form, shares_of_parts, sizes_of
+from dialect.ops.scores import CONTEXT, Arrays, Form, at_context, shares_of_parts, sizes_of
 
 
 def in_parts(form: Form, parts: Sequence[Arrays]) -> Any:
     """The result of an attention; `parts` are its arrays for each part of the context in turn."""
     starts = accumulate((sizes_of(part)[CONTEXT] for part in parts), initial=0)
-    parts = [at_context(part, start) for part, start in zip(parts, starts)]
+    return merged(form, [at_context(part, (start, ())) for part, start in zip(parts, starts)])
+
+
+def merged(form: Form, parts: Sequence[Arrays]) -> Any:
+    """The same of parts whose positions count from where they begin."""
     masks = [form.mask_of(part) for part in parts]
     logits = [form.logits_of(part, mask) for part, mask in zip(parts, masks)]
     shares = shares_of_parts(logits, form.sink_of(parts[0], logits[0].dtype), form.exp)

@@ -20,6 +20,8 @@ from rewrite.signature import Array, Dimension, Signature
 Named = tuple[Any, Array]  # an array, and the axes of its dimensions, none of size one for want
 Arrays = Mapping[str, Named]  # "query", "key", "value" and what else `attend` is given, by name
 CONTEXT, SUMMED = ("s",), ("k",)
+WINDOW_START, SINKS_END = "window start", "sinks end"  # positions too, of an `attend` with a window
+_POSITIONS = ("first", "last", WINDOW_START, SINKS_END)
 PAIRS = {"": "k", "_2": "p", "_3": "q", "_4": "r"}  # of query and key, and what each is summed over
 
 
@@ -68,6 +70,8 @@ class Form:
     rounds: tuple[float, float] | None
     base: float | None
     visits: int | None
+    window: int | None
+    sinks: int
 
     @cached_property
     def over(self) -> Array:
@@ -123,6 +127,10 @@ class Form:
             places = jnp.arange(sizes_of(arrays)[CONTEXT])
             kept += [places >= aligned(arrays["first"], self.over)] if "first" in arrays else []
             kept += [places <= aligned(arrays["last"], self.over)] if "last" in arrays else []
+        if WINDOW_START in arrays:
+            near = places >= aligned(arrays[WINDOW_START], self.over)
+            is_sink = SINKS_END in arrays and places < aligned(arrays[SINKS_END], self.over)
+            kept.append(near | is_sink)
         return reduce(jnp.logical_and, kept) if kept else None
 
     def sink_of(self, arrays: Arrays, dtype: Any) -> Any:
@@ -170,6 +178,20 @@ def loop_axes(axes: Signature, sizes: Mapping[Dimension, int]) -> LoopAxes:
 def sizes_of(arrays: Arrays) -> dict[Dimension, int]:
     """The size of every axis."""
     return {axis: size for array, axes in arrays.values() for axis, size in zip(axes, array.shape)}
+
+
+def at_context(arrays: Arrays, start: Named) -> Arrays:
+    """The arrays of a part of the context that begins at a position, which may have axes: positions
+    count from there."""
+    return {
+        name: _minus(array, start) if name in _POSITIONS else array
+        for name, array in arrays.items()
+    }
+
+
+def _minus(left: Named, right: Named) -> Named:
+    over = (*left[1], *(axis for axis in right[1] if axis not in left[1]))
+    return aligned(left, over) - aligned(right, over), over
 
 
 def softmax(logits: Any, sink: Any, exp: Callable[[Any], Any]) -> Any:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from dialect.matching.attend_bounds import window_read
 from dialect.naming.axes import HEADS, Axes, Names, leaves_of
 from dialect.normal.trips import most_trips
 from dialect.ops.control import given_inside, scan_parts
@@ -182,18 +183,20 @@ def _attention(op: Op, axes: Axes) -> Attention:
         heads,
         _dividing(kv_heads, heads),
         _size_of(axes, query, "d_head"),
-        *(read if read < longest else 0, *_in_blocks(op, read)),
+        *(read if read < longest else 0, *_in_parts(op, read)),
     )
 
 
-def _in_blocks(op: Op, keys: int) -> tuple[float, float]:
-    """(how often it reads all of its keys, the part of its scores that it computes)"""
+def _in_parts(op: Op, keys: int) -> tuple[float, float, float]:
+    """(how often it reads all of its keys in blocks, the part of its scores that it computes, and
+    that of its keys which it reads)"""
     if not op.get("blocks"):
-        return 0, 1
+        part = (window_read(op) or keys) / keys
+        return 0, part, part
     queries = _queries_of(op)
     rows, columns = (min(block, size) for block, size in zip(op["blocks"], (queries, keys)))
     visits = op.get("visits") or queries // rows * (keys // columns)
-    return visits * columns / keys, visits * rows * columns / (queries * keys)
+    return visits * columns / keys, visits * rows * columns / (queries * keys), 1
 
 
 def _queries_of(op: Op) -> int:

@@ -23,6 +23,7 @@ class Attention:
     - key_reads: in blocks, how often a step reads keys and values: once for every block of queries,
       but for those that the mask leaves out; 0 if its scores are computed at once
     - computed: the part of its scores that is computed
+    - read: the part of its keys and values that a step reads
 
     Raises PlanError if the KV heads do not divide the heads.
     """
@@ -33,6 +34,7 @@ class Attention:
     window: int = 0
     key_reads: float = 0
     computed: float = 1
+    read: float = 1
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

@@ -73,7 +73,10 @@ class Workload(Shards):
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
         head = self.table() * shape.embedding_bytes_per_element * shape.steps
         caches = sum(
-            self.layer_cache_bytes(attention) * max(1, attention.key_reads) * block.times
+            self.layer_cache_bytes(attention)
+            * max(1, attention.key_reads)
+            * attention.read
+            * block.times
             for attention, block in shape.attentions
         )
         gathered = self.gathered_bytes()

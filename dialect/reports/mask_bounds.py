@@ -28,6 +28,7 @@ def describe_attend(op: Op) -> tuple[str, ...]:
             words += describe_bias(value, context)
         else:
             words.append(name)
+    words += [f"{name} {op[name]}" for name in ("window", "sinks") if op.get(name)]
     return tuple(words)
 
 

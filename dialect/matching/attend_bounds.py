@@ -1,0 +1,80 @@
+"""What the mask of an attention says of positions: as bounds, and as operands of their own.
+
+attend(q, k, v, mask)  ->  attend(q, k, v, rest of the mask, first, last)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dialect.matching.bound_values import Kept, kept
+from dialect.matching.mask_regions import Bound, Sum, linear
+from rewrite.ir import Op, Value
+from rewrite.opdef import build
+from rewrite.signature import Array, Signature
+
+_CONTEXT = ("s",)
+
+
+def kept_by(op: Op) -> Kept:
+    """What the mask of an attention keeps."""
+    mask, axes = _operands(op).get("mask", (None, ()))
+    if mask is None or _CONTEXT not in axes:
+        return Kept(None, None, None, ())
+    return kept(mask, axes.index(_CONTEXT))
+
+
+def bounds_of(op: Op, found: Kept) -> tuple[tuple[Bound, ...], Array]:
+    """The bounds that `found` has for the mask of an attention, or those that are its operands, a
+    window among them; and the axes in which they count. None of either where there are none."""
+    operands = _operands(op)
+    if found.bounds:
+        return found.bounds, operands["mask"][1]
+    given = {name: linear(operands[name][0]) for name in ("first", "last") if name in operands}
+    if not given:
+        return (), ()
+    bounds = [Bound((end,), name == "first") for name, end in given.items()]
+    if op.get("window"):
+        bounds.append(Bound((given["last"].plus(Sum(number=1 - op["window"])),), True))
+    return tuple(bounds), operands[next(iter(given))][1]
+
+
+def window_read(op: Op) -> int:
+    """How many places of its context an attention reads of which all queries have one window; 0
+    where it reads them all (`dialect.ops.attend_window`)."""
+    operands, (_, key, value, *_) = _operands(op), Signature.parse(op["axes"]).inputs
+    if not op.get("window") or op.get("rounds") or op.get("blocks"):
+        return 0
+    count = op["window"] + (op.get("sinks") or 0)
+    is_shared = {axis for axis in operands["last"][1] if axis} <= {*key} & {*value}
+    return count if is_shared and count < op.args[1].type.shape[key.index(_CONTEXT)] else 0
+
+
+def with_bounds(op: Op, found: Kept, **more: Any) -> Op:
+    """The attention with these bounds in the place of its mask, and with `more` attributes."""
+    named, attrs = Signature.parse(op["axes"]), dict(op.attrs) | more
+    if not found.bounds:
+        return build("attend", *op.args, origin=op.origin, **attrs)
+    args, inputs, given = list(op.args), list(named.inputs), op["given"].split()
+    at = 3 + given.index("mask")
+    axes = inputs[at]
+    parts = {
+        name: (value, _own(value, axes))
+        for name, value in (("mask", found.rest), ("first", found.first), ("last", found.last))
+        if value is not None
+    }
+    args[at : at + 1], inputs[at : at + 1] = zip(*parts.values())
+    given[at - 3 : at - 2] = parts
+    attrs |= {"axes": str(Signature(tuple(inputs), named.outputs)), "given": " ".join(given)}
+    return build("attend", *args, origin=op.origin, **attrs)
+
+
+def _operands(op: Op) -> dict[str, tuple[Value, Array]]:
+    """What an attention is given besides query, key and value, by name, with its axes."""
+    arrays = zip(op.args[3:], Signature.parse(op["axes"]).inputs[3:])
+    return dict(zip(op.get("given", "").split(), arrays, strict=True))
+
+
+def _own(value: Value, axes: Array) -> Array:
+    """The axes of a value that may be of size one where a mask with these axes is not."""
+    return tuple(axis if size > 1 else () for axis, size in zip(axes, value.type.shape))
