@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,13 +17,15 @@ from dialect.normal.normal_form import RULES as NORMAL
 from dialect.ops import quant
 from dialect.ops.nn import Traced
 from dialect.quantized import dequantized, integer_products
+from dialect.quantized.ragged_products import scale_behind_ragged_product
 from passes.lower import SCALES
 from passes.quantize import Quantize
 from rewrite import Target
 from rewrite.driver import Report
 from rewrite.driver import rewrite as apply_rules
 from rewrite.ir import Graph, Symbol, Type
-from tests.kit import graph_of, normal, traced_after
+from rewrite.verify import verify
+from tests.kit import assert_close, graph_of, normal, op_names, run, traced_after
 from tests.scaled import in_steps, scaled
 
 
@@ -240,3 +243,20 @@ def test_rows_filled_with_a_number_stay_as_they_are(rng: np.random.Generator) ->
 
     found = traced_after("quantize{vocab=true}, stage, lower", function, table, ids)(table, ids)
     np.testing.assert_allclose(found[1], 0.5)
+
+
+def test_scales_of_experts_are_traced_alike_whether_or_not_jax_has_64_bits() -> None:
+    """The trace is kept: one of 64-bit positions was invalid where JAX has 32 bits."""
+
+    def product(x: Any, q: Any, s: Any) -> jax.Array:
+        weights = Traced["dequantize"](q, s, axes=(1,), dtype=Symbol("f32"))
+        return jax.lax.ragged_dot(x, weights, jnp.asarray([4, 1], jnp.int32))
+
+    shapes = (("float32", (5, 7)), ("int8", (2, 7, 3)), ("float32", (2, 3)))
+    arrays = [jnp.ones(shape, dtype) for dtype, shape in shapes]
+    for wide in (True, False):
+        with jax.enable_x64(wide):
+            graph = apply_rules(graph_of(product, *arrays), [scale_behind_ragged_product])
+            verify(graph)
+            assert {"dequantize"}.isdisjoint(op_names(graph))
+            assert_close(run(graph, *arrays)[0], product(*arrays))

@@ -101,11 +101,13 @@ def _scaled(types: tuple[Type, ...]) -> Graph:
 def _times_scales(product: Any, scale: Any, counts: Any, row_scale: Any = None) -> list[Any]:
     """[t, f]: each row times the scales of its expert, and times its own scale.
 
-    Rows after the last expert's are zero, and remain so.
+    Rows after the last expert's are zero, and remain so. Every integer is one of 32 bits, whether
+    or not JAX has 64: it is traced once.
     """
     ends = jnp.cumsum(counts, dtype=jnp.int32)
-    expert = jnp.sum(jnp.arange(len(product))[:, None] >= ends, axis=1)
-    row_scales = scale[jnp.minimum(expert, len(counts) - 1)]
+    rows = jnp.arange(len(product), dtype=jnp.int32)
+    expert = jnp.sum(rows[:, None] >= ends, axis=1, dtype=jnp.int32)
+    row_scales = scale[jnp.minimum(expert, jnp.int32(len(counts) - 1))]
     scaled = product.astype(jnp.promote_types(product.dtype, jnp.float32)) * row_scales
     scaled = scaled if row_scale is None else scaled * row_scale[:, None]
-    return [jnp.where((expert < len(counts))[:, None], scaled, 0)]
+    return [jnp.where((expert < len(counts))[:, None], scaled, jnp.zeros((), scaled.dtype))]
