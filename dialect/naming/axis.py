@@ -11,7 +11,7 @@ from rewrite.ir import Value
 
 NAMES = (
     "batch time context d_model heads kv_heads q_per_kv d_head d_ff d_ff_per_head vocab layers "
-    "experts positions pages qkv kv gate_up parts"
+    "experts latent positions pages qkv kv gate_up parts"
 ).split()
 HEADS = ("heads", "kv_heads", "q_per_kv")  # of queries: all in one, or grouped
 Names = tuple[tuple[str, ...], ...]  # per dimension, the axes in it, major first

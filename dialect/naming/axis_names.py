@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from dialect.matching.values import parts_along, through
+from dialect.matching.values import parts_along, through, unrounded
 from dialect.naming.axis import Axes, Axis, leaves, leaves_of
 from dialect.ops.control import scan_parts
+from dialect.ops.scores import PAIRS
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values, dependents
 from rewrite.ir import Graph, Op, Value
-from rewrite.opdef import signature
+from rewrite.opdef import signature, traits
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
 
@@ -80,7 +81,9 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
     elif op.name in ("cache_read", "paged"):  # each says of what it reads some
         _call(axes.at(op.args[0])[:1], *signature(op).inputs[0][0], 60, op)
     elif op.name in ("rms_norm", "layer_norm"):
-        _call(axes.at(op.results[0])[-1:], "d_model", 30, op)
+        # What is normalised as it comes from a product is no residual stream, unless others say so.
+        name, priority = ("latent", 12) if _is_product(op.args[0]) else ("d_model", 30)
+        _call(axes.at(op.results[0])[-1:], name, priority, op)
     elif op.name == "contract":
         _name_experts(axes, op, bound)
     elif op.name in _CHOOSE and op.results[0] not in bound:
@@ -89,6 +92,12 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
             _call(chosen_from, *_CHOOSE[op.name], op)
     elif op.name == "ragged_dot_general":
         _call(axes.at(op.args[1])[:1], "experts", 48, op)
+
+
+def _is_product(value: Value) -> bool:
+    """Whether a value is a product, rounded or not."""
+    known = traits(unrounded(value).op)
+    return known.sums and known.linear == "each"
 
 
 def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
@@ -120,7 +129,7 @@ def _name_attend(axes: Axes, op: Op) -> None:
     ]
     alone = [x for x in letters(signature.inputs[0]) if x not in key and x in found]
     heads = {x for x in (*shared, *alone) if "param" in _roles([found[x]])}
-    for letter in ("k", "v"):
+    for letter in (*PAIRS.values(), "v"):
         if letter in found:
             _call([found[letter]], "d_head", 90, op)
     if "s" in found:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from dialect.matching.attend_bounds import window_read
 from dialect.naming.axes import HEADS, Axes, Names, leaves_of
 from dialect.normal.trips import most_trips
+from dialect.ops.attend import pairs_of
 from dialect.ops.control import given_inside, scan_parts
 from dialect.ops.scores import loop_axes
 from dialect.planning.decoder_shape import Attention, Block, Network
+from dialect.planning.latents import with_latents
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value
@@ -43,6 +45,8 @@ class _Place:
     into_heads: list[Value] = field(default_factory=list)
     out_of_heads: list[Value] = field(default_factory=list)
     chosen: int = 0  # experts that a token is routed to
+    # All products with weights but those of networks.
+    weights: list[tuple[Op, Value]] = field(default_factory=list)
     time: int = 1  # new positions per sequence
     read: set[tuple[Value, int]] = field(default_factory=set)  # stored weights, and their layers
 
@@ -132,7 +136,8 @@ def _blocks_up_to(places: dict[int, _Place], last: int, axes: Axes, loop: _Loop)
 
 def _blocks_at(place: _Place, axes: Axes, loop: _Loop) -> Iterator[Block]:
     """One block, and a further one for every attention but the first."""
-    first, *others = [_attention(op, axes) for op in place.attentions] or [None]
+    found = [_attention(op, axes, place.weights) for op in place.attentions]
+    first, *others = found or [None]
     fused = _fused_networks(place, first, axes) if first else ()
     networks = (*fused, *_networks(place, axes))
     time = None if place.time == axes.sizes().get("time", 1) else place.time
@@ -154,6 +159,8 @@ def _note(place: _Place, op: Op, axes: Axes, bound: frozenset[Value], loop: _Loo
             place.out, place.out_of_heads = place.out + weights, place.out_of_heads + fused
         else:
             place.into, place.into_heads = place.into + weights, place.into_heads + fused
+        own = (arg for arg in op.args if arg in bound and not _has_width(axes, arg))
+        place.weights += [(op, arg) for arg in own]
         place.read.update(loop.stored(arg) for arg in op.args if arg in bound)
         place.time = max(place.time, _size_of(axes, op.results[0], "time"))
 
@@ -167,7 +174,7 @@ def _adds(op: Op, axes: Axes) -> bool:
     return bool(weights) and is_back and not any(has(axes.of(arg), "d_model") for arg in others)
 
 
-def _attention(op: Op, axes: Axes) -> Attention:
+def _attention(op: Op, axes: Axes, weights: list[tuple[Op, Value]]) -> Attention:
     """The heads of an `attend`; of attention that was not recognised, those of the program."""
     sizes = axes.sizes()
     if op.name != "attend":
@@ -179,12 +186,25 @@ def _attention(op: Op, axes: Axes) -> Attention:
         kv_heads = _size_of(axes, key, "heads")
     read = _context_of(op)
     longest = max(sizes.get("context", 0), sizes.get("time", 1))
-    return Attention(
+    found = Attention(
         heads,
         _dividing(kv_heads, heads),
-        _size_of(axes, query, "d_head"),
+        _width_of_query(op, axes),
         *(read if read < longest else 0, *_in_parts(op, read)),
     )
+    return with_latents(found, op, axes, weights)
+
+
+def _width_of_query(op: Op, axes: Axes) -> int:
+    """The elements of a query of one head, of all pairs of queries and keys."""
+    given = ("query", "key", "value", *op.get("given", "").split())
+    named = dict(zip(given, op.args))
+    return sum(_size_of(axes, named[f"query{pair}"], "d_head") for pair in pairs_of(op))
+
+
+def _has_width(axes: Axes, value: Value) -> bool:
+    """Whether this is over the width of a network, or the vocabulary."""
+    return any(has(axes.of(value), name) for name in ("d_ff", "experts", "vocab"))
 
 
 def _in_parts(op: Op, keys: int) -> tuple[float, float, float]:

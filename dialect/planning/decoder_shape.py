@@ -16,6 +16,17 @@ ROUTINGS = {
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A weight of an attention: its elements, whether it is over heads, and over d_model, and
+    whether it multiplies all of the context."""
+
+    elements: int
+    over_heads: bool
+    over_d_model: bool
+    over_context: bool
+
+
+@dataclass(frozen=True)
 class Attention:
     """The heads of one attention, and how many positions it reads at most.
 
@@ -24,6 +35,10 @@ class Attention:
       but for those that the mask leaves out; 0 if its scores are computed at once
     - computed: the part of its scores that is computed
     - read: the part of its keys and values that a step reads
+    - latent: the widths of what is cached of a position, where that is not keys and values of its
+      heads, but what all heads share (DeepSeek-AI 2024, section 2.1)
+    - d_value: then the width of a head's value; 0: that of its query
+    - projections: then its weights
 
     Raises PlanError if the KV heads do not divide the heads.
     """
@@ -35,6 +50,9 @@ class Attention:
     key_reads: float = 0
     computed: float = 1
     read: float = 1
+    latent: tuple[int, ...] = ()
+    d_value: int = 0
+    projections: tuple[Projection, ...] = ()
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -47,8 +65,24 @@ class Attention:
 
     @property
     def kv_width(self) -> int:
-        """Elements of the keys and values of one token."""
-        return 2 * self.kv_heads * self.d_head
+        """Elements of the keys and values of one token, or of the latents that they come from."""
+        return sum(self.cached)
+
+    @property
+    def cached(self) -> tuple[int, ...]:
+        """The widths of what is cached of one token."""
+        return self.latent or (self.d_head,) * (2 * self.kv_heads)
+
+    @property
+    def multiplied(self) -> int:
+        """The width of a query and a value together."""
+        return self.d_head + (self.d_value or self.d_head)
+
+    @property
+    def expanded(self) -> int:
+        """Elements of keys and values that a step expands for each position of the context."""
+        expands = any(each.over_context for each in self.projections)
+        return self.kv_heads * self.multiplied if expands else 0
 
     def context(self, longest: int) -> int:
         """The number of positions that it reads of a context."""

@@ -67,7 +67,10 @@ class Shards:
         return self.dividing(group, heads=attention.heads, **grouped)
 
     def key_axes(self, attention: Attention, group: str = "used") -> MeshAxes:
-        """The mesh axes of the KV heads, which in multi-head attention are the heads."""
+        """The mesh axes of the KV heads, which in multi-head attention are the heads; of latents
+        none."""
+        if attention.latent:
+            return ()
         is_multi_head = self.shape.kv_heads == self.shape.heads
         return self.dividing(
             group, **{"heads" if is_multi_head else "kv_heads": attention.kv_heads}
@@ -124,6 +127,22 @@ class Shards:
         """The scores that are not left out by the mask, in elements per chip."""
         return attention.computed * self.scores(attention, block)
 
+    def expanded_bytes(self, attention: Attention) -> float:
+        """The keys and values that are expanded from latents."""
+        elements = attention.expanded * self.expanded_positions(attention)
+        return elements * self.shape.activation_bytes_per_element
+
+    def expansion_flops(self, attention: Attention) -> float:
+        """FLOPs to expand keys and values from latents."""
+        weights = sum(each.elements for each in attention.projections if each.over_context)
+        return 2 * weights * self.expanded_positions(attention)
+
+    def expanded_positions(self, attention: Attention) -> float:
+        """Positions of the context of all sequences and heads of a chip: the share of each."""
+        over = (*self.attention_batch, *self.query_axes(attention, "attention"))
+        positions = self.shape.batch * attention.context(self.shape.context)
+        return positions / self.mesh.ways(over)
+
     def scores_in_memory(self, attention: Attention, block: Block) -> float:
         """Bytes in f32 of the scores that exist at a time: of blocks none outside of the chip."""
         return 0 if attention.key_reads else 4 * self.scores(attention, block)
@@ -139,14 +158,21 @@ class Shards:
     def attention_weights(self, attention: Attention, group: str) -> float:
         """The projections to queries, keys and values, and back."""
         over, ways = self.partitioning.axes(group, "d_model"), self.mesh.ways
-        queries = ways((*over, *self.query_axes(attention, group)))
+        heads = self.query_axes(attention, group)
+        if attention.projections:
+            return sum(
+                each.elements / ways((*over * each.over_d_model, *heads * each.over_heads))
+                for each in attention.projections
+            )
+        queries = ways((*over, *heads))
         keys = ways((*over, *self.key_axes(attention, group)))
         return self.shape.d_model * (2 * attention.q_width / queries + attention.kv_width / keys)
 
     def query_weights(self, attention: Attention) -> float:
         """The projection to queries, as its product reads it."""
         ways = self.mesh.ways((*self.d_model, *self.query_axes(attention)))
-        return self.shape.d_model * attention.q_width / ways
+        of_heads = [each.elements for each in attention.projections if each.over_heads]
+        return max(of_heads, default=self.shape.d_model * attention.q_width) / ways
 
     def router_weights(self, network: Network) -> int:
         """The router of a mixture, which is replicated."""
@@ -191,10 +217,12 @@ class Shards:
         batch = self.partitioning.axes("cache", "batch")
         ways = self.mesh.ways((*batch, *self.key_axes(attention, "cache")))
         positions = self.shape.batch * attention.context(self.shape.context)
-        d_head = attention.d_head
-        padded = -(-d_head // self.lanes) * self.lanes if 2 * d_head >= self.lanes else d_head
-        width = attention.kv_width // d_head * padded
+        width = sum(map(self.padded, attention.cached))
         return width * positions * self.shape.cache_bytes_per_element / ways
+
+    def padded(self, width: int) -> int:
+        """The width of a cached array, in whole lanes where it fills half of one."""
+        return -(-width // self.lanes) * self.lanes if 2 * width >= self.lanes else width
 
     def cache_bytes(self) -> float:
         """The KV cache of all layers, as it is stored."""

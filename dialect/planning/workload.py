@@ -60,12 +60,22 @@ class Workload(Shards):
     def other_flops(self) -> float:
         """FLOPs of attention and of the logits."""
         attentions = sum(
-            4 * self.computed_scores(attention, block) * attention.d_head * block.times
+            self.attention_flops(attention, block) * block.times
             for attention, block in self.shape.attentions
         )
         rows = self.shape.logits_rows + self.shape.batch * (self.shape.steps - 1)
         ways = self.mesh.ways(self.partitioning.axes("tables", "batch"))
         return attentions + 2 * rows / ways * self.table()
+
+    def attention_flops(self, attention: Attention, block: Block) -> float:
+        """FLOPs of an attention besides those of its projections."""
+        scores = self.computed_scores(attention, block)
+        return 2 * scores * attention.multiplied + self.expansion_flops(attention)
+
+    def cache_traffic(self, attention: Attention) -> float:
+        """The cache, as often as it is read; what is expanded from it is written and read."""
+        reads = max(1, attention.key_reads) * attention.read
+        return self.layer_cache_bytes(attention) * reads + 2 * self.expanded_bytes(attention)
 
     def hbm_bytes(self) -> float:
         """The weights and the cache, as often as they are read."""
@@ -73,11 +83,7 @@ class Workload(Shards):
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
         head = self.table() * shape.embedding_bytes_per_element * shape.steps
         caches = sum(
-            self.layer_cache_bytes(attention)
-            * max(1, attention.key_reads)
-            * attention.read
-            * block.times
-            for attention, block in shape.attentions
+            self.cache_traffic(attention) * block.times for attention, block in shape.attentions
         )
         gathered = self.gathered_bytes()
         return read * shape.weight_bytes_per_element + gathered + head + caches
@@ -282,7 +288,10 @@ class Workload(Shards):
         stream = shape.d_model * tokens * shape.activation_bytes_per_element
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
-        scores = (self.scores_in_memory(each, block) for each, block in shape.attentions)
+        scores = (
+            self.scores_in_memory(each, block) + self.expanded_bytes(each)
+            for each, block in shape.attentions
+        )
         return {
             "weights": self.stored_weights() * shape.weight_bytes_per_element,
             "embedding": self.tables() * shape.embedding_bytes_per_element,

@@ -163,7 +163,11 @@ class Placement:
         return [
             (
                 attention.window or math.inf,
-                4 * work.scores(attention, block) * attention.d_head * block.times / flops_per_s,
+                2
+                * work.scores(attention, block)
+                * attention.multiplied
+                * block.times
+                / flops_per_s,
                 work.layer_cache_bytes(attention) * block.times / bytes_per_s,
             )
             for attention, block in self.shape.attentions
