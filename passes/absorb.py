@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from dialect.machine.mesh import Topology
 from dialect.matching.operands import Operand, bare
 from dialect.matching.values import REALS, cut, parts_along
-from dialect.ops.attend import pairs_of
+from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.nn import Traced
 from dialect.ops.scores import CONTEXT, PAIRS
 from dialect.recognition.expansions import expansion, multiplied
@@ -207,9 +207,8 @@ RULES: tuple[Rule, ...] = (key_in_parts, key_of_latent, value_of_latent)
 
 def _operands(op: Op) -> dict[str, Operand]:
     """The operands of an `attend` by name, query, key and value first."""
-    names = ("query", "key", "value", *op.get("given", "").split())
     arrays = zip(op.args, Signature.parse(op["axes"]).inputs)
-    return {name: Operand(value, axes) for name, (value, axes) in zip(names, arrays)}
+    return {name: Operand(value, axes) for name, (value, axes) in zip(names_of(op), arrays)}
 
 
 def _attend(op: Op, operands: Mapping[str, Operand]) -> Value | None:

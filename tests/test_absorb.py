@@ -123,3 +123,50 @@ def test_what_is_read_elsewhere_too_is_expanded_anyway():
     program = Pipeline.parse("normalize, recognize, absorb").run(program)
     (note,) = program.history[-1].notes
     assert note.startswith("latents are left expanded: ")
+
+
+@pytest.mark.parametrize("spelling", latent.SPELLINGS)
+def test_a_cache_of_latents_is_kept_in_int8(spelling):
+    """Keys and values are the same integers; each row of both arrays has a scale."""
+    program = traced("decode", spelling, f"{FOUND}, absorb, quantize{{weights=none, cache=int8}}")
+    notes = [note for note in program.history[-1].notes if note.startswith("cache/")]
+    assert notes == [
+        "cache/latent kept in int8: 65,536 bytes -> 18,432",
+        "cache/rope kept in int8: 16,384 bytes -> 6,144",
+    ]
+    (op,) = attentions(program)
+    given = dict(zip(("query", "key", "value", *op["given"].split()), op.args))
+    assert given["key"] == given["value"]
+    assert given["key_scale"] == given["value_scale"] != given["key_scale_2"]
+    assert [given[name].type.dtype for name in ("key", "key_2", "key_scale_2")] == [
+        *("i8", "i8", "bf16")
+    ]
+    wanted, _ = latent.decode_step(CONFIG, PARAMS, CACHE, TOKENS["decode"])
+    logits, _ = run(program, PARAMS, CACHE, TOKENS["decode"])
+    assert float(jnp.abs(logits - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
+
+
+@pytest.mark.parametrize("spelling", ["summed", "latent"])
+@pytest.mark.parametrize("kind", TOKENS)
+def test_the_scale_goes_into_the_weights_of_all_queries(kind, spelling):
+    program = traced(kind, spelling, f"{FOUND}, fold_scales")
+    (op,) = attentions(program)
+    assert (op.get("scale"), op.get("base")) == (1.0, 2.0)
+    wanted = STEPS[kind](CONFIG, PARAMS, CACHE, TOKENS[kind])
+    assert_close(run(program, PARAMS, CACHE, TOKENS[kind]), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("spelling", ["summed", "latent"])
+def test_pairs_of_queries_and_keys_in_blocks(spelling):
+    passes = f"{FOUND}, absorb, flash{{query=8, key=16}}"
+    program = traced("prefill", spelling, passes)
+    (op,) = attentions(program)
+    assert op["blocks"] == (8, 16)
+    wanted = latent.prefill(CONFIG, PARAMS, CACHE, TOKENS["prefill"])
+    assert_close(run(program, PARAMS, CACHE, TOKENS["prefill"]), wanted, 1e-4)
+    sharded = auto_shard(
+        step("prefill", spelling), "cpu:8", pipeline=f"{passes}, plan, shard, stage, lower"
+    )
+    args = (PARAMS, jax.tree.map(jnp.array, CACHE), TOKENS["prefill"])
+    logits, _ = sharded(sharded.prepare(*args), sharded.adapt(args[1]), args[2])
+    assert_close(logits, wanted[0], 1e-4)

@@ -26,7 +26,9 @@ from dialect.caching.commute import Form, rule, rules
 from dialect.caching.state_forms import Change, keep_in, kept_forms, undoes
 from dialect.caching.transposed_cache import TRANSPOSED
 from dialect.naming.axes import Axes, infer_axes
+from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.nn import Traced
+from dialect.ops.scores import PAIRS
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.program import LEFT_ALONE, Program, Remark
@@ -169,9 +171,11 @@ def convert_of_dequantize(op: Op) -> Outcome:
 def attend_in_integers(op: Op) -> Outcome:
     """attend(q, k * s, v * t)  ->  attend(q, k, v){key_scale=s, value_scale=t}"""
     named = Signature.parse(op["axes"])
-    args, inputs, given = list(op.args), list(named.inputs), op.get("given", "").split()
-    attrs = dict(op.attrs)
-    for i, summed, word in ((2, "v", "value_scale"), (1, "k", "key_scale")):
+    args, inputs = list(op.args), list(named.inputs)
+    names, attrs = names_of(op), dict(op.attrs)
+    keys = [(f"key{pair}", PAIRS[pair], f"key_scale{pair}") for pair in pairs_of(op)]
+    for name, summed, word in (("value", "v", "value_scale"), *keys):
+        i = names.index(name)
         inner = args[i].op
         if inner.name != "dequantize":
             continue
@@ -184,13 +188,13 @@ def attend_in_integers(op: Op) -> Outcome:
         own = tuple(axis for d, axis in enumerate(inputs[i]) if d not in inner["axes"])
         args.insert(3, scale)
         inputs.insert(3, own)
-        given.insert(0, word)
+        names.insert(3, word)
         if word == "value_scale":
             attrs["weights"] = Symbol(weights)
     if tuple(args) == op.args:
         return None
     axes = str(Signature(tuple(inputs), named.outputs))
-    return make("attend", *args, **{**attrs, "axes": axes, "given": " ".join(given)})
+    return make("attend", *args, **{**attrs, "axes": axes, "given": " ".join(names[3:])})
 
 
 RULES: tuple[Rule, ...] = (

@@ -151,7 +151,12 @@ def _attend_axes(op: Op) -> Signature:
 
 def pairs_of(op: Op) -> list[str]:
     """The pairs of query and key of an `attend`: what follows `query` and `key` in their names."""
-    return pairs(("query", *op.get("given", "").split()))
+    return pairs(names_of(op))
+
+
+def names_of(op: Op) -> list[str]:
+    """What the operands of an `attend` are called, in their order."""
+    return ["query", "key", "value", *op.get("given", "").split()]
 
 
 ATTRIBUTES = (

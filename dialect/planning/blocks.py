@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from dialect.matching.attend_bounds import window_read
 from dialect.naming.axes import HEADS, Axes, Names, leaves_of
 from dialect.normal.trips import most_trips
-from dialect.ops.attend import pairs_of
+from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.control import given_inside, scan_parts
 from dialect.ops.scores import loop_axes
 from dialect.planning.decoder_shape import Attention, Block, Network
@@ -197,8 +197,7 @@ def _attention(op: Op, axes: Axes, weights: list[tuple[Op, Value]]) -> Attention
 
 def _width_of_query(op: Op, axes: Axes) -> int:
     """The elements of a query of one head, of all pairs of queries and keys."""
-    given = ("query", "key", "value", *op.get("given", "").split())
-    named = dict(zip(given, op.args))
+    named = dict(zip(names_of(op), op.args))
     return sum(_size_of(axes, named[f"query{pair}"], "d_head") for pair in pairs_of(op))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from dialect.naming.axes import HEADS, Axes, leaves_of
-from dialect.ops.attend import pairs_of
+from dialect.ops.attend import names_of, pairs_of
 from dialect.planning.decoder_shape import Attention, Projection
 from rewrite.ir import Op, Value
 from rewrite.opdef import traits
@@ -38,8 +38,7 @@ def with_latents(
 
 
 def _keys_and_values(op: Op) -> list[Value]:
-    given = ("query", "key", "value", *op.get("given", "").split())
-    named = dict(zip(given, op.args))
+    named = dict(zip(names_of(op), op.args))
     return [*(named[f"key{pair}"] for pair in pairs_of(op)), named["value"]]
 
 

@@ -18,6 +18,7 @@ from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.operands import Operand, bare, laid_out, named
 from dialect.matching.values import REALS, in_dtype, number, reshaped, through, unrounded
+from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.nn import Traced
 from dialect.staging import marks as _  # noqa: F401  (defines the marks)
 from rewrite.ir import Op, Symbol, Type, Value
@@ -206,13 +207,15 @@ def scale_of_query(op: Op) -> Outcome:
         return None
     dtype = "f64" if op.args[0].type.dtype == "f64" else "f32"
     factor = constant(scale * math.log2(math.e) if of_two else scale, Type(dtype, ()))
-    query = _pushed(op.args[0], factor) if _is_moderate(factor) else None
-    if query is None:
+    places = [names_of(op).index(f"query{pair}") for pair in pairs_of(op)]
+    queries = [_pushed(op.args[i], factor) if _is_moderate(factor) else None for i in places]
+    if None in queries:
         return Miss("its query is not a product with a weight, or it has other readers", 1)
     attrs |= {"scale": 1.0, **({"base": 2.0} if of_two else {})}
     if of_two and fill is not None:
         attrs["fill"] = _of_two(fill, op)
-    return make("attend", query, *op.args[1:], **attrs)
+    args = {**dict(enumerate(op.args)), **dict(zip(places, queries))}
+    return make("attend", *args.values(), **attrs)
 
 
 def _of_two(fill: float, op: Op) -> float:
