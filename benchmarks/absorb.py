@@ -1,7 +1,7 @@
 """Latents expanded to keys and values of all heads, and attended as they are, side by side.
 
     pip install "shardwright[tpu]"
-    python benchmarks/absorb.py [--layers 4] [--only decode]
+    python benchmarks/absorb.py [--layers 4] [--only decode] [--show 10]
 
 A decoder with the latent attention of DeepSeek-V2 (arXiv:2405.04434: 128 heads, latents of 512 and
 rotary keys of 64 numbers, keys of 128 + 64, values of 128), planned by the default pipeline with
@@ -83,7 +83,7 @@ def bytes_of_position(row: Row, layers: int, pipeline: str, found: Schedule) -> 
     return f"{(found.hbm_bytes - shorter.hbm_bytes) * chips / positions:,.0f}"
 
 
-def figures(row: Row, layers: int, pipeline: str) -> tuple[str, ...]:
+def figures(row: Row, layers: int, pipeline: str, show: int) -> tuple[str, ...]:
     """Milliseconds, GFLOPs, GB of HBM traffic, bytes of a position, GB of temporaries, the plan and
     its prediction."""
     try:
@@ -91,6 +91,8 @@ def figures(row: Row, layers: int, pipeline: str) -> tuple[str, ...]:
         of_position = bytes_of_position(row, layers, pipeline, found)
     except (ShardwrightError, DoesNotFit):
         return ("does not fit", "", "", "", "", "", "")
+    if show:
+        print(f"\n{row}", *("  ".join(line) for line in found.table(show)), sep="\n")
     time_ms, plan = 1e3 * found.time_s, program.plan
     return (
         f"{time_ms:,.2f}",
@@ -107,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--only", default="", help="rows whose name has this text")
+    parser.add_argument("--show", type=int, default=0, help="so many of the dearest instructions")
     asked = parser.parse_args()
     columns = (
         *("step", "latents", ">ms", ">GFLOP", ">GB of HBM", ">bytes/position", ">GB temp"),
@@ -114,7 +117,7 @@ def main() -> None:
     )
     rows = [row for row in ROWS if asked.only in str(row)]
     lines = [
-        (str(row), form, *figures(row, asked.layers, pipeline))
+        (str(row), form, *figures(row, asked.layers, pipeline, asked.show))
         for row in rows
         for form, pipeline in FORMS.items()
     ]
