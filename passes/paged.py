@@ -49,6 +49,13 @@ class Paged(Pass):
         wanted = {number: each for number, each in caches.items() if isinstance(each, _Cache)}
         orders = {number: in_order(cache.order) for number, cache in wanted.items()}
         ordered, _ = keep_in(program, orders, transposed_cache.RULES)
+        forms = kept_forms(ordered)
+        alone |= {
+            number: f"its order stays {list(shape)}, where an axis of one moves"
+            for number, cache in wanted.items()
+            if (shape := forms[number][0].type.shape)[-2:] != cache.last
+        }
+        wanted = {number: cache for number, cache in wanted.items() if number not in alone}
         changes = {number: in_pages(self.page, cache.layers) for number, cache in wanted.items()}
         made, left = keep_in(ordered, changes, paged_cache.RULES, "paged", readers=("attend",))
         kept = {number: cache for number, cache in wanted.items() if number not in left}
@@ -110,6 +117,10 @@ class _Cache:
 
     order: Order
     sizes: dict[str, int]
+
+    @property
+    def last(self) -> tuple[int, int]:
+        return self.sizes["context"], self.sizes["d_head"]
 
     @property
     def layers(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,14 @@ from dialect.engine.token_rows import PAGE, PAGE_ON_TPU, PASSES, Decoder
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.prepared.originals import shape_of_lazy
+from dialect.serving.policy import ServingError
+from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
 
 Init = Callable[..., Any]
+Passes = tuple[Pass, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Built:
     program: Program
     executables: Executables
     params: list[Any]
+    declined: tuple[str, ...] = ()  # passes that were tried before, and why they are not taken
 
     @property
     def vocab(self) -> int:
@@ -49,6 +53,7 @@ def built(
     init_cache: Init,
     mesh: Any,
     pipeline: Pipeline | str | Path | None,
+    page: int | None,
     **asked: int | None,
 ) -> Built:
     """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`."""
@@ -56,22 +61,51 @@ def built(
     given = Pipeline.of(pipeline) if pipeline is not None else None
     jax_mesh, target = resolve(mesh, None, given or Pipeline(()))
     chip = Topology.parse(target.topology).chip
-    page = PAGE_ON_TPU if chip.platform == "tpu" else PAGE
-    passes = (given or Pipeline.parse(PASSES.format(page=page))).passes()
+    if given and page:
+        raise ServingError("the size of a page is asked for twice", hint="paged{page=..} says it")
+    page = page or (PAGE_ON_TPU if chip.platform == "tpu" else PAGE)
+    default = Pipeline.parse(PASSES.format(page=page))
+    passes = (given or default).passes()
     page = next((each.page for each in passes if each.pass_name() == "paged"), page)
     room = partial(_room, init_cache, shapes, chip, jax_mesh.size)
     sizes = Sizes.of(page, room, **asked)
     sized = partial(init_cache, context=sizes.context)
     states = States.of(step, shapes, partial(sized, 1), sizes.context)
     decoder = Decoder(step, sized, shapes, states)
-    make = partial(decoder.program, pages=sizes.pages, passes=passes, target=target)
-    program = make(sizes.rows)
-    others = [make(n, plan=program.plan) for n in sizes.token_rows if n != sizes.rows]
+    make = partial(decoder.program, pages=sizes.pages, target=target)
+    ways = [passes] if given else [passes, _without(passes, "roll")]
+    program, passes, declined = _first_in_pages(partial(make, sizes.rows), ways)
+    others = [
+        make(rows, passes=passes, plan=program.plan)
+        for rows in sizes.token_rows
+        if rows != sizes.rows
+    ]
     executables = Executables(
         [program, *others], jax_mesh, sizes.pages, states.tables, copies=sizes.rows
     )
     packed = packed_params(program, jax_mesh, params)
-    return Built(sizes, target, program, executables, packed)
+    return Built(sizes, target, program, executables, packed, declined)
+
+
+def _without(passes: Passes, name: str) -> Passes:
+    return tuple(each for each in passes if each.pass_name() != name)
+
+
+def _first_in_pages(
+    make: Callable[..., Program], ways: Sequence[Passes]
+) -> tuple[Program, Passes, tuple[str, ...]]:
+    """The program of the first passes that bring all state into pages, and why not of those before.
+
+    Layers that are rolled into a loop can have caches that are stacked before it: apart these lie
+    in pages. Raises ServingError where none of the passes do.
+    """
+    errors: list[ServingError] = []
+    for passes in ways:
+        try:
+            return make(passes=passes), passes, tuple(error.message for error in errors)
+        except ServingError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _room(init_cache: Init, params: Any, chip: Chip, chips: int, context: int) -> float:

@@ -30,7 +30,8 @@ class Engine:
     - mesh, pipeline: as in `auto_shard`; the pipeline has the pass `paged`
     - max_context: tokens that a request may have, its answer included
     - rows: requests that run at a time; chunk: tokens of a step, prompts included; max_pages: of
-      the pool. What is not given follows from the others, and from the machine.
+      the pool; page: tokens of a page. What is not given follows from the others, and from the
+      machine.
     - policy: fields of `dialect.serving.policy.Policy`, such as victim="cheapest"
 
     All executables are compiled here; nothing is compiled later. Raises ServingError, and what
@@ -49,10 +50,11 @@ class Engine:
         rows: int | None = None,
         chunk: int | None = None,
         max_pages: int | None = None,
+        page: int | None = None,
         **policy: Any,
     ) -> None:
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
-        self.built = built(step, params, init_cache, mesh, pipeline, **asked)
+        self.built = built(step, params, init_cache, mesh, pipeline, page, **asked)
         scheduler = Scheduler(self.built.sizes.policy(**policy))
         self.driver = Driver(scheduler, self.built.executables, self.built.params)
         self.compilations = Compilations()

@@ -45,6 +45,7 @@ def explained(built: Built, counted: Mapping[str, int]) -> str:
         f" {counted['preemptions']} preemptions",
         f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
     ]
+    lines += [f"layers are not rolled into a loop: {reason}" for reason in built.declined]
     for step in built.program.history:
         lines.append(f"{step.text}  (keeps {step.keeps})")
         lines += [f"  {note}" for note in step.notes]

@@ -52,19 +52,13 @@ def pooled(staged: Program, pages: int) -> Program:
     return _program(staged, Graph(graph.inputs, tuple(v for v, _ in outputs)), inputs, outputs)
 
 
-def layers_of(program: Program, pages: int) -> list[int]:
-    """The layers of every pool of a program with so many pages."""
-    pools = (each for each in program.step_inputs if each.role == "state")
-    return [pool.type.shape[0] // pages for pool in pools]
-
-
 def _stored(staged: Program) -> dict[Value, tuple[int, int]]:
     """Of every state: whether it is a pool or a table, and its layers."""
     assert staged.stages is not None
     states = [declared for declared in staged.step_inputs if declared.role == "state"]
     for state, first in zip(states, staged.stages.adapt.outputs, strict=True):
         if first.op.get("page") is None:
-            reasons = [text for text in staged.remarks_of(LEFT_ALONE) if state.name in text]
+            reasons = staged.remarks_of(LEFT_ALONE)
             message = f"{state.name} does not lie in pages, and it does not merely count tokens"
             raise ServingError("\n  ".join([message, *reasons]))
     firsts = ((first.index, first.op["layers"] or 1) for first in staged.stages.adapt.outputs)

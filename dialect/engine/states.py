@@ -61,6 +61,10 @@ class States:
         named = zip(self.names, leaves, self.counted)
         return {name: leaf for name, leaf, values in named if values is None}
 
+    def of_counted(self, leaves: list[Any]) -> list[Any]:
+        """Those of the leaves that count."""
+        return [leaf for leaf, values in zip(leaves, self.counted) if values is not None]
+
     def whole(self, caches: dict[str, Any], counted: list[Any]) -> Any:
         """The decoder's state from its caches and what counts."""
         values = iter(counted)

@@ -50,9 +50,10 @@ class Decoder:
     def traced(self, rows: int) -> Program:
         """step(params, caches, tables of what counts, positions, tokens) -> logits, caches."""
         of_rows = per_row(self.step, self.init_cache)
+        places = self.states.of_counted(jax.tree.leaves(of_rows.cache_rows))
 
         def step(params: Any, caches: Any, tables: Any, positions: Any, tokens: Any) -> Any:
-            counted = [table[positions] for table in tables]
+            counted = [_at(positions, *each) for each in zip(tables, places)]
             logits, state = of_rows(params, self.states.whole(caches, counted), tokens)
             return logits, self.states.caches(jax.tree.leaves(state))
 
@@ -81,3 +82,11 @@ class Decoder:
             hint = "leave groups out of paged"
             raise ServingError("an engine gives a row any page, not those of a group", hint=hint)
         return manager.run(pooled(staged, pages), passes[last:], target)[0]
+
+
+def _at(positions: Any, table: Any, rows: Any) -> Any:
+    """What counts, of every row: its values [context + 1, ..] of a batch of one, at positions."""
+    values = table[positions]
+    if not rows.is_batch:
+        return values
+    return jnp.moveaxis(jnp.squeeze(values, 1 + rows.axis), 0, rows.axis)
