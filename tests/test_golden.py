@@ -141,6 +141,7 @@ PASSES = {
     "merge_dots": ("network", FOUND, "merge_dots"),
     "quantize": ("network", FOUND, "quantize"),
     "pad": ("network", FOUND, "pad{d_ff=40}"),
+    "prune": ("network", FOUND, "prune{d_ff=24}"),
     "first_layer": ("looked up", FOUND, "first_layer{budget=100.0}"),
     "unroll": ("scanned", FOUND, "unroll"),
     "roll": ("twice", FOUND, "roll"),

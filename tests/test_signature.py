@@ -365,6 +365,11 @@ def composite(name: str) -> Op:
         "padded": (lambda x: Traced["padded"](x, axis=1, size=9), (x,)),
         "unpadded": (lambda x: Traced["unpadded"](x, axis=1, size=2), (x,)),
         "cleared": (lambda x: Traced["cleared"](x, axis=1, size=2), (x,)),
+        "picked": (
+            lambda x: Traced["picked"](x, jnp.asarray([[[2], [0]]], jnp.int32), axis=1),
+            (x,),
+        ),
+        "largest": (lambda x: Traced["largest"](x, count=2), (x,)),
         "take": (lambda t, i: Traced["take"](t, i, mode=mode), (drawn(5, 4), IDS)),
         "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),
         "modulo": (lambda i: Traced["modulo"](i, size=4), (IDS,)),

@@ -1,0 +1,113 @@
+"""A program with an axis of its weights made shorter: `picked` places of it, the same in all of
+the weights that have it.
+
+What is between weights that are cut alike becomes smaller by itself, as it becomes larger by
+padding (`dialect.padded.pad_axis`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from dialect.matching.values import in_dtype, reshaped
+from dialect.naming.axis import Axes, Axis, leaves_of
+from dialect.padded.pad_axis import NotPadded, Padding, padded_program
+from rewrite.ir import Value
+from rewrite.opdef import make
+from rewrite.program import Program
+
+Places = tuple[Value, tuple[Axis, ...]]  # i32[.., n], and the axes along which they differ
+
+
+@dataclass(frozen=True)
+class Picking(Padding):
+    """Axes of a program, the sizes that they are cut to, and the places that they keep."""
+
+    places: Mapping[Axis, Places]
+
+    def padded(self, value: Value) -> Value:
+        """`value`, a weight, at the places that these axes keep."""
+        whole = leaves_of(self.axes.at(value))
+        result = _shaped(value, [leaf.size for leaf in whole])
+        for at, leaf in enumerate(whole):
+            if leaf not in self.sizes:
+                continue
+            if leaf not in self.places or value.op.name in ("const", "iota"):
+                raise NotPadded("an array that is no weight has it")
+            places, along = self.places[leaf]
+            if not set(along) <= set(whole):
+                raise NotPadded("a weight that has it is shared by layers")
+            result = make("picked", result, _aligned(places, (*along, leaf), whole), axis=at)
+        return _shaped(result, self.shape(value))
+
+    def unpadded(self, original: Value, value: Value) -> Value:
+        """Raises NotPadded: a result or a state that has the axis keeps it whole."""
+        raise NotPadded("a result or the state has it")
+
+    def cleared(self, original: Value, value: Value) -> Value:
+        """The value: there is nothing beside the places that are kept."""
+        return value
+
+    def renumbers(self, value: Value, dimension: int) -> bool:
+        """Whether elements of a dimension get other numbers: wherever one is cut."""
+        return self.grown(value)[dimension]
+
+
+def picked_program(
+    program: Program, axes: Axes, name: str, size: int, along: frozenset[str]
+) -> Program:
+    """The program with every axis of that name cut to a size: to the places with the largest
+    weights (the sum of squares over all weights that have it), chosen for every place along axes
+    of the names `along`, such as layers. Raises NotPadded."""
+    params = program.values("param")
+    cut = {
+        leaf: size
+        for value in params
+        for leaf in leaves_of(axes.at(value))
+        if leaf.name == name and leaf.size > size
+    }
+    if not cut:
+        raise NotPadded(f"no weight has more than {size} of it")
+    places = {leaf: _largest(params, axes, leaf, size, along) for leaf in cut}
+    return padded_program(program, Picking(axes, cut, places))
+
+
+def _largest(
+    params: list[Value], axes: Axes, leaf: Axis, size: int, along: frozenset[str]
+) -> Places:
+    """The places of an axis with the largest weights, in f32."""
+    having = [value for value in params if leaf in leaves_of(axes.at(value))]
+    first = leaves_of(axes.at(having[0]))
+    differ = tuple(axis for axis in first if axis.name in along and axis is not leaf)
+    scores = None
+    for score in _scores(having, axes, (*differ, leaf)):
+        scores = score if scores is None else make("add", scores, score)
+    return make("largest", scores, count=size), differ
+
+
+def _scores(having: list[Value], axes: Axes, kept: tuple[Axis, ...]) -> Iterator[Value]:
+    """The sum of squares of every weight along the other axes."""
+    for value in having:
+        whole = leaves_of(axes.at(value))
+        if not set(kept) <= set(whole) or value.type.dtype not in ("f32", "bf16", "f16", "f64"):
+            raise NotPadded("weights that have it are shared by layers, or no floats")
+        wide = in_dtype(_shaped(value, [axis.size for axis in whole]), "f32")
+        others = tuple(i for i, axis in enumerate(whole) if axis not in kept)
+        summed = make("reduce_sum", make("mul", wide, wide), axes=others)
+        held = [axis for axis in whole if axis in kept]
+        order = tuple(map(held.index, kept))
+        yield make("transpose", summed, permutation=order) if order != (*sorted(order),) else summed
+
+
+def _aligned(places: Value, order: tuple[Axis, ...], whole: list[Axis]) -> Value:
+    """Places, whose axes come in this order, laid out as an array of these axes."""
+    by_place = sorted(range(len(order)), key=lambda i: whole.index(order[i]))
+    if by_place != sorted(by_place):
+        places = make("transpose", places, permutation=tuple(by_place))
+    sizes = dict(zip((order[i] for i in by_place), places.type.shape))
+    return _shaped(places, [sizes.get(axis, 1) for axis in whole])
+
+
+def _shaped(value: Value, shape: list[int] | tuple[int, ...]) -> Value:
+    return value if value.type.shape == tuple(shape) else reshaped(value, tuple(shape))
