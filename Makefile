@@ -44,8 +44,9 @@ COUNT_decoders ?= 2000
 COUNT_plans ?= 2000
 COUNT_texts ?= 1000000
 COUNT_schedules ?= 10000
+COUNT_engine ?= 10000
 
-fuzz: fuzz-rules fuzz-mutants fuzz-programs fuzz-decoders fuzz-plans fuzz-texts fuzz-schedules
+fuzz: fuzz-rules fuzz-mutants fuzz-programs fuzz-decoders fuzz-plans fuzz-texts fuzz-schedules fuzz-engine
 
 fuzz-%: $(VENV)/installed
 	@$(VENV)/bin/python -m tests.fuzz.$* --seed $(SEED) --count $(COUNT_$*)

@@ -271,3 +271,19 @@ def test_a_closed_engine_cancels_and_refuses() -> None:
     assert answer.ended.is_set() and answer.why in ("cancelled", "length")
     with pytest.raises(ServingError, match="the engine is closed"):
         engine.submit([1], max_new_tokens=1)
+
+
+def test_many_more_requests_than_may_wait() -> None:
+    """All are told how they ended, and no page is lost."""
+    with Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES, most_waiting=20) as engine:
+        answers = [engine.submit([at % 256], max_new_tokens=2) for at in range(10_000)]
+        for answer in answers:
+            assert answer.ended.wait(60)
+        served = [answer for answer in answers if answer.why == "length"]
+        assert {answer.why for answer in answers} == {
+            "length",
+            "refused: 20 requests are waiting",
+        }
+        for answer in served[::100]:
+            assert answer.numbers() == alone(llama, list(answer.request.tokens[:1]), 2)
+        assert idle(engine)

@@ -84,6 +84,7 @@ def built(
         [program, *others], jax_mesh, sizes.pages, states.tables, copies=sizes.rows
     )
     packed = packed_params(program, jax_mesh, params)
+    executables.fresh()
     return Built(sizes, target, program, executables, packed, declined)
 
 

@@ -49,7 +49,7 @@ class Executables:
         by_rows = {_table(program).shape[0]: program for program in programs}
         self.rows, self.width = sorted(by_rows), _table(programs[0]).shape[1]
         self.whole = NamedSharding(mesh, PartitionSpec())
-        self.tables = [jax.device_put(table, self.whole) for table in tables]
+        self.tables = list(tables)
         first = Compilable(programs[0], mesh)
         _must_share(programs)
         self.packed_types = [struct_of(each.type) for each in first.inputs("param")]
@@ -63,7 +63,6 @@ class Executables:
             self.steps = {rows: step.result() for rows, step in steps.items()}
             self.copy = copy.result()
         self.compile_s = time.perf_counter() - started
-        self.fresh()
 
     @property
     def count(self) -> int:
@@ -71,7 +70,8 @@ class Executables:
         return len(self.steps) + 1
 
     def fresh(self) -> None:
-        """Empty pools, and no results that a step could take tokens from."""
+        """Empty pools, and no results that a step could take tokens from. Call it first."""
+        self.tables = jax.device_put(self.tables, self.whole)
         self.pools = [
             jax.device_put(np.zeros(struct.shape, struct.dtype), sharding)
             for struct, sharding in zip(self.pool_types, self.pool_shardings)
@@ -124,7 +124,8 @@ class Executables:
             donate_argnums=1,
             keep_unused=True,
         )
-        given = (self.packed_types, self.pool_types, self.tables, self._results, rows)
+        tables = [jax.ShapeDtypeStruct(table.shape, table.dtype) for table in self.tables]
+        given = (self.packed_types, self.pool_types, tables, self._results, rows)
         return jitted.lower(*given).compile()
 
     def _copying(self) -> Any:

@@ -1,0 +1,138 @@
+"""Random schedules on an engine: every request gets the tokens that it gets alone.
+
+    python -m tests.fuzz.engine --seed 0 --count 10000
+
+One small Llama is served; every schedule has another policy, other prompts, and other moments at
+which requests come and are cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+
+from dialect.serving.policy import VICTIMS, Policy
+from dialect.serving.scheduler import Scheduler
+from examples import llama
+from rewrite import Engine
+
+CONTEXT, PAGE, ROWS, CHUNK, PAGES = 32, 4, 4, 8, 40
+CONFIG = replace(llama.CONFIGS["toy"], layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64)
+ENDS = ("length", "stop", "cancelled")
+
+
+@cache
+def decoder() -> tuple[Any, Any, Any]:
+    """The step, compiled for a batch of one; parameters; an empty cache."""
+    step = jax.jit(partial(llama.decode_step, CONFIG))
+    return step, llama.init_params(CONFIG, jax.random.key(3)), llama.init_cache(CONFIG, 1, CONTEXT)
+
+
+@cache
+def alone(prompt: tuple[int, ...], count: int) -> list[int]:
+    """The greedy answer of the decoder itself."""
+    step, params, state = decoder()
+    tokens = list(prompt)
+    for at in range(len(prompt) + count - 1):
+        logits, state = step(params, state, jnp.asarray(tokens[at : at + 1], jnp.int32))
+        if at + 1 >= len(prompt):
+            tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :]
+
+
+def served() -> Engine:
+    """An engine whose policy a schedule replaces."""
+    params, init_cache = decoder()[1], partial(llama.init_cache, CONFIG)
+    sizes = {"max_context": CONTEXT, "page": PAGE, "rows": ROWS, "chunk": CHUNK, "max_pages": PAGES}
+    return Engine(partial(llama.decode_step, CONFIG), params, init_cache, "cpu:1", **sizes)
+
+
+def random_policy(draw: random.Random) -> Policy:
+    """One that the compiled steps can follow."""
+    return Policy(
+        pages=draw.randint(CONTEXT // PAGE, PAGES),
+        page=PAGE,
+        rows=draw.randint(1, ROWS),
+        chunk=draw.randint(ROWS, CHUNK),
+        shares=draw.random() < 0.8,
+        victim=draw.choice(list(VICTIMS)),
+        patience=draw.choice([0.0, 0.01, 30.0]),
+        spare=draw.choice([0.0, 0.1]),
+    )
+
+
+def random_request(
+    draw: random.Random, prefix: list[int]
+) -> tuple[list[int], list[int], dict[str, Any]]:
+    """A prompt, the answer of the decoder alone, and how it is asked for."""
+    prompt = [*prefix[: draw.randint(0, 16)], *(draw.randrange(256) for _ in range(3))]
+    count = draw.randint(1, CONTEXT - len(prompt))
+    expected = alone(tuple(prompt), count)
+    stop = [draw.choice(expected)] if draw.random() < 0.2 else []
+    about = {"priority": draw.randrange(3), "user": draw.choice("ab")}
+    return prompt, expected, {"max_new_tokens": count, "stop": stop, **about}
+
+
+def checked(engine: Engine, seed: int) -> Counter[str]:
+    """Runs a schedule. Raises AssertionError, and PagesLost."""
+    draw, driver = random.Random(seed), engine.driver
+    with driver.changed:
+        driver.scheduler = Scheduler(random_policy(draw))
+        driver.scheduler.told = driver._ended
+    prefixes = [[draw.randrange(256) for _ in range(draw.randint(1, 16))] for _ in range(3)]
+    asked = [random_request(draw, draw.choice(prefixes)) for _ in range(draw.randint(1, 12))]
+    answers = []
+    for prompt, expected, options in asked:
+        answers.append((engine.submit(prompt, **options), expected))
+        if draw.random() < 0.3:
+            time.sleep(draw.random() * 0.01)
+        if draw.random() < 0.1:
+            draw.choice(answers)[0].cancel()
+        engine.check()
+    seen: Counter[str] = Counter(schedules=1)
+    for answer, expected in answers:
+        assert answer.ended.wait(60), "a request does not end"
+        tokens = [token.number for token in answer.tokens]
+        assert answer.why in ENDS, answer.why
+        assert tokens == expected[: len(tokens)], (tokens, expected)
+        assert answer.why != "length" or len(tokens) == len(expected)
+        seen[answer.why] += 1
+    (group,) = driver.scheduler.groups
+    engine.check()
+    assert group.load == 0 and group.available == group.pages.count
+    return seen + Counter(preemptions=group.preemptions, shared=group.cached_pages)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=10_000)
+    args = parser.parse_args()
+    seen: Counter[str] = Counter()
+    with served() as engine:
+        for seed in range(args.seed, args.seed + args.count):
+            try:
+                seen += checked(engine, seed)
+            except Exception as error:
+                print(f"seed {seed}: {type(error).__name__}: {error}")
+                return 1
+        told = engine.figures()
+    seen += Counter(steps=told["steps"], tokens=told["tokens"])
+    print(", ".join(f"{count} {what}" for what, count in sorted(seen.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
