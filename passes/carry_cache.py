@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dialect.caching.carried_stacks import stack_of_trips
+from dialect.caching.scanned_views import views_of_rows
 from dialect.normal.normal_form import EXACT_RULES, normal_form, reshaped
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.dataflow import rebuilt
@@ -35,12 +36,12 @@ class CarryCache(Pass):
     """Carries caches through loops and updates them in place."""
 
     keeps: ClassVar[str] = "bits"
-    rewrites: ClassVar[tuple[Rule, ...]] = (stack_of_trips,)
+    rewrites: ClassVar[tuple[Rule, ...]] = (stack_of_trips, views_of_rows)
 
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str] = []
         report = Report()
-        graph = rewrite(program.graph, (stack_of_trips,), report)
+        graph = rewrite(program.graph, self.rewrites, report)
         graph = normal_form(graph, rules=EXACT_RULES) if report.fired else graph
         graph = _carried(graph, notes)
         return self.recorded(program.with_graph(graph), *notes)

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.caching import paged_cache, transposed_cache
+from dialect.caching import narrow_cache, paged_cache, transposed_cache
+from dialect.caching.narrow_cache import without
 from dialect.caching.paged_cache import in_pages
-from dialect.caching.state_forms import keep_in, kept_forms
+from dialect.caching.state_forms import keep_in, stacked_forms
 from dialect.caching.transposed_cache import Order, in_order
 from dialect.naming.axes import infer_axes
 from rewrite.dataflow import rebuilt
@@ -44,12 +45,14 @@ class Paged(Pass):
     keeps: ClassVar[str] = "reals"  # attention sums a cache in another order
 
     def run(self, program: Program, target: Target) -> Program:
+        given, program = program, _narrow(program)
         caches = {number: self.cache(*found) for number, *found in _caches(program)}
         alone = {number: why for number, why in caches.items() if isinstance(why, str)}
         wanted = {number: each for number, each in caches.items() if isinstance(each, _Cache)}
         orders = {number: in_order(cache.order) for number, cache in wanted.items()}
-        ordered, _ = keep_in(program, orders, transposed_cache.RULES)
-        forms = kept_forms(ordered)
+        forms = stacked_forms(program)
+        ordered, _ = keep_in(program, orders, transposed_cache.RULES, forms=forms)
+        forms = stacked_forms(ordered)
         alone |= {
             number: f"its order stays {list(shape)}, where an axis of one moves"
             for number, cache in wanted.items()
@@ -57,7 +60,7 @@ class Paged(Pass):
         }
         wanted = {number: cache for number, cache in wanted.items() if number not in alone}
         changes = {number: in_pages(self.page, cache.layers) for number, cache in wanted.items()}
-        made, left = keep_in(ordered, changes, paged_cache.RULES, "paged", readers=("attend",))
+        made, left = keep_in(ordered, changes, paged_cache.RULES, "paged", ("attend",), forms)
         kept = {number: cache for number, cache in wanted.items() if number not in left}
         notes: list[str | Remark] = [
             f"{program.inputs[number].name} kept in {cache.told(self.page)}"
@@ -69,7 +72,7 @@ class Paged(Pass):
         ]
         if not kept:
             notes.append(Remark("no cache was found that pages can hold", kind=NOTHING_DONE))
-            return self.recorded(program, *notes)
+            return self.recorded(given, *notes)
         asked = (("pages", "groups"),) if self.groups else (("owner", "heads"), ("pages", "whole"))
         step = Step(str(self), self.keeps, remarks(tuple(notes)), asked)
         blocked = made.with_graph(self.in_blocks(made.graph))
@@ -86,6 +89,8 @@ class Paged(Pass):
         front = [names.index(name) for name in ("layers", "batch") if name in names]
         back = [names.index(name) for name in ("context", "d_head")]
         heads = [number for number in range(len(names)) if number not in front + back]
+        if any(value.type.shape[number] == 1 for number in heads):
+            return "an axis of size one is left among its axes"
         return _Cache((*front, *heads, *back), sizes)
 
     def in_blocks(self, graph: Graph) -> Graph:
@@ -132,11 +137,34 @@ class _Cache:
         return f"{count} pages of {page} places{layers}"
 
 
+def _narrow(program: Program) -> Program:
+    """The program with its caches stored without axes of size one."""
+    alone: set[int] = set()
+    while True:
+        ones = {
+            number: without(places[0])
+            for number, names, value in _caches(program)
+            if number not in alone and (places := _ones(names, value))
+        }
+        if not ones:
+            return program
+        forms = stacked_forms(program)
+        program, left = keep_in(program, ones, narrow_cache.RULES, "axis_of_one", forms=forms)
+        alone |= set(left)
+
+
+def _ones(names: Sequence[str], value: Value) -> list[int]:
+    """The axes of size one of a cache, but those that all caches have."""
+    known = ("layers", "batch", "context", "d_head")
+    sizes = enumerate(zip(names, value.type.shape))
+    return [place for place, (name, size) in sizes if size == 1 and name not in known]
+
+
 def _caches(program: Program) -> list[tuple[int, Sequence[str], Value]]:
     """The states over the context, by number, with the names of their dimensions."""
     axes = infer_axes(program)
     named = (
         (number, [name[0] if len(name) == 1 else "" for name in axes.of(value)], value)
-        for number, (value, _) in kept_forms(program).items()
+        for number, (value, _) in stacked_forms(program).items()
     )
     return [each for each in named if "context" in each[1]]

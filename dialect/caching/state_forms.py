@@ -29,6 +29,9 @@ class Change:
     outward: Callable[..., Value]
 
 
+Forms = Mapping[int, tuple[Value, Value]]
+
+
 def kept_forms(program: Program) -> dict[int, tuple[Value, Value]]:
     """The values of every state inside the step, by the number of its input: (entering, leaving).
 
@@ -41,18 +44,37 @@ def kept_forms(program: Program) -> dict[int, tuple[Value, Value]]:
             "the form of a state is fixed once a program is staged",
             hint="put the passes that change it before stage",
         )
-    graph, forms = program.graph, {}
-    for leaving, out in zip(graph.outputs, program.outputs):
-        if out.updates is None:
+    graph = program.graph
+    return {
+        out.updates: _innermost(graph, graph.inputs[out.updates], leaving)
+        for leaving, out in zip(graph.outputs, program.outputs)
+        if out.updates is not None
+    }
+
+
+def stacked_forms(program: Program) -> dict[int, tuple[Value, Value]]:
+    """`kept_forms`, in which states that the step stacks share one form: that of the stack."""
+    forms, graph = kept_forms(program), program.graph
+    number = {entering: i for i, (entering, _) in forms.items()}
+    for op in graph.ops:
+        members = [number.get(arg) for arg in op.args] if op.name == "stack" else []
+        if not members or None in members or any(len(graph.users[arg]) > 1 for arg in op.args):
             continue
-        entering = graph.inputs[out.updates]
-        while len(readers := graph.users.get(entering, ())) == 1:
-            op = readers[0][0]
-            if len(op.args) > 1 or len(op.types) > 1 or not undoes(leaving.op, op):
-                break
-            entering, leaving = op.results[0], leaving.op.args[0]
-        forms[out.updates] = entering, leaving
+        leaving = [forms[each][1] for each in members]
+        if leaving == list(leaving[0].op.results) and undoes(leaving[0].op, op):
+            inner = _innermost(graph, op.results[0], leaving[0].op.args[0])
+            forms |= dict.fromkeys(members, inner)
     return forms
+
+
+def _innermost(graph: Graph, entering: Value, leaving: Value) -> tuple[Value, Value]:
+    """The form inside of all changes from one array to another."""
+    while len(readers := graph.users.get(entering, ())) == 1:
+        op = readers[0][0]
+        if len(op.args) > 1 or len(op.types) > 1 or not undoes(leaving.op, op):
+            break
+        entering, leaving = op.results[0], leaving.op.args[0]
+    return entering, leaving
 
 
 def keep_in(
@@ -61,18 +83,24 @@ def keep_in(
     rules: Iterable[Rule],
     word: str = "",
     readers: Container[str] = (),
+    forms: Forms | None = None,
 ) -> tuple[Program, dict[int, str]]:
     """`program` with states, by the number of their input, stored in another form inside it.
 
-    A change is of the form in `kept_forms`. `word` is the name of the op that `outward` makes: if
-    given, a state is left alone where an op that is none of `readers` reads a result of it after
-    all rules; the second result gives the reason for every state left alone. The history of the
-    program is not changed.
+    A change is of the form in `forms`, those of `kept_forms` if not given; states that share one
+    are changed alike. `word` is the name of the op that `outward` makes: if given, a state is left
+    alone where an op that is none of `readers` reads a result of it after all rules; the second
+    result gives the reason for every state left alone. The history of the program is not changed.
     """
     left_alone: dict[int, str] = {}
-    rules, forms = [*EXACT_RULES, *rules], kept_forms(program)
+    rules, forms = [*EXACT_RULES, *rules], forms or kept_forms(program)
+    leaders = {number: _leader(forms, number) for number in forms}
     while True:
-        chosen = {number: x for number, x in changes.items() if number not in left_alone}
+        chosen = {
+            number: change
+            for number, change in changes.items()
+            if number not in left_alone and leaders[number] == number
+        }
         if not chosen:
             return program, left_alone
         fresh = {
@@ -84,28 +112,44 @@ def keep_in(
         still_read = _still_read(inside, word, readers, number) if word else {}
         if not still_read:
             return _restored(program, forms, chosen, fresh, inside), left_alone
-        left_alone |= still_read
+        left_alone |= {i: still_read[leaders[i]] for i in changes if leaders[i] in still_read}
+
+
+def _leader(forms: Forms, number: int) -> int:
+    """The first state that shares the form of this one."""
+    return min(i for i, form in forms.items() if form == forms[number])
 
 
 def _inside(
     program: Program,
-    forms: Mapping[int, tuple[Value, Value]],
+    forms: Forms,
     changes: Mapping[int, Change],
     fresh: Mapping[int, tuple[Value, ...]],
 ) -> Graph:
     """The step on states in the new form, `fresh`, whose outputs are in the new form too."""
     outputs: list[Value] = []
-    for value, out in zip(program.graph.outputs, program.outputs):
-        change = changes.get(out.updates)
-        outputs += change.inward(forms[out.updates][1]) if change else (value,)
+    for value, number in _outputs(program, forms, changes):
+        outputs += (value,) if number is None else changes[number].inward(forms[number][1])
     users = {forms[i][0]: change.outward(*fresh[i]) for i, change in changes.items()}
     inputs = (*program.graph.inputs, *(value for values in fresh.values() for value in values))
     return Graph(inputs, replace_values(Graph((), tuple(outputs)), users).outputs)
 
 
+def _outputs(
+    program: Program, forms: Forms, changes: Mapping[int, Change]
+) -> Iterator[tuple[Value, int | None]]:
+    """The outputs of the step in the new form: a value as it is, or the state that changes."""
+    for value, out in zip(program.graph.outputs, program.outputs):
+        leader = None if out.updates is None else _leader(forms, out.updates)
+        if leader not in changes:
+            yield value, None
+        elif leader == out.updates:
+            yield value, leader
+
+
 def _restored(
     program: Program,
-    forms: Mapping[int, tuple[Value, Value]],
+    forms: Forms,
     changes: Mapping[int, Change],
     fresh: Mapping[int, tuple[Value, ...]],
     inside: Graph,
@@ -120,14 +164,16 @@ def _restored(
         for part, value in zip(fresh[i], change.inward(forms[i][0]))
     }
     results = iter(replace_values(inside, entering).outputs)
-    outputs: list[Value] = []
-    for value, out in zip(program.graph.outputs, program.outputs):
-        change = changes.get(out.updates)
-        parts = [next(results) for _ in (fresh[out.updates] if change else (value,))]
-        if change:
-            leaving = {forms[out.updates][1]: change.outward(*parts)}
-            parts = replace_values(Graph((), (value,)), leaving).outputs
-        outputs += parts
+    leaving, plain = {}, {}
+    for value, number in _outputs(program, forms, changes):
+        if number is None:
+            plain[value] = next(results)
+        else:
+            parts = [next(results) for _ in fresh[number]]
+            leaving[forms[number][1]] = changes[number].outward(*parts)
+    changed = [value for value in program.graph.outputs if value not in plain]
+    stored = replace_values(Graph((), tuple(changed)), leaving).outputs
+    outputs = map((plain | dict(zip(changed, stored))).get, program.graph.outputs)
     return program.with_graph(Graph(program.graph.inputs, tuple(outputs)))
 
 
