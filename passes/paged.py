@@ -45,8 +45,11 @@ class Paged(Pass):
     keeps: ClassVar[str] = "reals"  # attention sums a cache in another order
 
     def run(self, program: Program, target: Target) -> Program:
-        given, program = program, _narrow(program)
-        caches = {number: self.cache(*found) for number, *found in _caches(program)}
+        given, (program, wide) = program, _narrow(program)
+        caches = {
+            number: wide.get(number) or self.cache(names, value)
+            for number, names, value in _caches(program)
+        }
         alone = {number: why for number, why in caches.items() if isinstance(why, str)}
         wanted = {number: each for number, each in caches.items() if isinstance(each, _Cache)}
         orders = {number: in_order(cache.order) for number, cache in wanted.items()}
@@ -89,8 +92,6 @@ class Paged(Pass):
         front = [names.index(name) for name in ("layers", "batch") if name in names]
         back = [names.index(name) for name in ("context", "d_head")]
         heads = [number for number in range(len(names)) if number not in front + back]
-        if any(value.type.shape[number] == 1 for number in heads):
-            return "an axis of size one is left among its axes"
         return _Cache((*front, *heads, *back), sizes)
 
     def in_blocks(self, graph: Graph) -> Graph:
@@ -137,20 +138,20 @@ class _Cache:
         return f"{count} pages of {page} places{layers}"
 
 
-def _narrow(program: Program) -> Program:
-    """The program with its caches stored without axes of size one."""
-    alone: set[int] = set()
+def _narrow(program: Program) -> tuple[Program, dict[int, str]]:
+    """The program with its caches stored without axes of size one, and why some are not."""
+    wide: dict[int, str] = {}
     while True:
         ones = {
             number: without(places[0])
             for number, names, value in _caches(program)
-            if number not in alone and (places := _ones(names, value))
+            if number not in wide and (places := _ones(names, value))
         }
         if not ones:
-            return program
+            return program, wide
         forms = stacked_forms(program)
         program, left = keep_in(program, ones, narrow_cache.RULES, "axis_of_one", forms=forms)
-        alone |= set(left)
+        wide |= left
 
 
 def _ones(names: Sequence[str], value: Value) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -65,6 +66,22 @@ def test_rows_in_pages_compute_what_they_did(model: ModuleType) -> None:
         "cache/k kept in 32 pages of 8 places for each of 3 layers",
         "cache/v kept in 32 pages of 8 places for each of 3 layers",
     ]
+    assert_close(program(*args), step(*args), atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_layers_that_keep_caches_of_their_own_share_pools(kv_heads: int) -> None:
+    """Once they are a loop. An axis of one head, or of a batch of one, is not kept."""
+    config = replace(llama.CONFIGS["toy"], kv_heads=kv_heads)
+    step = per_row(
+        partial(llama.decode_step, config),
+        lambda batch: llama.init_cache(config, batch, 32, unrolled=True),
+    )
+    params = llama.init_params(config, jax.random.key(0), unrolled=True)
+    args = (params, step.init(8) | {"position": PLACES}, jnp.arange(8, dtype=jnp.int32))
+    program = Pipeline.parse(PASSES).run(trace(step, *args))
+    put = next(op for op, _ in program.graph.walk() if op.name == "page_put")
+    assert put.types[0].shape == (3 * 32, *[2] * (kv_heads - 1), 8, 8)
     assert_close(program(*args), step(*args), atol=1e-4)
 
 

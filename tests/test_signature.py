@@ -388,6 +388,8 @@ def composite(name: str) -> Op:
         ),
         "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), TABLE)),
         "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),
+        "axis_of_one": (lambda x: Traced["axis_of_one"](x, axis=1), (x,)),
+        "without_axis": (lambda x: Traced["without_axis"](x[:, :1], axis=1), (x,)),
         "pages_here": (lambda t: Traced["pages_here"](t, pages=6, here=3), (TABLE,)),
         "page_put": (
             lambda p, n, t, i: Traced["page_put"](p, n, t, i, mode=mode),

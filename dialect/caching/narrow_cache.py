@@ -12,7 +12,6 @@ import jax
 
 from dialect.caching.commute import Form, rules
 from dialect.caching.state_forms import Change, undoes
-from dialect.ops import ones  # noqa: F401  (defines it)
 from dialect.ops.nn import Traced
 from rewrite.ir import Op
 from rewrite.opdef import make

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
-from dialect.ops import activations, attend, caches, heads, padding, picking, quant, rotary  # noqa: F401  (define words)
+from dialect.ops import (  # noqa: F401  (define words)
+    activations,
+    attend,
+    caches,
+    heads,
+    ones,
+    padding,
+    picking,
+    quant,
+    rotary,
+)
 from dialect.ops.vocabulary import Traced, elementwise, over_last, word  # noqa: F401
 from rewrite.ir import Op
 from rewrite.opdef import Traits
