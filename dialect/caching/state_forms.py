@@ -57,8 +57,9 @@ def stacked_forms(program: Program) -> dict[int, tuple[Value, Value]]:
     forms, graph = kept_forms(program), program.graph
     number = {entering: i for i, (entering, _) in forms.items()}
     for op in graph.ops:
-        members = [number.get(arg) for arg in op.args] if op.name == "stack" else []
-        if not members or None in members or any(len(graph.users[arg]) > 1 for arg in op.args):
+        members = [number.get(arg) for arg in op.args]
+        read_once = all(len(graph.users[arg]) == 1 for arg in op.args)
+        if len(members) < 2 or None in members or not read_once:
             continue
         leaving = [forms[each][1] for each in members]
         if leaving == list(leaving[0].op.results) and undoes(leaving[0].op, op):
