@@ -6,6 +6,7 @@ import pytest
 
 from tests.fuzz import decoders
 from tests.fuzz.checks import Tally
+from tests.kit import assert_gives_the_same, op_names, traced_after
 
 
 @pytest.mark.parametrize("seed", [2, 3, 5, 8, 11, 13, 15, 22])
@@ -30,3 +31,16 @@ def test_a_product_that_sums_over_experts_too_is_not_cut_along_them() -> None:
         decoders.of_seed(51), ("recognize", "plan", "shard", "lower"), Tally()
     )
     assert failure is None, failure
+
+
+@pytest.mark.parametrize("kv_heads", decoders.CHOICES["kv_heads"])
+@pytest.mark.parametrize("positions", decoders.CHOICES["positions"])
+def test_attention_is_recognised_with_all_positions(positions: str, kv_heads: int) -> None:
+    """Interleaved rotary positions of queries that share no keys were taken apart by their product,
+    so that neither was recognised."""
+    decoder = decoders.Decoder(positions=positions, kv_heads=kv_heads)
+    arguments = decoder.params(), decoder.cache(), decoder.given()
+    program = traced_after("normalize, recognize", decoder.step, *arguments)
+    assert op_names(program).count("attend") == 1
+    assert op_names(program).count("rope") == 2 * (positions not in ("none", "learned", "alibi"))
+    assert_gives_the_same(program, decoder.step, *arguments)

@@ -10,7 +10,7 @@ import itertools
 import jax.numpy as jnp
 
 from dialect.matching.operands import transposed
-from dialect.matching.values import REALS, in_dtype, reshaped
+from dialect.matching.values import REALS, in_dtype, reshaped, unrounded
 from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
 from dialect.ops.follow import followed
@@ -132,13 +132,18 @@ def transpose_of_contract(op: Op) -> Outcome:
     types=("f32[3,2,4]", "f32[8,5]"),
 )
 def contract_of_merge(op: Op) -> Outcome:
-    """contract(reshape(x: h k -> (h k)), w)  ->  contract(x, reshape(w))"""
+    """contract(reshape(x: h k -> (h k)), w)  ->  contract(x, reshape(w))
+
+    Numbers that were stacked to be neighbours, as rotary positions are, are merged for good.
+    """
     spec = Signature.parse(op["spec"])
     for i, arg in enumerate(op.args):
         if arg.op.name != "reshape":
             continue
         merged = opdef.signature(arg.op)
         if not only_cuts(merged.outputs[0], merged.inputs[0]):
+            continue
+        if _interleaves(arg.op.args[0], merged):
             continue
         source = dict(zip(letters(merged.inputs[0]), arg.op.args[0].type.shape))
         parts = {
@@ -148,6 +153,18 @@ def contract_of_merge(op: Op) -> Outcome:
         if not any(axis in spec.outputs[0] for axis in parts if len(parts[axis]) > 1):
             return cut(op, parts).results[0]
     return None
+
+
+def _interleaves(source: Value, merged: Signature) -> bool:
+    """Whether a merge makes neighbours of what was stacked along a new axis."""
+    stacked = unrounded(source).op
+    axis = stacked.get(opdef.traits(stacked).new_axis)
+    if axis is None:
+        return False
+    return any(
+        len(dimension) > 1 and merged.inputs[0][axis] == dimension[-1:]
+        for dimension in merged.outputs[0]
+    )
 
 
 @local(
