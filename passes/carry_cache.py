@@ -5,13 +5,14 @@ scan(layer: cache[l] -> cache_write(cache[l], new, t))
 
 and likewise for `cache_put`, which has a position for every sequence. A cache that is a scanned
 input and output is copied twice a step; a cache that is carried and updated in place at
-(layer, position) is not copied. A loop that indexes layers by a counter first becomes a scan over
-them.
+(layer, position) is not copied. A state that is computed anew from what it was, as those of linear
+attention and of state spaces are, is carried too: its layer is written whole. A loop that indexes
+layers by a counter first becomes a scan over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from dialect.caching.carried_stacks import stack_of_trips
 from dialect.caching.scanned_views import views_of_rows
 from dialect.normal.normal_form import EXACT_RULES, normal_form, reshaped
 from dialect.ops.control import remade_scan, scan_parts
-from rewrite.dataflow import rebuilt
+from rewrite.dataflow import dependents, rebuilt
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
 from rewrite.opdef import make, with_args
@@ -59,18 +60,18 @@ def _carried(graph: Graph, notes: list[str]) -> Graph:
 @dataclass
 class _Cache:
     """A cache that the loop scans: its layer in the body, the stack of all layers, the number of
-    its output, and the op that writes it."""
+    its output, and the op that writes into it; None where the layer is computed anew."""
 
     slice: Value
     stack: Value
     output: int
-    write: Op
+    write: Op | None
 
 
 def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
     body = op.regions[0]
     consts, carry, xs = (list(op.args[part]) for part in scan_parts(op))
-    caches = _caches(op, body, len(consts) + len(carry), notes)
+    caches = _caches(op, body, len(consts) + len(carry))
     if not caches:
         return op.results
     layers = make("iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0)
@@ -92,34 +93,31 @@ def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
     remaining = iter(loop.results[carried:])
     at = {cache.output: loop.results[len(carry) + i] for i, cache in enumerate(caches)}
     ys = [at[i] if i in at else next(remaining) for i in range(len(carry), len(op.types))]
-    notes.append(f"{len(caches)} caches carried through a loop of {op['length']}")
+    notes += _told(caches, op["length"])
     return (*loop.results[: len(carry)], *ys)
 
 
-def _caches(op: Op, body: Graph, first: int, notes: list[str]) -> list[_Cache]:
-    caches = []
+def _told(caches: Sequence[_Cache], length: int) -> Iterator[str]:
+    """How many caches, and states that are computed anew, a loop carries."""
+    anew = sum(cache.write is None for cache in caches)
+    for count, what in ((len(caches) - anew, "caches"), (anew, "states that are computed anew")):
+        if count:
+            yield f"{count} {what} carried through a loop of {length}"
+
+
+def _caches(op: Op, body: Graph, first: int) -> list[_Cache]:
+    caches: list[_Cache] = []
     for position, value in enumerate(body.inputs[first:], first):
+        taken = {cache.output for cache in caches}
+        updates = dependents(body, [value])
         for output in range(op["carry"], len(op.types)):
-            write = body.outputs[output].op
-            if write.name in _STORED and write.args[0] == value:
-                caches.append(_Cache(value, op.args[position], output, write))
-                break
-            same_type = value.type.rank > 1 and op.types[output] == op.args[position].type
-            if same_type and value in _ancestors(body.outputs[output]):
-                notes.append(
-                    f"not carried: {write.name} at {write.origin.source} is no update in place"
-                )
+            new, stack = body.outputs[output], op.args[position]
+            write = new.op if new.op.name in _STORED and new.op.args[0] == value else None
+            is_state = value.type.rank > 1 and op.types[output] == stack.type and new in updates
+            if output not in taken and (write or is_state):
+                caches.append(_Cache(value, stack, output, write))
                 break
     return caches
-
-
-def _ancestors(value: Value) -> set[Value]:
-    """The value and the values upstream of it, followed along first arguments."""
-    seen = {value}
-    while value.op.args:
-        value = value.op.args[0]
-        seen.add(value)
-    return seen
 
 
 def _written(op: Op, stack: Value, index: Value, new: Value, *positions: Value) -> Value:
@@ -147,7 +145,7 @@ def _body(
     """The outputs of the new body: carries, updated caches, and the other scanned outputs."""
     memo = {value: value for value in body.inputs}
     updated: dict[int, Value] = {}
-    by_write = {cache.write: (cache, stack) for cache, stack in zip(caches, stacks)}
+    by_write = {cache.write: (cache, stack) for cache, stack in zip(caches, stacks) if cache.write}
     for cache, stack in zip(caches, stacks):
         memo[cache.slice] = make("cache_read", stack, index)
     for op in body.ops:
@@ -159,6 +157,11 @@ def _body(
         stored = _STORED[op.name](op, stack, index, *args[1:])
         updated[cache.output] = stored
         memo[op.results[0]] = make("cache_read", stored, index)
+    for cache, stack in zip(caches, stacks):
+        if cache.write is None:
+            row = memo[body.outputs[cache.output]]
+            row = reshaped(row, (1, *row.type.shape))
+            updated[cache.output] = make("cache_write", stack, row, index, axes=(0,))
     remaining = [i for i in range(carry, len(body.outputs)) if i not in updated]
     return (
         *(memo[value] for value in body.outputs[:carry]),

@@ -28,6 +28,7 @@ from dialect.planning.layouts import (
     OF_HEADS,
     activation_group,
     hidden_layout,
+    input_group,
     layout_of,
     pinned_values,
     product_layout,
@@ -196,7 +197,8 @@ class _Exchanges:
         if op.name == "attend" and known == op.args[0]:
             return self.moved(value, known, "heads", self.layout("attention", known))
         if op.name in CACHE_WRITES and known == op.args[1]:
-            return self.moved(value, known, "cache", self.layout("cache", known))
+            group = input_group("state", self.axes.of(op.args[0])) or "cache"
+            return self.moved(value, known, "cache", self.layout(group, known))
         return value
 
     def factor(self, op: Op, known: Value, value: Value) -> Value:

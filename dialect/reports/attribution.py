@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dialect.matching.values import number
-from dialect.naming.axis import Axes
+from dialect.naming.axis import Axes, leaves_of
 from dialect.ops.control import given_inside
 from dialect.ops.lax import ELEMENTWISE
 from rewrite import opdef
@@ -27,6 +27,7 @@ from rewrite.ir import Graph, Op, Value
 
 ATTENTION, FEED_FORWARD, EXPERTS = "attention", "feed-forward", "mixture of experts"
 LOGITS, RESIDUAL, PRODUCT = "logits", "residual", "product with weights"
+STATE = "state update"
 _ANCHORS = {
     "attend": ATTENTION,
     "gate": FEED_FORWARD,
@@ -96,6 +97,7 @@ class Pieces:
         self.of: dict[Op, Piece] = {}
         self._find_routing()
         self._find_anchors()
+        self._find_states()
         self._find_sides()
         self._find_products()
         self._find_epilogues()
@@ -164,6 +166,37 @@ class Pieces:
             ends = op.regions or (self._joins_residual(op) and len(routed) < 2)
             if routed and not ends:
                 self.of[op] = routed[0]
+
+    # States that no context is in, such as those of linear attention and of state spaces: what
+    # computes the new one of the old one without a product with weights, and what reads either.
+
+    def _find_states(self) -> None:
+        for new in filter(self._is_state, self.graph.outputs):
+            update = self._behind(new.op)
+            old = [x for op in update for x in op.args if x.type == new.type and not x.op.args]
+            if not old:
+                continue
+            held = {old[0], *(value for op in update for value in op.results)}
+            reads = [op for op in self.ops if op.name in PRODUCTS and not held.isdisjoint(op.args)]
+            members = (*update, *(each for op in reads for each in self._behind(op)))
+            self.of |= dict.fromkeys(members, Piece(STATE, new.op))
+
+    def _is_state(self, value: Value) -> bool:
+        """Whether this may be the state of a layer, all of whose axes a state has."""
+        leaves = [leaf for leaf in leaves_of(self.axes.at(value)) if leaf.size > 1]
+        held = all("state" in leaf.roles and leaf.name != "context" for leaf in leaves)
+        return bool(leaves) and held and not _counts(value)
+
+    def _behind(self, op: Op) -> list[Op]:
+        """An op and those behind it, up to what belongs to a piece and to products with weights."""
+        found, stack = {}, [op]
+        while stack:
+            op = stack.pop()
+            is_own = op.args and op not in self.of and op.results[0] not in self.known
+            if is_own and op not in found and not op.regions and not self._takes_weights(op):
+                found[op] = None
+                stack += [arg.op for arg in op.args]
+        return list(found)
 
     # Sides: values that are read only as masks, rotary angles or indices.
 
@@ -240,7 +273,7 @@ class Pieces:
 
     def _has_products(self, op: Op) -> bool:
         piece = self.of.get(op)
-        return piece is not None and piece.name in (ATTENTION, FEED_FORWARD, EXPERTS)
+        return piece is not None and piece.name in (ATTENTION, FEED_FORWARD, EXPERTS, STATE)
 
     def _is_residual(self, op: Op) -> bool:
         piece = self.of.get(op)

@@ -15,6 +15,7 @@ from dialect.reports.attribution import (
     LOGITS,
     PRODUCT,
     PRODUCTS,
+    STATE,
     Piece,
     is_layout,
 )
@@ -42,6 +43,7 @@ class Describer:
             "rotary positions": self._rope,
             "embedding": self._table,
             "position embedding": self._table,
+            STATE: self._updated,
             "cache write": self._state,
         }
 
@@ -138,6 +140,14 @@ class Describer:
 
     def _table(self, op: Op, members: Sequence[Op]) -> str:
         return " x ".join(map(str, op.args[0].type.shape))
+
+    def _updated(self, op: Op, members: Sequence[Op]) -> str:
+        sources = (self.source(arg) for member in members for arg in member.args)
+        for source in sources:
+            declared = self.inputs.get(source)
+            if declared is not None and declared.role == "state":
+                return f"{unnumbered(declared.name)} {source.type}, {self.axes.show(source)}"
+        return str(op.types[0])
 
     def _state(self, op: Op, members: Sequence[Op]) -> str:
         source = self.source(op.args[0])
