@@ -74,6 +74,12 @@ def is_index(op: Op) -> bool:
     return op.name not in PRODUCTS and not op.regions and all(map(_counts, values))
 
 
+def _multiplies(op: Op) -> bool:
+    """Whether this is a product of arrays."""
+    known = opdef.traits(op)
+    return known.sums and known.linear == "each"
+
+
 def _counts(value: Value) -> bool:
     return value.type.dtype[0] in _COUNTS and value.type.dtype != "bf16"
 
@@ -177,7 +183,7 @@ class Pieces:
             if not old:
                 continue
             held = {old[0], *(value for op in update for value in op.results)}
-            reads = [op for op in self.ops if op.name in PRODUCTS and not held.isdisjoint(op.args)]
+            reads = [op for op in self.ops if _multiplies(op) and not held.isdisjoint(op.args)]
             members = (*update, *(each for op in reads for each in self._behind(op)))
             self.of |= dict.fromkeys(members, Piece(STATE, new.op))
 
