@@ -112,10 +112,11 @@ def _caches(op: Op, body: Graph, first: int) -> list[_Cache]:
         updates = dependents(body, [value])
         for output in range(op["carry"], len(op.types)):
             new, stack = body.outputs[output], op.args[position]
-            write = new.op if new.op.name in _STORED and new.op.args[0] == value else None
+            write = new.op
+            is_written = write.name in _STORED and write.args[0] == value
             is_state = value.type.rank > 1 and op.types[output] == stack.type and new in updates
-            if output not in taken and (write or is_state):
-                caches.append(_Cache(value, stack, output, write))
+            if output not in taken and (is_written or is_state):
+                caches.append(_Cache(value, stack, output, write if is_written else None))
                 break
     return caches
 

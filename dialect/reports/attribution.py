@@ -74,6 +74,10 @@ def is_index(op: Op) -> bool:
     return op.name not in PRODUCTS and not op.regions and all(map(_counts, values))
 
 
+def _has_context(axes: Axes, value: Value) -> bool:
+    return any("context" in names for names in axes.of(value))
+
+
 def _multiplies(op: Op) -> bool:
     """Whether this is a product of arrays."""
     known = opdef.traits(op)
@@ -190,8 +194,8 @@ class Pieces:
     def _is_state(self, value: Value) -> bool:
         """Whether this may be the state of a layer, all of whose axes a state has."""
         leaves = [leaf for leaf in leaves_of(self.axes.at(value)) if leaf.size > 1]
-        held = all("state" in leaf.roles and leaf.name != "context" for leaf in leaves)
-        return bool(leaves) and held and not _counts(value)
+        held = leaves and all("state" in leaf.roles for leaf in leaves)
+        return bool(held) and not _counts(value) and not _has_context(self.axes, value)
 
     def _behind(self, op: Op) -> list[Op]:
         """An op and those behind it, up to what belongs to a piece and to products with weights."""
