@@ -1,0 +1,64 @@
+"""How long the executables of an engine take to compile, for a machine that is not there.
+
+    pip install "shardwright[tpu]"
+    python benchmarks/executables.py [--config 8b] [--slice v5e:2x4] [--rows 64] [--chunk 512]
+
+Llama-3 in pages of 128, rewritten once for every number of token rows, compiled in parallel.
+Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from functools import partial
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+from dialect.compiled.resolved import resolve
+from dialect.engine.executables import Executables
+from dialect.engine.sizes import Sizes
+from dialect.engine.states import States
+from dialect.engine.token_rows import PAGE_ON_TPU, PASSES, Decoder
+from examples import llama
+from rewrite import Pipeline
+
+CONTEXT = 2048
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="8b")
+    parser.add_argument("--slice", default="v5e:2x4")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--chunk", type=int, default=512)
+    asked = parser.parse_args()
+    config = llama.CONFIGS[asked.config]
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    step, init_cache = (partial(f, config) for f in (llama.decode_step, llama.init_cache))
+    sized = partial(init_cache, context=CONTEXT)
+    room = asked.rows * CONTEXT
+    sizes = Sizes.of(PAGE_ON_TPU, lambda _: room, CONTEXT, asked.rows, asked.chunk)
+    started, processor = time.perf_counter(), time.process_time()
+    states = States.of(step, params, partial(sized, 1), CONTEXT)
+    mesh, target = resolve(asked.slice, None, Pipeline(()))
+    passes = Pipeline.parse(PASSES.format(page=PAGE_ON_TPU)).passes()
+    decoder = Decoder(step, sized, params, states)
+    make = partial(decoder.program, pages=sizes.pages, passes=passes, target=target)
+    main_one = make(sizes.rows)
+    others = [make(n, plan=main_one.plan) for n in sizes.token_rows if n != sizes.rows]
+    rewritten_s = time.perf_counter() - started
+    built = Executables([main_one, *others], mesh, sizes.pages, states.tables, sizes.rows)
+    processor = time.process_time() - processor
+    print(f"{main_one.plan.label}: rewritten in {rewritten_s:.1f} s, {built.count} executables")
+    print(f"compiled in {built.compile_s:.1f} s; {processor:.1f} s of the processor in all")
+    for rows, executable in built.steps.items():
+        memory = executable.memory_analysis()
+        print(f"{rows} token rows: {memory.temp_size_in_bytes / 1e6:.0f} MB of temporaries")
+
+
+if __name__ == "__main__":
+    main()
