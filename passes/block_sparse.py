@@ -43,8 +43,9 @@ class BlockSparse(Pass):
     def attend(self, op: Op, notes: list[str | Remark]) -> Op:
         """An attention with its mask narrowed, or as it is; with a note on which and why."""
         found, source = kept_by(op), op.origin.source
-        if op.get("blocks"):
-            notes.append(Remark(f"in blocks already, put flash behind: {source}", kind=NOT_DONE))
+        if op.get("blocks") or op.get("sparq"):
+            what = "in blocks already, put flash behind" if op.get("blocks") else "it has sparq"
+            notes.append(Remark(f"{what}: {source}", kind=NOT_DONE))
             return op
         if found.last is None:
             why = "it has no mask" if found.rest is None else "its mask depends on data"

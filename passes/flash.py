@@ -56,6 +56,9 @@ class Flash(Pass):
 
     def attend(self, op: Op, target: Target, notes: list[str | Remark]) -> Op:
         """An attention in blocks, or as it is; with a note on which and why."""
+        if op.get("sparq"):
+            notes.append("whole: it reads chosen positions alone")
+            return op
         found = kept_by(op)
         bounds, axes = bounds_of(op, found)
         if not (self.query or self.key) and not _pays(op, bounds, target):

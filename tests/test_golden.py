@@ -147,6 +147,7 @@ PASSES = {
     "roll": ("twice", FOUND, "roll"),
     "absorb": ("latents", FOUND, "absorb"),
     "block_sparse": ("attention", FOUND, "block_sparse{window=4, sinks=2}"),
+    "sparq": ("attention", FOUND, "sparq{r=2, k=4, local=1}"),
     "flash": ("attention", FOUND, "flash{key=8}"),
     "paged": ("attention", FOUND, "paged{page=4}"),
     "plan": ("step", FOUND, PLANNED.removeprefix(f"{FOUND}, ")),

@@ -37,10 +37,15 @@ def attend_in_stack(op: Op) -> Outcome:
     query, *caches = op.args[:3]
     keys, values = (cache.op for cache in caches)
     is_read = keys.name == values.name == "cache_read" and keys.args[1] == values.args[1]
-    if not is_read or not (window_read(op) or _is_one_block(op)):
+    if not is_read or not (window_read(op) or _is_one_block(op) or op.get("sparq")):
         return None
-    stacks = (keys.args[0], *values.args)
-    return make("attend_layer", query, *stacks, *op.args[3:], **dict(op.attrs))
+    operands, given, stacked = list(op.args[3:]), op.get("given", "").split(), []
+    for number, name in enumerate(given):
+        inner = operands[number].op
+        if name == "columns" and inner.name == keys.name and inner.args[1] == keys.args[1]:
+            operands[number], stacked = inner.args[0], [name]
+    stacks, more = (keys.args[0], *values.args), {"stacked": stacked[0]} if stacked else {}
+    return make("attend_layer", query, *stacks, *operands, **dict(op.attrs), **more)
 
 
 def _is_one_block(op: Op) -> bool:

@@ -37,7 +37,7 @@ def owned(graph: Graph, mesh: Mapping[str, int], pages: tuple[str, ...] = ()) ->
 
     def on_owners(op: Op) -> Outcome:
         written = traits(op).writes or 0
-        is_mapped = pages if written else op.get("blocks")
+        is_mapped = pages if written else op.get("blocks") or op.get("sparq")
         owners = _owners(op, mesh, written, pages) if is_mapped else {}
         return _mapped(op, owners, mesh) if any(owners.values()) else None
 

@@ -5,6 +5,7 @@ attend(q, k, v, mask)  ->  attend(q, k, v, rest of the mask, first, last)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dialect.matching.bound_values import Kept, kept
@@ -13,7 +14,7 @@ from rewrite.ir import Op, Value
 from rewrite.opdef import build
 from rewrite.signature import Array, Signature
 
-_CONTEXT = ("s",)
+_CONTEXT, _SUMMED = ("s",), ("k",)
 
 
 def kept_by(op: Op) -> Kept:
@@ -39,15 +40,35 @@ def bounds_of(op: Op, found: Kept) -> tuple[tuple[Bound, ...], Array]:
     return tuple(bounds), operands[next(iter(given))][1]
 
 
+def shares_last(op: Op) -> bool:
+    """Whether all queries that share their keys have one last position, given as an operand."""
+    operands, (_, key, value, *_) = _operands(op), Signature.parse(op["axes"]).inputs
+    return {axis for axis in operands["last"][1] if axis} <= {*key} & {*value}
+
+
+def query_only(op: Op) -> int:
+    """How many queries share their keys."""
+    query, key, *_ = Signature.parse(op["axes"]).inputs
+    return math.prod(n for n, axis in zip(op.args[0].type.shape, query) if axis not in key)
+
+
 def window_read(op: Op) -> int:
     """How many places of its context an attention reads of which all queries have one window; 0
     where it reads them all (`dialect.ops.attend_window`)."""
-    operands, (_, key, value, *_) = _operands(op), Signature.parse(op["axes"]).inputs
     if not op.get("window") or op.get("rounds") or op.get("blocks"):
         return 0
-    count = op["window"] + (op.get("sinks") or 0)
-    is_shared = {axis for axis in operands["last"][1] if axis} <= {*key} & {*value}
-    return count if is_shared and count < op.args[1].type.shape[key.index(_CONTEXT)] else 0
+    key, count = Signature.parse(op["axes"]).inputs[1], op["window"] + (op.get("sinks") or 0)
+    return count if shares_last(op) and count < op.args[1].type.shape[key.index(_CONTEXT)] else 0
+
+
+def part_read(op: Op, keys: int) -> float:
+    """The part of so many keys, and of their values, that an attention at once reads: a window, or
+    the columns and positions that it chooses."""
+    if not op.get("sparq"):
+        return (window_read(op) or keys) / keys
+    columns, positions, *_ = op["sparq"]
+    width = op.args[1].type.shape[Signature.parse(op["axes"]).inputs[1].index(_SUMMED)]
+    return min(1, columns / (2 * width) + positions / keys)
 
 
 def with_bounds(op: Op, found: Kept, **more: Any) -> Op:

@@ -13,6 +13,7 @@ from typing import Any
 from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.attend_parts import in_parts
+from dialect.ops.attend_sparq import Choice, by_choice
 from dialect.ops.attend_window import in_window, reads_window, with_window
 from dialect.ops.quant import rounded
 from dialect.ops.scores import PAIRS, Arrays, Form, pairs, softmax, squeezed
@@ -46,6 +47,7 @@ def attend(
     visits: int | None = None,
     window: int | None = None,
     sinks: int = 0,
+    sparq: tuple[int, int, int, bool] | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -88,6 +90,10 @@ def attend(
 
     With a `window`, of the positions up to `last` that many last ones are kept, and the first
     `sinks` (`dialect.ops.attend_window`).
+
+    With `sparq` (r, k, local, mean) a query reads the columns of the keys at the r largest of its
+    own numbers, and the k positions that these promise most of (`dialect.ops.attend_sparq`);
+    `columns` may be given then, the keys in another order, and `total`, the sum of the values.
     """
     named = Signature.parse(axes)
     form = Form(
@@ -103,7 +109,7 @@ def attend(
             weights,
             decode(dtype) or query.dtype,
         ),
-        *(key_precision, value_precision, rounds, base, visits, window, sinks),
+        *(key_precision, value_precision, rounds, base, visits, window, sinks, sparq),
     )
     names = ("query", "key", "value", *given.split())
     given_arrays = [*zip(names, (query, key, value, *operands), named.inputs, strict=True)]
@@ -127,6 +133,8 @@ def _of_one(form: Form, arrays: Arrays, blocks: tuple[int, int] | None) -> Any:
     """The result of an attention whose context lies in one array."""
     if blocks is not None:
         return in_blocks(form, arrays, *blocks)
+    if form.sparq is not None:
+        return by_choice(form, arrays, Choice(*form.sparq))
     if form.window is not None and reads_window(form, arrays):
         return in_window(form, arrays)
     return _at_once(form, arrays)
@@ -162,6 +170,6 @@ def names_of(op: Op) -> list[str]:
 ATTRIBUTES = (
     *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner", "weights"),
     *("dtype", "key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
-    *("window", "sinks"),
+    *("window", "sinks", "sparq"),
 )
 word(attend, _attend_axes, ATTRIBUTES, "axes", traits=Traits(spelled="axes"))

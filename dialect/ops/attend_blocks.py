@@ -42,7 +42,7 @@ def in_blocks(form: Form, arrays: Arrays, queries: int, keys: int) -> Any:
     at_a_time = min(queries, sizes.get(time, 1))
     _must_divide(at_a_time, sizes.get(time, 1), "queries")
     _must_divide(keys, sizes[CONTEXT], "keys")
-    sequences = _largest_divisor(sizes.get(sequence, 1), queries // at_a_time)
+    sequences = largest_divisor(sizes.get(sequence, 1), queries // at_a_time)
 
     trips = form.visits and form.visits * at_a_time / sizes.get(time, 1)
 
@@ -50,9 +50,9 @@ def in_blocks(form: Form, arrays: Arrays, queries: int, keys: int) -> Any:
         return _over_keys(form, arrays, _Keys(keys, trips))
 
     def of_sequences(arrays: Arrays) -> Any:
-        return _one_by_one(form.out, arrays, time, at_a_time, of_queries)
+        return one_by_one(form.out, arrays, time, at_a_time, of_queries)
 
-    return _one_by_one(form.out, arrays, sequence, sequences, of_sequences)
+    return one_by_one(form.out, arrays, sequence, sequences, of_sequences)
 
 
 def _must_divide(block: int, size: int, what: str) -> None:
@@ -60,11 +60,12 @@ def _must_divide(block: int, size: int, what: str) -> None:
         raise ValueError(f"blocks of {block} do not divide {size} {what}")
 
 
-def _largest_divisor(size: int, most: int) -> int:
+def largest_divisor(size: int, most: int) -> int:
+    """The largest divisor of a size that is no more than `most`, or 1."""
     return next(each for each in range(max(1, min(size, most)), 0, -1) if size % each == 0)
 
 
-def _one_by_one(
+def one_by_one(
     out: Array, arrays: Arrays, axis: Dimension, block: int, function: Callable[[Arrays], Any]
 ) -> Any:
     """`function` of one block of an axis after the other, put together along that axis of `out`."""

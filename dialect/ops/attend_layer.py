@@ -25,25 +25,36 @@ def attend_layer(
     layer: Any,
     *operands: Any,
     axes: str,
+    given: str = "",
+    stacked: str = "",
     **more: Any,
 ) -> Any:
-    """`attend` in blocks or with a window, whose keys and values are one layer of a stack.
+    """`attend` that reads parts of its keys and values, which are one layer of a stack.
 
     Stacks: [layers, ..], as `cache_read` reads them; layer: a scalar. `axes` names the axes of what
-    it reads. What else: as in `attend`.
+    it reads. The operand that is named `stacked` is a stack too. What else: as in `attend`.
     """
     layer = jnp.clip(in_int32(layer), 0, key_stack.shape[0] - 1)
-    _, key_axes, value_axes, *_ = Signature.parse(axes).inputs
-    key = LayerArray.of(key_stack, layer, key_axes.index(CONTEXT))
-    value = LayerArray.of(value_stack, layer, value_axes.index(CONTEXT))
-    return attend(query, key, value, *operands, axes=axes, **more)
+    _, *named = Signature.parse(axes).inputs
+    names = ("key", "value", *given.split())
+    arrays = (
+        LayerArray.of(array, layer, own.index(CONTEXT))
+        if name in ("key", "value", stacked)
+        else array
+        for name, array, own in zip(names, (key_stack, value_stack, *operands), named, strict=True)
+    )
+    return attend(query, *arrays, axes=axes, given=given, **more)
 
 
 def _axes(op: Op) -> Signature:
     query, key, value, *operands = (named := Signature.parse(op["axes"])).inputs
-    stacks = ((("layers",), *array) for array in (key, value))
-    arrays = (query, *stacks, (), *operands)
+    layers = ("layers",)
+    more = (
+        (layers, *array) if name == op.get("stacked") else array
+        for name, array in zip(op.get("given", "").split(), operands)
+    )
+    arrays = (query, (layers, *key), (layers, *value), (), *more)
     return Signature(arrays, named.outputs, frozenset({"k", "layers"}))
 
 
-word(attend_layer, _axes, ATTRIBUTES, "axes")
+word(attend_layer, _axes, (*ATTRIBUTES, "stacked"), "axes")

@@ -72,6 +72,7 @@ class Form:
     visits: int | None
     window: int | None
     sinks: int
+    sparq: tuple[int, int, int, bool] | None
 
     @cached_property
     def over(self) -> Array:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from dialect.matching.attend_bounds import window_read
+from dialect.matching.attend_bounds import part_read
 from dialect.naming.axes import HEADS, Axes, Names, leaves_of
 from dialect.normal.trips import most_trips
 from dialect.ops.attend import names_of, pairs_of
@@ -210,7 +210,7 @@ def _in_parts(op: Op, keys: int) -> tuple[float, float, float]:
     """(how often it reads all of its keys in blocks, the part of its scores that it computes, and
     that of its keys which it reads)"""
     if not op.get("blocks"):
-        part = (window_read(op) or keys) / keys
+        part = part_read(op, keys)
         return 0, part, part
     queries = _queries_of(op)
     rows, columns = (min(block, size) for block, size in zip(op["blocks"], (queries, keys)))

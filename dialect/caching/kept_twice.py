@@ -1,0 +1,169 @@
+"""Caches that keep what `sparq` reads: keys in a second order, and the sum of the values.
+
+keys    ->  with_columns(columns(keys)),  values  ->  with_total(total(values)), at the boundary
+
+Both move through writes, reads and loops to attention, which reads the second part. What is
+written into a cache is written into both, or added to the sum. So that is the sum of all positions
+so far where the cache was fresh, all zero, and each is written once. (What a place held before is
+not subtracted: for reading it the compiler lays the cache out anew, in every layer.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+
+from dialect.caching.commute import Form, loop_rule, rule, rules
+from dialect.caching.state_forms import Change, undoes
+from dialect.matching.values import REALS, in_dtype
+from dialect.ops import kept_twice  # noqa: F401  (defines them)
+from dialect.ops.nn import Traced
+from rewrite.ir import Op, Type, Value
+from rewrite.opdef import build, make
+from rewrite.rules import Miss, Outcome, Rule, local
+from rewrite.signature import Array, Signature
+
+
+def in_columns(axis: int) -> Change:
+    """Keys that are kept a second time, with this axis last."""
+    return Change(
+        lambda keys: build("columns", keys, axis=axis).results,
+        lambda keys, columns: make("with_columns", keys, columns, axis=axis),
+    )
+
+
+def in_total(axis: int) -> Change:
+    """Values with their sum over this axis."""
+    return Change(
+        lambda values: build("total", values, axis=axis).results,
+        lambda values, total: make("with_total", values, total, axis=axis),
+    )
+
+
+def _columns(keys: jax.Array, columns: jax.Array, axis: int = 2) -> jax.Array:
+    return Traced["with_columns"](keys, columns, axis=axis)
+
+
+def _total(values: jax.Array, total: jax.Array, axis: int = 2) -> jax.Array:
+    return Traced["with_total"](values, total, axis=axis)
+
+
+COLUMNS = Form(
+    "with_columns",
+    undo="columns",
+    parts=("k", "c"),
+    change=in_columns,
+    example=_columns,
+    types=lambda places: (f"f32[2,3,{places},4]", f"f32[2,3,4,{places}]"),
+)
+TOTAL = Form(
+    "with_total",
+    undo="total",
+    parts=("v", "t"),
+    change=in_total,
+    example=_total,
+    types=lambda places: (f"f32[2,3,{places},4]", "f32[2,3,4]"),
+    fits=lambda op: op.args[0].type.dtype in REALS and op.args[1].type.dtype == "f32",
+)
+
+
+@local(
+    "columns",
+    keeps="approx",
+    example=lambda k, c: Traced["columns"](_columns(k, c), axis=2)[1],
+    types=COLUMNS.types(8),
+)
+def columns_of_kept(op: Op) -> Outcome:
+    """columns(with_columns(k, c))  ->  k, c"""
+    return op.args[0].op.args if undoes(op.args[0].op, op) else None
+
+
+@local(
+    "total",
+    keeps="approx",
+    example=lambda v, t: Traced["total"](_total(v, t), axis=2)[1],
+    types=TOTAL.types(8),
+)
+def total_of_kept(op: Op) -> Outcome:
+    """total(with_total(v, t))  ->  v, t"""
+    return op.args[0].op.args if undoes(op.args[0].op, op) else None
+
+
+@local(
+    "cache_write",
+    example=lambda v, t, new: Traced["cache_write"](_total(v, t), new, 3, axes=(2,)),
+    types=(*TOTAL.types(8), "f32[2,3,1,4]"),
+)
+def write_of_total(op: Op) -> Outcome:
+    """cache_write(with_total(v, t), new)  ->  with_total(cache_write(v, new), t + new)"""
+    (cache, new, *starts), kept = op.args, op.args[0].op
+    if kept.name != TOTAL.op or not TOTAL.fits(kept):
+        return None
+    (values, total), axis = kept.args, kept["axis"]
+    if axis not in op["axes"]:
+        return Miss("it writes along another axis than the context", 3)
+    # Where the sum is written: at the place of a layer, or all of it.
+    at = {d - (d > axis): start for d, start in zip(op["axes"], starts) if d != axis}
+    added = make("reduce_sum", in_dtype(new, "f32"), axes=(axis,), out_sharding=None)
+    cache = make("cache_write", values, new, *starts, axes=op["axes"])
+    return make("with_total", cache, _plus(total, added, at), axis=axis)
+
+
+def _plus(total: Value, added: Value, at: Mapping[int, Value]) -> Value:
+    """The total with something added to it, at these places along some of its dimensions."""
+    if not at:
+        return make("add", total, added)
+    zero = make("const", value=0, type=Type("i32", ()))
+    places = [in_dtype(at.get(d, zero), "i32") for d in range(total.type.rank)]
+    before = make("dynamic_slice", total, *places, slice_sizes=added.type.shape)
+    after = make("add", before, added)
+    return make("cache_write", total, after, *at.values(), axes=tuple(at))
+
+
+@local(
+    "attend",
+    keeps="approx",
+    example=lambda q, k, c, v, t, last: Traced["attend"](
+        q,
+        _columns(k, c, 1),
+        _total(v, t, 1),
+        last,
+        axes="b k, b s k, b s v, 1 -> b v",
+        given="last",
+        sparq=(2, 3, 1, True),
+    ),
+    types=("f32[2,4]", "f32[2,5,4]", "f32[2,4,5]", "f32[2,5,4]", "f32[2,4]", "i32[1]"),
+)
+def attend_to_kept(op: Op) -> Outcome:
+    """attend{sparq}(q, with_columns(k, c), with_total(v, t))  ->  attend{sparq}(q, k, v, c, t)"""
+    named = Signature.parse(op["axes"])
+    args, inputs, given = list(op.args), list(named.inputs), op.get("given", "").split()
+    for number, form, name in ((2, TOTAL, "total"), (1, COLUMNS, "columns")):
+        kept = args[number].op
+        if kept.name != form.op or op.get("sparq") is None:
+            continue
+        args[number], more = kept.args
+        args.insert(3, more)
+        inputs.insert(3, _kept_axes(inputs[number], kept["axis"], name == "columns"))
+        given.insert(0, name)
+    if tuple(args) == op.args:
+        return None
+    axes = str(Signature(tuple(inputs), named.outputs))
+    return make("attend", *args, **{**dict(op.attrs), "axes": axes, "given": " ".join(given)})
+
+
+def _kept_axes(axes: Array, axis: int, is_last: bool) -> Array:
+    rest = (*axes[:axis], *axes[axis + 1 :])
+    return (*rest, axes[axis]) if is_last else rest
+
+
+RULES: tuple[Rule, ...] = (
+    *rules(COLUMNS),
+    *(rule(TOTAL, name) for name in ("stack", "unstack", "cache_read")),
+    loop_rule(TOTAL),
+    columns_of_kept,
+    total_of_kept,
+    write_of_total,
+    attend_to_kept,
+)
