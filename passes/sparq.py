@@ -20,7 +20,7 @@ from dialect.matching.attend_bounds import kept_by, query_only, shares_last, wit
 from dialect.naming.axes import infer_axes
 from dialect.normal.every_attention import with_attention
 from rewrite.errors import PipelineError
-from rewrite.ir import Graph, Op
+from rewrite.ir import Op
 from rewrite.opdef import build
 from rewrite.passbase import Pass
 from rewrite.program import LEFT_ALONE, NOT_DONE, NOTHING_DONE, Program, Remark
@@ -55,9 +55,8 @@ class Sparq(Pass):
         if graph is program.graph:
             return self.recorded(program, *dict.fromkeys(notes))
         chosen = program.with_graph(graph)
-        keys, values = (read_by(chosen, "attend", number) for number in (1, 2))
-        if not _has_mean(graph):
-            values = set()
+        keys = read_by(chosen, _chooses, 1)
+        values = read_by(chosen, _has_mean, 2)
         for word, change, numbers in (
             ("with_columns", in_columns, keys),
             ("with_total", in_total, values - keys),
@@ -116,16 +115,18 @@ def _changes(
     return changes
 
 
-def _has_mean(graph: Graph) -> bool:
-    choices = (op.get("sparq") for op, _ in graph.walk())
-    return any(choice[3] for choice in choices if choice)
+def _chooses(op: Op) -> bool:
+    return op.get("sparq") is not None
+
+
+def _has_mean(op: Op) -> bool:
+    return _chooses(op) and op["sparq"][3]
 
 
 def _without_mean(op: Op, notes: list[str | Remark]) -> Op:
     """An attention without the mean of the values, where their sum is not kept."""
-    choice = op.get("sparq")
-    if not choice or not choice[3] or "total" in op["given"].split():
+    if not _has_mean(op) or "total" in op["given"].split():
         return op
     notes.append(Remark(f"the sum of its values is not kept: {op.origin.source}", kind=NOT_DONE))
-    attrs = dict(op.attrs) | {"sparq": (*choice[:3], False)}
+    attrs = dict(op.attrs) | {"sparq": (*op["sparq"][:3], False)}
     return build("attend", *op.args, origin=op.origin, **attrs)

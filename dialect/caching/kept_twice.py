@@ -145,7 +145,7 @@ def attend_to_kept(op: Op) -> Outcome:
             continue
         args[number], more = kept.args
         args.insert(3, more)
-        inputs.insert(3, _kept_axes(inputs[number], kept["axis"], name == "columns"))
+        inputs.insert(3, _kept_axes(inputs[number], kept["axis"], form is COLUMNS))
         given.insert(0, name)
     if tuple(args) == op.args:
         return None

@@ -224,15 +224,15 @@ def writes(program: Program) -> Iterator[tuple[Op, int]]:
                 yield from ((op, number[value]) for value in sources if value in number)
 
 
-def read_by(program: Program, name: str, number: int) -> set[int]:
-    """The inputs of the program, by number, of which ops of this name read a state, in any form, as
+def read_by(program: Program, is_reader: Callable[[Op], bool], number: int) -> set[int]:
+    """The inputs of the program, by number, that are states which such ops read, in any form, as
     their argument of this number."""
     numbers = {value: i for i, value in enumerate(program.graph.inputs)}
     sources = (
         _sources(op.args[number], arguments)
         for graph, arguments in _graphs(program.graph, {})
         for op in graph.ops
-        if op.name == name
+        if is_reader(op)
     )
     return {numbers[value] for found in sources for value in found if value in numbers}
 

@@ -12,6 +12,7 @@ import jax
 
 from dialect.matching.attend_bounds import window_read
 from dialect.ops import attend_layer  # noqa: F401  (defines it)
+from dialect.ops.attend_sparq import SECOND_KEYS
 from dialect.ops.nn import Traced
 from dialect.ops.scores import loop_axes
 from rewrite.ir import Op
@@ -42,7 +43,7 @@ def attend_in_stack(op: Op) -> Outcome:
     operands, given, stacked = list(op.args[3:]), op.get("given", "").split(), []
     for number, name in enumerate(given):
         inner = operands[number].op
-        if name == "columns" and inner.name == keys.name and inner.args[1] == keys.args[1]:
+        if name == SECOND_KEYS and inner.name == keys.name and inner.args[1] == keys.args[1]:
             operands[number], stacked = inner.args[0], [name]
     stacks, more = (keys.args[0], *values.args), {"stacked": stacked[0]} if stacked else {}
     return make("attend_layer", query, *stacks, *operands, **dict(op.attrs), **more)

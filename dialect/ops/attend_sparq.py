@@ -35,6 +35,7 @@ from dialect.ops.scores import (
 from dialect.ops.stacked import LayerArray
 from rewrite.signature import Array, Dimension
 
+SECOND_KEYS = "columns"  # the operand that is the keys once more, with the context last
 _LAYERS = ("layers",)
 _ON_CHIP = 1 << 24  # bytes of columns that find room beside all else, on any TPU
 
@@ -116,7 +117,7 @@ def _approximate(form: Form, arrays: Arrays, choice: Choice, shared: Array, mask
     part, largest = (jnp.take_along_axis(x, at, axis=-1, mode="clip") for x in (query, size))
     share = jnp.sum(largest, -1, keepdims=True) / jnp.sum(size, -1, keepdims=True)
     cooled = part.astype(jnp.float32) / jnp.sqrt(jnp.where(share > 0, share, 1))
-    keys = taken(arrays.get("columns", arrays["key"]), SUMMED, (columns, (*shared, SUMMED)))
+    keys = taken(arrays.get(SECOND_KEYS, arrays["key"]), SUMMED, (columns, (*shared, SUMMED)))
     cut = {**arrays, "query": (cooled.astype(query.dtype), over), "key": keys}
     logits = form.logits_of(cut, mask).astype(jnp.float32)
     return softmax(logits, form.sink_of(arrays, logits.dtype), form.exp)
