@@ -388,6 +388,19 @@ def composite(name: str) -> Op:
         ),
         "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), TABLE)),
         "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),
+        "columns": (lambda k: Traced["columns"](k, axis=1), (x,)),
+        "total": (lambda v: Traced["total"](v, axis=1), (x,)),
+        "with_columns": (
+            lambda k, c: Traced["with_columns"](k, c, axis=1),
+            (x, jnp.moveaxis(x, 1, 2)),
+        ),
+        "with_total": (lambda v, t: Traced["with_total"](v, t, axis=1), (x, x[:, 0])),
+        "attend_layer": (
+            lambda q, k, i: Traced["attend_layer"](
+                q, k, k, i[0], axes="b t k, b s k, b s v -> b t v", blocks=(8, 3)
+            ),
+            (x, drawn(3, 2, 6, 4), IDS),
+        ),
         "axis_of_one": (lambda x: Traced["axis_of_one"](x, axis=1), (x,)),
         "without_axis": (lambda x: Traced["without_axis"](x[:, :1], axis=1), (x,)),
         "pages_here": (lambda t: Traced["pages_here"](t, pages=6, here=3), (TABLE,)),
