@@ -9,6 +9,7 @@ size, and told.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -108,14 +109,17 @@ class Plan(Pass):
             notes += map(str, tried)
         if shape.is_costed and not any(asked) and stored is None:
             notes.append(_behind_the_optimum(plans[0]))
-        plan, pages = plans[0], program.requested("pages")
-        if pages == "groups":
+        plan = plans[0]
+        if program.requested("pages") == "groups":
             plan = plan.with_pages()
-        elif pages == "whole" and "batch" in plan.split("cache"):
-            notes.append(
-                "chips own rows, and hold the pages of all: paged{groups=true} divides them"
-            )
+        notes += _whole_pages(program, plan)
         return plan, (*notes, *_unplanned(program, axes, plan))
+
+
+def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
+    """What there is to say of pages that every chip holds."""
+    if program.requested("pages") == "whole" and "batch" in plan.split("cache"):
+        yield "chips own rows, and hold the pages of all: paged{groups=true} divides them"
 
 
 def _behind_the_optimum(plan: Chosen) -> str:

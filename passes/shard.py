@@ -24,7 +24,6 @@ from dialect.normal.row_products import partial_sum_axes
 from dialect.ops.sharding import Sides, laid_out
 from dialect.planning.fallback_plans import planned_axes
 from dialect.planning.layouts import (
-    CACHE_WRITES,
     OF_HEADS,
     activation_group,
     hidden_layout,
@@ -45,7 +44,7 @@ from dialect.planning.split_heads import split_heads
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values, rebuilt
 from rewrite.ir import Graph, Op, Value
-from rewrite.opdef import make, with_args
+from rewrite.opdef import make, traits, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Layout, Program
 from rewrite.target import Target
@@ -196,7 +195,8 @@ class _Exchanges:
             return self.weight(known, value) if is_weight else self.factor(op, known, value)
         if op.name == "attend" and known == op.args[0]:
             return self.moved(value, known, "heads", self.layout("attention", known))
-        if op.name in CACHE_WRITES and known == op.args[1]:
+        written = traits(op).writes if traits(op).of_cache else 0
+        if written and known == op.args[written]:
             group = input_group("state", self.axes.of(op.args[0])) or "cache"
             return self.moved(value, known, "cache", self.layout(group, known))
         return value

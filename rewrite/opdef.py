@@ -33,6 +33,7 @@ class Traits:
     - `jumps`: it is not continuous: the least change of an argument may change a result altogether;
     - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
     - `picks`: of its first argument it reads only as much as it gives;
+    - `of_cache`: its first argument is a cache;
     - `shape`: the attribute that holds the shape of its result;
     - `axes`: the attribute that numbers dimensions of its first argument, one or several;
     - `lacked`: the attribute that numbers those that another of its arrays lacks;
@@ -58,6 +59,7 @@ class Traits:
     jumps: bool = False
     writes: int = 0
     picks: bool = False
+    of_cache: bool = False
     shape: str = ""
     axes: str = ""
     lacked: str = ""

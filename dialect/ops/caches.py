@@ -118,6 +118,16 @@ def _read_axes(op: Op) -> Signature:
     return Signature(((("layers",), *axes), ()), (axes,), frozenset({"layers"}))
 
 
-word(cache_write, _write_axes, ("axes",), traits=Traits(moves=True, writes=1, axes="axes"))
-word(cache_put, _put_axes, ("axis", "mode"), traits=Traits(moves=True, writes=1, axes="axis"))
-word(cache_read, _read_axes, traits=Traits(moves=True, picks=True))
+word(
+    cache_write,
+    _write_axes,
+    ("axes",),
+    traits=Traits(moves=True, writes=1, of_cache=True, axes="axes"),
+)
+word(
+    cache_put,
+    _put_axes,
+    ("axis", "mode"),
+    traits=Traits(moves=True, writes=1, of_cache=True, axes="axis"),
+)
+word(cache_read, _read_axes, traits=Traits(moves=True, picks=True, of_cache=True))

@@ -191,4 +191,4 @@ word(
     lambda op: Signature(((("rows",), ("n",)),), ((("rows",), ("n",)),)),
     ("pages", "here"),
 )
-word(page_put, _put_axes, ("layers", "mode"), traits=Traits(moves=True, writes=1))
+word(page_put, _put_axes, ("layers", "mode"), traits=Traits(moves=True, writes=1, of_cache=True))

@@ -19,7 +19,6 @@ from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import traits
 from rewrite.program import Input, Layout, Program
 
-CACHE_WRITES = frozenset({"cache_write", "cache_put", "page_put"})
 OF_HEADS = {*HEADS, "d_head"}
 _PLACES = {"context", "pages"}  # what a cache is over
 _INNER = {"d_ff", "d_ff_per_head", "experts", "wide"}
@@ -175,8 +174,7 @@ def _pinned_in(graph: Graph, inputs: frozenset[Value]) -> Iterator[Value]:
             pinned.update(op.results)
         elif op.name in ("contract", "attend") and follows & set(op.args):
             pinned.update(op.results, op.args[:1] if op.name == "attend" else ())
-        reads_cache = op.name in CACHE_WRITES | {"cache_read"}
-        if (reads_cache or _is_form(op)) and op.args[0] in follows:
+        if (traits(op).of_cache or _is_form(op)) and op.args[0] in follows:
             follows.update(op.results)
             pinned.update(op.args[1:2])
         for region in op.regions:
