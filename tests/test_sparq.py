@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from dialect.ops.attend import attend
+from dialect.ops.vocabulary import Traced
 from examples import gpt, llama
 from rewrite import auto_shard, per_row, trace
 from rewrite.errors import PipelineError
 from rewrite.program import LEFT_ALONE, NOT_DONE, NOTHING_DONE, Program
-from tests.kit import after, assert_close, run
+from tests.kit import after, assert_close, graph_of, run
 
 B, G, J, K, S = 4, 2, 3, 16, 48
 RANDOM = np.random.default_rng(0)
@@ -182,3 +183,11 @@ def test_a_choice_of_nothing_is_refused() -> None:
     step, args = decoder(llama)
     with pytest.raises(PipelineError, match="local is at most k"):
         after(trace(step, *args), "sparq{k=8, local=9}")
+
+
+@pytest.mark.parametrize(("word", "kept"), [("with_columns", (2, 4, 3)), ("with_total", (2, 4))])
+def test_what_is_kept_beside_a_cache_has_its_dtype(word: str, kept: tuple[int, ...]) -> None:
+    """The body of a loop could not carry it in another one."""
+    cache, beside = jnp.ones((2, 3, 4)), jnp.ones(kept, jnp.bfloat16)
+    with pytest.raises(ValueError, match="bfloat16.* is kept, and should be float32"):
+        graph_of(lambda x, y: Traced[word](x, y, axis=1), cache, beside)

@@ -21,9 +21,9 @@ from rewrite.signature import Array, Signature, numbered
 def with_columns(keys: Any, columns: Any, *, axis: int) -> Any:
     """The keys, which are kept a second time with their `axis` last: `columns`.
 
-    Raises ValueError where these have other sizes.
+    Raises ValueError where these have other sizes or another dtype.
     """
-    _must_be(columns, (*keys.shape[:axis], *keys.shape[axis + 1 :], keys.shape[axis]))
+    _must_be(columns, (*keys.shape[:axis], *keys.shape[axis + 1 :], keys.shape[axis]), keys.dtype)
     return keys
 
 
@@ -35,9 +35,9 @@ def columns(keys: Any, *, axis: int) -> list[Any]:
 def with_total(values: Any, total: Any, *, axis: int) -> Any:
     """The values, whose sum over an `axis` is kept beside them, in f32.
 
-    Raises ValueError where this has other sizes.
+    Raises ValueError where this has other sizes or another dtype.
     """
-    _must_be(total, (*values.shape[:axis], *values.shape[axis + 1 :]))
+    _must_be(total, (*values.shape[:axis], *values.shape[axis + 1 :]), jnp.float32)
     return values
 
 
@@ -46,9 +46,10 @@ def total(values: Any, *, axis: int) -> list[Any]:
     return [values, jnp.sum(values.astype(jnp.float32), axis=axis)]
 
 
-def _must_be(array: Any, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"{array.shape} are kept, and should be {shape}")
+def _must_be(array: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    if (array.shape, array.dtype) != (shape, dtype):
+        kept = f"{array.dtype}{list(array.shape)}"
+        raise ValueError(f"{kept} is kept, and should be {jnp.dtype(dtype)}{list(shape)}")
 
 
 def _axes(op: Op) -> tuple[Array, Array, Array]:
