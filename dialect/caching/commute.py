@@ -83,7 +83,8 @@ def loop_rule(form: Form) -> Rule:
 
 
 def _rule(form: Form, name: str, doc: str, apply: Callable[..., Outcome], keeps: str) -> Rule:
-    short = f"{name.removeprefix('cache_').partition('_')[0]}_of_{form.op.partition('_')[0]}"
+    moved = form.op.removeprefix("with_").partition("_")[0]
+    short = f"{name.removeprefix('cache_').partition('_')[0]}_of_{moved}"
     example, types = _example(form, name)
     return Rule(short, doc, frozenset({name}), partial(apply, form), keeps, example, types)
 

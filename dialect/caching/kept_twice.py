@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 
 from dialect.caching.commute import Form, loop_rule, rule, rules
 from dialect.caching.state_forms import Change, undoes
@@ -71,8 +72,8 @@ TOTAL = Form(
 @local(
     "columns",
     keeps="approx",
-    example=lambda k, c: Traced["columns"](_columns(k, c), axis=2)[1],
-    types=COLUMNS.types(8),
+    example=lambda k: Traced["columns"](_columns(k, jnp.moveaxis(k, 2, -1)), axis=2)[1],
+    types=COLUMNS.types(8)[:1],
 )
 def columns_of_kept(op: Op) -> Outcome:
     """columns(with_columns(k, c))  ->  k, c"""
@@ -82,8 +83,8 @@ def columns_of_kept(op: Op) -> Outcome:
 @local(
     "total",
     keeps="approx",
-    example=lambda v, t: Traced["total"](_total(v, t), axis=2)[1],
-    types=TOTAL.types(8),
+    example=lambda v: Traced["total"](_total(v, v.sum(2)), axis=2)[1],
+    types=TOTAL.types(8)[:1],
 )
 def total_of_kept(op: Op) -> Outcome:
     """total(with_total(v, t))  ->  v, t"""
@@ -124,16 +125,16 @@ def _plus(total: Value, added: Value, at: Mapping[int, Value]) -> Value:
 @local(
     "attend",
     keeps="approx",
-    example=lambda q, k, c, v, t, last: Traced["attend"](
+    example=lambda q, k, v, last: Traced["attend"](
         q,
-        _columns(k, c, 1),
-        _total(v, t, 1),
+        _columns(k, jnp.moveaxis(k, 1, -1), 1),
+        _total(v, v.sum(1), 1),
         last,
         axes="b k, b s k, b s v, 1 -> b v",
         given="last",
         sparq=(2, 3, 1, True),
     ),
-    types=("f32[2,4]", "f32[2,5,4]", "f32[2,4,5]", "f32[2,5,4]", "f32[2,4]", "i32[1]"),
+    types=("f32[2,4]", "f32[2,5,4]", "f32[2,5,4]", "i32[1]"),
 )
 def attend_to_kept(op: Op) -> Outcome:
     """attend{sparq}(q, with_columns(k, c), with_total(v, t))  ->  attend{sparq}(q, k, v, c, t)"""
