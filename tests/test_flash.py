@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.compiled.layer_attention import attend_in_stack
 from dialect.ops.attend import attend
+from dialect.ops.vocabulary import Traced
 from examples import llama
 from rewrite import Pipeline, Target, auto_shard, trace
+from rewrite.driver import rewrite
 from rewrite.program import NOT_DONE
-from tests.kit import run
+from tests.kit import graph_of, op_names, run
 
 B, T, G, J, K, S = 4, 8, 2, 3, 16, 24
 AXES = "b t g j k, b s g k, b s g v"
@@ -174,3 +177,17 @@ def test_what_cannot_be_done_is_told():
     for passes, kind in (("flash", ""), ("flash{query=8}", NOT_DONE)):
         (remark,) = flashed(f"normalize, {passes}").history[-1].remarks
         assert (remark.text, remark.kind) == ("no attention was recognised", kind)
+
+
+def test_stacks_of_other_layers_are_read_one_by_one() -> None:
+    """One read of a layer needs stacks of keys and values that have as many layers."""
+
+    def attention(q: Any, k: Any, v: Any) -> Any:
+        read = (Traced["cache_read"](stack, 1) for stack in (k, v))
+        return Traced["attend"](q, *read, axes="b t k, b s k, b s v -> b t v", blocks=(8, 4))
+
+    queries, keys = jnp.ones((2, 4, 2)), jnp.ones((3, 2, 8, 2))
+    graph = graph_of(attention, queries, keys, keys)
+    assert op_names(rewrite(graph, [attend_in_stack])) == ["const", "attend_layer"]
+    graph = graph_of(attention, queries, keys, jnp.ones((4, 2, 8, 2)))
+    assert rewrite(graph, [attend_in_stack]) == graph

@@ -17,7 +17,7 @@ from dialect.ops.nn import Traced
 from dialect.ops.scores import loop_axes
 from rewrite.ir import Op
 from rewrite.opdef import make
-from rewrite.rules import Outcome, local
+from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Signature
 
 
@@ -40,10 +40,14 @@ def attend_in_stack(op: Op) -> Outcome:
     is_read = keys.name == values.name == "cache_read" and keys.args[1] == values.args[1]
     if not is_read or not (window_read(op) or _is_one_block(op) or op.get("sparq")):
         return None
+    layers = keys.args[0].type.shape[0]
+    if values.args[0].type.shape[0] != layers:
+        return Miss("its keys and values are stacked with other layers", 4)
     operands, given, stacked = list(op.args[3:]), op.get("given", "").split(), []
     for number, name in enumerate(given):
         inner = operands[number].op
-        if name == SECOND_KEYS and inner.name == keys.name and inner.args[1] == keys.args[1]:
+        is_layer = inner.name == keys.name and inner.args[1] == keys.args[1]
+        if name == SECOND_KEYS and is_layer and inner.args[0].type.shape[0] == layers:
             operands[number], stacked = inner.args[0], [name]
     stacks, more = (keys.args[0], *values.args), {"stacked": stacked[0]} if stacked else {}
     return make("attend_layer", query, *stacks, *operands, **dict(op.attrs), **more)
