@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.serving.policy import ServingError
-from dialect.tokens.choice import Sampling, choose
+from dialect.tokens.choice import Sampling, choose, log_probabilities
 
 LISTED = 5  # the most likely tokens that are told beside the one that was chosen
 RESULTS = 2 + 2 * LISTED  # numbers of a row's result
@@ -67,10 +67,9 @@ def results(logits: Any, columns: Any, positions: Any) -> Any:
         return choose(logits, Sampling()).tokens
 
     tokens = jax.lax.cond(jnp.any(temperature > 0), drawn, greedy)
-    normal = jax.nn.log_softmax(logits.astype(jnp.float32))
-    own = jnp.take_along_axis(normal, tokens[:, None], axis=1)
-    likely, which = jax.lax.top_k(normal, LISTED)
-    return jnp.concatenate([tokens[:, None], _bits(own), which, _bits(likely)], axis=1)
+    told = log_probabilities(logits, tokens, LISTED)
+    own, likely = _bits(told.log_probability)[:, None], _bits(told.top_log_probability)
+    return jnp.concatenate([tokens[:, None], own, told.top_tokens, likely], axis=1)
 
 
 def _floats(bits: Any) -> Any:

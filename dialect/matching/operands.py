@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from dialect.matching.values import in_shape, reshaped
+from dialect.matching.values import in_shape, reshaped, shaped
 from rewrite.ir import Value
 from rewrite.opdef import make
 from rewrite.signature import Array, letters
@@ -130,13 +130,9 @@ def arranged(operand: Operand, order: Sequence[str]) -> Value:
     """The value with these axes, size one where it lacks one."""
     sizes = {axis[0]: size for axis, size in zip(operand.axes, operand.value.type.shape) if axis}
     held_axes = [x for (x,) in filter(None, operand.axes)]
-    value = _shaped(operand.value, tuple(sizes[x] for x in held_axes))
+    value = shaped(operand.value, tuple(sizes[x] for x in held_axes))
     value = transposed(value, [held_axes.index(x) for x in order if x in held_axes])
-    return _shaped(value, tuple(sizes.get(x, 1) for x in order))
-
-
-def _shaped(value: Value, shape: tuple[int, ...]) -> Value:
-    return value if value.type.shape == shape else reshaped(value, shape)
+    return shaped(value, tuple(sizes.get(x, 1) for x in order))
 
 
 def transposed(value: Value, order: Sequence[int]) -> Value:
@@ -152,4 +148,4 @@ def laid_out(operand: Operand, axes: Array, shape: tuple[int, ...]) -> Value:
     held_axes = [x for (x,) in filter(None, operand.axes)]
     if held_axes != list(wanted):
         operand = Operand(arranged(operand, wanted), tuple((x,) for x in wanted))
-    return _shaped(operand.value, shape)
+    return shaped(operand.value, shape)

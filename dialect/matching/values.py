@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make, with_args
 
@@ -9,6 +11,11 @@ from rewrite.opdef import make, with_args
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     """`value` in another shape."""
     return make("reshape", value, new_sizes=tuple(shape))
+
+
+def shaped(value: Value, shape: Sequence[int]) -> Value:
+    """`value` in a shape, where it has another one."""
+    return value if value.type.shape == tuple(shape) else reshaped(value, tuple(shape))
 
 
 def in_dtype(value: Value, dtype: str) -> Value:

@@ -8,11 +8,12 @@ What reads them needs one or the other (`dialect.ops.attend_sparq`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.ops.vocabulary import word
+from dialect.ops.vocabulary import along, word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature, numbered
@@ -52,43 +53,28 @@ def _must_be(array: Any, shape: tuple[int, ...], dtype: Any) -> None:
         raise ValueError(f"{kept} is kept, and should be {jnp.dtype(dtype)}{list(shape)}")
 
 
-def _axes(op: Op) -> tuple[Array, Array, Array]:
-    """The axes of what is kept, with the axis of the op last, and without it."""
-    axes, at = numbered(op.args[0].type.rank), op["axis"]
-    rest = (*axes[:at], *axes[at + 1 :])
-    return axes, (*rest, axes[at]), rest
+def _and_last(op: Op) -> tuple[Array, Array]:
+    """The axes of an array, and those with the axis of the op last."""
+    whole, at = numbered(op.args[0].type.rank), op["axis"]
+    return whole, (*whole[:at], *whole[at + 1 :], whole[at])
 
 
-def _with_columns_axes(op: Op) -> Signature:
-    axes, last, _ = _axes(op)
-    return Signature((axes, last), (axes,))
+def _and_rest(op: Op) -> tuple[Array, Array]:
+    """The axes of an array, and those without the axis of the op."""
+    whole, reordered = _and_last(op)
+    return whole, reordered[:-1]
 
 
-def _columns_axes(op: Op) -> Signature:
-    axes, last, _ = _axes(op)
-    return Signature((axes,), (axes, last))
+def _joined(axes: Callable[[Op], tuple[Array, Array]]) -> Callable[[Op], Signature]:
+    return lambda op: Signature(axes(op), axes(op)[:1])
 
 
-def _with_total_axes(op: Op) -> Signature:
-    axes, _, rest = _axes(op)
-    return Signature((axes, rest), (axes,))
-
-
-def _total_axes(op: Op) -> Signature:
-    axes, _, rest = _axes(op)
-    return Signature((axes,), (axes, rest))
-
-
-def _columns_undone(op: Op) -> tuple[str, dict[str, Any]]:
-    return "with_columns", {"axis": op["axis"]}
-
-
-def _total_undone(op: Op) -> tuple[str, dict[str, Any]]:
-    return "with_total", {"axis": op["axis"]}
+def _apart(axes: Callable[[Op], tuple[Array, Array]]) -> Callable[[Op], Signature]:
+    return lambda op: Signature(axes(op)[:1], axes(op))
 
 
 _MOVES, _AXIS = Traits(moves=True, axes="axis"), Traits(axes="axis")
-word(with_columns, _with_columns_axes, ("axis",), traits=_MOVES)
-word(columns, _columns_axes, ("axis",), inverse=_columns_undone, traits=_MOVES)
-word(with_total, _with_total_axes, ("axis",), traits=_AXIS)
-word(total, _total_axes, ("axis",), inverse=_total_undone, traits=_AXIS)
+word(with_columns, _joined(_and_last), ("axis",), traits=_MOVES)
+word(columns, _apart(_and_last), ("axis",), inverse=along("with_columns"), traits=_MOVES)
+word(with_total, _joined(_and_rest), ("axis",), traits=_AXIS)
+word(total, _apart(_and_rest), ("axis",), inverse=along("with_total"), traits=_AXIS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dialect.ops.vocabulary import word
+from dialect.ops.vocabulary import along, word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
 from rewrite.signature import Signature, numbered
@@ -35,21 +35,17 @@ def _less(op: Op) -> Signature:
     return Signature((axes,), ((*axes[: op["axis"]], *axes[op["axis"] + 1 :]),))
 
 
-def _other(name: str) -> Any:
-    return lambda op: (name, {"axis": op["axis"]})
-
-
 word(
     axis_of_one,
     _more,
     ("axis",),
-    inverse=_other("without_axis"),
+    inverse=along("without_axis"),
     traits=Traits(moves=True, view=True, new_axis="axis"),
 )
 word(
     without_axis,
     _less,
     ("axis",),
-    inverse=_other("axis_of_one"),
+    inverse=along("axis_of_one"),
     traits=Traits(moves=True, view=True, axes="axis"),
 )

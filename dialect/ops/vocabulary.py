@@ -48,6 +48,12 @@ def word(
     Traced[name] = primitives.call(name, reference)
 
 
+def along(name: str) -> Callable[[Op], tuple[str, dict[str, Any]]]:
+    """The inverse of a change of form that has an `axis` and no other attribute: an op of this name
+    along the same axis."""
+    return lambda op: (name, {"axis": op["axis"]})
+
+
 def _infer(name: str, signature: Callable[[Op], Signature]) -> Infer:
     """The types that the reference gives, of arrays whose axes are those of the signature."""
     by_reference = infer_by_reference(name)

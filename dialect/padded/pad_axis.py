@@ -17,7 +17,7 @@ import numpy as np
 
 from dialect.arrays.dtypes import dtype_of, is_dtype
 from dialect.jaxprs.jaxpr import constant
-from dialect.matching.values import reshaped
+from dialect.matching.values import shaped
 from dialect.naming.axis import Axes, Axis, leaves
 from dialect.ops.control import scan_parts
 from dialect.ops.padding import resized
@@ -102,11 +102,11 @@ class Padding:
 
     def _along(self, original: Value, value: Value, word: str, before: int) -> Value:
         parts = [part for dimension in self.parts(original) for part in dimension]
-        result = _shaped(value, [part[before] for part in parts])
+        result = shaped(value, [part[before] for part in parts])
         for axis, part in enumerate(parts):
             if part[0] != part[1]:
                 result = resized(word, result, axis, part[1 - before])
-        return _shaped(result, original.type.shape if word == "unpadded" else self.shape(original))
+        return shaped(result, original.type.shape if word == "unpadded" else self.shape(original))
 
     def extra_bytes(self, values: Iterable[Value]) -> int:
         """The bytes that these arrays gain."""
@@ -278,10 +278,6 @@ class _Rewrite:
 
 def _sizes(axis: Axis) -> list[int]:
     return [leaf.size for leaf in leaves(axis)]
-
-
-def _shaped(value: Value, shape: Sequence[int]) -> Value:
-    return value if value.type.shape == tuple(shape) else reshaped(value, tuple(shape))
 
 
 def _filled(number: int, like: Value) -> Value:

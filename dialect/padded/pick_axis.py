@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dialect.matching.values import in_dtype, reshaped
+from dialect.matching.operands import transposed
+from dialect.matching.values import in_dtype, shaped
 from dialect.naming.axis import Axes, Axis, leaves_of
 from dialect.padded.pad_axis import NotPadded, Padding, padded_program
 from rewrite.ir import Value
@@ -29,7 +30,7 @@ class Picking(Padding):
     def padded(self, value: Value) -> Value:
         """`value`, a weight, at the places that these axes keep."""
         whole = leaves_of(self.axes.at(value))
-        result = _shaped(value, [leaf.size for leaf in whole])
+        result = shaped(value, [leaf.size for leaf in whole])
         for at, leaf in enumerate(whole):
             if leaf not in self.sizes:
                 continue
@@ -39,7 +40,7 @@ class Picking(Padding):
             if not set(along) <= set(whole):
                 raise NotPadded("a weight that has it is shared by layers")
             result = make("picked", result, _aligned(places, (*along, leaf), whole), axis=at)
-        return _shaped(result, self.shape(value))
+        return shaped(result, self.shape(value))
 
     def unpadded(self, original: Value, value: Value) -> Value:
         """Raises NotPadded: a result or a state that has the axis keeps it whole."""
@@ -92,22 +93,15 @@ def _scores(having: list[Value], axes: Axes, kept: tuple[Axis, ...]) -> Iterator
         whole = leaves_of(axes.at(value))
         if not set(kept) <= set(whole) or value.type.dtype not in ("f32", "bf16", "f16", "f64"):
             raise NotPadded("weights that have it are shared by layers, or no floats")
-        wide = in_dtype(_shaped(value, [axis.size for axis in whole]), "f32")
+        wide = in_dtype(shaped(value, [axis.size for axis in whole]), "f32")
         others = tuple(i for i, axis in enumerate(whole) if axis not in kept)
         summed = make("reduce_sum", make("mul", wide, wide), axes=others)
         held = [axis for axis in whole if axis in kept]
-        order = tuple(map(held.index, kept))
-        yield make("transpose", summed, permutation=order) if order != (*sorted(order),) else summed
+        yield transposed(summed, list(map(held.index, kept)))
 
 
 def _aligned(places: Value, order: tuple[Axis, ...], whole: list[Axis]) -> Value:
     """Places, whose axes come in this order, laid out as an array of these axes."""
     by_place = sorted(range(len(order)), key=lambda i: whole.index(order[i]))
-    if by_place != sorted(by_place):
-        places = make("transpose", places, permutation=tuple(by_place))
-    sizes = dict(zip((order[i] for i in by_place), places.type.shape))
-    return _shaped(places, [sizes.get(axis, 1) for axis in whole])
-
-
-def _shaped(value: Value, shape: list[int] | tuple[int, ...]) -> Value:
-    return value if value.type.shape == tuple(shape) else reshaped(value, tuple(shape))
+    sizes = dict(zip(order, places.type.shape))
+    return shaped(transposed(places, by_place), [sizes.get(axis, 1) for axis in whole])
