@@ -322,6 +322,37 @@ MORE: dict[str, list[Example]] = {
             ("f32[2]", "i32[]"),
         ),
     ],
+    "slice_of_mask": [
+        (lambda x, i: lax.dynamic_slice(x > 0, (i,), (2,)), ("f32[4]", "i32[]")),
+        (lambda i: lax.dynamic_slice(jnp.arange(8) * 2 - 3, (i,), (2,)), ("i32[]",)),
+        (
+            lambda i, j: lax.dynamic_slice(
+                jnp.broadcast_to(jnp.arange(8), (3, 8)) * j, (i, i), (2, 2)
+            ),
+            ("i32[]", "i32[]"),
+        ),
+    ],
+    "slice_of_reshape": [
+        (
+            lambda x, i: lax.dynamic_slice((x > 0).reshape(1, 4, 1, 2), (0, i, 0, i), (1, 2, 1, 1)),
+            ("f32[4,2]", "i32[]"),
+        ),
+        (
+            lambda x, i: lax.dynamic_slice((x > 0).reshape(4, 2), (i, 0), (2, 2)),
+            ("f32[4,1,2]", "i32[]"),
+        ),
+        (lambda i: lax.dynamic_slice((jnp.arange(8) * 2)[None], (0, i), (1, 2)), ("i32[]",)),
+    ],
+    "slice_of_positions": [
+        (
+            lambda i: lax.dynamic_slice(lax.broadcasted_iota("uint8", (3, 8), 1), (i, 0), (2, 3)),
+            ("i32[]",),
+        ),
+        (
+            lambda i: lax.dynamic_slice(lax.broadcasted_iota("int32", (3, 8), 0), (i, i), (2, 8)),
+            ("i32[]",),
+        ),
+    ],
     "stack_of_same": [
         (lambda x, w: jnp.stack([x @ Traced["unstack"](w, axis=0)[0]]), ("f32[3,4]", "f32[1,4,5]")),
         _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[4]", "f32[2,4,5]", "f32[5]"),
