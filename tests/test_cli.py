@@ -78,6 +78,20 @@ def test_show_prints_a_program_that_reads_back(capsys: Captured) -> None:
     assert Program.parse(text) == Pipeline.parse("normalize, recognize").run(PROGRAM)
 
 
+def test_show_folds_on_request_for_people(capsys: Captured) -> None:
+    text = printed(capsys, "show", *TOY, "--unrolled", "-p", "normalize, recognize", "--fold")
+    assert "  3 times, reading take the first time, then block:" in text.splitlines()
+    full = printed(capsys, "show", *TOY, "--unrolled", "-p", "normalize, recognize", "--full")
+    assert full == printed(capsys, "show", *TOY, "--unrolled", "-p", "normalize, recognize")
+
+
+def test_opt_folds_what_it_reads(capsys: Captured, tmp_path: Path) -> None:
+    path = tmp_path / "program.ir"
+    path.write_text(str(PROGRAM))
+    text = printed(capsys, "opt", str(path), "-p", "normalize, recognize", "--fold", "--sources")
+    assert any(line.lstrip().startswith("attend = attend") for line in text.splitlines())
+
+
 def test_show_takes_a_phase_of_a_pipeline_file(capsys: Captured, tmp_path: Path) -> None:
     path = tmp_path / "two.pipeline"
     path.write_text("prefill { normalize }\ndecode { normalize, recognize }")

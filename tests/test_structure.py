@@ -39,6 +39,7 @@ ROOMS = {
     "prepared": "rewrite display arrays ops jaxprs staging compiled planning",
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"
     " layered compiled planning",
+    "printed": "rewrite ops naming reports",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded compiled planning reports",
     "measured": "rewrite display arrays user reports passes",
@@ -49,12 +50,13 @@ ROOMS = {
     " serving",
     "server": "engine serving",
     "front": "rewrite display machine ops jaxprs tokens user compiled planning prepared reports"
-    " measured checked serving simulated engine server",
+    " printed measured checked serving simulated engine server",
 }
 LIBRARIES = {
     "rewrite": {"lark"},
     "display": {"rich"},
     "planning": {"jax", "numpy", "lark"},
+    "printed": {"rich"},
     "front": {"rich", "jax", "tokenizers"},
     "reports": {"jax", "numpy", "matplotlib"},  # matplotlib and orbax are extras
     "prepared": {"jax", "numpy", "orbax"},

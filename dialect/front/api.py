@@ -17,6 +17,7 @@ from dialect.compiled.resolved import resolve
 from dialect.front.step import Step
 from dialect.jaxprs import framework  # noqa: F401
 from dialect.ops import control, lax, nn, quant, sharding, tensor  # noqa: F401
+from dialect.printed import notebook  # noqa: F401
 from dialect.tokens.accept import accept
 from dialect.tokens.choice import Sampling
 from dialect.tokens.sampled import sampled

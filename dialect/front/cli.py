@@ -215,6 +215,16 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--explain", action="store_true", help="what was done and why, instead of the program")
 
 
+def _add_listing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the program is printed")
+    add = group.add_mutually_exclusive_group().add_argument
+    text = "for people: repeated layers once, the user's names (the default on a terminal)"
+    add("--fold", action="store_true", default=None, help=text)
+    text = "the text that reads back (the default in a pipe)"
+    add("--full", dest="fold", action="store_false", help=text)
+    group.add_argument("--sources", action="store_true", help="with --fold: lines and rules too")
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -243,7 +253,7 @@ _COMMANDS = (
     (
         "show",
         "Rewrites a function and prints the program.",
-        (_add_function, _add_explain, _add_passes, _add_json),
+        (_add_function, _add_explain, _add_listing, _add_passes, _add_json),
     ),
     (
         "coverage",
@@ -273,7 +283,7 @@ _COMMANDS = (
     (
         "opt",
         "Reads a program, or the file of a crash, runs passes, and prints the result.",
-        (_add_file, _add_passes),
+        (_add_file, _add_listing, _add_passes),
     ),
     (
         "bisect",

@@ -26,6 +26,7 @@ from dialect.front.strict import must_be_empty, not_done
 from dialect.machine.mesh import Topology
 from dialect.machine.virtual_cpus import start
 from dialect.measured import evaluation, tradeoff_plot
+from dialect.printed.program_lines import program_lines
 from dialect.reports import plotting, sweep_plot
 from dialect.reports import sweep as pareto
 from dialect.reports.beside_plan import beside_plan, differences, plan_table
@@ -76,7 +77,7 @@ def show(args: Arguments, screen: Screen) -> None:
         _print_json(done.facts() | {"program": str(done.program)})
         return
     if not args.explain:
-        print(done.program)
+        _print_program(done.program, args, screen)
         return
     screen.warnings(not_done(done.program))
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
@@ -203,7 +204,16 @@ def opt(args: Arguments, screen: Screen) -> None:
         start(args.target or target.topology)
         target = api.resolve(None, args.target, pipeline)[1]
     listening = session.listening_to(args, target)
-    print(manager.run(program, pipeline.passes(args.phase), target, listening)[0])
+    result = manager.run(program, pipeline.passes(args.phase), target, listening)[0]
+    _print_program(result, args, screen)
+
+
+def _print_program(program: Program, args: Arguments, screen: Screen) -> None:
+    """The text that reads back, or on a terminal and where it is asked for the one for people."""
+    if screen.terminal if args.fold is None else args.fold:
+        screen.listing_of(program_lines(program, sources=args.sources))
+    else:
+        print(program)
 
 
 def check_rules(args: Arguments, screen: Screen) -> None:

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from dialect.display.quantities import size
 from dialect.planning.plan import Plan
+from dialect.printed.words import Line, coloured, plain
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass
 from rewrite.program import Program
@@ -128,6 +129,13 @@ class Screen:
             lines = (f"{o['name']}={o['default']}  ({o['takes']})" for o in known["options"])
             rows.append((known["name"], known["keeps"], known["what"], "\n".join(lines)))
         self.table(("pass", "keeps", "what it does", "options and their defaults"), rows)
+
+    def listing_of(self, lines: Sequence[Line]) -> None:
+        """Lines of a program or of a difference."""
+        if self.terminal:
+            self.console.print(coloured(lines), soft_wrap=True)
+        else:
+            sys.stdout.write(f"{plain(lines)}\n")
 
     def rewriting(
         self, what: str, target: Target, reports: Sequence[PassReport], plan: Plan | None

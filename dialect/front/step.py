@@ -70,6 +70,17 @@ class Step:
 
     # Looking at it.
 
+    def __repr__(self) -> str:
+        """`<step decode_step(params, cache, tokens) for v5e:2x4, mesh x=2 y=4: ...>`."""
+        name = getattr(self.function, "__name__", None) or type(self.function).__name__
+        inner = getattr(self.function, "func", self.function)  # of a functools.partial
+        called = f"{getattr(inner, '__name__', name)}{_arguments(self.function)}"
+        mesh = " ".join(f"{axis}={chips}" for axis, chips in self.target.mesh)
+        known = f"{len(self._programs)} traced, {len(self._executables)} compiled"
+        steps = [step.pass_name() for _, phase in self.pipeline.phases for step in phase]
+        passes = ", ".join(dict.fromkeys(steps))
+        return f"<step {called} for {self.target.topology}, mesh {mesh}: {passes}; {known}>"
+
     def program(self, *args: Any) -> Program:
         """The rewritten program for arguments of these shapes (ShapeDtypeStructs will do)."""
         key = self._key(args)
@@ -267,6 +278,13 @@ class Step:
         if self._known is None or not _same_objects(self._known[0], leaves):
             self._known = ([_reference(leaf) for leaf in leaves], executable.packed(params))
         return self._known[1]
+
+
+def _arguments(function: Callable[..., Any]) -> str:
+    try:
+        return f"({', '.join(inspect.signature(function).parameters)})"
+    except (TypeError, ValueError):  # what has no signature in Python
+        return ""
 
 
 def _users_own(arg: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Programs as people read them: names, folded layers, differences. It is not read back."""

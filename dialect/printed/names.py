@@ -1,0 +1,92 @@
+"""Names for the values of a graph: the user's variables, and the paths of parameters.
+
+A value that a statement assigns has the name of its variable; another form of a named value (a
+reshape, a conversion) has that name and a number; any other value has the name of its op.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from dialect.printed.variables import assigned_at
+from rewrite import opdef
+from rewrite.ir import Graph, Op, Value
+
+
+class Names:
+    """Hands out names, no name twice. `of` holds them."""
+
+    def __init__(self) -> None:
+        self.of: dict[Value, str] = {}
+        self.taken: dict[str, int] = {}
+
+    def inputs(self, values: Sequence[Value], paths: Sequence[str]) -> None:
+        """Names the inputs of a program by their paths."""
+        for value, path in zip(values, paths):
+            self.of[value] = self._free(path.replace(" ", "_"))
+
+    def inner(self, given: Mapping[Value, str], kept: Iterable[Value]) -> None:
+        """Names the inputs of a loop's body: those in `kept` as outside, others by the last part
+        of the name of what they are given."""
+        same = set(kept)
+        for value, outside in given.items():
+            self.of[value] = outside if value in same else self._free(_last(outside))
+
+    def ops(self, graph: Graph, ops: Sequence[Op]) -> None:
+        """Names what some ops of a graph give, in this order."""
+        ends = _ends(graph, ops)
+        for op in ops:
+            if len(op.types) > 1 and not op.regions:
+                name = self._free(self._by_op(op, op.results[0]))
+                self.of |= {value: f"{name}[{value.index}]" for value in op.results}
+                continue
+            for value in op.results:
+                self.of[value] = self._free(ends.get(value) or self._by_op(op, value))
+
+    def _by_op(self, op: Op, value: Value) -> str:
+        if op.regions:
+            given = op.args[op.get("consts", 0) :]
+            if value.index < op.get("carry", 0) and value.index < len(given):
+                return _last(self.of.get(given[value.index], op.name))
+            return op.name
+        known = opdef.traits(op)
+        names = {_last(self.of.get(arg, op.name)) for arg in op.args}
+        moves = known.moves and not known.writes or known.converts
+        return names.pop() if moves and len(names) == 1 else op.name
+
+    def _free(self, name: str) -> str:
+        """`x`, and where that is taken `x.1`, `x.2`, ..."""
+        if name not in self.taken:
+            self.taken[name] = 0
+            return name
+        self.taken[name] += 1
+        numbered = f"{name}.{self.taken[name]}"
+        return numbered if numbered not in self.taken else self._free(name)
+
+
+def _last(name: str) -> str:
+    """`wq` of `params/layers/0/wq`, and of `wq.3[0]`."""
+    words = [word for word in name.split("/") if not word.isdigit()] or [name]
+    return re.sub(r"(\.\d+)?(\[\d+\])?$", "", words[-1]) or words[-1]
+
+
+def _ends(graph: Graph, ops: Sequence[Op]) -> dict[Value, str]:
+    """{value: the variable that it is assigned to}: what leaves a statement is what it assigns."""
+    results: dict[str, list[Value]] = {}
+    for op in ops:
+        source = op.origin.source
+        if not source or op.regions or not op.args:
+            continue
+        readers = (reader for value in op.results for reader, _ in graph.users.get(value, ()))
+        inside = any(reader.origin.source == source for reader in readers)
+        if not inside:
+            results.setdefault(source, []).extend(op.results)
+    ends = {}
+    for source, values in results.items():
+        variables = assigned_at(source)
+        # A line that runs once for each layer gives the variable again and again.
+        for number, value in enumerate(values):
+            if variables and len(values) % len(variables) == 0:
+                ends[value] = variables[number % len(variables)]
+    return ends
