@@ -18,8 +18,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from difflib import unified_diff
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
@@ -68,6 +68,13 @@ def nameless(text: str) -> list[str]:
     return text.split("\n")
 
 
+def differences(before: list[str], after: list[str]) -> Iterator[str]:
+    """The lines that only one program has, whatever the values are numbered."""
+    unnumbered = ([_VALUE.sub("%", line) for line in lines] for lines in (before, after))
+    lines = unified_diff(*unnumbered, n=0, lineterm="")
+    return (line for line in list(lines)[2:] if not line.startswith("@"))
+
+
 def texts_of(checkout: Path) -> dict[str, str]:
     """The programs that a checkout makes, in a process of its own."""
     env = os.environ | {"PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
@@ -90,15 +97,14 @@ def main() -> None:
     here, there = texts_of(CHECKOUT), texts_of(args.other.resolve())
     alike = 0
     for name in sorted(here.keys() & there.keys()):
-        texts = nameless(there[name]), nameless(here[name])
-        differing = [pair for pair in zip_longest(*texts, fillvalue="") if pair[0] != pair[1]]
-        if not differing:
+        before, after = nameless(there[name]), nameless(here[name])
+        if before == after:
             alike += 1
             continue
-        shown = differing if args.show == name else differing[:1]
+        differing = list(differences(before, after)) or ["  operands alone"]
         print(f"{name}: {len(differing)} lines differ")
-        for before, after in shown:
-            print(f"  - {before.strip()[:160]}\n  + {after.strip()[:160]}")
+        for line in differing if args.show == name else differing[:2]:
+            print(f"  {line[:160]}")
     print(f"{alike} of {len(here.keys() & there.keys())} programs are the same")
 
 

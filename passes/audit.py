@@ -40,41 +40,41 @@ class Audit(Pass):
                 hint = "run `plan` and `shard` before `lower` and `audit`"
                 raise PlanError("there is no plan that says what it exchanges", hint=hint)
             return self.recorded(program, "no plan says what is exchanged, so nothing is compared")
-        found = audit(program, target)
-        large = list(self.surprises(found, program))
+        audited = audit(program, target)
+        large = list(self.surprises(audited, program))
         if self.strict and large:
             message = f"the compiled program exchanges what {program.plan.label} does not ask for"
             hint = "other constraints there, another plan, or audit{strict=false} to accept it"
             raise PlanError("\n  ".join([f"{message}:", *large]), hint=hint)
-        return self.recorded(program, *totals(found), *large, *self.rest(found), *found.notes)
+        return self.recorded(program, *totals(audited), *large, *self.rest(audited), *audited.notes)
 
-    def surprises(self, found: Audited, program: Program) -> Iterator[str]:
+    def surprises(self, audited: Audited, program: Program) -> Iterator[str]:
         """Those that are too large, in words."""
         lines = user_lines(program.graph)
-        for each in found.unplanned_above(self.tolerance):
-            share = percent(each.bytes, found.planned_bytes)
-            what = shown(each.collective, lines)
-            yield f"not planned: {what}: {size(each.bytes)}, {share} of the plan"
+        for exchange in audited.unplanned_above(self.tolerance):
+            share = percent(exchange.bytes, audited.planned_bytes)
+            what = shown(exchange.collective, lines)
+            yield f"not planned: {what}: {size(exchange.bytes)}, {share} of the plan"
 
-    def rest(self, found: Audited) -> Iterator[str]:
+    def rest(self, audited: Audited) -> Iterator[str]:
         """What is too small to be named, and what the plan asks for in vain."""
-        limit = self.tolerance * found.planned_bytes
-        small = [each.bytes for each in found.unplanned if each.bytes <= limit]
+        limit = self.tolerance * audited.planned_bytes
+        small = [surprise.bytes for surprise in audited.unplanned if surprise.bytes <= limit]
         if small:
-            share = percent(sum(small), found.planned_bytes)
+            share = percent(sum(small), audited.planned_bytes)
             yield f"not planned, too small to be named: {len(small)}, together {share} of the plan"
-        for exchange, left in found.missing:
+        for exchange, left in audited.missing:
             if left > limit:
                 what = f"{exchange.kind} over {' '.join(exchange.axes)} for {exchange.part}"
-                share = percent(left, found.planned_bytes)
+                share = percent(left, audited.planned_bytes)
                 yield f"planned, not compiled: {what}: {size(left)}, {share} of the plan"
 
 
-def totals(found: Audited) -> Iterator[str]:
+def totals(audited: Audited) -> Iterator[str]:
     """Bytes per chip, compiled and planned."""
     pairs = (
-        ("received per chip and step", found.compiled_bytes, found.planned_bytes),
-        ("memory per chip", found.compiled_memory_bytes, found.planned_memory_bytes),
+        ("received per chip and step", audited.compiled_bytes, audited.planned_bytes),
+        ("memory per chip", audited.compiled_memory_bytes, audited.planned_memory_bytes),
     )
     for what, compiled_bytes, planned_bytes in pairs:
         times = f" ({compiled_bytes / planned_bytes:.3f} times)" if planned_bytes else ""

@@ -42,16 +42,16 @@ class BlockSparse(Pass):
 
     def attend(self, op: Op, notes: list[str | Remark]) -> Op:
         """An attention with its mask narrowed, or as it is; with a note on which and why."""
-        found, source = kept_by(op), op.origin.source
+        kept, source = kept_by(op), op.origin.source
         if op.get("blocks") or op.get("sparq"):
             what = "in blocks already, put flash behind" if op.get("blocks") else "it has sparq"
             notes.append(Remark(f"{what}: {source}", kind=NOT_DONE))
             return op
-        if found.last is None:
-            why = "it has no mask" if found.rest is None else "its mask depends on data"
+        if kept.last is None:
+            why = "it has no mask" if kept.rest is None else "its mask depends on data"
             unknown = f"where its window would end is not known, {why}: {source}"
             notes.append(Remark(unknown, kind=NOT_DONE))
             return op
         told = f"the first {self.sinks} and " if self.sinks else ""
         notes.append(f"{told}the last {self.window} positions")
-        return with_bounds(op, found, window=self.window, sinks=self.sinks)
+        return with_bounds(op, kept, window=self.window, sinks=self.sinks)

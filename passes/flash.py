@@ -59,8 +59,8 @@ class Flash(Pass):
         if op.get("sparq"):
             notes.append("whole: it reads chosen positions alone")
             return op
-        found = kept_by(op)
-        bounds, axes = bounds_of(op, found)
+        kept = kept_by(op)
+        bounds, axes = bounds_of(op, kept)
         if not (self.query or self.key) and not _pays(op, bounds, target):
             notes.append("whole: blocks would gain nothing")
             return op
@@ -81,7 +81,7 @@ class Flash(Pass):
             more["visits"] = visits = _visits(op, bounds, axes, (queries, keys))
             of = f", of which {visits} are visited"
         notes.append(f"blocks of {queries} queries and {keys} keys{of}")
-        return with_bounds(op, found, blocks=(queries, keys), **more)
+        return with_bounds(op, kept, blocks=(queries, keys), **more)
 
     def blocks(self, op: Op, target: Target) -> tuple[int, int]:
         """The queries and keys of a block whose logits fit, about as many of both; more keys where

@@ -51,7 +51,7 @@ class Paged(Pass):
             for number, names, value in _caches(program)
         }
         alone = {number: why for number, why in caches.items() if isinstance(why, str)}
-        wanted = {number: each for number, each in caches.items() if isinstance(each, _Cache)}
+        wanted = {number: entry for number, entry in caches.items() if isinstance(entry, _Cache)}
         orders = {number: in_order(cache.order) for number, cache in wanted.items()}
         forms = stacked_forms(program)
         ordered, _ = keep_in(program, orders, transposed_cache.RULES, forms=forms)
@@ -63,7 +63,7 @@ class Paged(Pass):
         }
         wanted = {number: cache for number, cache in wanted.items() if number not in alone}
         changes = {number: in_pages(self.page, cache.layers) for number, cache in wanted.items()}
-        made, left = keep_in(ordered, changes, paged_cache.RULES, "paged", ("attend",), forms)
+        changed, left = keep_in(ordered, changes, paged_cache.RULES, "paged", ("attend",), forms)
         kept = {number: cache for number, cache in wanted.items() if number not in left}
         notes: list[str | Remark] = [
             f"{program.inputs[number].name} kept in {cache.told(self.page)}"
@@ -78,7 +78,7 @@ class Paged(Pass):
             return self.recorded(given, *notes)
         asked = (("pages", "groups"),) if self.groups else (("owner", "heads"), ("pages", "whole"))
         step = Step(str(self), self.keeps, remarks(tuple(notes)), asked)
-        blocked = made.with_graph(self.in_blocks(made.graph))
+        blocked = changed.with_graph(self.in_blocks(changed.graph))
         return replace(blocked, history=(*program.history, step))
 
     def cache(self, names: Sequence[str], value: Value) -> _Cache | str:
@@ -168,4 +168,4 @@ def _caches(program: Program) -> list[tuple[int, Sequence[str], Value]]:
         (number, [name[0] if len(name) == 1 else "" for name in axes.of(value)], value)
         for number, (value, _) in stacked_forms(program).items()
     )
-    return [each for each in named if "context" in each[1]]
+    return [cache for cache in named if "context" in cache[1]]

@@ -81,7 +81,7 @@ class Plan(Pass):
         shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
         owner = program.requested("owner") or "auto"
         attention = self.attention if self.attention != "auto" else owner
-        asked = [None if each == "auto" else each for each in (self.ffn, attention)]
+        asked = [None if choice == "auto" else choice for choice in (self.ffn, attention)]
         notes = [*shape.notes(), *loop_notes(program)]
         alone = mesh.size > 1 and bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
@@ -101,8 +101,8 @@ class Plan(Pass):
             )
             stored = both.decode.partitioning
             notes.append(both.note())
-        found = best_plans(planned, topology, mesh, *asked, max(1, self.refine), stored)
-        plans = [with_fallback_layouts(each, shape, axes) for each in found]
+        best = best_plans(planned, topology, mesh, *asked, max(1, self.refine), stored)
+        plans = [with_fallback_layouts(chosen_plan, shape, axes) for chosen_plan in best]
         if self.refine:
             tried = list(refined(program, plans, topology, mesh, partial(_lowered, target)))
             plans = [fastest(tried)]
@@ -159,8 +159,8 @@ def _unplanned(program: Program, axes: Axes, plan: Chosen) -> list[Remark]:
 
 def _listed(inputs: list[Input], most: int = 5) -> str:
     """The largest inputs with their types, and how many bytes all of them have."""
-    largest = sorted(inputs, key=lambda each: -each.type.bytes)
-    shown = [f"{each.name} {each.type}" for each in largest[:most]]
+    largest = sorted(inputs, key=lambda input_: -input_.type.bytes)
+    shown = [f"{input_.name} {input_.type}" for input_ in largest[:most]]
     shown += [f"{len(inputs) - most} more"] if len(inputs) > most else []
-    total = sum(each.type.bytes for each in inputs)
+    total = sum(input_.type.bytes for input_ in inputs)
     return f"{', '.join(shown)} ({size(total)})"

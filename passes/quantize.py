@@ -320,5 +320,5 @@ def _kept(weight: Value, summed: int, rank: int) -> str | None:
 def _rounded(x: Value, axes: tuple[int, ...], form: str, **how: Any) -> Value:
     """What numbers are once they are kept in `form`, one scale for all along `axes`."""
     parts = build("quantize", x, axes=axes, form=form, **how).results
-    made = {"axes": axes, "dtype": Symbol(x.type.dtype)}
-    return make("dequantize", *parts, origin=parts[0].op.origin, **made)
+    attrs = {"axes": axes, "dtype": Symbol(x.type.dtype)}
+    return make("dequantize", *parts, origin=parts[0].op.origin, **attrs)

@@ -150,8 +150,10 @@ class _Exchanges:
         chips that split the vocabulary find some each."""
         wanted, sums = self.layout("residual", known), self.sums(known.op)
         if known.op.name == "take":
-            found, *_ = self.layout("tables", known.op.args[0])
-            return self.moved(value, known, "rows", wanted, self.layout("tables", known), found)
+            layout_of_table, *_ = self.layout("tables", known.op.args[0])
+            return self.moved(
+                value, known, "rows", wanted, self.layout("tables", known), layout_of_table
+            )
         given = tuple(tuple(axis for axis in axes if axis not in sums) for axes in wanted)
         return self.moved(value, known, "residual", wanted, given, sums)
 
@@ -159,7 +161,7 @@ class _Exchanges:
         """Hidden values: partial sums as rows, heads where attention owns them, all others, and
         heads that are still to be cut apart, where the weights leave them."""
         parts, sums, given = self.parts.get(known, []), self.sums(known.op), self.product(known)
-        names = {name for each in (known, *parts) for over in self.axes.of(each) for name in over}
+        names = {name for array in (known, *parts) for over in self.axes.of(array) for name in over}
         if names & _HIDDEN:
             rows = hidden_layout(self.plan, self.axes, known)
             given = rows if known.op.name in _CUTS else given

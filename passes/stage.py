@@ -89,7 +89,7 @@ def _split(op: Op, bound: frozenset[Value]) -> Op:
     consts, carry, xs = (list(op.args[part]) for part in scan_parts(op))
     fixed_inputs, carried_inputs, trip_inputs = (list(body.inputs[part]) for part in scan_parts(op))
     of_a_trip = dependents(body, trip_inputs)
-    every, fixed = ([v for v in front if (v in of_a_trip) == own] for own in (True, False))
+    every, fixed = ([v for v in front if (v in of_a_trip) == of_trip] for of_trip in (True, False))
     before = build(
         "scan",
         *consts,

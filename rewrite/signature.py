@@ -93,8 +93,8 @@ class Signature:
         """The axes of the results, where the arguments have these. Raises ValueError where they
         are not as many, or others pair."""
         names: dict[str, str] = {}
-        for own, given in zip(self.inputs, arguments, strict=True):
-            for mine, other in zip(own, given, strict=True):
+        for named, given in zip(self.inputs, arguments, strict=True):
+            for mine, other in zip(named, given, strict=True):
                 for letter, name in zip(mine, other, strict=True):
                     if names.setdefault(letter, name) != name:
                         raise ValueError(f"{letter} would be {names[letter]} and {name}")

@@ -22,5 +22,5 @@ def expecting(trips: float | None) -> AbstractContextManager:
 
 def expected_trips(name: str) -> float | None:
     """How often a loop of this name is expected to run, if its name says so."""
-    found = _TRIPS.search(name)
-    return float(found[1]) if found else None
+    match = _TRIPS.search(name)
+    return float(match[1]) if match else None

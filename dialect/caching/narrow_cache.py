@@ -68,10 +68,10 @@ def attend_without_axis(op: Op) -> Outcome:
         inner = op.args[number].op
         if inner.name != NARROW.op:
             continue
-        gone, own = inner["axis"], inputs[number]
-        if not set(own[gone]) <= set(letters(inputs[0])):
+        gone, subscript = inner["axis"], inputs[number]
+        if not set(subscript[gone]) <= set(letters(inputs[0])):
             return Miss("its query has no such axis", 2)
-        args[number], inputs[number] = inner.args[0], (*own[:gone], *own[gone + 1 :])
+        args[number], inputs[number] = inner.args[0], (*subscript[:gone], *subscript[gone + 1 :])
     if tuple(args) == op.args:
         return None
     axes = str(Signature(tuple(inputs), named.outputs))

@@ -57,10 +57,10 @@ def with_quantized_cache(program: Program, form: str) -> tuple[Program, list[str
                 alone[number] = place
             else:
                 changes[number] = _change(value.type.dtype, (place,), form)
-    made, left = keep_in(program, changes, RULES, "dequantize")
-    changes = {number: each for number, each in changes.items() if number not in left}
+    changed, left = keep_in(program, changes, RULES, "dequantize")
+    changes = {number: change for number, change in changes.items() if number not in left}
     alone |= left
-    return made, _notes(program, changes, alone, form)
+    return changed, _notes(program, changes, alone, form)
 
 
 def _place_of_head(axes: Axes, value: Value) -> int | str:
@@ -91,7 +91,7 @@ def _notes(
     notes, forms = [], kept_forms(program)
     for number, change in changes.items():
         value, name = forms[number][0], program.inputs[number].name
-        kept = sum(each.type.bytes for each in change.inward(value))
+        kept = sum(part.type.bytes for part in change.inward(value))
         notes.append(f"{name} kept in {form}: {value.type.bytes:,} bytes -> {kept:,}")
     return notes + [
         Remark(reason, program.inputs[number].name, LEFT_ALONE)
@@ -185,9 +185,9 @@ def attend_in_integers(op: Op) -> Outcome:
         if [inputs[i][d] for d in inner["axes"]] != [(summed,)]:
             return Miss("its scales are not those of whole heads", 2)
         args[i], scale = inner.args
-        own = tuple(axis for d, axis in enumerate(inputs[i]) if d not in inner["axes"])
+        axes_left = tuple(axis for d, axis in enumerate(inputs[i]) if d not in inner["axes"])
         args.insert(3, scale)
-        inputs.insert(3, own)
+        inputs.insert(3, axes_left)
         names.insert(3, word)
         if word == "value_scale":
             attrs["weights"] = Symbol(weights)

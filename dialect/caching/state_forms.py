@@ -61,7 +61,7 @@ def stacked_forms(program: Program) -> dict[int, tuple[Value, Value]]:
         read_once = all(len(graph.users[arg]) == 1 for arg in op.args)
         if len(members) < 2 or None in members or not read_once:
             continue
-        leaving = [forms[each][1] for each in members]
+        leaving = [forms[member][1] for member in members]
         if leaving == list(leaving[0].op.results) and undoes(leaving[0].op, op):
             inner = _innermost(graph, op.results[0], leaving[0].op.args[0])
             forms |= dict.fromkeys(members, inner)
@@ -234,7 +234,7 @@ def read_by(program: Program, is_reader: Callable[[Op], bool], number: int) -> s
         for op in graph.ops
         if is_reader(op)
     )
-    return {numbers[value] for found in sources for value in found if value in numbers}
+    return {numbers[value] for values in sources for value in values if value in numbers}
 
 
 def _still_read(

@@ -48,13 +48,13 @@ def fires(rule: Rule, graph: Graph) -> bool:
 
 
 @cache
-def first_rules(found: FoundRule) -> Family:
+def first_rules(checked_rule: FoundRule) -> Family:
     """The rules that bring the example to the form on which the rule fires. Raises NeverFires."""
-    graph = example_graph(found.rule)
-    for first in _orders(found):
-        if fires(found.rule, after_rules(graph, first)):
+    graph = example_graph(checked_rule.rule)
+    for first in _orders(checked_rule):
+        if fires(checked_rule.rule, after_rules(graph, first)):
             return first
-    raise NeverFires(f"the example of {found.name} is in no form on which it fires")
+    raise NeverFires(f"the example of {checked_rule.name} is in no form on which it fires")
 
 
 def after_rules(graph: Graph, first: Family) -> Graph:
@@ -62,9 +62,9 @@ def after_rules(graph: Graph, first: Family) -> Graph:
     return rewrite(graph, first) if first else graph
 
 
-def _orders(found: FoundRule) -> Iterator[Family]:
+def _orders(checked_rule: FoundRule) -> Iterator[Family]:
     """What may run first: no rule, the normal form, the normal form with a set of the rule's."""
     yield ()
-    for family in ((), *sorted(found.families, key=len)):
+    for family in ((), *sorted(checked_rule.families, key=len)):
         rules = dict.fromkeys((*NORMAL_FORM, *family))
-        yield tuple(rule for rule in rules if rule != found.rule)
+        yield tuple(rule for rule in rules if rule != checked_rule.rule)

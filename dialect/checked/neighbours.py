@@ -41,22 +41,28 @@ class Neighbour:
     wide: bool
 
 
-def neighbour(found: FoundRule, first: Family, seed: int, number: int) -> Neighbour | None:
+def neighbour(checked_rule: FoundRule, first: Family, seed: int, number: int) -> Neighbour | None:
     """The program of this number; None where its edits fit no types.
 
     The first numbers are the examples of the rule, unedited.
     """
-    random = Random(f"{found.name} {seed} {number}")
-    examples = (found.rule, *found.more)
+    random = Random(f"{checked_rule.name} {seed} {number}")
+    examples = (checked_rule.rule, *checked_rule.more)
     unedited = number < len(examples)
-    rule = examples[number] if unedited else random.choice(examples) if found.more else found.rule
+    rule = (
+        examples[number]
+        if unedited
+        else random.choice(examples)
+        if checked_rule.more
+        else checked_rule.rule
+    )
     chosen = 0 if unedited else _chosen(random)
     traced = variant(rule, chosen)
     if traced is None or not _is_small(traced):  # 15 axes of size 4, say
         return None
     wide = is_wide([value.type for value in traced.inputs])
     count = 0 if unedited else random.choices((0, 1, 2, 3), (2 if chosen else 0, 6, 4, 2))[0]
-    roots = set(found.rule.roots)
+    roots = set(checked_rule.rule.roots)
     early = bool(first) and not unedited and random.random() < 0.3
     with jax.enable_x64(wide):
         try:

@@ -17,7 +17,7 @@ _TRIED_PER_FIRED = 40  # how many programs are drawn at most for each on which t
 
 
 def check(
-    found: FoundRule,
+    checked_rule: FoundRule,
     seed: int = 0,
     instances: int = 20,
     seconds: float = 60.0,
@@ -30,14 +30,14 @@ def check(
     Programs are run by the evaluators in turn. A violation must be one for all of them and in JAX,
     which alone hides how a composite rounds inside; others may be wrong themselves.
     """
-    rule, started = found.rule, time.process_time()
-    report = RuleReport(rule.name, found.module, rule.keeps, rule.needs)
-    first = first_rules(found) if first is None else first
+    rule, started = checked_rule.rule, time.process_time()
+    report = RuleReport(rule.name, checked_rule.module, rule.keeps, rule.needs)
+    first = first_rules(checked_rule) if first is None else first
     for number in range(instances * _TRIED_PER_FIRED):
         late = time.process_time() - started > seconds
         if report.fired >= instances or late or len(report.violations) >= most_violations:
             break
-        tried = neighbour(found, first, seed, number)
+        tried = neighbour(checked_rule, first, seed, number)
         if tried is None:
             continue
         report.tried += 1
@@ -61,5 +61,5 @@ def checked_rules(
     rules = [rule for rule in all_rules(*places) if name in (None, rule.name)]
     if not rules:
         raise UsageError(f"there is no rule {name or ''} in {', '.join(places)}")
-    for found in rules:
-        yield check(found, seed, instances, seconds)
+    for checked_rule in rules:
+        yield check(checked_rule, seed, instances, seconds)

@@ -66,7 +66,7 @@ def _traced(rule: Rule, types: Sequence[Type], mapped: int | None) -> Graph:
     function = rule.example
     if mapped is not None:
         function = jax.vmap(function)
-        types = [Type(each.dtype, (mapped, *each.shape)) for each in types]
+        types = [Type(type_.dtype, (mapped, *type_.shape)) for type_ in types]
     structs = map(struct_of, types)
     return trace_graph(lambda *arrays: jax.tree.leaves(function(*arrays)), *structs)
 

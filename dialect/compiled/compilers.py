@@ -96,7 +96,7 @@ def permutes_of_scatter(links: Sequence[Links], ways: int) -> int:
     """How many permutes replace the reduce-scatter of a product's partial sums over these links,
     where computing hides the windows' reading: only around closed rings, and n permutes where a
     reduce-scatter receives n - 1 shards."""
-    closed = all(isinstance(each, Ring) and each.closed for each in links)
+    closed = all(isinstance(link, Ring) and link.closed for link in links)
     return ways if closed and ways > _FEW else 0
 
 
@@ -163,9 +163,9 @@ def apart(op: Op, graph: Graph) -> Graph:
         return graph
     logits = _logits(graph)
 
-    def visit(each: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-        results = with_args(each, args).results
-        return [make("optimization_barrier", *results)] if each is logits else results
+    def visit(visited: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        results = with_args(visited, args).results
+        return [make("optimization_barrier", *results)] if visited is logits else results
 
     return rebuilt(graph, visit)
 

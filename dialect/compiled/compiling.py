@@ -90,7 +90,7 @@ class Compilable:
             declared = self.program.step_inputs
             with lowering_on(self.mesh):
                 return evaluate(
-                    self.program.graph, [next(groups[group_of(each)]) for each in declared]
+                    self.program.graph, [next(groups[group_of(input_)]) for input_ in declared]
                 )
 
         step.__name__ = self.program.name if self.program.name.isidentifier() else "step"

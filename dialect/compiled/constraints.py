@@ -68,7 +68,7 @@ class _Exchange:
         """The constrained value."""
         value, of, (_, given, wanted) = self.op.args[0], self.op["of"], self.sides
         products = value.op.args if value.op.name == "add" else (value,)
-        is_partial = self.sums and all(each.op.name == "contract" for each in products)
+        is_partial = self.sums and all(product.op.name == "contract" for product in products)
         if is_partial and of == "residual":
             return self.pinned(self.parts_added_up(products, value), wanted)
         rows = None
@@ -96,9 +96,9 @@ class _Exchange:
     def parts_added_up(self, products: Sequence[Value], value: Value) -> Value:
         """product  ->  sum of its parts, each on its chip; of two products that are added, one sum
         where they have as many"""
-        terms = [self.in_parts(each.op) for each in products]
-        if len({each.type for each in terms}) > 1:
-            terms = [_added_up(each, value) for each in terms]
+        terms = [self.in_parts(product.op) for product in products]
+        if len({term.type for term in terms}) > 1:
+            terms = [_added_up(term, value) for term in terms]
         total = make("add", *terms, origin=value.op.origin) if len(terms) > 1 else terms[0]
         return _added_up(total, value)
 
@@ -165,8 +165,8 @@ class _Exchange:
         product, owned = (wanted, given) if comes else (given, wanted)
         inner = {x for name, axes in zip(names, product) if not _is_batch(name) for x in axes}
         return tuple(
-            tuple(axis for axis in own if axis not in inner) if _is_batch(name) else each
-            for name, own, each in zip(names, owned, product)
+            tuple(axis for axis in owner if axis not in inner) if _is_batch(name) else over
+            for name, owner, over in zip(names, owned, product)
         )
 
 
@@ -176,7 +176,7 @@ def _is_batch(name: str) -> bool:
 
 def _rows(product: Op) -> tuple[int, int]:
     """The argument whose axes lead the result of a product, and how many do."""
-    return max(((i, leading(product, i)) for i in range(2)), key=lambda found: found[1])
+    return max(((i, leading(product, i)) for i in range(2)), key=lambda place: place[1])
 
 
 def _added_up(value: Value, like: Value) -> Value:

@@ -66,7 +66,7 @@ def built(
     page = page or (PAGE_ON_TPU if chip.platform == "tpu" else PAGE)
     default = Pipeline.parse(PASSES.format(page=page))
     passes = (given or default).passes()
-    page = next((each.page for each in passes if each.pass_name() == "paged"), page)
+    page = next((pass_.page for pass_ in passes if pass_.pass_name() == "paged"), page)
     room = partial(_room, init_cache, shapes, chip, jax_mesh.size)
     sizes = Sizes.of(page, room, **asked)
     sized = partial(init_cache, context=sizes.context)
@@ -89,7 +89,7 @@ def built(
 
 
 def _without(passes: Passes, name: str) -> Passes:
-    return tuple(each for each in passes if each.pass_name() != name)
+    return tuple(pass_ for pass_ in passes if pass_.pass_name() != name)
 
 
 def _first_in_pages(

@@ -150,7 +150,7 @@ class Driver:
         by_request: dict[Request, list[Row]] = {}
         for row in rows:
             by_request.setdefault(row.request, []).append(row)
-        blamed = {request: self._raised_by(own) for request, own in by_request.items()}
+        blamed = {request: self._raised_by(steps) for request, steps in by_request.items()}
         if self.failing >= _TRIES and not any(blamed.values()):
             blamed = dict.fromkeys(by_request, error)
         self.executables.fresh()
@@ -184,5 +184,5 @@ def _requests(step: Step) -> list[Request]:
 def _token(row: np.ndarray) -> Token:
     """A token from its row of a step's results (`dialect.engine.sampling`)."""
     which, likely = row[2 : 2 + LISTED], row[2 + LISTED :].view(np.float32)
-    own = float(row[1:2].view(np.float32)[0])
-    return Token(int(row[0]), own, tuple(zip(which.tolist(), likely.tolist())))
+    log_probability = float(row[1:2].view(np.float32)[0])
+    return Token(int(row[0]), log_probability, tuple(zip(which.tolist(), likely.tolist())))

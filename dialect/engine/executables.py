@@ -52,9 +52,9 @@ class Executables:
         self.tables = list(tables)
         first = Compilable(programs[0], mesh)
         _must_share(programs)
-        self.packed_types = [struct_of(each.type) for each in first.inputs("param")]
+        self.packed_types = [struct_of(input_.type) for input_ in first.inputs("param")]
         self.packed_shardings = first.shardings("param")
-        self.pool_types = [struct_of(each.type) for each in first.inputs("state")]
+        self.pool_types = [struct_of(input_.type) for input_ in first.inputs("state")]
         self.pool_shardings = first.shardings("state")
         started = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -154,7 +154,7 @@ class Executables:
 def _must_share(programs: Sequence[Program]) -> None:
     """Raises ServingError unless all programs take the same packed parameters and pools."""
     kept = [
-        [str(each) for each in program.step_inputs if each.role in ("param", "state")]
+        [str(input_) for input_ in program.step_inputs if input_.role in ("param", "state")]
         for program in programs
     ]
     for program, inputs in zip(programs, kept):
@@ -172,6 +172,6 @@ def _table(program: Program) -> Type:
 
 def packed_params(program: Program, mesh: Any, params: Any) -> list[Any]:
     """The parameters as every program of one plan takes them, packed once."""
-    originals = [each for each in program.inputs if each.role == "param"]
+    originals = [input_ for input_ in program.inputs if input_.role == "param"]
     shardings = Compilable(program, mesh).shardings("param")
     return Preparation(prepare_of(program), originals, shardings)(jax.tree.leaves(params))

@@ -37,8 +37,8 @@ def pooled(staged: Program, pages: int) -> Program:
     }
     declared = dict(zip(staged.graph.inputs, staged.step_inputs, strict=True))
     kept = {
-        fresh[value]: replace(each, type=fresh[value].type)
-        for value, each in declared.items()
+        fresh[value]: replace(input_, type=fresh[value].type)
+        for value, input_ in declared.items()
         if fresh[value] is not table
     }
     inputs = {**kept, table: Input("table", table.type, "arg", declared[first].layout)}
@@ -104,12 +104,12 @@ def _program(
 ) -> Program:
     """A program whose user keeps the pools: nothing is adapted."""
     assert staged.stages is not None
-    originals = [each for each in staged.inputs if each.role == "param"]
-    packed = [each for each in inputs.values() if each.role == "param"]
-    others = [each for each in inputs.values() if each.role != "param"]
+    originals = [input_ for input_ in staged.inputs if input_.role == "param"]
+    packed = [input_ for input_ in inputs.values() if input_.role == "param"]
+    others = [input_ for input_ in inputs.values() if input_.role != "param"]
     shift = len(originals) - len(packed)
     step_outputs = tuple(out for _, out in outputs)
-    pools = tuple(value for value, each in inputs.items() if each.role == "state")
+    pools = tuple(value for value, input_ in inputs.items() if input_.role == "state")
     params = treedef(staged.tree[0]).children()[0]
     arguments = (jax.tree.unflatten(params, originals), others)
     stages = replace(

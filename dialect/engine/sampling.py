@@ -68,8 +68,8 @@ def results(logits: Any, columns: Any, positions: Any) -> Any:
 
     tokens = jax.lax.cond(jnp.any(temperature > 0), drawn, greedy)
     told = log_probabilities(logits, tokens, LISTED)
-    own, likely = _bits(told.log_probability)[:, None], _bits(told.top_log_probability)
-    return jnp.concatenate([tokens[:, None], own, told.top_tokens, likely], axis=1)
+    chosen, likely = _bits(told.log_probability)[:, None], _bits(told.top_log_probability)
+    return jnp.concatenate([tokens[:, None], chosen, told.top_tokens, likely], axis=1)
 
 
 def _floats(bits: Any) -> Any:

@@ -53,7 +53,7 @@ class Decoder:
         places = self.states.of_counted(jax.tree.leaves(of_rows.cache_rows))
 
         def step(params: Any, caches: Any, tables: Any, positions: Any, tokens: Any) -> Any:
-            counted = [_at(positions, *each) for each in zip(tables, places)]
+            counted = [_at(positions, *row) for row in zip(tables, places)]
             logits, state = of_rows(params, self.states.whole(caches, counted), tokens)
             return logits, self.states.caches(jax.tree.leaves(state))
 
@@ -68,7 +68,7 @@ class Decoder:
 
         Raises ServingError where the passes leave a part of the decoder's state out of pages.
         """
-        names = [each.pass_name() for each in passes]
+        names = [pass_.pass_name() for pass_ in passes]
         lacking = [name for name in ("paged", "plan", "stage", "lower") if name not in names]
         if lacking:
             hint = PASSES.format(page=PAGE_ON_TPU)

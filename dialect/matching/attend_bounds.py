@@ -25,12 +25,12 @@ def kept_by(op: Op) -> Kept:
     return kept(mask, axes.index(_CONTEXT))
 
 
-def bounds_of(op: Op, found: Kept) -> tuple[tuple[Bound, ...], Array]:
+def bounds_of(op: Op, kept: Kept) -> tuple[tuple[Bound, ...], Array]:
     """The bounds that `found` has for the mask of an attention, or those that are its operands, a
     window among them; and the axes in which they count. None of either where there are none."""
     operands = _operands(op)
-    if found.bounds:
-        return found.bounds, operands["mask"][1]
+    if kept.bounds:
+        return kept.bounds, operands["mask"][1]
     given = {name: linear(operands[name][0]) for name in ("first", "last") if name in operands}
     if not given:
         return (), ()
@@ -71,17 +71,17 @@ def part_read(op: Op, keys: int) -> float:
     return min(1, columns / (2 * width) + positions / keys)
 
 
-def with_bounds(op: Op, found: Kept, **more: Any) -> Op:
+def with_bounds(op: Op, kept: Kept, **more: Any) -> Op:
     """The attention with these bounds in the place of its mask, and with `more` attributes."""
     named, attrs = Signature.parse(op["axes"]), dict(op.attrs) | more
-    if not found.bounds:
+    if not kept.bounds:
         return build("attend", *op.args, origin=op.origin, **attrs)
     args, inputs, given = list(op.args), list(named.inputs), op["given"].split()
     at = 3 + given.index("mask")
     axes = inputs[at]
     parts = {
         name: (value, _own(value, axes))
-        for name, value in (("mask", found.rest), ("first", found.first), ("last", found.last))
+        for name, value in (("mask", kept.rest), ("first", kept.first), ("last", kept.last))
         if value is not None
     }
     args[at : at + 1], inputs[at : at + 1] = zip(*parts.values())

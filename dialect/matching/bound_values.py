@@ -33,9 +33,13 @@ class Kept(NamedTuple):
 def kept(mask: Value, context: int) -> Kept:
     """What a boolean mask keeps; `context` is the dimension of the context position."""
     region = region_of(mask, context)
-    known = [each for each in region if each.bounds and all(map(_is_whole, each.bounds))]
-    bounds = [bound for each in known for bound in each.bounds]
-    rest = [each.value for each in region if each not in known]
+    known = [
+        condition
+        for condition in region
+        if condition.bounds and all(map(_is_whole, condition.bounds))
+    ]
+    bounds = [bound for condition in known for bound in condition.bounds]
+    rest = [condition.value for condition in region if condition not in known]
     shape = mask.type.shape
 
     def tightest(lowest: bool, narrower: str, wider: str) -> Value | None:
@@ -49,7 +53,7 @@ def kept(mask: Value, context: int) -> Kept:
     return Kept(
         tightest(True, "max", "min"),
         tightest(False, "min", "max"),
-        _joined("and", (_ranked(each, shape) for each in rest)) if rest else None,
+        _joined("and", (_ranked(condition, shape) for condition in rest)) if rest else None,
         tuple(bounds),
     )
 

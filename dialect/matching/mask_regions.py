@@ -99,7 +99,7 @@ def region_of(mask: Value, context: int) -> Region:
     if number(mask):
         return ()
     if op.name == "and":
-        return tuple(each for arg in op.args for each in region_of(arg, context))
+        return tuple(condition for arg in op.args for condition in region_of(arg, context))
     bounds = _either(op, context) if op.name == "or" else _compared(op, context)
     if bounds:
         return (Condition(mask, mask, bounds),)
@@ -217,9 +217,9 @@ def _compared(op: Op, context: int) -> tuple[Bound, ...]:
 
 def _stepped(op: Op, context: int) -> tuple[Bound, ...]:
     """s // n <= c  ->  s <= n c + n - 1,  s // n == c  ->  both bounds, however it is divided"""
-    turned, own = COMPARED[op.name]
+    turned, compared = COMPARED[op.name]
     for bounds, arg, other in (
-        (own, *op.args),
+        (compared, *op.args),
         (COMPARED[turned][1], *op.args[::-1]),
     ):
         steps = _steps(arg, context)

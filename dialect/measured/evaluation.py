@@ -60,8 +60,8 @@ class Prefixes(Explained):
         self.programs = [self.programs[0], (so_far, last.keeps, last)]
         for text in texts:
             passes = Pipeline.parse(text, source="--compare").passes()
-            made, _ = manager.run(last, passes, target)
-            self.programs.append((text, made.keeps, made))
+            rewritten, _ = manager.run(last, passes, target)
+            self.programs.append((text, rewritten.keeps, rewritten))
 
 
 # Runs a program over a text.

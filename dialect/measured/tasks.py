@@ -101,12 +101,12 @@ def tasks(names: Sequence[str], source: Source, rows: int, context: int) -> tupl
         raise UsageError(
             f"there is no task {unknown[0]!r}", hint=nearest(unknown[0], (TEXT, COPY, NEEDLE))
         )
-    made, random = [text(source.tokens, rows, context)], np.random.default_rng(SEED)
+    asked, random = [text(source.tokens, rows, context)], np.random.default_rng(SEED)
     if COPY in names:
-        made.append(copying(source, rows, context, (context + 1) // 2, random))
+        asked.append(copying(source, rows, context, (context + 1) // 2, random))
     for distance in DISTANCES if NEEDLE in names else ():
-        made.append(needle(source, rows, context, distance, random))
-    return tuple(made)
+        asked.append(needle(source, rows, context, distance, random))
+    return tuple(asked)
 
 
 def text(tokens: np.ndarray, rows: int, context: int) -> Task:
@@ -154,11 +154,11 @@ def needle(
     text of its own. Raises UsageError if the context is too short.
     """
     name = f"{NEEDLE} {distance}"
-    made = [_needle_row(source, name, context, distance, random) for _ in range(rows)]
+    rows_of_text = [_needle_row(source, name, context, distance, random) for _ in range(rows)]
     asked = np.zeros((rows, context), bool)
-    for row, (_, answer) in zip(asked, made):
+    for row, (_, answer) in zip(asked, rows_of_text):
         row[-answer:] = True
-    return Task(name, np.stack([tokens for tokens, _ in made]), asked)
+    return Task(name, np.stack([tokens for tokens, _ in rows_of_text]), asked)
 
 
 def _needle_row(

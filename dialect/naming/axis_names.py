@@ -35,10 +35,12 @@ def name_axes(axes: Axes, program: Program) -> None:
         if op.name in ("gate", "activate"):
             beside = {x.name for x in leaves_of(axes.at(op.results[0]))} & {"heads", "kv_heads"}
             name = "d_ff_per_head" if beside else "d_ff"
-            own = [found for each in axes.at(op.results[0]) if (found := _unnamed(each))]
-            for dimension in own[:-1]:  # which of as many units it is
+            without_name = [
+                unnamed for dimension in axes.at(op.results[0]) if (unnamed := _unnamed(dimension))
+            ]
+            for dimension in without_name[:-1]:  # which of as many units it is
                 _call(dimension, "experts", 45, op)
-            for dimension in own[-1:]:
+            for dimension in without_name[-1:]:
                 _call(dimension, name, 45, op)
     _name_outputs(axes, program)
     _name_cuts(axes, [op for op, _ in known])
@@ -107,41 +109,41 @@ def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         if weight not in bound or op.results[0] in bound:
             continue
         shared = set(letters(spec.inputs[0])) & set(letters(spec.inputs[1]))
-        own = [
+        of_vector = [
             axis
             for axis, dimension in zip(axes.at(weight), array)
             if dimension and dimension[0] in shared & set(letters(spec.outputs[0]))
         ]
-        if len(array) > len(own) + 1:  # a matrix for each; a scale has none
-            _call(own, "experts", 48, op)
+        if len(array) > len(of_vector) + 1:  # a matrix for each; a scale has none
+            _call(of_vector, "experts", 48, op)
 
 
 def _name_attend(axes: Axes, op: Op) -> None:
     signature = Signature.parse(op["axes"])
-    found: dict[str, Axis] = {}
+    named: dict[str, Axis] = {}
     for value, array in zip((*op.args, *op.results), (*signature.inputs, *signature.outputs)):
         for axis, dimension in zip(axes.at(value), array):
             if dimension and axis.size > 1:
-                found.setdefault(dimension[0], axis)
+                named.setdefault(dimension[0], axis)
     query, key = (set(letters(array)) for array in signature.inputs[:2])
     shared = [
-        x for x in letters(signature.inputs[0]) if x in query & key and x != "k" and x in found
+        x for x in letters(signature.inputs[0]) if x in query & key and x != "k" and x in named
     ]
-    alone = [x for x in letters(signature.inputs[0]) if x not in key and x in found]
-    heads = {x for x in (*shared, *alone) if "param" in _roles([found[x]])}
+    alone = [x for x in letters(signature.inputs[0]) if x not in key and x in named]
+    heads = {x for x in (*shared, *alone) if "param" in _roles([named[x]])}
     for letter in (*PAIRS.values(), "v"):
-        if letter in found:
-            _call([found[letter]], "d_head", 90, op)
-    if "s" in found:
-        _call([found["s"], *_parts_of_context(axes, op)], "context", 90, op)
+        if letter in named:
+            _call([named[letter]], "d_head", 90, op)
+    if "s" in named:
+        _call([named["s"], *_parts_of_context(axes, op)], "context", 90, op)
     grouped = any(x in heads for x in shared)
     for letter in shared:
         several = any(x in heads for x in alone)
-        own = ("kv_heads" if several else "heads") if letter in heads else "batch"
-        _call([found[letter]], own, 90, op)
+        name = ("kv_heads" if several else "heads") if letter in heads else "batch"
+        _call([named[letter]], name, 90, op)
     for letter in alone:
-        own = ("q_per_kv" if grouped else "heads") if letter in heads else "time"
-        _call([found[letter]], own, 90, op)
+        name = ("q_per_kv" if grouped else "heads") if letter in heads else "time"
+        _call([named[letter]], name, 90, op)
 
 
 def _parts_of_context(axes: Axes, op: Op) -> Iterator[Axis]:
@@ -174,12 +176,12 @@ def _name_weights(axes: Axes, op: Op) -> None:
 
 def _name_heads(axes: Axes, program: Program) -> None:
     """What a state over the context has besides, and parameters made: the values of a head."""
-    for value, each in zip(program.graph.inputs, program.step_inputs):
-        here = leaves_of(axes.at(value)) if each.role == "state" else []
+    for value, input_ in zip(program.graph.inputs, program.step_inputs):
+        here = leaves_of(axes.at(value)) if input_.role == "state" else []
         if any(leaf.name == "context" for leaf in here):
             for leaf in here:
                 if "param" in leaf.roles and leaf.size > 1:
-                    leaf.call("d_head", 35, f"state {each.name}")
+                    leaf.call("d_head", 35, f"state {input_.name}")
 
 
 def _name_tables(axes: Axes, program: Program) -> None:
@@ -245,7 +247,7 @@ def _name_cuts(axes: Axes, ops: list[Op]) -> None:
             continue
         beside = {x.name for x in leaves_of(axes.at(op.args[0]))}
         fused = (parts.get(leaf.size) for name, parts in _FUSED.items() if name in beside)
-        name = next((each for each in fused if each), None)
+        name = next((other for other in fused if other), None)
         if name is None:
             name = "layers" if leaf.size == layers > 1 else "parts"
         _call([leaf], name, 10, op)
@@ -264,8 +266,8 @@ def _cut_along(axes: Axes, op: Op) -> tuple[Axis, ...]:
 def _name_vectors(axes: Axes, program: Program) -> None:
     """A state of one number per sequence: a vector as long as the batch."""
     batch = axes.sizes().get("batch", 0)
-    for value, each in zip(program.graph.inputs, program.step_inputs):
-        if each.role == "state" and value.type.rank == 1:
+    for value, input_ in zip(program.graph.inputs, program.step_inputs):
+        if input_.role == "state" and value.type.rank == 1:
             for leaf in leaves(axes.at(value)[0]):
                 if not leaf.names and leaf.size == batch > 0:
                     leaf.call("batch", 1, "as long as the batch")

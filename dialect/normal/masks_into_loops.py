@@ -35,10 +35,10 @@ def masks_into_loop(op: Op) -> Op:
     (body,), (fixed, carry, xs) = op.regions, scan_parts(op)
     consts = {x: _of_one(arg) for x, arg in zip(body.inputs[fixed], op.args[fixed])}
     rows = {x: _of_stack(arg) for x, arg in zip(body.inputs[xs], op.args[xs])}
-    inside = {x: each for x, each in (consts | rows).items() if each is not None}
+    inside = {x: leaf for x, leaf in (consts | rows).items() if leaf is not None}
     if not inside:
         return op
-    replaced = replace_values(body, {x: each.mask for x, each in inside.items()})
+    replaced = replace_values(body, {x: leaf.mask for x, leaf in inside.items()})
     given = dict(zip(body.inputs, op.args))
 
     def inputs(part: slice) -> dict[Value, Value]:
@@ -71,7 +71,7 @@ def _is_bounded(mask: Value) -> bool:
 
 def _leaves(value: Value) -> Iterator[Value]:
     """What a mask is computed of, at little cost: positions, lengths, and what is no bound."""
-    op, dtypes = value.op, {each.type.dtype for each in (value, *value.op.args)}
+    op, dtypes = value.op, {operand.type.dtype for operand in (value, *value.op.args)}
     is_input = not op.args and not is_known(value)
     if is_input or op.regions or not dtypes <= set(_COUNTS):
         yield value
@@ -94,7 +94,7 @@ def _of_stack(stack: Value) -> _Inside | None:
     if op.name != "stack" or op["axis"] != 0 or not all(map(_is_bounded, op.args)):
         return None
     shape = op.args[0].type.shape
-    found = [kept(mask, len(shape) - 1) for mask in op.args]
+    masks = [kept(arg, len(shape) - 1) for arg in op.args]
     places = reshaped(
         make("iota", dtype=Symbol("i32"), shape=shape[-1:], dimension=0),
         (*(1 for _ in shape[1:]), shape[-1]),
@@ -102,9 +102,9 @@ def _of_stack(stack: Value) -> _Inside | None:
     parts: list[Value] = []
     inputs: dict[Value, Value] = {}
     for name, values, otherwise in (
-        ("ge", [each.first for each in found], integer(0)),
-        ("le", [each.last for each in found], integer(shape[-1] - 1)),
-        ("and", [each.rest for each in found], make("const", value=True, type=Type("bool", ()))),
+        ("ge", [mask.first for mask in masks], integer(0)),
+        ("le", [mask.last for mask in masks], integer(shape[-1] - 1)),
+        ("and", [mask.rest for mask in masks], make("const", value=True, type=Type("bool", ()))),
     ):
         if any(values):
             rows = _alike([value or otherwise for value in values], len(shape))

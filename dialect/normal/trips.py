@@ -34,8 +34,8 @@ def most_trips(op: Op) -> int | None:
     if op.get("cond_consts") is None:
         return op.get("length", 1)
     (test,) = op.regions[0].outputs
-    bounds = [_bound(op, each.op) for each in _all_of(test)]
-    return min((each for each in bounds if each is not None), default=None)
+    bounds = [_bound(op, value.op) for value in _all_of(test)]
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def _all_of(test: Value) -> Iterator[Value]:
@@ -62,7 +62,7 @@ def _bound(op: Op, test: Op) -> int | None:
     at = op.regions[0].inputs.index(counter) - op["cond_consts"]
     first, most = number(start), number(last)
     step = _step(inside.inputs[op["body_consts"] + at], inside.outputs[at])
-    if not all(isinstance(each, int) for each in (first, most, step)) or step <= 0:
+    if not all(isinstance(known, int) for known in (first, most, step)) or step <= 0:
         return None
     allowed = most - beyond if is_lowest else most + beyond
     return max(0, (allowed - first) // step + 1)

@@ -62,7 +62,7 @@ def _must_divide(block: int, size: int, what: str) -> None:
 
 def largest_divisor(size: int, most: int) -> int:
     """The largest divisor of a size that is no more than `most`, or 1."""
-    return next(each for each in range(max(1, min(size, most)), 0, -1) if size % each == 0)
+    return next(divisor for divisor in range(max(1, min(size, most)), 0, -1) if size % divisor == 0)
 
 
 def one_by_one(

@@ -38,10 +38,12 @@ def attend_layer(
     _, *named = Signature.parse(axes).inputs
     names = ("key", "value", *given.split())
     arrays = (
-        LayerArray.of(array, layer, own.index(CONTEXT))
+        LayerArray.of(array, layer, axes_of_array.index(CONTEXT))
         if name in ("key", "value", stacked)
         else array
-        for name, array, own in zip(names, (key_stack, value_stack, *operands), named, strict=True)
+        for name, array, axes_of_array in zip(
+            names, (key_stack, value_stack, *operands), named, strict=True
+        )
     )
     return attend(query, *arrays, axes=axes, given=given, **more)
 

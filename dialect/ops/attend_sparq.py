@@ -167,10 +167,10 @@ def taken(array: Named, axis: Dimension, index: Named) -> Named:
         known[_LAYERS] = jnp.broadcast_to(in_int32(whole.layer), places.shape)
         whole, axes = whole.stack, (_LAYERS, *axes)
     for number, row in enumerate(rows[:-1]):
-        own = lax.broadcasted_iota(jnp.int32, places.shape, number)
-        known[row] = own + in_int32(starts.get(row, 0))
-    named = tuple(d for d, each in enumerate(axes) if each in known)
-    rest = tuple(each for each in axes if each not in known)
+        place = lax.broadcasted_iota(jnp.int32, places.shape, number)
+        known[row] = place + in_int32(starts.get(row, 0))
+    named = tuple(d for d, name in enumerate(axes) if name in known)
+    rest = tuple(name for name in axes if name not in known)
     numbers = lax.GatherDimensionNumbers(
         offset_dims=tuple(range(len(rows), len(rows) + len(rest))),
         collapsed_slice_dims=named,

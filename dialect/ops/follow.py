@@ -23,10 +23,10 @@ def followed(
     before, first, result = axes.inputs[0], now.inputs[0], now.outputs[0]
     told = before if known.by_axis or known.spelled else ()
     if known.axes:
-        own = attrs[known.axes]
-        told = tuple(before[d] for d in (own if isinstance(own, tuple) else (own,)))
+        where = attrs[known.axes]
+        told = tuple(before[d] for d in (where if isinstance(where, tuple) else (where,)))
         places = tuple(map(first.index, told))
-        attrs[known.axes] = places if isinstance(own, tuple) else places[0]
+        attrs[known.axes] = places if isinstance(where, tuple) else places[0]
     if known.lacked:
         arrays = (*now.inputs, *now.outputs)
         told = tuple(before[d] for d in attrs[known.lacked])

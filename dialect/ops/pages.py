@@ -91,7 +91,7 @@ class PagedArray:
     def squeeze(self, axes: tuple[int, ...]) -> PagedArray:
         """Without these axes, of size one."""
         kept = [number for number in range(len(self.sizes)) if number not in axes]
-        sizes, whole = (tuple(each[i] for i in kept) for each in (self.sizes, self.axes))
+        sizes, whole = (tuple(facts[i] for i in kept) for facts in (self.sizes, self.axes))
         return replace(self, sizes=sizes, axes=whole)
 
     def part(self, start: Any, size: int, axis: int) -> Any:
@@ -150,9 +150,9 @@ def page_put(
 
 def _axes(heads: int) -> tuple[Array, Array, Array]:
     """The axes of a pool, of a table, and of a cache without layers, with so many axes of heads."""
-    own = tuple((f"h{i}",) for i in range(heads))
-    pool = (("pages",), *own, ("page",), ("d",))
-    return pool, (("rows",), ("n",)), (("rows",), *own, ("places",), ("d",))
+    named = tuple((f"h{i}",) for i in range(heads))
+    pool = (("pages",), *named, ("page",), ("d",))
+    return pool, (("rows",), ("n",)), (("rows",), *named, ("places",), ("d",))
 
 
 _INDEXED = frozenset({"pages", "page", "n", "places", "layers"})

@@ -207,10 +207,10 @@ def shares_of_parts(parts: Sequence[Any], sink: Any, exp: Callable[[Any], Any]) 
     if sink is not None:
         top = jnp.maximum(top, largest(sink))
     weights = [exp(logits - jax.lax.stop_gradient(top)) for logits in parts]
-    total = reduce(jnp.add, (jnp.sum(each, axis=-1, keepdims=True) for each in weights))
+    total = reduce(jnp.add, (jnp.sum(part, axis=-1, keepdims=True) for part in weights))
     if sink is not None:
         total = total + jnp.sum(exp(sink - top), axis=-1, keepdims=True)
-    return [each / total for each in weights]
+    return [part / total for part in weights]
 
 
 def largest(array: Any) -> Any:

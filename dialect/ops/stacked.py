@@ -41,7 +41,7 @@ class LayerArray:
     def squeeze(self, axes: tuple[int, ...]) -> LayerArray:
         """Without these axes, of size one."""
         kept = [number for number in range(len(self.shape)) if number not in axes]
-        starts, shape = (tuple(each[d] for d in kept) for each in (self.starts, self.shape))
+        starts, shape = (tuple(facts[d] for d in kept) for facts in (self.starts, self.shape))
         stack = self.stack.squeeze(tuple(d + 1 for d in axes))
         context = kept.index(self.context)
         return LayerArray(stack, self.layer, starts, shape, context)

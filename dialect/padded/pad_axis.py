@@ -111,8 +111,8 @@ class Padding:
     def extra_bytes(self, values: Iterable[Value]) -> int:
         """The bytes that these arrays gain."""
         grown = [value for value in values if self.grows(value)]
-        before = (Type(each.type.dtype, self._shape(each, 0)).bytes for each in grown)
-        return sum(self.type(each).bytes for each in grown) - sum(before)
+        before = (Type(padded.type.dtype, self._shape(padded, 0)).bytes for padded in grown)
+        return sum(self.type(padded).bytes for padded in grown) - sum(before)
 
 
 def padded_program(program: Program, padding: Padding) -> Program:

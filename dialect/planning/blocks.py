@@ -136,8 +136,8 @@ def _blocks_up_to(places: dict[int, _Place], last: int, axes: Axes, loop: _Loop)
 
 def _blocks_at(place: _Place, axes: Axes, loop: _Loop) -> Iterator[Block]:
     """One block, and a further one for every attention but the first."""
-    found = [_attention(op, axes, place.weights) for op in place.attentions]
-    first, *others = found or [None]
+    attentions = [_attention(op, axes, place.weights) for op in place.attentions]
+    first, *others = attentions or [None]
     fused = _fused_networks(place, first, axes) if first else ()
     networks = (*fused, *_networks(place, axes))
     time = None if place.time == axes.sizes().get("time", 1) else place.time
@@ -159,8 +159,8 @@ def _note(place: _Place, op: Op, axes: Axes, bound: frozenset[Value], loop: _Loo
             place.out, place.out_of_heads = place.out + weights, place.out_of_heads + fused
         else:
             place.into, place.into_heads = place.into + weights, place.into_heads + fused
-        own = (arg for arg in op.args if arg in bound and not _has_width(axes, arg))
-        place.weights += [(op, arg) for arg in own]
+        vectors = (arg for arg in op.args if arg in bound and not _has_width(axes, arg))
+        place.weights += [(op, arg) for arg in vectors]
         place.read.update(loop.stored(arg) for arg in op.args if arg in bound)
         place.time = max(place.time, _size_of(axes, op.results[0], "time"))
 
@@ -186,13 +186,13 @@ def _attention(op: Op, axes: Axes, weights: list[tuple[Op, Value]]) -> Attention
         kv_heads = _size_of(axes, key, "heads")
     read = _context_of(op)
     longest = max(sizes.get("context", 0), sizes.get("time", 1))
-    found = Attention(
+    attention = Attention(
         heads,
         _dividing(kv_heads, heads),
         _width_of_query(op, axes),
         *(read if read < longest else 0, *_in_parts(op, read)),
     )
-    return with_latents(found, op, axes, weights)
+    return with_latents(attention, op, axes, weights)
 
 
 def _width_of_query(op: Op, axes: Axes) -> int:
@@ -284,7 +284,7 @@ def _networks(place: _Place, axes: Axes) -> Iterator[Network]:
     for count, weights in ((into, place.into), (out, place.out)):
         for _, weight in weights:
             kind = _kind(axes, weight)
-            alike = (each for each in kinds if each[0] == kind[0])
+            alike = (other for other in kinds if other[0] == kind[0])
             count[kind if kind in kinds else next(alike, kind)] += weight.type.size
     d_model = axes.sizes().get("d_model", 0)
     for kind, products in kinds.items():

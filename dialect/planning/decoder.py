@@ -149,7 +149,7 @@ def loop_notes(program: Program) -> Iterator[str]:
 
 def _inside(op: Op) -> Iterator[Op]:
     """The products in the regions of an op."""
-    return (each for region in op.regions for each, _ in region.walk() if each.name in PRODUCTS)
+    return (inner for region in op.regions for inner, _ in region.walk() if inner.name in PRODUCTS)
 
 
 def _logits_time(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> int:

@@ -81,7 +81,7 @@ class Attention:
     @property
     def expanded(self) -> int:
         """Elements of keys and values that a step expands for each position of the context."""
-        expands = any(each.over_context for each in self.projections)
+        expands = any(projection.over_context for projection in self.projections)
         return self.kv_heads * self.multiplied if expands else 0
 
     def context(self, longest: int) -> int:

@@ -33,7 +33,7 @@ def with_latents(
         attention,
         latent=widths,
         d_value=_width(axes, op.args[2]) // _heads(axes, op.args[2]),
-        projections=tuple(_projection(axes, *each) for each in weights),
+        projections=tuple(_projection(axes, *weight) for weight in weights),
     )
 
 

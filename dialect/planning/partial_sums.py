@@ -22,7 +22,7 @@ def added_first(graph: Graph, axes: Axes) -> Graph:
         results = with_args(op, args, regions).results
         terms = _terms(graph, op.results[0], axes) if _is_whole_sum(graph, op, axes) else []
         products = [term for term in terms if _is_partial(graph, term)]
-        if len(products) > 1 and not any(adds_products(graph, each.op.args) for each in terms):
+        if len(products) > 1 and not any(adds_products(graph, addend.op.args) for addend in terms):
             add = partial(make, "add", origin=op.origin)
             summed = reduce(add, (known[term] for term in products))
             others = [known[term] for term in terms if term not in products]
@@ -39,7 +39,7 @@ def _is_whole_sum(graph: Graph, op: Op, axes: Axes) -> bool:
     if not is_residual_add(op, axes):
         return False
     readers = [reader for reader, _ in graph.users.get(op.results[0], ())]
-    return not _read_once(graph, op.results[0]) or not any(_adds(each, axes) for each in readers)
+    return not _read_once(graph, op.results[0]) or not any(_adds(user, axes) for user in readers)
 
 
 def _terms(graph: Graph, value: Value, axes: Axes) -> list[Value]:

@@ -155,8 +155,9 @@ def _collectives(work: Workload, compiler: Compiler) -> int:
     """Collectives per layer, as the compiler emits them."""
     shard = work.shape.d_model // work.mesh.ways(work.residual)
     counts = (
-        each.times * compiler.emitted(each.kind, each.array_axes, work.gathers_in_windows, shard)
-        for each in work.collectives()
+        exchange.times
+        * compiler.emitted(exchange.kind, exchange.array_axes, work.gathers_in_windows, shard)
+        for exchange in work.collectives()
     )
     return sum(counts) // max(1, work.shape.layers)
 

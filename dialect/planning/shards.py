@@ -134,7 +134,9 @@ class Shards:
 
     def expansion_flops(self, attention: Attention) -> float:
         """FLOPs to expand keys and values from latents."""
-        weights = sum(each.elements for each in attention.projections if each.over_context)
+        weights = sum(
+            projection.elements for projection in attention.projections if projection.over_context
+        )
         return 2 * weights * self.expanded_positions(attention)
 
     def expanded_positions(self, attention: Attention) -> float:
@@ -161,8 +163,9 @@ class Shards:
         heads = self.query_axes(attention, group)
         if attention.projections:
             return sum(
-                each.elements / ways((*over * each.over_d_model, *heads * each.over_heads))
-                for each in attention.projections
+                projection.elements
+                / ways((*over * projection.over_d_model, *heads * projection.over_heads))
+                for projection in attention.projections
             )
         queries = ways((*over, *heads))
         keys = ways((*over, *self.key_axes(attention, group)))
@@ -171,7 +174,9 @@ class Shards:
     def query_weights(self, attention: Attention) -> float:
         """The projection to queries, as its product reads it."""
         ways = self.mesh.ways((*self.d_model, *self.query_axes(attention)))
-        of_heads = [each.elements for each in attention.projections if each.over_heads]
+        of_heads = [
+            projection.elements for projection in attention.projections if projection.over_heads
+        ]
         return max(of_heads, default=self.shape.d_model * attention.q_width) / ways
 
     def router_weights(self, network: Network) -> int:
@@ -184,8 +189,8 @@ class Shards:
             self.network_weights(network, group) + self.router_weights(network)
             for network in block.networks
         )
-        own = self.attention_weights(block.attention, group) if block.attention else 0
-        return networks + own
+        of_attention = self.attention_weights(block.attention, group) if block.attention else 0
+        return networks + of_attention
 
     def used_weights(self, block: Block, experts: Callable[[Network], float]) -> float:
         """The weights of a block that its products read, `experts(network)` of every mixture."""
@@ -227,7 +232,9 @@ class Shards:
     def cache_bytes(self) -> float:
         """The KV cache of all layers, as it is stored."""
         attentions = self.shape.attentions
-        return sum(self.layer_cache_bytes(each) * block.stored for each, block in attentions)
+        return sum(
+            self.layer_cache_bytes(attention) * block.stored for attention, block in attentions
+        )
 
     def stored_weights(self) -> float:
         """The weights of all blocks as they are stored, in elements."""

@@ -101,15 +101,19 @@ class Workload(Shards):
         """What is written for a collective of a block and read by it; of partial sums of the stream
         also the sum, which is written and read again."""
         attention = block.attention
-        for each in (*self.block(block), *(self.moves(attention, block) if attention else ())):
-            if self.mesh.ways(each.axes) > 1:
-                is_sum = each.kind == "all-reduce" and each.bytes == self.stream_bytes(block)
-                yield Activation("exchanged", each.bytes, 4 if is_sum else 2, Step.OUT, Step.OUT)
+        for exchange in (*self.block(block), *(self.moves(attention, block) if attention else ())):
+            if self.mesh.ways(exchange.axes) > 1:
+                is_sum = exchange.kind == "all-reduce" and exchange.bytes == self.stream_bytes(
+                    block
+                )
+                yield Activation(
+                    "exchanged", exchange.bytes, 4 if is_sum else 2, Step.OUT, Step.OUT
+                )
 
     def gathered_bytes(self) -> float:
         """Weights that are gathered: written as they come, and moved where they come apart."""
         passes = passes_over_gathered(self.gathered_array_axes)
-        return sum(passes * each.volume for each in self.gathers()) if self.gathered else 0
+        return sum(passes * gather.volume for gather in self.gathers()) if self.gathered else 0
 
     # Collectives.
 
@@ -118,7 +122,7 @@ class Workload(Shards):
         blocks, attentions = self.shape.blocks, list(self.shape.attentions)
         for collective in (
             *(collective for block in blocks for collective in self.block(block)),
-            *(each for attention, block in attentions for each in self.moves(attention, block)),
+            *(move for attention, block in attentions for move in self.moves(attention, block)),
             *self.gathers(),
             *self.ends(),
         ):
@@ -289,8 +293,8 @@ class Workload(Shards):
         logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
         scores = (
-            self.scores_in_memory(each, block) + self.expanded_bytes(each)
-            for each, block in shape.attentions
+            self.scores_in_memory(attention, block) + self.expanded_bytes(attention)
+            for attention, block in shape.attentions
         )
         return {
             "weights": self.stored_weights() * shape.weight_bytes_per_element,

@@ -19,8 +19,10 @@ class Arguments:
 
     def __init__(self, program: Program) -> None:
         self.form = Form(program)
-        self.roles = [each.role for each in program.inputs if each.role != "param"]
-        self.state_groups = [group_of(each) for each in program.step_inputs if each.role == "state"]
+        self.roles = [input_.role for input_ in program.inputs if input_.role != "param"]
+        self.state_groups = [
+            group_of(input_) for input_ in program.step_inputs if input_.role == "state"
+        ]
 
     def state_and_rest(self, others: list[Any]) -> tuple[list[Any], list[Any]]:
         """The leaves of the state, in either form, and those of all other arguments."""

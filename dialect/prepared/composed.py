@@ -44,7 +44,7 @@ class Composed:
 
     def _restored(self, outputs: list[Any]) -> list[Any]:
         """The outputs, the new state among them in the user's form."""
-        numbers = [i for i, each in enumerate(self.program.inputs) if each.role == "state"]
+        numbers = [i for i, input_ in enumerate(self.program.inputs) if input_.role == "state"]
         declared = {out.updates: place for place, out in enumerate(self.program.outputs)}
         places = [declared[number] for number in numbers]
         restored = dict(zip(places, self.form.restored([outputs[place] for place in places])))

@@ -125,14 +125,14 @@ def _is_of(product: Op, spec: Signature, place: int, scale: Operand) -> bool:
 
 
 def _dequantized(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
-    made = {"dtype": Symbol(dtype)}
+    dtype_of_result = {"dtype": Symbol(dtype)}
     steps = _steps_of(q)
     if steps is not None:
         how = {"largest": steps.largest, "least": steps.least, "lowest": -128}  # as it converts
         parts = build("quantize", steps.x, axes=steps.axes, form="int8", **how).results
-        return make("dequantize", *parts, axes=steps.axes, **made)
+        return make("dequantize", *parts, axes=steps.axes, **dtype_of_result)
     kept = tuple(axis for axis in axes if axis in scale.axes)
     sizes = dict(zip(axes, q.type.shape))
     aligned = laid_out(scale, kept, tuple(sizes[axis] for axis in kept))
     shared = tuple(d for d, axis in enumerate(axes) if axis not in kept)
-    return make("dequantize", q, aligned, axes=shared, **made)
+    return make("dequantize", q, aligned, axes=shared, **dtype_of_result)

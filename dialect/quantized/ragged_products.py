@@ -44,7 +44,7 @@ def ragged_integers_multiplied(op: Op) -> Outcome:
     of integers r and q"""
     rows, weight = op.args[0].op, op.args[1].op
     both = rows.name == weight.name == "dequantize"
-    if not both or {each.args[0].type.dtype for each in (rows, weight)} != {"i8"}:
+    if not both or {dequantized.args[0].type.dtype for dequantized in (rows, weight)} != {"i8"}:
         return None
     if rows["axes"] != (1,):
         return None

@@ -218,8 +218,8 @@ class _Scaled:
         layout = op["layout"]
         kept = tuple(axes for d, axes in enumerate(layout) if d not in self.shared)
         numbers, scale = (
-            make("constrain", each, origin=op.origin, **{**dict(op.attrs), "layout": its})
-            for each, its in ((self.numbers, layout), (self.scale, kept))
+            make("constrain", value, origin=op.origin, **{**dict(op.attrs), "layout": its})
+            for value, its in ((self.numbers, layout), (self.scale, kept))
         )
         return _Scaled(numbers, scale, self.shared, layout)
 

@@ -49,10 +49,10 @@ class _Part:
     """A part of the logits, in the letters of another part; `count` places of the context."""
 
     def __init__(self, part: Logits, first: Logits, axis: int) -> None:
-        spec, own = (Signature.parse(each.product["spec"]) for each in (part, first))
+        spec, first_spec = (Signature.parse(logits.product["spec"]) for logits in (part, first))
         self.logits = part
         self.names = dict(zip(letters(part.axes), letters(first.axes)))
-        self.names |= dict(zip(spec.summed, own.summed))
+        self.names |= dict(zip(spec.summed, first_spec.summed))
         (context,) = part.axes[axis]
         self.count = part.sizes[context]
         self.sizes = {self.names[x]: size for x, size in part.sizes.items() if x in self.names}
@@ -71,7 +71,7 @@ class _Part:
         self, operands: Sequence[Operand], by: str, order: list[str], nothing: Value
     ) -> Operand:
         """Its masks, or its biases, as one operand."""
-        renamed = [self.named(each.value, each.axes) for each in operands]
+        renamed = [self.named(operand.value, operand.axes) for operand in operands]
         return combined(by, renamed, order) if renamed else Operand(nothing, ())
 
 
@@ -93,9 +93,12 @@ def of_one_query(parts: Sequence[Logits], axis: int) -> Logits | Miss:
     counts = [part.count for part in known]
 
     def beside(name: str, by: str, nothing: Value) -> tuple[Operand, ...]:
-        each = [getattr(part, name) for part in parts]
-        operands = [x.beside(own, by, order, nothing) for x, own in zip(known, each)]
-        return (in_parts(operands, counts, context, order),) if any(each) else ()
+        entries = [getattr(part, name) for part in parts]
+        operands = [
+            x.beside(operands_of_part, by, order, nothing)
+            for x, operands_of_part in zip(known, entries)
+        ]
+        return (in_parts(operands, counts, context, order),) if any(entries) else ()
 
     return replace(
         first,
@@ -108,7 +111,7 @@ def of_one_query(parts: Sequence[Logits], axis: int) -> Logits | Miss:
 
 def _settings(part: Logits) -> tuple:
     """What the parts must have in common."""
-    rest = tuple(each for each in part.product.attrs if each[0] != "spec")
+    rest = tuple(attr for attr in part.product.attrs if attr[0] != "spec")
     return rest, part.inner, part.scale, part.cap, part.context, part.sink, len(part.product.args)
 
 
@@ -135,7 +138,7 @@ def of_several_pairs(left: Logits, right: Logits) -> Logits | Miss:
     """q_1 . k_1 + q_2 . k_2, scaled alike and not masked yet"""
     if _settings(left) != _settings(right) or left.context or left.cap is not None:
         return Miss("the products of the logits are not computed alike", 4)
-    if any(each.masks or each.sink for each in (left, right)):
+    if any(logits.masks or logits.sink for logits in (left, right)):
         return Miss("the logits are masked before another product is added to them", 4)
     if [*map(len, left.axes)] != [*map(len, right.axes)]:
         return Miss("the products of the logits have different axes", 4)
@@ -157,5 +160,5 @@ def of_several_pairs(left: Logits, right: Logits) -> Logits | Miss:
 def _factors(logits: Logits) -> Pair:
     """Both factors of the product that logits come from."""
     spec = Signature.parse(logits.product["spec"])
-    one, other = (named(*each) for each in zip(logits.product.args, spec.inputs))
+    one, other = (named(*pair) for pair in zip(logits.product.args, spec.inputs))
     return one, other

@@ -39,13 +39,13 @@ from rewrite.signature import Array, Signature, letters
 
 def _example(x: Any, y: Any, v: Any, w: Any) -> Any:
     pairs = ((x, v), (y, w))
-    maxima = [jnp.max(each, axis=-1, keepdims=True) for each, _ in pairs]
-    factors = [jnp.exp(each - jnp.maximum(*maxima)) for each in maxima]
-    weights = [jnp.exp(each - top) for (each, _), top in zip(pairs, maxima)]
-    sums = [jnp.sum(each, axis=-1, keepdims=True) for each in weights]
-    total = sum(factor * each for factor, each in zip(factors, sums))
+    maxima = [jnp.max(logits, axis=-1, keepdims=True) for logits, _ in pairs]
+    factors = [jnp.exp(logits - jnp.maximum(*maxima)) for logits in maxima]
+    weights = [jnp.exp(logits - top) for (logits, _), top in zip(pairs, maxima)]
+    sums = [jnp.sum(part, axis=-1, keepdims=True) for part in weights]
+    total = sum(factor * part for factor, part in zip(factors, sums))
     results = zip(factors, weights, pairs)
-    return sum(factor / total * (each @ value) for factor, each, (_, value) in results)
+    return sum(factor / total * (part @ value) for factor, part, (_, value) in results)
 
 
 @local(
@@ -116,10 +116,10 @@ def _passed_on(value: Value, steps: int) -> Followed | None:
     if op.name not in lax.MAPS and not traits(op).moves:
         return None
     for arg in op.args:
-        found = _first_product(arg, steps - 1) if arg.type.size == value.type.size else None
-        if found is None:
+        product = _first_product(arg, steps - 1) if arg.type.size == value.type.size else None
+        if product is None:
             continue
-        axes, sizes = found
+        axes, sizes = product
         order = op.get(traits(op).order, range(len(axes)))
         ordered = tuple(axes[place] for place in order)
         laid = regrouped(Operand(arg, ordered), value, sizes)
@@ -156,7 +156,7 @@ def _merged(parts: list[Part], sizes: Mapping[str, int]) -> Operand | Miss:
     xs, values = [part.x for part in parts], [part.v for part in parts]
     args, weights_at = list(first.product.args), first.position
     for operands, axes in ((xs, first.weights), (values, first.v.axes)):
-        if any(set(letters(each.axes)) != set(letters(axes)) for each in operands):
+        if any(set(letters(operand.axes)) != set(letters(axes)) for operand in operands):
             return Miss("its parts have different axes", 4)
     weights, axis = args[weights_at].type.dtype, first.weights.index((CONTEXT,))
     args[weights_at] = softmax_along(_joined(xs, first.weights, sizes), axis, False, weights)
@@ -166,7 +166,7 @@ def _merged(parts: list[Part], sizes: Mapping[str, int]) -> Operand | Miss:
 
 def _said(part: Part) -> tuple[Any, ...]:
     """What the products of all parts have in common: all but their axes."""
-    attrs = (each for each in part.product.attrs if each[0] != "spec")
+    attrs = (attr for attr in part.product.attrs if attr[0] != "spec")
     return (*attrs, part.x.value.type.dtype, *(arg.type.dtype for arg in part.product.args))
 
 

@@ -27,6 +27,6 @@ def annotated(program: Program, origins: bool = False) -> str:
         if not any(name != "_" for dimension in names for name in dimension):
             return ""
         layout = laid_out(value) or declared.get(value) or ((),) * value.type.rank
-        return str(Sides(tuple(".".join(each) or "1" for each in names), layout, layout))
+        return str(Sides(tuple(".".join(over) or "1" for over in names), layout, layout))
 
     return show_program(program, origins, note)

@@ -188,7 +188,7 @@ class Pieces:
                 continue
             held = {old[0], *(value for op in update for value in op.results)}
             reads = [op for op in self.ops if _multiplies(op) and not held.isdisjoint(op.args)]
-            members = (*update, *(each for op in reads for each in self._behind(op)))
+            members = (*update, *(behind for op in reads for behind in self._behind(op)))
             self.of |= dict.fromkeys(members, Piece(STATE, new.op))
 
     def _is_state(self, value: Value) -> bool:
@@ -199,14 +199,14 @@ class Pieces:
 
     def _behind(self, op: Op) -> list[Op]:
         """An op and those behind it, up to what belongs to a piece and to products with weights."""
-        found, stack = {}, [op]
+        behind, stack = {}, [op]
         while stack:
             op = stack.pop()
             is_own = op.args and op not in self.of and op.results[0] not in self.known
-            if is_own and op not in found and not op.regions and not self._takes_weights(op):
-                found[op] = None
+            if is_own and op not in behind and not op.regions and not self._takes_weights(op):
+                behind[op] = None
                 stack += [arg.op for arg in op.args]
-        return list(found)
+        return list(behind)
 
     # Sides: values that are read only as masks, rotary angles or indices.
 

@@ -86,7 +86,7 @@ def plan_table(rows: list[Beside]) -> Table:
 def _memory(program: Program, plan: Plan, executable: Any) -> Beside:
     memory = read(executable).memory
     total = memory.total_bytes - memory.code_bytes
-    inputs = sum(bytes_per_chip(each, dict(plan.mesh)) for each in program.step_inputs)
+    inputs = sum(bytes_per_chip(input_, dict(plan.mesh)) for input_ in program.step_inputs)
     padding = memory.argument_bytes - inputs
     cause = f"the largest temporary is {_largest_temporary(executable)}"
     if padding > memory.temp_bytes:
@@ -99,27 +99,27 @@ def _memory(program: Program, plan: Plan, executable: Any) -> Beside:
 def _largest_temporary(executable: Any) -> str:
     """The largest array that an instruction makes, with what it is made for."""
     module = module_of(executable)
-    made = [
+    temporaries = [
         (result_bytes(op), op.opcode, op.source)
         for name, _ in scheduled(module)
         for op in module.computation(name).values()
         if op.opcode not in _NO_ARRAY
     ]
-    count, opcode, source = max(made, default=(0, "nothing", ""))
+    count, opcode, source = max(temporaries, default=(0, "nothing", ""))
     return f"a {opcode} of {size(count)}" + (f" for {source}" if source else "")
 
 
 def _received(program: Program, plan: Plan, executable: Any, mesh: Any) -> Beside:
     collectives = compiled_collectives(executable, Topology.parse(plan.target), mesh)
-    found = compared(plan, collectives, 0)
+    exchanged = compared(plan, collectives, 0)
     cause = ""
-    if found.compiled_bytes > found.planned_bytes and found.unplanned:
-        largest = found.unplanned[0]
+    if exchanged.compiled_bytes > exchanged.planned_bytes and exchanged.unplanned:
+        largest = exchanged.unplanned[0]
         cause = f"not planned: {shown(largest.collective, user_lines(program.graph))}"
-    elif found.missing:
-        exchange, _ = found.missing[0]
+    elif exchanged.missing:
+        exchange, _ = exchanged.missing[0]
         cause = f"not compiled: {exchange.kind} over {' '.join(exchange.axes)} for {exchange.part}"
-    return Beside("received in a step", found.planned_bytes, found.compiled_bytes, cause)
+    return Beside("received in a step", exchanged.planned_bytes, exchanged.compiled_bytes, cause)
 
 
 def _traffic(plan: Plan, executable: Any, topology: Topology, mesh: Any) -> Iterator[Beside]:

@@ -10,15 +10,15 @@ from dialect.reports.audit import CompiledCollective
 from rewrite.ir import Graph
 
 
-def shown(each: CompiledCollective, lines: dict[str, str]) -> str:
+def shown(collective: CompiledCollective, lines: dict[str, str]) -> str:
     """`all-gather over y z, 118 times 576.00 KiB, for dot_general at /my/palm.py:83 (block)`"""
-    known = "once" if each.times == 1 else f"{each.times} times"
-    often = known if each.trips_known else "in a loop of unknown length"
-    where = lines.get(each.line, each.line)
-    made_for = [f"for {each.operation}"] if each.operation else []
-    made_for += [f"at {where}"] if where else []
-    what = f"{each.kind} over {' '.join(each.axes)}, {often} {size(each.bytes)}"
-    return f"{what}, {' '.join(made_for) or 'for what, the compiler does not say'}"
+    known = "once" if collective.times == 1 else f"{collective.times} times"
+    often = known if collective.trips_known else "in a loop of unknown length"
+    where = lines.get(collective.line, collective.line)
+    purpose = [f"for {collective.operation}"] if collective.operation else []
+    purpose += [f"at {where}"] if where else []
+    what = f"{collective.kind} over {' '.join(collective.axes)}, {often} {size(collective.bytes)}"
+    return f"{what}, {' '.join(purpose) or 'for what, the compiler does not say'}"
 
 
 def user_lines(graph: Graph) -> dict[str, str]:
@@ -28,4 +28,4 @@ def user_lines(graph: Graph) -> dict[str, str]:
     """
     sources = {op.origin.source for op, _ in graph.walk()} - {""}
     shared = Counter(map(tag, sources))
-    return {tag(each): each for each in sources if shared[tag(each)] == 1}
+    return {tag(source): source for source in sources if shared[tag(source)] == 1}

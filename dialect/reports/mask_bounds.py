@@ -68,8 +68,8 @@ def _counts(value: Value) -> bool:
 def _words(region: Region) -> tuple[str, ...]:
     """A region in words; of bounds with the same base only the tightest."""
     words: dict[str, None] = {}
-    found = [bound for condition in region for bound in condition.bounds]
-    bounds = [bound for bound in found if len(bound.ends) == 1]
+    known = [bound for condition in region for bound in condition.bounds]
+    bounds = [bound for bound in known if len(bound.ends) == 1]
     last = _tightest((bound.ends[0] for bound in bounds if not bound.lowest), min)
     first = _tightest((bound.ends[0] for bound in bounds if bound.lowest), max)
     for base, end in last.items():
@@ -80,7 +80,7 @@ def _words(region: Region) -> tuple[str, ...]:
     if "causal" in words:
         words = {word: None for word in words if not word.startswith("ahead")}
     words.pop("", None)
-    of_several = (_of_several(bound) for bound in found if len(bound.ends) > 1)
+    of_several = (_of_several(bound) for bound in known if len(bound.ends) > 1)
     rest = (_by_content(source) for _, source, bounds in region if not bounds)
     return tuple(dict.fromkeys((*words, *of_several, *rest)))
 

@@ -42,12 +42,12 @@ def moved_by_line(executable: Any) -> Counter[str]:
 def _made_for(op: Instruction, body: dict[str, Instruction]) -> str:
     """The line that an instruction computes, or for which it fetches; else its operation."""
     near, reached = [op], {op.name}
-    for each in near:
-        name = source_near(each, body)
+    for instruction in near:
+        name = source_near(instruction, body)
         if line_of(name):
             return line_of(name)
-        if each.opcode in _FETCHES:
-            readers = [b for b in body.values() if each.name in b.operands]
+        if instruction.opcode in _FETCHES:
+            readers = [b for b in body.values() if instruction.name in b.operands]
             near += [b for b in readers if b.name not in reached]
             reached.update(b.name for b in readers)
     return source_near(op, body).rpartition("/")[2]

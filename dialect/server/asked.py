@@ -175,8 +175,8 @@ def _prompts(fields: _Body, texts: Texts, longest: int) -> list[list[int]]:
     listed = prompt if isinstance(prompt, list) and not _is_tokens(prompt) else [prompt]
     if not 0 < len(listed) <= MOST_PROMPTS:
         raise Refusal(f"prompt must be one, or at most {MOST_PROMPTS}", param="prompt")
-    if all(isinstance(each, str) for each in listed):
-        return [texts.encoded(each) for each in listed]
+    if all(isinstance(entry, str) for entry in listed):
+        return [texts.encoded(entry) for entry in listed]
     if all(map(_is_tokens, listed)):
         return listed
     raise Refusal("prompt must be a text, tokens, or a list of either", param="prompt")
@@ -190,7 +190,7 @@ def _conversation(fields: _Body, texts: Texts) -> list[list[int]]:
     messages = fields.fields.pop("messages", None)
     if not isinstance(messages, list) or not messages:
         raise Refusal("messages must be a list of messages", param="messages")
-    return [texts.conversation([_message(each) for each in messages])]
+    return [texts.conversation([_message(message) for message in messages])]
 
 
 def _message(message: Any) -> dict[str, str]:

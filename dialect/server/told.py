@@ -79,8 +79,10 @@ class Told:
         content = []
         for token in piece.tokens:
             likely = token.likely[: self.asked.logprobs]
-            own = told(token.number, token.logprob)
-            content.append(own | {"top_logprobs": [told(*each) for each in likely]})
+            chosen = told(token.number, token.logprob)
+            content.append(
+                chosen | {"top_logprobs": [told(*alternative) for alternative in likely]}
+            )
         return {"content": content, "refusal": None}
 
     def _of(self, piece: Piece) -> dict[str, Any]:

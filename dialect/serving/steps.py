@@ -57,7 +57,7 @@ class Step:
             positions[group] += length
             pairs[group] += count * length
             answers += answering
-        most = [groups * max(each) for each in (tokens, positions, pairs)]
+        most = [groups * max(counts) for counts in (tokens, positions, pairs)]
         return Demand(len(self.rows), most[0], answers, most[1], most[2])
 
 

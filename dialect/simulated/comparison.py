@@ -130,13 +130,13 @@ _COLUMNS = (
 def tables(runs: Sequence[Run]) -> list[Table]:
     """One table for every load and rate. Times are those of 50, 90 and 99 % of the requests; room
     is in tokens."""
-    found = []
+    tables_of_runs = []
     for (load, rate), group in itertools.groupby(runs, key=lambda run: (run.load, run.rate)):
         rows = list(group)
         first = rows[0].figures.new_per_s
         title = f"{load}, {_rate(rate)}"
-        found.append(Table(title, _COLUMNS, tuple(_row(run, first) for run in rows)))
-    return found
+        tables_of_runs.append(Table(title, _COLUMNS, tuple(_row(run, first) for run in rows)))
+    return tables_of_runs
 
 
 def _rate(rate: float) -> str:
@@ -179,4 +179,6 @@ def described(arrivals: Sequence[Arrival], name: str) -> str:
 def means(arrivals: Sequence[Arrival]) -> tuple[float, float]:
     """Tokens of a prompt and of an answer, on average."""
     count = len(arrivals)
-    return sum(each.length for each in arrivals) / count, sum(a.new for a in arrivals) / count
+    return sum(arrival.length for arrival in arrivals) / count, sum(
+        arrival.new for arrival in arrivals
+    ) / count

@@ -22,24 +22,26 @@ def static(policy: Policy, arrivals: Sequence[Arrival], seconds: Seconds, longes
     has room for the longest request there may be.
     """
     rows = max(1, policy.groups * policy.most_tokens // longest)
-    waiting = [each for each in arrivals if each.length + each.new <= longest]
+    waiting = [arrival for arrival in arrivals if arrival.length + arrival.new <= longest]
     watch, now, refused = Watch(), 0.0, len(arrivals) - len(waiting)
     while waiting:
         now = max(now, waiting[0].at)
-        batch = [each for each in waiting[:rows] if each.at <= now]
+        batch = [arrival for arrival in waiting[:rows] if arrival.at <= now]
         waiting = waiting[len(batch) :]
-        prompt, ends = max(each.length for each in batch), [now]
-        for at in range(max(each.new for each in batch)):
+        prompt, ends = max(arrival.length for arrival in batch), [now]
+        for at in range(max(arrival.new for arrival in batch)):
             count = rows * (1 if at else prompt)
             demand = Demand(rows, count, rows, rows * (prompt + at), count * (prompt + at))
             lasts = seconds(demand)
-            running = [each for each in batch if each.new > at]
+            running = [arrival for arrival in batch if arrival.new > at]
             watch.step(lasts, len(running))
-            watch.memory(lasts, sum(each.length + at for each in running), rows * longest)
+            watch.memory(lasts, sum(arrival.length + at for arrival in running), rows * longest)
             ends.append(ends[-1] + lasts)
         now = ends[-1]
-        for each in batch:
-            watch.ended(each.length, each.new, ends[1] - each.at, ends[each.new] - ends[1])
+        for arrival in batch:
+            watch.ended(
+                arrival.length, arrival.new, ends[1] - arrival.at, ends[arrival.new] - ends[1]
+            )
     return watch.figures(now, refused)
 
 

@@ -36,6 +36,8 @@ def sampled(step: Callable[..., Any], top: int | None = None) -> Callable[..., A
 def _with(signature: inspect.Signature, name: str) -> inspect.Signature:
     """The arguments of a step by position, and one more."""
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    taken = [each for each in signature.parameters.values() if each.kind in kinds]
+    taken = [parameter for parameter in signature.parameters.values() if parameter.kind in kinds]
     last = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return inspect.Signature([each.replace(default=each.empty) for each in taken] + [last])
+    return inspect.Signature(
+        [parameter.replace(default=parameter.empty) for parameter in taken] + [last]
+    )

@@ -43,10 +43,10 @@ def must_be_given(graph: Graph, params: Sequence[Value], name: str, returned: bo
 
 def _constants(graph: Graph) -> list[tuple[Op, list[Op]]]:
     """Every constant of a graph and of the regions in it, with the ops that read it."""
-    found = []
+    constants = []
     for op in graph.ops:
         if op.name == "const":
-            found.append((op, [user for user, _ in graph.users.get(op.results[0], ())]))
+            constants.append((op, [user for user, _ in graph.users.get(op.results[0], ())]))
         for region in op.regions:
-            found += _constants(region)
-    return found
+            constants += _constants(region)
+    return constants

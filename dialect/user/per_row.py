@@ -87,7 +87,7 @@ class PerRow:
             computed = tree.unflatten(evaluate(graph, leaves))
             return jax.tree.map(_without_batch, computed, results)
 
-        read, written = (jax.tree.map(lambda rows: rows.axis, each) for each in (at, results))
+        read, written = (jax.tree.map(lambda rows: rows.axis, named) for named in (at, results))
         return jax.vmap(of_row, in_axes=read, out_axes=written)(*given)
 
 

@@ -152,7 +152,7 @@ def served(text: str, name: str | None) -> Served:
     module, function, config = _configured(text, name)
     with _blamed(f"init_params of {text} failed"):
         shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
-    step, init_cache = (functools.partial(each, config) for each in (function, module.init_cache))
+    step, init_cache = (functools.partial(part, config) for part in (function, module.init_cache))
     return Served(text, step, shapes, init_cache, module, config)
 
 
