@@ -141,13 +141,13 @@ def group_of(input_: Input) -> str:
     return "scalar" if input_.role == "state" and input_.type.rank == 0 else input_.role
 
 
-def compiled(compilable: Compilable) -> tuple[Any, tuple[str, ...]]:
-    """(executable, the compiler's messages).
+def compiled(compilable: Compilable, lowered: Any = None) -> tuple[Any, tuple[str, ...]]:
+    """(executable, the compiler's messages); `lowered` where it has been lowered already.
 
     Raises DoesNotFit, with the largest arrays, if the program does not fit into memory.
     """
     try:
-        return compile_quietly(compilable.lower())
+        return compile_quietly(lowered or compilable.lower())
     except DoesNotFit as error:
         largest = largest_inputs(compilable)
         raise DoesNotFit(error.needed_bytes, error.available_bytes, largest) from error

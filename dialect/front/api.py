@@ -21,8 +21,9 @@ from dialect.printed import notebook  # noqa: F401
 from dialect.tokens.accept import accept
 from dialect.tokens.choice import Sampling
 from dialect.tokens.sampled import sampled
+from dialect.user.calls import Roles, Where
 from dialect.user.per_row import per_row
-from dialect.user.tracing import Where, trace
+from dialect.user.tracing import trace
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 
@@ -39,19 +40,24 @@ def auto_shard(
     *,
     target: str | None = None,
     pipeline: Pipeline | str | Path | None = None,
-    params: Where = 0,
+    params: Where | None = None,
     state: Where | Sequence[Where] | None = None,
     static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
     donate_state: bool = True,
     axes: Mapping[str, str] | None = None,
     strict: bool = False,
 ) -> Any:
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
 
+    It is called as the function is: by position or name, as a method too.
+
     - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
       "cpu:8"); left out, the pipeline's target, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
-    - params, state: argument numbers or names; without state, it is what comes back updated.
+    - params, state: argument numbers or names. Without params they are the first argument with
+      arrays; without state, it is what comes back updated.
+    - static_argnums, static_argnames: as for `jax.jit`; what is no array is static in any case.
     - axes: what cannot be inferred of the arrays, `{"params/.../wq": "d_model (heads d_head)"}`.
     - strict: what was asked for and not done, or compiled otherwise than planned, is an error.
 
@@ -66,6 +72,7 @@ def auto_shard(
             params=params,
             state=state,
             static_argnums=static_argnums,
+            static_argnames=static_argnames,
             donate_state=donate_state,
             axes=axes,
             strict=strict,
@@ -77,9 +84,7 @@ def auto_shard(
         jax_mesh,
         machine_target,
         chosen,
-        params=params,
-        state=state,
-        static_argnums=static_argnums,
+        Roles(params, state, static_argnums, static_argnames),
         donate_state=donate_state,
         axes=axes,
         strict=strict,

@@ -7,9 +7,8 @@ seen before goes straight to the executable; nothing is traced again.
 from __future__ import annotations
 
 import functools
-import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,20 @@ import jax
 
 from dialect.compiled.compiling import Compilable
 from dialect.display.tables import as_text
+from dialect.front.lowered import Lowered
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
+from dialect.machine.mesh import must_be_here
 from dialect.prepared.composed import Composed, is_traced
 from dialect.prepared.fresh_state import fresh_state
-from dialect.prepared.originals import shape_of_lazy
+from dialect.prepared.originals import is_lazy, shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.serving import Executable, Packed, is_state
 from dialect.reports.annotate import annotated
 from dialect.reports.beside_plan import beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
-from dialect.user.tracing import (
-    Where,
-    argument_names,
-    argument_number,
-    as_numbers,
-    first_line,
-    trace,
-)
-from rewrite.errors import ShardwrightError
+from dialect.user.calls import Call, Callee, Roles, first_line, frozen, is_array, name_of
+from dialect.user.tracing import shape_of, trace_call
+from rewrite.errors import ShardwrightError, TraceError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
@@ -50,75 +45,76 @@ class Step:
         mesh: Any,
         target: Target,
         pipeline: Pipeline,
+        roles: Roles = Roles(),
         *,
-        params: Where = 0,
-        state: Where | Sequence[Where] | None = None,
-        static_argnums: int | Sequence[int] = (),
         axes: Mapping[str, str] | None = None,
         donate_state: bool = True,
         strict: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
-        self.params, self.state = params, state
-        self.static_argnums, self.donate_state = as_numbers(static_argnums), donate_state
+        self.roles, self.donate_state = roles, donate_state
         self.axes, self.strict = axes, strict
+        self.callee = Callee(function, roles)
         self._programs: dict[Any, Program] = {}
         self._explained: dict[Any, Explained] = {}
         self._executables: dict[Any, Executable] = {}
         self._known: tuple[list[Any], Packed] | None = None
+        self._calls: dict[Any, Call] = {}  # shapes alone
+        self._last: Any = None  # the key of the last call
+        self._methods: dict[int, Step] = {}
 
-    # Looking at it.
+    def __get__(self, instance: Any, owner: Any = None) -> Step:
+        """The step of a method. As with `jax.jit`, it is kept as long as its class."""
+        if instance is None:
+            return self
+        if id(instance) not in self._methods:
+            self._methods[id(instance)] = Step(
+                self.function.__get__(instance, owner),
+                self.mesh,
+                self.target,
+                self.pipeline,
+                self.roles.of_method(),
+                axes=self.axes,
+                donate_state=self.donate_state,
+                strict=self.strict,
+            )
+        return self._methods[id(instance)]
+
+    # Looking at it. Without arguments, all of these are about the last call.
 
     def __repr__(self) -> str:
         """`<step decode_step(params, cache, tokens) for v5e:2x4, mesh x=2 y=4: ...>`."""
-        name = getattr(self.function, "__name__", None) or type(self.function).__name__
-        inner = getattr(self.function, "func", self.function)  # of a functools.partial
-        called = f"{getattr(inner, '__name__', name)}{_arguments(self.function)}"
+        arguments = ", ".join(self.callee.signature.parameters) if self.callee.signature else ""
+        called = f"{name_of(self.function)}({arguments})"
         mesh = " ".join(f"{axis}={chips}" for axis, chips in self.target.mesh)
         known = f"{len(self._programs)} traced, {len(self._executables)} compiled"
         steps = [step.pass_name() for _, phase in self.pipeline.phases for step in phase]
         passes = ", ".join(dict.fromkeys(steps))
         return f"<step {called} for {self.target.topology}, mesh {mesh}: {passes}; {known}>"
 
-    def program(self, *args: Any) -> Program:
+    def program(self, *args: Any, **named: Any) -> Program:
         """The rewritten program for arguments of these shapes (ShapeDtypeStructs will do)."""
-        key = self._key(args)
-        if key not in self._programs:
-            traced = trace(
-                self.function,
-                *map(_users_own, args),
-                params=self.params,
-                state=self.state,
-                static_argnums=self.static_argnums,
-                axes=self.axes,
-            )
-            listener = self._explained[key] = Explained()
-            with self._told_where():
-                run = self.pipeline.run
-                program = run(traced, self.target, hooks=(listener,))
-                must_have_begun(program)
-                must_be_empty(not_done(program) if self.strict else ())
-            self._programs[key] = program
-        return self._programs[key]
+        return self._program(self._call(args, named))
 
-    def ir(self, *args: Any) -> str:
+    def ir(self, *args: Any, **named: Any) -> str:
         """The rewritten program as text, with axes and layouts as comments."""
-        return annotated(self.program(*args))
+        return annotated(self.program(*args, **named))
 
-    def plan(self, *args: Any) -> Any:
+    def plan(self, *args: Any, **named: Any) -> Any:
         """The plan that the program was sharded by, or None where the pipeline makes none."""
-        return self.program(*args).plan
+        return self.program(*args, **named).plan
 
-    def explain(self, *args: Any) -> str:
+    def explain(self, *args: Any, **named: Any) -> str:
         """What was done and why, pass by pass; what was chosen and what was rejected.
 
         Then what was recognised and what was not, the cost of both, and the axes. Once the step is
         compiled, the plan stands beside what the compiler made; where they are far apart, that is
         said first.
         """
-        program = self.program(*args)
-        executable = self._executables.get(self._key(args))
+        call = self._call(args, named)
+        program, key = self._program(call), self._key(call)
+        executable = self._executables.get(key)
         beside = beside_plan(program, executable.compiled, self.mesh) if executable else []
         lines = [*not_done(program), *differences(beside)]
         for step in program.history:
@@ -126,36 +122,51 @@ class Step:
             lines += [f"  {note}" for note in step.notes]
         lines += [program.plan.explain()] if program.plan is not None else []
         reports = [plan_table(beside)] if beside else []
-        explained = self._explained[self._key(args)]
+        explained = self._explained[key]
         reports += explained.moved(executable.compiled, self.mesh) if executable else []
         reports += explained.tables()
         return "\n".join([*lines, *([as_text(reports)] if reports else [])])
 
-    def lower(self, *args: Any) -> Any:
-        """A `jax.stages.Lowered` for the step's mesh: for a TPU too, where there is none."""
-        return self._compilable(self.program(*args)).lower()
+    def lower(self, *args: Any, **named: Any) -> Lowered:
+        """A `jax.stages.Lowered` for the step's mesh: for a TPU too, where there is none.
+
+        Its executable is called as the step is, with arguments of these shapes.
+        """
+        call = self._call(args, named)
+        lowered = self._compilable(self._program(call)).lower()
+        return Lowered(lowered, functools.partial(self._executable, call), self._run_on)
 
     # Running it.
 
-    def prepare(self, params: Any, *rest: Any, donate: bool = False) -> Packed:
-        """Packs the parameters once, part by part. `rest` are the other arguments; shapes will do.
+    def prepare(self, *args: Any, donate: bool = False, **named: Any) -> Packed:
+        """Packs the parameters once, part by part: `prepare(params, *other_arguments)`.
 
-        Without them, and before any call has shown their shapes, packing waits for the first call.
+        Parameters come first, wherever the function takes them, and the other arguments in their
+        order; or all of them by name. Of the others shapes will do. Without them, and before any
+        call has shown their shapes, packing waits for the first call.
 
         - params: arrays on devices or in the host's memory, or `Lazy` ones, read part by part.
         - donate: arrays on devices are deleted as soon as nothing else is packed from them, so
           that two full copies never exist. What is in the host's memory is the caller's to free.
         """
-        if rest:
-            names = argument_names(self.function, len(rest) + 1)
-            at = argument_number(self.params, names, "params")
-            executable = self._executable((*rest[:at], params, *rest[at:]))
-            return executable.packed(params, donate)
-        if self._executables:
+        if len(args) + len(named) == 1:
+            (params,) = (*args, *named.values())
+            if not self._executables:
+                return Packed([], raw=params, donate=donate)
+            must_be_here(self.mesh)
             return next(iter(self._executables.values())).packed(params, donate)
-        return Packed([], raw=params, donate=donate)
+        call = self.callee.call_to_prepare(args, named)
+        try:
+            executable = self._attached(call)
+        except TraceError as error:
+            if call.params and args:
+                error.hint = (
+                    "parameters come first here, or all by name: prepare(params=params, ...)"
+                )
+            raise
+        return executable.packed(call.values[call.params], donate)
 
-    def load(self, path: str | Path, *args: Any) -> Packed:
+    def load(self, path: str | Path, *args: Any, **named: Any) -> Packed:
         """The packed parameters that `packed.save(path)` wrote, laid out on the mesh.
 
         args: those of the step; shapes will do. Without them, those of its first call.
@@ -163,8 +174,8 @@ class Step:
         Raises PackedError, with the difference, where the file was packed for another plan, dtype
         or model.
         """
-        if args:
-            return self._executable(args).loaded(path)
+        if args or named:
+            return self._attached(self._call(args, named)).loaded(path)
         if not self._executables:
             raise PackedError(
                 f"what {path} should hold is not known before the shapes of the arguments are",
@@ -199,19 +210,29 @@ class Step:
         return state if executable is None else executable.restored(state)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        if named:
-            args = inspect.signature(self.function).bind(*args, **named).args
-        at = self._params_at(args)
-        others = [a for i, a in enumerate(args) if i != at and i not in self.static_argnums]
-        if is_traced(others) or is_traced(args[at]):
-            return self._composed(args, args[at], others)
-        executable = self._executable(args)
-        return executable(self._packed(executable, args[at]), others)
+        call = self.callee.call(args, named)
+        params = call.values[call.params]
+        left_out = {*call.static, call.params}
+        others = [value for n, value in enumerate(call.values) if n not in left_out]
+        if is_traced(others) or is_traced(params):
+            return self._composed(call, params, others)
+        executable = self._attached(call)
+        return executable(self._packed(executable, params), others)
 
-    def _composed(self, args: tuple[Any, ...], params: Any, others: list[Any]) -> Any:
+    def _run_on(self, executable: Executable, args: Any, named: Any) -> Any:
+        """The results of an executable that `lower` gave."""
+        call = self.callee.call(args, named)
+        if self._executables.get(self._key(call)) is not executable:
+            raise TraceError(
+                "the executable was compiled for arguments of other shapes",
+                hint="step.lower(...).compile() for these, or call the step itself",
+            )
+        return self(*args, **named)
+
+    def _composed(self, call: Call, params: Any, others: list[Any]) -> Any:
         """The results under a tracer, where the step is its program."""
         with jax.ensure_compile_time_eval():
-            composed = Composed(self._compilable(self.program(*args)))
+            composed = Composed(self._compilable(self._program(call)))
         is_packed = isinstance(params, Packed) and params.raw is None
         given = params.raw if isinstance(params, Packed) and not is_packed else params
         leaves = params.leaves if is_packed else jax.tree.leaves(given)
@@ -219,29 +240,60 @@ class Step:
 
     # Inside.
 
-    def _key(self, args: tuple[Any, ...]) -> Any:
-        at = self._params_at(args)
-        parts = []
-        for i, argument in enumerate(args):
-            if i in self.static_argnums:
-                parts.append(argument)
-            elif i != at:
+    def _call(self, args: Any, named: Mapping[str, Any]) -> Call:
+        """The call with these arguments; without any, the last one, of which shapes are known."""
+        if args or named:
+            return self.callee.call(args, named)
+        if self._last not in self._calls:
+            raise TraceError(
+                "the shapes of the step's arguments are not known before a call",
+                where=first_line(self.function),
+                hint="give the arguments: jax.ShapeDtypeStructs will do",
+            )
+        return self._calls[self._last]
+
+    def _program(self, call: Call) -> Program:
+        key = self._key(call)
+        if key not in self._programs:
+            call = self._calls[key] = call.with_values(
+                value if n in call.static else _shapes(value) for n, value in enumerate(call.values)
+            )
+            listener = self._explained[key] = Explained()
+            with self._told_where():
+                traced = trace_call(call, self.roles, self.axes)
+                run = self.pipeline.run
+                program = run(traced, self.target, hooks=(listener,))
+                must_have_begun(program)
+                must_be_empty(not_done(program) if self.strict else ())
+            self._programs[key] = program
+        self._last = key
+        return self._programs[key]
+
+    def _key(self, call: Call) -> Any:
+        """What a program is made for: names, structures and types; parameters aside."""
+        parts: list[Any] = [call.names, call.positional]
+        for number, argument in enumerate(call.values):
+            if number in call.static:
+                parts.append(frozen(argument))
+            elif number != call.params:
                 leaves, tree = jax.tree.flatten(argument, is_leaf=is_state)
                 parts.append((tree, tuple(map(_shape, leaves))))
         return tuple(parts)
 
-    def _params_at(self, args: tuple[Any, ...]) -> int:
-        if isinstance(self.params, int) and 0 <= self.params < len(args):
-            return self.params
-        return argument_number(self.params, argument_names(self.function, len(args)), "params")
+    def _attached(self, call: Call) -> Executable:
+        """The executable of a call. Raises TargetError where its machine is not here."""
+        must_be_here(self.mesh)
+        return self._executable(call)
 
-    def _executable(self, args: tuple[Any, ...]) -> Executable:
-        key = self._key(args)
+    def _executable(self, call: Call, lowered: Any = None) -> Executable:
+        key = self._key(call)
+        self._last = key
         executable = self._executables.get(key)
         if executable is None:
-            program = self.program(*args)
+            program = self._program(call)
+            tree = jax.tree.structure(_shapes(call.values[call.params]))
             with self._told_where():
-                executable = Executable(self._compilable(program), self._tree(args))
+                executable = Executable(self._compilable(program), tree, lowered)
                 if self.strict:
                     must_be_empty(differences(beside_plan(program, executable.compiled, self.mesh)))
             self._executables[key] = executable
@@ -255,10 +307,6 @@ class Step:
         except ShardwrightError as error:
             error.where = error.where or first_line(self.function)
             raise
-
-    def _tree(self, args: tuple[Any, ...]) -> Any:
-        """The pytree of the parameters, as the step's function takes them."""
-        return jax.tree.structure(_users_own(args[self._params_at(args)]))
 
     def _compilable(self, program: Program) -> Compilable:
         return Compilable(program, self.mesh, self.donate_state)
@@ -280,23 +328,16 @@ class Step:
         return self._known[1]
 
 
-def _arguments(function: Callable[..., Any]) -> str:
-    try:
-        return f"({', '.join(inspect.signature(function).parameters)})"
-    except (TypeError, ValueError):  # what has no signature in Python
-        return ""
+def _shapes(value: Any) -> Any:
+    """An argument for tracing: shapes in the place of arrays, parameters as before packing."""
+    value = value.originals() if isinstance(value, Packed) else value
+    return jax.tree.map(_struct, value, is_leaf=is_state)
 
 
-def _users_own(arg: Any) -> Any:
-    """What the user gave: parameters as they were before packing, shapes for adapted state."""
-    arg = arg.originals() if isinstance(arg, Packed) else arg
-    return jax.tree.map(
-        lambda leaf: (
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_state(leaf) else shape_of_lazy(leaf)
-        ),
-        arg,
-        is_leaf=is_state,
-    )
+def _struct(leaf: Any) -> Any:
+    if is_state(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return shape_of_lazy(leaf) if is_lazy(leaf) else shape_of(leaf) if is_array(leaf) else leaf
 
 
 def _shape(leaf: Any) -> Any:

@@ -8,6 +8,7 @@ libtpu.
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib.util
 import math
@@ -37,6 +38,7 @@ __all__ = [
     "devices",
     "here",
     "jax_mesh",
+    "must_be_here",
     "placement",
     "prepare_libtpu",
 ]
@@ -157,6 +159,22 @@ def _attached() -> list[Any]:
 
 def _tpu_attached() -> bool:
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+@functools.lru_cache(maxsize=64)
+def must_be_here(mesh: Mesh) -> None:
+    """Raises TargetError for a mesh of devices that are only compiled for."""
+    device = mesh.devices.flat[0]
+    try:
+        attached = jax.devices(device.platform)
+    except RuntimeError:  # no such backend
+        attached = []
+    if device not in attached:
+        raise TargetError(
+            f"there are no {mesh.size} {device.device_kind} here to run on: the step is for them",
+            hint="step.lower(...).compile() and step.explain(...) need none; to run, make the step "
+            'for devices that are here: auto_shard(step, "cpu:8")',
+        )
 
 
 def _coordinates(device: Any) -> tuple[int, ...]:

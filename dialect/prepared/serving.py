@@ -97,12 +97,15 @@ class DonatedError(ShardwrightError):
 
 
 class Executable:
-    """A program of a step, compiled for one set of shapes; `tree`: the pytree of its parameters."""
+    """A program of a step, compiled for one set of shapes.
 
-    def __init__(self, compilable: Compilable, tree: Any) -> None:
+    tree: the pytree of its parameters; lowered: the program as it was lowered, where it was.
+    """
+
+    def __init__(self, compilable: Compilable, tree: Any, lowered: Any = None) -> None:
         self.compilable, program = compilable, compilable.program
         self.program, self.tree = program, tree
-        self.compiled, self.notes = compiled(compilable)
+        self.compiled, self.notes = compiled(compilable, lowered)
         self.call = callable_with(
             compilable.jitted(),
             self.compiled,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -13,144 +12,119 @@ import jax
 from dialect.jaxprs import jaxpr
 from dialect.jaxprs.framework import describe
 from dialect.naming.axis_hints import hints_for
+from dialect.user.calls import Call, Callee, Roles, Where, dynamic, name_of, unbound
 from dialect.user.closed_over import must_be_given
 from rewrite.dataflow import dependents
-from rewrite.errors import ShardwrightError, TraceError, nearest
+from rewrite.errors import ShardwrightError, TraceError
 from rewrite.ir import Graph
 from rewrite.program import Input, Output, Program
-
-Where = int | str
 
 
 def trace(
     function: Callable[..., Any],
     *args: Any,
-    params: Where = 0,
+    params: Where | None = None,
     state: Where | Sequence[Where] | None = None,
     static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
     axes: Mapping[str, str] | None = None,
 ) -> Program:
     """The Program of a function, from arguments of which only shapes and dtypes matter.
 
-    `params` and `state` are argument numbers or names. Without `state`, an argument is state when
-    the function returns a pytree of the same structure and types that is computed from it.
+    `params` and `state` are argument numbers or names. Without `params`, the first argument with
+    arrays holds them. Without `state`, an argument is state when the function returns a pytree of
+    the same structure and types that is computed from it. Arguments that are no arrays are static.
     `axes` says what cannot be inferred: `{"params/.../wq": "d_model (heads d_head)"}`.
     Raises TraceError, naming the user's line, where the function cannot be traced.
     """
     if not callable(function):
         raise TraceError(f"expected a function, got {type(function).__name__} {function!r}")
-    names = argument_names(function, len(args))
-    static = as_numbers(static_argnums)
-    dynamic = [i for i in range(len(args)) if i not in static]
-    place = {number: position for position, number in enumerate(dynamic)}
-    given = [args[i] for i in dynamic]
+    callee = Callee(function, Roles(params, state, static_argnums, static_argnames))
+    return trace_call(callee.call(args, {}), callee.roles, axes)
+
+
+def trace_call(call: Call, roles: Roles, axes: Mapping[str, str] | None = None) -> Program:
+    """The Program of a function as it is called: see `trace`."""
+    numbers = [i for i in range(len(call.names)) if i not in call.static]
+    names = [call.names[i] for i in numbers]
+    given = [call.values[i] for i in numbers]
     leaves, tree = jax.tree.flatten(tuple(given))
-    returned: dict[str, Any] = {}
-
-    def flat(*arrays: Any) -> list[Any]:
-        full = list(args)
-        for number, argument in zip(dynamic, jax.tree.unflatten(tree, arrays)):
-            full[number] = argument
-        out, returned["tree"] = jax.tree.flatten(function(*full))
-        return out
-
-    graph = _traced(flat, leaves, function)
-    at_params = _dynamic(params, names, "params", place)
+    graph, returned = _traced(call, numbers, leaves, tree)
+    at_params = numbers.index(call.params)
     owners = [i for i, argument in enumerate(given) for _ in jax.tree.leaves(argument)]
-    outputs = _outputs(returned["tree"])
-    if state is None:
-        updates = _updates_found(graph, owners, given, returned["tree"], at_params)
+    outputs = _outputs(returned)
+    if roles.state is None:
+        updates = _updates_found(graph, owners, given, returned, at_params)
     else:
-        at = _places_of_state(state, names, place, at_params)
-        updates = _updates_named(graph, owners, returned["tree"], given, at, names, dynamic)
+        at_state = [numbers.index(i) for i in _places_of_state(roles.state, call)]
+        updates = _updates_named(graph, owners, returned, given, at_state, names)
+    _must_be_parameters(graph, owners, names, at_params, roles.params is None)
     inputs = [n for n, owner in enumerate(owners) if owner == at_params]
-    comes_back = bool(_returned(graph, inputs, given[at_params], returned["tree"]))
-    must_be_given(graph, [graph.inputs[n] for n in inputs], names[dynamic[at_params]], comes_back)
+    comes_back = bool(_returned(graph, inputs, given[at_params], returned))
+    must_be_given(graph, [graph.inputs[n] for n in inputs], names[at_params], comes_back)
     states = set(updates.values())
-    roles = [
+    kinds = [
         "param" if owner == at_params else "state" if i in states else "arg"
         for i, owner in enumerate(owners)
     ]
-    paths = _paths(given, [names[i] for i in dynamic])
+    paths = _paths(given, names)
     hints = hints_for(axes or {}, paths, [value.type for value in graph.inputs])
+    inputs_ = zip(paths, graph.inputs, kinds)
     return Program(
-        name=getattr(inspect.unwrap(_unbound(function)), "__name__", "step").strip("<>"),
+        name=getattr(inspect.unwrap(unbound(call.function)), "__name__", "step").strip("<>"),
         graph=graph,
         inputs=tuple(
-            Input(path, value.type, role, axes=hints.get(path, ""))
-            for path, value, role in zip(paths, graph.inputs, roles)
+            Input(path, value.type, kind, axes=hints.get(path, "")) for path, value, kind in inputs_
         ),
         outputs=tuple(Output(name, updates.get(i)) for i, name in enumerate(outputs)),
-        tree=(describe(tree), describe(returned["tree"])),
+        tree=(describe(tree), describe(returned)),
     )
 
 
-def _places_of_state(
-    state: Where | Sequence[Where], names: Sequence[str], place: Mapping[int, int], at_params: int
-) -> list[int]:
-    """The arguments that are state, among the dynamic ones. Raises TraceError for parameters."""
+def _places_of_state(state: Where | Sequence[Where], call: Call) -> list[int]:
+    """The numbers of the arguments that are state. Raises TraceError for parameters."""
     listed = state if isinstance(state, (list, tuple)) else [state]
-    at = [_dynamic(where, names, "state", place) for where in listed]
-    if at_params in at:
-        number = next(number for number, position in place.items() if position == at_params)
+    numbers = [dynamic(where, call.names, "state", call.static) for where in listed]
+    if call.params in numbers:
         raise TraceError(
-            f"{names[number]} is named as parameters and as state",
+            f"{call.names[call.params]} is named as parameters and as state",
             hint="params= and state= take different arguments; params is the first by default",
         )
-    return at
+    return numbers
 
 
-def as_numbers(numbers: int | Sequence[int]) -> tuple[int, ...]:
-    """One number or several, as `jax.jit` takes them."""
-    return (numbers,) if isinstance(numbers, int) else tuple(numbers)
+def _must_be_parameters(
+    graph: Graph, owners: list[int], names: list[str], number: int, first: bool
+) -> None:
+    """Raises TraceError for tokens that are taken for parameters as they come first, if `first`."""
+    inputs = [n for n, owner in enumerate(owners) if owner == number]
+    others = any(owners.count(owner) > 1 for owner in owners)
+    if first and others and _looks_like_tokens(graph, inputs):
+        raise TraceError(
+            f"{names[number]}, {graph.inputs[inputs[0]].type}, would be the parameters, as "
+            "the first argument",
+            hint=f"name the argument that they are: params= one of {', '.join(names)}",
+        )
 
 
-def argument_names(function: Callable[..., Any], count: int) -> list[str]:
-    """The names of a function's positional arguments; `arg3` where it does not say."""
+def _traced(call: Call, numbers: list[int], leaves: list[Any], tree: Any) -> tuple[Graph, Any]:
+    """(the graph of a call as a function of its leaves, the structure of its result)."""
+    returned: list[Any] = []
+
+    def flat(*arrays: Any) -> list[Any]:
+        full = list(call.values)
+        for number, argument in zip(numbers, jax.tree.unflatten(tree, arrays)):
+            full[number] = argument
+        out, structure = jax.tree.flatten(call.with_values(full).result())
+        returned.append(structure)
+        return out
+
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        parameters = ()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return [names[i] if i < len(names) else f"arg{i}" for i in range(count)]
-
-
-def argument_number(where: Where, names: Sequence[str], what: str) -> int:
-    """The number of an argument given by number or name. Raises TraceError with the names."""
-    if not names:
-        hint = "a step is traced as trace(step, params, cache, tokens)"
-        raise TraceError("the function is given no argument, and its parameters are one", hint=hint)
-    if isinstance(where, int) and -len(names) <= where < len(names):
-        return where % len(names)
-    if isinstance(where, str) and where in names:
-        return names.index(where)
-    raise TraceError(
-        f"{what}={where!r} is no argument of the function, which has {', '.join(names)}",
-        hint=nearest(where, names) if isinstance(where, str) else "give a name or a number",
-    )
-
-
-def _dynamic(where: Where, names: Sequence[str], what: str, place: dict[int, int]) -> int:
-    """The place of an argument among those that are traced."""
-    number = argument_number(where, names, what)
-    if number not in place:
-        raise TraceError(f"{what}={where!r} is static", hint=f"name the argument that holds {what}")
-    return place[number]
-
-
-def _unbound(function: Any) -> Any:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _traced(flat: Callable[..., list[Any]], leaves: list[Any], function: Any) -> Graph:
-    try:
-        structs = [_struct(leaf) for leaf in leaves]
+        structs = [shape_of(leaf) for leaf in leaves]
     except TypeError as error:
         raise TraceError(f"an argument is no array: {error}") from error
     try:
-        return jaxpr.trace_graph(flat, *structs)
+        return jaxpr.trace_graph(flat, *structs), returned[-1]
     except ShardwrightError:
         raise
     except (
@@ -158,24 +132,18 @@ def _traced(flat: Callable[..., list[Any]], leaves: list[Any], function: Any) ->
     ) as error:  # whatever the user's function raises, is raised again with the user's line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
-            f"{getattr(_unbound(function), '__name__', function)} cannot be traced: "
-            f"{type(error).__name__}: {reason}",
+            f"{name_of(call.function)} cannot be traced: {type(error).__name__}: {reason}",
             where=users_line(error),
             hint="it must be a pure function of arrays, as jax.jit asks",
         ) from error
 
 
-def _struct(leaf: Any) -> Any:
+def shape_of(leaf: Any) -> Any:
+    """An array or a number as the ShapeDtypeStruct that it is traced as."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     aval = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
-
-
-def first_line(function: Any) -> str:
-    """Where a function of the user's begins: `file:line (name)`, or nothing where none is known."""
-    code = getattr(inspect.unwrap(_unbound(function)), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})" if code else ""
 
 
 def users_line(error: BaseException) -> str:
@@ -267,7 +235,6 @@ def _updates_named(
     given: list[Any],
     at: list[int],
     names: list[str],
-    dynamic: list[int],
 ) -> dict[int, int]:
     updates: dict[int, int] = {}
     for i in at:
@@ -277,7 +244,7 @@ def _updates_named(
         matching = [numbers for numbers in matching if not any(n in updates for n in numbers)]
         if not matching:
             raise TraceError(
-                f"state {names[dynamic[i]]!r} does not come back: no part of the result has its "
+                f"state {names[i]!r} does not come back: no part of the result has its "
                 f"structure {structure}",
                 hint="return the updated state as the function got it",
             )
@@ -286,7 +253,7 @@ def _updates_named(
         for output, number in pairs:
             if not _same_type(graph, output, number):
                 raise TraceError(
-                    f"state {_paths([given[i]], [names[dynamic[i]]])[inputs.index(number)]!r} "
+                    f"state {_paths([given[i]], [names[i]])[inputs.index(number)]!r} "
                     f"goes in as {graph.inputs[number].type} and comes back as "
                     f"{graph.outputs[output].type}",
                     where=graph.outputs[output].op.origin.source,
