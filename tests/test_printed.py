@@ -10,7 +10,8 @@ import pytest
 
 import dialect.front.api  # noqa: F401  # a program in a notebook
 from dialect.printed.folds import folds, in_order
-from dialect.printed.program_lines import collapsed, program_lines
+from dialect.printed.listing import collapsed
+from dialect.printed.program_lines import program_lines
 from dialect.printed.shared import with_equal_values_once
 from dialect.printed.variables import assigned_at
 from dialect.printed.words import Line, Word, as_html, coloured, plain

@@ -39,7 +39,7 @@ ROOMS = {
     "prepared": "rewrite display arrays ops jaxprs staging compiled planning",
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"
     " layered compiled planning",
-    "printed": "rewrite ops naming reports",
+    "printed": "rewrite display ops naming reports",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded compiled planning reports",
     "measured": "rewrite display arrays user reports passes",

@@ -225,6 +225,15 @@ def _add_listing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sources", action="store_true", help="with --fold: lines and rules too")
 
 
+def _add_diff(parser: argparse.ArgumentParser) -> None:
+    _add_function(parser)
+    add = parser.add_argument_group("what is compared").add_argument
+    text = "another program; without one, the first before and after its passes"
+    add("other", nargs="?", metavar="OTHER", help=text)
+    add("--pass", dest="only", metavar="PASS", help="before and after this pass alone")
+    add("--most", type=int, default=40, metavar="N", help="ops of a change that are shown (40)")
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -279,6 +288,11 @@ _COMMANDS = (
         "serve",
         "Serves a decoder over HTTP, as OpenAI's clients speak it.",
         (_add_serving,),
+    ),
+    (
+        "diff",
+        "Shows how two programs differ, or what passes change, and what that saves.",
+        (_add_diff, _add_passes, _add_json),
     ),
     (
         "opt",

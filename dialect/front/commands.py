@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from dialect.checked import rule_tables
 from dialect.checked.bisect import bisect as first_departure
@@ -19,14 +16,14 @@ from dialect.checked.rule_check import checked_rules
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read as read_executable
 from dialect.display import tables
-from dialect.front import api, serving, session, simulation
-from dialect.front.console import Screen
+from dialect.front import api, inspection, serving, session, simulation
+from dialect.front.console import Screen, as_json
+from dialect.front.programs import sizes, text_of
 from dialect.front.session import Arguments, rewritten
 from dialect.front.strict import must_be_empty, not_done
 from dialect.machine.mesh import Topology
 from dialect.machine.virtual_cpus import start
 from dialect.measured import evaluation, tradeoff_plot
-from dialect.printed.program_lines import program_lines
 from dialect.reports import plotting, sweep_plot
 from dialect.reports import sweep as pareto
 from dialect.reports.beside_plan import beside_plan, differences, plan_table
@@ -34,11 +31,9 @@ from dialect.reports.explained import Explained
 from dialect.reports.sweep import TRACED_BATCH, Decoder
 from dialect.simulated import comparison, latency_plot
 from dialect.user import usercode
-from rewrite import files, manager, options
-from rewrite.errors import PipelineError, ShardwrightError, TextError
-from rewrite.passbase import Pass, find_pass, pass_names
+from rewrite import files
+from rewrite.errors import PipelineError, ShardwrightError
 from rewrite.program import Program
-from rewrite.source import MOST_OF_A_PROGRAM, read_file
 
 
 def run(args: Arguments) -> None:
@@ -59,7 +54,7 @@ def compile_(args: Arguments, screen: Screen) -> None:
         must_be_empty(differences(beside) if args.strict else ())
     if args.json:
         built = {"compile_s": seconds, "notes": notes, "executable": asdict(report)}
-        _print_json(done.facts() | built | {"beside_plan": [asdict(row) for row in beside]})
+        screen.data(done.facts() | built | {"beside_plan": [asdict(row) for row in beside]})
         return
     screen.warnings([*not_done(done.program), *differences(beside)])
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
@@ -69,21 +64,6 @@ def compile_(args: Arguments, screen: Screen) -> None:
     screen.tables(explained.moved(executable, done.mesh))
 
 
-def show(args: Arguments, screen: Screen) -> None:
-    """Rewrites a function and prints the program."""
-    explained = Explained()
-    done = rewritten(args, screen, listeners=(explained,))
-    if args.json:
-        _print_json(done.facts() | {"program": str(done.program)})
-        return
-    if not args.explain:
-        _print_program(done.program, args, screen)
-        return
-    screen.warnings(not_done(done.program))
-    screen.rewriting(args.function, done.target, done.reports, done.program.plan)
-    screen.tables(explained.tables())
-
-
 def coverage(args: Arguments, screen: Screen) -> None:
     """Shows what of a function is recognised, what is not and why, and what its axes are."""
     explained = Explained()
@@ -91,7 +71,7 @@ def coverage(args: Arguments, screen: Screen) -> None:
     if explained.program is None:
         raise PipelineError("the pipeline recognizes nothing", hint="add the pass recognize to it")
     if args.json:
-        _print_json(explained.facts())
+        screen.data(explained.facts())
     else:
         screen.tables(explained.tables())
 
@@ -113,10 +93,10 @@ def sweep(args: Arguments, screen: Screen) -> None:
     if args.out:
         facts, shown = pareto.facts(points), varied.tables(points)
         with files.written_whole(outputs[0]) as part:
-            text = _json(facts) if args.json else tables.as_text(shown)
+            text = as_json(facts) if args.json else tables.as_text(shown)
             part.write_text(f"{text}\n", encoding="utf-8")
     elif args.json:
-        _print_json(pareto.facts(points))
+        screen.data(pareto.facts(points))
     else:
         screen.tables(varied.tables(points))
 
@@ -149,7 +129,7 @@ def simulate(args: Arguments, screen: Screen) -> None:
     if args.plot:
         latency_plot.draw(runs, Path(args.plot))
     if args.json:
-        _print_json(comparison.facts(runs))
+        screen.data(comparison.facts(runs))
     else:
         screen.tables(comparison.tables(runs))
 
@@ -175,45 +155,16 @@ def eval_(args: Arguments, screen: Screen) -> None:
         if not args.json:
             screen.warnings(list(dict.fromkeys(told)))
         with screen.working("measuring") as spinner:
-            trained = usercode.trained(args.function, session.sizes(one), args.text)
+            trained = usercode.trained(args.function, sizes(one), args.text)
             for result in measured.measure(trained, prefixes, target):
                 spinner.update(text=f"measuring {config}, after {result.text}")
     if args.plot:
         title = f"{measured.function}, {measured.about}"
         tradeoff_plot.draw(measured.measured, title, Path(args.plot))
     if args.json:
-        _print_json(measured.facts())
+        screen.data(measured.facts())
     else:
         screen.tables(measured.tables())
-
-
-def opt(args: Arguments, screen: Screen) -> None:
-    """Reads a program, or the file of a crash, runs passes, and prints the result."""
-    if args.list_passes:
-        passes(args, screen)
-        return
-    text = read(args.file)
-    pipeline = session.pipeline(args)
-    if pipeline is not None:
-        program = Program.parse(text)
-    else:
-        failure = Failure.parse(text)
-        program, pipeline = failure.program, failure.pipeline
-    target = pipeline.target()
-    if args.target or target.topology:
-        start(args.target or target.topology)
-        target = api.resolve(None, args.target, pipeline)[1]
-    listening = session.listening_to(args, target)
-    result = manager.run(program, pipeline.passes(args.phase), target, listening)[0]
-    _print_program(result, args, screen)
-
-
-def _print_program(program: Program, args: Arguments, screen: Screen) -> None:
-    """The text that reads back, or on a terminal and where it is asked for the one for people."""
-    if screen.terminal if args.fold is None else args.fold:
-        screen.listing_of(program_lines(program, sources=args.sources))
-    else:
-        print(program)
 
 
 def check_rules(args: Arguments, screen: Screen) -> None:
@@ -224,42 +175,10 @@ def check_rules(args: Arguments, screen: Screen) -> None:
             reports.append(report)
             spinner.update(text=f"checking rules, {len(reports)} done, {report.name} the last")
     if args.json:
-        _print_json(rule_tables.facts(reports))
+        screen.data(rule_tables.facts(reports))
     else:
         screen.tables(rule_tables.tables(reports, refused=bool(args.rule)))
     rule_tables.must_be_clean(reports)
-
-
-def passes(args: Arguments, screen: Screen) -> None:
-    """Lists every pass, those of other packages included."""
-    listed = [_described(find_pass(name)) for name in pass_names()]
-    if args.json:
-        _print_json(listed)
-    else:
-        screen.listing(listed)
-
-
-def _described(kind: type[Pass]) -> dict[str, Any]:
-    """A pass: its name, what it keeps, the first line of its docstring, its options."""
-    types = get_type_hints(kind)
-    takes = [
-        {
-            "name": field.name,
-            "default": "" if field.default is MISSING else options.show(field.default),
-            "takes": options.describe(types[field.name]),
-        }
-        for field in fields(kind)
-    ]
-    what = (inspect.getdoc(kind) or "").split("\n")[0]
-    return {"name": kind.pass_name(), "keeps": kind.keeps, "what": what, "options": takes}
-
-
-def _print_json(facts: Any) -> None:
-    print(_json(facts))
-
-
-def _json(facts: Any) -> str:
-    return json.dumps(facts, indent=2)
 
 
 class FaultFound(ShardwrightError):
@@ -285,7 +204,7 @@ def bisect(args: Arguments, screen: Screen) -> None:
 
 def reproduce(args: Arguments, screen: Screen) -> None:
     """Runs the file of a failure again; with --reduce, makes it as small as it still fails."""
-    failure = Failure.parse(read(args.file))
+    failure = Failure.parse(text_of(args.file))
     if failure.pipeline.topology:
         start(failure.pipeline.topology)
 
@@ -315,27 +234,18 @@ def reproduce(args: Arguments, screen: Screen) -> None:
     )
 
 
-def read(file: str) -> str:
-    """The text of a file, or of standard input for "-"."""
-    if file != "-":
-        return read_file(file, "program")
-    try:
-        return sys.stdin.read(MOST_OF_A_PROGRAM + 1)
-    except UnicodeDecodeError as error:
-        raise TextError(f"cannot read the program on standard input: {error}") from error
-
-
 _COMMANDS: dict[str, Callable[[Arguments, Screen], None]] = {
     "compile": compile_,
-    "show": show,
+    "show": inspection.show,
+    "diff": inspection.diff,
     "coverage": coverage,
     "eval": eval_,
     "sweep": sweep,
     "simulate": simulate,
     "serve": serving.serve,
-    "opt": opt,
+    "opt": inspection.opt,
     "bisect": bisect,
     "reproduce": reproduce,
     "check-rules": check_rules,
-    "passes": passes,
+    "passes": inspection.passes,
 }

@@ -6,6 +6,7 @@ and no line breaks that the text does not have.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +54,10 @@ class Screen:
             self.console.print(*shown)
         lines = captured.get().removesuffix("\n").split("\n")
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+    def data(self, facts: Any) -> None:
+        """Facts for machines."""
+        print(as_json(facts))
 
     def heading(self, text: str) -> None:
         """A line that begins a section."""
@@ -175,6 +180,11 @@ class Screen:
             self.table(("kind", "dtype", "over", ">count x trips", ">size of one"), collectives)
         self.heading("compiler notes" if notes else "no compiler notes")
         self.lines(notes)
+
+
+def as_json(facts: Any) -> str:
+    """The text of facts for machines."""
+    return json.dumps(facts, indent=2)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from dialect.checked.bisect import VerifyNumbers
 from dialect.checked.reproducer import Failure, Reproducer
 from dialect.front import api
 from dialect.front.console import Progress, Screen
+from dialect.front.programs import program_of
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
 from dialect.machine.virtual_cpus import start
-from dialect.user import usercode
-from dialect.user.usercode import Sizes
 from rewrite import hooks, manager
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass, find_pass
@@ -74,19 +73,20 @@ def traced(args: Arguments, screen: Screen, passes: str = "") -> Traced:
     start(args.target or asked.topology)
     mesh, target = api.resolve(None, args.target, asked)
     with screen.working("tracing"):
-        if args.args:
-            function, arguments = usercode.function(args.function, args.args)
-        else:
-            function, arguments = usercode.decoder(args.function, sizes(args))
-        program = api.trace(function, *arguments, params=args.params, state=args.state)
+        program = program_of(args)
     return Traced(program, steps, target, mesh)
 
 
 def rewritten(
-    args: Arguments, screen: Screen, passes: str = "", listeners: Sequence[Hook] = ()
+    args: Arguments,
+    screen: Screen,
+    passes: str = "",
+    listeners: Sequence[Hook] = (),
+    asked: Traced | None = None,
 ) -> Rewritten:
-    """The user's function after the passes that were asked for, or else `passes`."""
-    asked = traced(args, screen, passes)
+    """The user's function, or what was traced of it, after the passes that were asked for, or else
+    `passes`."""
+    asked = asked or traced(args, screen, passes)
     with screen.working("rewriting") as spinner:
         listening = [*listening_to(args, asked.target), *listeners, Progress(spinner)]
         program, reports = manager.run(asked.program, asked.passes, asked.target, listening)
@@ -106,11 +106,6 @@ def kept(args: Arguments, done: Rewritten) -> Iterator[None]:
             failure = Failure.of("compilation", traced.program, traced.passes, traced.target, error)
             Reproducer(Path(args.crash_reproducer)).keep(failure, "compilation")
         raise
-
-
-def sizes(args: Arguments) -> Sizes:
-    """The sizes that a decoder is called with."""
-    return Sizes(**{field.name: getattr(args, field.name) for field in fields(Sizes)})
 
 
 def pipeline(args: Arguments) -> Pipeline | None:
