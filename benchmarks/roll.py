@@ -22,7 +22,8 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "frameworks")]
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.traffic import hbm_bytes
