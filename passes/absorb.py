@@ -172,7 +172,7 @@ def key_in_parts(op: Op) -> Outcome:
     for pair, part, new in zip(PAIRS, queries, keys):
         operands[f"query{pair}"] = _called(Operand(part, query.axes), "k", PAIRS[pair])
         operands[f"key{pair}"] = _called(new, "k", PAIRS[pair])
-    return _attend(op, operands)
+    return _attend(op, operands, given=" ".join([*operands][3:]))
 
 
 @local("attend", keeps="reals", needs=_FINITE, example=_example, types=_TYPES)
@@ -186,7 +186,7 @@ def key_of_latent(op: Op) -> Outcome:
             wide = multiplied(query, source, width, source.summed)
             operands[f"query{pair}"] = replace(query, value=wide)
             operands[f"key{pair}"] = _called(source.latent, source.summed, width)
-    return _attend(op, operands)
+    return None if operands == _operands(op) else _attend(op, operands)
 
 
 @local("attend", keeps="reals", needs=_FINITE, example=_example, types=_TYPES)
@@ -211,14 +211,11 @@ def _operands(op: Op) -> dict[str, Operand]:
     return {name: Operand(value, axes) for name, (value, axes) in zip(names_of(op), arrays)}
 
 
-def _attend(op: Op, operands: Mapping[str, Operand]) -> Value | None:
-    """The attention with these operands; None if they are its own."""
-    values = tuple(operand.value for operand in operands.values())
-    inputs = tuple(operand.axes for operand in operands.values())
-    axes = str(Signature(inputs, Signature.parse(op["axes"]).outputs))
-    given = {"given": " ".join([*operands][3:])} if len(operands) > 3 else {}
-    attrs = dict(op.attrs) | {"axes": axes} | given
-    return None if values == op.args else make("attend", *values, **attrs, origin=op.origin)
+def _attend(op: Op, operands: Mapping[str, Operand], **more: str) -> Value:
+    """The attention with these operands, and with `more` attributes."""
+    values, axes = zip(*((operand.value, operand.axes) for operand in operands.values()))
+    named = str(Signature(axes, Signature.parse(op["axes"]).outputs))
+    return make("attend", *values, **dict(op.attrs) | {"axes": named} | more, origin=op.origin)
 
 
 def _sizes(op: Op) -> dict[str, int]:

@@ -10,17 +10,15 @@ not subtracted: for reading it the compiler lays the cache out anew, in every la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
 from dialect.caching.commute import Form, loop_rule, rule, rules
 from dialect.caching.state_forms import Change, undoes
-from dialect.matching.values import REALS, in_dtype
+from dialect.matching.values import REALS, in_dtype, reshaped
 from dialect.ops import kept_twice  # noqa: F401  (defines them)
 from dialect.ops.nn import Traced
-from rewrite.ir import Op, Type, Value
+from rewrite.ir import Op, Value
 from rewrite.opdef import build, make
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Array, Signature
@@ -102,24 +100,22 @@ def write_of_total(op: Op) -> Outcome:
     if kept.name != TOTAL.op or not TOTAL.fits(kept):
         return None
     (values, total), axis = kept.args, kept["axis"]
-    if axis not in op["axes"]:
+    if op["axes"] not in ((axis,), (0, axis)):
         return Miss("it writes along another axis than the context", 3)
-    # Where the sum is written: at the place of a layer, or all of it.
-    at = {d - (d > axis): start for d, start in zip(op["axes"], starts) if d != axis}
+    *layer, _ = starts
+    if layer and new.type.shape[0] != 1:
+        return Miss("it writes several layers", 3)
     added = make("reduce_sum", in_dtype(new, "f32"), axes=(axis,), out_sharding=None)
     cache = make("cache_write", values, new, *starts, axes=op["axes"])
-    return make("with_total", cache, _plus(total, added, at), axis=axis)
+    return make("with_total", cache, _plus(total, added, *layer), axis=axis)
 
 
-def _plus(total: Value, added: Value, at: Mapping[int, Value]) -> Value:
-    """The total with something added to it, at these places along some of its dimensions."""
-    if not at:
+def _plus(total: Value, added: Value, *layer: Value) -> Value:
+    """The total, or that of one layer, with something added to it."""
+    if not layer:
         return make("add", total, added)
-    zero = make("const", value=0, type=Type("i32", ()))
-    places = [in_dtype(at.get(d, zero), "i32") for d in range(total.type.rank)]
-    before = make("dynamic_slice", total, *places, slice_sizes=added.type.shape)
-    after = make("add", before, added)
-    return make("cache_write", total, after, *at.values(), axes=tuple(at))
+    before = reshaped(make("cache_read", total, *layer), added.type.shape)
+    return make("cache_write", total, make("add", before, added), *layer, axes=(0,))
 
 
 @local(

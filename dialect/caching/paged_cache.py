@@ -103,12 +103,14 @@ def write_of_paged(op: Op) -> Outcome:
     (_, new, *starts), cache = op.args, _whole(op.args[0])
     if cache is None:
         return None
-    first, context = dict(zip(op["axes"], starts)), op.types[0].rank - 2
-    layer = [first.pop(0)] if cache["layers"] and 0 in first and new.type.shape[0] == 1 else []
-    if set(first) != {context} or len(layer) != bool(cache["layers"]):
+    context = op.types[0].rank - 2
+    if op["axes"] != ((0, context) if cache["layers"] else (context,)):
         return Miss("it writes along another axis than the context", 3)
+    *layer, place = starts
+    if layer and new.type.shape[0] != 1:
+        return Miss("it writes several layers", 3)
     new = reshaped(new, new.type.shape[1:]) if layer else new
-    return _written(cache, new, first[context], layer, _CLIP)
+    return _written(cache, new, place, layer, _CLIP)
 
 
 def _whole(cache: Value) -> Op | None:

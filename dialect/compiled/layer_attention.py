@@ -12,6 +12,7 @@ import jax
 
 from dialect.matching.attend_bounds import window_read
 from dialect.ops import attend_layer  # noqa: F401  (defines it)
+from dialect.ops.attend import names_of
 from dialect.ops.attend_sparq import SECOND_KEYS
 from dialect.ops.nn import Traced
 from dialect.ops.scores import loop_axes
@@ -35,22 +36,20 @@ def _layer(stack: jax.Array) -> jax.Array:
 )
 def attend_in_stack(op: Op) -> Outcome:
     """attend{blocks}(q, cache_read(k, l), cache_read(v, l))  ->  attend_layer(q, k, v, l)"""
-    query, *caches = op.args[:3]
-    keys, values = (cache.op for cache in caches)
-    is_read = keys.name == values.name == "cache_read" and keys.args[1] == values.args[1]
-    if not is_read or not (window_read(op) or _is_one_block(op) or op.get("sparq")):
+    operands = dict(zip(names_of(op), op.args))
+    reads = {name: operands[name].op for name in ("key", "value", SECOND_KEYS) if name in operands}
+    reads = {name: read for name, read in reads.items() if read.name == "cache_read"}
+    if not {"key", "value"} <= {*reads}:
         return None
-    layers = keys.args[0].type.shape[0]
-    if values.args[0].type.shape[0] != layers:
-        return Miss("its keys and values are stacked with other layers", 4)
-    operands, given, stacked = list(op.args[3:]), op.get("given", "").split(), []
-    for number, name in enumerate(given):
-        inner = operands[number].op
-        is_layer = inner.name == keys.name and inner.args[1] == keys.args[1]
-        if name == SECOND_KEYS and is_layer and inner.args[0].type.shape[0] == layers:
-            operands[number], stacked = inner.args[0], [name]
-    stacks, more = (keys.args[0], *values.args), {"stacked": stacked[0]} if stacked else {}
-    return make("attend_layer", query, *stacks, *operands, **dict(op.attrs), **more)
+    if not (window_read(op) or op.get("sparq") or _is_one_block(op)):
+        return Miss("many blocks of queries read its keys and values", 3)
+    if len({(read.args[0].type.shape[0], read.args[1]) for read in reads.values()}) > 1:
+        return Miss("its keys and values are of different layers", 4)
+    operands |= {name: read.args[0] for name, read in reads.items()}
+    query, key, value, *more = operands.values()
+    stacked = {"stacked": SECOND_KEYS} if SECOND_KEYS in reads else {}
+    layer = reads["key"].args[1]
+    return make("attend_layer", query, key, value, layer, *more, **dict(op.attrs), **stacked)
 
 
 def _is_one_block(op: Op) -> bool:
@@ -58,4 +57,4 @@ def _is_one_block(op: Op) -> bool:
     named = Signature.parse(op["axes"])
     sizes = dict(zip(named.inputs[0], op.args[0].type.shape))
     time = loop_axes(named, sizes).time
-    return bool(op.get("blocks")) and op["blocks"][0] >= sizes.get(time, 1)
+    return op.get("blocks", (0,))[0] >= sizes.get(time, 1)

@@ -32,14 +32,17 @@ def _cache(pool: jax.Array, table: jax.Array) -> jax.Array:
 )
 def attend_by_page(op: Op) -> Outcome:
     """attend{blocks}(q, paged(k, t), paged(v, u))  ->  attend_pages(q, k, t, v, u)"""
-    query, *caches = op.args[:3]
-    keys, values = (cache.op for cache in caches)
+    query, key, value, *operands = op.args
+    keys, values = key.op, value.op
     if op.get("blocks") is None or {keys.name, values.name} != {"paged"}:
         return None
-    layers, layer = keys["layers"], keys.args[2:]
-    if (layers, layer) != (values["layers"], values.args[2:]) or bool(layers) != bool(layer):
+    (pool, table, *layer), (other_pool, other_table, *other_layer) = keys.args, values.args
+    layers = keys["layers"]
+    if (layers, layer) != (values["layers"], other_layer) or bool(layers) != bool(layer):
         return Miss("its keys and values are not of one layer", 4)
-    if keys.args[0].type.shape[0] != values.args[0].type.shape[0]:
+    if (keys["page"], pool.type.shape[0]) != (values["page"], other_pool.type.shape[0]):
         return Miss("its keys and values have pools of different sizes", 4)
-    pools = (*keys.args[:2], *values.args[:2], *layer)
-    return make("attend_pages", query, *pools, *op.args[3:], **dict(op.attrs), layers=layers)
+    if op["blocks"][1] % keys["page"]:
+        return Miss("its blocks of keys are no whole pages", 4)
+    pages = (pool, table, other_pool, other_table, *layer)
+    return make("attend_pages", query, *pages, *operands, **dict(op.attrs), layers=layers)

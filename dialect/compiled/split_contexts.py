@@ -20,8 +20,10 @@ from dialect.ops.nn import Traced
 from dialect.ops.scores import CONTEXT
 from rewrite.ir import Graph, Op, Type, Value
 from rewrite.opdef import substitute
-from rewrite.rules import Outcome, local
+from rewrite.rules import Miss, Outcome, local
 from rewrite.signature import Array, Signature
+
+_OF_THE_WHOLE = ("rounds", "blocks", "sparq")  # what is said of no part of a context
 
 
 @local(
@@ -34,23 +36,25 @@ from rewrite.signature import Array, Signature
 )
 def attend_to_parts(op: Op) -> Outcome:
     """attend(q, concat(k_1, k_2), concat(v_1, v_2))  ->  attention over both, uncopied"""
-    arrays = Signature.parse(op["axes"]).inputs
-    key, value = (_lengths(arg, axes) for arg, axes in zip(op.args[1:3], arrays[1:]))
-    whole = op.get("rounds") is not None or op.get("blocks") is not None
-    if len(key) < 2 or key != value or whole or op.types[0].dtype not in REALS:
+    query, *operands = op.args
+    _, *arrays = Signature.parse(op["axes"]).inputs
+    lengths, others, *_ = map(_lengths, operands, arrays)
+    if not lengths or lengths != others or op.types[0].dtype not in REALS:
         return None
-    parts = (_parts(arg, axes, key) for arg, axes in zip(op.args[1:], arrays[1:]))
-    given = [op.args[0], *chain(*parts)]
-    graph = _traced(len(key), tuple(arg.type for arg in given), op.attrs)
+    if any(op.get(name) is not None for name in _OF_THE_WHOLE):
+        return Miss("it is of the whole context", 3)
+    parts = (_parts(*operand, lengths) for operand in zip(operands, arrays))
+    given = [query, *chain(*parts)]
+    graph = _traced(len(lengths), tuple(arg.type for arg in given), op.attrs)
     return substitute(graph, given, origin=op.origin)
 
 
-def _lengths(value: Value, axes: Array) -> tuple[int, ...]:
+def _lengths(value: Value, axes: Array) -> list[int]:
     """How long the parts are that a value holds one after another along the context."""
     if CONTEXT not in axes:
-        return ()
+        return []
     place = axes.index(CONTEXT)
-    return tuple(part.type.shape[place] for part in parts_along(value, place))
+    return [part.type.shape[place] for part in parts_along(value, place)]
 
 
 def _parts(value: Value, axes: Array, lengths: Sequence[int]) -> Sequence[Value]:

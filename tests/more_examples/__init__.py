@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dialect.checked.all_rules import FoundRule, all_rules
-from tests.more_examples import activations, attention, forms, positions, spellings
+from tests.more_examples import activations, attention, caches, forms, latents, positions, spellings
 from tests.more_examples.forms import Word
 
-_FILES = (activations, attention, forms, positions, spellings)
+_FILES = (activations, attention, caches, forms, latents, positions, spellings)
 MORE = {name: more for each in _FILES for name, more in each.MORE.items()}
 EQUAL = {name: equal for each in _FILES for name, equal in each.EQUAL.items()}
 

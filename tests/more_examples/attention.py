@@ -161,44 +161,6 @@ def _rotary(q: Any, k: Any) -> Any:
     return jnp.einsum("bthk,bsk->bhts", q, k)
 
 
-def _of_latents(cut: Callable[..., Any], wrap: Callable[..., Any] = lambda x: x) -> Example:
-    """Attention over keys and values that are cut from one product of a latent."""
-
-    def example(q: Any, x: Any, w: Any) -> Any:
-        keys, values = cut(jnp.einsum("bsc,chk->bshk", x, w))
-        axes = "b t h k, b s h k, b s h v -> b t h v"
-        return Traced["attend"](q, keys, values, axes=axes)
-
-    return wrap(example), ("f32[2,3,4,5]", "f32[2,7,6]", "f32[6,4,10]")
-
-
-_LATENTS = [
-    _of_latents(lambda both: (both[..., :5], both[..., 5:])),
-    _of_latents(lambda both: jnp.unstack(both.reshape(2, 7, 4, 2, 5), axis=3)),
-    _of_latents(lambda both: (both[:, :4, :, :5], both[:, :4, :, 5:]), left_alone),
-    _of_latents(lambda both: (both[..., :9:2], both[..., 1:9:2]), left_alone),
-    _of_latents(lambda both: (jnp.sin(both[..., :5]), jnp.cos(both[..., 5:])), left_alone),
-]
-
-
-def _latent_key_beside(*parts: Callable[..., Any]) -> Example:
-    """Attention over keys of which a part is expanded."""
-
-    def example(q: Any, x: Any, w: Any, v: Any, r: Any) -> Any:
-        keys = jnp.einsum("bsc,chk->bshk", x, w)
-        keys = jnp.concatenate([keys, *(part(keys, r) for part in parts)], -1)
-        axes = "b t h k, b s h k, b s h v -> b t h v"
-        return Traced["attend"](q, keys, v, axes=axes)
-
-    width = 5 + 2 * len(parts)
-    types = (f"f32[2,3,4,{width}]", "f32[2,7,6]", "f32[6,4,5]", "f32[2,7,4,8]", "f32[2,7,2]")
-    return example, types
-
-
-def _spread_over_heads(keys: Any, r: Any) -> Any:
-    return jnp.repeat(r[:, :, None], 4, axis=2)
-
-
 def _rounded(**how: Any) -> Example:
     """Attention whose weights are rounded."""
     return lambda q, k, v: in_steps(jax.nn.softmax(q @ k.T), **how) @ v, (Q, K, V)
@@ -260,13 +222,6 @@ def _root(x: Any, axis: int = -1, keepdims: bool = True) -> Any:
 
 
 MORE: dict[str, list[Example]] = {
-    "key_of_latent": _LATENTS,
-    "value_of_latent": _LATENTS,
-    "key_in_parts": [
-        _latent_key_beside(_spread_over_heads, lambda keys, r: keys[..., :2]),
-        _latent_key_beside(lambda keys, r: jnp.full((2, 7, 4, 2), r[0, 0, 0])),
-        _latent_key_beside(lambda keys, r: jnp.full((2, 7, 4, 2), 0.5)),
-    ],
     "attend": [
         _attention(lambda x: x / 4),
         _attention(lambda x: x / 255),

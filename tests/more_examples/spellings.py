@@ -354,7 +354,6 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
     "stack_of_same": [
-        (lambda x, w: jnp.stack([x @ Traced["unstack"](w, axis=0)[0]]), ("f32[3,4]", "f32[1,4,5]")),
         _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[4]", "f32[2,4,5]", "f32[5]"),
         _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[4]", "f32[5,4,5]", "f32[5]"),
         _siblings(lambda x, w: x @ w, "f32[3,4]", "f32[1,4,5]"),
