@@ -49,8 +49,8 @@ ROOMS = {
     "engine": "rewrite display arrays machine ops jaxprs staging tokens user compiled prepared"
     " serving",
     "server": "engine serving",
-    "front": "rewrite display machine ops jaxprs tokens user compiled planning prepared reports"
-    " printed measured checked serving simulated engine server",
+    "front": "rewrite display arrays machine ops jaxprs tokens user compiled planning prepared"
+    " reports printed measured checked serving simulated engine server",
 }
 LIBRARIES = {
     "rewrite": {"lark"},

@@ -16,6 +16,7 @@ from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.resolved import resolve
 from dialect.front.step import Step
 from dialect.jaxprs import framework  # noqa: F401
+from dialect.machine.mesh import quiet_libtpu
 from dialect.ops import control, lax, nn, quant, sharding, tensor  # noqa: F401
 from dialect.printed import notebook  # noqa: F401
 from dialect.tokens.accept import accept
@@ -26,6 +27,8 @@ from dialect.user.per_row import per_row
 from dialect.user.tracing import trace
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
+
+quiet_libtpu()  # before the first use of JAX starts it
 
 __all__ = ["Sampling", "accept", "auto_shard", "compile", "per_row", "sampled", "trace"]
 

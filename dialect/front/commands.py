@@ -38,7 +38,7 @@ from rewrite.program import Program
 
 def run(args: Arguments) -> None:
     """The command that a command line names. Raises ShardwrightError where it fails."""
-    _COMMANDS[args.command](args, Screen())
+    _COMMANDS[args.command](args, Screen(args.color))
 
 
 def compile_(args: Arguments, screen: Screen) -> None:
@@ -194,7 +194,8 @@ def bisect(args: Arguments, screen: Screen) -> None:
     with screen.working("comparing before and after every pass"):
         departure = first_departure(traced.program, traced.passes, traced.target, args.seed)
     if departure is None:
-        screen.show(f"all {len(traced.passes)} passes keep what they claim")
+        told = f"all {len(traced.passes)} passes keep what they claim"
+        screen.data({"departure": None}) if args.json else screen.show(told)
         return
     if args.out:
         case = (traced.program, traced.passes, traced.target, str(departure), args.seed)
@@ -213,7 +214,8 @@ def reproduce(args: Arguments, screen: Screen) -> None:
     with screen.working("running it again"):
         error = again.error()
     if error is None:
-        screen.show(f"does not fail any more (it was written with {failure.versions})")
+        told = f"does not fail any more (it was written with {failure.versions})"
+        screen.data({"fails": False}) if args.json else screen.show(told)
         return
     if args.reduce:
         with screen.working("making it smaller") as spinner:
@@ -226,7 +228,8 @@ def reproduce(args: Arguments, screen: Screen) -> None:
         path = Path(args.out or f"{args.file}.reduced")
         smaller.save(path)
         sizes = f"{failure.program.graph.op_count} ops to {smaller.program.graph.op_count}"
-        screen.show(f"reduced from {sizes}: {path}")
+        if not args.json:
+            screen.show(f"reduced from {sizes}: {path}")
     raise (
         error
         if isinstance(error, ShardwrightError)

@@ -37,12 +37,20 @@ _NOTES_WIDTH, _INDENT = 96, 4
 
 
 class Screen:
-    """Standard output, as it is when this is made."""
+    """Standard output, or standard error, as it is when this is made.
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False, emoji=False)
+    color: "always" and "never" overrule what a terminal and NO_COLOR say ("auto").
+    """
+
+    def __init__(self, color: str = "auto", error: bool = False) -> None:
+        plain_ = {"highlight": False, "markup": False, "emoji": False, "stderr": error}
+        forced = {"always": True, "never": None}.get(color)
+        off = True if color == "never" else False if color == "always" else None
+        self.console = Console(force_terminal=forced, no_color=off, **plain_)
+        self.file = sys.stderr if error else sys.stdout
         self.terminal = self.console.is_terminal
-        if not self.terminal:
+        self.coloured = self.terminal and not self.console.no_color
+        if not self.file.isatty():
             self.console.width = _ENDLESS
 
     def show(self, *shown: Any, style: str = "") -> None:
@@ -137,10 +145,10 @@ class Screen:
 
     def listing_of(self, lines: Sequence[Line]) -> None:
         """Lines of a program or of a difference."""
-        if self.terminal:
+        if self.coloured:
             self.console.print(coloured(lines), soft_wrap=True)
         else:
-            sys.stdout.write(f"{plain(lines)}\n")
+            self.file.write(f"{plain(lines)}\n")
 
     def rewriting(
         self, what: str, target: Target, reports: Sequence[PassReport], plan: Plan | None

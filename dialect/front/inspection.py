@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from dialect.checked.reproducer import Failure
@@ -12,6 +12,7 @@ from dialect.front.console import Screen
 from dialect.front.programs import text_of
 from dialect.front.session import Arguments, rewritten, traced
 from dialect.front.strict import not_done
+from dialect.front.watched import listening_to
 from dialect.machine.virtual_cpus import start
 from dialect.printed.difference import Difference, difference
 from dialect.printed.difference_lines import difference_lines, facts
@@ -55,9 +56,12 @@ def opt(args: Arguments, screen: Screen) -> None:
     if args.target or target.topology:
         start(args.target or target.topology)
         target = api.resolve(None, args.target, pipeline)[1]
-    listening = session.listening_to(args, target)
-    result = manager.run(program, pipeline.passes(args.phase), target, listening)[0]
-    _print_program(result, args, screen)
+    listening = listening_to(args, target)
+    result, reports = manager.run(program, pipeline.passes(args.phase), target, listening)
+    if args.json:
+        screen.data({"passes": [asdict(report) for report in reports], "program": str(result)})
+    else:
+        _print_program(result, args, screen)
 
 
 def _print_program(program: Program, args: Arguments, screen: Screen) -> None:

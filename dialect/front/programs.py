@@ -6,9 +6,9 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from dialect.front import api
+from dialect.front.given import Given, given
 from dialect.user import usercode
 from dialect.user.usercode import Sizes
 from rewrite.errors import TextError
@@ -24,15 +24,23 @@ def program_of(args: Arguments) -> Program:
     program's text, or "-" for standard input."""
     if is_text(args.function):
         return Program.parse(text_of(args.function))
-    function, arguments = function_of(args)
-    return api.trace(function, *arguments, params=args.params, state=args.state)
+    said = given_to(args)
+    arrays = (number for number in range(len(said.arguments)) if number not in said.static)
+    params = next(arrays, 0) if args.params is None else args.params
+    function = said.function
+    return api.trace(
+        function, *said.arguments, params=params, state=args.state, static_argnums=said.static
+    )
 
 
-def function_of(args: Arguments) -> tuple[Any, tuple[Any, ...]]:
+def given_to(args: Arguments) -> Given:
     """A user's function, and its arguments or their shapes."""
+    if args.shape:
+        module, function = usercode.named(args.function)
+        return given(function, module, args.shape)
     if args.args:
-        return usercode.function(args.function, args.args)
-    return usercode.decoder(args.function, sizes(args))
+        return Given(*usercode.function(args.function, args.args))
+    return Given(*usercode.decoder(args.function, sizes(args)))
 
 
 def sizes(args: Arguments) -> Sizes:

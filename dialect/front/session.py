@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dialect.checked.bisect import VerifyNumbers
 from dialect.checked.reproducer import Failure, Reproducer
 from dialect.front import api
 from dialect.front.console import Progress, Screen
 from dialect.front.programs import program_of
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
+from dialect.front.watched import listening_to
 from dialect.machine.virtual_cpus import start
-from rewrite import hooks, manager
+from rewrite import manager
 from rewrite.manager import Hook, PassReport
-from rewrite.passbase import Pass, find_pass
+from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
@@ -113,15 +113,3 @@ def pipeline(args: Arguments) -> Pipeline | None:
     if args.pipeline:
         return Pipeline.load(args.pipeline)
     return Pipeline.parse(args.passes, source="--passes") if args.passes else None
-
-
-def listening_to(args: Arguments, target: Target) -> list[Hook]:
-    """What was asked to be shown or kept while the passes run."""
-    listeners: list[Hook] = [hooks.PrintAfterAll()] if args.print_ir_after_all else []
-    listeners += [hooks.PrintBefore(find_pass(name).pass_name()) for name in args.print_ir_before]
-    listeners += [hooks.TimePasses()] if args.time_passes else []
-    if args.crash_reproducer:
-        listeners.append(Reproducer(Path(args.crash_reproducer)))
-    if args.verify_numerics:
-        listeners.append(VerifyNumbers(target))
-    return listeners

@@ -41,6 +41,7 @@ __all__ = [
     "must_be_here",
     "placement",
     "prepare_libtpu",
+    "quiet_libtpu",
 ]
 
 
@@ -143,6 +144,11 @@ def prepare_libtpu() -> None:
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         hint = f'{sys.executable} -m pip install "shardwright[tpu]"'
         raise TargetError("compiling for TPU needs libtpu, which is not installed", hint=hint)
+    quiet_libtpu()
+
+
+def quiet_libtpu() -> None:
+    """Tells libtpu that there is no TPU, where there is none: it would look for one, and tell."""
     if _tpu_attached():
         return
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to wait for

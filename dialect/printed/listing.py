@@ -66,9 +66,11 @@ class Listing:
         around.ops += ops[at:]
         return lines + self.ops(graph, ops[at:], depth)
 
-    def ops(self, graph: Graph, ops: Sequence[Op], depth: int) -> list[Line]:
+    def ops(
+        self, graph: Graph, ops: Sequence[Op], depth: int, is_layer: bool = False
+    ) -> list[Line]:
         """One line for each op, and those of its regions behind it."""
-        self.names.ops(graph, ops)
+        self.names.ops(graph, ops, is_layer)
         return [shown for op in ops for shown in self.op(op, depth)]
 
     def folded(self, graph: Graph, ops: Sequence[Op], fold: Fold, depth: int) -> Iterator[Line]:
@@ -78,7 +80,7 @@ class Listing:
         self.parts.append(
             Part(self.times * fold.times, f"{fold.times} layers", graph, list(repeats[0]))
         )
-        shown = self.ops(graph, repeats[0], depth + 1)
+        shown = self.ops(graph, repeats[0], depth + 1, is_layer=True)
         words = (Word(f"{fold.times} times", "fold"), Word(self.carried(*repeats[:2])))
         yield Line(words, depth=depth)
         yield from shown

@@ -33,9 +33,9 @@ class Names:
         for value, outside in given.items():
             self.of[value] = outside if value in same else self._free(_last(outside))
 
-    def ops(self, graph: Graph, ops: Sequence[Op]) -> None:
+    def ops(self, graph: Graph, ops: Sequence[Op], is_layer: bool = False) -> None:
         """Names what some ops of a graph give, in this order."""
-        ends = _ends(graph, ops)
+        ends = _ends(graph, ops, is_layer)
         for op in ops:
             if len(op.types) > 1 and not op.regions:
                 name = self._free(self._by_op(op, op.results[0]))
@@ -71,15 +71,17 @@ def _last(name: str) -> str:
     return re.sub(r"(\.\d+)?(\[\d+\])?$", "", words[-1]) or words[-1]
 
 
-def _ends(graph: Graph, ops: Sequence[Op]) -> dict[Value, str]:
+def _ends(graph: Graph, ops: Sequence[Op], is_layer: bool) -> dict[Value, str]:
     """{value: the variable that it is assigned to}: what leaves a statement is what it assigns."""
     results: dict[str, list[Value]] = {}
+    # What a layer assigns, the next one reads, perhaps on the same line.
+    named = set(ops if is_layer else graph.ops)
     for op in ops:
         source = op.origin.source
         if not source or op.regions or not op.args:
             continue
         readers = (reader for value in op.results for reader, _ in graph.users.get(value, ()))
-        inside = any(reader.origin.source == source for reader in readers)
+        inside = any(reader.origin.source == source for reader in readers if reader in named)
         if not inside:
             results.setdefault(source, []).extend(op.results)
     ends = {}

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from dialect.user.tracing import users_line
 from rewrite.errors import ShardwrightError, nearest
+from rewrite.source import read_file
 
 Function = Callable[..., Any]
 
@@ -65,18 +67,29 @@ def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
 
 def _configured(text: str, name: str | None) -> tuple[ModuleType, Function, Any]:
     """The file, the function, and the configuration of that name."""
-    module, function = _named(text)
+    module, function = named(text)
     lacks = [n for n in ("CONFIGS", "init_params", "init_cache") if not hasattr(module, n)]
     if lacks:
+        names = ", ".join(inspect.signature(function).parameters)
         raise UsageError(
-            f"{text} comes without {', '.join(lacks)}, so its arguments are unknown",
-            hint="name a function that returns them as a tuple: --args FILE.py:FUNCTION",
+            f"{text} comes without {', '.join(lacks)}, so its arguments ({names}) are unknown",
+            hint="say what each of them is: --shape tokens=i32[8] --shape params=FILE.safetensors,"
+            " or name a function that returns them as a tuple: --args FILE.py:FUNCTION",
         )
+    if name is not None and name.endswith(".json"):
+        return module, function, _from_fields(module, name)
     if name not in module.CONFIGS:
         asked = f"no configuration {name!r}" if name else "several configurations"
         hint = f"--config NAME, {nearest(name or '', module.CONFIGS)}"
         raise UsageError(f"{text} has {asked}", hint=hint)
     return module, function, module.CONFIGS[name]
+
+
+def _from_fields(module: ModuleType, path: str) -> Any:
+    """A configuration as those in CONFIGS, of the fields in a file of JSON."""
+    kind = type(next(iter(module.CONFIGS.values())))
+    with _blamed(f"{path} is no {kind.__name__}"):
+        return kind(**json.loads(read_file(path, "configuration", UsageError)))
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,7 @@ def function(text: str, arguments: str) -> tuple[Function, tuple[Any, ...]]:
 
     Raises UsageError where one is not there, or fails, or returns something else.
     """
-    function, maker = _named(text)[1], _named(arguments)[1]
+    function, maker = named(text)[1], named(arguments)[1]
     with _blamed(f"{arguments} failed"):
         shapes = maker()
     if not isinstance(shapes, tuple):
@@ -184,7 +197,8 @@ def function(text: str, arguments: str) -> tuple[Function, tuple[Any, ...]]:
     return function, shapes
 
 
-def _named(text: str) -> tuple[ModuleType, Function]:
+def named(text: str) -> tuple[ModuleType, Function]:
+    """The file or module, and the function in it, that FILE.py:FUNCTION names."""
     place, _, name = text.rpartition(":")
     if not place or not name:
         hint = "write FILE.py:FUNCTION or package.module:FUNCTION"

@@ -1,0 +1,206 @@
+"""What the arguments of a user's function are, as a command line says it.
+
+tokens=i32[8]                       an array
+cache={k: f32[2,8,64], at: i32[]}   a dict; [a, b] a list, (a, b) a tuple, [a] * 32 a longer list
+params=model.safetensors            the arrays of a checkpoint, of which only shapes are read
+cache=init_cache(config, 8, 64)     what a function of the file returns; only shapes are computed
+config=model.json, n=3, kind=SMALL  no arrays: the function is traced for these values
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from dialect.arrays.dtypes import struct_of
+from dialect.prepared.packed_files import read_checkpoint
+from dialect.user.usercode import UsageError
+from rewrite.errors import cause, nearest
+from rewrite.ir import Type
+from rewrite.source import read_file
+
+_CHECKPOINTS = (".safetensors", ".safetensors.index.json")
+_WORDS = {"none": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A function, its arguments or their shapes, and the numbers of those that are no arrays."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    static: tuple[int, ...] = ()
+
+
+def given(function: Callable[..., Any], module: ModuleType, texts: Sequence[str]) -> Given:
+    """The arguments that NAME=WHAT texts say. Raises UsageError, naming what is missing."""
+    parameters = list(inspect.signature(function).parameters.values())
+    names = [parameter.name for parameter in parameters]
+    said: dict[str, Any] = {}
+    for text in texts:
+        name, equals, what = text.partition("=")
+        if not equals or name not in names:
+            problem = f"{text!r} is no NAME=WHAT" if not equals else f"no argument is called {name}"
+            hint = f"the arguments are {', '.join(names)}; for example --shape tokens=i32[8]"
+            raise UsageError(problem, hint=hint)
+        said[name] = _fitted(_Reader(module, said).read(what), function, name)
+    lacking = [p.name for p in parameters if p.name not in said and p.default is p.empty]
+    if lacking:
+        hint = f"--shape {lacking[0]}=i32[8], =init_{lacking[0]}(...), or =FILE.safetensors"
+        raise UsageError(f"nothing says what {', '.join(lacking)} is", hint=hint)
+    last = max((names.index(name) for name in said), default=-1)
+    values = [said.get(p.name, p.default) for p in parameters[: last + 1]]
+    static = tuple(number for number, value in enumerate(values) if not _is_array_tree(value))
+    return Given(function, tuple(values), static)
+
+
+def _is_array_tree(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and all(
+        hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves
+    )
+
+
+def _fitted(value: Any, function: Callable[..., Any], name: str) -> Any:
+    """Fields that were read from a file, as the class that the function's annotation names."""
+    if not isinstance(value, _Fields):
+        return value
+    try:
+        kind = typing.get_type_hints(function).get(name)
+    except (NameError, TypeError):  # an annotation of what is not there when the function runs
+        kind = None
+    if not inspect.isclass(kind) or kind is dict:
+        return dict(value)
+    try:
+        return kind(**value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} cannot be a {kind.__name__}: {cause(error)}") from error
+
+
+class _Fields(dict[str, Any]):
+    """The fields of a configuration file."""
+
+
+class _Reader:
+    """Reads one WHAT. `said`: the arguments before it, which calls may name."""
+
+    def __init__(self, module: ModuleType, said: Mapping[str, Any]) -> None:
+        self.module, self.said = module, said
+
+    def read(self, text: str) -> Any:
+        """The value that a text says."""
+        if text.endswith(_CHECKPOINTS) or Path(text).is_dir():
+            return _nested(read_checkpoint(text))
+        if text.endswith(".json"):
+            return _configuration(text)
+        source = text.replace("[]", "[()]") if not text.startswith("[]") else text
+        try:
+            tree = ast.parse(source.strip(), mode="eval")
+        except (SyntaxError, ValueError) as error:
+            hint = "for example i32[8], {k: f32[2,8]}, init_cache(8, 64), model.safetensors"
+            raise UsageError(f"{text!r} says no argument", hint=hint) from error
+        return self.value(tree.body)
+
+    def value(self, node: ast.expr) -> Any:
+        """The value of an expression: nothing is run but the user's functions."""
+        read = self.value
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return self.named(node.id)
+            case ast.Subscript(value=ast.Name(id=dtype)):
+                return self.array(f"{dtype}[{self.sizes(node.slice)}]")
+            case ast.Dict():
+                keys = (
+                    key.id if isinstance(key, ast.Name) else read(key) for key in node.keys if key
+                )
+                return dict(zip(keys, map(read, node.values)))
+            case ast.List():
+                return list(map(read, node.elts))
+            case ast.Tuple():
+                return tuple(map(read, node.elts))
+            case ast.BinOp(op=ast.Mult()):
+                return read(node.left) * read(node.right)
+            case ast.UnaryOp(op=ast.USub()):
+                return -read(node.operand)
+            case ast.Call(func=ast.Name(id=name)):
+                named = {word.arg: read(word.value) for word in node.keywords if word.arg}
+                return self.called(name, list(map(read, node.args)), named)
+        raise UsageError(f"{ast.unparse(node)!r} says no argument", hint="write it as i32[8]")
+
+    def named(self, name: str) -> Any:
+        """An argument that was said before, or a variable of the file."""
+        for known in (_WORDS, self.said, vars(self.module)):
+            if name in known:
+                return known[name]
+        hint = nearest(name, [*self.said, *vars(self.module)])
+        raise UsageError(f"{self.module.__name__} has no {name!r}", hint=hint)
+
+    def sizes(self, node: ast.expr) -> str:
+        """The sizes of an array, between its brackets."""
+        sizes = self.value(node)
+        return ",".join(map(str, sizes if isinstance(sizes, tuple) else (sizes,)))
+
+    def array(self, text: str) -> Any:
+        """`bf16[8,64]` as a shape."""
+        try:
+            return struct_of(Type.parse(text))
+        except (KeyError, TypeError, ValueError) as error:
+            hint = "dtypes are f32, bf16, f16, i32, i8, u8, bool, ..."
+            raise UsageError(f"{text!r} is no type of arrays", hint=hint) from error
+
+    def called(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+        """What a function of the file returns: shapes, or where it makes no arrays, itself."""
+        function = self.named(name)
+        try:
+            return jax.eval_shape(lambda: function(*args, **named))
+        except TypeError:  # no arrays: a configuration
+            pass
+        except Exception as error:
+            raise UsageError(f"{name}(...) failed: {cause(error)}") from error
+        try:
+            return function(*args, **named)
+        except Exception as error:
+            raise UsageError(f"{name}(...) failed: {cause(error)}") from error
+
+
+def _configuration(path: str) -> _Fields:
+    try:
+        fields = json.loads(read_file(path, "configuration", UsageError))
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path} holds a {type(fields).__name__}, no fields")
+    return _Fields(fields)
+
+
+def _nested(arrays: Mapping[str, Any]) -> Any:
+    """`{"layers/0/wq": array}` as a tree of shapes: by `/`, or by dots where no name has one."""
+    split = "/" if any("/" in name for name in arrays) else "."
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *above, last = name.split(split)
+        inner = tree
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+    return _with_lists(tree)
+
+
+def _with_lists(tree: Any) -> Any:
+    """Dicts whose keys are 0, 1, 2, ... as lists."""
+    if not isinstance(tree, dict):
+        return tree
+    inner = {key: _with_lists(value) for key, value in tree.items()}
+    numbers = [str(number) for number in range(len(inner))]
+    return [inner[key] for key in numbers] if sorted(inner) == sorted(numbers) else inner
