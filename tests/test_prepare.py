@@ -381,7 +381,7 @@ cache = jax.eval_shape(partial(llama.init_cache, LARGE, 1, 32))
 rest = (cache, jax.ShapeDtypeStruct((1,), jnp.int32))
 pipeline = "normalize, recognize, carry_cache, quantize, stage, lower"
 step = auto_shard(partial(llama.decode_step, LARGE), "cpu:1", pipeline=pipeline)
-prepare = step._executable((shapes, *rest)).prepare
+prepare = step._executable(step._call((shapes, *rest), {})).prepare
 for part in prepare.parts:
     if part.graph.ops:
         (prepare.layer if part.layers else prepare.at_once)(part)

@@ -144,13 +144,15 @@ def windowed_axes(split: Callable[[str], Mapping[str, MeshAxes]]) -> MeshAxes:
 
     They are the axes over which d_model is gathered, if exactly these shard the batch and d_ff
     stays sharded over others. (Windows along d_ff would arrive in another order; there are none if
-    d_ff is not sharded, or if only a part of the batch axes is gathered.)
+    d_ff is not sharded, or if only a part of the batch axes is gathered. Where partial sums are
+    scattered over the batch, the compiler would gather over their axes too.)
     """
     stored, used = split("weights"), split("used")
     over = tuple(x for x in stored.get("d_model", ()) if x not in used.get("d_model", ()))
     stays = all(used.get(name) == axes for name, axes in stored.items() if name != "d_model")
     alike = set(over) == set(split("residual").get("batch", ()))
-    return over if stays and alike and "d_ff" in used else ()
+    scattered = set(used.get("d_model", ())) & set(split("hidden").get("batch", ()))
+    return over if stays and alike and "d_ff" in used and not scattered else ()
 
 
 def apart(op: Op, graph: Graph) -> Graph:
