@@ -113,7 +113,7 @@ def mooncake(folder: Path) -> None:
         scheduler = Scheduler(Policy(blocks, 512, rows=1, chunk=1 << 20, spare=0.0))
         for arrival in arrivals:
             scheduler.submit(replace(arrival, new=1).request(), 0.0)
-            scheduler.done(scheduler.schedule(0.0), [0], 0.0)
+            scheduler.done(scheduler.schedule(0.0), [[0]], 0.0)
         group = scheduler.groups[0]
         hits = group.cached_pages / group.prompt_pages
         say(blocks, f"{hits:.1%}", f"{lru(arrivals, blocks):.1%}")

@@ -37,6 +37,25 @@ def alone(request: Request) -> list[int]:
     return answer
 
 
+class Guesses:
+    """Drafts of which some are right: each so often, as a hash of what is known has it."""
+
+    def __init__(self, request: Request, right: float, answer: Sequence[int] = ()) -> None:
+        self.request, self.chance = request, right
+        self.answer = list(answer) or alone(request)
+
+    def draft(self, count: int) -> list[int]:
+        known = len(self.request.tokens) - self.request.asked
+        drafts = [
+            token if hash((self.request.number, at, 7)) % 100 < 100 * self.chance else token + 1
+            for at, token in enumerate(self.answer[known : known + count], known)
+        ]
+        return drafts + [0] * (count - len(drafts))
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """What is known is looked up."""
+
+
 class FakeDevice:
     """Runs steps in the order in which they are queued."""
 
@@ -46,8 +65,9 @@ class FakeDevice:
         self.pools = [[[0] * self.size for _ in range(pages)] for _ in range(groups)]
         self.last: dict[int, int] = {}  # the token that a request was answered last
 
-    def run(self, step: Step) -> list[int]:
-        """The tokens of a step. A device knows those of steps before, the scheduler may not yet."""
+    def run(self, step: Step) -> list[list[int]]:
+        """The tokens of every row that answers. A device knows those of steps before, the scheduler
+        may not yet."""
         for group, page, copy in step.copies:
             self.pools[group][copy] = list(self.pools[group][page])
         for row in step.rows:
@@ -55,8 +75,10 @@ class FakeDevice:
         answers = []
         for row in step.rows:
             if row.answers:
-                answers.append(sampled([self.slot(row, at) for at in range(row.length)]))
-                self.last[row.request.number] = answers[-1]
+                states = [self.slot(row, at) for at in range(row.length)]
+                behind = range(row.length - len(row.drafts), row.length + 1)
+                answers.append(row.taken([sampled(states[:at]) for at in behind]))
+                self.last[row.request.number] = answers[-1][-1]
         return answers
 
     def slot(self, row, at: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dialect.serving.drafts import PromptLookup, best_length
+from dialect.serving.drafts import PromptLookup
 from dialect.tokens.choice import allowed_logits, choose
 from examples.tiny import model
 from rewrite import Sampling, accept, per_row
@@ -145,22 +145,3 @@ def test_the_tiny_decoder_writes_with_drafts_what_it_writes_without() -> None:
     written = np.asarray([each.tokens[length : length + new] for each in texts])
     np.testing.assert_array_equal(written, np.stack(wanted, axis=1))
     assert steps < 0.8 * rows * (new - 1)
-
-
-def test_drafts_go_on_as_the_text_did() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 9, 2, 3])
-    assert lookup.draft(3) == [4, 9, 2]  # behind 2, 3
-    lookup.extend([4, 7, 3])
-    assert lookup.draft(8) == [4, 7, 3]  # behind the latest 3
-    assert PromptLookup([1, 2, 3]).draft(4) == []
-    assert PromptLookup([5, 5]).draft(4) == [5]
-    assert PromptLookup().draft(4) == []
-    assert PromptLookup([1, 2, 1], shortest=2).draft(4) == []
-
-
-def test_as_many_drafts_as_pay() -> None:
-    assert best_length(0.8, [1.0] * 6) == 5  # those that cost nothing
-    assert best_length(0.8, [1.0, 1.9, 2.8]) == 0
-    prices = [1 + 0.05 * number for number in range(20)]
-    speed = [(1 - 0.8 ** (n + 1)) / (1 - 0.8) / price for n, price in enumerate(prices)]
-    assert best_length(0.8, prices) == int(np.argmax(speed))  # theorem 3.8

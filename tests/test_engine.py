@@ -157,7 +157,7 @@ def test_noise_follows_from_the_seed_alone(engine: Engine) -> None:
 
 
 def test_log_probabilities(engine: Engine) -> None:
-    (token,) = (answer := engine.submit([5, 6, 7], max_new_tokens=1)).numbers()
+    (token,) = (answer := engine.submit([5, 6, 7], max_new_tokens=1, logprobs=True)).numbers()
     told = answer.tokens[0]
     step, params, state = jitted(llama)
     for number in (5, 6, 7):

@@ -48,6 +48,7 @@ class Process:
         command = [sys.executable, "-m", "dialect.front", "serve"]
         command += [f"{folder / 'decoder.py'}:decode_step", "--config", "toy", "--mesh", "cpu:1"]
         command += ["--context", "512", "--rows", "4", "--chunk", "8", "--port", str(self.port)]
+        command += ["--draft", "ngram", "--draft-length", "2"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "SHARDWRIGHT_TOKEN": "secret"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -81,6 +82,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 @pytest.fixture
 def client(server: Process) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0)
+
+
+def test_drafts_are_counted(server: Process, client: openai.OpenAI) -> None:
+    client.completions.create(model="toy", prompt="abc", max_tokens=300, temperature=0)
+    accepted = server.figure("shardwright_drafts_accepted_total")
+    assert server.figure("shardwright_drafts_total") >= max(1, accepted)
+    assert server.figure("shardwright_draft_rows_total") >= 1
 
 
 def test_openais_client_holds_a_conversation(client: openai.OpenAI) -> None:

@@ -110,7 +110,7 @@ def test_after_a_restart_everything_is_computed_again() -> None:
 def test_another_number_of_tokens_is_refused() -> None:
     scheduler, _ = ready(Request([1], 1))
     with pytest.raises(ValueError, match="argument"):
-        scheduler.done(scheduler.schedule(0.0), [1, 2], 0.0)
+        scheduler.done(scheduler.schedule(0.0), [[1], [2]], 0.0)
 
 
 # --- pages and the radix tree ----------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_ten_thousand_users_at_once_are_served_in_turn() -> None:
     joined = []
     for now in range(50):
         step = scheduler.schedule(float(now) / 100)
-        scheduler.done(step, [0] * sum(row.answers for row in step.rows), 0.0)
+        scheduler.done(step, [[0] for row in step.rows if row.answers], 0.0)
         joined += numbers([row.request for row in step.rows])
     assert joined == list(range(50))
 

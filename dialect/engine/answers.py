@@ -15,11 +15,11 @@ BY_ENGINE = ("refused", "failed")  # how an ending begins that is an error
 
 
 class Token(NamedTuple):
-    """A token, its log-probability, and those of the most likely tokens."""
+    """A token; where asked for, its log-probability and those of the most likely tokens."""
 
     number: int
-    logprob: float
-    likely: tuple[tuple[int, float], ...]
+    logprob: float | None = None
+    likely: tuple[tuple[int, float], ...] = ()
 
 
 class Answer:

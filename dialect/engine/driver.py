@@ -1,8 +1,9 @@
 """Runs what the scheduler decides: its steps as arrays, the results as tokens.
 
 A step is queued before the results of the one before it are read, so the device does not wait for
-the host. Where a step raises, its requests are tried one by one: those that raise alone fail, and
-all others are computed again from the beginning, in empty pools.
+the host; but where drafts pay, which follow from what is read. Where a step raises, its requests
+are tried one by one: those that raise alone fail, and all others are computed again from the
+beginning, in empty pools.
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ class Driver:
         """Queues the next step and reads the last; False where there is neither."""
         before, step = self._queued, Step()
         try:
+            if before and self._must_be_read(before[0]):
+                self._read(*before)
+                before = None
             with self.changed:
                 step = self.scheduler.schedule(time.monotonic())
                 arrays = self._packed(step, before) if step.rows else None
@@ -110,6 +114,11 @@ class Driver:
         except Exception as error:  # whatever the user's step raises
             self._recover([*(before[0].rows if before else ()), *step.rows], error)
         return bool(before or step.rows)
+
+    def _must_be_read(self, before: Step) -> bool:
+        """Whether a step is read first: its drafts decide what is next, or there will be some."""
+        with self.changed:
+            return any(row.drafts for row in before.rows) or self.scheduler.wants_to_know()
 
     def _packed(self, step: Step, before: tuple[Step, Packed, Any] | None) -> Packed:
         """A step in an array; `before`: the one that gives tokens which are not known yet."""
@@ -127,14 +136,21 @@ class Driver:
         """Waits for a step, and hands its tokens on."""
         numbers = np.asarray(results)
         self.failing = 0
-        tokens = {request: _token(numbers[at]) for request, at in arrays.answering.items()}
+        answered = []
         with self.changed:
-            self.tokens += len(tokens)
-            for request, token in tokens.items():
-                if not request.ended:
-                    self.answers[request].add(token)
-            answered = [token.number for token in tokens.values()]
+            for row in step.rows:
+                if row.answers:
+                    at = arrays.answering[row.request]
+                    sampled = numbers[at : at + 1 + len(row.drafts)]
+                    answered.append(row.taken(sampled[:, 0].tolist()))
+                    self._tell(row.request, sampled[: len(answered[-1])])
+            self.tokens += sum(map(len, answered))
             self.scheduler.done(step, answered, time.monotonic())
+
+    def _tell(self, request: Request, results: np.ndarray) -> None:
+        answer = self.answers.get(request)
+        for row in results if answer is not None else ():
+            answer.add(_token(row) if answer.choice.logprobs else Token(int(row[0])))
 
     def _ended(self, request: Request) -> None:
         answer = self.answers.pop(request, None)

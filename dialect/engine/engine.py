@@ -14,9 +14,11 @@ from typing import Any
 from dialect.engine.answers import Answer
 from dialect.engine.building import built
 from dialect.engine.compilations import Compilations
+from dialect.engine.drafting import drafting
 from dialect.engine.driver import Driver
 from dialect.engine.explained import explained, figures
 from dialect.engine.sampling import Choice
+from dialect.serving.drafts import PromptLookup
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -32,6 +34,9 @@ class Engine:
     - rows: requests that run at a time; chunk: tokens of a step, prompts included; max_pages: of
       the pool; page: tokens of a page. What is not given follows from the others, and from the
       machine.
+    - draft: "ngram" guesses what comes next from a request's own text, and verifies the guesses in
+      the step; the tokens stay the same. draft_length: the most of a request, verified wherever
+      they have room; where it is not given, as many as pay, by the seconds that steps take
     - policy: fields of `dialect.serving.policy.Policy`, such as victim="cheapest"
 
     All executables are compiled here; nothing is compiled later. Raises ServingError, and what
@@ -51,11 +56,14 @@ class Engine:
         chunk: int | None = None,
         max_pages: int | None = None,
         page: int | None = None,
+        draft: str | None = None,
+        draft_length: int | None = None,
         **policy: Any,
     ) -> None:
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
         self.built = built(step, params, init_cache, mesh, pipeline, page, **asked)
-        scheduler = Scheduler(self.built.sizes.policy(**policy))
+        self.policy = self.built.sizes.policy(policy, **drafting(self.built, draft, draft_length))
+        scheduler = Scheduler(self.policy)
         self.driver = Driver(scheduler, self.built.executables, self.built.params)
         self.compilations = Compilations()
 
@@ -69,11 +77,12 @@ class Engine:
         top_k: int = 0,
         seed: int = 0,
         stop: Iterable[int] = (),
+        logprobs: bool = False,
         **about: Any,
     ) -> Answer:
         """Lets a request wait; `async for token in` its answer gives tokens as they come.
 
-        - temperature, top_p, top_k, seed: see `dialect.engine.sampling.Choice`
+        - temperature, top_p, top_k, seed, logprobs: see `dialect.engine.sampling.Choice`
         - stop: tokens behind which it ends
         - about: priority, user and deadline, of `dialect.serving.requests.Request`
 
@@ -81,7 +90,10 @@ class Engine:
         """
         request = Request(list(prompt), max_new_tokens, frozenset(stop), **about)
         self._must_fit(request)
-        answer = Answer(request, Choice(temperature, top_p, top_k, seed), self.driver.cancel)
+        if self.policy.drafts:
+            request.drafts = PromptLookup(request.tokens)
+        choice = Choice(temperature, top_p, top_k, seed, logprobs)
+        answer = Answer(request, choice, self.driver.cancel)
         self.driver.submit(answer)
         return answer
 
@@ -101,7 +113,7 @@ class Engine:
 
     def explain(self) -> str:
         """What was compiled, where the pages are, what is shared, and what was done and why."""
-        return explained(self.built, self.figures())
+        return explained(self.built, self.policy, self.figures())
 
     def check(self) -> None:
         """Raises PagesLost unless every page and every request is accounted for."""

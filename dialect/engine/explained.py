@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from dialect.display.quantities import size
 from dialect.engine.building import Built
+from dialect.engine.drafting import drafts_told
 from dialect.engine.driver import Driver
+from dialect.serving.policy import Policy
 
 
 def figures(built: Built, driver: Driver) -> dict[str, int]:
@@ -22,12 +24,16 @@ def figures(built: Built, driver: Driver) -> dict[str, int]:
         "preemptions": sum(group.preemptions for group in groups),
         "steps": driver.steps,
         "tokens": driver.tokens,
+        "draft_rows": sum(group.drafted for group in groups),
+        "draft_rows_declined": sum(group.declined for group in groups),
+        "drafts": sum(group.verified for group in groups),
+        "drafts_accepted": sum(group.accepted for group in groups),
         "failures": driver.failures,
         "executables": built.executables.count,
     }
 
 
-def explained(built: Built, counted: Mapping[str, int]) -> str:
+def explained(built: Built, policy: Policy, counted: Mapping[str, int]) -> str:
     """The sizes of an engine, its pages and who owns them, what was saved, and what the passes did
     and why; `counted` as `Engine.figures` has it."""
     sizes, executables = built.sizes, built.executables
@@ -45,6 +51,7 @@ def explained(built: Built, counted: Mapping[str, int]) -> str:
         f" {counted['preemptions']} preemptions",
         f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
     ]
+    lines += drafts_told(policy, counted)
     lines += [f"layers are not rolled into a loop: {reason}" for reason in built.declined]
     for step in built.program.history:
         lines.append(f"{step.text}  (keeps {step.keeps})")

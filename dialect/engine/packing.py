@@ -28,7 +28,8 @@ NO_PAGE = -1
 class Packed:
     """A step in an array, i32[rows, PAGES + pages of a table].
 
-    answering: the place of every request that gets a token, in their order.
+    answering: the place of every request that gets a token, in their order; those of its drafts
+    follow.
     """
 
     rows: np.ndarray
@@ -65,5 +66,5 @@ def packed(
         part[:, PAGES : PAGES + len(row.table)] = row.table
         at += row.count
         if row.answers:
-            answering[row.request] = at - 1
+            answering[row.request] = at - 1 - len(row.drafts)
     return Packed(array, answering)

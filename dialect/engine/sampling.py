@@ -1,6 +1,7 @@
 """How a request chooses its tokens: as columns of a step's array, and inside the step.
 
-Where no row of a step draws, the noise and the filters are not computed.
+Where no row of a step draws, the noise and the filters are not computed; where none asks for
+log-probabilities, neither are these.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from dialect.tokens.choice import Sampling, choose, log_probabilities
 
 LISTED = 5  # the most likely tokens that are told beside the one that was chosen
 RESULTS = 2 + 2 * LISTED  # numbers of a row's result
-SEED, TOP_K, TEMPERATURE, TOP_P = range(4)
-COLUMNS = 4
+SEED, TOP_K, TEMPERATURE, TOP_P, TOLD = range(5)
+COLUMNS = 5
 _MOST_SEED = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
 class Choice:
-    """temperature: 0 takes the most likely token; top_k, top_p: see `dialect.tokens.choice`.
+    """temperature: 0 takes the most likely token; top_k, top_p: see `dialect.tokens.choice`;
+    logprobs: whether log-probabilities are told.
 
     The noise of a token follows from the seed and its position, whatever else runs. Raises
     ServingError for what has no meaning.
@@ -34,6 +36,7 @@ class Choice:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -46,12 +49,12 @@ class Choice:
     def columns(self) -> list[int]:
         """COLUMNS integers; floats as their bits."""
         floats = np.asarray([self.temperature, self.top_p], np.float32).view(np.int32)
-        return [self.seed & _MOST_SEED, self.top_k, *floats.tolist()]
+        return [self.seed & _MOST_SEED, self.top_k, *floats.tolist(), int(self.logprobs)]
 
 
 def results(logits: Any, columns: Any, positions: Any) -> Any:
     """The next token of every row, i32[rows, RESULTS]: itself, the bits of its log-probability, the
-    LISTED most likely tokens, the bits of theirs.
+    LISTED most likely tokens, the bits of theirs; zeros for what no row asks for.
 
     logits: [rows, .., vocabulary] of one position; columns: i32[rows, COLUMNS]
     """
@@ -67,9 +70,17 @@ def results(logits: Any, columns: Any, positions: Any) -> Any:
         return choose(logits, Sampling()).tokens
 
     tokens = jax.lax.cond(jnp.any(temperature > 0), drawn, greedy)
-    told = log_probabilities(logits, tokens, LISTED)
-    chosen, likely = _bits(told.log_probability)[:, None], _bits(told.top_log_probability)
-    return jnp.concatenate([tokens[:, None], chosen, told.top_tokens, likely], axis=1)
+
+    def told() -> Any:
+        told = log_probabilities(logits, tokens, LISTED)
+        chosen, likely = _bits(told.log_probability)[:, None], _bits(told.top_log_probability)
+        return jnp.concatenate([chosen, told.top_tokens, likely], axis=1)
+
+    def untold() -> Any:
+        return jnp.zeros((len(tokens), RESULTS - 1), jnp.int32)
+
+    about = jax.lax.cond(jnp.any(columns[:, TOLD] > 0), told, untold)
+    return jnp.concatenate([tokens[:, None], about], axis=1)
 
 
 def _floats(bits: Any) -> Any:

@@ -5,7 +5,7 @@ token rows of a step: 2, .., rows / 4, rows, chunk    a closed set, each one exe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -65,10 +65,12 @@ class Sizes:
             sizes.append(max(FEWEST, sizes[-1] // _STEP))
         return sizes
 
-    def policy(self, **more: Any) -> Policy:
-        """How requests are scheduled. Raises ServingError for what cannot be chosen."""
-        known = {field.name for field in fields(Policy)} - {*_DECIDED}
-        for name in more:
+    def policy(self, chosen: Mapping[str, Any], **decided: Any) -> Policy:
+        """How requests are scheduled, as chosen by a user and decided otherwise. Raises
+        ServingError for what cannot be chosen."""
+        decided |= {name: getattr(self, name) for name in _DECIDED}
+        known = {field.name for field in fields(Policy)} - {*decided}
+        for name in chosen:
             if name not in known:
                 raise ServingError(f"an engine has no option {name!r}", hint=nearest(name, known))
-        return Policy(**{name: getattr(self, name) for name in _DECIDED}, **more)
+        return Policy(**decided, **chosen)

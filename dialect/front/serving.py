@@ -58,6 +58,8 @@ def _engine(args: Arguments, decoder: Served, params: Any) -> Engine:
         rows=args.rows,
         chunk=args.chunk,
         max_pages=args.pages,
+        draft=args.draft,
+        draft_length=args.draft_length,
         most_waiting=2 * args.max_waiting,
     )
 

@@ -46,6 +46,7 @@ class Choices:
             top_k=self.asked.top_k,
             seed=seed,
             stop=self.stop,
+            logprobs=self.asked.logprobs is not None,
         )
 
     def cancel(self) -> None:

@@ -1,11 +1,21 @@
-"""Drafts: tokens that may come next, guessed from those that a request has, and how many to guess.
+"""Drafts: tokens that may come next, guessed from those that a request has, and how many to verify.
 
-A step verifies drafts for little more than one token costs (Leviathan et al. 2023).
+A step verifies drafts for little more than one token costs (Leviathan et al. 2023). Whether that
+pays depends on all requests of the step: it runs in one of a few sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+_AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
+_WEIGHT = 1 / 8  # of the last guess, in the running mean
+_GAIN = 1.03  # below it drafts do not pay: a step with drafts is not queued before the last is read
+
+Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that there are, ascending
 
 
 class PromptLookup:
@@ -13,44 +23,81 @@ class PromptLookup:
 
     Of the last `longest` tokens down to the last `shortest`, the first that occurred already
     (prompt lookup decoding, Saxena 2023; LLMA, Yang et al. 2023, section 3.1). A token and a guess
-    take constant time, however long the text is.
+    take constant time, however long the text is. A text that repeats itself is guessed to repeat
+    itself again. Every token tells whether the guess of it was right, verified or not.
     """
 
     def __init__(self, tokens: Iterable[int] = (), longest: int = 3, shortest: int = 1) -> None:
         self.tokens: list[int] = []
         self.after: dict[tuple[int, ...], int] = {}  # last tokens -> the place behind them
         self.sizes = range(longest, shortest - 1, -1)
+        self.chances = {0: 0.0} | dict.fromkeys(self.sizes, _AT_FIRST)  # by how many were found
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Adds tokens that the text now has."""
         for token in tokens:
-            for last in self._last():
-                self.after[last] = len(self.tokens)
+            last = list(self._last())
+            size, place = self._place(last)
+            if size:
+                is_right = self.tokens[place] == token
+                self.chances[size] += _WEIGHT * (is_right - self.chances[size])
+            self.after.update(dict.fromkeys(last, len(self.tokens)))
             self.tokens.append(token)
 
     def draft(self, count: int) -> list[int]:
         """At most so many tokens that may come next."""
-        places = (self.after[last] for last in self._last() if last in self.after)
-        place = next(places, len(self.tokens))
-        return self.tokens[place : place + count]
+        _, place = self._place(self._last())
+        period = len(self.tokens) - place
+        return [self.tokens[place + at % period] for at in range(count if period else 0)]
 
-    def _last(self) -> Iterable[tuple[int, ...]]:
+    @property
+    def chance(self) -> float:
+        """The probability that the next token is the one that is guessed; 0 where none is."""
+        return self.chances[self._place(self._last())[0]]
+
+    def _place(self, last: Iterable[tuple[int, ...]]) -> tuple[int, int]:
+        """How many of the last tokens occurred before, and the place behind them."""
+        places = ((len(run), self.after[run]) for run in last if run in self.after)
+        return next(places, (0, len(self.tokens)))
+
+    def _last(self) -> Iterator[tuple[int, ...]]:
         """The last tokens, the longest text first."""
         known = len(self.tokens)
         return (tuple(self.tokens[known - size :]) for size in self.sizes if 0 < size <= known)
 
 
-def best_length(acceptance: float, prices: Sequence[float]) -> int:
-    """How many drafts to verify in a step, 0 if none pays.
+class Offer(NamedTuple):
+    """`count` drafts behind `guessed` other guesses; `chance` is the probability that any of these
+    is right if those before it are."""
 
-    acceptance: the probability that a draft is accepted, as independent of others as in Leviathan
-    et al. 2023, equation 1; prices[n]: seconds of a step that verifies n drafts, those to draft
-    them included.
+    count: int = 0
+    chance: float = 0.0
+    guessed: int = 0
+
+    def chances(self) -> list[float]:
+        """Of every draft, the probability that it is accepted (Leviathan et al. 2023, section 3.1:
+        as if they were independent)."""
+        return [self.chance ** (self.guessed + n + 1) for n in range(self.count)]
+
+
+def paying(sure: int, offers: Sequence[Offer], room: int, prices: Prices) -> Counter[int]:
+    """How many drafts of every offer to verify in a step, by its place: those that let the most
+    tokens be computed in a second, and none unless they gain more than `_GAIN`.
+
+    sure: tokens of the step without drafts; room: for drafts; prices: without them all drafts pay
     """
-    tokens, chance, rates = 0.0, 1.0, []
-    for price in prices:
-        tokens += chance  # the token behind so many drafts, where all of them are accepted
-        chance *= acceptance
-        rates.append(tokens / price)
-    return rates.index(max(rates))
+    chances = sorted(
+        ((chance, -place) for place, offer in enumerate(offers) for chance in offer.chances()),
+        reverse=True,
+    )[:room]
+    steps = [(tokens, seconds) for tokens, seconds in prices if tokens >= sure]
+    if not steps:
+        return Counter(-place for _, place in chances)
+    best, most = [], sure / steps[0][1] * _GAIN
+    for tokens, seconds in steps:
+        verified = list(islice(chances, tokens - sure))
+        rate = (sure + sum(chance for chance, _ in verified)) / seconds
+        if rate > most:
+            best, most = verified, rate
+    return Counter(-place for _, place in best)

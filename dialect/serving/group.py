@@ -9,6 +9,9 @@ the step's tokens (Sarathi-Serve, arXiv:2403.02310).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from dialect.serving.drafts import paying
 from dialect.serving.pages import Pages, PagesLost
 from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.radix_tree import RadixTree
@@ -31,6 +34,8 @@ class Group:
         self.load = 0  # tokens that the requests here can still come to
         self.spare = round(policy.spare * policy.pages)
         self.prompt_pages = self.cached_pages = self.preemptions = 0
+        self.drafted = self.declined = 0  # rows: with drafts, and without those that there were
+        self.verified = self.accepted = 0  # drafts
 
     @property
     def available(self) -> int:
@@ -70,7 +75,7 @@ class Group:
 
     def fill(self, step: Step, now: float) -> None:
         """Adds the rows of this group to a step."""
-        self.fresh, preempted = set(), self.preemptions
+        self.fresh, preempted, first = set(), self.preemptions, len(step.rows)
         decoding = self._decoding()
         for request in decoding:
             step.rows.append(Row(request, request.scheduled, 1, True))
@@ -81,7 +86,9 @@ class Group:
             if request.length - request.scheduled > 1:
                 budget -= self._chunk(request, budget, step)
         if self.preemptions == preempted:
-            self._admit(budget, step, now)
+            budget = self._admit(budget, step, now)
+        if self.policy.drafts:
+            self._verify(decoding, budget, step, first)
         ending = [request for request in self.running if request.length == request.limit]
         if ending:
             self.ending |= dict.fromkeys(ending)
@@ -134,13 +141,15 @@ class Group:
         self.waiting.notice(request)
         return count
 
-    def _admit(self, budget: int, step: Step, now: float) -> None:
-        """Lets waiting requests join while there are tokens, rows and pages for them."""
+    def _admit(self, budget: int, step: Step, now: float) -> int:
+        """Lets waiting requests join while there are tokens, rows and pages for them; returns how
+        many tokens are left."""
         while budget > 0 and len(self.running) < self.policy.rows:
             request = self.waiting.first(now)
             if request is None or not self._join(request, step):
-                return
+                break
             budget -= self._chunk(request, budget, step)
+        return budget
 
     def _join(self, request: Request, step: Step) -> bool:
         """Gives a request the pages of all its tokens; False where there are too few."""
@@ -177,6 +186,46 @@ class Group:
         request.table[len(request.path)] = copy
         step.copies.append((self.number, shared, copy))
         self.tree.release([shared])
+
+    def _verify(self, decoding: list[Request], room: int, step: Step, first: int) -> None:
+        """Adds drafts to the rows of those that decode, from the row `first` on: as many as pay, of
+        the tokens that the step has left and the pages that are to spare."""
+        offers = [request.offer(request.length - 1, self.policy.drafts) for request in decoding]
+        lengths = paying(self.policy.chunk - room, offers, room, self.policy.prices)
+        for place, (request, offer) in enumerate(zip(decoding, offers)):
+            count = 0 if offer.guessed else self._with_pages(request, lengths[place])
+            self.declined += count < min(1, offer.count)
+            if count:
+                row, drafts = step.rows[first + place], request.drafts.draft(count)
+                step.rows[first + place] = row._replace(count=1 + count, drafts=drafts)
+                request.scheduled += count
+
+    def would_verify(self) -> bool:
+        """Whether drafts would pay if their own guesses of what queued steps answer were right."""
+        decoding = [r for r in self.running if r.length - r.scheduled == 1]
+        offers = [request.offer(request.length, self.policy.drafts) for request in decoding]
+        room = self.policy.chunk - len(decoding)
+        return bool(paying(len(decoding), offers, room, self.policy.prices))
+
+    def _with_pages(self, request: Request, count: int) -> int:
+        """Takes the pages of so many drafts; returns of how many, where they are not to spare."""
+        lacking = self.pages.needed(request.scheduled + count) - len(request.table)
+        lacking = min(lacking, max(0, self.available - self.spare))
+        request.table += [self._take() for _ in range(lacking)]
+        return min(count, len(request.table) * self.pages.size - request.scheduled)
+
+    def answered(self, row: Row, tokens: Sequence[int]) -> None:
+        """Takes the tokens that a row is answered; what its other drafts wrote is written over."""
+        request = row.request
+        request.answered(tokens)
+        self.waiting.served[request.user] += len(tokens)
+        if row.drafts:
+            self.drafted += 1
+            self.verified += len(row.drafts)
+            self.accepted += len(tokens) - 1
+            kept = self.pages.needed(request.length)
+            self.tree.release(request.table[kept:])
+            del request.table[kept:]
 
     def _take(self) -> int:
         if not self.pages.free:

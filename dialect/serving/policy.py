@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dialect.serving.drafts import Prices
 from dialect.serving.requests import Request
 from rewrite.errors import ShardwrightError, nearest
 
@@ -39,6 +40,7 @@ class Policy:
     - spare: the part of the pages that is left for running requests to grow into
     - most_waiting: requests beyond these are refused, not kept
     - reserved: tokens that pages are set aside for when a request joins
+    - drafts: the most drafts of a request that a step verifies; prices: see `drafts.paying`
     """
 
     pages: int
@@ -52,6 +54,8 @@ class Policy:
     spare: float = 0.01
     most_waiting: int = 1_000_000
     reserved: Callable[[Request], int] = nothing
+    drafts: int = 0
+    prices: Prices = ()
 
     def __post_init__(self) -> None:
         for name in ("pages", "page", "rows", "groups"):

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 
+from dialect.serving.drafts import Offer, PromptLookup
 from dialect.serving.node import Node
 
 
@@ -17,10 +18,12 @@ class Request:
     - priority: higher goes first; user: whose share of the service it counts against
     - deadline: the second by which it must have ended; arrived: the second of its arrival
 
+    - drafts: its guesses of what comes next; None for none
+
     What the scheduler keeps:
 
-    - tokens: those known, prompt first; length: those of queued steps included
-    - scheduled: positions whose keys and values queued steps have written
+    - tokens: those known, prompt first; length: those that queued steps are sure to give, too
+    - scheduled: positions whose keys and values queued steps have written, of drafts too
     - cached: tokens that were in the cache when it first ran (-1 before)
     - table: the page of every `Pages.size` positions; path: those of them that the tree shares
     - first_token_at, ended_at: seconds; ended: why ("" while it has not)
@@ -33,6 +36,7 @@ class Request:
     user: str = ""
     deadline: float = math.inf
     arrived: float = 0.0
+    drafts: PromptLookup | None = None
 
     tokens: array[int] = field(init=False)
     asked: int = field(init=False)
@@ -55,6 +59,21 @@ class Request:
     def limit(self) -> int:
         """The most tokens that it can come to have."""
         return self.asked + self.most_new
+
+    def answered(self, tokens: Iterable[int]) -> None:
+        """Takes tokens; what drafts have written behind them is to be written over."""
+        self.tokens.extend(tokens)
+        if self.drafts is not None:
+            self.drafts.extend(tokens)
+        self.length = max(self.length, len(self.tokens))
+        self.scheduled = min(self.scheduled, self.length - 1)
+
+    def offer(self, length: int, most: int) -> Offer:
+        """At most so many drafts of what follows its first `length` tokens, of which queued steps
+        may have some still to answer: these are guessed."""
+        chance = self.drafts.chance if self.drafts is not None else 0.0
+        count = min(most, self.limit - length - 1) if chance else 0
+        return Offer(count, chance, length - len(self.tokens))
 
     @property
     def prompt_bytes(self) -> bytes:

@@ -3,7 +3,7 @@
     scheduler = Scheduler(Policy(pages=1000))
     scheduler.submit(request, now)
     step = scheduler.schedule(now)               # rows, copies of pages
-    scheduler.done(step, tokens, now)            # a token for every row that answers
+    scheduler.done(step, tokens, now)            # the tokens that every row is answered
 
 A step may be scheduled before the tokens of the last are known, so that the device never waits.
 """
@@ -85,24 +85,29 @@ class Scheduler:
             group.fill(step, now)
         return step
 
-    def done(self, step: Step, tokens: Sequence[int], now: float) -> list[Request]:
-        """Takes a token for every row that answers, in their order; returns who has ended.
+    def done(self, step: Step, tokens: Sequence[Sequence[int]], now: float) -> list[Request]:
+        """Takes the tokens that every row is answered (`Row.taken`: one where it has no drafts), in
+        the order of the rows that answer; returns who has ended.
 
-        Raises ValueError for another number of tokens.
+        Raises ValueError for another number of rows.
         """
         ended = []
-        answering = [row.request for row in step.rows if row.answers]
-        for request, token in zip(answering, tokens, strict=True):
+        answering = [row for row in step.rows if row.answers]
+        for row, new in zip(answering, tokens, strict=True):
+            request = row.request
             if request.ended:
                 continue
-            request.tokens.append(token)
-            if len(request.tokens) == request.asked + 1:
+            if len(request.tokens) == request.asked:
                 request.first_token_at = now
-            self.groups[request.group].waiting.served[request.user] += 1
-            if token in request.stop or len(request.tokens) == request.limit:
-                self._end(request, "stop" if token in request.stop else "length", now)
+            self.groups[request.group].answered(row, new)
+            if new[-1] in request.stop or len(request.tokens) == request.limit:
+                self._end(request, "stop" if new[-1] in request.stop else "length", now)
                 ended.append(request)
         return ended
+
+    def wants_to_know(self) -> bool:
+        """Whether drafts of requests would be verified, if what queued steps answer were known."""
+        return self.policy.drafts > 0 and any(group.would_verify() for group in self.groups)
 
     def _end(self, request: Request, why: str, now: float) -> None:
         del self.requests[request.number]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ class Row(NamedTuple):
     """`count` tokens of a request from position `start` on, computed in one step.
 
     answers: whether the last of them is the last of the request, so that the next is sampled.
+    drafts: the last of them, if guessed: behind them, and before, tokens are sampled too.
     """
 
     request: Request
     start: int
     count: int
     answers: bool
+    drafts: Sequence[int] = ()
 
     @property
     def length(self) -> int:
@@ -28,12 +31,27 @@ class Row(NamedTuple):
     @property
     def tokens(self) -> array[int]:
         """Its tokens; none for a token that a queued step has still to answer."""
-        return self.request.tokens[self.start : self.length]
+        known = self.request.tokens[self.start : self.length - len(self.drafts)]
+        return known + array("i", self.drafts)
 
     @property
     def table(self) -> list[int]:
         """The page of every `Pages.size` positions; read it before the next step is scheduled."""
         return self.request.table
+
+    def taken(self, sampled: Sequence[int]) -> Sequence[int]:
+        """The tokens that the request gets, of those sampled before and behind its drafts: up to
+        the first that is not its draft, and none behind a token of `stop`.
+
+        What follows a draft that was not sampled was computed for another text. As a draft is
+        certain and every position has noise of its own, this is the algorithm 1 of Leviathan et
+        al. 2023: a draft x stands with probability p(x), and where it does not, the token is drawn
+        from the others. The tokens are those that the request gets without drafts.
+        """
+        stop = self.request.stop
+        pairs = enumerate(zip(sampled, self.drafts), 1)
+        ends = (at for at, (token, draft) in pairs if token != draft or token in stop)
+        return sampled[: next(ends, len(sampled))]
 
 
 @dataclass
@@ -51,12 +69,12 @@ class Step:
         """What the step asks of the machine, where every group waits for the slowest."""
         tokens, positions, pairs = ([0] * groups for _ in range(3))
         answers = 0
-        for request, start, count, answering in self.rows:
-            group, length = request.group, start + count
-            tokens[group] += count
-            positions[group] += length
-            pairs[group] += count * length
-            answers += answering
+        for row in self.rows:
+            group = row.request.group
+            tokens[group] += row.count
+            positions[group] += row.length
+            pairs[group] += row.count * row.length
+            answers += row.answers + len(row.drafts)
         most = [groups * max(counts) for counts in (tokens, positions, pairs)]
         return Demand(len(self.rows), most[0], answers, most[1], most[2])
 

@@ -42,7 +42,7 @@ def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> F
         lasts = seconds(demand)
         _observe(watch, scheduler, lasts)
         now += lasts
-        answers = list(itertools.islice(fresh, demand.answers))
+        answers = [[token] for token in itertools.islice(fresh, demand.answers)]
         for done in scheduler.done(step, answers, now):
             first_s, others_s = done.first_token_at - done.arrived, now - done.first_token_at
             watch.ended(done.asked, len(done.answer), first_s, others_s)

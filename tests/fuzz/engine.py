@@ -27,6 +27,7 @@ from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.scheduler import Scheduler
 from examples import llama
 from rewrite import Engine
+from tests.fake_step import Guesses
 
 CONTEXT, PAGE, ROWS, CHUNK, PAGES = 32, 4, 4, 8, 40
 CONFIG = replace(llama.CONFIGS["toy"], layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64)
@@ -53,7 +54,7 @@ def alone(prompt: tuple[int, ...], count: int) -> list[int]:
 
 
 def served() -> Engine:
-    """An engine whose policy a schedule replaces."""
+    """An engine whose policy a schedule replaces, its drafts too."""
     params, init_cache = decoder()[1], partial(llama.init_cache, CONFIG)
     sizes = {"max_context": CONTEXT, "page": PAGE, "rows": ROWS, "chunk": CHUNK, "max_pages": PAGES}
     return Engine(partial(llama.decode_step, CONFIG), params, init_cache, "cpu:1", **sizes)
@@ -70,6 +71,8 @@ def random_policy(draw: random.Random) -> Policy:
         victim=draw.choice(list(VICTIMS)),
         patience=draw.choice([0.0, 0.01, 30.0]),
         spare=draw.choice([0.0, 0.1]),
+        drafts=draw.choice([0, 2, 8]),
+        prices=draw.choice([(), ((2, 1.0), (4, 1.2), (8, 1.6))]),
     )
 
 
@@ -88,14 +91,20 @@ def random_request(
 def checked(engine: Engine, seed: int) -> Counter[str]:
     """Runs a schedule. Raises AssertionError, and PagesLost."""
     draw, driver = random.Random(seed), engine.driver
+    engine.policy = random_policy(draw)
     with driver.changed:
-        driver.scheduler = Scheduler(random_policy(draw))
+        driver.scheduler = Scheduler(engine.policy)
         driver.scheduler.told = driver._ended
     prefixes = [[draw.randrange(256) for _ in range(draw.randint(1, 16))] for _ in range(3)]
     asked = [random_request(draw, draw.choice(prefixes)) for _ in range(draw.randint(1, 12))]
     answers = []
     for prompt, expected, options in asked:
         answers.append((engine.submit(prompt, **options), expected))
+        if engine.policy.drafts and draw.random() < 0.7:  # more of them right than the text has
+            request = answers[-1][0].request
+            guesses = Guesses(request, draw.choice([0.3, 0.8, 1.0]), expected)
+            with driver.changed:
+                request.drafts = guesses
         if draw.random() < 0.3:
             time.sleep(draw.random() * 0.01)
         if draw.random() < 0.1:
@@ -112,6 +121,7 @@ def checked(engine: Engine, seed: int) -> Counter[str]:
     (group,) = driver.scheduler.groups
     engine.check()
     assert group.load == 0 and group.available == group.pages.count
+    seen += Counter(accepted=group.accepted, refused=group.verified - group.accepted)
     return seen + Counter(preemptions=group.preemptions, shared=group.cached_pages)
 
 

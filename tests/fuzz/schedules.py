@@ -14,7 +14,7 @@ from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
 from dialect.serving.steps import Step
-from tests.fake_step import VOCABULARY, FakeDevice, alone
+from tests.fake_step import VOCABULARY, FakeDevice, Guesses, alone
 
 LONGEST, TOKENS = 40, 3  # of a request; that prompts are written in, so that many begin alike
 ENDS = ("stop", "length", "cancelled", "deadline")
@@ -34,6 +34,8 @@ def random_policy(draw: random.Random) -> Policy:
         patience=draw.choice([0.0, 3.0, 1000.0]),
         spare=draw.choice([0.0, 0.01, 0.2]),
         reserved=draw.choice([lambda request: 0, lambda request: request.limit]),
+        drafts=draw.choice([0, 1, 4]),
+        prices=draw.choice([(), ((4, 1.0), (16, 1.5), (64, 4.0))]),
     )
 
 
@@ -42,7 +44,7 @@ def random_request(draw: random.Random, prefixes: list[list[int]], now: float) -
     prefix = draw.choice(prefixes)
     prefix = prefix[: draw.randint(0, len(prefix))]
     own = [draw.randrange(TOKENS) for _ in range(draw.randint(0 if prefix else 1, 6))]
-    return Request(
+    request = Request(
         prefix + own,
         most_new=draw.randint(1, LONGEST - len(prefix + own)),
         stop=frozenset({draw.randrange(VOCABULARY)} if draw.random() < 0.3 else ()),
@@ -50,6 +52,9 @@ def random_request(draw: random.Random, prefixes: list[list[int]], now: float) -
         user=draw.choice("ab"),
         deadline=now + draw.choice([5, 20]) if draw.random() < 0.1 else float("inf"),
     )
+    if draw.random() < 0.8:
+        request.drafts = Guesses(request, draw.choice([0.0, 0.5, 0.9, 1.0]))
+    return request
 
 
 def checked(seed: int) -> Counter[str]:
@@ -59,7 +64,7 @@ def checked(seed: int) -> Counter[str]:
     device = FakeDevice(scheduler)
     prefixes = [[draw.randrange(TOKENS) for _ in range(draw.randint(1, 20))] for _ in range(3)]
     requests: list[Request] = []
-    queued: deque[tuple[Step, list[int]]] = deque()
+    queued: deque[tuple[Step, list[list[int]]]] = deque()
     ahead, wanted, now = draw.choice([0, 0, 1, 2]), draw.randint(1, 20), 0.0
     seen: Counter[str] = Counter()
     while len(requests) < wanted or scheduler.requests:
@@ -68,6 +73,9 @@ def checked(seed: int) -> Counter[str]:
             scheduler.submit(requests[-1], now)
         if requests and now < 300 and draw.random() < 0.03:  # later it would hide a request stuck
             scheduler.cancel(draw.choice(requests), "cancelled", now)
+        while queued and draw.random() < 0.5 and scheduler.wants_to_know():
+            scheduler.done(*queued.popleft(), now)
+            scheduler.check()
         step = scheduler.schedule(now)
         scheduler.check()
         queued.append((step, device.run(step)))
@@ -84,6 +92,8 @@ def checked(seed: int) -> Counter[str]:
     for group in scheduler.groups:
         assert group.load == 0 and group.available == group.pages.count
         seen += Counter(preemptions=group.preemptions, shared=group.cached_pages)
+        seen += Counter(accepted=group.accepted, refused=group.verified - group.accepted)
+        seen += Counter(declined=group.declined)
     return seen + Counter(schedules=1, **Counter(request.ended for request in requests))
 
 

@@ -1,0 +1,277 @@
+"""Drafts in an engine: fewer steps, and the tokens that every request gets without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dialect.engine.compilations import Compilations
+from dialect.serving.drafts import Offer, PromptLookup, paying
+from dialect.serving.policy import Policy, ServingError
+from dialect.serving.requests import Request
+from dialect.serving.scheduler import Scheduler
+from examples.tiny import model
+from rewrite import Engine
+from tests.fake_step import FakeDevice, Guesses, alone
+
+CONFIG, CONTEXT, NEW = model.CONFIGS["mha"], 96, 32
+SIZES: dict[str, Any] = {"max_context": CONTEXT, "rows": 4, "chunk": 16, "page": 8}
+
+# --- drafts ----------------------------------------------------------------------------------
+
+
+def test_drafts_go_on_as_the_text_did() -> None:
+    lookup = PromptLookup([1, 2, 3, 4, 9, 2, 3])
+    assert lookup.draft(3) == [4, 9, 2]  # behind 2, 3
+    lookup.extend([4, 7, 3])
+    assert lookup.draft(3) == [4, 7, 3]  # behind the latest 3
+    assert PromptLookup([1, 2, 3]).draft(4) == PromptLookup().draft(4) == []
+    assert PromptLookup([1, 2, 1], shortest=2).draft(4) == []
+
+
+def test_what_repeats_itself_goes_on_repeating_itself() -> None:
+    assert PromptLookup([5, 5]).draft(4) == [5, 5, 5, 5]
+    assert PromptLookup([1, 2, 3, 1, 2]).draft(5) == [3, 1, 2, 3, 1]
+
+
+def test_a_text_tells_how_often_guesses_are_right() -> None:
+    assert PromptLookup([1, 2, 3]).chance == 0
+    assert PromptLookup([1, 2, 3] * 20).chance > 0.95
+    jumping = [token for at in range(1, 60) for token in (7, at + 10)]  # never the same behind 7
+    assert 0 < PromptLookup([*jumping, 7]).chance < 0.05
+
+
+def test_as_many_drafts_are_verified_as_pay() -> None:
+    """One request: Leviathan et al. 2023, theorem 3.8, where a step's price grows with its rows."""
+    prices = [(tokens, 0.95 + 0.05 * tokens) for tokens in range(1, 21)]
+    speed = [(1 - 0.8**tokens) / (1 - 0.8) / price for tokens, price in prices]
+    assert paying(1, [Offer(30, 0.8)], 30, prices) == {0: int(np.argmax(speed))}
+    assert paying(1, [Offer(3, 0.8)], 30, prices) == {0: 3}
+    assert paying(1, [Offer(30, 0.8)], 2, prices) == {0: 2}
+    assert not paying(1, [Offer(30, 0.8)], 30, [(1, 1.0), (2, 1.9), (3, 2.8)])
+    assert not paying(1, [Offer()], 30, prices)
+
+
+def test_drafts_share_the_rows_that_a_step_has_left() -> None:
+    """A step of 8 tokens costs hardly more than one of 4; one of 64 does."""
+    prices = [(4, 1.0), (8, 1.1), (64, 4.0)]
+    offers = [Offer(9, 0.9), Offer(9, 0.5), Offer(0, 0.0), Offer(9, 0.9)]
+    assert paying(4, offers, 60, prices) == {0: 2, 3: 2}
+    assert paying(4, [Offer(9, 0.9, guessed=3), Offer(9, 0.8)], 60, prices) == {0: 2, 1: 2}
+    assert paying(3, [Offer(9, 0.1)] * 3, 60, prices) == {0: 1}  # a row that is there anyway
+    assert not paying(4, [Offer(9, 0.05)] * 4, 60, prices)
+    assert paying(4, offers, 5, ()) == {0: 3, 3: 2}  # without prices as many as have room
+
+
+# --- the scheduler ---------------------------------------------------------------------------
+
+
+def drafting(right: float, *requests: Request, **policy: Any) -> tuple[Scheduler, FakeDevice]:
+    """A scheduler of 4-token pages, and requests of whose drafts so many are right."""
+    chosen = {"pages": 20, "page": 4, "rows": 4, "chunk": 16, "spare": 0.0, "drafts": 4}
+    scheduler = Scheduler(Policy(**chosen | policy))
+    for request in requests:
+        scheduler.submit(request, 0.0)
+        request.drafts = Guesses(request, right)  # type: ignore[assignment]
+    return scheduler, FakeDevice(scheduler)
+
+
+def stepped(scheduler: Scheduler, device: FakeDevice) -> list[tuple[int, int, int]]:
+    """(request, first position, drafts) of every row of the next step, which is done."""
+    step = scheduler.schedule(1.0)
+    scheduler.check()
+    scheduler.done(step, device.run(step), 1.0)
+    scheduler.check()
+    return [(row.request.number, row.start, len(row.drafts)) for row in step.rows]
+
+
+def test_drafts_that_are_right_are_taken_at_once() -> None:
+    request = Request([1, 2, 3], 13)
+    served = drafting(1.0, request)
+    assert [stepped(*served) for _ in range(4)] == [
+        [(0, 0, 0)],
+        [(0, 3, 4)],
+        [(0, 8, 4)],
+        [(0, 13, 1)],
+    ]
+    assert request.ended == "length" and list(request.answer) == alone(request)
+
+
+def test_drafts_that_are_wrong_cost_no_page() -> None:
+    request = Request([1, 2, 3], 6)
+    served = drafting(0.001, request)
+    steps = [stepped(*served) for _ in range(4)]
+    assert steps == [[(0, 0, 0)], [(0, 3, 4)], [(0, 4, 3)], [(0, 5, 2)]]
+    assert len(request.table) == 2 and served[0].groups[0].available == 18
+    while not request.ended:
+        stepped(*served)
+    assert list(request.answer) == alone(request)
+
+
+def test_nothing_stands_behind_a_token_that_ends_the_answer() -> None:
+    expected = alone(Request([1, 2, 3], 10))
+    request = Request([1, 2, 3], 10, stop=frozenset({expected[2]}))
+    served = drafting(1.0, request)
+    while not request.ended:
+        stepped(*served)
+    assert request.ended == "stop" and list(request.answer) == expected[:3]
+
+
+def test_what_is_being_verified_is_not_computed_again() -> None:
+    """Others go on; one whose pages are taken meanwhile takes its tokens and waits."""
+    requests = [Request([1, 2, 3], 20), Request([4, 5, 6], 20)]
+    scheduler, device = drafting(1.0, *requests)
+    requests[1].drafts = None
+    stepped(scheduler, device)
+    first = scheduler.schedule(1.0)
+    answered = [device.run(first)]
+    second = scheduler.schedule(1.0)
+    answered.append(device.run(second))
+    assert [row.request.number for row in second.rows] == [1]
+    group = scheduler.groups[0]
+    group.running.remove(requests[0])
+    group._release(requests[0])
+    group.waiting.add(requests[0])
+    third = scheduler.schedule(1.0)
+    answered.append(device.run(third))
+    assert [row.request.number for row in third.rows] == [1]
+    scheduler.check()
+    for step, tokens in zip((first, second, third), answered):
+        scheduler.done(step, tokens, 1.0)
+    while scheduler.requests:
+        stepped(scheduler, device)
+    assert [list(each.answer) for each in requests] == [alone(each) for each in requests]
+
+
+def test_drafts_take_what_prompts_leave_and_no_page_that_is_not_to_spare() -> None:
+    first, second = Request([1, 2, 3], 12), Request(range(100, 140), 2)
+    served = drafting(1.0, first, second)
+    assert stepped(*served) == [(0, 0, 0), (1, 0, 0)]
+    assert stepped(*served) == [(0, 3, 0), (1, 13, 0)]
+    small = drafting(1.0, Request([1, 2, 3], 16), pages=5, spare=0.8)
+    assert [stepped(*small) for _ in range(4)] == [
+        [(0, 0, 0)],
+        [(0, 3, 0)],
+        [(0, 4, 3)],
+        [(0, 8, 3)],
+    ]
+
+
+# --- the engine ------------------------------------------------------------------------------
+
+
+@cache
+def prompts(count: int, length: int = 40) -> list[list[int]]:
+    """Pieces of a text that the decoder was not trained on; each begins again after 28 tokens."""
+    text = np.frombuffer(model.held_out(), np.uint8)
+    places = np.random.default_rng(1).integers(len(text) - length, size=count)
+    return [[int(text[at + n % 28]) for n in range(length)] for at in places]
+
+
+@cache
+def answers(count: int) -> list[list[int]]:
+    """The decoder's own greedy answers, all prompts in lock step."""
+    params, cache = model.trained_params(CONFIG), model.init_cache(CONFIG, count, CONTEXT)
+    step = jax.jit(partial(model.decode_step, CONFIG))
+    tokens = list(np.asarray(prompts(count), np.int32).T)
+    for at in range(len(tokens) + NEW - 1):
+        logits, cache = step(params, cache, jnp.asarray(tokens[at]))
+        if at + 1 >= len(prompts(count)[0]):
+            tokens.append(np.asarray(logits.argmax(-1), np.int32))
+    return np.stack(tokens[-NEW:], axis=1).tolist()
+
+
+def tiny(**options: Any) -> Engine:
+    init_cache = partial(model.init_cache, CONFIG)
+    step, params = partial(model.decode_step, CONFIG), model.trained_params(CONFIG)
+    return Engine(step, params, init_cache, "cpu:1", **SIZES | options)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Engine]:
+    with tiny() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=[3, None], ids=["three", "as many as pay"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with tiny(draft="ngram", draft_length=request.param) as engine:
+        yield engine
+
+
+def test_the_tokens_are_those_without_drafts(engine: Engine) -> None:
+    wanted, before = answers(32), Compilations()
+    assert engine.generate(prompts(32), max_new_tokens=NEW) == wanted
+    told = engine.figures()
+    assert 0 < told["drafts_accepted"] < told["drafts"] and told["draft_rows"] > 0
+    assert told["pages_in_use"] == 0 and before.count == 0
+    engine.check()
+
+
+def test_drawn_tokens_are_those_without_drafts(engine: Engine, plain: Engine) -> None:
+    """Noise follows from the seed and the position, so drafts change not even the draws."""
+    asked = {"max_new_tokens": NEW, "temperature": 0.7, "top_p": 0.95, "seed": 5}
+    verified = engine.figures()["drafts"]
+    assert engine.generate(prompts(8), **asked) == plain.generate(prompts(8), **asked)
+    assert engine.figures()["drafts"] > verified
+
+
+def test_every_token_has_its_own_log_probability(engine: Engine, plain: Engine) -> None:
+    both = []
+    for each in (engine, plain):
+        answer = each.submit(prompts(8)[3], max_new_tokens=NEW, logprobs=True)
+        answer.numbers()
+        both.append(answer.tokens)
+    for one, other in zip(*both, strict=True):
+        assert one.number == other.number == one.likely[0][0]
+        assert abs(one.logprob - other.logprob) < 1e-4
+    asked = plain.submit([65], max_new_tokens=1)
+    asked.numbers()
+    assert asked.tokens[0][1:] == (None, ())
+
+
+def test_an_answer_ends_behind_a_stop_token(engine: Engine) -> None:
+    for prompt, expected in zip(prompts(32)[:8], answers(32)):
+        ends = expected.index(expected[NEW // 2]) + 1
+        answer = engine.submit(prompt, max_new_tokens=NEW, stop=[expected[NEW // 2]])
+        assert (answer.numbers(), answer.why) == (expected[:ends], "stop")
+
+
+def test_copies_take_fewer_steps(plain: Engine) -> None:
+    def steps(engine: Engine) -> int:
+        before = engine.figures()["steps"]
+        for prompt, expected in zip(prompts(32)[:8], answers(32)):
+            assert engine.generate([prompt], max_new_tokens=NEW) == [expected]
+        return engine.figures()["steps"] - before
+
+    with tiny(draft="ngram", draft_length=7) as engine:
+        assert steps(plain) >= 1.5 * steps(engine)
+
+
+def test_it_is_told_what_was_drafted(engine: Engine, plain: Engine) -> None:
+    told = engine.figures()
+    said = f"{told['drafts']} were verified behind {told['draft_rows']} tokens"
+    assert said in engine.explain() and "n-grams" not in plain.explain()
+    assert ("what pays follows from the time of steps" in engine.explain()) == bool(
+        engine.policy.prices
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"draft": "ngrams"}, "no drafts are called 'ngrams'"),
+        ({"draft_length": 3}, "draft_length is 3, and must be at least 1, of a draft"),
+        ({"draft": "ngram", "draft_length": 0}, "draft_length is 0"),
+        ({"drafts": 3}, "an engine has no option 'drafts'"),
+    ],
+)
+def test_drafts_that_do_not_exist_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ServingError, match=said):
+        tiny(**options)
