@@ -28,7 +28,7 @@ ROOMS = {
     "normal": "rewrite arrays ops jaxprs matching",
     "naming": "rewrite ops matching staging",
     "tokens": "",
-    "user": "rewrite display arrays ops jaxprs naming",
+    "user": "rewrite display arrays machine ops jaxprs naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
     "layered": "rewrite ops normal",
     "caching": "rewrite arrays ops matching staging normal naming",
@@ -36,7 +36,7 @@ ROOMS = {
     "padded": "rewrite arrays ops jaxprs matching naming",
     "compiled": "rewrite display arrays machine ops jaxprs matching normal",
     "planning": "rewrite display machine ops matching staging normal naming quantized compiled",
-    "prepared": "rewrite display arrays ops jaxprs staging compiled planning",
+    "prepared": "rewrite display arrays machine ops jaxprs staging compiled planning",
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"
     " layered compiled planning",
     "printed": "rewrite display ops naming reports",

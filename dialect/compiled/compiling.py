@@ -13,14 +13,13 @@ from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh
 
 from dialect.arrays.dtypes import short, struct_of
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.executable import DoesNotFit, compile_quietly
 from dialect.display.quantities import size
+from dialect.machine.caller import apart
 from dialect.machine.mesh import TargetError
 from dialect.ops.sharding import laid_out, lowering_on, named_sharding
 from rewrite.ir import Graph, bits
@@ -29,7 +28,6 @@ from rewrite.program import Input, Program
 ARGUMENT_GROUPS = ("param", "state", "scalar", "arg")  # the arguments of a compiled step
 # Ops that may bind the user's code to specific devices.
 _DEVICE_BOUND = {"sharding_constraint", "reshard", "device_put", "shard_map", "pallas_call"}
-_NO_MESH = Mesh(np.empty((), dtype=object), ())
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Compilable:
         arguments = [
             [struct_of(input_.type) for input_ in self.inputs(group)] for group in ARGUMENT_GROUPS
         ]
-        with jax.set_mesh(_NO_MESH):  # the caller's mesh may have explicit axes
+        with apart():
             return self.jitted().trace(*arguments)
 
     def jitted(self) -> Any:
@@ -190,7 +188,7 @@ def compiled_alone(
     jitted = jax.jit(
         function, out_shardings=list(shardings), donate_argnums=donate, keep_unused=True
     )
-    with jax.set_mesh(_NO_MESH):  # the caller's mesh may have explicit axes
+    with apart():
         lowered = jitted.lower(*arguments)
     executable, _ = compile_quietly(lowered)
     dtypes = [short(leaf.dtype) for leaf in jax.tree.leaves(arguments)]
@@ -212,7 +210,7 @@ def callable_with(jitted: Any, executable: Any, dtypes: Iterable[str]) -> Callab
         return executable
 
     def call(*args: Any) -> Any:
-        with jax.set_mesh(_NO_MESH):
+        with apart():
             return jitted(*args)
 
     return call

@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import AxisType, Mesh
 
 from dialect.machine import mesh as machine
+from dialect.machine.caller import callers_mesh
 from dialect.machine.mesh import TargetError
 from rewrite.pipeline import Pipeline
 from rewrite.target import Target
@@ -19,7 +20,7 @@ def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Tar
     """
     asked = pipeline.target()
     if mesh is None:
-        mesh = target or asked.topology or machine.here()
+        mesh = target or asked.topology or callers_mesh() or machine.here()
     try:
         return _laid(mesh, target, asked)
     except TargetError as error:

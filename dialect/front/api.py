@@ -56,7 +56,7 @@ def auto_shard(
     It is called as the function is: by position or name, as a method too.
 
     - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
-      "cpu:8"); left out, the pipeline's target, or all devices there are.
+      "cpu:8"); left out, the pipeline's target, that of `jax.set_mesh`, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
     - params, state: argument numbers or names. Without params they are the first argument with
       arrays; without state, it is what comes back updated.

@@ -19,9 +19,9 @@ from dialect.compiled.compiling import Compilable
 from dialect.display.tables import as_text
 from dialect.front.lowered import Lowered
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
+from dialect.machine.caller import apart, is_traced
 from dialect.machine.mesh import must_be_here
-from dialect.prepared.composed import Composed, is_traced
-from dialect.prepared.fresh_state import fresh_state
+from dialect.prepared.composed import Composed
 from dialect.prepared.originals import is_lazy, shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.serving import Executable, Packed, is_state
@@ -59,6 +59,7 @@ class Step:
         self._programs: dict[Any, Program] = {}
         self._explained: dict[Any, Explained] = {}
         self._executables: dict[Any, Executable] = {}
+        self._composable: dict[Any, Composed] = {}
         self._known: tuple[list[Any], Packed] | None = None
         self._calls: dict[Any, Call] = {}  # shapes alone
         self._last: Any = None  # the key of the last call
@@ -198,11 +199,7 @@ class Step:
         The user's form of it is never in memory. A new step waits for a call.
         """
         executable = next(iter(self._executables.values()), None)
-        return (
-            init()
-            if executable is None
-            else fresh_state(executable.form, executable.state_formats, init)
-        )
+        return init() if executable is None else executable.fresh(init)
 
     def restore(self, state: Any) -> Any:
         """The user's state back from the program's."""
@@ -214,7 +211,7 @@ class Step:
         params = call.values[call.params]
         left_out = {*call.static, call.params}
         others = [value for n, value in enumerate(call.values) if n not in left_out]
-        if is_traced(others) or is_traced(params):
+        if is_traced([params, others]):
             return self._composed(call, params, others)
         executable = self._attached(call)
         return executable(self._packed(executable, params), others)
@@ -231,12 +228,14 @@ class Step:
 
     def _composed(self, call: Call, params: Any, others: list[Any]) -> Any:
         """The results under a tracer, where the step is its program."""
-        with jax.ensure_compile_time_eval():
-            composed = Composed(self._compilable(self._program(call)))
+        key = self._key(call)
+        if key not in self._composable:
+            with jax.ensure_compile_time_eval():
+                self._composable[key] = Composed(self._compilable(self._program(call)))
         is_packed = isinstance(params, Packed) and params.raw is None
         given = params.raw if isinstance(params, Packed) and not is_packed else params
         leaves = params.leaves if is_packed else jax.tree.leaves(given)
-        return composed(leaves, is_packed, others)
+        return self._composable[key](leaves, is_packed, others)
 
     # Inside.
 
@@ -260,9 +259,10 @@ class Step:
             )
             listener = self._explained[key] = Explained()
             with self._told_where():
-                traced = trace_call(call, self.roles, self.axes)
-                run = self.pipeline.run
-                program = run(traced, self.target, hooks=(listener,))
+                with jax.disable_jit(False):
+                    traced = trace_call(call, self.roles, self.axes)
+                with apart():
+                    program = self.pipeline.run(traced, self.target, hooks=(listener,))
                 must_have_begun(program)
                 must_be_empty(not_done(program) if self.strict else ())
             self._programs[key] = program

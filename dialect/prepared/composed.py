@@ -10,17 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.compiling import Compilable
 from dialect.jaxprs.framework import treedef
+from dialect.machine.caller import explicit_mesh, must_agree, must_be_of
 from dialect.prepared.arguments import Arguments
 from dialect.prepared.state import is_state
-
-
-def is_traced(leaves: Any) -> bool:
-    """Whether any leaf of a pytree is a tracer."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(leaves))
 
 
 class Composed:
@@ -30,17 +28,49 @@ class Composed:
         self.compilable, self.program = compilable, compilable.program
         self.arguments = Arguments(self.program)
         self.form = self.arguments.form
+        # Derivatives of a jitted function have the types of its arguments, those of ops have not.
+        self._jitted = jax.jit(self._under, static_argnames=("mesh", "is_packed"))
 
     def __call__(self, params: list[Any], is_packed: bool, others: list[Any]) -> Any:
-        """The step's results. params: leaves of the packed parameters, or of the originals."""
-        stages = self.program.stages
-        packed = params if is_packed or stages is None else evaluate(stages.prepare, params)
+        """The step's results. params: leaves of the packed parameters, or of the originals.
+
+        Raises TargetError under a mesh of other devices, and inside a shard_map.
+        """
         state, rest = self.arguments.state_and_rest(others)
-        groups = self.arguments.groups(packed, state, rest)
-        outputs = self.form.collected(self.compilable.function()(*groups))
-        if not any(map(is_state, state)):
-            outputs = self._restored(outputs)
+        explicit = explicit_mesh([params, state, rest])
+        if explicit is None:
+            outputs = self._outputs(params, is_packed, state, rest)
+        else:
+            outputs = self._jitted(params, state, rest, mesh=explicit, is_packed=is_packed)
         return jax.tree.unflatten(treedef(self.program.tree[1]), outputs)
+
+    def _under(self, params: Any, state: Any, rest: Any, mesh: Any, is_packed: bool) -> list[Any]:
+        """The outputs under Explicit axes: whole, and a state of the type that it came in as."""
+        numbers = [i for i, each in enumerate(self.program.inputs) if each.role == "state"]
+        came_in = dict(zip(numbers, state))
+        specs = [
+            jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, came_in[output.updates])
+            if output.updates is not None
+            else PartitionSpec()
+            for output in self.program.outputs
+        ]
+        must_be_of(mesh, state)
+        with jax.sharding.use_abstract_mesh(mesh):
+            params = jax.tree.map(_typed, params)
+            run = jax.sharding.auto_axes(
+                lambda *given: self._outputs(given[0], is_packed, *given[1:]), out_sharding=specs
+            )
+            return run(params, state, rest)
+
+    def _outputs(self, params: Any, is_packed: bool, state: Any, rest: Any) -> list[Any]:
+        """The user's outputs, on the step's mesh whatever the caller's is."""
+        must_agree(self.compilable.mesh)
+        with jax.sharding.use_abstract_mesh(self.compilable.mesh.abstract_mesh):
+            stages = self.program.stages
+            packed = params if is_packed or stages is None else evaluate(stages.prepare, params)
+            groups = self.arguments.groups(packed, state, rest)
+            outputs = self.form.collected(self.compilable.function()(*groups))
+            return outputs if any(map(is_state, state)) else self._restored(outputs)
 
     def _restored(self, outputs: list[Any]) -> list[Any]:
         """The outputs, the new state among them in the user's form."""
@@ -49,3 +79,13 @@ class Composed:
         places = [declared[number] for number in numbers]
         restored = dict(zip(places, self.form.restored([outputs[place] for place in places])))
         return [restored.get(place, value) for place, value in enumerate(outputs)]
+
+
+def _typed(array: Any) -> Any:
+    """An array whose derivatives have its type; JAX's `auto_axes` would give them that inside."""
+    if not jax.dtypes.issubdtype(array.dtype, np.inexact):
+        return array
+    sharding = jax.typeof(array).sharding
+    return jax.custom_derivatives.linear_call(
+        lambda _, x: x, lambda _, x: jax.sharding.reshard(x, sharding.spec), (), array
+    )

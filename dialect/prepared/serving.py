@@ -6,6 +6,7 @@ pytree (`dialect.prepared.state`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from dialect.arrays.dtypes import struct_of
 from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, callable_with, compiled
 from dialect.display.quantities import size
 from dialect.jaxprs.framework import treedef
+from dialect.machine.caller import apart, handed
 from dialect.prepared.arguments import Arguments
+from dialect.prepared.fresh_state import fresh_state
 from dialect.prepared.packed_files import load, misfits, save
 from dialect.prepared.packed_schema import PackedError, Schema, refuse
 from dialect.prepared.state import is_state
@@ -134,6 +137,15 @@ class Executable:
         Raises PackedError for parameters of another program, DonatedError for a state that an
         earlier step was given: its memory is that of the state that came back.
         """
+        outputs = self._outputs(packed, others)
+        results = [
+            self._handed(value, output.updates is not None)
+            for value, output in zip(outputs, self.program.outputs)
+        ]
+        return jax.tree.unflatten(self.out_tree, results)
+
+    @apart()
+    def _outputs(self, packed: Packed, others: list[Any]) -> list[Any]:
         if id(packed.schema) not in self._fitting:
             refuse("the argument of the step", packed.schema.differences(self.schema))
             self._fitting[id(packed.schema)] = packed.schema
@@ -153,11 +165,16 @@ class Executable:
                 for leaves, name in zip(groups, ARGUMENT_GROUPS)
             )
             results = self.call(*placed)
-        return jax.tree.unflatten(self.out_tree, self.form.collected(results))
+        return self.form.collected(results)
+
+    def _handed(self, arrays: Any, updates: bool = True) -> Any:
+        """Arrays as the caller's mesh wants them."""
+        mesh = self.compilable.mesh
+        return jax.tree.map(lambda array: handed(array, updates, mesh), arrays)
 
     def placed(self, leaves: list[Any], formats: list[Any]) -> list[Any]:
         """The leaves on the devices, in formats of the executable."""
-        return jax.device_put(leaves, formats)
+        return jax.device_put(list(map(_on_its_devices, leaves, formats)), formats)
 
     @property
     def state_formats(self) -> list[Any]:
@@ -168,11 +185,15 @@ class Executable:
     def packed(self, params: Any, donate: bool = False) -> Packed:
         """The packed parameters; with `donate`, originals on devices are deleted on the way."""
         leaves, tree = jax.tree.flatten(params)
-        return Packed(self.prepare(leaves, donate), self.schema, tree)
+        with apart():
+            arrays = self.prepare(leaves, donate)
+        return Packed(self._handed(arrays), self.schema, tree)
 
     def loaded(self, path: str | Path) -> Packed:
         """The parameters that `Packed.save` wrote. Raises PackedError for another program's."""
-        return Packed(load(path, self.schema, self.shardings), self.schema, self.tree)
+        with apart():
+            arrays = load(path, self.schema, self.shardings)
+        return Packed(self._handed(arrays), self.schema, self.tree)
 
     def takes(self, state: Any) -> bool:
         """Whether a state has the arrays, shapes and dtypes that the step was compiled for."""
@@ -182,15 +203,32 @@ class Executable:
     def adapted(self, state: Any) -> Any:
         """The user's state in the step's form."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
-        # Copied, since the step donates its state and the user may keep the array.
-        parts = self.placed(self.form.parts(leaves, copy=True), self.state_formats)
-        return jax.tree.unflatten(tree, self.form.states(parts))
+        with apart():
+            # Copied, since the step donates its state and the user may keep the array.
+            parts = self.placed(self.form.parts(leaves, copy=True), self.state_formats)
+        return jax.tree.unflatten(tree, self.form.states(self._handed(parts)))
+
+    def fresh(self, init: Callable[[], Any]) -> Any:
+        """The state that `init()` makes, in the step's form at once."""
+        with apart():
+            state = fresh_state(self.form, self.state_formats, init)
+        return self._handed(state)
 
     def restored(self, state: Any) -> Any:
         """The state in the user's form. Raises DonatedError for one that a step was given."""
         leaves, tree = jax.tree.flatten(state, is_leaf=is_state)
         _must_be_there(leaves, self.names)
-        return jax.tree.unflatten(tree, self.form.restored(leaves))
+        with apart():
+            arrays = self.form.restored(leaves)
+        return jax.tree.unflatten(tree, self._handed(arrays))
+
+
+def _on_its_devices(leaf: Any, format_: Any) -> Any:
+    """An array on several other devices, moved: JAX does not change its layout as well."""
+    sharding = getattr(format_, "sharding", format_)
+    devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else ()
+    there = len(devices) < 2 or devices == sharding.device_set
+    return leaf if there else jax.device_put(leaf, sharding)
 
 
 def _array(leaf: Any) -> Any:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dialect.jaxprs import jaxpr
 from dialect.jaxprs.framework import describe
+from dialect.machine.caller import explicit_mesh
 from dialect.naming.axis_hints import hints_for
 from dialect.user.calls import Call, Callee, Roles, Where, dynamic, name_of, unbound
 from dialect.user.closed_over import must_be_given
@@ -139,11 +141,22 @@ def _traced(call: Call, numbers: list[int], leaves: list[Any], tree: Any) -> tup
 
 
 def shape_of(leaf: Any) -> Any:
-    """An array or a number as the ShapeDtypeStruct that it is traced as."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    """An array or a number as the ShapeDtypeStruct that it is traced as.
+
+    Under a mesh with Explicit axes every array has a type on that mesh, whole where none was given.
+    """
+    is_struct = isinstance(leaf, jax.ShapeDtypeStruct)
+    aval = leaf if is_struct else jax.typeof(leaf)
+    mesh, given = explicit_mesh(), aval.sharding
+    if mesh is None and is_struct:
         return leaf
-    aval = jax.typeof(leaf)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+    on_it = isinstance(given, NamedSharding) and given.mesh.abstract_mesh == mesh
+    return jax.ShapeDtypeStruct(
+        aval.shape,
+        aval.dtype,
+        weak_type=getattr(aval, "weak_type", False),
+        sharding=NamedSharding(mesh, given.spec if on_it else PartitionSpec()) if mesh else None,
+    )
 
 
 def users_line(error: BaseException) -> str:

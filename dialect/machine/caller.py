@@ -1,0 +1,125 @@
+"""The caller's mesh and settings around a step: `jax.set_mesh`, `jax.disable_jit`.
+
+A step has a mesh of its own and is compiled for it. What it does runs `apart` from the caller's
+mesh. Under a mesh with Explicit axes, JAX wants arrays of that mesh: there results are `handed` to
+it, as `jax.jit` would give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dialect.machine.mesh_spec import MeshSpec, TargetError
+
+_MAKE_IT = (
+    "make the step for the mesh that is set: auto_shard(step) inside jax.set_mesh, or "
+    "auto_shard(step, mesh); or set none around it"
+)
+_NO_MESH = Mesh(np.empty((), dtype=object), ())
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, the caller's mesh is none, and functions are compiled in any case."""
+    with ExitStack() as stack:
+        if jax.config.jax_disable_jit:
+            stack.enter_context(jax.disable_jit(False))
+        if not jax.sharding.get_abstract_mesh().empty:
+            stack.enter_context(_without_mesh())
+        yield
+
+
+def _without_mesh() -> Any:
+    try:
+        return jax.set_mesh(_NO_MESH)
+    except ValueError:  # inside a function that JAX traces
+        return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
+
+
+def callers_mesh() -> Mesh | None:
+    """The mesh that `jax.set_mesh` set; None without one, and inside a function that is traced."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    try:
+        return jax.sharding.get_mesh()
+    except ValueError:
+        return None
+
+
+def is_traced(leaves: Any) -> bool:
+    """Whether a function is called by one that JAX traces: with tracers, or under its mesh."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(leaves)):
+        return True
+    return not jax.sharding.get_abstract_mesh().empty and callers_mesh() is None
+
+
+def explicit_mesh(leaves: Any = ()) -> Any:
+    """The abstract mesh of the caller, or of an array, that has Explicit axes; else None."""
+    meshes = [jax.sharding.get_abstract_mesh()]
+    meshes += [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(leaves)]
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+
+
+def must_agree(mesh: Mesh) -> None:
+    """Raises TargetError if a step for this mesh cannot be traced under that of the caller."""
+    callers = jax.sharding.get_abstract_mesh()
+    if callers.empty:
+        return
+    there, here = (MeshSpec(tuple(each.shape.items())) for each in (callers, mesh))
+    if AxisType.Manual in callers.axis_types:
+        raise TargetError(
+            f"the step is called inside jax.shard_map over {there}, and splits its work over "
+            "chips itself",
+            hint="call it outside of the shard_map",
+        )
+    if callers.size != mesh.size:
+        raise TargetError(
+            f"the step is for the mesh {here}, and is traced under another, {there}, of "
+            f"{callers.size} devices and not {mesh.size}",
+            hint=_MAKE_IT,
+        )
+
+
+def must_be_of(mesh: AbstractMesh, leaves: Any) -> None:
+    """Raises TargetError for arrays of another mesh than this one, with Explicit axes."""
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(leaves))
+    other = next((each for each in meshes if not each.empty and each != mesh), None)
+    if other is not None:
+        here, there = (MeshSpec(tuple(each.shape.items())) for each in (other, mesh))
+        raise TargetError(
+            f"the state lies on the mesh {here}, and is traced under another, {there}, "
+            "with Explicit axes",
+            hint=_MAKE_IT,
+        )
+
+
+def handed(result: Any, updates: bool, step_mesh: Mesh) -> Any:
+    """A result as an array of the caller's mesh, if that has Explicit axes.
+
+    On the same grid of devices it stays where it is. Elsewhere it becomes whole, but for what
+    updates the state, which goes back to the step.
+    """
+    if explicit_mesh() is None:
+        return result
+    mesh, sharding = jax.sharding.get_mesh(), result.sharding
+    if getattr(sharding, "mesh", None) == mesh:
+        return result
+    if np.array_equal(mesh.devices, step_mesh.devices) and isinstance(sharding, NamedSharding):
+        names = dict(zip(step_mesh.axis_names, mesh.axis_names))
+        there = NamedSharding(mesh, _renamed(sharding.spec, names))
+        shards = [shard.data for shard in result.addressable_shards]
+        return jax.make_array_from_single_device_arrays(result.shape, there, shards)
+    stays = updates and not sharding.is_fully_replicated
+    return result if stays else jax.device_put(result, NamedSharding(mesh, PartitionSpec()))
+
+
+def _renamed(spec: PartitionSpec, names: dict[str, str]) -> PartitionSpec:
+    """P("x", None, ("x", "y"))  ->  P("a", None, ("a", "b"))"""
+    entries = ((axes,) if isinstance(axes, str) else axes for axes in spec)
+    return PartitionSpec(*(axes and tuple(names[name] for name in axes) for axes in entries))
