@@ -24,6 +24,7 @@ from dialect.planning.layouts import with_input_layouts
 from dialect.staging.binding import frontier, region_bound
 from rewrite.dataflow import bound_values, dependents, rebuilt
 from rewrite.driver import rewrite
+from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, lookup, substitute, with_args
 from rewrite.passbase import Pass
@@ -38,6 +39,11 @@ class Stage(Pass):
     keeps: ClassVar[str] = "bits"
 
     def run(self, program: Program, target: Target) -> Program:
+        if program.stages is not None:
+            raise PipelineError(
+                "the program is cut into stages already",
+                hint="`stage` stands once in a pipeline, behind all that changes parameters",
+            )
         params, state, args = (program.values(role) for role in ROLES)
         graph = rewrite(split_loops(program.graph, params), ())
         front = frontier(graph, params)

@@ -293,6 +293,25 @@ def test_pipelines_by_file_text_and_object(tmp_path):
     assert plans[0] is not None and all(plan == plans[0] for plan in plans)
 
 
+def test_stage_twice_and_no_pass_at_all():
+    function, params, cache, tokens = toy("gpt")
+    step = auto_shard(function, "cpu:8", pipeline="normalize, stage, stage, lower")
+    with pytest.raises(ShardwrightError, match="cut into stages already") as error:
+        step.program(params, cache, tokens)
+    assert "`stage` stands once in a pipeline" in error.value.hint
+    with pytest.raises(ShardwrightError, match="the pipeline names no pass"):
+        auto_shard(function, "cpu:8", pipeline=" ")
+
+
+def test_a_pipeline_file_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "windows.pipeline"
+    path.write_bytes("\ufefftarget cpu:8\r\ndecode {\r\n normalize, stage, lower }\r\n".encode())
+    assert [str(each) for each in Pipeline.load(path).passes()] == ["normalize", "stage", "lower"]
+    path.write_bytes(path.read_text(encoding="utf-8").encode("utf-16"))
+    with pytest.raises(ShardwrightError, match="cannot read the pipeline file"):
+        Pipeline.load(path)
+
+
 @pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
 @pytest.mark.parametrize(
     ("name", "plan"),

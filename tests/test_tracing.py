@@ -358,8 +358,11 @@ def test_branch_on_a_value() -> None:
 
     error = failed(branching, W, X)
     assert error.message.startswith("branching cannot be traced: TracerBoolConversionError")
+    assert "while tracing the function branching at" in error.message  # JAX's text, in full
+    assert "depends on the value of the argument x" in error.message
     assert error.where == f"{__file__}:{line_of(branching, 'if x.sum()')} (branching)"
-    assert error.hint == "it must be a pure function of arrays, as jax.jit asks"
+    assert error.hint.startswith("it must be a pure function of arrays, as jax.jit asks; ")
+    assert "static_argnames" in error.hint
 
 
 def test_value_as_a_number() -> None:
@@ -375,6 +378,7 @@ def test_shapes_that_do_not_fit() -> None:
 
     error = failed(product, jnp.ones((4, 4)), X)
     assert "product cannot be traced: TypeError" in error.message
+    assert error.hint == ""  # nothing that Python looked at
     assert error.where.startswith(f"{__file__}:{line_of(product, 'x @ params')} ")
 
 
@@ -384,12 +388,14 @@ def test_an_error_of_the_function_itself() -> None:
 
     error = failed(broken, {"w": W}, X)
     assert error.message == "broken cannot be traced: KeyError: 'missing'"
+    assert error.hint == "known: w"
     assert error.where.startswith(f"{__file__}:{line_of(broken, 'missing')} ")
 
 
 def test_no_function() -> None:
     assert failed(W, X).message.startswith("expected a function, got ")
     assert failed("step", X).message == "expected a function, got str 'step'"
+    assert '@auto_shard(mesh="cpu:8")' in failed("step", X).hint
 
 
 def test_no_array() -> None:
@@ -402,7 +408,40 @@ def test_result_that_is_no_array() -> None:
         return params, "text"
 
     error = failed(texted, W)
-    assert "texted cannot be traced" in error.message
+    assert error.message == "texted returns 'text', which is no array, as output 1"
+
+
+def test_all_lines_of_what_was_raised_and_the_line_that_called_a_library() -> None:
+    def refused(params: Any, x: jax.Array) -> jax.Array:
+        raise ValueError("the first line\nthe second")
+
+    def spelled(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.einsum("ab,ad->bd", params, x)
+
+    error = failed(refused, W, X)
+    assert error.message == "refused cannot be traced: ValueError: the first line\nthe second"
+    where = failed(spelled, W, X).where
+    assert where.startswith(f"{__file__}:{line_of(spelled, 'einsum')} ")
+
+
+def test_a_near_key_is_named_and_a_dict_is_none_of_attributes() -> None:
+    def keyed(params: Any) -> jax.Array:
+        return params["layers"]["wqs"]
+
+    def dotted(params: Any) -> jax.Array:
+        return params.layers
+
+    tree = {"layers": {"wq": W, "wk": W}}
+    assert failed(keyed, tree).hint == "did you mean wq?"
+    assert failed(dotted, tree).hint.endswith('this one is a dict: ["layers"]')
+
+
+def test_an_array_that_leaked_out_of_another_trace() -> None:
+    kept = []
+    trace(lambda params: kept.append(params) or params, W)
+    error = failed(lambda params: params + kept[0], W)
+    assert error.message.startswith("the function uses an array, f32[3,5], of another function")
+    assert "jax.checking_leaks()" in error.hint
 
 
 def test_too_few_arguments() -> None:

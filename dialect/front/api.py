@@ -22,9 +22,10 @@ from dialect.printed import notebook  # noqa: F401
 from dialect.tokens.accept import accept
 from dialect.tokens.choice import Sampling
 from dialect.tokens.sampled import sampled
-from dialect.user.calls import Roles, Where
+from dialect.user.calls import Roles, Where, must_be_callable
 from dialect.user.per_row import per_row
 from dialect.user.tracing import trace
+from rewrite.errors import PipelineError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 
@@ -80,6 +81,9 @@ def auto_shard(
             axes=axes,
             strict=strict,
         )
+    must_be_callable(function)
+    if isinstance(pipeline, str) and not pipeline.strip():
+        raise PipelineError("the pipeline names no pass", hint="without one the exact passes run")
     chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
     jax_mesh, machine_target = resolve(mesh, target, chosen)
     return Step(

@@ -43,6 +43,7 @@ _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OURS = (
     *(os.path.join(_HERE, folder, "") for folder in ("dialect", "rewrite", "passes")),
     *(os.path.join(os.path.dirname(module.__file__), "") for module in (jax, np)),
+    os.path.join(os.path.dirname(os.path.dirname(jax.__file__)), "opt_einsum", ""),  # JAX's einsum
 )
 
 
@@ -125,6 +126,11 @@ class _Importer:
         return [read(atom) for atom in jaxpr.outvars]
 
     def constant(self, array: Any, type_: Type, shared: dict) -> Value:
+        if isinstance(array, jax.core.Tracer):
+            raise TraceError(
+                f"the function uses an array, {type_}, of another function that JAX traced",
+                hint="pass it as an argument; with jax.checking_leaks() JAX says where it leaked",
+            )
         large = type_.bytes > _LARGE and dtypes.is_dtype(type_.dtype)
         value = self.large_constant(array, type_) if large else constant(array, type_)
         return shared.setdefault((value.op.attrs, type_), value)

@@ -142,6 +142,7 @@ _TPUS = (
         platform="tpu",
         device_kinds=("TPU v5 lite", "TPU v5e"),
         libtpu="v5e",
+        aliases=("v5litepod", "v5lite"),
     ),
     Chip(
         name="v5p",
@@ -178,6 +179,7 @@ _TPUS = (
         platform="tpu",
         device_kinds=("TPU v6 lite", "TPU v6e"),
         libtpu="v6e",
+        aliases=("trillium",),
     ),
     Chip(
         name="v7x",
@@ -199,7 +201,7 @@ _TPUS = (
         platform="tpu",
         device_kinds=("TPU7x",),
         libtpu="tpu7x",
-        aliases=("7x", "tpu7x"),
+        aliases=("7x", "tpu7x", "ironwood"),
     ),
 )
 

@@ -3,6 +3,7 @@
     v5e:4x4             a slice by its shape
     v5e-16, v4-128      a slice by its name, which counts TensorCores
     h100:8, cpu:8       a number of chips
+    v5litepod-16        the same, as Google Cloud says it; capital letters are small ones
     2*v5e:4x4           two slices over a data-centre network
     my/edge.machine:4x4 chips that a file describes (`dialect.machine.machine_file`)
 
@@ -23,6 +24,7 @@ from dialect.machine.mesh_spec import MeshSpec, TargetError
 from rewrite.errors import in_quotes, nearest
 
 _MOST_CHARACTERS = 1000
+_PLATFORMS = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}  # kinds of chips, and no chip
 _TEXT = re.compile(
     rf"(?:(?P<slices>[0-9]{{1,6}})\*)?(?P<chip>.+{re.escape(machine_file.SUFFIX)}|\w+)"
     r"(?P<mark>[:-])(?P<shape>[0-9]{1,6}(?:x[0-9]{1,6}){0,3})"
@@ -47,13 +49,16 @@ class Topology:
         """
         if len(text) > _MOST_CHARACTERS:
             raise TargetError(f"{in_quotes(text)} is too long for the name of a machine")
-        match = _TEXT.fullmatch(text.strip())
-        chip = _chip(match["chip"] if match else re.split(r"[:-]", text.strip())[0], text)
+        said = text.strip() if machine_file.SUFFIX in text else text.strip().lower()
+        match = _TEXT.fullmatch(said)
+        chip = _chip(match["chip"] if match else re.split(r"[:-]", said)[0], text)
         shape = tuple(map(int, match["shape"].split("x"))) if match else ()
         slices = int(match["slices"] or 1) if match else 1
         named = match is not None and match["mark"] == "-"
         if named:
             shape = _names(chip).get(f"{chip.name}-{match['shape']}", ())
+        if match is None and said in (chip.name, *chip.aliases):
+            raise TargetError(f"{text!r} does not say how many chips", hint=_hint(text, chip))
         if not _is_slice(chip, shape):
             raise TargetError(f"{text!r} is no slice of {chip.name}", hint=_hint(text, chip))
         if slices < 1:
@@ -161,6 +166,13 @@ def _chip(name: str, text: str) -> Chip:
     if name.endswith(machine_file.SUFFIX):
         return machine_file.read(name)
     name = ALIASES.get(name, name)
+    if name in _PLATFORMS:
+        kinds = [chip for chip in CHIPS.values() if chip.platform == _PLATFORMS[name]]
+        named = (str(Topology(chip, cubic(8, len(chip.largest)))) for chip in kinds)
+        raise TargetError(
+            f"{in_quotes(text)} does not say which kind of {_PLATFORMS[name].upper()}",
+            hint=f"one of {', '.join(named)} ...; without a mesh, all devices that JAX finds",
+        )
     if name not in CHIPS:
         raise TargetError(
             f"unknown chip {in_quotes(name)} in {in_quotes(text)}", hint=nearest(name, CHIPS)

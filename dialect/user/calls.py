@@ -245,6 +245,15 @@ def frozen(value: Any) -> Hashable:
     return kind, value
 
 
+def must_be_callable(function: Any) -> None:
+    """Raises TraceError for what is no function."""
+    if not callable(function):
+        raise TraceError(
+            f"expected a function, got {type(function).__name__} {brief(repr(function))}",
+            hint='auto_shard(step, "cpu:8"), or @auto_shard(mesh="cpu:8") above the function',
+        )
+
+
 def unbound(function: Any) -> Any:
     """The function that a partial application is of."""
     while hasattr(function, "func") and hasattr(function, "keywords"):

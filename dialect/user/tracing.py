@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,18 @@ from dialect.jaxprs import jaxpr
 from dialect.jaxprs.framework import describe
 from dialect.machine.caller import explicit_mesh
 from dialect.naming.axis_hints import hints_for
-from dialect.user.calls import Call, Callee, Roles, Where, dynamic, name_of, unbound
+from dialect.user.calls import (
+    Call,
+    Callee,
+    Roles,
+    Where,
+    dynamic,
+    must_be_callable,
+    name_of,
+    unbound,
+)
 from dialect.user.closed_over import must_be_given
+from dialect.user.traced_errors import as_trace_error, must_be_arrays
 from rewrite.dataflow import dependents
 from rewrite.errors import ShardwrightError, TraceError
 from rewrite.ir import Graph
@@ -39,8 +48,7 @@ def trace(
     `axes` says what cannot be inferred: `{"params/.../wq": "d_model (heads d_head)"}`.
     Raises TraceError, naming the user's line, where the function cannot be traced.
     """
-    if not callable(function):
-        raise TraceError(f"expected a function, got {type(function).__name__} {function!r}")
+    must_be_callable(function)
     callee = Callee(function, Roles(params, state, static_argnums, static_argnames))
     return trace_call(callee.call(args, {}), callee.roles, axes)
 
@@ -50,8 +58,7 @@ def trace_call(call: Call, roles: Roles, axes: Mapping[str, str] | None = None) 
     numbers = [i for i in range(len(call.names)) if i not in call.static]
     names = [call.names[i] for i in numbers]
     given = [call.values[i] for i in numbers]
-    leaves, tree = jax.tree.flatten(tuple(given))
-    graph, returned = _traced(call, numbers, leaves, tree)
+    graph, returned = _traced(call, numbers, given)
     at_params = numbers.index(call.params)
     owners = [i for i, argument in enumerate(given) for _ in jax.tree.leaves(argument)]
     outputs = _outputs(returned)
@@ -79,7 +86,7 @@ def trace_call(call: Call, roles: Roles, axes: Mapping[str, str] | None = None) 
             Input(path, value.type, kind, axes=hints.get(path, "")) for path, value, kind in inputs_
         ),
         outputs=tuple(Output(name, updates.get(i)) for i, name in enumerate(outputs)),
-        tree=(describe(tree), describe(returned)),
+        tree=(describe(jax.tree.structure(tuple(given))), describe(returned)),
     )
 
 
@@ -109,35 +116,36 @@ def _must_be_parameters(
         )
 
 
-def _traced(call: Call, numbers: list[int], leaves: list[Any], tree: Any) -> tuple[Graph, Any]:
-    """(the graph of a call as a function of its leaves, the structure of its result)."""
+def _traced(call: Call, numbers: list[int], given: list[Any]) -> tuple[Graph, Any]:
+    """(the graph of a call as a function of its arrays, the structure of its result)."""
     returned: list[Any] = []
 
-    def flat(*arrays: Any) -> list[Any]:
+    def traced(*arguments: Any) -> list[Any]:
         full = list(call.values)
-        for number, argument in zip(numbers, jax.tree.unflatten(tree, arrays)):
+        for number, argument in zip(numbers, arguments):
             full[number] = argument
-        out, structure = jax.tree.flatten(call.with_values(full).result())
+        result = call.with_values(full).result()
+        must_be_arrays(result, call)
+        out, structure = jax.tree.flatten(result)
         returned.append(structure)
         return out
 
+    _called_as(traced, call, numbers)
+    structs = jax.tree.map(shape_of, given)
     try:
-        structs = [shape_of(leaf) for leaf in leaves]
-    except TypeError as error:
-        raise TraceError(f"an argument is no array: {error}") from error
-    try:
-        return jaxpr.trace_graph(flat, *structs), returned[-1]
+        return jaxpr.trace_graph(traced, *structs), returned[-1]
     except ShardwrightError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever the user's function raises, is raised again with the user's line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise TraceError(
-            f"{name_of(call.function)} cannot be traced: {type(error).__name__}: {reason}",
-            where=users_line(error),
-            hint="it must be a pure function of arrays, as jax.jit asks",
-        ) from error
+    except Exception as error:  # whatever the user's function raises
+        raise as_trace_error(error, call) from error
+
+
+def _called_as(traced: Callable[..., Any], call: Call, numbers: list[int]) -> None:
+    """Lets JAX speak of the user's function and its arguments, not of what calls it."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(call.names[number], kind) for number in numbers]
+    traced.__name__, traced.__wrapped__ = name_of(call.function), unbound(call.function)
+    traced.__signature__ = inspect.Signature(parameters)
 
 
 def shape_of(leaf: Any) -> Any:
@@ -157,15 +165,6 @@ def shape_of(leaf: Any) -> Any:
         weak_type=getattr(aval, "weak_type", False),
         sharding=NamedSharding(mesh, given.spec if on_it else PartitionSpec()) if mesh else None,
     )
-
-
-def users_line(error: BaseException) -> str:
-    """The innermost line of the user's code in an error's traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [
-        f for f in frames if not f.filename.startswith(jaxpr.OURS) and "<frozen" not in f.filename
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
 
 
 def _paths(given: list[Any], names: list[str]) -> list[str]:

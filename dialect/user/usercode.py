@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.user.tracing import users_line
+from dialect.user.traced_errors import users_line
 from rewrite.errors import ShardwrightError, nearest
 from rewrite.source import read_file
 
