@@ -151,6 +151,7 @@ def test_rows_of_one_axis_are_a_matrix_and_left_so() -> None:
         ("EF_xyz>B_xzE/heads+batch", ()),  # pieces of d_ff would come in another order
         ("E_zF_y>B_xzE/heads+batch", ()),  # over a part of the batch
         ("E_yzF>B_xyzE/batch", ()),  # read whole
+        ("E_xzF_y>B_xE_z/heads+batch", ()),  # beside partial sums that are scattered over rows
     ],
 )
 def test_axes_of_the_collective_matmul(label: str, over: tuple[str, ...]) -> None:

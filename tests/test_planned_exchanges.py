@@ -63,6 +63,13 @@ def test_new_keys_are_cut_to_their_owners_rows_before_they_are_summed() -> None:
     assert scatter.bytes == 2 * 64 * (hidden + queries + keys)
 
 
+def test_partial_sums_of_less_than_a_tile_of_rows_are_reduced_everywhere() -> None:
+    """Of 16 sequences 4 are left to a chip, of 32 a whole tile; tiles are the compiler's alone."""
+    few, whole = replace(PALM_540B, batch=16), replace(PALM_540B, batch=32)
+    assert {each.part for each in exchanges(few, "reduce-scatter")} == set()
+    assert {each.part for each in exchanges(whole, "reduce-scatter")} == {"block", "logits"}
+
+
 def test_rows_beside_a_table_keep_their_batch_on_axes_that_it_leaves_free() -> None:
     shape = replace(PALM_540B, batch=16, time=2048)
     plan = choose(shape, CUBE, MESH)

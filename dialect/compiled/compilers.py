@@ -100,6 +100,12 @@ def permutes_of_scatter(links: Sequence[Links], ways: int) -> int:
     return ways if closed and ways > _FEW else 0
 
 
+def scatters_tokens(rows: float) -> bool:
+    """Whether the partial sums of a layer are reduce-scattered to so many rows of a chip, which must
+    be whole tiles; they are all-reduced otherwise."""
+    return rows % ROWS == 0
+
+
 def scatters_rows(rows: float, columns: float, ways: Sequence[int]) -> bool:
     """Whether partial sums in f32 are reduce-scattered to so many rows of a chip, over axes of so
     many chips; they are all-reduced otherwise.

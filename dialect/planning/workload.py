@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dialect.compiled.compilers import passes_over_gathered, scatters_rows
+from dialect.compiled.compilers import passes_over_gathered, scatters_rows, scatters_tokens
 from dialect.planning.activations import Activation, Step, activations, spilled
 from dialect.planning.decoder_shape import Attention, Block, Network
 from dialect.planning.mesh_roles import MeshAxes, without
@@ -171,8 +171,10 @@ class Workload(Shards):
         yield Collective("all-gather", replicated, self.stream_bytes(block), times, part)
         summed = without(self.d_model, self.scattered)
         yield Collective("all-reduce", summed, inner, times, part)
+        rows = self.tokens(block) / self.mesh.ways(self.scattered)
+        is_whole = self.lanes == 1 or scatters_tokens(rows)
         yield Collective(
-            "reduce-scatter",
+            "reduce-scatter" if is_whole else "all-reduce",
             self.scattered,
             inner,
             times,
