@@ -24,8 +24,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS.parent), str(TESTS / "frameworks")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("", "tests/frameworks")]
 
 from harness import recognition
 
