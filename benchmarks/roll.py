@@ -22,7 +22,8 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("", "tests/frameworks")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "frameworks"))
 
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.traffic import hbm_bytes
