@@ -101,8 +101,8 @@ def permutes_of_scatter(links: Sequence[Links], ways: int) -> int:
 
 
 def scatters_tokens(rows: float) -> bool:
-    """Whether the partial sums of a layer are reduce-scattered to so many rows of a chip, which must
-    be whole tiles; they are all-reduced otherwise."""
+    """Whether the partial sums of a layer are reduce-scattered to so many rows of a chip: to whole
+    tiles; they are all-reduced otherwise."""
     return rows % ROWS == 0
 
 
