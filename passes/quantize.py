@@ -24,6 +24,7 @@ from dialect.machine.mesh import Topology
 from dialect.matching.values import reshaped, rounding, through
 from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.cuts import cut
+from dialect.quantized.deciding_products import deciding_products
 from dialect.quantized.quant_choice import NONE, Choice, Rule, as_pattern, cut_into_groups, form_on
 from dialect.quantized.ragged_products import summed_axis
 from dialect.staging.parameter_paths import (
@@ -60,7 +61,8 @@ class Quantize(Pass):
     - `skip`: a regular expression; parameters whose path matches are left alone
 
     Weights over the vocabulary (tables and head) are left alone unless a rule names them, or
-    `vocab` all of them. Raises PipelineError for a rule that cannot be read.
+    `vocab` all of them; routers, by whose products a top_k chooses, unless a rule names them.
+    Raises PipelineError for a rule that cannot be read.
     """
 
     weights: Literal["int8", "int4", "fp8"] | None = "int8"
@@ -109,6 +111,7 @@ class _Quantized:
     quantised: dict[str, None] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, None] = field(default_factory=dict)
+    deciding: dict[Op, Op] = field(default_factory=dict)
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
@@ -130,6 +133,7 @@ class _Quantized:
 
     def graph(self, graph: Graph, names: Paths) -> Graph:
         """`names` gives the parameters that every parameter-only input of the graph comes from."""
+        self.deciding |= deciding_products(graph)
         paths = paths_in(graph, names)
         return rebuilt(graph, lambda op, args: self.op(op, args, paths).results)
 
@@ -162,7 +166,11 @@ class _Quantized:
         inside, out = letters(spec.inputs[position]), letters(spec.outputs[0])
         sizes = dict(zip(inside, weight.type.shape))
         summed = {x: n for x, n in sizes.items() if x not in out}
-        choice = _kept(weight, len(summed), len(inside)) or self.choice(paths_of, weight)
+        choice = (
+            _kept(weight, len(summed), len(inside))
+            or self.decides(op, weight, paths_of)
+            or self.choice(paths_of, weight)
+        )
         name = shown(paths_of)
         if isinstance(choice, str):
             self.skipped[name] = choice
@@ -181,6 +189,13 @@ class _Quantized:
         summed_rows = tuple(d for d, x in enumerate(rows) if x not in letters(spec.outputs[0]))
         args[1 - position] = self.activation(args[1 - position], summed_rows)
         return with_args(moved, tuple(args))
+
+    def decides(self, op: Op, weight: Value, paths_of: frozenset[str]) -> str | None:
+        """Why the weight of a product by which something is chosen is left alone, or None."""
+        if op not in self.deciding or self.over_vocab(weight) or self.rule(paths_of) is not None:
+            return None
+        choice = self.deciding[op].name
+        return f"{choice} chooses by its product (a rule that names it takes it too)"
 
     def left_constants(self, op: Op) -> None:
         """Notes the constants that a product multiplies with."""

@@ -36,6 +36,7 @@ from dialect.planning.search import choose, searched
 from dialect.planning.workload import Workload
 from dialect.reports.audit import audit
 from rewrite import Pipeline, Program, trace
+from rewrite.program import LEFT_ALONE
 from rewrite.target import Target
 from tests.decoder_shapes import uniform, varied
 
@@ -349,3 +350,54 @@ def test_the_compiler_exchanges_what_is_planned() -> None:
     found = audit(program, target)
     assert found.unplanned_above(0.01) == ()
     assert found.compiled_bytes == pytest.approx(found.planned_bytes, rel=0.02)
+
+
+# What is quantised: a router chooses, and a small error in it takes another expert.
+
+
+@pytest.mark.parametrize("mixture", [dense, experts_first, summed, ragged])
+def test_a_router_is_left_alone_unless_named(mixture: Mixture) -> None:
+    made = case(mixture)
+    program = trace(made.function, *made.args, params=0, state=1)
+    found = Pipeline.parse("normalize, recognize").run(program)
+
+    def quantised(options: str) -> tuple[list[str], list[str]]:
+        done = Pipeline.parse(f"quantize{{{options}}}").run(found)
+        reasons = [text for text in done.remarks_of(LEFT_ALONE) if "params/router" in text]
+        whole = Pipeline.parse("stage, lower").run(done)
+        names = [each.name for each in whole.step_inputs if each.type.dtype == "i8"]
+        return names, reasons
+
+    names, reasons = quantised("weights=int8")
+    assert "params/gate.quantized" in names and "params/router.quantized" not in names
+    assert len(reasons) == 1 and "top_k chooses by its product" in reasons[0]
+    named, none = quantised('weights=int8, rules=("router: int8",)')
+    assert set(named) == {*names, "params/router.quantized"} and not none
+
+
+def test_a_router_inside_a_loop_over_layers_is_left_alone() -> None:
+    layers = weights(**{"router": (3, D, EXPERTS), "gate": (3, D, EXPERTS)})
+
+    def function(layers: Any, x: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, w: Any) -> tuple[jax.Array, None]:
+            share, which = routed(x @ w["router"])
+            one_hot = jnp.sum(jax.nn.one_hot(which, EXPERTS) * share[..., None], axis=1)
+            return x + (one_hot * (x @ w["gate"])) @ w["gate"].T, None
+
+        return jax.lax.scan(layer, x, layers)[0]
+
+    program = trace(function, layers, jnp.ones((BATCH, D)))
+    done = Pipeline.parse("normalize, recognize, quantize").run(program)
+    (left,) = done.remarks_of(LEFT_ALONE)
+    assert "layers/router left alone: top_k chooses by its product" in left
+
+
+def test_a_head_that_argmax_reads_is_a_weight_over_the_vocabulary() -> None:
+    def greedy(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.argmax(x @ params["up"] @ params["head"], axis=-1)
+
+    program = trace(greedy, weights(up=(D, D), head=(D, VOCAB)), jnp.ones((BATCH, D)))
+    found = Pipeline.parse("normalize, recognize").run(program)
+    (left,) = Pipeline.parse("quantize").run(found).remarks_of(LEFT_ALONE)
+    assert "params/head left alone: it is a table over the vocabulary" in left
+    assert not Pipeline.parse("quantize{vocab=true}").run(found).remarks_of(LEFT_ALONE)

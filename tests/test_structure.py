@@ -32,7 +32,7 @@ ROOMS = {
     "recognition": "rewrite arrays ops jaxprs matching staging normal",
     "layered": "rewrite ops normal",
     "caching": "rewrite arrays ops matching staging normal naming",
-    "quantized": "rewrite arrays machine ops jaxprs matching normal",
+    "quantized": "rewrite arrays machine ops jaxprs matching normal naming",
     "padded": "rewrite arrays ops jaxprs matching naming",
     "compiled": "rewrite display arrays machine ops jaxprs matching normal",
     "planning": "rewrite display machine ops matching staging normal naming quantized compiled",

@@ -20,7 +20,7 @@ from rewrite.opdef import signature, traits
 from rewrite.program import Program
 from rewrite.signature import Signature, letters
 
-_CHOOSE = {"argmax": ("vocab", 20), "top_k": ("experts", 48)}  # what they choose from
+CHOOSE = {"argmax": ("vocab", 20), "top_k": ("experts", 48)}  # what they choose from
 _FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
 
 
@@ -88,10 +88,10 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         _call(axes.at(op.results[0])[-1:], name, priority, op)
     elif op.name == "contract":
         _name_experts(axes, op, bound)
-    elif op.name in _CHOOSE and op.results[0] not in bound:
+    elif op.name in CHOOSE and op.results[0] not in bound:
         chosen_from = _chosen_from(axes, op)
         if "param" in _roles(chosen_from):
-            _call(chosen_from, *_CHOOSE[op.name], op)
+            _call(chosen_from, *CHOOSE[op.name], op)
     elif op.name == "ragged_dot_general":
         _call(axes.at(op.args[1])[:1], "experts", 48, op)
 
@@ -227,7 +227,7 @@ def _name_outputs(axes: Axes, program: Program) -> None:
         if out.updates is not None:
             continue
         op = through(value, "reshape", "convert_element_type").op
-        is_choice = op.name in _CHOOSE
+        is_choice = op.name in CHOOSE
         over = _chosen_from(axes, op) if is_choice else axes.at(value)[-1:]
         for leaf in leaves_of(over):
             if "param" in leaf.roles and leaf.size > 1:
