@@ -29,7 +29,6 @@ from rewrite.program import Program
 from rewrite.target import Target
 
 AXES = ("heads", "d_ff", "vocab")
-LOGIT_BYTES = 4
 Wanted = Literal["auto", "off"] | int
 
 
@@ -184,8 +183,10 @@ def _padded_s(option: Option, target: Target) -> float:
     time_s = _step_s(option.shape, target)
     if option.axis != "vocab":
         return time_s
+    logits = option.shape.logits_rows * option.new
+    gathered = option.shape.logits_bytes_per_element * logits
     link_bytes_per_s = Topology.parse(target.topology).chip.link_bytes_per_s
-    return time_s + LOGIT_BYTES * option.shape.logits_rows * option.new / link_bytes_per_s
+    return time_s + gathered / link_bytes_per_s
 
 
 def _price(times: list[float], program: Program, padding: Padding) -> str:

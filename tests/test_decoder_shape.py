@@ -110,6 +110,13 @@ def test_layers_that_differ_are_blocks_of_their_own() -> None:
     assert memory["weights"] == 4 * 32 * (3 * 4 * 32 + 3 * (48 + 48 + 96))
 
 
+def test_logits_are_added_up_as_their_product_leaves_them() -> None:
+    arguments = mixed_arguments([(16, 48)])
+    half = jax.tree.map(lambda x: x.astype("bfloat16") if x.ndim > 1 else x, arguments)
+    sizes = [shape_of(mixed, *each).logits_bytes_per_element for each in (arguments, half)]
+    assert sizes == [4, 2]
+
+
 def test_tables_of_positions_and_biases_are_in_no_block() -> None:
     config = gpt.CONFIGS["toy"]
     args = params, _, _ = shapes_of(gpt, config, 8, 64)

@@ -46,6 +46,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         steps=max(1, sum(trips for op, trips in products if _gives_logits(op, axes))),
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted, axes),
+        logits_bytes_per_element=_logits_bytes(products, axes),
         other_bytes=whole,
         split_bytes=split,
         unknown=tuple(_unknown(products, axes, sizes)),
@@ -158,6 +159,11 @@ def _logits_time(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, in
         op.results[0].type.size // sizes["vocab"] for op, _ in products if _gives_logits(op, axes)
     )
     return max(1, max(rows, default=1) // sizes.get("batch", 1))
+
+
+def _logits_bytes(products: list[tuple[Op, int]], axes: Axes) -> float:
+    """Bytes of a logit as the product leaves it, in which its partial sums are added."""
+    return max((_bytes(op.results[0]) for op, _ in products if _gives_logits(op, axes)), default=4)
 
 
 def _gives_logits(op: Op, axes: Axes) -> bool:

@@ -165,7 +165,7 @@ class DecoderShape:
     - tied_embedding: one table for the embedding and the logits
     - multiplies: the dtype of both factors of the layers' products: "int8" only if activations are
       quantised as well as weights; all other products multiply bf16
-    - *_bytes_per_element: of weights, embedding tables, activations and the KV cache
+    - *_bytes_per_element: of weights, embedding tables, activations, the KV cache and logits
     - other_bytes: parameters and state that no block and no table holds, as norms, biases, and a
       table of positions; split_bytes: those of them with an axis that any plan splits, over all
       chips, as the state and the projections of a layer that was not recognised
@@ -189,6 +189,7 @@ class DecoderShape:
     embedding_bytes_per_element: float = 2
     activation_bytes_per_element: float = 2
     cache_bytes_per_element: float = 2
+    logits_bytes_per_element: float = 4
     other_bytes: float = 0
     split_bytes: float = 0
     unknown: tuple[str, ...] = ()
@@ -270,6 +271,11 @@ class DecoderShape:
     def logits_rows(self) -> int:
         """Positions in the step whose logits are computed."""
         return self.batch * self.logits_time
+
+    @property
+    def logits_row_bytes(self) -> float:
+        """Bytes of the logits of a position."""
+        return self.vocab * self.logits_bytes_per_element
 
     def resized(self, axis: str, size: int) -> DecoderShape:
         """The decoder with another size of `heads`, `kv_heads`, `q_per_kv`, `d_ff` or a field."""

@@ -263,7 +263,7 @@ class Workload(Shards):
         d_model, vocab, batch = (axes("tables", axis) for axis in ("d_model", "vocab", "batch"))
         row = shape.d_model * shape.activation_bytes_per_element / ways(d_model) / ways(batch)
         moved, replicated = without(self.batch, batch), without(self.residual, d_model)
-        logits = 4 * rows * shape.vocab / ways(vocab) / ways(batch)  # in float32
+        logits = shape.logits_row_bytes * rows / ways(vocab) / ways(batch)
         yield from self.summed(vocab, row * tokens, times, "embedding")
         yield Collective("all-to-all", moved, row * tokens, times, "embedding")
         yield Collective("all-to-all", moved, row * rows, times, "logits")
@@ -292,7 +292,8 @@ class Workload(Shards):
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         tokens = shape.tokens / ways(self.batch)
         stream = shape.d_model * tokens * shape.activation_bytes_per_element
-        logits = 4 * shape.vocab * shape.logits_rows / ways(axes("logits", "batch", "vocab"))
+        over = axes("logits", "batch", "vocab")
+        logits = shape.logits_row_bytes * shape.logits_rows / ways(over)
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
         scores = (
             self.scores_in_memory(attention, block) + self.expanded_bytes(attention)
