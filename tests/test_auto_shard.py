@@ -234,7 +234,7 @@ def test_shapes_are_enough_to_look_and_to_compile():
     step = auto_shard(function, "cpu:8")
     assert "attend" in str(step.program(*shapes).history)
     assert "heads" in step.ir(*shapes)
-    assert "CHOSEN" in step.explain(*shapes)
+    assert "CHOSEN" in step.details(*shapes)
     compiled = step.lower(*shapes).compile()
     assert compiled.memory_analysis().alias_size_in_bytes > 0
 

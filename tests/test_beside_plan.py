@@ -87,6 +87,6 @@ def test_explain_begins_with_differences_once_the_step_is_compiled() -> None:
     config = llama.CONFIGS["toy"]
     args = arrays_of(llama, config, 8, 64)
     step = auto_shard(partial(llama.decode_step, config), "cpu:8", donate_state=False)
-    assert "the plan beside the compiled program" not in step.explain(*args)
+    assert "the plan beside the compiled program" not in step.details(*args)
     step(*args)
-    assert "the plan beside the compiled program" in step.explain(*args)
+    assert "the plan beside the compiled program" in step.details(*args)

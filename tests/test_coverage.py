@@ -208,7 +208,7 @@ def test_explain_shows_it() -> None:
         lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype), example_args(case)
     )
     step = auto_shard(case.function, "cpu:8")
-    told = step.explain(*args)
+    told = step.details(*args)
     assert "recognised: 100.0 % of " in told
     assert "attention" in told and "grouped, 4 heads on 2 KV heads of 4, causal" in told
     assert "names of axes" in told and "params/layers/*/wq" in told

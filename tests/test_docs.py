@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from test_structure import PACKAGES, ROOMS
 
 import passes
+from dialect.front.cli import main
 from dialect.ops.vocabulary import Traced
 from rewrite import opdef
 from rewrite.passbase import find_pass, pass_names
@@ -122,7 +124,11 @@ def test_the_code_of_a_page_runs(name, workshop, capsys):
     printed = ""
     for head, text in blocks(page(name)):
         kind = head.partition(" ")[2]
-        if kind == "run":
+        if head == "sh run":
+            for line in text.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+            printed = capsys.readouterr().out
+        elif kind == "run":
             exec(compile(text, name, "exec"), names)
             printed = capsys.readouterr().out
         elif kind == "output":

@@ -534,7 +534,7 @@ def test_a_lowered_program_says_that_it_cannot_tell() -> None:
 def test_explain_shows_the_table() -> None:
     case = Case("gpt", unrolled=True)
     step = auto_shard(case.function, "cpu:1", pipeline=f"{FIRST}, quantize, stage, lower")
-    text = step.explain(*arguments(case))
+    text = step.details(*arguments(case))
     assert "quantised weights" in text
     assert re.search(r"params/layers/#/w_up \(2 times\) +int8/16 +2,048 +640 +31\.2%", text)
     assert re.search(r"all +15,744 +\S+ +\S+%", text)

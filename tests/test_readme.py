@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -98,9 +99,9 @@ def test_every_file_named_is_there():
         assert (ROOT / link.partition("#")[0]).exists(), link
 
 
-@pytest.mark.parametrize("command", ["show", "passes"])
+@pytest.mark.parametrize("command", ["explain", "diff", "show", "passes"])
 def test_the_commands_run(command, capsys):
     (line,) = re.findall(rf"^    shardwright {command}\b(.*)$", README, re.MULTILINE)
-    words = [word.strip('"') for word in re.findall(r'"[^"]*"|[^\s"]+', line)]
+    words = shlex.split(line, comments=True)
     assert main([command, *words]) == 0
     assert capsys.readouterr().out

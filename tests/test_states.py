@@ -57,7 +57,7 @@ def test_a_loop_carries_every_state(kinds: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("kind", STATES)
 def test_a_state_is_named(kind: str) -> None:
     """With all that computes it: nothing of these layers is left unrecognised."""
-    text = auto_shard(decoder(kind, kind), "cpu:8", state=1).explain(*arguments(kind, kind))
+    text = auto_shard(decoder(kind, kind), "cpu:8", state=1).details(*arguments(kind, kind))
     assert "recognised: 100.0 % of" in text and "NOT RECOGNISED" not in text
     assert "state update" in text and "state/*" in text
 

@@ -39,7 +39,8 @@ ROOMS = {
     "prepared": "rewrite display arrays machine ops jaxprs staging compiled planning",
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"
     " layered compiled planning",
-    "printed": "rewrite display ops naming reports",
+    "printed": "rewrite display machine ops naming planning reports",
+    "pages": "rewrite display machine compiled planning reports printed",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded compiled planning reports",
     "measured": "rewrite display arrays user reports passes",
@@ -50,7 +51,7 @@ ROOMS = {
     " serving",
     "server": "engine serving",
     "front": "rewrite display arrays machine ops jaxprs tokens user compiled planning prepared"
-    " reports printed measured checked serving simulated engine server",
+    " reports printed pages measured checked serving simulated engine server",
 }
 LIBRARIES = {
     "rewrite": {"lark"},

@@ -121,7 +121,7 @@ def test_eight_devices_sample_the_same_tokens_until_all_have_ended() -> None:
     note = (
         "a loop that ends by a condition is planned as 32 trips, the most that its counter allows"
     )
-    assert note in step.explain(params, cache, prompt, jax.random.key(2))
+    assert note in step.details(params, cache, prompt, jax.random.key(2))
 
 
 def test_what_a_while_makes_of_parameters_alone_is_made_once() -> None:

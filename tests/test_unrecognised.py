@@ -251,7 +251,7 @@ def test_what_was_not_found_is_told() -> None:
     assert notes[0].startswith("partial/") and notes[0].endswith(" on cpu:8")
     assert notes[1:] == ["not found, so not costed: attention"]
     step = auto_shard(parameters_only, "cpu:8", pipeline=PLANNED, state=())
-    told = step.explain(*CASES["parameters only"].args)
+    told = step.details(*CASES["parameters only"].args)
     assert "not found, so not costed: attention, feed-forward layer, residual stream" in told
     assert "CHOSEN       partial/" in told
 

@@ -190,6 +190,21 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     add("--explain", action="store_true", help="what was done and why, instead of the program")
 
 
+def add_details(parser: argparse.ArgumentParser) -> None:
+    """Of `explain`."""
+    text = "every pass with its rules, every plan, every cost, every axis"
+    parser.add_argument("--details", action="store_true", help=text)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Of `report`."""
+    add = parser.add_argument_group("the report").add_argument
+    add("--out", default="report.html", metavar="FILE", help="where it goes (report.html)")
+    text = "what the compiler made, too: schedule, collectives, memory; takes its time"
+    add("--compile", action="store_true", help=text)
+    add("--accuracy", metavar="FILE", help="what `eval --json` printed, for the page")
+
+
 def add_listing(parser: argparse.ArgumentParser) -> None:
     """How a program is printed."""
     group = parser.add_argument_group("how the program is printed")

@@ -16,6 +16,7 @@ from dialect.front import versions
 from dialect.front.arguments import (
     add_bisect,
     add_common,
+    add_details,
     add_diff,
     add_eval,
     add_explain,
@@ -24,6 +25,7 @@ from dialect.front.arguments import (
     add_json,
     add_listing,
     add_passes,
+    add_report,
     add_reproduce,
     add_rules,
     add_serving,
@@ -40,7 +42,9 @@ REFUSED, MISTAKE, INTERRUPTED = 1, 70, 130  # exit codes
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, given without the program's name. Returns the exit code."""
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(words)
+    args.words = words
     if args.command == "completion":
         print(script(parser(), args.shell), end="")
         return 0
@@ -114,9 +118,19 @@ _COMMANDS = (
         (add_function, add_passes, add_json),
     ),
     (
+        "explain",
+        "Says on a page what was done to a decoder, what it bought, what was left, and why.",
+        (add_function, add_details, add_passes, add_json),
+    ),
+    (
         "diff",
         "Shows how two programs differ, or what passes change, and what that saves.",
         (add_diff, add_passes, add_json),
+    ),
+    (
+        "report",
+        "Writes everything about a rewrite as one HTML page.",
+        (add_function, add_report, add_passes, add_json),
     ),
     (
         "show",

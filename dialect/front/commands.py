@@ -16,7 +16,7 @@ from dialect.checked.rule_check import checked_rules
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read as read_executable
 from dialect.display import tables
-from dialect.front import api, inspection, serving, session, simulation
+from dialect.front import api, inspection, reporting, serving, session, simulation
 from dialect.front.console import Screen, as_json
 from dialect.front.programs import sizes, text_of
 from dialect.front.session import Arguments, rewritten
@@ -239,6 +239,8 @@ def reproduce(args: Arguments, screen: Screen) -> None:
 
 _COMMANDS: dict[str, Callable[[Arguments, Screen], None]] = {
     "compile": compile_,
+    "explain": inspection.explain,
+    "report": reporting.write_report,
     "show": inspection.show,
     "diff": inspection.diff,
     "coverage": coverage,

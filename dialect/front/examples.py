@@ -26,10 +26,23 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (f"{LLAMA} --config toy --print-ir-diff", "what every pass changed, on standard error"),
     ),
+    "explain": (
+        (f"{LLAMA} --config 8b --pipeline examples/serve.pipeline", "a page: done, bought, left"),
+        (
+            f"{LLAMA} --config 8b --pipeline examples/serve.pipeline --details",
+            "all there is to say",
+        ),
+    ),
     "diff": (
         (f'{LLAMA} --config toy -p "normalize, recognize"', "before and after the passes"),
         (f"{LLAMA} --config toy --pass recognize", "before and after one of them"),
         ("before.ir after.ir", "two programs"),
+    ),
+    "report": (
+        (
+            f"{LLAMA} --config 8b {SERVED} --out report.html",
+            "one page with everything",
+        ),
     ),
     "coverage": ((f"{LLAMA} --config 8b", "what is recognised, layer by layer"),),
     "eval": (
@@ -84,7 +97,9 @@ def epilog(command: str) -> str:
 def overview() -> str:
     """What the help of `shardwright` itself ends with."""
     steps = (
+        ("explain", "What would be done to my decoder, and what would it bring?"),
         ("diff", "What did the passes change?"),
+        ("report", "All of it, as a page"),
         ("compile", "Does it fit, and what did the compiler make of it?"),
     )
     lines = ["a first look:"]

@@ -10,13 +10,16 @@ from dialect.checked.reproducer import Failure
 from dialect.front import api, session
 from dialect.front.console import Screen
 from dialect.front.programs import text_of
-from dialect.front.session import Arguments, rewritten, traced
+from dialect.front.session import Arguments, Rewritten, rewritten, traced
 from dialect.front.strict import not_done
 from dialect.front.watched import listening_to
 from dialect.machine.virtual_cpus import start
 from dialect.printed.difference import Difference, difference
 from dialect.printed.difference_lines import difference_lines, facts
 from dialect.printed.program_lines import program_lines
+from dialect.printed.story import facts as story_facts
+from dialect.printed.story import story
+from dialect.printed.story_page import page
 from dialect.reports.explained import Explained
 from rewrite import manager, options
 from rewrite.errors import PipelineError, nearest
@@ -32,9 +35,26 @@ def show(args: Arguments, screen: Screen) -> None:
     if args.json:
         screen.data(done.facts() | {"program": str(done.program)})
         return
-    if not args.explain:
+    if args.explain:
+        _details(args, screen, done, explained)
+    else:
         _print_program(done.program, args, screen)
-        return
+
+
+def explain(args: Arguments, screen: Screen) -> None:
+    """Says on a page what was done, what it bought, what was left and why."""
+    explained = Explained()
+    done = rewritten(args, screen, listeners=(explained,))
+    told = story(explained, done.program, done.target)
+    if args.json:
+        screen.data(done.facts() | {"story": story_facts(told)})
+    elif args.details:
+        _details(args, screen, done, explained)
+    else:
+        screen.show(page(told, not_done(done.program)))
+
+
+def _details(args: Arguments, screen: Screen, done: Rewritten, explained: Explained) -> None:
     screen.warnings(not_done(done.program))
     screen.rewriting(args.function, done.target, done.reports, done.program.plan)
     screen.tables(explained.tables())

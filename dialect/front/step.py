@@ -25,8 +25,10 @@ from dialect.prepared.composed import Composed
 from dialect.prepared.originals import is_lazy, shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.serving import Executable, Packed, is_state
+from dialect.printed.story import story
+from dialect.printed.story_page import page
 from dialect.reports.annotate import annotated
-from dialect.reports.beside_plan import beside_plan, differences, plan_table
+from dialect.reports.beside_plan import Beside, beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
 from dialect.user.calls import Call, Callee, Roles, first_line, frozen, is_array, name_of
 from dialect.user.tracing import shape_of, trace_call
@@ -107,6 +109,17 @@ class Step:
         return self.program(*args, **named).plan
 
     def explain(self, *args: Any, **named: Any) -> str:
+        """A page: what was done, what it bought, what was left and why, what to try next.
+
+        What was asked for and not done is said first; so is, once the step is compiled, where plan
+        and executable are far apart. `details` has all there is to say.
+        """
+        call = self._call(args, named)
+        program, key = self._program(call), self._key(call)
+        first = [*not_done(program), *differences(self._beside_plan(key, program))]
+        return page(story(self._explained[key], program, self.target), first)
+
+    def details(self, *args: Any, **named: Any) -> str:
         """What was done and why, pass by pass; what was chosen and what was rejected.
 
         Then what was recognised and what was not, the cost of both, and the axes. Once the step is
@@ -115,8 +128,7 @@ class Step:
         """
         call = self._call(args, named)
         program, key = self._program(call), self._key(call)
-        executable = self._executables.get(key)
-        beside = beside_plan(program, executable.compiled, self.mesh) if executable else []
+        executable, beside = self._executables.get(key), self._beside_plan(key, program)
         lines = [*not_done(program), *differences(beside)]
         for step in program.history:
             lines.append(f"{step.text}  (keeps {step.keeps})")
@@ -307,6 +319,11 @@ class Step:
         except ShardwrightError as error:
             error.where = error.where or first_line(self.function)
             raise
+
+    def _beside_plan(self, key: Any, program: Program) -> list[Beside]:
+        """The plan beside the executable, once there is one."""
+        executable = self._executables.get(key)
+        return beside_plan(program, executable.compiled, self.mesh) if executable else []
 
     def _compilable(self, program: Program) -> Compilable:
         return Compilable(program, self.mesh, self.donate_state)

@@ -40,10 +40,12 @@ class Prefixes(Explained):
     """Records (pass, what it keeps, program) before the first pass and after every pass."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.programs: list[tuple[str, str, Program]] = []
 
     def before(self, step: Pass, program: Program) -> None:
         """Records the original program."""
+        super().before(step, program)
         if not self.programs:
             self.programs.append((ORIGINAL, "", program))
 

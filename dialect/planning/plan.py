@@ -26,6 +26,7 @@ from typing import Any
 from lark import Lark, Token
 
 from dialect.display.quantities import milliseconds, size
+from dialect.planning.label_words import legend
 from rewrite import runtime
 from rewrite.errors import PlanError, nearest
 from rewrite.files import written_whole
@@ -221,6 +222,8 @@ class Plan:
         ]
         groups = [line for line in str(self).split("\n") if line.split()[0] in GROUPS]
         lines[1:1] = [f"  {line}" for line in groups]
+        words = legend([label for _, label, *_ in rows])
+        lines += [f"({words})"] if words else []
         return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from dialect.ops.control import given_inside
 from dialect.reports.attribution import Piece, Pieces, is_index
 from dialect.reports.described import Describer
 from dialect.reports.op_cost import Cost, cost_of, op_cost, trips
+from rewrite import opdef
 from rewrite.ir import Op
 from rewrite.program import Program
 from rewrite.rules import Miss, Rule
@@ -215,12 +216,12 @@ class _Survey:
         for piece, ops in members.items():
             key = self.describer.name_and_kind(piece, ops)
             count, cost = counts.get(key, (0, Cost()))
-            counts[key] = count + 1, cost + cost_of(ops)
+            counts[key] = count + 1, cost + cost_of(op for op in ops if not vanishes(op))
         return tuple(Recognised(*key, *count_and_cost) for key, count_and_cost in counts.items())
 
     def unrecognised(self, ops: Sequence[Op], times: int) -> tuple[Unrecognised, ...]:
         groups: Counter[Unrecognised] = Counter()
-        costs = {op: op_cost(op) for op in ops}
+        costs = {op: Cost() if vanishes(op) else op_cost(op) for op in ops}
         plain = {op for op in ops if is_index(op) or costs[op] == Cost()}
         self.plain += len(plain)
         self.plain_cost += sum((costs[op] for op in plain), Cost()).times(times)
@@ -244,6 +245,13 @@ class _Survey:
             if isinstance(outcome := rule.apply(op), Miss)
         ]
         return max(misses, key=lambda near: near.depth, default=None)
+
+
+def vanishes(op: Op) -> bool:
+    """Whether a compiler reads another order of the same elements where they lie: a transpose, a
+    conversion. What it stores all the same stands in the traffic of the compiled program."""
+    known = opdef.traits(op)
+    return len(op.args) == 1 and (bool(known.order) or known.converts)
 
 
 def _connected(ops: Sequence[Op], plain: set[Op]) -> list[list[Op]]:

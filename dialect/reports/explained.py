@@ -20,7 +20,8 @@ RECOGNIZE, QUANTIZE = "recognize", "quantize"
 
 
 class Explained(Hook):
-    """Keeps the program after `recognize` and after `quantize`, before later passes change it.
+    """Keeps the first program, and those after `recognize` and after `quantize`, which later passes
+    change; of every pass its text, and the ops before and after it.
 
     Reports are computed on request.
     """
@@ -28,9 +29,18 @@ class Explained(Hook):
     program: Program | None = None
     rules: tuple[Rule, ...] = ()
     quantized: Program | None = None
+    original: Program | None = None
+
+    def __init__(self) -> None:
+        self.ops: list[tuple[str, int, int]] = []
+
+    def before(self, step: Pass, program: Program) -> None:
+        """Keeps what the first pass gets."""
+        self.original = self.original or program
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
         """Keeps the program after either pass."""
+        self.ops.append((report.text, report.ops_before, report.ops_after))
         if step.pass_name() == RECOGNIZE:
             self.program, self.rules = program, step.rewrites
         if step.pass_name() == QUANTIZE:

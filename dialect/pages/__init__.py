@@ -1,0 +1,1 @@
+"""The report: one HTML page without scripts, fonts or anything else from elsewhere."""
