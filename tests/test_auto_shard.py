@@ -130,20 +130,6 @@ def test_a_state_of_other_shapes_waits_for_its_call():
         assert step.adapt(other) is other
 
 
-def test_a_state_in_the_form_of_another_step_is_refused():
-    function, params, cache, tokens = toy("llama")
-    quantised = "normalize, recognize, carry_cache, quantize{cache=int8}, plan, shard, stage, lower"
-    one, other = auto_shard(function, "cpu:8", pipeline=quantised), auto_shard(function, "cpu:8")
-    fresh = jax.tree.map(jnp.copy, cache)
-    _, state = one(one.prepare(params, cache, tokens), cache, tokens)
-    packed = other.prepare(params, fresh, tokens)
-    with pytest.raises(ShardwrightError, match="the form of another step") as error:
-        other(packed, state, tokens)
-    assert "restore(state)" in error.value.hint
-    logits, _ = other(packed, one.restore(state), tokens)
-    assert logits.shape == (BATCH, 256)
-
-
 def test_keys_in_state_and_parameters_draw_what_the_function_draws():
     def sample(params, state, x):
         key, now = jax.random.split(state["key"])

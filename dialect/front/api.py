@@ -51,6 +51,7 @@ def auto_shard(
     donate_state: bool = True,
     axes: Mapping[str, str] | None = None,
     strict: bool = False,
+    phase: str | None = None,
 ) -> Any:
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
 
@@ -59,6 +60,7 @@ def auto_shard(
     - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
       "cpu:8"); left out, the pipeline's target, that of `jax.set_mesh`, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
+    - phase: which of its phases, where it has several: "prefill", "decode".
     - params, state: argument numbers or names. Without params they are the first argument with
       arrays; without state, it is what comes back updated.
     - static_argnums, static_argnames: as for `jax.jit`; what is no array is static in any case.
@@ -80,6 +82,7 @@ def auto_shard(
             donate_state=donate_state,
             axes=axes,
             strict=strict,
+            phase=phase,
         )
     must_be_callable(function)
     if isinstance(pipeline, str) and not pipeline.strip():
@@ -95,6 +98,7 @@ def auto_shard(
         donate_state=donate_state,
         axes=axes,
         strict=strict,
+        phase=phase,
     )
 
 

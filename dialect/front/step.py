@@ -7,6 +7,7 @@ seen before goes straight to the executable; nothing is traced again.
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import jax
 from dialect.compiled.compiling import Compilable
 from dialect.display.tables import as_text
 from dialect.front.lowered import Lowered
+from dialect.front.new_shapes import tell_of
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
 from dialect.machine.caller import apart, is_traced
 from dialect.machine.mesh import must_be_here
@@ -52,11 +54,13 @@ class Step:
         axes: Mapping[str, str] | None = None,
         donate_state: bool = True,
         strict: bool = False,
+        phase: str | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
         self.roles, self.donate_state = roles, donate_state
-        self.axes, self.strict = axes, strict
+        self.axes, self.strict, self.phase = axes, strict, phase
+        pipeline.passes(phase)  # raises PipelineError where there is no such phase
         self.callee = Callee(function, roles)
         self._programs: dict[Any, Program] = {}
         self._explained: dict[Any, Explained] = {}
@@ -65,6 +69,8 @@ class Step:
         self._known: tuple[list[Any], Packed] | None = None
         self._calls: dict[Any, Call] = {}  # shapes alone
         self._last: Any = None  # the key of the last call
+        self._newest: Program | None = None  # of those that are compiled
+        self._seconds = 0.0  # what it took
         self._methods: dict[int, Step] = {}
 
     def __get__(self, instance: Any, owner: Any = None) -> Step:
@@ -81,6 +87,7 @@ class Step:
                 axes=self.axes,
                 donate_state=self.donate_state,
                 strict=self.strict,
+                phase=self.phase,
             )
         return self._methods[id(instance)]
 
@@ -151,7 +158,9 @@ class Step:
 
     # Running it.
 
-    def prepare(self, *args: Any, donate: bool = False, **named: Any) -> Packed:
+    def prepare(
+        self, *args: Any, donate: bool = False, like: Packed | None = None, **named: Any
+    ) -> Packed:
         """Packs the parameters once, part by part: `prepare(params, *other_arguments)`.
 
         Parameters come first, wherever the function takes them, and the other arguments in their
@@ -161,6 +170,7 @@ class Step:
         - params: arrays on devices or in the host's memory, or `Lazy` ones, read part by part.
         - donate: arrays on devices are deleted as soon as nothing else is packed from them, so
           that two full copies never exist. What is in the host's memory is the caller's to free.
+        - like: what another step packed of these parameters; arrays that both have are kept once.
         """
         if len(args) + len(named) == 1:
             (params,) = (*args, *named.values())
@@ -177,7 +187,7 @@ class Step:
                     "parameters come first here, or all by name: prepare(params=params, ...)"
                 )
             raise
-        return executable.packed(call.values[call.params], donate)
+        return executable.packed(call.values[call.params], donate, like)
 
     def load(self, path: str | Path, *args: Any, **named: Any) -> Packed:
         """The packed parameters that `packed.save(path)` wrote, laid out on the mesh.
@@ -246,8 +256,9 @@ class Step:
                 self._composable[key] = Composed(self._compilable(self._program(call)))
         is_packed = isinstance(params, Packed) and params.raw is None
         given = params.raw if isinstance(params, Packed) and not is_packed else params
-        leaves = params.leaves if is_packed else jax.tree.leaves(given)
-        return self._composable[key](leaves, is_packed, others)
+        composed = self._composable[key]
+        leaves = composed.packed(params) if is_packed else jax.tree.leaves(given)
+        return composed(leaves, is_packed, others)
 
     # Inside.
 
@@ -274,7 +285,7 @@ class Step:
                 with jax.disable_jit(False):
                     traced = trace_call(call, self.roles, self.axes)
                 with apart():
-                    program = self.pipeline.run(traced, self.target, hooks=(listener,))
+                    program = self.pipeline.run(traced, self.target, self.phase, (listener,))
                 must_have_begun(program)
                 must_be_empty(not_done(program) if self.strict else ())
             self._programs[key] = program
@@ -302,13 +313,17 @@ class Step:
         self._last = key
         executable = self._executables.get(key)
         if executable is None:
+            began = time.perf_counter()
             program = self._program(call)
+            if self._newest is not None:
+                tell_of(self._newest, program, self._seconds)
             tree = jax.tree.structure(_shapes(call.values[call.params]))
             with self._told_where():
                 executable = Executable(self._compilable(program), tree, lowered)
                 if self.strict:
                     must_be_empty(differences(beside_plan(program, executable.compiled, self.mesh)))
-            self._executables[key] = executable
+            self._executables[key], self._newest = executable, program
+            self._seconds = time.perf_counter() - began
         return executable
 
     @contextmanager

@@ -7,6 +7,7 @@ in which it was given, so that it can be the carry of a loop.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,7 +19,10 @@ from dialect.compiled.compiling import Compilable
 from dialect.jaxprs.framework import treedef
 from dialect.machine.caller import explicit_mesh, must_agree, must_be_of
 from dialect.prepared.arguments import Arguments
+from dialect.prepared.packed_schema import LIKE, Schema, refuse
+from dialect.prepared.serving import Packed
 from dialect.prepared.state import is_state
+from rewrite.errors import TraceError
 
 
 class Composed:
@@ -31,12 +35,31 @@ class Composed:
         # Derivatives of a jitted function have the types of its arguments, those of ops have not.
         self._jitted = jax.jit(self._under, static_argnames=("mesh", "is_packed"))
 
+    @cached_property
+    def schema(self) -> Schema:
+        """That of the parameters that the program takes."""
+        return Schema.of(self.program, self.compilable.mesh)
+
+    def packed(self, packed: Packed) -> list[Any]:
+        """The leaves of parameters that this step, or another, has packed. Raises PackedError."""
+        if packed.schema == self.schema:
+            return packed.leaves
+        places = packed.schema.places(self.schema)
+        if None in places:
+            refuse("the argument of the step", packed.schema.differences(self.schema), LIKE)
+        return [packed.leaves[place] for place in places if place is not None]
+
     def __call__(self, params: list[Any], is_packed: bool, others: list[Any]) -> Any:
         """The step's results. params: leaves of the packed parameters, or of the originals.
 
         Raises TargetError under a mesh of other devices, and inside a shard_map.
         """
         state, rest = self.arguments.state_and_rest(others)
+        if not self.form.is_of(state):
+            raise TraceError(
+                "the state is in the form of another step, and could not be a loop's carry",
+                hint="convert it before, outside of the traced function: step.adapt(state)",
+            )
         explicit = explicit_mesh([params, state, rest])
         if explicit is None:
             outputs = self._outputs(params, is_packed, state, rest)

@@ -26,6 +26,9 @@ _SHOWN = 4  # differences of one kind that are listed
 _DECISIONS = {"plan", "target", "mesh", *GROUPS}  # the lines of a plan that are not predictions
 
 
+LIKE = "; with like=packed what both steps have is kept once"  # of parameters in memory
+
+
 class PackedError(ShardwrightError):
     """Raised for packed parameters of another program, and for files that cannot be read."""
 
@@ -120,13 +123,24 @@ class Schema:
         parts = (("model", model), ("plan", plan), ("packed", packed), ("pipeline", pipeline))
         return [line for title, lines in parts for line in _few(title, lines)]
 
+    def places(self, other: Schema) -> list[int | None]:
+        """Where the arrays of `other` are among those of this one; None for those that are not.
 
-def refuse(what: str, differences: Sequence[str]) -> None:
+        The same arrays are computed from the same originals by the same ops: names and shardings
+        aside.
+        """
+        if list(_between(self.model, other.model)):
+            return [None] * len(other.packed)
+        there = {(array.made, array.type): n for n, array in enumerate(self.packed)}
+        return [there.get((array.made, array.type)) for array in other.packed]
+
+
+def refuse(what: str, differences: Sequence[str], more: str = "") -> None:
     """Raises PackedError if there are differences."""
     if differences:
         raise PackedError(
             "\n    ".join([f"{what} was packed for another program", *differences]),
-            hint="pack the originals for this step: step.prepare(params, *rest)",
+            hint=f"pack the originals for this step: step.prepare(params, *rest){more}",
         )
 
 

@@ -6,26 +6,28 @@ pytree (`dialect.prepared.state`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 
 from dialect.arrays.dtypes import struct_of
 from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, callable_with, compiled
 from dialect.display.quantities import size
+from dialect.display.told import tell
 from dialect.jaxprs.framework import treedef
 from dialect.machine.caller import apart, handed
 from dialect.prepared.arguments import Arguments
 from dialect.prepared.fresh_state import fresh_state
 from dialect.prepared.packed_files import load, misfits, save
-from dialect.prepared.packed_schema import PackedError, Schema, refuse
+from dialect.prepared.packed_schema import LIKE, PackedError, Schema, refuse
 from dialect.prepared.state import is_state
 from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.errors import ShardwrightError
-from rewrite.ir import Type
+from rewrite.ir import Graph, Type
 from rewrite.program import Input
 
 
@@ -122,14 +124,13 @@ class Executable:
             for group, formats in zip(ARGUMENT_GROUPS, self.compiled.input_formats[0], strict=True)
         }
         self.schema = Schema.of(program, compilable.mesh)
-        self._fitting = {id(self.schema): self.schema}  # held, so that no other gets its id
+        self._converted: WeakKeyDictionary[Packed, Packed] = WeakKeyDictionary()
         self.names = [input_.name for input_ in program.inputs if input_.role == "state"]
         self.out_tree = treedef(program.tree[1])
         self.arguments = Arguments(program)
         self.form = self.arguments.form
         self.shardings = compilable.shardings("param")
-        originals = [input_ for input_ in program.inputs if input_.role == "param"]
-        self.prepare = Preparation(prepare_of(program), originals, self.shardings)
+        self.prepare = self._preparation()
 
     def __call__(self, packed: Packed, others: list[Any]) -> Any:
         """The step's results.
@@ -146,9 +147,7 @@ class Executable:
 
     @apart()
     def _outputs(self, packed: Packed, others: list[Any]) -> list[Any]:
-        if id(packed.schema) not in self._fitting:
-            refuse("the argument of the step", packed.schema.differences(self.schema))
-            self._fitting[id(packed.schema)] = packed.schema
+        packed = self.of_this_step(packed)
         state, rest = self.arguments.state_and_rest(others)
         _must_be_there(state, self.names)
         groups = self.arguments.groups(packed.leaves, state, rest)
@@ -167,6 +166,43 @@ class Executable:
             results = self.call(*placed)
         return self.form.collected(results)
 
+    def of_this_step(self, packed: Packed) -> Packed:
+        """Parameters that another step packed, as this one takes them: the same arrays.
+
+        Raises PackedError where an array is computed in another way.
+        """
+        if packed.schema is self.schema:
+            return packed
+        if packed not in self._converted:
+            leaves = self._taken(packed)
+            if any(leaf is None for leaf in leaves):
+                refuse("the argument of the step", packed.schema.differences(self.schema), LIKE)
+            self._converted[packed] = Packed(leaves, self.schema, packed.tree)
+        return self._converted[packed]
+
+    def _taken(self, packed: Packed) -> list[Any]:
+        """This step's arrays as far as another step has packed them, None for all others.
+
+        Those that lie otherwise on the mesh are copied, which is told.
+        """
+        places = packed.schema.places(self.schema)
+        leaves = [None if place is None else packed.leaves[place] for place in places]
+        moved = [
+            number
+            for number, (leaf, sharding) in enumerate(zip(leaves, self.shardings))
+            if isinstance(leaf, jax.Array)
+            and not leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        ]
+        for number in moved:
+            leaves[number] = jax.device_put(leaves[number], self.shardings[number])
+        if moved:
+            copied = size(sum(leaves[number].nbytes for number in moved))
+            tell(
+                f"{self.program.name}: {len(moved)} of {len(leaves)} packed parameters lie "
+                f"otherwise on the mesh than this step wants them, and were copied: {copied}"
+            )
+        return leaves
+
     def _handed(self, arrays: Any, updates: bool = True) -> Any:
         """Arrays as the caller's mesh wants them."""
         mesh = self.compilable.mesh
@@ -182,12 +218,30 @@ class Executable:
         formats = {group: iter(self.formats[group]) for group in ("state", "scalar")}
         return [next(formats[group]) for group in self.arguments.state_groups]
 
-    def packed(self, params: Any, donate: bool = False) -> Packed:
-        """The packed parameters; with `donate`, originals on devices are deleted on the way."""
+    def packed(self, params: Any, donate: bool = False, like: Packed | None = None) -> Packed:
+        """The packed parameters; with `donate`, originals on devices are deleted on the way.
+
+        Arrays that `like`, of another step, has as well are taken from it.
+        """
         leaves, tree = jax.tree.flatten(params)
         with apart():
-            arrays = self.prepare(leaves, donate)
+            if like is None or like.schema is None:
+                return Packed(self._handed(self.prepare(leaves, donate)), self.schema, tree)
+            arrays = self._taken(like)
+            missing = [number for number, array in enumerate(arrays) if array is None]
+            made = self._preparation(missing)(leaves, donate)
+        for number, array in zip(missing, made):
+            arrays[number] = array
         return Packed(self._handed(arrays), self.schema, tree)
+
+    def _preparation(self, numbers: Sequence[int] | None = None) -> Preparation:
+        """What packs the parameters, or those of these numbers alone."""
+        graph = prepare_of(self.program)
+        numbers = range(len(graph.outputs)) if numbers is None else numbers
+        originals = [input_ for input_ in self.program.inputs if input_.role == "param"]
+        outputs = tuple(graph.outputs[number] for number in numbers)
+        shardings = [self.shardings[number] for number in numbers]
+        return Preparation(Graph(graph.inputs, outputs), originals, shardings)
 
     def loaded(self, path: str | Path) -> Packed:
         """The parameters that `Packed.save` wrote. Raises PackedError for another program's."""

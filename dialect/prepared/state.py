@@ -27,16 +27,17 @@ from rewrite.program import Input, Output, Program
 class State:
     """One array of the user's state, in the program's form: `parts`.
 
-    If several arrays are merged into one, the first of them has the parts.
+    If several arrays are merged into one, the first of them has the parts. `form` tells how they
+    become the user's array again.
     """
 
-    def __init__(self, parts: list[Any], shape: tuple[int, ...], dtype: Any) -> None:
-        self.parts, self.shape, self.dtype = parts, shape, dtype
+    def __init__(self, parts: list[Any], shape: tuple[int, ...], dtype: Any, form: Form) -> None:
+        self.parts, self.shape, self.dtype, self.form = parts, shape, dtype, form
 
 
 jax.tree_util.register_pytree_node(
     State,
-    lambda state: ((state.parts,), (state.shape, state.dtype)),
+    lambda state: ((state.parts,), (state.shape, state.dtype, state.form)),
     lambda about, children: State(children[0], *about),
 )
 
@@ -68,13 +69,6 @@ class _Group:
         return self.adapt(arrays)
 
 
-def _other_form() -> TraceError:
-    return TraceError(
-        "the state is in the form of another step",
-        hint="give step.adapt what the other step's restore(state) returns",
-    )
-
-
 class Form:
     """Conversions between the two forms of a program's state: the user's arrays, and the step's.
 
@@ -86,7 +80,9 @@ class Form:
         users, packed = (_states(inputs) for inputs in (program.inputs, program.step_inputs))
         structs = [struct_of(program.inputs[i].type) for i in users]
         self.about = [(struct.shape, struct.dtype) for struct in structs]
-        self._kept = [program.step_inputs[i].type.shape for i in packed]
+        stages = program.stages
+        kept = tuple(str(program.step_inputs[i].type) for i in packed)
+        self._key = (kept, stages and (stages.adapt, stages.restore))
         number = {i: n for n, i in enumerate(users)}
         self._updates = [number.get(output.updates) for output in program.outputs]
         # Positions among the step's results: of plain outputs, and of the new value of every part.
@@ -103,14 +99,26 @@ class Form:
             )
         )
 
-    def parts(self, leaves: Sequence[Any], copy: bool = False) -> list[Any]:
-        """The step's state from the user's leaves. With `copy`, no buffer is shared.
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Form) and self.about == other.about and self._key == other._key
+        return self is other or same
 
-        Raises TraceError if only some of several merged arrays are `State` leaves.
+    def __hash__(self) -> int:
+        return hash(tuple(self.about))
+
+    def is_of(self, leaves: Sequence[Any]) -> bool:
+        """Whether leaves are in this form, or in the user's."""
+        return all(leaf.form == self for leaf in leaves if is_state(leaf))
+
+    def parts(self, leaves: Sequence[Any], copy: bool = False) -> list[Any]:
+        """The step's state from the user's leaves, or from those in the form of another step.
+
+        With `copy`, no buffer is shared. Raises TraceError if only some of several merged arrays
+        are `State` leaves.
         """
+        if not self.is_of(leaves):
+            leaves = self.restored(leaves)
         state: list[Any] = [None] * len(self._arrives)
-        if any(is_state(leaves[mine]) for mine, _ in self._same):
-            raise _other_form()
         for mine, place in self._same:
             state[place] = jnp.array(leaves[mine], copy=True) if copy else leaves[mine]
         for group in self._groups:
@@ -119,8 +127,6 @@ class Form:
                 parts_ = group.adapted(values)
             elif all(map(is_state, values)):
                 parts_ = values[0].parts
-                if [part.shape for part in parts_] != [self._kept[n] for n in group.parts]:
-                    raise _other_form()
             else:
                 raise TraceError(
                     f"{len(values)} arrays of the state are merged into one, and some of them were "
@@ -139,17 +145,26 @@ class Form:
         for group in self._groups:
             kept = [parts[number] for number in group.parts]
             for number in group.members:
-                states_[number], kept = State(kept, *self.about[number]), []
+                states_[number], kept = State(kept, *self.about[number], self), []
         return states_
 
     def restored(self, leaves: Sequence[Any]) -> list[Any]:
-        """The user's leaves with every `State` converted back to an array."""
+        """The user's leaves with every `State`, of whatever form, converted back to an array.
+
+        Raises TraceError for the state of another function.
+        """
         arrays = list(leaves)
-        for group in self._groups:
-            values = [leaves[number] for number in group.members]
-            if all(map(is_state, values)):
-                for number, value in zip(group.members, group.restore(values[0].parts)):
-                    arrays[number] = value
+        for form in {leaf.form for leaf in leaves if is_state(leaf)}:
+            if form.about != self.about:
+                raise TraceError(
+                    "the state is that of another function: its arrays have other shapes",
+                    hint="give step.adapt what the other step's restore(state) returns",
+                )
+            for group in form._groups:
+                values = [leaves[number] for number in group.members]
+                if all(is_state(value) and value.form == form for value in values):
+                    for number, value in zip(group.members, group.restore(values[0].parts)):
+                        arrays[number] = value
         return arrays
 
     def collected(self, results: Sequence[Any]) -> list[Any]:
