@@ -33,7 +33,7 @@ import numpy as np
 
 from dialect.compiled.compiling import compiled_stage
 from dialect.prepared import safetensors_file
-from dialect.prepared.originals import as_tree
+from dialect.prepared.checkpoint_trees import as_tree
 from dialect.prepared.packed_files import read_checkpoint
 from examples import llama
 from rewrite import auto_shard

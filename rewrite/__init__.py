@@ -17,7 +17,7 @@ _HOMES = {
     "rewrite.target": "Target",
     "rewrite.rules": "rule local",
     "rewrite.errors": "ShardwrightError",
-    "dialect.prepared.originals": "as_tree stacked",
+    "dialect.prepared.checkpoint_trees": "as_tree stacked",
     "dialect.prepared.packed_files": "read_checkpoint",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

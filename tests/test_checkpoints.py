@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dialect.arrays.dtypes import dtype_of
 from dialect.prepared import orbax_files, safetensors_file
-from dialect.prepared.originals import as_tree, stacked
+from dialect.prepared.checkpoint_trees import as_tree, stacked
 from dialect.prepared.packed_files import read_checkpoint, read_schema
 from dialect.prepared.packed_schema import PackedError, Schema
 from examples import llama

@@ -16,7 +16,8 @@ import pytest
 
 from dialect.compiled.compiling import Compilable, compiled_stage
 from dialect.prepared import streaming
-from dialect.prepared.originals import Lazy, as_tree, stacked
+from dialect.prepared.checkpoint_trees import as_tree, stacked
+from dialect.prepared.originals import Lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import Part, Read, in_order, independent_groups, parts, separated

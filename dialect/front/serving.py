@@ -12,7 +12,7 @@ from dialect.front import session
 from dialect.front.console import Screen
 from dialect.front.session import Arguments
 from dialect.machine.virtual_cpus import start
-from dialect.prepared.originals import as_tree
+from dialect.prepared.checkpoint_trees import as_tree
 from dialect.prepared.packed_files import read_checkpoint
 from dialect.serving.policy import ServingError
 from dialect.user import usercode

@@ -6,7 +6,7 @@ shard, so that the host never holds more than one device's shard of one array.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.arrays.dtypes import dtype_of, type_of
-from rewrite.errors import TraceError, nearest
+from rewrite.errors import TraceError
 from rewrite.ir import Type
 
 Rows = tuple[int, int]  # (start, stop) along the first axis
@@ -52,58 +52,16 @@ class Lazy:
         return Lazy(self.shape, wanted, lambda index: self[index].astype(wanted), self.name)
 
 
+def as_lazy(array: Any, name: str) -> Lazy:
+    """An array, in memory or lazy, as a lazy one."""
+    if isinstance(array, Lazy):
+        return array
+    return Lazy(tuple(array.shape), np.dtype(array.dtype), lambda index: array[index], name)
+
+
 def is_lazy(leaf: Any) -> bool:
     """Whether a leaf of the parameters is a `Lazy` array."""
     return isinstance(leaf, Lazy)
-
-
-def stacked(arrays: Sequence[Lazy]) -> Lazy:
-    """Arrays of one shape and dtype, stacked along a new first axis. Raises TraceError."""
-    first = arrays[0]
-    alike = (first.shape, first.dtype)
-    wrong = next((array for array in arrays if (array.shape, array.dtype) != alike), None)
-    if wrong is not None:
-        raise TraceError(
-            f"{first.name} is {first.dtype}{list(first.shape)}, "
-            f"{wrong.name} is {wrong.dtype}{list(wrong.shape)}: they cannot be stacked"
-        )
-
-    def read(index: tuple[slice, ...]) -> Any:
-        return np.stack([array[index[1:]] for array in arrays[index[0]]])
-
-    return Lazy((len(arrays), *first.shape), first.dtype, read, f"{first.name} and others")
-
-
-def as_tree(shapes: Any, arrays: dict[str, Any]) -> Any:
-    """The pytree `shapes` with arrays in its leaves, by their paths: `layers/wq`.
-
-    Raises TraceError for a missing or superfluous array, and for one of another shape or dtype.
-    """
-    unused = dict(arrays)
-
-    def filled(path: Any, wanted: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name not in arrays:
-            raise TraceError(f"there is no array {name!r}", hint=nearest(name, arrays))
-        array = unused.pop(name)
-        if tuple(array.shape) != tuple(wanted.shape):
-            raise TraceError(f"{name} has the shape {array.shape}, not {wanted.shape}")
-        if array.dtype != wanted.dtype:
-            raise TraceError(
-                f"{name} is {array.dtype}, and the step takes {wanted.dtype}",
-                hint=f"convert it: arrays[{name!r}].astype({str(wanted.dtype)!r}), "
-                f"or give the shapes as {array.dtype}",
-            )
-        return array
-
-    tree = jax.tree_util.tree_map_with_path(filled, shapes)
-    if unused:
-        names = ", ".join(sorted(unused)[:4])
-        raise TraceError(
-            f"the step has no parameter for {len(unused)} of the arrays: {names}",
-            hint="leave out what it does not need",
-        )
-    return tree
 
 
 def original_type(leaf: Any) -> Type:
