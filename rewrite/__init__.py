@@ -9,6 +9,7 @@ from typing import Any
 
 _HOMES = {
     "dialect.front.api": "auto_shard trace compile per_row sampled Sampling accept",
+    "dialect.printed.notebook": "diff",
     "dialect.engine.engine": "Engine",
     "rewrite.pipeline": "Pipeline",
     "dialect.planning.plan": "Plan",

@@ -13,7 +13,7 @@ from dialect.printed.difference import Difference, difference
 from dialect.printed.difference_lines import difference_lines, facts
 from dialect.printed.words import plain
 from examples import llama
-from rewrite import Pipeline, Program, trace
+from rewrite import Pipeline, Program, diff, trace
 from tests.kit import Captured, after, complaint, printed, traced_step
 
 TOY = traced_step(llama, llama.CONFIGS["toy"], 8, 16)
@@ -144,6 +144,12 @@ def test_packed_parameters_are_told() -> None:
     held = dict(found.after.bytes)["param"]
     assert held < dict(found.before.bytes)["param"] / 2
     assert facts(found)["after"]["held_bytes"]["param"] == held
+
+
+def test_a_difference_prints_itself_and_shows_itself_in_notebooks() -> None:
+    shown = diff(TOY, RECOGNIZED)
+    assert str(shown) == repr(shown) == text_of(difference(TOY, RECOGNIZED))
+    assert '<span class="new">mixed</span>' in shown._repr_html_()
 
 
 # --- the command -----------------------------------------------------------------------------

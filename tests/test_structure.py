@@ -67,7 +67,10 @@ LIBRARIES = {
 }
 USUAL = {"jax", "numpy"}
 # Modules named in a text: what `from rewrite import` offers, and how a pass is found by its name.
-BY_NAME = {"rewrite": {"engine", "front", "planning", "prepared"}, "rewrite.passbase": {"passes"}}
+BY_NAME = {
+    "rewrite": {"engine", "front", "planning", "prepared", "printed"},
+    "rewrite.passbase": {"passes"},
+}
 # Imports inside a function: extras, and JAX itself behind the check of its version.
 LAZY = {
     "rewrite": {"importlib", "dialect.front"},

@@ -51,7 +51,8 @@ def explain(args: Arguments, screen: Screen) -> None:
     elif args.details:
         _details(args, screen, done, explained)
     else:
-        screen.show(page(told, not_done(done.program)))
+        for line in page(told, not_done(done.program)).split("\n"):
+            screen.show(line, style="" if line.startswith(" ") else "bold")
 
 
 def _details(args: Arguments, screen: Screen, done: Rewritten, explained: Explained) -> None:

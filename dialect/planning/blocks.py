@@ -54,8 +54,9 @@ class _Place:
 @dataclass(frozen=True)
 class _Loop:
     """The loops around a graph: their trips, and for every input that they pass to it the value
-    outside, with how many such values that holds."""
+    outside, with how many such values that holds. `sizes`: those of the program's axes."""
 
+    sizes: dict[str, int]
     trips: int = 1
     outside: dict[Value, tuple[Value, int]] = field(default_factory=dict)
 
@@ -68,7 +69,7 @@ class _Loop:
             outside = {
                 inner: (arg, trips if inner in rows else 1) for inner, (arg, _) in given.items()
             }
-            yield _Loop(self.trips * trips, self.outside | outside)
+            yield _Loop(self.sizes, self.trips * trips, self.outside | outside)
 
     def stored(self, value: Value) -> tuple[Value, int]:
         """Where a weight is stored outside the loops, and how many like it are stored there."""
@@ -92,7 +93,7 @@ def decoder_blocks(program: Program, axes: Axes) -> tuple[Block, ...]:
     inputs = frozenset(program.values("param"))
     kinds: dict[Block, Block] = {}
     seen: set[Value] = set()
-    for block, read in _blocks_of(program.graph, inputs, axes, _Loop()):
+    for block, read in _blocks_of(program.graph, inputs, axes, _Loop(axes.sizes())):
         new = (count for source, count in read if source not in seen)
         stored = max(new, default=0 if read else block.times)
         seen.update(source for source, _ in read)
@@ -136,11 +137,11 @@ def _blocks_up_to(places: dict[int, _Place], last: int, axes: Axes, loop: _Loop)
 
 def _blocks_at(place: _Place, axes: Axes, loop: _Loop) -> Iterator[Block]:
     """One block, and a further one for every attention but the first."""
-    attentions = [_attention(op, axes, place.weights) for op in place.attentions]
+    attentions = [_attention(op, axes, place.weights, loop.sizes) for op in place.attentions]
     first, *others = attentions or [None]
     fused = _fused_networks(place, first, axes) if first else ()
-    networks = (*fused, *_networks(place, axes))
-    time = None if place.time == axes.sizes().get("time", 1) else place.time
+    networks = (*fused, *_networks(place, axes, loop.sizes))
+    time = None if place.time == loop.sizes.get("time", 1) else place.time
     if first or networks:
         yield Block(first, networks, loop.trips, time=time)
     yield from (Block(attention, (), loop.trips, time=time) for attention in others)
@@ -174,9 +175,10 @@ def _adds(op: Op, axes: Axes) -> bool:
     return bool(weights) and is_back and not any(has(axes.of(arg), "d_model") for arg in others)
 
 
-def _attention(op: Op, axes: Axes, weights: list[tuple[Op, Value]]) -> Attention:
+def _attention(
+    op: Op, axes: Axes, weights: list[tuple[Op, Value]], sizes: dict[str, int]
+) -> Attention:
     """The heads of an `attend`; of attention that was not recognised, those of the program."""
-    sizes = axes.sizes()
     if op.name != "attend":
         heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("q_per_kv", 1))
         return Attention(heads, _dividing(sizes.get("kv_heads", 1), heads), sizes.get("d_head", 1))
@@ -270,7 +272,7 @@ def _is_network(axes: Axes, value: Value) -> bool:
     return "d_model" in names and not is_router and not names & {"batch", "time", *others}
 
 
-def _networks(place: _Place, axes: Axes) -> Iterator[Network]:
+def _networks(place: _Place, axes: Axes, sizes: dict[str, int]) -> Iterator[Network]:
     """The feed-forward networks at a place, one for every width and number of experts.
 
     Matrices are counted by their elements, so that a fused pair counts as two. One whose width is
@@ -286,7 +288,7 @@ def _networks(place: _Place, axes: Axes) -> Iterator[Network]:
             kind = _kind(axes, weight)
             alike = (other for other in kinds if other[0] == kind[0])
             count[kind if kind in kinds else next(alike, kind)] += weight.type.size
-    d_model = axes.sizes().get("d_model", 0)
+    d_model = sizes.get("d_model", 0)
     for kind, products in kinds.items():
         experts, d_ff = kind
         routing = _routing(products, axes)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from dialect.ops.control import given_inside
 from dialect.ops.sharding import sides
-from dialect.printed.listing import Listing, Part
+from dialect.printed.listing import Part
 from dialect.printed.matched import Roots, line_of, matches, paired, roots
 from dialect.printed.program_lines import graph_inputs, listed
 from dialect.printed.shared import with_equal_values_once
@@ -85,23 +85,33 @@ class Difference:
 
 def difference(before: Program, after: Program, names: tuple[str, str] = ("", "")) -> Difference:
     """The difference of the steps of two programs; `names` says what they are."""
-    programs = [with_equal_values_once(program) for program in (before, after)]
-    sides_ = [_Sided(program) for program in programs]
-    one, other = sides_
+    one, other = _sided(before), _sided(after)
     parts = [_compared(pair, one, other) for pair in paired(one.listing.parts, other.listing.parts)]
     return Difference(
         names,
-        *(_totals(program, side) for program, side in zip(programs, sides_)),
-        _inputs(*programs),
+        _totals(one),
+        _totals(other),
+        _inputs(before, after),
         tuple(part for part in parts if part.same or part.changes),
     )
+
+
+_recent: list[tuple[Program, _Sided]] = []  # what one pass gives, the next one gets
+
+
+def _sided(program: Program) -> _Sided:
+    """A program, listed. Equal programs may come from other lines, so the object itself counts."""
+    known = next((side for other, side in _recent if other is program), None)
+    side = known or _Sided(with_equal_values_once(program))
+    _recent[:] = [(program, side), *(pair for pair in _recent if pair[0] is not program)][:2]
+    return side
 
 
 class _Sided:
     """One of the programs, listed."""
 
     def __init__(self, program: Program) -> None:
-        self.listing: Listing
+        self.program = program
         self.listing, _ = listed(program, "step", lambda value: "")
         inputs = graph_inputs(program, "step")
         self.static = static_ops(program)
@@ -145,15 +155,16 @@ def collectives_of(ops: Iterable[Op], times: int = 1) -> tuple[tuple[str, int], 
     return tuple((kind, count * times) for kind, count in sorted(counts.items()))
 
 
-def _totals(program: Program, side: _Sided) -> Totals:
+def _totals(side: _Sided) -> Totals:
     counts: Counter[str] = Counter()
     for part in side.listing.parts:
         counts.update(dict(collectives_of(part.ops, part.times)))
     held: Counter[str] = Counter()
-    for source in program.step_inputs:
+    for source in side.program.step_inputs:
         held[source.role] += source.type.bytes
     cost = sum((side.cost(part.ops, part.times) for part in side.listing.parts), Cost())
-    return Totals(program.graph.op_count, cost, tuple(sorted(counts.items())), tuple(held.items()))
+    ops = side.program.graph.op_count
+    return Totals(ops, cost, tuple(sorted(counts.items())), tuple(held.items()))
 
 
 def _inputs(before: Program, after: Program) -> tuple[tuple[str, str, str], ...]:
@@ -195,11 +206,11 @@ def _compared(pair: tuple[Part | None, Part | None], one: _Sided, other: _Sided)
 
 
 def _behind(ops: Sequence[Op], same: Mapping[Op, Op], of: Roots) -> dict[Op, object]:
-    """{op: the first thing that it reads and that the second program has too}."""
+    """{op: what it reads and the second program has too: an input's path, or else an op}."""
     read: dict[Op, object] = {}
     for op in ops:
-        known = (same.get(arg.op) or of.get(arg) for arg in op.args)
-        read[op] = next(filter(None, known), None)
+        paths, ops_ = map(of.get, op.args), (same.get(arg.op) for arg in op.args)
+        read[op] = next(filter(None, [*paths, *ops_]), None)
     return read
 
 
@@ -243,7 +254,8 @@ def _places(ops: Sequence[Op], part: Part, behind: Mapping[Op, object]) -> dict[
             places[op] = read
     for op in ops:
         made = next((places[arg.op] for arg in op.args if arg.op in places), None)
-        places.setdefault(op, made or behind.get(op) or op)
+        read = behind.get(op)  # a path where it is an input: that begins a place of its own
+        places.setdefault(op, read if isinstance(read, str) else made or read or op)
     return places
 
 

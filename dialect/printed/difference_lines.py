@@ -7,6 +7,7 @@ block at llama.py:83, by attend                        32 times   saves 5.1 GiB
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from dialect.printed.difference import (
     short_source,
 )
 from dialect.printed.words import Line, Word, line, plain
+from dialect.reports.described import unnumbered
 from dialect.reports.op_cost import Cost
 
 _RULES, _SOURCES = 6, 3  # that are named
@@ -63,10 +65,12 @@ def _kinds(collectives: Iterable[tuple[str, int]]) -> str:
 def _inputs(found: Difference) -> Iterator[Line]:
     if found.inputs:
         yield line("inputs", "head")
-    for name, one, other in found.inputs:
+    counts = Counter((unnumbered(name), *types) for name, *types in found.inputs)
+    for (name, one, other), count in counts.items():
+        words = [Word(name), *([Word(f" x{count}")] if count > 1 else [])]
         for mark, type_ in (("-", one), ("+", other)):
             if type_:
-                yield Line((Word(name),), type_, mark=mark, depth=1)
+                yield Line(tuple(words), type_, mark=mark, depth=1)
 
 
 def _part(part: PartDifference, most: int, least: Cost) -> Iterator[Line]:

@@ -78,11 +78,7 @@ def _ends(graph: Graph, ops: Sequence[Op], is_layer: bool) -> dict[Value, str]:
     named = set(ops if is_layer else graph.ops)
     for op in ops:
         source = op.origin.source
-        if not source or op.regions or not op.args:
-            continue
-        readers = (reader for value in op.results for reader, _ in graph.users.get(value, ()))
-        inside = any(reader.origin.source == source for reader in readers if reader in named)
-        if not inside:
+        if source and op.args and not op.regions and not _is_read_by(op, source, graph, named):
             results.setdefault(source, []).extend(op.results)
     ends = {}
     for source, values in results.items():
@@ -92,3 +88,15 @@ def _ends(graph: Graph, ops: Sequence[Op], is_layer: bool) -> dict[Value, str]:
             if variables and len(values) % len(variables) == 0:
                 ends[value] = variables[number % len(variables)]
     return ends
+
+
+def _is_read_by(op: Op, source: str, graph: Graph, among: set[Op], steps: int = 4) -> bool:
+    """Whether a line reads what an op gives: itself, or through ops that have no line."""
+    for value in op.results:
+        for reader, _ in graph.users.get(value, ()):
+            line = reader.origin.source
+            if reader in among and line == source:
+                return True
+            if steps and not line and _is_read_by(reader, source, graph, among, steps - 1):
+                return True
+    return False
