@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.resolved import resolve
 from dialect.front.step import Step
@@ -85,6 +86,7 @@ def auto_shard(
             phase=phase,
         )
     must_be_callable(function)
+    use_by_default()
     if isinstance(pipeline, str) and not pipeline.strip():
         raise PipelineError("the pipeline names no pass", hint="without one the exact passes run")
     chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)

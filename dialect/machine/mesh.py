@@ -37,6 +37,7 @@ __all__ = [
     "describe",
     "devices",
     "here",
+    "is_here",
     "jax_mesh",
     "must_be_here",
     "placement",
@@ -168,16 +169,21 @@ def _tpu_attached() -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def must_be_here(mesh: Mesh) -> None:
-    """Raises TargetError for a mesh of devices that are only compiled for."""
+def is_here(mesh: Mesh) -> bool:
+    """Whether a mesh is of devices that run programs, not of such that are only compiled for."""
     device = mesh.devices.flat[0]
     try:
-        attached = jax.devices(device.platform)
+        return device in jax.devices(device.platform)
     except RuntimeError:  # no such backend
-        attached = []
-    if device not in attached:
+        return False
+
+
+def must_be_here(mesh: Mesh) -> None:
+    """Raises TargetError for a mesh of devices that are only compiled for."""
+    if not is_here(mesh):
+        kind = mesh.devices.flat[0].device_kind
         raise TargetError(
-            f"there are no {mesh.size} {device.device_kind} here to run on: the step is for them",
+            f"there are no {mesh.size} {kind} here to run on: the step is for them",
             hint="step.lower(...).compile() and step.explain(...) need none; to run, make the step "
             'for devices that are here: auto_shard(step, "cpu:8")',
         )
