@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.engine import drafting
 from dialect.engine.compilations import Compilations
 from dialect.serving.drafts import Offer, PromptLookup, paying
 from dialect.serving.policy import Policy, ServingError
@@ -21,6 +22,7 @@ from rewrite import Engine
 from tests.fake_step import FakeDevice, Guesses, alone
 
 CONFIG, CONTEXT, NEW = model.CONFIGS["mha"], 96, 32
+PRICES = ((2, 1.0), (4, 1.1), (16, 1.5))  # tokens and seconds of steps
 SIZES: dict[str, Any] = {"max_context": CONTEXT, "rows": 4, "chunk": 16, "page": 8}
 
 # --- drafts ----------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_drafts_share_the_rows_that_a_step_has_left() -> None:
 # --- the scheduler ---------------------------------------------------------------------------
 
 
-def drafting(right: float, *requests: Request, **policy: Any) -> tuple[Scheduler, FakeDevice]:
+def guessing(right: float, *requests: Request, **policy: Any) -> tuple[Scheduler, FakeDevice]:
     """A scheduler of 4-token pages, and requests of whose drafts so many are right."""
     chosen = {"pages": 20, "page": 4, "rows": 4, "chunk": 16, "spare": 0.0, "drafts": 4}
     scheduler = Scheduler(Policy(**chosen | policy))
@@ -93,7 +95,7 @@ def stepped(scheduler: Scheduler, device: FakeDevice) -> list[tuple[int, int, in
 
 def test_drafts_that_are_right_are_taken_at_once() -> None:
     request = Request([1, 2, 3], 13)
-    served = drafting(1.0, request)
+    served = guessing(1.0, request)
     assert [stepped(*served) for _ in range(4)] == [
         [(0, 0, 0)],
         [(0, 3, 4)],
@@ -105,7 +107,7 @@ def test_drafts_that_are_right_are_taken_at_once() -> None:
 
 def test_drafts_that_are_wrong_cost_no_page() -> None:
     request = Request([1, 2, 3], 6)
-    served = drafting(0.001, request)
+    served = guessing(0.001, request)
     steps = [stepped(*served) for _ in range(4)]
     assert steps == [[(0, 0, 0)], [(0, 3, 4)], [(0, 4, 3)], [(0, 5, 2)]]
     assert len(request.table) == 2 and served[0].groups[0].available == 18
@@ -117,7 +119,7 @@ def test_drafts_that_are_wrong_cost_no_page() -> None:
 def test_nothing_stands_behind_a_token_that_ends_the_answer() -> None:
     expected = alone(Request([1, 2, 3], 10))
     request = Request([1, 2, 3], 10, stop=frozenset({expected[2]}))
-    served = drafting(1.0, request)
+    served = guessing(1.0, request)
     while not request.ended:
         stepped(*served)
     assert request.ended == "stop" and list(request.answer) == expected[:3]
@@ -126,7 +128,7 @@ def test_nothing_stands_behind_a_token_that_ends_the_answer() -> None:
 def test_what_is_being_verified_is_not_computed_again() -> None:
     """Others go on; one whose pages are taken meanwhile takes its tokens and waits."""
     requests = [Request([1, 2, 3], 20), Request([4, 5, 6], 20)]
-    scheduler, device = drafting(1.0, *requests)
+    scheduler, device = guessing(1.0, *requests)
     requests[1].drafts = None
     stepped(scheduler, device)
     first = scheduler.schedule(1.0)
@@ -151,10 +153,10 @@ def test_what_is_being_verified_is_not_computed_again() -> None:
 
 def test_drafts_take_what_prompts_leave_and_no_page_that_is_not_to_spare() -> None:
     first, second = Request([1, 2, 3], 12), Request(range(100, 140), 2)
-    served = drafting(1.0, first, second)
+    served = guessing(1.0, first, second)
     assert stepped(*served) == [(0, 0, 0), (1, 0, 0)]
     assert stepped(*served) == [(0, 3, 0), (1, 13, 0)]
-    small = drafting(1.0, Request([1, 2, 3], 16), pages=5, spare=0.8)
+    small = guessing(1.0, Request([1, 2, 3], 16), pages=5, spare=0.8)
     assert [stepped(*small) for _ in range(4)] == [
         [(0, 0, 0)],
         [(0, 3, 0)],
@@ -201,8 +203,19 @@ def plain() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module", params=[3, None], ids=["three", "as many as pay"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with tiny(draft="ngram", draft_length=request.param) as engine:
+    """Steps are said to take as long as PRICES have it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drafting, "prices", lambda built: PRICES)
+        engine = tiny(draft="ngram", draft_length=request.param)
+    with engine:
         yield engine
+
+
+def test_steps_are_timed() -> None:
+    with tiny(draft="ngram") as engine:
+        assert [rows for rows, _ in engine.policy.prices] == engine.built.executables.rows
+        assert all(seconds > 0 for _, seconds in engine.policy.prices)
+        assert engine.generate(prompts(2), max_new_tokens=NEW) == answers(2)
 
 
 def test_the_tokens_are_those_without_drafts(engine: Engine) -> None:

@@ -31,14 +31,14 @@ def drafting(built: Built, draft: str | None, length: int | None) -> dict[str, A
         raise ServingError(f"draft_length is {length}, and must be at least 1, of a draft")
     if draft is None:
         return {"drafts": 0, "prices": ()}
-    return {"drafts": length or _MOST, "prices": () if length else _prices(built)}
+    return {"drafts": length or _MOST, "prices": () if length else prices(built)}
 
 
-def _prices(built: Built) -> Prices:
+def prices(built: Built) -> Prices:
     """The seconds of steps that are full, as everybody has a part of the context behind."""
     executables, place = built.executables, int(_PLACE * built.sizes.context)
     pages = place // built.sizes.page + 1
-    prices = []
+    timed = []
     for rows in executables.rows:
         array = np.full((rows, packing.PAGES + executables.width), packing.NO_PAGE, np.int32)
         array[:, : packing.PAGES] = 0
@@ -49,9 +49,9 @@ def _prices(built: Built) -> Prices:
         for _ in range(_TIMES):
             np.asarray(executables.run(built.params, array))
             times.append(time.perf_counter())
-        prices.append((rows, float(np.diff(times).min())))
+        timed.append((rows, float(np.diff(times).min())))
     executables.fresh()
-    return tuple(prices)
+    return tuple(timed)
 
 
 def drafts_told(policy: Policy, counted: Mapping[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 _AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
 _WEIGHT = 1 / 8  # of the last guess, in the running mean
-_GAIN = 1.03  # below it drafts do not pay: a step with drafts is not queued before the last is read
+_WAITS_S = 0.7e-3  # that a machine waits for a step with drafts: the one before is read first
 
 Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that there are, ascending
 
@@ -83,7 +83,7 @@ class Offer(NamedTuple):
 
 def paying(sure: int, offers: Sequence[Offer], room: int, prices: Prices) -> Counter[int]:
     """How many drafts of every offer to verify in a step, by its place: those that let the most
-    tokens be computed in a second, and none unless they gain more than `_GAIN`.
+    tokens be computed in a second.
 
     sure: tokens of the step without drafts; room: for drafts; prices: without them all drafts pay
     """
@@ -94,10 +94,10 @@ def paying(sure: int, offers: Sequence[Offer], room: int, prices: Prices) -> Cou
     steps = [(tokens, seconds) for tokens, seconds in prices if tokens >= sure]
     if not steps:
         return Counter(-place for _, place in chances)
-    best, most = [], sure / steps[0][1] * _GAIN
+    best, most = [], sure / steps[0][1]
     for tokens, seconds in steps:
         verified = list(islice(chances, tokens - sure))
-        rate = (sure + sum(chance for chance, _ in verified)) / seconds
+        rate = (sure + sum(chance for chance, _ in verified)) / (seconds + _WAITS_S)
         if rate > most:
             best, most = verified, rate
     return Counter(-place for _, place in best)
