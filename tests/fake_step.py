@@ -52,7 +52,7 @@ class Guesses:
         ]
         return drafts + [0] * (count - len(drafts))
 
-    def extend(self, tokens: Sequence[int]) -> None:
+    def extend(self, tokens: Sequence[int], verified: int) -> None:
         """What is known is looked up."""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from dialect.engine import drafting
 from dialect.engine.compilations import Compilations
-from dialect.serving.drafts import Offer, PromptLookup, paying
+from dialect.serving.drafts import Ahead, Offer, PromptLookup, paying
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -58,6 +58,24 @@ def test_as_many_drafts_are_verified_as_pay() -> None:
     assert paying(1, [Offer(30, 0.8)], 2, prices) == {0: 2}
     assert not paying(1, [Offer(30, 0.8)], 30, [(1, 1.0), (2, 1.9), (3, 2.8)])
     assert not paying(1, [Offer()], 30, prices)
+
+
+def test_what_a_round_of_drafts_costs_is_paid_once_for_all() -> None:
+    prices, offers = [(64, 1.0)], [Offer(9, 0.8)] * 4
+    assert paying(4, offers, 60, prices, draft_s=0.0) == dict.fromkeys(range(4), 9)
+    assert paying(4, offers, 60, prices, draft_s=0.2) == dict.fromkeys(range(4), 4)
+    assert not paying(4, offers, 60, prices, draft_s=0.9)
+
+
+def test_what_was_verified_tells_how_often_drafts_of_its_own_are_right() -> None:
+    ahead = Ahead()
+    assert ahead.draft(2) == [0, 0]
+    for _ in range(40):
+        ahead.extend([1, 2, 3], 2)
+    assert ahead.chance > 0.99
+    for _ in range(40):
+        ahead.extend([1], 2)
+    assert ahead.chance < 0.01
 
 
 def test_drafts_share_the_rows_that_a_step_has_left() -> None:
@@ -201,12 +219,15 @@ def plain() -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(scope="module", params=[3, None], ids=["three", "as many as pay"])
+WAYS = {"three": ("ngram", 3), "as many as pay": ("ngram", None), "its own": ("self", 3)}
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Steps are said to take as long as PRICES have it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(drafting, "prices", lambda built: PRICES)
-        engine = tiny(draft="ngram", draft_length=request.param)
+        engine = tiny(draft=request.param[0], draft_length=request.param[1])
     with engine:
         yield engine
 
@@ -267,10 +288,35 @@ def test_copies_take_fewer_steps(plain: Engine) -> None:
         assert steps(plain) >= 1.5 * steps(engine)
 
 
+def test_a_decoder_with_int4_weights_drafts_most_of_what_it_writes_itself() -> None:
+    """In the pages of the decoder: what it has computed is never computed for drafts."""
+    with tiny(draft="self", draft_length=3) as engine:
+        for prompt, expected in zip(prompts(32)[:8], answers(32)):
+            assert engine.generate([prompt], max_new_tokens=NEW) == [expected]
+        told = engine.figures()
+        assert told["drafts_accepted"] > 0.75 * told["drafts"]
+        assert told["steps"] < 0.5 * told["tokens"] and told["executables"] == 5
+
+
+def test_drafts_that_cost_more_than_they_save_are_declined() -> None:
+    """Each round of the decoder that drafts is said to take as long as a step."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drafting, "prices", lambda built: PRICES)
+        patched.setattr(drafting, "draft_s", lambda built: 1.0)
+        with tiny(draft="self") as engine:
+            assert engine.generate(prompts(4), max_new_tokens=4) == [
+                answer[:4] for answer in answers(4)
+            ]
+            told = engine.figures()
+            assert told["drafts"] == 0 and told["draft_rows_declined"] > 0
+            assert "1e+03 ms to draft once" in engine.explain()
+
+
 def test_it_is_told_what_was_drafted(engine: Engine, plain: Engine) -> None:
     told = engine.figures()
     said = f"{told['drafts']} were verified behind {told['draft_rows']} tokens"
-    assert said in engine.explain() and "n-grams" not in plain.explain()
+    assert said in engine.explain() and "verified" not in plain.explain()
+    assert f"drafts are {drafting.DRAFTS[engine.draft]}" in engine.explain()
     assert ("what pays follows from the time of steps" in engine.explain()) == bool(
         engine.policy.prices
     )

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from dialect.compiled.resolved import resolve
-from dialect.engine.executables import Executables, packed_params
+from dialect.engine.executables import MOST, Executables, packed_params
 from dialect.engine.sizes import Sizes
 from dialect.engine.states import States
 from dialect.engine.token_rows import PAGE, PAGE_ON_TPU, PASSES, Decoder
@@ -25,6 +25,7 @@ from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
 
+_DRAFTING = 0.3  # of the parameters as they were given: those of a decoder that drafts
 Init = Callable[..., Any]
 Passes = tuple[Pass, ...]
 
@@ -39,6 +40,7 @@ class Built:
     program: Program
     executables: Executables
     params: list[Any]
+    draft_params: list[Any] | None = None  # of the decoder's own drafts
     declined: tuple[str, ...] = ()  # passes that were tried before, and why they are not taken
 
     @property
@@ -54,9 +56,13 @@ def built(
     mesh: Any,
     pipeline: Pipeline | str | Path | None,
     page: int | None,
+    drafts: str = "",
     **asked: int | None,
 ) -> Built:
-    """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`."""
+    """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`.
+
+    drafts: passes that make of the decoder the one that drafts for it
+    """
     shapes = jax.tree.map(shape_of_lazy, params)
     given = Pipeline.of(pipeline) if pipeline is not None else None
     jax_mesh, target = resolve(mesh, None, given or Pipeline(()))
@@ -67,8 +73,9 @@ def built(
     default = Pipeline.parse(PASSES.format(page=page))
     passes = (given or default).passes()
     page = next((pass_.page for pass_ in passes if pass_.pass_name() == "paged"), page)
-    room = partial(_room, init_cache, shapes, chip, jax_mesh.size)
-    sizes = Sizes.of(page, room, **asked)
+    weights = _bytes(shapes) * (1 + (_DRAFTING if drafts else 0))
+    room = partial(_room, init_cache, weights, chip, jax_mesh.size)
+    sizes = Sizes.of(page, room, **asked, steps=MOST - 1 - bool(drafts))
     sized = partial(init_cache, context=sizes.context)
     states = States.of(step, shapes, partial(sized, 1), sizes.context)
     decoder = Decoder(step, sized, shapes, states)
@@ -80,12 +87,21 @@ def built(
         for rows in sizes.token_rows
         if rows != sizes.rows
     ]
+    more = _before_plan(passes, drafts) if drafts else ()
+    draft = make(sizes.rows, passes=more, plan=program.plan) if drafts else None
     executables = Executables(
-        [program, *others], jax_mesh, sizes.pages, states.tables, copies=sizes.rows
+        [program, *others], jax_mesh, sizes.pages, states.tables, sizes.rows, draft
     )
     packed = packed_params(program, jax_mesh, params)
+    draft_packed = packed_params(draft, jax_mesh, params) if draft else None
     executables.fresh()
-    return Built(sizes, target, program, executables, packed, declined)
+    return Built(sizes, target, program, executables, packed, draft_packed, declined)
+
+
+def _before_plan(passes: Passes, more: str) -> Passes:
+    """A pipeline with more passes, which change what is planned."""
+    at = [step.pass_name() for step in passes].index("plan")
+    return (*passes[:at], *Pipeline.parse(more).passes(), *passes[at:])
 
 
 def _without(passes: Passes, name: str) -> Passes:
@@ -109,13 +125,13 @@ def _first_in_pages(
     raise errors[0]
 
 
-def _room(init_cache: Init, params: Any, chip: Chip, chips: int, context: int) -> float:
-    """Tokens that have room in the memory that the parameters leave, as they were given."""
+def _room(init_cache: Init, weights: float, chip: Chip, chips: int, context: int) -> float:
+    """Tokens that have room in the memory that so many bytes of parameters leave."""
     of_a_request = _bytes(jax.eval_shape(lambda: init_cache(1, context=context)))
     memory = chip.usable_hbm_bytes * chips
     if chip.platform == "cpu":  # all devices are in one memory, of which others have a share
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return max(0.0, memory - _bytes(params)) / of_a_request * context
+    return max(0.0, memory - weights) / of_a_request * context
 
 
 def _bytes(shapes: Any) -> int:

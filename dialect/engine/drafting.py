@@ -3,70 +3,110 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dialect.engine import packing
 from dialect.engine.building import Built
-from dialect.serving.drafts import Prices
+from dialect.serving.drafts import Ahead, Drafts, Prices, PromptLookup
 from dialect.serving.policy import Policy, ServingError
+from dialect.serving.requests import Request
 from rewrite.errors import nearest
 
-DRAFTS = ("ngram",)
+DRAFTS = {
+    "ngram": "n-grams of a request's own text",
+    "self": "the decoder's own, with int4 weights",
+}
+PASSES = {"self": "quantize{weights=int4, group=64}"}  # of the decoder that drafts
 _MOST = 16  # drafts of a request, where it is not said how many
 _TIMES = 3  # that a step runs to be timed
 _PLACE = 1 / 4  # of the context: where it is timed, since a step reads what lies before
 
 
 def drafting(built: Built, draft: str | None, length: int | None) -> dict[str, Any]:
-    """Of an engine's policy, what its drafts are. Raises ServingError for those that do not exist.
+    """Of an engine's policy, what its drafts are; where no length is given, its steps are timed."""
+    once_s = draft_s(built)
+    if draft is None or length is not None:
+        return {"drafts": length or 0, "prices": (), "draft_s": once_s}
+    return {"drafts": _MOST, "prices": prices(built), "draft_s": once_s}
 
-    Where no length is given, the steps are run to be timed.
-    """
+
+def passes_of(draft: str | None, length: int | None) -> str:
+    """The passes that make the decoder that drafts; empty where none does. Raises ServingError for
+    drafts that do not exist."""
     if draft is not None and draft not in DRAFTS:
         raise ServingError(f"no drafts are called {draft!r}", hint=nearest(draft, DRAFTS))
     if length is not None and (draft is None or length < 1):
         raise ServingError(f"draft_length is {length}, and must be at least 1, of a draft")
+    return PASSES.get(draft or "", "")
+
+
+def drafts_of(draft: str | None, request: Request) -> Drafts | None:
+    """The drafts of a new request."""
     if draft is None:
-        return {"drafts": 0, "prices": ()}
-    return {"drafts": length or _MOST, "prices": () if length else prices(built)}
+        return None
+    return Ahead() if draft in PASSES else PromptLookup(request.tokens)
 
 
 def prices(built: Built) -> Prices:
     """The seconds of steps that are full, as everybody has a part of the context behind."""
-    executables, place = built.executables, int(_PLACE * built.sizes.context)
-    pages = place // built.sizes.page + 1
-    timed = []
-    for rows in executables.rows:
-        array = np.full((rows, packing.PAGES + executables.width), packing.NO_PAGE, np.int32)
-        array[:, : packing.PAGES] = 0
-        array[:, packing.SOURCE] = -1
-        array[:, packing.POSITION] = place
-        array[:, packing.PAGES : packing.PAGES + pages] = np.arange(pages)
-        times = [time.perf_counter()]
-        for _ in range(_TIMES):
-            np.asarray(executables.run(built.params, array))
-            times.append(time.perf_counter())
-        timed.append((rows, float(np.diff(times).min())))
+    executables = built.executables
+    timed = [
+        (rows, _seconds(lambda: executables.run(built.params, _alike(built, rows))))  # noqa: B023
+        for rows in executables.rows
+    ]
     executables.fresh()
     return tuple(timed)
 
 
-def drafts_told(policy: Policy, counted: Mapping[str, int]) -> list[str]:
+def draft_s(built: Built) -> float:
+    """The seconds in which the decoder that drafts does so once for everybody; 0 without one."""
+    if built.draft_params is None:
+        return 0.0
+    rows = _alike(built, built.sizes.rows)
+    seconds = _seconds(lambda: built.executables.draft(built.draft_params, rows))
+    built.executables.fresh()
+    return seconds
+
+
+def _alike(built: Built, rows: int) -> np.ndarray:
+    """So many token rows at one place, on the same pages."""
+    place = int(_PLACE * built.sizes.context)
+    pages = place // built.sizes.page + 1
+    array = np.full((rows, packing.PAGES + built.executables.width), packing.NO_PAGE, np.int32)
+    array[:, : packing.PAGES] = 0
+    array[:, packing.SOURCE] = -1
+    array[:, packing.POSITION] = place
+    array[:, packing.PAGES : packing.PAGES + pages] = np.arange(pages)
+    return array
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    """The least that it takes, of some times."""
+    times = [time.perf_counter()]
+    for _ in range(_TIMES):
+        np.asarray(run())
+        times.append(time.perf_counter())
+    return float(np.diff(times).min())
+
+
+def drafts_told(draft: str | None, policy: Policy, counted: Mapping[str, int]) -> list[str]:
     """For people: how long drafts were, how many were accepted, how many not verified and why."""
-    if not policy.drafts:
+    if draft is None:
         return []
     rows, verified = counted["draft_rows"], counted["drafts"]
     accepted, declined = counted["drafts_accepted"], counted["draft_rows_declined"]
     lines = [
-        f"drafts are n-grams of a request's own text, {policy.drafts} at most: {verified} were "
-        f"verified behind {rows} tokens, {accepted} accepted; behind {declined} tokens none were, "
-        "as they would not have paid or had no room",
+        f"drafts are {DRAFTS[draft]}, {policy.drafts} at most: {verified} were verified behind "
+        f"{rows} tokens, {accepted} accepted; behind {declined} tokens none were, as they would "
+        "not have paid or had no room",
     ]
     if policy.prices:
         tokens = ", ".join(str(rows) for rows, _ in policy.prices)
         seconds = ", ".join(f"{1e3 * price_s:.3g}" for _, price_s in policy.prices)
-        lines.append(f"what pays follows from the time of steps of {tokens} tokens: {seconds} ms")
+        line = f"what pays follows from the time of steps of {tokens} tokens: {seconds} ms"
+        more = f"; {1e3 * policy.draft_s:.3g} ms to draft once" if policy.draft_s else ""
+        lines.append(line + more)
     return lines

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from dialect.engine.answers import Answer, Token
-from dialect.engine.executables import Executables
+from dialect.engine.building import Built
+from dialect.engine.drafter import Drafter
 from dialect.engine.packing import Packed, packed, tokens_of
 from dialect.engine.sampling import LISTED
 from dialect.serving.policy import ServingError
@@ -30,13 +31,13 @@ _TRIES = 3  # of steps that raise though none of their requests does alone
 
 
 class Driver:
-    """A thread that runs steps while there are requests.
+    """A thread that runs steps while there are requests."""
 
-    `params`: packed, as the executables take them.
-    """
-
-    def __init__(self, scheduler: Scheduler, executables: Executables, params: Any) -> None:
-        self.scheduler, self.executables, self.params = scheduler, executables, params
+    def __init__(self, scheduler: Scheduler, built: Built) -> None:
+        self.scheduler, self.executables, self.params = scheduler, built.executables, built.params
+        self.drafter: Drafter | None = None
+        if built.draft_params is not None:
+            self.drafter = Drafter(built.executables, built.draft_params, built.sizes.rows)
         self.answers: dict[Request, Answer] = {}  # of requests that have not ended
         self.changed = threading.Condition()  # guards the scheduler and all that is here
         self.closing = False
@@ -129,6 +130,8 @@ class Driver:
 
     def _start(self, step: Step, arrays: Packed) -> Any:
         self.executables.copied([(page, copy) for _, page, copy in step.copies])
+        if self.drafter is not None:
+            self.drafter.fill(step, arrays)
         self.steps += 1
         return self.executables.run(self.params, arrays.rows)
 
@@ -187,7 +190,7 @@ class Driver:
                     return None
                 arrays = self._packed(step, None)
             try:
-                np.asarray(self.executables.run(self.params, arrays.rows))
+                np.asarray(self._start(step, arrays))
             except Exception as error:
                 return error
         return None

@@ -14,11 +14,10 @@ from typing import Any
 from dialect.engine.answers import Answer
 from dialect.engine.building import built
 from dialect.engine.compilations import Compilations
-from dialect.engine.drafting import drafting
+from dialect.engine.drafting import drafting, drafts_of, passes_of
 from dialect.engine.driver import Driver
 from dialect.engine.explained import explained, figures
 from dialect.engine.sampling import Choice
-from dialect.serving.drafts import PromptLookup
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -34,9 +33,10 @@ class Engine:
     - rows: requests that run at a time; chunk: tokens of a step, prompts included; max_pages: of
       the pool; page: tokens of a page. What is not given follows from the others, and from the
       machine.
-    - draft: "ngram" guesses what comes next from a request's own text, and verifies the guesses in
-      the step; the tokens stay the same. draft_length: the most of a request, verified wherever
-      they have room; where it is not given, as many as pay, by the seconds that steps take
+    - draft: guesses of what comes next, which the step verifies; the tokens stay the same. "ngram"
+      looks them up in a request's own text, "self" lets the decoder with int4 weights run ahead.
+      draft_length: the most of a request, verified wherever they have room; where it is not given,
+      as many as pay, by the seconds that steps take
     - policy: fields of `dialect.serving.policy.Policy`, such as victim="cheapest"
 
     All executables are compiled here; nothing is compiled later. Raises ServingError, and what
@@ -61,10 +61,12 @@ class Engine:
         **policy: Any,
     ) -> None:
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
-        self.built = built(step, params, init_cache, mesh, pipeline, page, **asked)
+        passes = passes_of(draft, draft_length)
+        self.built = built(step, params, init_cache, mesh, pipeline, page, passes, **asked)
+        self.draft = draft
         self.policy = self.built.sizes.policy(policy, **drafting(self.built, draft, draft_length))
         scheduler = Scheduler(self.policy)
-        self.driver = Driver(scheduler, self.built.executables, self.built.params)
+        self.driver = Driver(scheduler, self.built)
         self.compilations = Compilations()
 
     def submit(
@@ -90,8 +92,7 @@ class Engine:
         """
         request = Request(list(prompt), max_new_tokens, frozenset(stop), **about)
         self._must_fit(request)
-        if self.policy.drafts:
-            request.drafts = PromptLookup(request.tokens)
+        request.drafts = drafts_of(self.draft, request)
         choice = Choice(temperature, top_p, top_k, seed, logprobs)
         answer = Answer(request, choice, self.driver.cancel)
         self.driver.submit(answer)
@@ -113,7 +114,7 @@ class Engine:
 
     def explain(self) -> str:
         """What was compiled, where the pages are, what is shared, and what was done and why."""
-        return explained(self.built, self.policy, self.figures())
+        return explained(self.built, self.draft, self.policy, self.figures())
 
     def check(self) -> None:
         """Raises PagesLost unless every page and every request is accounted for."""

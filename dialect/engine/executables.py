@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dialect.arrays.dtypes import struct_of
-from dialect.compiled.compiling import Compilable
+from dialect.arrays.dtypes import short, struct_of
+from dialect.compiled.compiling import Compilable, callable_with
 from dialect.engine import packing, sampling
 from dialect.prepared.streaming import Preparation
 from dialect.serving.policy import ServingError
@@ -34,7 +34,7 @@ class Executables:
 
     programs: of several numbers of token rows, and of one plan; pages: of every layer, in the
     pools; tables: of what counts (`dialect.engine.states`); copies: the pages that are copied at a
-    time.
+    time; draft: the decoder that drafts, on the same pools.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Executables:
         pages: int,
         tables: Sequence[Any],
         copies: int,
+        draft: Program | None = None,
     ) -> None:
         self.mesh, self.pages, self.copies = mesh, pages, copies
         by_rows = {_table(program).shape[0]: program for program in programs}
@@ -51,23 +52,24 @@ class Executables:
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.tables = list(tables)
         first = Compilable(programs[0], mesh)
-        _must_share(programs)
-        self.packed_types = [struct_of(input_.type) for input_ in first.inputs("param")]
-        self.packed_shardings = first.shardings("param")
+        _must_share(programs, ("param", "state"))
+        _must_share([programs[0], draft] if draft else [], ("state",))
         self.pool_types = [struct_of(input_.type) for input_ in first.inputs("state")]
         self.pool_shardings = first.shardings("state")
         started = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             copy = pool.submit(self._copying)
             steps = {rows: pool.submit(self._step, by_rows[rows]) for rows in self.rows}
+            drafting = pool.submit(self._step, draft) if draft else None
             self.steps = {rows: step.result() for rows, step in steps.items()}
+            self.drafting = drafting.result() if drafting else None
             self.copy = copy.result()
         self.compile_s = time.perf_counter() - started
 
     @property
     def count(self) -> int:
         """How many there are."""
-        return len(self.steps) + 1
+        return len(self.steps) + 1 + (self.drafting is not None)
 
     def fresh(self) -> None:
         """Empty pools, and no results that a step could take tokens from. Call it first."""
@@ -87,6 +89,13 @@ class Executables:
         step = self.steps[len(rows)]
         self.results, self.pools = step(packed, self.pools, self.tables, self.results, rows)
         return self.results
+
+    def draft(self, packed: Any, rows: np.ndarray, last: Any = None) -> Any:
+        """Queues a step of the decoder that drafts; `last`: the results that it takes tokens from.
+        Its parameters are its own."""
+        last = self.results if last is None else last
+        last, self.pools = self.drafting(packed, self.pools, self.tables, last, rows)
+        return last
 
     def copied(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Queues copies of pages: (page, its copy), none of which another writes."""
@@ -119,14 +128,16 @@ class Executables:
         )
         jitted = jax.jit(
             step,
-            in_shardings=(self.packed_shardings, self.pool_shardings, *[self.whole] * 3),
+            in_shardings=(compilable.shardings("param"), self.pool_shardings, *[self.whole] * 3),
             out_shardings=(self.whole, self.pool_shardings),
             donate_argnums=1,
             keep_unused=True,
         )
         tables = [jax.ShapeDtypeStruct(table.shape, table.dtype) for table in self.tables]
-        given = (self.packed_types, self.pool_types, tables, self._results, rows)
-        return jitted.lower(*given).compile()
+        packed = [struct_of(declared.type) for declared in compilable.inputs("param")]
+        given = (packed, self.pool_types, tables, self._results, rows)
+        dtypes = [short(leaf.dtype) for leaf in packed]
+        return callable_with(jitted, jitted.lower(*given).compile(), dtypes)
 
     def _copying(self) -> Any:
         """copy(pools, pairs) -> pools"""
@@ -151,10 +162,11 @@ class Executables:
         return jitted.lower(self.pool_types, pairs).compile()
 
 
-def _must_share(programs: Sequence[Program]) -> None:
-    """Raises ServingError unless all programs take the same packed parameters and pools."""
+def _must_share(programs: Sequence[Program], roles: Sequence[str]) -> None:
+    """Raises ServingError unless all programs take the same inputs of some roles: packed
+    parameters, pools."""
     kept = [
-        [str(input_) for input_ in program.step_inputs if input_.role in ("param", "state")]
+        [str(input_) for input_ in program.step_inputs if input_.role in roles]
         for program in programs
     ]
     for program, inputs in zip(programs, kept):

@@ -33,7 +33,7 @@ def figures(built: Built, driver: Driver) -> dict[str, int]:
     }
 
 
-def explained(built: Built, policy: Policy, counted: Mapping[str, int]) -> str:
+def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[str, int]) -> str:
     """The sizes of an engine, its pages and who owns them, what was saved, and what the passes did
     and why; `counted` as `Engine.figures` has it."""
     sizes, executables = built.sizes, built.executables
@@ -51,7 +51,7 @@ def explained(built: Built, policy: Policy, counted: Mapping[str, int]) -> str:
         f" {counted['preemptions']} preemptions",
         f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
     ]
-    lines += drafts_told(policy, counted)
+    lines += drafts_told(draft, policy, counted)
     lines += [f"layers are not rolled into a loop: {reason}" for reason in built.declined]
     for step in built.program.history:
         lines.append(f"{step.text}  (keeps {step.keeps})")

@@ -22,13 +22,15 @@ _ROOMY = 0.9  # of the memory that the parameters leave
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of an engine, all of them tokens but rows (requests that run) and pages."""
+    """The sizes of an engine, all of them tokens but rows (requests that run), pages, and the most
+    steps of several sizes."""
 
     context: int
     page: int
     rows: int
     chunk: int
     pages: int
+    steps: int = MOST - 1
 
     @staticmethod
     def of(
@@ -38,6 +40,7 @@ class Sizes:
         rows: int | None = None,
         chunk: int | None = None,
         pages: int | None = None,
+        steps: int = MOST - 1,
     ) -> Sizes:
         """Those that were asked for, the others as they fit; `room(context)` says how many tokens
         have room in memory. Raises ServingError.
@@ -55,13 +58,13 @@ class Sizes:
                 f"{pages} pages of {page} tokens are too few for a request of {context}",
                 hint="a smaller max_context, more max_pages, or more chips",
             )
-        return Sizes(context, page, rows, max(rows, chunk or _MORE * rows), pages)
+        return Sizes(context, page, rows, max(rows, chunk or _MORE * rows), pages, steps)
 
     @property
     def token_rows(self) -> list[int]:
         """The token rows of all steps, the largest first."""
         sizes = [self.chunk, self.rows] if self.chunk > self.rows else [self.rows]
-        while sizes[-1] > FEWEST and len(sizes) < MOST - 1:
+        while sizes[-1] > FEWEST and len(sizes) < self.steps:
             sizes.append(max(FEWEST, sizes[-1] // _STEP))
         return sizes
 

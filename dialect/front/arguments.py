@@ -95,7 +95,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=int, metavar="N", help="requests that run at a time (16)")
     add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (4 * rows)")
     add("--pages", type=int, metavar="N", help="of the cache (as have room)")
-    add("--draft", metavar="NAME", help="ngram: guess tokens from a request's own text (no drafts)")
+    add("--draft", metavar="NAME", help="ngram: looked up in a text; self: by int4 weights (none)")
     add("--draft-length", type=int, metavar="N", help="the most of a request (as many as pay)")
     add("--name", metavar="NAME", help="of the model (that of the configuration)")
     add = parser.add_argument_group(

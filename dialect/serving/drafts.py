@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 _AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
@@ -34,7 +33,7 @@ class PromptLookup:
         self.chances = {0: 0.0} | dict.fromkeys(self.sizes, _AT_FIRST)  # by how many were found
         self.extend(tokens)
 
-    def extend(self, tokens: Iterable[int]) -> None:
+    def extend(self, tokens: Iterable[int], verified: int = 0) -> None:
         """Adds tokens that the text now has."""
         for token in tokens:
             last = list(self._last())
@@ -67,6 +66,26 @@ class PromptLookup:
         return (tuple(self.tokens[known - size :]) for size in self.sizes if 0 < size <= known)
 
 
+class Ahead:
+    """Drafts of a decoder of their own, which fills them in when a step is known; what was verified
+    tells how often they are right."""
+
+    def __init__(self) -> None:
+        self.chance = _AT_FIRST
+
+    def draft(self, count: int) -> list[int]:
+        """So many tokens, to be filled in."""
+        return [0] * count
+
+    def extend(self, tokens: Sequence[int], verified: int) -> None:
+        """Takes the answer to a step that verified so many drafts."""
+        for at in range(min(verified, len(tokens))):
+            self.chance += _WEIGHT * ((at + 1 < len(tokens)) - self.chance)
+
+
+Drafts = PromptLookup | Ahead
+
+
 class Offer(NamedTuple):
     """`count` drafts behind `guessed` other guesses; `chance` is the probability that any of these
     is right if those before it are."""
@@ -81,23 +100,32 @@ class Offer(NamedTuple):
         return [self.chance ** (self.guessed + n + 1) for n in range(self.count)]
 
 
-def paying(sure: int, offers: Sequence[Offer], room: int, prices: Prices) -> Counter[int]:
+def paying(
+    sure: int, offers: Sequence[Offer], room: int, prices: Prices, draft_s: float = 0.0
+) -> Counter[int]:
     """How many drafts of every offer to verify in a step, by its place: those that let the most
     tokens be computed in a second.
 
-    sure: tokens of the step without drafts; room: for drafts; prices: without them all drafts pay
+    sure: tokens of the step without drafts; room: for drafts; prices: without them all drafts pay;
+    draft_s: seconds to draft one more for everybody
     """
     chances = sorted(
         ((chance, -place) for place, offer in enumerate(offers) for chance in offer.chances()),
         reverse=True,
     )[:room]
-    steps = [(tokens, seconds) for tokens, seconds in prices if tokens >= sure]
-    if not steps:
+    if not prices:
         return Counter(-place for _, place in chances)
-    best, most = [], sure / steps[0][1]
-    for tokens, seconds in steps:
-        verified = list(islice(chances, tokens - sure))
-        rate = (sure + sum(chance for chance, _ in verified)) / (seconds + _WAITS_S)
+    larger = (price for price in prices if price[0] >= sure)
+    size, step_s = next(larger, prices[-1])
+    verified, best, longest = Counter[int](), 0, 0
+    tokens, most = float(sure), sure / step_s
+    for count, (chance, place) in enumerate(chances[: max(0, prices[-1][0] - sure)], 1):
+        if sure + count > size:
+            size, step_s = next(larger)
+        verified[place] += 1
+        longest = max(longest, verified[place])
+        tokens += chance
+        rate = tokens / (step_s + _WAITS_S + draft_s * longest)
         if rate > most:
-            best, most = verified, rate
-    return Counter(-place for _, place in best)
+            best, most = count, rate
+    return Counter(-place for _, place in chances[:best])

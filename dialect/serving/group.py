@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dialect.serving.drafts import paying
 from dialect.serving.pages import Pages, PagesLost
 from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.radix_tree import RadixTree
@@ -191,7 +190,7 @@ class Group:
         """Adds drafts to the rows of those that decode, from the row `first` on: as many as pay, of
         the tokens that the step has left and the pages that are to spare."""
         offers = [request.offer(request.length - 1, self.policy.drafts) for request in decoding]
-        lengths = paying(self.policy.chunk - room, offers, room, self.policy.prices)
+        lengths = self.policy.paying(offers, room)
         for place, (request, offer) in enumerate(zip(decoding, offers)):
             count = 0 if offer.guessed else self._with_pages(request, lengths[place])
             self.declined += count < min(1, offer.count)
@@ -204,8 +203,7 @@ class Group:
         """Whether drafts would pay if their own guesses of what queued steps answer were right."""
         decoding = [r for r in self.running if r.length - r.scheduled == 1]
         offers = [request.offer(request.length, self.policy.drafts) for request in decoding]
-        room = self.policy.chunk - len(decoding)
-        return bool(paying(len(decoding), offers, room, self.policy.prices))
+        return bool(self.policy.paying(offers, self.policy.chunk - len(decoding)))
 
     def _with_pages(self, request: Request, count: int) -> int:
         """Takes the pages of so many drafts; returns of how many, where they are not to spare."""
@@ -217,7 +215,7 @@ class Group:
     def answered(self, row: Row, tokens: Sequence[int]) -> None:
         """Takes the tokens that a row is answered; what its other drafts wrote is written over."""
         request = row.request
-        request.answered(tokens)
+        request.answered(tokens, len(row.drafts))
         self.waiting.served[request.user] += len(tokens)
         if row.drafts:
             self.drafted += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dialect.serving.drafts import Prices
+from dialect.serving.drafts import Offer, Prices, paying
 from dialect.serving.requests import Request
 from rewrite.errors import ShardwrightError, nearest
 
@@ -40,7 +41,8 @@ class Policy:
     - spare: the part of the pages that is left for running requests to grow into
     - most_waiting: requests beyond these are refused, not kept
     - reserved: tokens that pages are set aside for when a request joins
-    - drafts: the most drafts of a request that a step verifies; prices: see `drafts.paying`
+    - drafts: the most drafts of a request that a step verifies; prices, draft_s: see
+      `dialect.serving.drafts.paying`
     """
 
     pages: int
@@ -56,6 +58,7 @@ class Policy:
     reserved: Callable[[Request], int] = nothing
     drafts: int = 0
     prices: Prices = ()
+    draft_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("pages", "page", "rows", "groups"):
@@ -67,6 +70,10 @@ class Policy:
             raise ServingError(
                 f"no victim policy {self.victim!r}", hint=nearest(self.victim, VICTIMS)
             )
+
+    def paying(self, offers: Sequence[Offer], room: int) -> Counter[int]:
+        """How many drafts of every offer to verify in a step that has room for so many tokens."""
+        return paying(self.chunk - room, offers, room, self.prices, self.draft_s)
 
     @property
     def most_tokens(self) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field
 
-from dialect.serving.drafts import Offer, PromptLookup
+from dialect.serving.drafts import Drafts, Offer
 from dialect.serving.node import Node
 
 
@@ -36,7 +36,7 @@ class Request:
     user: str = ""
     deadline: float = math.inf
     arrived: float = 0.0
-    drafts: PromptLookup | None = None
+    drafts: Drafts | None = None
 
     tokens: array[int] = field(init=False)
     asked: int = field(init=False)
@@ -60,11 +60,12 @@ class Request:
         """The most tokens that it can come to have."""
         return self.asked + self.most_new
 
-    def answered(self, tokens: Iterable[int]) -> None:
-        """Takes tokens; what drafts have written behind them is to be written over."""
+    def answered(self, tokens: Sequence[int], verified: int) -> None:
+        """Takes the tokens of a step that verified so many drafts; what drafts have written behind
+        them is to be written over."""
         self.tokens.extend(tokens)
         if self.drafts is not None:
-            self.drafts.extend(tokens)
+            self.drafts.extend(tokens, verified)
         self.length = max(self.length, len(self.tokens))
         self.scheduled = min(self.scheduled, self.length - 1)
 

@@ -36,6 +36,7 @@ def random_policy(draw: random.Random) -> Policy:
         reserved=draw.choice([lambda request: 0, lambda request: request.limit]),
         drafts=draw.choice([0, 1, 4]),
         prices=draw.choice([(), ((4, 1.0), (16, 1.5), (64, 4.0))]),
+        draft_s=draw.choice([0.0, 0.1]),
     )
 
 
