@@ -201,3 +201,37 @@ def test_an_axis_of_no_elements_is_nothing_to_plan_for(passes: str) -> None:
     program = rewrite.trace(step, jnp.ones(3), (jnp.ones((0, 2)),), jnp.ones((0,)), state=1)
     target = rewrite.Target("cpu:8", (("x", 2), ("y", 4)))
     assert Pipeline.parse(passes).run(program, target).graph == program.graph
+
+
+def latent_step(params: Any, cache: Any, at: jax.Array, tokens: jax.Array) -> Any:
+    """Attention to latents as they are cached, weighted by no softmax: every head has weights of
+    its own (`keys`), as an expert has."""
+    x = params["embedding"][tokens]
+    latents = jax.lax.dynamic_update_slice(cache, (x @ params["down"])[:, None], (0, at, 0))
+    query = jnp.einsum("bd,dhn->bhn", x, params["query"])
+    query = jnp.einsum("bhn,hnl->bhl", query, params["keys"])
+    weights = jnp.tanh(jnp.einsum("bhl,btl->bht", query, latents))
+    mixed = jnp.einsum("bht,btl->bhl", weights, latents)
+    x = x + jnp.einsum("bhl,hld->bd", mixed, params["out"])
+    return x @ params["embedding"].T, latents
+
+
+def test_heads_that_read_latents_are_no_experts() -> None:
+    rows, positions, width, heads, latent = 8, 32, 64, 4, 24
+    shapes = {
+        "embedding": (96, width),
+        "down": (width, latent),
+        "query": (width, heads, 16),
+        "keys": (heads, 16, latent),
+        "out": (heads, latent, width),
+    }
+    params = {name: jax.ShapeDtypeStruct(shape, "f4") for name, shape in shapes.items()}
+    cache = jax.ShapeDtypeStruct((rows, positions, latent), "f4")
+    at, tokens = jax.ShapeDtypeStruct((), "i4"), jax.ShapeDtypeStruct((rows,), "i4")
+    program = rewrite.trace(latent_step, params, cache, at, tokens, state=1)
+    program = Pipeline.parse("normalize, recognize").run(program)
+    axes = infer_axes(program)
+    named = {x.name: axes.show(v) for v, x in zip(program.graph.inputs, program.inputs)}
+    assert named["params/query"] == "d_model heads _"
+    assert named["params/keys"] == "heads _ _"
+    assert named["params/out"] == "heads _ d_model"

@@ -93,13 +93,13 @@ def _mistake(error: Exception, args: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(
+    whole = argparse.ArgumentParser(
         prog="shardwright",
         description="Rewrites JAX decoders for inference.",
         epilog=overview(),
         formatter_class=plain,
     )
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for name, about, groups in _COMMANDS:
         command = commands.add_parser(
             name, help=about, description=about, epilog=epilog(name), formatter_class=plain
@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(command=name, json=False)
         for add in (*groups, add_common):
             add(command)
-    return made
+    return whole
 
 
 # Each command: what it does, and the groups of its arguments.

@@ -113,11 +113,11 @@ class Around(Hook):
 
 def diff(args: Arguments, screen: Screen) -> None:
     """Shows how two programs differ, or what passes change, and what that saves."""
-    found = _two_programs(args, screen) if args.other else _before_and_after(args, screen)
+    changes = _two_programs(args, screen) if args.other else _before_and_after(args, screen)
     if args.json:
-        screen.data(facts(found))
+        screen.data(facts(changes))
     else:
-        screen.listing_of(difference_lines(found, args.most))
+        screen.listing_of(difference_lines(changes, args.most))
 
 
 def _two_programs(args: Arguments, screen: Screen) -> Difference:

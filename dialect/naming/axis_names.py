@@ -18,7 +18,7 @@ from rewrite.dataflow import bound_values, dependents
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import signature, traits
 from rewrite.program import Program
-from rewrite.signature import Signature, letters
+from rewrite.signature import Array, Signature, letters
 
 CHOOSE = {"argmax": ("vocab", 20), "top_k": ("experts", 48)}  # what they choose from
 _FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
@@ -88,6 +88,7 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         _call(axes.at(op.results[0])[-1:], name, priority, op)
     elif op.name == "contract":
         _name_experts(axes, op, bound)
+        _name_readers(axes, op, bound)
     elif op.name in CHOOSE and op.results[0] not in bound:
         chosen_from = _chosen_from(axes, op)
         if "param" in _roles(chosen_from):
@@ -116,6 +117,29 @@ def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         ]
         if len(array) > len(of_vector) + 1:  # a matrix for each; a scale has none
             _call(of_vector, "experts", 48, op)
+
+
+def _name_readers(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
+    """Axes of activations that are multiplied by a state, but not its own: heads that read it. They
+    meet weights of their own, too, where what is kept is latents, and are no experts for that."""
+    if any(arg in bound for arg in op.args):
+        return
+    spec = Signature.parse(op["spec"])
+    pairs = list(zip(op.args, spec.inputs))
+    for (value, array), (other, array_of_other) in (pairs, pairs[::-1]):
+        alone = set(letters(array)) - set(letters(array_of_other))
+        of_state = set(letters(array_of_other)) - set(letters(array))
+        if "state" not in _roles(_called(axes, other, array_of_other, of_state)):
+            continue
+        for leaf in leaves_of(_called(axes, value, array, alone)):
+            if "param" in leaf.roles and "state" not in leaf.roles and leaf.size > 1:
+                leaf.call("heads", 49, op.told)
+
+
+def _called(axes: Axes, value: Value, array: Array, names: set[str]) -> list[Axis]:
+    """The axes of a value that a signature calls by these letters."""
+    pairs = zip(axes.at(value), array)
+    return [axis for axis, dimension in pairs if dimension and dimension[0] in names]
 
 
 def _name_attend(axes: Axes, op: Op) -> None:

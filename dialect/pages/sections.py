@@ -41,15 +41,15 @@ def bought(gathered: Gathered) -> Iterator[Html]:
         one, other = told.before, told.after
         figures.append(("a step", milliseconds(other.time_s), milliseconds(one.time_s)))
         if told.tokens:
-            rates = [f"{told.tokens / each.time_s:,.0f}" for each in (other, one)]
+            rates = [f"{told.tokens / step.time_s:,.0f}" for step in (other, one)]
             figures.append(("tokens a second", *rates))
             read = [
-                size(each.hbm_bytes * chips / told.tokens)
-                for each, chips in ((other, told.chips), (one, 1))
+                size(step.hbm_bytes * chips / told.tokens)
+                for step, chips in ((other, told.chips), (one, 1))
             ]
             figures.append(("memory traffic of a token", *read))
         figures.append(("memory of a chip", size(other.memory_bytes), size(one.memory_bytes)))
-    held = [size(each.params) for each in reversed(told.held)]
+    held = [size(side.params) for side in reversed(told.held)]
     figures.append(("parameters", *held))
     yield tag(
         "dl",
@@ -106,10 +106,10 @@ def _changed(stage: Stage, before: Program) -> Html:
     report = stage.report
     name = report.text.partition("{")[0]
     head = f"after {name}: {report.ops_before} to {report.ops_after} ops"
-    found = difference(before, stage.program, ("before", f"after {report.text}"))
-    if found.is_empty:
+    difference_ = difference(before, stage.program, ("before", f"after {report.text}"))
+    if difference_.is_empty:
         return folded(f"{head}, the same program", tag("p", "Nothing changed."))
-    changes = listing(as_html(difference_lines(found, _CHANGED)), f"what {name} changed")
+    changes = listing(as_html(difference_lines(difference_, _CHANGED)), f"what {name} changed")
     text = listing(as_html(program_lines(stage.program)), f"program after {name}")
     return folded(
         head, folded("What it changed", changes, is_open=True), folded("The program", text)
@@ -205,14 +205,14 @@ def collectives(gathered: Gathered) -> Iterator[Html]:
         return
     yield tag("h3", "Compiled")
     lines = user_lines(gathered.program.graph)
-    made = [
+    rows = [
         _row(c, brief(shown(c, lines)).partition(", for ")[2], c.received_bytes)
         for c in built.collectives
     ]
-    yield table(columns, made, "compiled collectives") if made else tag("p", "None.")
-    found = compared(plan, built.collectives, 0)
-    received = f"Planned {size(found.planned_bytes)}, compiled {size(found.compiled_bytes)}"
-    apart = f"{len(found.unplanned)} not planned, {len(found.missing)} not compiled"
+    yield table(columns, rows, "compiled collectives") if rows else tag("p", "None.")
+    audited = compared(plan, built.collectives, 0)
+    received = f"Planned {size(audited.planned_bytes)}, compiled {size(audited.compiled_bytes)}"
+    apart = f"{len(audited.unplanned)} not planned, {len(audited.missing)} not compiled"
     yield tag("p", f"{received}; {apart}.")
     beside = [(row.what, size(row.planned), size(row.compiled), row.cause) for row in built.beside]
     yield table(("per chip", ">planned", ">compiled", "why"), beside, "plan beside executable")

@@ -197,10 +197,10 @@ def _compared(pair: tuple[Part | None, Part | None], one: _Sided, other: _Sided)
     behind = _behind(gone, same, one.roots) | _behind(new, {op: op for op in kept}, other.roots)
     for olds, news in _grouped(gone, new, before, after, behind):
         ops = [*news, *olds]
-        found = dict.fromkeys(line_of(op) for op in ops if line_of(op))
+        lines = dict.fromkeys(line_of(op) for op in ops if line_of(op))
         rules = dict.fromkeys(rule for op in news for rule in op.origin.rules)
         sides_ = one.side(olds, before.times), other.side(news, after.times)
-        changes.append(Change(tuple(found), tuple(rules), *sides_))
+        changes.append(Change(tuple(lines), tuple(rules), *sides_))
     source = next(filter(None, map(line_of, present.ops)), "")
     return PartDifference(present.name, present.times, source, len(same), tuple(changes))
 
@@ -253,9 +253,9 @@ def _places(ops: Sequence[Op], part: Part, behind: Mapping[Op, object]) -> dict[
         if op not in places and read is not None:
             places[op] = read
     for op in ops:
-        made = next((places[arg.op] for arg in op.args if arg.op in places), None)
+        maker = next((places[arg.op] for arg in op.args if arg.op in places), None)
         read = behind.get(op)  # a path where it is an input: that begins a place of its own
-        places.setdefault(op, read if isinstance(read, str) else made or read or op)
+        places.setdefault(op, read if isinstance(read, str) else maker or read or op)
     return places
 
 

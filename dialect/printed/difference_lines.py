@@ -28,22 +28,22 @@ _RULES, _SOURCES = 6, 3  # that are named
 _LEAST = 10_000  # what saves or costs less than this part of a step is not said to
 
 
-def difference_lines(found: Difference, most: int = 40) -> list[Line]:
+def difference_lines(changes: Difference, most: int = 40) -> list[Line]:
     """The lines of a difference; of either side of a change `most` at most."""
-    head = " -> ".join(name for name in found.names if name) or "two programs"
+    head = " -> ".join(name for name in changes.names if name) or "two programs"
     lines = [line(head, "head")]
-    if found.is_empty:
+    if changes.is_empty:
         return [*lines, line("the same program", depth=1)]
-    lines += [Line((Word(f"{what:28}"), Word(text)), depth=1) for what, text in _totals(found)]
-    lines += _inputs(found)
-    least = Cost(found.before.cost.flops // _LEAST, found.before.cost.bytes // _LEAST)
-    for part in found.parts:
+    lines += [Line((Word(f"{what:28}"), Word(text)), depth=1) for what, text in _totals(changes)]
+    lines += _inputs(changes)
+    least = Cost(changes.before.cost.flops // _LEAST, changes.before.cost.bytes // _LEAST)
+    for part in changes.parts:
         lines += _part(part, most, least)
     return lines
 
 
-def _totals(found: Difference) -> Iterator[tuple[str, str]]:
-    one, other = found.before, found.after
+def _totals(changes: Difference) -> Iterator[tuple[str, str]]:
+    one, other = changes.before, changes.after
     yield "ops", f"{one.ops:,} -> {other.ops:,}"
     yield "FLOP of a step", _arrow(amount(one.cost.flops, ""), amount(other.cost.flops, ""))
     yield "bytes moved, before fusion", _arrow(size(one.cost.bytes), size(other.cost.bytes))
@@ -62,10 +62,10 @@ def _kinds(collectives: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in collectives) or "none"
 
 
-def _inputs(found: Difference) -> Iterator[Line]:
-    if found.inputs:
+def _inputs(changes: Difference) -> Iterator[Line]:
+    if changes.inputs:
         yield line("inputs", "head")
-    counts = Counter((unnumbered(name), *types) for name, *types in found.inputs)
+    counts = Counter((unnumbered(name), *types) for name, *types in changes.inputs)
     for (name, one, other), count in counts.items():
         words = [Word(name), *([Word(f" x{count}")] if count > 1 else [])]
         for mark, type_ in (("-", one), ("+", other)):
@@ -99,7 +99,7 @@ def _place(change: Change) -> str:
 def _ops(change: Change) -> str:
     """The ops of a change that no line of the user's is known of."""
     lines = change.after.lines or change.before.lines
-    return ", ".join(dict.fromkeys(w.text for each in lines for w in each.words if w.kind == "op"))
+    return ", ".join(dict.fromkeys(w.text for row in lines for w in row.words if w.kind == "op"))
 
 
 def _saved(change: Change, least: Cost) -> Iterator[Word]:
@@ -124,13 +124,13 @@ def _gains(before: Side, after: Side, sign: int, least: Cost) -> list[str]:
     return parts
 
 
-def facts(found: Difference) -> dict[str, Any]:
+def facts(changes: Difference) -> dict[str, Any]:
     """A difference for machines: `before` and `after` everywhere, lines as text."""
     return {
-        "names": list(found.names),
-        "before": _total_facts(found.before),
-        "after": _total_facts(found.after),
-        "inputs": [dict(zip(("name", "before", "after"), row)) for row in found.inputs],
+        "names": list(changes.names),
+        "before": _total_facts(changes.before),
+        "after": _total_facts(changes.after),
+        "inputs": [dict(zip(("name", "before", "after"), row)) for row in changes.inputs],
         "parts": [
             {
                 "name": part.name,
@@ -146,7 +146,7 @@ def facts(found: Difference) -> dict[str, Any]:
                     for change in part.changes
                 ],
             }
-            for part in found.parts
+            for part in changes.parts
         ],
     }
 
@@ -159,7 +159,7 @@ def _total_facts(totals: Totals) -> dict[str, Any]:
 
 def _side_facts(side: Side) -> dict[str, Any]:
     return {
-        "ops": [plain([each]).strip() for each in side.lines],
+        "ops": [plain([row]).strip() for row in side.lines],
         "flops": side.cost.flops,
         "bytes": side.cost.bytes,
         "collectives": dict(side.collectives),

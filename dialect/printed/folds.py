@@ -52,15 +52,15 @@ def in_order(graph: Graph, params: Iterable[Value]) -> list[Op]:
 def folds(ops: Sequence[Op]) -> list[Fold]:
     """The repeats among ops in order, those that cover most first where several overlap."""
     search = _Search(ops)
-    found, at = [], 0
+    repeats, at = [], 0
     while at < len(ops):
         fold = search.longest_from(at)
         if fold is None:
             at += 1
             continue
-        found.append(fold)
+        repeats.append(fold)
         at = fold.stop
-    return found
+    return repeats
 
 
 class _Search:

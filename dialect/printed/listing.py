@@ -148,10 +148,10 @@ class Listing:
         given = given_inside(op)[number]
         self.name_inner(op, given)
         for inner, (arg, carried) in given.items():
-            own, outside = self.show(inner), self.show(arg)
-            if own != outside:
+            inside, outside = self.show(inner), self.show(arg)
+            if inside != outside:
                 how = " at first" if carried else "[i]" if op.get("length") is not None else ""
-                words = (Word(own, "name"), Word(f" = {outside}{how}"))
+                words = (Word(inside, "name"), Word(f" = {outside}{how}"))
                 yield Line(words, str(inner.type), self.note(inner), depth)
         trips = max(1, op.get("length", 1))
         self.times *= trips
@@ -201,7 +201,7 @@ def constant(value: Value) -> str:
         return f"<{type_}>"
     if not isinstance(content, tuple):
         return show_value(content)
-    shown = [show_value(each) for each in content]
+    shown = [show_value(number) for number in content]
     if len(shown) > _SHORT:
         shown = [*shown[:3], "...", shown[-1]]
     return f"({', '.join(shown)}):{type_}"

@@ -74,42 +74,42 @@ def _likeness(one: Part, other: Part) -> float:
 
 def matches(before: Part, after: Part, of_before: Roots, of_after: Roots) -> dict[Op, Op]:
     """{op of one part: the op of the other that it is}."""
-    found: dict[Op, Op] = {}
-    _by_key(found, before, after, _deep(before, of_before), _deep(after, of_after))
-    _by_key(found, before, after, _on_line, _on_line)
-    taken = set(found.values())
+    pairs: dict[Op, Op] = {}
+    _by_key(pairs, before, after, _deep(before, of_before), _deep(after, of_after))
+    _by_key(pairs, before, after, _on_line, _on_line)
+    taken = set(pairs.values())
     candidates: dict[object, deque[Op]] = defaultdict(deque)
     for op in after.ops:
         if op not in taken:
             candidates[_local(op)].append(op)
     for op in before.ops:
-        options = candidates.get(_local(op), ()) if op not in found else ()
-        same = next((other for other in options if _share(op, other, found)), None)
+        options = candidates.get(_local(op), ()) if op not in pairs else ()
+        same = next((other for other in options if _share(op, other, pairs)), None)
         if same is not None:
-            found[op] = same
+            pairs[op] = same
             candidates[_local(op)].remove(same)
-    return found
+    return pairs
 
 
-def _share(one: Op, other: Op, found: Mapping[Op, Op]) -> bool:
+def _share(one: Op, other: Op, pairs: Mapping[Op, Op]) -> bool:
     """Whether an argument of both is the same; without arguments there is nothing to go by."""
-    return any(found.get(x.op) is y.op for x, y in zip(one.args, other.args)) or not one.args
+    return any(pairs.get(x.op) is y.op for x, y in zip(one.args, other.args)) or not one.args
 
 
 Key = Callable[[Op], object]
 
 
-def _by_key(found: dict[Op, Op], before: Part, after: Part, key: Key, other_key: Key) -> None:
+def _by_key(pairs: dict[Op, Op], before: Part, after: Part, key: Key, other_key: Key) -> None:
     """Matches what is left and has one key, in order."""
-    taken = set(found.values())
+    taken = set(pairs.values())
     waiting: dict[object, deque[Op]] = defaultdict(deque)
     for op in after.ops:
         if op not in taken:
             waiting[other_key(op)].append(op)
     for op in before.ops:
-        same = waiting.get(key(op)) if op not in found and key(op) is not None else None
+        same = waiting.get(key(op)) if op not in pairs and key(op) is not None else None
         if same:
-            found[op] = same.popleft()
+            pairs[op] = same.popleft()
 
 
 def _local(op: Op) -> object:

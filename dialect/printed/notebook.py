@@ -35,17 +35,17 @@ def program_html(program: Program) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A difference that prints itself; `found` has it as data."""
+    """A difference that prints itself; `changes` has it as data."""
 
-    found: Difference
+    changes: Difference
 
     def __str__(self) -> str:
-        return plain(difference_lines(self.found))
+        return plain(difference_lines(self.changes))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _fragment(difference_lines(self.found))
+        return _fragment(difference_lines(self.changes))
 
 
 def diff(before: Program, after: Program) -> Shown:

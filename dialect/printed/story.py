@@ -162,7 +162,7 @@ def facts(told: Story) -> dict[str, Any]:
         "tokens": told.tokens,
         "chips": told.chips,
         "usable_bytes": told.usable_bytes,
-        "predicted": {name: asdict(each) if each else None for name, each in predicted.items()},
+        "predicted": {name: asdict(one) if one else None for name, one in predicted.items()},
         "held": dict(zip(predicted, map(asdict, told.held))),
         "done": [asdict(done) for done in told.done],
         "left": [{"inputs": list(names), "why": why} for names, why in told.left],

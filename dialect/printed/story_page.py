@@ -81,13 +81,13 @@ def _bought(told: Story) -> Iterator[str]:
         fits = "" if one.memory_bytes <= told.usable_bytes else " (does not fit)"
         yield _row("time of a step", milliseconds(one.time_s) + fits, milliseconds(other.time_s))
         if told.tokens:
-            rates = (f"{told.tokens / each.time_s:,.0f}" for each in (one, other))
+            rates = (f"{told.tokens / step.time_s:,.0f}" for step in (one, other))
             yield _row("tokens a second", *rates)
         of = f"of {size(told.usable_bytes)}"
-        memory = (f"{size(each.memory_bytes)} {of}" for each in (one, other))
+        memory = (f"{size(step.memory_bytes)} {of}" for step in (one, other))
         yield _row("memory of a chip", *memory)
         if told.tokens:
-            read = (each.hbm_bytes * n / told.tokens for each, n in ((one, 1), (other, told.chips)))
+            read = (step.hbm_bytes * n / told.tokens for step, n in ((one, 1), (other, told.chips)))
             yield _row("memory traffic of a token", *map(size, read))
             sent = other.communication_bytes * told.chips / told.tokens
             yield _row("exchanged for a token", "nothing", size(sent) if sent else "nothing")

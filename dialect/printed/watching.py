@@ -65,8 +65,8 @@ class PrintDiff(Hook):
 
     def after(self, step: Pass, program: Program, report: PassReport) -> None:
         """Prints how it differs from what the pass gives."""
-        found = difference(self.given[0], program, (f"before {step}", f"after {step}"))
-        self.write_lines(difference_lines(found))
+        changes = difference(self.given[0], program, (f"before {step}", f"after {step}"))
+        self.write_lines(difference_lines(changes))
 
 
 @dataclass(frozen=True)

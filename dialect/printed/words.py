@@ -65,22 +65,22 @@ def line(text: str, kind: str = "", note: str = "", depth: int = 0) -> Line:
 
 def words_of(lines: Sequence[Line]) -> list[list[Word]]:
     """The words of every line, indented, with the types and the notes in columns."""
-    typed = [len(each.left) for each in lines if each.type]
+    typed = [len(row.left) for row in lines if row.type]
     at = min(max(typed, default=0), _WIDEST)
-    behind = [len(each.type) for each in lines if each.type and each.note]
+    behind = [len(row.type) for row in lines if row.type and row.note]
     wide = min(max(behind, default=0), _WIDEST // 2)
-    return [_in_columns(each, at, wide) for each in lines]
+    return [_in_columns(row, at, wide) for row in lines]
 
 
-def _in_columns(each: Line, at: int, wide: int) -> list[Word]:
-    mark = {"-": "gone", "+": "new"}.get(each.mark, "")
-    words = [Word(f"{each.mark or ' '} ", mark)] if each.mark else []
-    words += [Word("  " * each.depth), *each.words]
-    if each.type:
-        words += [Word(" " * max(1, at - len(each.left)) + ": "), Word(each.type, "type")]
-    if each.note:
-        space = " " * max(2, wide - len(each.type) + 2) if each.type else "  "
-        words += [Word(space), Word(each.note, "note")]
+def _in_columns(row: Line, at: int, wide: int) -> list[Word]:
+    mark = {"-": "gone", "+": "new"}.get(row.mark, "")
+    words = [Word(f"{row.mark or ' '} ", mark)] if row.mark else []
+    words += [Word("  " * row.depth), *row.words]
+    if row.type:
+        words += [Word(" " * max(1, at - len(row.left)) + ": "), Word(row.type, "type")]
+    if row.note:
+        space = " " * max(2, wide - len(row.type) + 2) if row.type else "  "
+        words += [Word(space), Word(row.note, "note")]
     return [word if not mark or word.kind == "note" else Word(word.text, mark) for word in words]
 
 
