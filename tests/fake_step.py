@@ -41,13 +41,13 @@ class Guesses:
     """Drafts of which some are right: each so often, as a hash of what is known has it."""
 
     def __init__(self, request: Request, right: float, answer: Sequence[int] = ()) -> None:
-        self.request, self.chance = request, right
+        self.request, self.right, self.chance = request, right, max(right, 0.5)
         self.answer = list(answer) or alone(request)
 
     def draft(self, count: int) -> list[int]:
         known = len(self.request.tokens) - self.request.asked
         drafts = [
-            token if hash((self.request.number, at, 7)) % 100 < 100 * self.chance else token + 1
+            token if hash((self.request.number, at, 7)) % 100 < 100 * self.right else token + 1
             for at, token in enumerate(self.answer[known : known + count], known)
         ]
         return drafts + [0] * (count - len(drafts))

@@ -7,11 +7,12 @@ pays depends on all requests of the step: it runs in one of a few sizes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 _AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
 _WEIGHT = 1 / 8  # of the last guess, in the running mean
+_LEAST = 0.05  # the chance of a draft that is worth a row
 _WAITS_S = 0.7e-3  # that a machine waits for a step with drafts: the one before is read first
 
 Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that there are, ascending
@@ -31,39 +32,36 @@ class PromptLookup:
         self.after: dict[tuple[int, ...], int] = {}  # last tokens -> the place behind them
         self.sizes = range(longest, shortest - 1, -1)
         self.chances = {0: 0.0} | dict.fromkeys(self.sizes, _AT_FIRST)  # by how many were found
+        self.last: list[tuple[int, ...]] = []  # the last tokens, the longest text first
+        self.found, self.place = 0, 0  # how many of them occurred before, and the place behind
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int], verified: int = 0) -> None:
         """Adds tokens that the text now has."""
+        text, after, chances = self.tokens, self.after, self.chances
         for token in tokens:
-            last = list(self._last())
-            size, place = self._place(last)
-            if size:
-                is_right = self.tokens[place] == token
-                self.chances[size] += _WEIGHT * (is_right - self.chances[size])
-            self.after.update(dict.fromkeys(last, len(self.tokens)))
-            self.tokens.append(token)
+            if self.found:
+                is_right = text[self.place] == token
+                chances[self.found] += _WEIGHT * (is_right - chances[self.found])
+            for run in self.last:
+                after[run] = len(text)
+            text.append(token)
+            self.last = [tuple(text[-size:]) for size in self.sizes if size <= len(text)]
+            self.found, self.place = 0, len(text)
+            for run in self.last:
+                if run in after:
+                    self.found, self.place = len(run), after[run]
+                    break
 
     def draft(self, count: int) -> list[int]:
         """At most so many tokens that may come next."""
-        _, place = self._place(self._last())
-        period = len(self.tokens) - place
-        return [self.tokens[place + at % period] for at in range(count if period else 0)]
+        period = len(self.tokens) - self.place
+        return [self.tokens[self.place + at % period] for at in range(count if period else 0)]
 
     @property
     def chance(self) -> float:
         """The probability that the next token is the one that is guessed; 0 where none is."""
-        return self.chances[self._place(self._last())[0]]
-
-    def _place(self, last: Iterable[tuple[int, ...]]) -> tuple[int, int]:
-        """How many of the last tokens occurred before, and the place behind them."""
-        places = ((len(run), self.after[run]) for run in last if run in self.after)
-        return next(places, (0, len(self.tokens)))
-
-    def _last(self) -> Iterator[tuple[int, ...]]:
-        """The last tokens, the longest text first."""
-        known = len(self.tokens)
-        return (tuple(self.tokens[known - size :]) for size in self.sizes if 0 < size <= known)
+        return self.chances[self.found]
 
 
 class Ahead:
@@ -95,9 +93,15 @@ class Offer(NamedTuple):
     guessed: int = 0
 
     def chances(self) -> list[float]:
-        """Of every draft, the probability that it is accepted (Leviathan et al. 2023, section 3.1:
-        as if they were independent)."""
-        return [self.chance ** (self.guessed + n + 1) for n in range(self.count)]
+        """Of every draft that is worth a thought, the probability that it is accepted (Leviathan et
+        al. 2023, section 3.1: as if they were independent)."""
+        chance, chances = self.chance**self.guessed, []
+        for _ in range(self.count):
+            chance *= self.chance
+            if chance < _LEAST:
+                break
+            chances.append(chance)
+        return chances
 
 
 def paying(

@@ -191,13 +191,15 @@ class Group:
         the tokens that the step has left and the pages that are to spare."""
         offers = [request.offer(request.length - 1, self.policy.drafts) for request in decoding]
         lengths = self.policy.paying(offers, room)
-        for place, (request, offer) in enumerate(zip(decoding, offers)):
-            count = 0 if offer.guessed else self._with_pages(request, lengths[place])
-            self.declined += count < min(1, offer.count)
+        self.declined += sum(offer.count > 0 for offer in offers)
+        for place, count in lengths.items():
+            request = decoding[place]
+            count = 0 if offers[place].guessed else self._with_pages(request, count)
             if count:
                 row, drafts = step.rows[first + place], request.drafts.draft(count)
                 step.rows[first + place] = row._replace(count=1 + count, drafts=drafts)
                 request.scheduled += count
+                self.declined -= 1
 
     def would_verify(self) -> bool:
         """Whether drafts would pay if their own guesses of what queued steps answer were right."""
