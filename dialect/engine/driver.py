@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from dialect.engine.answers import Answer, Token
+from dialect.engine.arrivals import Arrivals
 from dialect.engine.building import Built
 from dialect.engine.drafter import Drafter
+from dialect.engine.hosts import Hosts
 from dialect.engine.packing import Packed, packed, tokens_of
 from dialect.engine.sampling import LISTED
 from dialect.serving.policy import ServingError
@@ -27,20 +29,28 @@ from dialect.serving.steps import Row, Step
 from rewrite.errors import cause
 
 _LOOK_S = 0.01  # between looks at requests of which none can run
+_ALIVE_S = 1.0  # between news that nothing is new, where several hosts wait for them
 _TRIES = 3  # of steps that raise though none of their requests does alone
 
 
 class Driver:
-    """A thread that runs steps while there are requests."""
+    """A thread that runs steps while there are requests.
 
-    def __init__(self, scheduler: Scheduler, built: Built) -> None:
+    On several hosts every one has such a thread; only the first has requests of its own, and tells
+    all before every step who came and left.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, built: Built, hosts: Hosts, draft: str | None = None
+    ) -> None:
         self.scheduler, self.executables, self.params = scheduler, built.executables, built.params
+        self.hosts, self.arrivals, self.now = hosts, Arrivals(draft), time.monotonic()
         self.drafter: Drafter | None = None
         if built.draft_params is not None:
             self.drafter = Drafter(built.executables, built.draft_params, built.sizes.rows)
         self.answers: dict[Request, Answer] = {}  # of requests that have not ended
         self.changed = threading.Condition()  # guards the scheduler and all that is here
-        self.closing = False
+        self.closed = False
         self.steps = self.tokens = self.failures = 0
         self.failing = 0  # failures since a step was read
         self.broken = ""
@@ -52,24 +62,29 @@ class Driver:
     def submit(self, answer: Answer) -> None:
         """Lets the request of an answer wait. Raises ServingError where the engine is closed."""
         with self.changed:
-            if self.closing:
+            if self.closed or self.arrivals.closing:
                 raise ServingError(f"the engine is closed{self.broken}")
-            self.answers[answer.request] = answer
-            self.scheduler.submit(answer.request, time.monotonic())
+            self.arrivals.coming.append(answer)
             self.changed.notify()
 
     def cancel(self, answer: Answer) -> None:
         """Ends a request; nothing happens where it has ended."""
         with self.changed:
-            self.scheduler.cancel(answer.request, "cancelled", time.monotonic())
+            self.arrivals.leaving.append(answer)
             self.changed.notify()
 
     def close(self) -> None:
-        """Ends the thread; requests that have not ended are cancelled."""
+        """Ends the thread, on all hosts; requests that have not ended are cancelled."""
         with self.changed:
-            self.closing = True
+            self.arrivals.closing = True
             self.changed.notify()
         self.thread.join()
+
+    def follow(self) -> None:
+        """Waits for the end of the thread. Raises ServingError where it broke."""
+        self.thread.join()
+        if self.broken:
+            raise ServingError(f"the engine ended{self.broken}")
 
     def check(self) -> None:
         """Raises PagesLost unless every page and every request is accounted for."""
@@ -80,24 +95,45 @@ class Driver:
 
     def _run(self) -> None:
         try:
-            while not self.closing:
-                if not self._step():
+            while self._looked():
+                if not self._step() and self.hosts.leads:
                     self._wait()
             why = "cancelled"
         except BaseException as error:
             self.broken = f": {cause(error)}"
             why = f"failed: {cause(error)}"
-            raise
+            if not isinstance(error, ServingError):
+                raise
         finally:
             with self.changed:
-                self.closing = True
+                self.closed = True
+                self._arrive(self.arrivals.coming)
                 for request in list(self.answers):
-                    self.scheduler.cancel(request, why, time.monotonic())
+                    self.scheduler.cancel(request, why, self.now)
 
     def _wait(self) -> None:
+        idle = _ALIVE_S if self.hosts.count > 1 else None
         with self.changed:
-            if not self.closing:
-                self.changed.wait(_LOOK_S if self.scheduler.requests else None)
+            if not self.arrivals:
+                self.changed.wait(_LOOK_S if self.scheduler.requests else idle)
+
+    def _looked(self) -> bool:
+        """Lets wait who has arrived, and ends who leaves; False where the engine is to end."""
+        with self.changed:
+            news = self.arrivals.taken()
+        news = self.arrivals.shared(news, self.hosts, self.cancel)
+        with self.changed:
+            self.now = news.now
+            self._arrive(news.coming)
+            for number in news.leaving:
+                if number in self.scheduler.requests:
+                    self.scheduler.cancel(self.scheduler.requests[number], "cancelled", self.now)
+        return not news.closing
+
+    def _arrive(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            self.answers[answer.request] = answer
+            self.scheduler.submit(answer.request, self.now)
 
     def _step(self) -> bool:
         """Queues the next step and reads the last; False where there is neither."""
@@ -107,11 +143,14 @@ class Driver:
                 self._read(*before)
                 before = None
             with self.changed:
-                step = self.scheduler.schedule(time.monotonic())
+                step = self.scheduler.schedule(self.now)
                 arrays = self._packed(step, before) if step.rows else None
             self._queued = (step, arrays, self._start(step, arrays)) if arrays else None
             if before:
                 self._read(*before)
+            if self._queued and self.hosts.talks_over(self.executables.mesh):
+                self._read(*self._queued)
+                self._queued = None
         except Exception as error:  # whatever the user's step raises
             self._recover([*(before[0].rows if before else ()), *step.rows], error)
         return bool(before or step.rows)
@@ -129,7 +168,9 @@ class Driver:
         return packed(step, rows, self.executables.width, sources, choices)
 
     def _start(self, step: Step, arrays: Packed) -> Any:
-        self.executables.copied([(page, copy) for _, page, copy in step.copies])
+        copies = [(page, copy) for _, page, copy in step.copies]
+        self.hosts.did(np.array(copies, np.int32), arrays.rows)
+        self.executables.copied(copies)
         if self.drafter is not None:
             self.drafter.fill(step, arrays)
         self.steps += 1
@@ -163,7 +204,10 @@ class Driver:
     # Where a step raises.
 
     def _recover(self, rows: Sequence[Row], error: Exception) -> None:
-        """Ends the requests that are to blame; all others are computed again."""
+        """Ends the requests that are to blame; all others are computed again. Of several hosts
+        another may not have raised: then all end."""
+        if self.hosts.count > 1:
+            raise error
         self._queued = None
         self.failures, self.failing = self.failures + 1, self.failing + 1
         by_request: dict[Request, list[Row]] = {}

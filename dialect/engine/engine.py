@@ -17,6 +17,7 @@ from dialect.engine.compilations import Compilations
 from dialect.engine.drafting import drafting, drafts_of, passes_of
 from dialect.engine.driver import Driver
 from dialect.engine.explained import explained, figures
+from dialect.engine.hosts import Hosts
 from dialect.engine.sampling import Choice
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
@@ -62,11 +63,14 @@ class Engine:
     ) -> None:
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
         passes = passes_of(draft, draft_length)
+        self.hosts = Hosts()
         self.built = built(step, params, init_cache, mesh, pipeline, page, passes, **asked)
         self.draft = draft
-        self.policy = self.built.sizes.policy(policy, **drafting(self.built, draft, draft_length))
+        drafts = drafting(self.built, draft, draft_length)
+        drafts = self.hosts.shared(drafts)  # no two hosts measure the same
+        self.policy = self.built.sizes.policy(policy, **drafts)
         scheduler = Scheduler(self.policy)
-        self.driver = Driver(scheduler, self.built)
+        self.driver = Driver(scheduler, self.built, self.hosts, draft)
         self.compilations = Compilations()
 
     def submit(
@@ -90,6 +94,8 @@ class Engine:
 
         Raises ServingError for what the decoder cannot compute.
         """
+        if not self.hosts.leads:
+            raise ServingError("requests go to process 0", hint="engine.follow() serves them here")
         request = Request(list(prompt), max_new_tokens, frozenset(stop), **about)
         self._must_fit(request)
         request.drafts = drafts_of(self.draft, request)
@@ -107,6 +113,13 @@ class Engine:
         for answer in answers:
             answer.ended.wait()
         return [answer.numbers() for answer in answers]
+
+    def follow(self) -> None:
+        """Serves what arrives at the first of several processes, until its engine is closed.
+
+        Raises ServingError where one of them ends before, or makes other steps.
+        """
+        self.driver.follow()
 
     def figures(self) -> dict[str, int]:
         """What is there now, and what was counted so far."""

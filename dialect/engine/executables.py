@@ -75,10 +75,10 @@ class Executables:
         """Empty pools, and no results that a step could take tokens from. Call it first."""
         self.tables = jax.device_put(self.tables, self.whole)
         self.pools = [
-            jax.device_put(np.zeros(struct.shape, struct.dtype), sharding)
+            _zeros(struct, sharding)
             for struct, sharding in zip(self.pool_types, self.pool_shardings)
         ]
-        self.results = jax.device_put(np.zeros(self._results.shape, np.int32), self.whole)
+        self.results = _zeros(self._results, self.whole)
 
     def smallest(self, tokens: int) -> int:
         """The token rows of the smallest step that holds so many."""
@@ -160,6 +160,12 @@ class Executables:
             donate_argnums=0,
         )
         return jitted.lower(self.pool_types, pairs).compile()
+
+
+def _zeros(struct: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+    """Zeros, of which every process makes what its devices hold."""
+    part = np.zeros(sharding.shard_shape(struct.shape), struct.dtype)
+    return jax.make_array_from_callback(struct.shape, sharding, lambda index: part)
 
 
 def _must_share(programs: Sequence[Program], roles: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ def figures(built: Built, driver: Driver) -> dict[str, int]:
     """Requests and pages as they are now; what was counted since the engine is there."""
     groups = driver.scheduler.groups
     return {
-        "waiting": sum(len(group.waiting) for group in groups),
+        "waiting": len(driver.arrivals.coming) + sum(len(group.waiting) for group in groups),
         "running": sum(len(group.running) + len(group.ending) for group in groups),
         "pages": built.sizes.pages,
         "pages_in_use": built.sizes.pages - sum(group.available for group in groups),

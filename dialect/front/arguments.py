@@ -97,6 +97,8 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add("--pages", type=int, metavar="N", help="of the cache (as have room)")
     add("--draft", metavar="NAME", help="ngram: looked up in a text; self: by int4 weights (none)")
     add("--draft-length", type=int, metavar="N", help="the most of a request (as many as pay)")
+    text = "ADDRESS:PORT,COUNT,NUMBER of this process, or auto on a TPU slice (one process)"
+    add("--hosts", metavar="WHICH", help=text)
     add("--name", metavar="NAME", help="of the model (that of the configuration)")
     add = parser.add_argument_group(
         "who may ask", "Where SHARDWRIGHT_TOKEN is set, clients must send it as bearer token."

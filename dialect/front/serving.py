@@ -10,6 +10,7 @@ from typing import Any
 from dialect.engine.engine import Engine
 from dialect.front import session
 from dialect.front.console import Screen
+from dialect.front.processes import Processes
 from dialect.front.session import Arguments
 from dialect.machine.virtual_cpus import start
 from dialect.prepared.checkpoint_trees import as_tree
@@ -17,6 +18,7 @@ from dialect.prepared.packed_files import read_checkpoint
 from dialect.serving.policy import ServingError
 from dialect.user import usercode
 from dialect.user.usercode import Served
+from rewrite.errors import ShardwrightError
 from rewrite.source import read_file
 
 TOKEN = "SHARDWRIGHT_TOKEN"  # the variable with the token that clients must send
@@ -24,6 +26,19 @@ TOKEN = "SHARDWRIGHT_TOKEN"  # the variable with the token that clients must sen
 
 def serve(args: Arguments, screen: Screen) -> None:
     """Serves a decoder until it is told to end. Raises ServingError, UsageError."""
+    server = _server_parts()
+    processes = Processes.of(args.hosts)
+    start(args.mesh or "", processes.count)
+    processes.join()
+    try:
+        _serve(args, screen, *server)
+    except ShardwrightError:
+        processes.abandon()
+        raise
+
+
+def _server_parts() -> tuple[Any, ...]:
+    """What needs the extra `serve`. Raises ServingError where it is not installed."""
     try:
         from dialect.server.app import Limits, Server
         from dialect.server.run import run
@@ -31,7 +46,10 @@ def serve(args: Arguments, screen: Screen) -> None:
     except ImportError as error:
         hint = 'pip install "shardwright[serve]"'
         raise ServingError(f"the server needs {error.name}", hint=hint) from error
-    start(args.mesh or "")
+    return Limits, Server, Texts, run
+
+
+def _serve(args: Arguments, screen: Screen, limits: Any, server: Any, texts: Any, run: Any) -> None:
     decoder = usercode.served(args.function, args.config)
     tokenizer, template, stop = _texts(args, decoder)
     with screen.working("reading the weights"):
@@ -39,12 +57,15 @@ def serve(args: Arguments, screen: Screen) -> None:
     with screen.working("compiling"):
         engine = _engine(args, decoder, params)
     screen.lines(engine.explain().split("\n")[:3])
+    if not engine.hosts.leads:
+        screen.show(f"process {engine.hosts.number} serves what arrives at process 0")
+        return engine.follow()
     name = args.name or args.config or "default"
-    limits = Limits(waiting=args.max_waiting)
     token = os.environ.get(TOKEN, "")
-    server = Server(engine, Texts(tokenizer, template), name, stop, token, limits)
+    behind = limits(waiting=args.max_waiting)
+    served = server(engine, texts(tokenizer, template), name, stop, token, behind)
     screen.show(f"serving {name} at http://{args.host}:{args.port}")
-    run(server, args.host, args.port)
+    run(served, args.host, args.port)
 
 
 def _engine(args: Arguments, decoder: Served, params: Any) -> Engine:

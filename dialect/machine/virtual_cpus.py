@@ -6,10 +6,11 @@ import os
 import re
 
 
-def start(topology: str) -> None:
-    """Sets the XLA flag for the devices of "cpu:8". JAX reads it when it starts its backend."""
+def start(topology: str, processes: int = 1) -> None:
+    """Sets the XLA flag for the devices of "cpu:8", of which every process has its part. JAX reads
+    it when it starts its backend."""
     cpu = re.fullmatch(r"cpu[:-](\d+)", topology)
     flags = os.environ.get("XLA_FLAGS", "")
     if cpu and "xla_force_host_platform_device_count" not in flags:
-        flag = f"--xla_force_host_platform_device_count={cpu[1]}"
+        flag = f"--xla_force_host_platform_device_count={int(cpu[1]) // processes}"
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()

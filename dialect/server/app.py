@@ -89,7 +89,7 @@ class Server:
 
     async def health(self, _: Request) -> Response:
         """Whether requests are served."""
-        well = not self.engine.driver.closing
+        well = not self.engine.driver.closed
         return JSONResponse({"status": "ok" if well else "closed"}, 200 if well else 503)
 
     async def figures(self, _: Request) -> Response:

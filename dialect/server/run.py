@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import uvicorn
 
 from dialect.server.app import Server
@@ -10,7 +12,8 @@ GRACE_S = 30  # to finish what runs when the process is told to end
 
 
 def run(server: Server, host: str, port: int) -> None:
-    """Serves until SIGTERM or Ctrl-C; after that requests that run have GRACE_S seconds."""
+    """Serves until SIGTERM or Ctrl-C; after that requests that run have GRACE_S seconds. Raises
+    ServingError where the engine ended before."""
     config = uvicorn.Config(
         server.app(),
         host=host,
@@ -19,4 +22,12 @@ def run(server: Server, host: str, port: int) -> None:
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )
-    uvicorn.Server(config).run()
+    running = uvicorn.Server(config)
+
+    def end() -> None:
+        server.engine.driver.thread.join()
+        running.should_exit = True
+
+    threading.Thread(target=end, daemon=True).start()
+    running.run()
+    server.engine.follow()
