@@ -81,7 +81,7 @@ class Driver:
         self.thread.join()
 
     def follow(self) -> None:
-        """Waits for the end of the thread. Raises ServingError where it broke."""
+        """Waits until the thread ends. Raises ServingError where it broke."""
         self.thread.join()
         if self.broken:
             raise ServingError(f"the engine ended{self.broken}")
