@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from dialect.matching.operands import Operand, arranged, bare, laid_out, named, regrouped
 from dialect.matching.proofs import holds_no_number, is_finite
-from dialect.matching.values import REALS, in_dtype, in_shape, number, through, unrounded
+from dialect.matching.values import in_dtype, in_shape, number, through
 from dialect.ops import lax
 from dialect.recognition.shifted_sums import (
     CONTEXT,
@@ -64,7 +64,7 @@ def softmax_in_parts(op: Op) -> Outcome:
     would be NaN: its activations are assumed to be finite, its masks not to be infinite.
     """
     first = _first_product(op.results[0])
-    if first is None or op.types[0].dtype not in REALS:
+    if first is None:
         return None
     axes, sizes = first
     reader = Reader(sizes)
@@ -103,7 +103,7 @@ def _of_product(value: Value) -> Followed | None:
     """A product with exponentials names its own axes."""
     op, spec = value.op, Signature.parse(value.op["spec"])
     layout = ("reshape", "transpose", "convert_element_type")
-    if not any(exponent_of(through(unrounded(arg), *layout)) for arg in op.args):
+    if not any(exponent_of(through(arg, *layout)) for arg in op.args):
         return None
     arrays = zip(op.args, spec.inputs)
     sizes = {x: size for arg, axes in arrays for (x,), size in zip(axes, arg.type.shape)}
@@ -113,8 +113,6 @@ def _of_product(value: Value) -> Followed | None:
 def _passed_on(value: Value, steps: int) -> Followed | None:
     """Through elementwise ops and layout."""
     op = value.op
-    if op.name not in lax.MAPS and not traits(op).moves:
-        return None
     for arg in op.args:
         product = _first_product(arg, steps - 1) if arg.type.size == value.type.size else None
         if product is None:

@@ -9,10 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dialect.checked.all_rules import FoundRule, all_rules
-from tests.more_examples import activations, attention, caches, forms, latents, positions, spellings
+from tests.more_examples import (
+    activations,
+    attention,
+    caches,
+    forms,
+    latents,
+    parts,
+    positions,
+    spellings,
+)
 from tests.more_examples.forms import Word
 
-_FILES = (activations, attention, caches, forms, latents, positions, spellings)
+_FILES = (activations, attention, caches, forms, latents, parts, positions, spellings)
 MORE = {name: more for each in _FILES for name, more in each.MORE.items()}
 EQUAL = {name: equal for each in _FILES for name, equal in each.EQUAL.items()}
 
