@@ -77,13 +77,12 @@ def _scanned(op: Op, position: int, written: Value, readers: list[Op]) -> Sequen
 
 
 def _readers(body: Graph, stack: Value, written: Value) -> list[Op] | None:
-    """The ops that read a row of a carried stack; None if it is read or written otherwise."""
+    """The ops that read a carried stack; None if it leaves otherwise than by being written."""
     users = [user for user, _ in body.users.get(stack, ())]
     readers = list(dict.fromkeys(user for user in users if user != written.op))
-    otherwise = body.outputs.count(stack) or any(row_read(reader)[0] != stack for reader in readers)
-    writes_row = _index_written(written) is not None and written.op.args[0] == stack
+    is_written = written.op.args[:1] == (stack,) and stack not in body.outputs
     only_carried = body.outputs.count(written) == 1 and not body.users.get(written)
-    return readers if writes_row and only_carried and not otherwise else None
+    return readers if is_written and only_carried else None
 
 
 def _index_written(written: Value) -> Value | None:

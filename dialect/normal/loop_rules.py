@@ -43,8 +43,8 @@ def unchanged_by_loop(op: Op) -> Outcome:
     kept: list[Value] = []
     results: list[Value | None] = [None] * len(op.types)
     for place, value in enumerate(body.outputs):
-        scanned = rows.get(value) if place >= op["carry"] else None
-        if scanned is not None and scanned.type == op.types[place]:
+        scanned = rows.get(value)
+        if scanned is not None and scanned.type == op.types[place]:  # not where it is carried
             results[place] = scanned
         else:
             kept.append(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dialect.ops.vocabulary import Traced
@@ -394,7 +395,94 @@ def _attends_to_parts() -> list[Example]:
     ]
 
 
+# Stacks in loops that count.
+
+
+def _row(stack: Any, i: Any, keepdims: bool = False) -> Any:
+    return jax.lax.dynamic_index_in_dim(stack, i, keepdims=keepdims)
+
+
+def _with_row(stack: Any, row: Any, i: Any) -> Any:
+    return jax.lax.dynamic_update_index_in_dim(stack, row, i, 0)
+
+
+def _new(row: Any, x: Any) -> Any:
+    return Traced["cache_write"](row, x, 1, axes=(0,))
+
+
+def _updated(c: Any, x: Any, i: Any) -> Any:
+    return _with_row(c, _new(_row(c, i), x), i)
+
+
+def _and_sum(stack: Any, total: Any) -> Any:
+    return stack, total + stack.sum()
+
+
+def _counted(
+    step: Callable[..., Any], *more: str, rows: int = 3, first: int = 0, of_stack: bool = False
+) -> Example:
+    """A loop over the rows of a stack that carries a number beside it, or another stack."""
+
+    def example(c: Any, x: Any, *others: Any) -> Any:
+        def body(i: Any, carry: Any) -> Any:
+            return step(i, *carry, x, *others)
+
+        return jax.lax.fori_loop(
+            first, rows, body, (c, jnp.zeros_like(c) if of_stack else jnp.float32(0))
+        )
+
+    return example, (f"f32[{rows},4,2]", "f32[1,2]", *more)
+
+
+def _in_loops() -> list[Example]:
+    whole = "f32[3,4,2]"
+
+    def in_place(i: Any, c: Any, s: Any, x: Any) -> Any:
+        row = Traced["cache_write"](_row(c, i, True), x[None], 1, axes=(1,))
+        return Traced["cache_write"](c, row, i, axes=(0,)), s
+
+    return [
+        _counted(in_place),
+        _counted(lambda i, c, s, x: (_updated(c, x, i), s + _row(c, i).sum())),
+        # near misses
+        *(
+            (left_alone(example), types)
+            for example, types in (
+                _counted(lambda i, c, s, x: (_with_row(c, _row(c, i) * 2.0, i), s)),
+                _counted(
+                    lambda i, c, s, x, y: (_with_row(c, _new(y, x), i), s + _row(c, i).sum()),
+                    "f32[4,2]",
+                ),
+                _counted(lambda i, c, s, x: (_updated(c, x, i), c), of_stack=True),
+                _counted(lambda i, c, s, x: (_updated(c, x, i), s + c.sum())),
+                _counted(lambda i, c, s, x, y: (_with_row(y, _new(_row(c, i), x), i), s), whole),
+                _counted(lambda i, c, s, x: (_updated(c, x, i),) * 2, of_stack=True),
+                _counted(lambda i, c, s, x: _and_sum(_updated(c, x, i), s)),
+                _counted(
+                    lambda i, c, s, x: (
+                        jax.lax.dynamic_update_slice(
+                            c, _new(_row(c, i), x).reshape(2, 2, 2), (i, 0, 0)
+                        ),
+                        s,
+                    )
+                ),
+                _counted(
+                    lambda i, c, s, x: (
+                        Traced["cache_write"](c, _new(_row(c, i), x)[None], i, axes=(1,)),
+                        s,
+                    ),
+                    rows=1,
+                ),
+                _counted(lambda i, c, s, x: (_updated(c, x, i), s), first=1),
+                _counted(lambda i, c, s, x: (_updated(c, x, 2 - i), s)),
+                _counted(lambda i, c, s, x: (_with_row(c, _new(_row(c, 2 - i), x), i), s)),
+            )
+        ),
+    ]
+
+
 MORE: dict[str, list[Example]] = {
+    "stack_of_trips": _in_loops(),
     "attend_to_parts": _attends_to_parts(),
     "attend_to_kept": _attends_to_kept(),
     **_writes_of_pages(),

@@ -124,7 +124,48 @@ def _counted(index: Any) -> Any:
     return jnp.stack([jnp.arange(2, dtype=index.dtype), index], axis=-1)
 
 
+def _left_alone(example: Example) -> Example:
+    function, types = example
+    return left_alone(function), types
+
+
+def _zero_and(index: Any) -> Any:
+    """Places in an axis of one, at 0, beside others."""
+    return jnp.stack([jnp.zeros_like(index), index], axis=-1)
+
+
+_ONE = "f32[1,8,4]"
+
 MORE: dict[str, list[Example]] = {
+    "scatter_into_axis_of_one": [
+        (
+            lambda cache, new, i, j: cache.at[jnp.arange(1), i, j].set(new),
+            ("f32[1,8,4,2]", "f32[1,2]", "i32[1]", "i32[1]"),
+        ),
+        (
+            lambda cache, new, i, j: cache.at[i, jnp.arange(1), j].set(new),
+            ("f32[8,1,4,2]", "f32[1,2]", "i32[1]", "i32[1]"),
+        ),
+        # near misses
+        (left_alone(lambda cache, new: cache.at[jnp.arange(1)].set(new)), (_ONE, _ONE)),
+        (left_alone(lambda cache, new, i: cache.at[i, i].set(new)), (_ONE, "f32[1,4]", "i32[1]")),
+        (
+            left_alone(lambda cache, new: cache.at[jnp.arange(1), jnp.arange(1)].set(new)),
+            ("f32[1,1,4]", "f32[1,4]"),
+        ),
+        _left_alone(
+            _scattered((1, 2, 3), (), (0, 1), "f32[3,1,2,4]", "i32[3]", index=_zero_and, cache=_ONE)
+        ),
+    ],
+    "scatter_at_one_place": [
+        (lambda cache, new, i, j: cache.at[i, j].set(new), (CACHE, "f32[1,4]", "i32[1]", "i32[1]")),
+        # near misses
+        _left_alone(_scattered((1, 2), (0,), (0,), "f32[3,8,4]", "i32[3,1]")),
+        _left_alone(_scattered((1,), (0, 1), (0, 1), "f32[1,4]", "i32[1,2]")),
+        _left_alone(
+            _mapped((1,), (1,), (1,), "f32[1,4]", "i32[1,1]", cache=_ONE),
+        ),
+    ],
     "blend_to_select": [
         *(
             (
@@ -418,9 +459,15 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
 }
+_NOT_GONE = "an axis that stays is none of those that go"
 EQUAL: dict[str, dict[str, str]] = {
     "put_of_mapped_update": {
         "`last < jnp.iinfo(dtype_of(start.type.dtype)).max`": "no start is larger than the largest"
+    },
+    "scatter_into_axis_of_one": {"`d <= axis`": _NOT_GONE},
+    "scatter_at_one_place": {
+        "`d <= axis`": _NOT_GONE,
+        "without `if axis not in gone`": "what goes is no axis of a window, and none of a batch",
     },
     "rope_neighbours_wide": {"`x.shape[-1] * parts`": "the whole is one part"},
     "rope_wide": {"`x.shape[-1] * parts`": "the whole is one part"},

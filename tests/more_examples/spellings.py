@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from dialect.ops.vocabulary import Traced
+from tests.more_examples.forms import left_alone
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
@@ -100,6 +101,25 @@ _MADE_BY = {
 _TO_ITS_OWN_SHAPE = "a reshape to the shape that an array has does nothing"
 _PRINTED = "a constant that is only longer to print"
 
+_LOOP = ("f32[2]", "f32[3,2]", "f32[2]")
+
+
+def _same(row: Any) -> Any:
+    """A row as it is, which JAX does not take for the scanned array."""
+    return lax.stop_gradient(row)
+
+
+def _waves(x: Any, axis: int) -> Any:
+    """A stack of what is computed from x."""
+    return jnp.stack([jnp.sin(x), jnp.cos(x)], axis)
+
+
+def _added_at_origin(x: Any, y: Any) -> Any:
+    """A scatter-add of one window that is smaller than x, at no index."""
+    numbers = lax.ScatterDimensionNumbers((0,), (), ())
+    return lax.scatter_add(x, jnp.zeros((0,), "int32"), y, numbers)
+
+
 MORE: dict[str, list[Example]] = {
     "broadcast_by_consumer": [
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
@@ -157,6 +177,33 @@ MORE: dict[str, list[Example]] = {
     ],
     "contract_of_merge": [
         (lambda x, w: x.reshape(6, 4) @ w, ("f32[2,3,4]", "f32[4,5]")),
+        # what is stacked along an axis that is merged with the next, and with none
+        (lambda x, w: _waves(x, 1).reshape(3, 8) @ w, ("f32[3,4]", "f32[8,5]")),
+        (
+            lambda x, w: jnp.einsum("ab,bc->ac", _waves(x, 2).reshape(12, 2).T, w),
+            ("f32[3,4]", "f32[12,5]"),
+        ),
+        # neighbours that were stacked
+        (left_alone(lambda x, w: _waves(x, 2).reshape(3, 8) @ w), ("f32[3,4]", "f32[8,5]")),
+    ],
+    "product_without_sum": [
+        (lambda x, w: jnp.einsum("abc,ca->abc", x, w), ("f32[2,3,4]", "f32[4,2]")),
+        (lambda x, w: jnp.einsum("a,ba->ba", w, x), ("f32[3,4]", "f32[4]")),
+        # near misses
+        (left_alone(lambda x, w: x @ w), ("f32[4,4]", "f32[4,4]")),
+        (left_alone(lambda x, w: jnp.einsum("ba,a->ba", x, w)), ("i32[3,4]", "i32[4]")),
+        (left_alone(lambda x, w: jnp.einsum("a,b->ab", x, w)), ("f32[3]", "f32[4]")),
+    ],
+    "sum_of_scatter": [
+        (left_alone(lambda x, y, i: x.at[i].add(y)), ("f32[4]", "f32[4]", "i32[4]")),
+        (left_alone(_added_at_origin), ("f32[4]", "f32[2]")),
+    ],
+    "unchanged_by_loop": [
+        (lambda x, w, y: lax.scan(lambda c, row: (c * row * y, _same(row)), x, w), _LOOP),
+        (lambda x, w, y: lax.scan(lambda c, row: (c * y, (_same(row), row * y)), x, w), _LOOP),
+        # near misses
+        (left_alone(lambda x, w, y: lax.scan(lambda c, row: (_same(row), c * y), x, w)), _LOOP),
+        (left_alone(lambda x, w, y: lax.scan(lambda c, row: (c * y, row * y), x, w)), _LOOP),
     ],
     "contract_of_repeat": [
         (
