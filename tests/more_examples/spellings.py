@@ -104,6 +104,14 @@ _PRINTED = "a constant that is only longer to print"
 _LOOP = ("f32[2]", "f32[3,2]", "f32[2]")
 
 
+def _positions(steps: int, j: Any) -> Any:
+    """What is computed of positions in so many steps."""
+    places = jnp.arange(8)
+    for _ in range(steps):
+        places = places * j
+    return places
+
+
 def _same(row: Any) -> Any:
     """A row as it is, which JAX does not take for the scanned array."""
     return lax.stop_gradient(row)
@@ -378,6 +386,14 @@ MORE: dict[str, list[Example]] = {
             ),
             ("i32[]", "i32[]"),
         ),
+        (lambda i, j: lax.dynamic_slice(_positions(7, j), (i,), (2,)), ("i32[]", "i32[]")),
+        # near misses: all of it, as deep as it does not look, and no positions
+        (left_alone(lambda x, i: lax.dynamic_slice(x > 0, (i,), (4,))), ("f32[4]", "i32[]")),
+        (
+            left_alone(lambda i, j: lax.dynamic_slice(_positions(8, j), (i,), (2,))),
+            ("i32[]", "i32[]"),
+        ),
+        (left_alone(lambda x, i: lax.dynamic_slice(x * 2, (i,), (2,))), ("f32[4]", "i32[]")),
     ],
     "slice_of_reshape": [
         (
@@ -389,6 +405,27 @@ MORE: dict[str, list[Example]] = {
             ("f32[4,1,2]", "i32[]"),
         ),
         (lambda i: lax.dynamic_slice((jnp.arange(8) * 2)[None], (0, i), (1, 2)), ("i32[]",)),
+        (
+            lambda x, i: lax.dynamic_slice((x > 0).reshape(4), (i,), (2,)),
+            ("f32[4,1]", "i32[]"),
+        ),
+        (
+            lambda i, j: lax.dynamic_slice(_positions(6, j)[None], (0, i), (1, 2)),
+            ("i32[]", "i32[]"),
+        ),
+        # near misses: nothing of it, as deep as it does not look, and no positions
+        (
+            left_alone(lambda x, i: lax.dynamic_slice((x > 0)[None], (0, i), (0, 2))),
+            ("f32[4]", "i32[]"),
+        ),
+        (
+            left_alone(lambda i, j: lax.dynamic_slice(_positions(7, j)[None], (0, i), (1, 2))),
+            ("i32[]", "i32[]"),
+        ),
+        (
+            left_alone(lambda x, i: lax.dynamic_slice((x * 2)[None], (0, i), (1, 2))),
+            ("f32[4]", "i32[]"),
+        ),
     ],
     "slice_of_positions": [
         (
@@ -399,6 +436,10 @@ MORE: dict[str, list[Example]] = {
             lambda i: lax.dynamic_slice(lax.broadcasted_iota("int32", (3, 8), 0), (i, i), (2, 8)),
             ("i32[]",),
         ),
+        (lambda i: lax.dynamic_slice(jnp.arange(129), (i,), (2,)), ("i8[]",)),
+        # near misses: no integers, and an end that its place does not reach
+        (left_alone(lambda i: lax.dynamic_slice(jnp.arange(8.0), (i,), (2,))), ("i32[]",)),
+        (left_alone(lambda i: lax.dynamic_slice(jnp.arange(130), (i,), (2,))), ("i8[]",)),
     ],
     "stack_of_same": [
         _siblings(lambda x, w, y: jnp.sin(x @ w + y), "f32[4]", "f32[2,4,5]", "f32[5]"),
@@ -501,6 +542,7 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
 }
+_CLAMPED = "a start goes no further than the slice fits"
 EQUAL: dict[str, dict[str, str]] = {
     "broadcast_by_consumer": {"always `reshaped(source, tuple(shape))`": _TO_ITS_OWN_SHAPE},
     "constant_fold": {
@@ -546,9 +588,10 @@ EQUAL: dict[str, dict[str, str]] = {
     "mask_with_itself": {"without `if op.types[0].dtype != 'bool'`": "it is so of integers, too"},
     "power_of_two": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
     "power_to_root": {"without `base.type.dtype not in REALS`": "it holds of all, about"},
+    "slice_of_mask": {"never `constant(0, i.type)`": _CLAMPED},
     "slice_of_broadcast": {
         "without `source.type.rank != inner.type.rank`": "of a scalar nothing is sliced",
-        "never `constant(0, start.type)`": "a start goes no further than the slice fits",
+        "never `constant(0, i.type)`": _CLAMPED,
     },
     "stack_of_same": {
         "without `steps == 0`": _WHERE_ELSE,
