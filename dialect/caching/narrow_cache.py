@@ -69,7 +69,7 @@ def attend_without_axis(op: Op) -> Outcome:
         if inner.name != NARROW.op:
             continue
         gone, subscript = inner["axis"], inputs[number]
-        if not set(subscript[gone]) <= set(letters(inputs[0])):
+        if not set(subscript[gone]).issubset(letters(inputs[0])):
             return Miss("its query has no such axis", 2)
         args[number], inputs[number] = inner.args[0], (*subscript[:gone], *subscript[gone + 1 :])
     if tuple(args) == op.args:

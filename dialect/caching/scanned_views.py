@@ -37,7 +37,7 @@ def views_of_rows(op: Op) -> Outcome:
     for number, row in enumerate(body.inputs[xs]):
         view = _only_view(body, row)
         written = next((at for at, value in enumerate(body.outputs) if _writes(value, view)), None)
-        if view is None or written is None or written < op["carry"]:
+        if written is None or written < op["carry"]:
             continue
         inside = new_input(Type(row.type.dtype, view.type.shape))
         outputs, scanned = list(body.outputs), list(op.args[xs])

@@ -122,13 +122,12 @@ def cut_towards(op: Op, name: str) -> Outcome:
 
 def made_by(names: tuple[str, ...], value: Value, steps: int = 4) -> bool:
     """Whether the value comes from ops of these names alone, through elementwise ops of its shape;
-    numbers, and what is broadcast there, aside."""
+    what is broadcast there, such as a number, aside."""
     if value.op.name in names:
         return True
     if not steps or value.op.name not in lax.MAPS:
         return False
-    args = (arg for arg in value.op.args if number(arg) is None)
-    whole = [arg for arg in args if arg.type.shape == value.type.shape]
+    whole = [arg for arg in value.op.args if arg.type.shape == value.type.shape]
     return bool(whole) and all(made_by(names, arg, steps - 1) for arg in whole)
 
 

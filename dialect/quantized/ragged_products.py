@@ -74,7 +74,7 @@ def scale_behind_ragged_product(op: Op) -> Outcome:
 def _scaled_behind(op: Op, rows: Value, dtype: str, row_scale: Value | None = None) -> Outcome:
     """The product of rows with a weight's numbers, summed in `dtype`, the scales behind it."""
     weight, axis = op.args[1].op, summed_axis(op)
-    if weight.name != "dequantize" or axis is None:
+    if weight.name != "dequantize":
         return None
     q, scale = weight.args
     if weight["axes"] != (axis,):

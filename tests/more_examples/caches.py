@@ -18,6 +18,54 @@ def _read(stack: Any, layer: Any = 1) -> Any:
     return Traced["cache_read"](stack, layer)
 
 
+# Caches that a loop sees as views, and without an axis of size one.
+
+
+def _viewed(step: Callable[..., Any], *more: str, carries: bool = False) -> Example:
+    """A loop over the rows of a cache that are written in another shape."""
+
+    def example(c: Any, x: Any, *others: Any) -> Any:
+        def body(carry: Any, row: Any) -> Any:
+            return step(carry, row, row.reshape(4, 1, 2), x, *others)
+
+        return jax.lax.scan(body, c[0] if carries else None, c)
+
+    return example, ("f32[3,4,2]", "f32[1,1,2]", *more)
+
+
+def _new_row(view: Any, x: Any) -> Any:
+    return Traced["cache_write"](view, x, 1, axes=(0,)).reshape(4, 2)
+
+
+def _views() -> list[Example]:
+    return [
+        _viewed(lambda _, row, view, x: (None, (view * 2.0, _new_row(view, x)))),
+        # near misses
+        *(
+            (left_alone(example), types)
+            for example, types in (
+                _viewed(lambda _, row, view, x: (_new_row(view, x), view * 2.0), carries=True),
+                _viewed(lambda _, row, view, x: (row, _new_row(view, x)), carries=True),
+                _viewed(lambda _, row, view, x: (None, (row * 2.0, _new_row(view, x)))),
+                _viewed(
+                    lambda _, row, view, x, y: (None, (view * 2.0, _new_row(y, x))), "f32[4,1,2]"
+                ),
+                _viewed(lambda _, row, view, x: (None, (view * 2.0).reshape(4, 2))),
+            )
+        ),
+    ]
+
+
+def _without_axis(axes: str, query: str, cache: str = "f32[2,5,4]") -> Example:
+    """Attention over caches that get an axis of size one."""
+
+    def example(q: Any, k: Any, v: Any) -> Any:
+        keys, values = (Traced["axis_of_one"](cache, axis=1) for cache in (k, v))
+        return Traced["attend"](q, keys, values, axes=axes)
+
+    return example, (query, cache, cache)
+
+
 # Attention over a layer of stacked caches.
 
 
@@ -482,6 +530,20 @@ def _in_loops() -> list[Example]:
 
 
 MORE: dict[str, list[Example]] = {
+    "views_of_rows": _views(),
+    "attend_without_axis": [
+        _without_axis("b 1 t k, b 1 s k, b 1 s v -> b 1 t v", "f32[2,1,3,4]"),
+        _without_axis("b t k, b 1 s k, b 1 s v -> b t v", "f32[2,3,4]"),
+        # near misses: an axis of the values alone
+        (
+            left_alone(
+                lambda q, k, v: Traced["attend"](
+                    q, k * 2.0, Traced["axis_of_one"](v, axis=2), axes=_ROWS
+                )
+            ),
+            ("f32[2,3,4]", "f32[2,5,4]", "f32[2,5]"),
+        ),
+    ],
     "stack_of_trips": _in_loops(),
     "attend_to_parts": _attends_to_parts(),
     "attend_to_kept": _attends_to_kept(),

@@ -1586,11 +1586,20 @@ def _scale_behind() -> list[Example]:
 
 _INTEGERS = _scaled_products("int8")
 
+
+def _four() -> Any:
+    return jax.lax.iota("int32", 4)
+
+
 MORE: dict[str, list[Example]] = {
     "attend_in_groups": _attends_in_groups(),
     "expand": [
         (left_alone(lambda x: _merge(x, by="same")), ("f32[3,4]",)),
         (lambda x: _merge(x), ("f32[3,4]",)),
+    ],
+    "hidden_counter": [
+        (left_alone(lambda x: jax.lax.slice(_four(), (0,), (1,)).reshape(1, 1) * x), ("i32[]",)),
+        (left_alone(lambda x: jax.lax.slice(_four() * x, (0,), (1,)).reshape(())), ("i32[]",)),
     ],
     "integers_multiplied": _INTEGERS,
     "narrow_floats_multiplied": _scaled_products("fp8"),
@@ -1759,7 +1768,7 @@ EQUAL: dict[str, dict[str, str]] = {
     "product_of_integers": _LONG | _equal("no step is so far below", "129 for 128"),
     "ragged_integers_multiplied": _LONG
     | _equal("JAX has no offset yet", "without `op.get('group_offset') is None`")
-    | _equal("the rule asks it before", "without `weight.name != 'dequantize'`")
+    | _equal("the rule asks it before", "without `if weight.name != 'dequantize'`")
     | _equal("JAX clamps an index", "`len(counts) + 1`")
     | _equal("its rows have a scale", "never `scaled`"),
     "scale_before_product": _OF_FACTORS
@@ -1781,10 +1790,11 @@ EQUAL: dict[str, dict[str, str]] = {
     )
     | _equal("they are three dtypes at most", "`{*floats, dtype} < set(REALS)`"),
     "scale_behind_ragged_product": _LONG
+    | _equal("more bits: the reals are the same", "always `'f32'`")
     | _equal("JAX has no offset yet", "without `op.get('group_offset') is None`")
     | _equal("JAX clamps an index", "`len(counts) + 1`")
     | _equal("rows behind the last expert's are zero already", "`expert <= len(counts)`")
-    | _equal("its rows have no scale", "always `scaled`", "`scaled / row_scale`"),
+    | _equal("its rows have no scale", "always `scaled`", "`scaled / row_scale[:, None]`"),
     "scale_of_input": _OF_FACTORS
     | _MARKS
     | _equal(

@@ -248,6 +248,12 @@ MORE: dict[str, list[Example]] = {
         (lambda x: (x > 0).astype(NO_ZERO).astype("float32"), ONE),
     ],
     "cut_inward": [
+        (lambda x, w, y: (x @ w + y).reshape(3, 2, 2), ("f32[3,5]", "f32[5,4]", "f32[1,4]")),
+        (
+            left_alone(lambda x, w: jnp.sin(jnp.sort(x @ w)).reshape(3, 2, 2)),
+            ("f32[3,5]", "f32[5,4]"),
+        ),
+        (left_alone(lambda x: jnp.sin(jnp.cos(x)).reshape(3, 2, 2)), ("f32[3,4]",)),
         (
             lambda x, w, y: (x @ w + y).reshape(2, 3, 5, 2, 2),
             ("f32[2,3,5,7]", "f32[7,4]", "f32[2,1,5,1]"),
@@ -345,6 +351,10 @@ MORE: dict[str, list[Example]] = {
     ],
     "power_to_root": [
         (lambda x: jnp.square(x) ** jnp.float32(0.5), ONE),
+        # near misses
+        (left_alone(lambda x: lax.pow(x, jnp.full(4, 0.5))), ONE),
+        (left_alone(lambda x: lax.pow(x, jnp.full(4, -0.5))), ONE),
+        (left_alone(lambda x: jnp.square(x) ** 0.25), ONE),
     ],
     "product_of_masks": [
         (lambda x, y: ((x > 0) * 1)[None] * ((y > 0) * 1).reshape(1, 4), TWO),
@@ -489,6 +499,9 @@ MORE: dict[str, list[Example]] = {
         _siblings(lambda x, w: Traced["contract"](x, w, spec=_ALL), _ones(26), "f32[2,1]"),
     ],
     "statistic_reshaped_last": [
+        (lambda x, s: jnp.sum(x, axis=-1, keepdims=True) * s, ("f32[2,4]", "f32[1,1]")),
+        (left_alone(lambda x: jnp.sin(jnp.sort(jnp.sum(x, -1)))[:, None] * 2.0), ("f32[2,4]",)),
+        (left_alone(lambda x: jnp.sin(jnp.cos(x))[:, None] * 2.0), ("f32[2]",)),
         (lambda x: jnp.sum(x, axis=-1, keepdims=True) * 0.5, ("f32[2,4]",)),
         (lambda x: jnp.sum(x, axis=-1, keepdims=True) * jnp.full((2, 1), 0.5), ("f32[2,4]",)),
         (lambda x, s: jnp.sum(x, axis=-1, keepdims=True) * s, ("f32[2,4]", "f32[]")),
