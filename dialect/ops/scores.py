@@ -86,7 +86,9 @@ class Form:
 
     @cached_property
     def exp(self) -> Callable[[Any], Any]:
-        """The function that the softmax is of."""
+        """The function that the softmax is of. Raises ValueError for another base than 2."""
+        if self.base not in (None, 2):
+            raise ValueError(f"a softmax has no base {self.base}")
         return jnp.exp if self.base is None else jnp.exp2
 
     def logits_of(self, arrays: Arrays, mask: Any) -> Any:

@@ -110,7 +110,12 @@ def named_sharding(mesh: Any, layout: Layout | None, rank: int) -> NamedSharding
 
 
 def constrain(x: Any, *, layout: Layout, why: str = "") -> Any:
-    """x, laid out over the mesh: `layout` gives the mesh axes of each dimension."""
+    """x, laid out over the mesh: `layout` gives the mesh axes of each dimension.
+
+    Raises ValueError for a layout of more dimensions than x has.
+    """
+    if len(layout) > x.ndim:
+        raise ValueError(f"a layout of {len(layout)} dimensions is none of {x.ndim}")
     mesh = lowering_mesh()
     if mesh is None:
         return x

@@ -181,7 +181,7 @@ class _Factor:
     def cut(self, letter: str, ways: int, outer: str) -> _Factor:
         """The same numbers, an axis cut into `ways` parts: axis `outer`, then the rest."""
 
-        def cut(value: Value, axes: tuple[str, ...]) -> tuple[Value, tuple[str, ...]]:
+        def cut(value: Value | None, axes: tuple[str, ...]) -> tuple[Value | None, tuple[str, ...]]:
             if letter not in axes:
                 return value, axes
             at, shape = axes.index(letter), value.type.shape
@@ -189,7 +189,7 @@ class _Factor:
             return cut, (*axes[:at], outer, *axes[at:])
 
         numbers, axes = cut(self.numbers, self.axes)
-        scale, scaled = cut(self.scale, self.scaled) if self.scale else (None, ())
+        scale, scaled = cut(self.scale, self.scaled)
         return _Factor(numbers, scale, axes, scaled, ())
 
 
@@ -229,7 +229,7 @@ class _Scaled:
         front = len(before) - len(after) + 1
         rest = tuple(d - front + 1 for d in self.shared if d >= front)
         lacked = len(self.shared) - len(rest)
-        if front < 1 or before[front:] != after[1:] or lacked not in (0, front):
+        if before[front:] != after[1:] or lacked not in (0, front):
             return None
         numbers, layout = reshaped(self.numbers, after), row_layout(self.layout, front)
         if lacked:
@@ -261,11 +261,11 @@ class _Product:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return self.factors[1].sizes | self.factors[0].sizes
+        return self.factors[0].sizes | self.factors[1].sizes
 
     @property
     def summed(self) -> tuple[str, ...]:
-        return tuple(x for x in self.factors[0].axes if x not in self.out)
+        return tuple(x for x in self.sizes if x not in self.out)
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ _NARROW = "f16 has too small a range for scaled weights"
 def scale_of_input(op: Op) -> Outcome:
     """contract(x * known(s), known(w))  ->  contract(x, known(s * w))"""
     place = _weight(op)
-    source = unrounded(op.args[1 - place], "shared") if place >= 0 else None
+    source = unrounded(op.args[1 - place], "shared") if place is not None else None
     if source is None or source.op.name != "mul" or not _are_floats(source, op.args[1 - place]):
         return None
     if not op.args[place].op["alone"]:
@@ -65,7 +65,7 @@ def scale_of_input(op: Op) -> Outcome:
 def shift_of_input(op: Op) -> Outcome:
     """contract(x + known(b), known(w))  ->  contract(x, known(w)) + known(contract(b, w))"""
     place = _weight(op)
-    source = unrounded(op.args[1 - place], "shared") if place >= 0 else None
+    source = unrounded(op.args[1 - place], "shared") if place is not None else None
     if source is None or source.op.name != "add" or not _are_wide(source, op.results[0]):
         return None
     for x, shift in (source.op.args, source.op.args[::-1]):
@@ -225,11 +225,10 @@ def _of_two(fill: float, op: Op) -> float:
     return fill if abs(fill) > most else max(-most, min(most, fill * math.log2(math.e)))
 
 
-def _weight(op: Op) -> int:
-    """The number of the operand that is a weight, the only one; -1 if there is none, or if the
-    product is of integers, which a scale does not go into."""
+def _weight(op: Op) -> int | None:
+    """The number of the operand that is a weight, the only one; None if there is none."""
     places = [i for i, arg in enumerate(op.args) if arg.op.name == "known"]
-    return places[0] if len(places) == 1 and op.types[0].dtype in REALS else -1
+    return places[0] if len(places) == 1 else None
 
 
 def _orders(op: Op) -> list[tuple[Value, ...]]:
@@ -305,9 +304,8 @@ def _times_known(op: Op, place: int, operand: Operand) -> Value:
 def _times(value: Value, factor: Value) -> Value:
     """value * factor in the value's dtype, computed in f32 at least where their dtypes differ."""
     dtype = value.type.dtype
-    if factor.type.dtype == dtype:
-        return make("mul", value, factor)
     wide = "f64" if "f64" in (dtype, factor.type.dtype) else "f32"
+    wide = dtype if factor.type.dtype == dtype else wide
     return in_dtype(make("mul", in_dtype(value, wide), in_dtype(factor, wide)), dtype)
 
 
@@ -336,7 +334,9 @@ def _scaled_product(product: Value, scale: Value) -> Value | None:
     """A product times a factor along axes of its weight, as one product; else None."""
     op = product.op
     place = _weight(op)
-    if place < 0 or not op.args[place].op["alone"]:
+    if place is None or not op.args[place].op["alone"]:
+        return None
+    if op.types[0].dtype not in REALS:  # a scale does not go into a product of integers
         return None
     weight = _scaled(op, place, scale, Signature.parse(op["spec"]).outputs[0])
     return None if weight is None else _product(op, place, op.args[1 - place], weight)

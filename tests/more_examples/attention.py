@@ -154,11 +154,23 @@ def _of_pairs(second: Callable[..., Any], *types: str, given: str = "query_2 key
 
 
 _BIASED = "bias query_2 key_2"
+_FOUR = "query_2 key_2 query_3 key_3 query_4 key_4"
 _SECOND = ("f32[2,3,4,2]", "f32[2,7,2]")
 
 
 def _rotary(q: Any, k: Any) -> Any:
     return jnp.einsum("bthk,bsk->bhts", q, k)
+
+
+def _rotaries(*arrays: Any) -> Any:
+    """A sum of products of queries and keys, in turn."""
+    return sum(map(_rotary, arrays[2::2], arrays[3::2]), start=_rotary(*arrays[:2]))
+
+
+def _cut_of_widened(q: Any, k: Any, v: Any, i: Any) -> Any:
+    """Attention of some queries, from a place on, that stay converted."""
+    q = lax.dynamic_slice(q.astype("float32"), (i, 0), (3, 4))
+    return jax.nn.softmax(q @ k.astype("float32").T) @ v
 
 
 def _rounded(**how: Any) -> Example:
@@ -302,6 +314,19 @@ MORE: dict[str, list[Example]] = {
         ),
         _of_pairs(lambda q, k: 2 * _rotary(q, k), *_SECOND, given=""),
         _of_pairs(lambda q, k: jnp.tanh(_rotary(q, k)), *_SECOND, given=""),
+        _of_pairs(lambda q, k: _rotary(2 * q, k), *_SECOND),
+        _of_pairs(lambda *more: _rotaries(*more), *_SECOND * 3, given=_FOUR),
+        _of_pairs(lambda *more: _rotaries(*more), *_SECOND * 4, given=""),
+        _of_pairs(
+            lambda q, k: jnp.einsum("bthkm,bskm->bhts", q, k),
+            *("f32[2,3,4,2,3]", "f32[2,7,2,3]"),
+            given="",
+        ),
+        _of_pairs(
+            lambda q, k: jnp.einsum("bthk,bskz->bhts", q, k),
+            *("f32[2,3,4,2]", "f32[2,7,2,3]"),
+            given="",
+        ),
         _of_pairs(lambda q, k: jnp.tensordot(q, k, 1), "f32[2,4,3,2]", "f32[2,7]"),
         _of_pairs(
             lambda q, k: jnp.einsum("bhsk,tsk->bhts", q, k),
@@ -334,6 +359,9 @@ MORE: dict[str, list[Example]] = {
         _of_query(lambda q, c, s: Traced["rope"](q * 3, c, s), "f32[3,2]", "f32[3,2]"),
         _of_query(lambda q: (q * 0.5)[:, 1:5], query="f32[3,8]"),
         _of_query(lambda q: jnp.full((3, 4), 0.5) * q, query="f32[1,4]"),
+        _of_query(lambda q: jnp.sin(q * 0.5)),
+        _of_query(lambda q, r: q * 0.5 + r, "f32[3,4]"),
+        _of_query(lambda q: (q * 2).astype("float32"), query="i32[3,4]"),
         _in_heads(lambda x: (x * 0.5).reshape(x.shape[0], 2, 4)),
         _of_query(lambda q: (q * 0.5)[:, :, None].reshape(1, 3, 4)[0]),
         _of_query(lambda q: (q[:, None] * 0.5).reshape(3, 4)),
@@ -343,6 +371,7 @@ MORE: dict[str, list[Example]] = {
         _in_heads(lambda x: x[:, 1:9].astype("float32").reshape(x.shape[0], 2, 4), "bf16", 9),
         _in_heads(lambda x: x.astype("float32")[:, 1:9].reshape(x.shape[0], 2, 4), "bf16", 9),
         _widened(("bf16[3,4]", "f16[5,4]")),
+        (_cut_of_widened, ("bf16[6,4]", "bf16[5,4]", V, "i32[]")),
         _widened(("f16[3,4]", "f16[5,4]"), "bfloat16"),
         _widened(("i8[3,4]", "i8[5,4]")),
         _widened(("bf16[3,4]", "bf16[5,4]"), "float16", "float16"),
@@ -407,6 +436,12 @@ MORE: dict[str, list[Example]] = {
             for example, types in (
                 _of_logits(lambda x, s: jnp.exp(x) / (_sum(jnp.exp(x)) + jnp.exp(s)), "f32[3,1]"),
                 _of_logits(lambda x: jax.nn.softmax(_beside(x, x))[:, :5]),
+                (
+                    lambda q, k, v: jnp.einsum(
+                        "bts,bsv->btv", jax.nn.softmax(jnp.einsum("btk,sk->bts", q, k)), v
+                    ),
+                    ("f32[2,3,4]", K, "f32[2,5,6]"),
+                ),
                 _attention(lambda x, m, b: jnp.where(m, x, -5.0) + b, MASK, "f32[3,5]"),
             )
         ),

@@ -725,6 +725,60 @@ def _scaled_products(form: str, plain: bool = False) -> list[Example]:
     ]
 
 
+_BY_CHIP = {"why": "each chip scales its own sum"}
+
+
+def _over_chips(form: str) -> list[Example]:
+    """Products that are summed over chips: of constrained weights, and rows that were merged."""
+
+    def rows(x: Any, *axes: int) -> Any:
+        return in_steps(x, axes, form, least=1e-19)
+
+    def of_weight(x: Any, w: Any, s: Any) -> Any:
+        weight = constrain(scaled(w, s), layout=(("x",), ()))
+        return _product(rows(x, 1), weight, "b d, d f -> b f", "bf16")
+
+    def of_rows(x: Any, w: Any, s: Any) -> Any:
+        merged = constrain(rows(x, 2), layout=((), (), ("x",))).reshape(6, 4)
+        return _product(merged, scaled(w, s), "b d, d f -> b f", "bf16")
+
+    q = {"int8": "i8", "fp8": "f8_e4m3fn"}[form]
+    weights = (f"{q}[6,4]", "f32[1,4]")
+    return [
+        (making("constrain", of_weight, **_BY_CHIP), ("f32[3,6]", *weights)),
+        (making("constrain", of_weight, layout=((),)), ("f32[3,6]", *weights)),
+        (making("constrain", of_rows, **_BY_CHIP), ("f32[2,3,4]", f"{q}[4,5]", "f32[1,5]")),
+    ]
+
+
+def _of_one_number(form: str) -> list[Example]:
+    """Sums of one product, and rows of one more axis."""
+
+    def rows(x: Any, *axes: int) -> Any:
+        return in_steps(x, axes, form, least=1e-19)
+
+    def weight(q: Any, s: Any) -> Any:
+        return Traced["dequantize"](q, s, axes=(), dtype=Symbol("f32"))
+
+    q = {"int8": "i8", "fp8": "f8_e4m3fn"}[form]
+    return [
+        (
+            lambda x, w, s: _product(rows(x, 1), weight(w, s), "b d, d f -> b f"),
+            ("f32[2,1]", f"{q}[1,4]", "f32[1,4]"),
+        ),
+        (
+            lambda x, w, s: _product(rows(x, 1), scaled(w, s), "b d, d f -> b f"),
+            ("f32[2,1]", f"{q}[1,4]", "f32[1,4]"),
+        ),
+        (
+            lambda x, w, s: _product(
+                rows(x, 1).reshape(1, 2, 3), scaled(w, s), "a b d, d f -> a b f"
+            ),
+            ("f32[2,3]", f"{q}[3,4]", "f32[1,4]"),
+        ),
+    ]
+
+
 # Factors and shifts that go into weights.
 
 
@@ -1153,6 +1207,9 @@ def _scale_of_query() -> list[Example]:
     wide = tuple(each.replace("f32", "f64") for each in types)
     f16, f32, bf16 = (Symbol(name) for name in ("f16", "f32", "bf16"))
 
+    def whole(x: Any, w: Any) -> Any:
+        return _product(x.astype("int32"), _known(w.astype("int32")), "b d, d k -> b k", "i32")
+
     def query_of(f: Callable[..., Any]) -> Example:
         return (of(f), types)
 
@@ -1226,6 +1283,7 @@ def _scale_of_query() -> list[Example]:
         query_of(lambda x, w: plain(x, w) * _known(w[:1])),
         query_of(lambda x, w: _known(w[:2]) * _known(w[1:])),
         query_of(lambda x, w: jnp.concatenate([plain(x, w)[:, 2:], _known(w[:2, :2])], 1)),
+        (left_alone(of(lambda x, w: whole(x, w).astype("float32"))), types),
         (left_alone(of(lambda x, w: Traced["shared"](plain(x, w)))), types),
         (left_alone(of(lambda x, w: jnp.stack(jnp.unstack(plain(x, w))[::-1]))), types),
         query_of(lambda x, w: _known(w[:1]) * jnp.exp(x[:, :1] * w[:1])),
@@ -1513,6 +1571,9 @@ def _ragged_integers() -> list[Example]:
     ]
 
 
+_MATRIX = "b d, d f -> b f"
+
+
 def _scale_behind() -> list[Example]:
     """Products of one array with a scale, and one without."""
 
@@ -1581,6 +1642,47 @@ def _scale_behind() -> list[Example]:
             lambda x, w, s: _product(x.reshape(4, 6), weight(w, s), "b d, d f -> b f"),
             ("f32[2,2,6]", "i8[6,3]", "f32[1,3]"),
         ),
+        # weights of merged axes, laid out over chips, and sums of one product
+        (
+            lambda x, w, s: _product(x, weight(w, s).reshape(6, 4), "b d, f d -> b f"),
+            ("f32[2,4]", "i8[2,3,4]", "f32[2,3,1]"),
+        ),
+        (
+            making(
+                "constrain",
+                lambda x, w, s: _product(
+                    x, constrain(weight(w, s, "f16"), layout=(("x",), ())), _MATRIX, "f16"
+                ),
+                **_BY_CHIP,
+            ),
+            ("f16[3,6]", "i8[6,4]", "f32[1,4]"),
+        ),
+        (
+            making(
+                "constrain",
+                lambda x, w, s: _product(
+                    x, constrain(weight(w, s, "f16"), layout=(("x",), ())), _MATRIX, "f16"
+                ),
+                layout=((),),
+            ),
+            ("f16[3,6]", "i8[6,4]", "f32[1,4]"),
+        ),
+        (
+            making(
+                "constrain",
+                lambda x, w, s: _product(
+                    constrain(x, layout=((), ("x",))), weight(w, s, "f16"), _MATRIX, "f16"
+                ),
+                **_BY_CHIP,
+            ),
+            ("f16[3,6]", "i8[6,4]", "f32[1,4]"),
+        ),
+        (
+            lambda x, w, s: _product(
+                x, Traced["dequantize"](w, s, axes=(), dtype=Symbol("f32")), _MATRIX
+            ),
+            ("f32[2,1]", "i8[1,4]", "f32[1,4]"),
+        ),
     ]
 
 
@@ -1601,8 +1703,12 @@ MORE: dict[str, list[Example]] = {
         (left_alone(lambda x: jax.lax.slice(_four(), (0,), (1,)).reshape(1, 1) * x), ("i32[]",)),
         (left_alone(lambda x: jax.lax.slice(_four() * x, (0,), (1,)).reshape(())), ("i32[]",)),
     ],
-    "integers_multiplied": _INTEGERS,
-    "narrow_floats_multiplied": _scaled_products("fp8"),
+    "integers_multiplied": [*_INTEGERS, *_over_chips("int8"), *_of_one_number("int8")],
+    "narrow_floats_multiplied": [
+        *_scaled_products("fp8"),
+        *_over_chips("fp8"),
+        *_of_one_number("fp8"),
+    ],
     "product_of_integers": _library_products(),
     "put_of_spread": _puts_of_spread(),
     "ragged_integers_multiplied": [
@@ -1687,6 +1793,9 @@ _PRECISION = _equal(
     "more bits or fewer: the reals are the same",
     "always `'f64'`",
     "never `'f64'`",
+    "always `dtype`",
+    "never `dtype`",
+    "`factor.type.dtype != dtype`",
 )
 _OF_FACTORS = _PRECISION | _equal(
     "more bits or fewer: the reals are the same",
@@ -1728,6 +1837,7 @@ _BOTH_SCALED = _equal(
     "both factors have a scale there",
     "without `if factor.scale is not None`",
     "always `self.scale.type.shape`",
+    "never `value.op['layout']`",
     "`self.scale is not None`",
 )
 _OVER_CHIPS = _PRECISION | _equal(
@@ -1805,6 +1915,7 @@ EQUAL: dict[str, dict[str, str]] = {
     | _equal(_MIXED, "`x` for `in_dtype(x, op.args[1 - place].type.dtype)`"),
     "scale_of_product": _OF_FACTORS | _MARKS,
     "scale_of_query": _OF_FACTORS
+    | _equal("it is the most either way", "`abs(fill) >= most`")
     | _MARKS
     | _equal(
         "its factor is one number",
