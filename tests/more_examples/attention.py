@@ -325,7 +325,6 @@ MORE: dict[str, list[Example]] = {
         _of_pairs(
             lambda q, k: jnp.einsum("bthk,bskz->bhts", q, k),
             *("f32[2,3,4,2]", "f32[2,7,2,3]"),
-            given="",
         ),
         _of_pairs(lambda q, k: jnp.tensordot(q, k, 1), "f32[2,4,3,2]", "f32[2,7]"),
         _of_pairs(
