@@ -1,6 +1,6 @@
 """JAX's persistent compilation cache: used unless somebody says otherwise.
 
-A second start compiles nothing then. It is `$XDG_CACHE_HOME/shardwright`, or `~/.cache/shardwright`,
+A second start compiles nothing then. It is `$XDG_CACHE_HOME/shardwright` (`~/.cache/shardwright`),
 keyed by JAX with the program, the compiler and its options. SHARDWRIGHT_CACHE names another folder,
 or is `off`; a folder that JAX has already (JAX_COMPILATION_CACHE_DIR) is left alone.
 """

@@ -53,6 +53,7 @@ def auto_shard(
     axes: Mapping[str, str] | None = None,
     strict: bool = False,
     phase: str | None = None,
+    buckets: Sequence[int] = (),
 ) -> Any:
     """A sharded `step(params, state, ...)`; usable as a decorator with or without arguments.
 
@@ -61,6 +62,7 @@ def auto_shard(
     - mesh: a jax Mesh, an AbstractMesh (with `target`), or a topology ("v5e:4x4", "v5e-16",
       "cpu:8"); left out, the pipeline's target, that of `jax.set_mesh`, or all devices there are.
     - pipeline: a Pipeline, its text, or a file; without one, the exact passes, planned and sharded.
+    - buckets: lengths to which prompts, tokens [batch, length], are padded, exactly: (16, 64, 256).
     - phase: which of its phases, where it has several: "prefill", "decode".
     - params, state: argument numbers or names. Without params they are the first argument with
       arrays; without state, it is what comes back updated.
@@ -84,6 +86,7 @@ def auto_shard(
             axes=axes,
             strict=strict,
             phase=phase,
+            buckets=buckets,
         )
     must_be_callable(function)
     use_by_default()
@@ -101,6 +104,7 @@ def auto_shard(
         axes=axes,
         strict=strict,
         phase=phase,
+        buckets=buckets,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dialect.printed.story_page import page
 from dialect.reports.annotate import annotated
 from dialect.reports.beside_plan import Beside, beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
+from dialect.user.bucketed import BucketedCallee
 from dialect.user.calls import Call, Callee, Roles, first_line, frozen, is_array, name_of
 from dialect.user.tracing import shape_of, trace_call
 from rewrite.errors import ShardwrightError, TraceError
@@ -55,13 +56,17 @@ class Step:
         donate_state: bool = True,
         strict: bool = False,
         phase: str | None = None,
+        buckets: Sequence[int] = (),
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
         self.roles, self.donate_state = roles, donate_state
         self.axes, self.strict, self.phase = axes, strict, phase
         pipeline.passes(phase)  # raises PipelineError where there is no such phase
-        self.callee = Callee(function, roles)
+        self.buckets = tuple(buckets)
+        self.callee = (
+            BucketedCallee(function, roles, buckets) if buckets else Callee(function, roles)
+        )
         self._programs: dict[Any, Program] = {}
         self._explained: dict[Any, Explained] = {}
         self._executables: dict[Any, Executable] = {}
@@ -88,6 +93,7 @@ class Step:
                 donate_state=self.donate_state,
                 strict=self.strict,
                 phase=self.phase,
+                buckets=self.buckets,
             )
         return self._methods[id(instance)]
 
@@ -234,9 +240,10 @@ class Step:
         left_out = {*call.static, call.params}
         others = [value for n, value in enumerate(call.values) if n not in left_out]
         if is_traced([params, others]):
-            return self._composed(call, params, others)
+            return self.callee.trimmed(call, self._composed(call, params, others))
         executable = self._attached(call)
-        return executable(self._packed(executable, params), others)
+        results = executable(self._packed(executable, params), others)
+        return self.callee.trimmed(call, results)
 
     def _run_on(self, executable: Executable, args: Any, named: Any) -> Any:
         """The results of an executable that `lower` gave."""

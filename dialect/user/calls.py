@@ -123,6 +123,10 @@ class Callee:
             return self.call(rest, {**named, self.names[place]: params})
         return self.call([*rest[:place], params, *rest[place:]], named)
 
+    def trimmed(self, call: Call, results: Any) -> Any:
+        """The results of a call, as the caller gets them."""
+        return results
+
     def _in_order(
         self, bound: inspect.BoundArguments
     ) -> tuple[tuple[str, ...], tuple[Any, ...], int]:
