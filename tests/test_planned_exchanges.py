@@ -11,7 +11,7 @@ from dialect.machine.interconnect import Ring, Switch
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.ops.sharding import sides
 from dialect.planning.cost import CONSTANTS, estimate
-from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.plan import Exchange, Plan
 from dialect.planning.planned_exchanges import planned_exchanges
@@ -68,6 +68,24 @@ def test_partial_sums_of_less_than_a_tile_of_rows_are_reduced_everywhere() -> No
     few, whole = replace(PALM_540B, batch=16), replace(PALM_540B, batch=32)
     assert {each.part for each in exchanges(few, "reduce-scatter")} == set()
     assert {each.part for each in exchanges(whole, "reduce-scatter")} == {"block", "logits"}
+
+
+def test_heads_that_do_not_divide_leave_rows_to_be_gathered() -> None:
+    """Of 25 heads on two chips both have all; each attends half of the rows, which come together
+    behind."""
+    attention = Block(Attention(heads=25, kv_heads=25, d_head=64), times=48, stored=48)
+    network = Block(networks=(Network(6400, into=1),), times=48, stored=48)
+    shape = DecoderShape(16, 1, 1024, 1600, 50304, (attention, network))
+    v5e = Topology.parse("v5e:2x4")
+    plan = next(
+        each.partitioning
+        for each in searched(shape, v5e, v5e.mesh_axes()).candidates
+        if each.label == "EF_x>B_yE/batch" and each.partitioning.axes("residual", "batch") == ("y",)
+    )
+    every = planned_exchanges(shape, v5e, v5e.mesh_axes(), plan)
+    assert [each for each in every if each.part == "attention"] == [
+        Exchange("all-gather", ("x",), 2 * 16 // 4 * 25 * 64, 48, "attention")
+    ]
 
 
 def test_rows_beside_a_table_keep_their_batch_on_axes_that_it_leaves_free() -> None:

@@ -210,17 +210,21 @@ class Workload(Shards):
 
     def moves(self, attention: Attention, block: Block) -> Iterator[Collective]:
         """All-to-alls from heads to batch and back, if attention shards more of the batch (section
-        3.3), and from scattered rows to heads, if it shards more of the heads."""
+        3.3), and from scattered rows to heads, if it shards more of the heads. Over mesh axes that
+        do not divide the heads every chip takes its rows, which are gathered behind."""
         times, kv_axes = block.times, self.key_axes(attention)
         owned = self.query_axes(attention, "attention")
         moved = without(self.attention_batch, (*self.batch, *self.scattered))
         turned = tuple(axis for axis in self.scattered if axis in owned)
-        ways = self.mesh.ways(tuple(dict.fromkeys((*self.d_model, *self.query_axes(attention)))))
+        products = tuple(dict.fromkeys((*self.d_model, *self.query_axes(attention))))
+        copies, moved = without(moved, products), tuple(x for x in moved if x in products)
+        ways = self.mesh.ways(products)
         per_token = self.activation_bytes(block)
         queries = attention.q_width * per_token / ways
         keys = attention.kv_width * per_token / ways if set(moved) & set(kv_axes) else 0
         yield Collective("all-to-all", moved, queries + keys, times, "attention")
         yield Collective("all-to-all", moved, queries, times, "attention")
+        yield Collective("all-gather", copies, queries, times, "attention")
         yield Collective("all-to-all", turned, queries, times, "attention")
         kept = (*self.attention_batch, *self.key_axes(attention, "attention"))
         size = attention.kv_width * per_token / self.mesh.ways(kv_axes)
