@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import MOST, Executables, packed_params
 from dialect.engine.sizes import Sizes
@@ -63,16 +64,12 @@ def built(
 
     drafts: passes that make of the decoder the one that drafts for it
     """
+    use_by_default()
     shapes = jax.tree.map(shape_of_lazy, params)
     given = Pipeline.of(pipeline) if pipeline is not None else None
     jax_mesh, target = resolve(mesh, None, given or Pipeline(()))
     chip = Topology.parse(target.topology).chip
-    if given and page:
-        raise ServingError("the size of a page is asked for twice", hint="paged{page=..} says it")
-    page = page or (PAGE_ON_TPU if chip.platform == "tpu" else PAGE)
-    default = Pipeline.parse(PASSES.format(page=page))
-    passes = (given or default).passes()
-    page = next((pass_.page for pass_ in passes if pass_.pass_name() == "paged"), page)
+    passes, page = _passes(given, page, chip)
     weights = _bytes(shapes) * (1 + (_DRAFTING if drafts else 0))
     room = partial(_room, init_cache, weights, chip, jax_mesh.size)
     sizes = Sizes.of(page, room, **asked, steps=MOST - 1 - bool(drafts))
@@ -82,20 +79,25 @@ def built(
     make = partial(decoder.program, pages=sizes.pages, target=target)
     ways = [passes] if given else [passes, _without(passes, "roll")]
     program, passes, declined = _first_in_pages(partial(make, sizes.rows), ways)
-    others = [
-        make(rows, passes=passes, plan=program.plan)
-        for rows in sizes.token_rows
-        if rows != sizes.rows
+    planned = partial(make, plan=program.plan)
+    programs = [
+        planned(rows, passes=passes) if rows != sizes.rows else program for rows in sizes.token_rows
     ]
-    more = _before_plan(passes, drafts) if drafts else ()
-    draft = make(sizes.rows, passes=more, plan=program.plan) if drafts else None
-    executables = Executables(
-        [program, *others], jax_mesh, sizes.pages, states.tables, sizes.rows, draft
-    )
+    draft = planned(sizes.rows, passes=_before_plan(passes, drafts)) if drafts else None
+    executables = Executables(programs, jax_mesh, sizes.pages, states.tables, sizes.rows, draft)
     packed = packed_params(program, jax_mesh, params)
     draft_packed = packed_params(draft, jax_mesh, params) if draft else None
     executables.fresh()
     return Built(sizes, target, program, executables, packed, draft_packed, declined)
+
+
+def _passes(given: Pipeline | None, page: int | None, chip: Chip) -> tuple[Passes, int]:
+    """The passes of an engine, and the tokens of a page."""
+    if given and page:
+        raise ServingError("the size of a page is asked for twice", hint="paged{page=..} says it")
+    page = page or (PAGE_ON_TPU if chip.platform == "tpu" else PAGE)
+    passes = (given or Pipeline.parse(PASSES.format(page=page))).passes()
+    return passes, next((pass_.page for pass_ in passes if pass_.pass_name() == "paged"), page)
 
 
 def _before_plan(passes: Passes, more: str) -> Passes:
