@@ -335,7 +335,7 @@ def test_changed_packed_arrays_are_refused_by_name() -> None:
     assert "should be f32[256,64]" in str(error.value)
 
 
-def test_another_programs_parameters_are_refused_with_the_difference() -> None:
+def test_another_programs_parameters_are_refused_with_the_difference(tmp_path: Path) -> None:
     function, params, rest = toy("llama")
     eight, four, spread = (
         auto_shard(
@@ -349,8 +349,10 @@ def test_another_programs_parameters_are_refused_with_the_difference() -> None:
     told = str(error.value)
     assert "packed: params/layers/wq.quantized is i8[3,64,16,8] there, i4[3,64,16,8] here" in told
     assert "pipeline: quantize{weights=int4} only here" in told
+    folder = tmp_path / "packed.safetensors"
+    packed.save(folder)
     with pytest.raises(PackedError) as error:
-        spread(packed, *rest)
+        spread.load(folder, params, *rest)
     told = str(error.value)
     assert "plan: ws1d/heads there, ws2d/heads here" in told
     assert "packed: params/embedding has the sharding xy _ there, y x here" in told

@@ -27,7 +27,7 @@ _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 class Roles:
     """Which arguments are parameters, state and static, by number or name, as the user says.
 
-    Without `params`, the first argument with arrays holds them.
+    Without `params`, the first argument holds them that is neither static nor None.
     """
 
     params: Where | None = None
@@ -112,7 +112,7 @@ class Callee:
         A configuration in front says that the arguments are in the order of the step.
         """
         at = self.roles.params
-        if not args or (at is None and _is_static(self.names[0], args[0])):
+        if not args or (at is None and _is_static("the first argument", args[0])):
             return self.call(args, named)
         params, *rest = args
         if isinstance(at, str) and at not in self.names:
@@ -161,14 +161,14 @@ class Callee:
         if self.roles.params is not None:
             params = dynamic(self.roles.params, names, "params", static)
         else:
-            params = _first_arrays(values, static)
+            params = _first(values, static)
         return Call(self.function, names, values, positional, static, params)
 
 
-def _first_arrays(values: Sequence[Any], static: frozenset[int]) -> int:
-    """The number of the first argument with arrays. Raises TraceError if there is none."""
+def _first(values: Sequence[Any], static: frozenset[int]) -> int:
+    """The number of the first argument that may hold arrays. Raises TraceError if there is none."""
     for number, value in enumerate(values):
-        if number not in static and jax.tree.leaves(value):
+        if number not in static and value is not None:
             return number
     raise TraceError("the function is given no arrays, and its parameters are some")
 

@@ -42,9 +42,10 @@ def trace(
 ) -> Program:
     """The Program of a function, from arguments of which only shapes and dtypes matter.
 
-    `params` and `state` are argument numbers or names. Without `params`, the first argument with
-    arrays holds them. Without `state`, an argument is state when the function returns a pytree of
-    the same structure and types that is computed from it. Arguments that are no arrays are static.
+    `params` and `state` are argument numbers or names. Without `params`, the first argument holds
+    them that is neither static nor None. Without `state`, an argument is state when the function
+    returns a pytree of the same structure and types that is computed from it. Arguments that are no
+    arrays are static.
     `axes` says what cannot be inferred: `{"params/.../wq": "d_model (heads d_head)"}`.
     Raises TraceError, naming the user's line, where the function cannot be traced.
     """
