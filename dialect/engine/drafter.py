@@ -48,4 +48,4 @@ class Drafter:
             results.append(self.executables.draft(self.params, array.copy(), *results[-1:]))
             array[:, packing.SOURCE] = np.arange(self.rows)
             array[:, packing.POSITION] += 1
-        return np.stack([np.asarray(each)[:count, 0] for each in results], axis=1)
+        return np.stack([np.asarray(result)[:count, 0] for result in results], axis=1)

@@ -71,7 +71,7 @@ def must_agree(mesh: Mesh) -> None:
     callers = jax.sharding.get_abstract_mesh()
     if callers.empty:
         return
-    there, here = (MeshSpec(tuple(each.shape.items())) for each in (callers, mesh))
+    there, here = (MeshSpec(tuple(grid.shape.items())) for grid in (callers, mesh))
     if AxisType.Manual in callers.axis_types:
         raise TargetError(
             f"the step is called inside jax.shard_map over {there}, and splits its work over "
@@ -89,9 +89,9 @@ def must_agree(mesh: Mesh) -> None:
 def must_be_of(mesh: AbstractMesh, leaves: Any) -> None:
     """Raises TargetError for arrays of another mesh than this one, with Explicit axes."""
     meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(leaves))
-    other = next((each for each in meshes if not each.empty and each != mesh), None)
+    other = next((known for known in meshes if not known.empty and known != mesh), None)
     if other is not None:
-        here, there = (MeshSpec(tuple(each.shape.items())) for each in (other, mesh))
+        here, there = (MeshSpec(tuple(grid.shape.items())) for grid in (other, mesh))
         raise TargetError(
             f"the state lies on the mesh {here}, and is traced under another, {there}, "
             "with Explicit axes",

@@ -104,7 +104,7 @@ class _Filling:
             return self.typed(self.row(place, name, part, shape), wanted.dtype, place)
         if len(names) != shape[0]:
             raise TraceError(f"{place} stacks {shape[0]} layers, and {name} are {len(names)}")
-        rows = [as_lazy(self.row(place, each, part, shape[1:]), each) for each in names]
+        rows = [as_lazy(self.row(place, name, part, shape[1:]), name) for name in names]
         return self.typed(stacked(rows), wanted.dtype, place)
 
     def row(self, place: str, name: str, part: Any, shape: tuple[int, ...]) -> Any:
@@ -172,10 +172,10 @@ def _matches(patterns: bool | str | Sequence[str], name: str) -> bool:
 def _part(array: Any, part: Any, name: str) -> Lazy:
     """A part of an array: one slice per axis, from the first axis on."""
     asked = part if isinstance(part, tuple) else (part,)
-    if len(asked) > len(array.shape) or not all(isinstance(each, slice) for each in asked):
+    if len(asked) > len(array.shape) or not all(isinstance(bounds, slice) for bounds in asked):
         raise TraceError(f"{part!r} is no part of {name}, {array.dtype}{list(array.shape)}")
     asked = (*asked, *(slice(None),) * (len(array.shape) - len(asked)))
-    bounds = [each.indices(size) for each, size in zip(asked, array.shape)]
+    bounds = [axis.indices(size) for axis, size in zip(asked, array.shape)]
     if any(step != 1 for _, _, step in bounds):
         raise TraceError(f"a part of {name} has steps other than 1: {part!r}")
     source = as_lazy(array, name)

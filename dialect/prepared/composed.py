@@ -69,7 +69,7 @@ class Composed:
 
     def _under(self, params: Any, state: Any, rest: Any, mesh: Any, is_packed: bool) -> list[Any]:
         """The outputs under Explicit axes: whole, and a state of the type that it came in as."""
-        numbers = [i for i, each in enumerate(self.program.inputs) if each.role == "state"]
+        numbers = [i for i, input_ in enumerate(self.program.inputs) if input_.role == "state"]
         came_in = dict(zip(numbers, state))
         specs = [
             jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, came_in[output.updates])

@@ -229,8 +229,8 @@ class Executable:
                 return Packed(self._handed(self.prepare(leaves, donate)), self.schema, tree)
             arrays = self._taken(like)
             missing = [number for number, array in enumerate(arrays) if array is None]
-            made = self._preparation(missing)(leaves, donate)
-        for number, array in zip(missing, made):
+            packed = self._preparation(missing)(leaves, donate)
+        for number, array in zip(missing, packed):
             arrays[number] = array
         return Packed(self._handed(arrays), self.schema, tree)
 

@@ -164,7 +164,7 @@ class Server:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        work, leaves = (asyncio.create_task(each) for each in (choices.all_whole(), gone()))
+        work, leaves = (asyncio.create_task(task) for task in (choices.all_whole(), gone()))
         try:
             await asyncio.wait((work, leaves), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():

@@ -59,19 +59,19 @@ class BucketedCallee(Callee):
 
     def _prompt(self, call: Call) -> int:
         """The number of the one argument that is an array of integers, [batch, length]."""
-        found = [
+        numbers = [
             number
             for number, value in enumerate(call.values)
             if number not in call.static and number != call.params
             if len(getattr(value, "shape", ())) == 2 and np.issubdtype(value.dtype, np.integer)
         ]
-        if len(found) != 1:
-            named = ", ".join(call.names[number] for number in found) or "none"
+        if len(numbers) != 1:
+            named = ", ".join(call.names[number] for number in numbers) or "none"
             raise TraceError(
                 f"buckets= pads the one argument of tokens [batch, length], and there are: {named}",
                 where=first_line(self.function),
             )
-        return found[0]
+        return numbers[0]
 
     def trimmed(self, call: Call, results: Any) -> Any:
         """The results without the rows of padded tokens."""

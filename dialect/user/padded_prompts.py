@@ -75,44 +75,44 @@ class _Run:
                 continue
             _must_be_alike(value, other)
             args = _paired(value.op, other.op)
-            missing = [each for each in args if each not in known]
+            missing = [arg for arg in args if arg not in known]
             waiting += missing
             if not missing:
                 two = replace(other.op, args=tuple(arg for _, arg in args))
-                results = self.op(value.op, two, [known[each] for each in args])
+                results = self.op(value.op, two, [known[arg] for arg in args])
                 known.update(zip(zip(value.op.results, other.op.results), results))
         return [jnp.asarray(known[pair]) for pair in outputs]
 
     def op(self, op: Op, other: Op, args: list[Any]) -> Sequence[Any]:
         given = [_token_axes(*pair) for pair in zip(op.args, other.args)]
-        made = [_token_axes(*pair) for pair in zip(op.results, other.results)]
+        results_axes = [_token_axes(*pair) for pair in zip(op.results, other.results)]
         if not op.args and op.get("value") is not None:
-            return [self.constant(op, other, made[0])]
+            return [self.constant(op, other, results_axes[0])]
         if op.get("length") is not None and op.get("consts") is not None:
             return self.loop(op, other, args)
-        if not any(given) and not any(made):
+        if not any(given) and not any(results_axes):
             if op.attrs != other.attrs or op.regions != other.regions:
                 raise _refusal(op, "depends on the length of the prompt")
             return applied(op, args)
-        special = self.special(op, other, args, given, made)
+        special = self.special(op, other, args, given, results_axes)
         if special is not None:
             return [special]
         changed = {key for key, value in op.attrs if value != other.get(key)}
         if op.regions or changed - {traits(op).shape}:
             raise _refusal(op, "depends on the length of the prompt")
-        if not _keeps_tokens_apart(op, given, made):
+        if not _keeps_tokens_apart(op, given, results_axes):
             raise _refusal(op, "brings tokens of the prompt together")
         return applied(op, args)
 
-    def special(self, op: Op, other: Op, args: list[Any], given: Any, made: Any) -> Any:
+    def special(self, op: Op, other: Op, args: list[Any], given: Any, results_axes: Any) -> Any:
         """The result of an op that would meet padded tokens, with none of them; else None."""
         about = traits(op)
         if about.of_cache and about.writes == 1 and about.axes == "axes" and given[1]:
             return self.write(op, args, given[1])
-        if about.by_axis[:1] == ("start_indices",) and given[0] and not made[0]:
+        if about.by_axis[:1] == ("start_indices",) and given[0] and not results_axes[0]:
             return self.last(op, other, args[0], given[0])
-        if about.shape == "slice_sizes" and made[0] and not any(given):
-            return self.rows(op, args, made[0])
+        if about.shape == "slice_sizes" and results_axes[0] and not any(given):
+            return self.rows(op, args, results_axes[0])
         return None
 
     def constant(self, op: Op, other: Op, axes: tuple[int, ...]) -> Any:
@@ -233,16 +233,18 @@ def _must_be_alike(value: Value, other: Value) -> None:
         raise _refusal(one, "is another for another length")
 
 
-def _keeps_tokens_apart(op: Op, given: Any, made: Any) -> bool:
+def _keeps_tokens_apart(op: Op, given: Any, results_axes: Any) -> bool:
     """Whether every row of tokens is computed of the same row of the arguments."""
     if traits(op).shape == "new_sizes":
         before = [math.prod(op.args[0].type.shape[:axis]) for axis in given[0]]
-        after = [math.prod(op.results[0].type.shape[:axis]) for axis in made[0]]
+        after = [math.prod(op.results[0].type.shape[:axis]) for axis in results_axes[0]]
         sizes = {op.args[0].type.shape[axis] for axis in given[0]}
-        return before == after and sizes == {op.results[0].type.shape[axis] for axis in made[0]}
+        return before == after and sizes == {
+            op.results[0].type.shape[axis] for axis in results_axes[0]
+        }
     axes = signature(op)
     rows = {axes.inputs[i][axis] for i, those in enumerate(given) for axis in those}
-    out = {axes.outputs[i][axis] for i, those in enumerate(made) for axis in those}
+    out = {axes.outputs[i][axis] for i, those in enumerate(results_axes) for axis in those}
     named = {name for dimension in rows for name in dimension}
     if any(len(dimension) != 1 for dimension in (*rows, *out)) or named & axes.need:
         return False
