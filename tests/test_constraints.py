@@ -153,3 +153,15 @@ def test_partial_sums_that_lie_otherwise_are_added_up_apart() -> None:
     part = ["partial_contract", "reduce_sum"]
     found = [each for each in told(graph) if "_" not in each or each in part]
     assert sorted(found) == sorted([*part, *part, "add"])
+
+
+def test_a_layout_has_no_more_dimensions_than_its_array() -> None:
+    layout = (("x",), (), (), ())
+    with pytest.raises(ValueError, match="a layout of 4 dimensions is none of 3"):
+        make("constrain", X, layout=layout)
+
+
+def test_a_softmax_has_no_base_but_two() -> None:
+    q, k = new_input(Type("f32", (2, 3, 4))), new_input(Type("f32", (2, 5, 4)))
+    with pytest.raises(ValueError, match="a softmax has no base 3"):
+        make("attend", q, k, k, axes="g t k, g s k, g s v -> g t v", base=3)
