@@ -11,7 +11,7 @@ import pytest
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.constraints import constrained
 from dialect.machine.chips import CHIPS
-from dialect.ops.sharding import show_layout, sides
+from dialect.ops.sharding import constrain, show_layout, sides
 from rewrite import Program
 from rewrite.errors import ShardwrightError
 from rewrite.ir import Graph, Type, Value, new_input
@@ -158,7 +158,7 @@ def test_partial_sums_that_lie_otherwise_are_added_up_apart() -> None:
 def test_a_layout_has_no_more_dimensions_than_its_array() -> None:
     layout = (("x",), (), (), ())
     with pytest.raises(ValueError, match="a layout of 4 dimensions is none of 3"):
-        make("constrain", X, layout=layout)
+        constrain(np.zeros((8, 4, 16)), layout=layout)
 
 
 def test_a_softmax_has_no_base_but_two() -> None:
