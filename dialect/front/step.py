@@ -27,9 +27,9 @@ from dialect.prepared.composed import Composed
 from dialect.prepared.originals import is_lazy, shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.serving import Executable, Packed, is_state
+from dialect.printed.program_lines import axis_notes
 from dialect.printed.story import story
 from dialect.printed.story_page import page
-from dialect.reports.annotate import annotated
 from dialect.reports.beside_plan import Beside, beside_plan, differences, plan_table
 from dialect.reports.explained import Explained
 from dialect.user.bucketed import BucketedCallee
@@ -39,6 +39,7 @@ from rewrite.errors import ShardwrightError, TraceError
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
 from rewrite.target import Target
+from rewrite.text import show_program
 
 
 class Step:
@@ -115,7 +116,8 @@ class Step:
 
     def ir(self, *args: Any, **named: Any) -> str:
         """The rewritten program as text, with axes and layouts as comments."""
-        return annotated(self.program(*args, **named))
+        program = self.program(*args, **named)
+        return show_program(program, notes=axis_notes(program))
 
     def plan(self, *args: Any, **named: Any) -> Any:
         """The plan that the program was sharded by, or None where the pipeline makes none."""
