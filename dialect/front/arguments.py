@@ -201,7 +201,7 @@ def add_details(parser: argparse.ArgumentParser) -> None:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Of `report`."""
     add = parser.add_argument_group("the report").add_argument
-    add("--out", default="report.html", metavar="FILE", help="where it goes (report.html)")
+    add("-o", "--out", default="report.html", metavar="FILE", help="where it goes (report.html)")
     text = "what the compiler made, too: schedule, collectives, memory; takes its time"
     add("--compile", action="store_true", help=text)
     add("--accuracy", metavar="FILE", help="what `eval --json` printed, for the page")
