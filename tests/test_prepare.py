@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -421,7 +422,8 @@ def test_no_two_full_copies_in_resident_memory() -> None:
 
 
 def live_bytes() -> int:
-    """Of all arrays, those that share memory counted once."""
+    """Of all arrays, those that share memory counted once; what other tests have left is freed."""
+    gc.collect()
     shards = {
         (shard.device, shard.data.unsafe_buffer_pointer()): shard.data.nbytes
         for array in jax.live_arrays()
