@@ -422,8 +422,7 @@ def test_no_two_full_copies_in_resident_memory() -> None:
 
 
 def live_bytes() -> int:
-    """Of all arrays, those that share memory counted once; what other tests have left is freed."""
-    gc.collect()
+    """Of all arrays, those that share memory counted once."""
     shards = {
         (shard.device, shard.data.unsafe_buffer_pointer()): shard.data.nbytes
         for array in jax.live_arrays()
@@ -438,6 +437,7 @@ def test_originals_are_freed_as_it_goes(monkeypatch: Any) -> None:
     step = auto_shard(function, "cpu:8", pipeline=SERVE.format(weights="int8", more=""))
     made = preparation(step, params, *rest)
     original = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    gc.collect()  # what other tests have left
     before = live_bytes() - original
     held: list[int] = []
 
