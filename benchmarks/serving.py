@@ -18,11 +18,14 @@ import argparse
 import itertools
 import math
 import random
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dialect.machine.mesh import Topology
 from dialect.serving.policy import Policy

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FOLDERS = "rewrite|dialect|passes|examples|tests|benchmarks|docs"
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 
 
 def page(name: str) -> str:
@@ -136,3 +137,11 @@ def test_the_code_of_a_page_runs(name, workshop, capsys):
             assert re.fullmatch(wanted, unnumbered(printed), re.DOTALL), f"{text}---\n{printed}"
         elif kind:
             (workshop / kind).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_runs_as_its_first_lines_say(path: Path) -> None:
+    """`python benchmarks/x.py` has the folder of the benchmark on its path, and not ours."""
+    text = path.read_text(encoding="utf-8")
+    ours = re.search(r"^from (examples|tests|harness)\b", text, re.MULTILINE)
+    assert not ours or re.search(r"^sys\.path", text[: ours.start()], re.MULTILINE)
