@@ -77,11 +77,7 @@ def matches(before: Part, after: Part, of_before: Roots, of_after: Roots) -> dic
     pairs: dict[Op, Op] = {}
     _by_key(pairs, before, after, _deep(before, of_before), _deep(after, of_after))
     _by_key(pairs, before, after, _on_line, _on_line)
-    taken = set(pairs.values())
-    candidates: dict[object, deque[Op]] = defaultdict(deque)
-    for op in after.ops:
-        if op not in taken:
-            candidates[_local(op)].append(op)
+    candidates = _left(pairs, after, _local)
     for op in before.ops:
         options = candidates.get(_local(op), ()) if op not in pairs else ()
         same = next((other for other in options if _share(op, other, pairs)), None)
@@ -101,11 +97,7 @@ Key = Callable[[Op], object]
 
 def _by_key(pairs: dict[Op, Op], before: Part, after: Part, key: Key, other_key: Key) -> None:
     """Matches what is left and has one key, in order."""
-    taken = set(pairs.values())
-    waiting: dict[object, deque[Op]] = defaultdict(deque)
-    for op in after.ops:
-        if op not in taken:
-            waiting[other_key(op)].append(op)
+    waiting = _left(pairs, after, other_key)
     for op in before.ops:
         same = waiting.get(key(op)) if op not in pairs and key(op) is not None else None
         if same:
@@ -135,3 +127,13 @@ def _arg(value: Value, keys: Mapping[Op, int], of: Roots) -> object:
         return keys[value.op], value.index
     content = value.op.attrs if not value.op.args else ()
     return of.get(value, ""), value.type, content
+
+
+def _left(pairs: Mapping[Op, Op], after: Part, key: Key) -> dict[object, deque[Op]]:
+    """The ops that are not matched yet, in order, by their keys."""
+    taken = set(pairs.values())
+    left: dict[object, deque[Op]] = defaultdict(deque)
+    for op in after.ops:
+        if op not in taken:
+            left[key(op)].append(op)
+    return left
