@@ -212,6 +212,12 @@ def test_gradients_under_a_mesh(name: str, args: Any) -> None:
         for gradient in (jax.grad, lambda function: jax.jit(jax.grad(function))):
             found = gradient(partial(loss, step))(params)
             assert_close(np.asarray(found["embedding"]), expected["embedding"])
+            if name == "explicit":
+                assert jax.typeof(found["embedding"]).sharding.mesh.axis_names == ("a", "b"), (
+                    gradient
+                )
+            updated = params["embedding"] - found["embedding"]
+            assert_close(np.asarray(updated), params["embedding"] - expected["embedding"])
 
 
 def test_arrays_with_explicit_shardings(args: Any) -> None:

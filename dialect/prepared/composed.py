@@ -7,12 +7,12 @@ in which it was given, so that it can be the carry of a loop.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.compiling import Compilable
@@ -79,7 +79,7 @@ class Composed:
         ]
         must_be_of(mesh, state)
         with jax.sharding.use_abstract_mesh(mesh):
-            params = jax.tree.map(_typed, params)
+            params = jax.tree.map(partial(_typed, mesh), params)
             run = jax.sharding.auto_axes(
                 lambda *given: self._outputs(given[0], is_packed, *given[1:]), out_sharding=specs
             )
@@ -104,11 +104,14 @@ class Composed:
         return [restored.get(place, value) for place, value in enumerate(outputs)]
 
 
-def _typed(array: Any) -> Any:
-    """An array whose derivatives have its type; JAX's `auto_axes` would give them that inside."""
+def _typed(mesh: AbstractMesh, array: Any) -> Any:
+    """An array whose derivatives have its type; JAX's `auto_axes` would give them that inside.
+
+    The mesh is named, since a backward pass may run under another than the step was called under.
+    """
     if not jax.dtypes.issubdtype(array.dtype, np.inexact):
         return array
-    sharding = jax.typeof(array).sharding
+    sharding = NamedSharding(mesh, jax.typeof(array).sharding.spec)
     return jax.custom_derivatives.linear_call(
-        lambda _, x: x, lambda _, x: jax.sharding.reshard(x, sharding.spec), (), array
+        lambda _, x: x, lambda _, x: jax.sharding.reshard(x, sharding), (), array
     )
