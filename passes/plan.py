@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dialect.display.quantities import size
+from dialect.display.quantities import milliseconds, size
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
+from dialect.planning.declared import declared_shardings, resharded_bytes
 from dialect.planning.decoder import decoder_shape, loop_notes
 from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
@@ -33,7 +34,7 @@ from passes.stage import Stage
 from rewrite import manager
 from rewrite.errors import PlanError, brief
 from rewrite.passbase import Pass
-from rewrite.program import NOT_DONE, Input, Program, Remark
+from rewrite.program import LEFT_ALONE, NOT_DONE, Input, Program, Remark
 from rewrite.target import Target
 
 
@@ -101,7 +102,12 @@ class Plan(Pass):
             )
             stored = both.decode.partitioning
             notes.append(both.note())
-        best = best_plans(planned, topology, mesh, *asked, max(1, self.refine), stored)
+        search = partial(best_plans, planned, topology, mesh, *asked, stored=stored)
+        declared = tuple(declared_shardings(program, axes))
+        moved = partial(resharded_bytes, axes=axes, declared=declared)
+        best = search(max(1, self.refine), moved=moved if declared else None)
+        if declared:
+            notes += _beside_declared(best[0], search()[0], moved(best[0]))
         plans = [with_fallback_layouts(chosen_plan, shape, axes) for chosen_plan in best]
         if self.refine:
             tried = list(refined(program, plans, topology, mesh, partial(_lowered, target)))
@@ -114,6 +120,26 @@ class Plan(Pass):
             plan = plan.with_pages()
         notes += _whole_pages(program, plan)
         return plan, (*notes, *_unplanned(program, axes, plan))
+
+
+_OWN = "the program's own shardings"
+
+
+def _beside_declared(best: Chosen, free: Chosen, moved: int) -> Iterator[str | Remark]:
+    """What there is to say of a plan beside shardings that the program declares itself."""
+    if moved:
+        yield Remark(
+            f"no partitioning has all of them, {size(moved)} a step lie otherwise than planned "
+            "(retarget{shardings=remove})",
+            _OWN,
+            LEFT_ALONE,
+        )
+    if best.groups != free.groups and best.predicted and free.predicted:
+        times = " instead of ".join(
+            milliseconds(each.predicted.time_s) for each in (free, best) if each.predicted
+        )
+        text = f"without them {free.label}, {times} (retarget{{shardings=remove}})"
+        yield Remark(text, _OWN, LEFT_ALONE)
 
 
 def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:

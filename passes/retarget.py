@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from jax.sharding import Sharding
+from jax.sharding import AxisType, Sharding
 
 from dialect.arrays import primitives
 from dialect.arrays.attributes import decode
@@ -32,18 +32,21 @@ from rewrite.passbase import Pass
 from rewrite.program import Layout, Program
 from rewrite.target import Target
 
-# Ops that move their arguments and compute nothing.
-_MOVES = frozenset({"sharding_constraint", "reshard", "device_put", "mesh_cast"})
+# Ops that move their arguments and compute nothing, and whether the sharding is a type, which says
+# nothing along mesh axes of the kind Auto.
+_MOVES = {"sharding_constraint": False, "device_put": False, "reshard": True, "mesh_cast": True}
 
 
 @dataclass(frozen=True)
 class Retarget(Pass):
     """Keeps the program's own shardings where they fit the mesh, removes them where not."""
 
+    shardings: Literal["keep", "remove"] = "keep"
+
     keeps: ClassVar[str] = "reals"
 
     def run(self, program: Program, target: Target) -> Program:
-        fitting = _Fitting(dict(target.mesh))
+        fitting = _Fitting(dict(target.mesh), self.shardings == "keep")
         places = {value: _Place(i) for i, value in enumerate(program.graph.inputs)}
         updated = zip(program.graph.outputs, program.step_outputs, strict=True)
         places |= {v: _Place(output.updates) for v, output in updated if output.updates is not None}
@@ -72,6 +75,7 @@ class _Fitting:
     """Rewrites graphs for a mesh, and collects notes on what was done and why."""
 
     mesh: dict[str, int]
+    keeps: bool
     layouts: dict[int, Layout] = field(default_factory=dict)
     notes: dict[str, list[Origin]] = field(default_factory=dict)
 
@@ -122,11 +126,16 @@ class _Fitting:
         )
 
     def constrained(self, op: Op, value: Value, sharding: Any, home: _Place | None) -> Value:
+        if not self.keeps:
+            self.note("removed shardings, as asked for", op)
+            return value
         try:
             layout = fitted(sharding, value.type.shape, self.mesh)
         except Misfit as misfit:
             self.note(f"removed shardings: {misfit}", op)
             return value
+        if _MOVES.get(op.name) and AxisType.Auto in sharding.mesh.axis_types:
+            layout = tuple(axes or None for axes in layout)
         explicit = op.name not in _MOVES and not any(layout)  # its type: nothing was asked for
         if explicit or all(axes is None for axes in layout):
             return value

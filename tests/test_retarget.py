@@ -20,6 +20,7 @@ from dialect.machine.mesh import TargetError
 from rewrite import Pipeline, Program, auto_shard, compile, trace
 from rewrite.ir import Graph, new_input
 from rewrite.opdef import build, with_args
+from rewrite.program import LEFT_ALONE
 from rewrite.target import Target
 from tests.kit import notes_of, op_names
 
@@ -188,6 +189,21 @@ def test_explicit_axes(axes: str) -> None:
     assert tuple(layouts(program)) == kept
 
 
+def test_functions_of_auto_axes_ask_for_their_results_alone() -> None:
+    """Inside of `jax.sharding.auto_axes` the compiler may lay out arguments as it likes."""
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+
+    def function(w: jax.Array, x: jax.Array) -> jax.Array:
+        x = jax.sharding.reshard(x, P("x", "y"))
+        return jax.sharding.auto_axes(lambda w, x: x @ w, out_sharding=P("x", None))(w, x)
+
+    with jax.set_mesh(mesh):
+        program = retargeted(function)
+        assert_runs_sharded(function)
+    assert program.inputs[1].layout == (("x",), ("y",))
+    assert layouts(program) == [(("x",), ())]
+
+
 # Inputs: what is constrained where it comes in lies so from the start.
 
 
@@ -332,6 +348,39 @@ def test_what_the_program_constrains_is_left_alone_by_the_plan() -> None:
     read = {arg for op in asked for arg in op.args} | {op.results[0] for op in asked}
     assert not [op for op in planned if op.args[0] in read or op.results[0] in read]
     assert len(planned) == 11  # the products that it says nothing of, and what they read
+
+
+OWN = "plan: the program's own shardings left alone: "
+FREE = SERVE.replace("plan{ffn=ws1d, attention=heads}", "plan")
+
+
+def test_the_plan_agrees_with_what_the_program_constrains() -> None:
+    step = decoder(constrained_on(SAME, {"x": "x", "y": "y"}))
+    program = Pipeline.parse(FREE).run(trace(step, *arguments()), TARGET)
+    free = Pipeline.parse(FREE).run(trace(decoder(lambda x, *axes: x), *arguments()), TARGET)
+    assert program.plan is not None and free.plan is not None
+    assert program.plan.split("residual") == {"batch": ("x",)}
+    assert program.plan.split("attention") == {"batch": ("x",), "heads": ("y",)}
+    assert free.plan.groups != program.plan.groups
+    (left,) = program.remarks_of(LEFT_ALONE)
+    assert left.startswith(f"{OWN}without them {free.plan.label}, ")
+    assert left.endswith(" (retarget{shardings=remove})")
+    removed = FREE.replace("retarget", "retarget{shardings=remove}")
+    as_free = Pipeline.parse(removed).run(trace(step, *arguments()), TARGET)
+    assert as_free.graph == free.graph and as_free.plan == free.plan
+
+
+def test_constraints_that_no_partitioning_has_are_told() -> None:
+    """The residual stream split otherwise than queries: the bytes of one of both are resharded."""
+    mesh = {"x": "x", "y": "y"}
+    place = constrained_on(SAME, mesh)
+    other = constrained_on(SAME, {"x": "y", "y": "x"})
+    step = decoder(lambda x, *axes: (place if x.ndim == 2 else other)(x, *axes))
+    program = Pipeline.parse(FREE).run(trace(step, *arguments()), TARGET)
+    told = program.remarks_of(LEFT_ALONE)
+    assert told[0].startswith(
+        OWN + "no partitioning has all of them, 10.00 KiB a step lie otherwise"
+    )
 
 
 def test_a_product_with_weights_that_the_program_lays_out_is_left_alone() -> None:

@@ -26,7 +26,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     `axes`: the named axes of the program's values (`dialect.naming.axes`).
     """
     sizes = axes.sizes()
-    counted = list(_with_trips(program))
+    counted = list(executions(program))
     products = [(op, trips) for op, trips in counted if op.name in PRODUCTS]
     tables = _inputs_over(program, axes, "param", "vocab")
     # One axis is both `context` and `time` if the prompt is as long as the cache.
@@ -103,7 +103,7 @@ def _dtypes(
         "multiplies": _common_form(*factors) if factors else "bf16",
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
-        "activation_bytes_per_element": _activation_bytes(counted),
+        "activation_bytes_per_element": _activation_bytes(counted, axes),
         "cache_bytes_per_element": _cache_bytes(caches, axes) if caches else 2,
     }
 
@@ -123,7 +123,7 @@ def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) 
         yield f"{sizes['experts']} experts whose weights were not found"
 
 
-def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
+def executions(program: Program) -> Iterator[tuple[Op, int]]:
     """(op, executions per step) for every op that does not run once in `prepare`."""
     stack = [(program.graph, frozenset(program.values("param")), 1)]
     while stack:
@@ -140,7 +140,7 @@ def _with_trips(program: Program) -> Iterator[tuple[Op, int]]:
 
 def loop_notes(program: Program) -> Iterator[str]:
     """What is assumed of loops that end by a condition, if they have products."""
-    for op, _ in _with_trips(program):
+    for op, _ in executions(program):
         if op.get("cond_consts") is None or not any(_inside(op)):
             continue
         most = most_trips(op)
@@ -187,10 +187,12 @@ def _common_form(values: Value, weights: Value) -> str:
     return form if form and FORMS[form].holds(weights.type.dtype) else "bf16"
 
 
-def _activation_bytes(counted: list[tuple[Op, int]]) -> float:
-    """Bytes per element of the result of attention, or of any product if there is none."""
+def _activation_bytes(counted: list[tuple[Op, int]], axes: Axes) -> float:
+    """Bytes per element of a product's result in the residual stream, in which its partial sums are
+    added; without one of the result of attention, or of any product."""
     ops = [op for name in ("attend", "contract") for op, _ in counted if op.name == name]
-    return _bytes(ops[0].results[0]) if ops else 2
+    in_stream = [op for op in ops if has(axes.of(op.results[0]), "d_model")]
+    return _bytes((in_stream or ops)[0].results[0]) if ops else 2
 
 
 def _bytes(value: Value) -> float:

@@ -257,10 +257,12 @@ def best_plans(
     attention: str | None = None,
     count: int = 1,
     stored: Plan | Partitioning | None = None,
+    moved: Callable[[Plan], int] | None = None,
 ) -> list[Plan]:
     """The plan of `choose`, then the best plans of another kind (`Candidate.kind`): `count` in all.
 
-    `stored` restricts the choice to partitionings that store the weights as this plan does.
+    `stored` restricts the choice to partitionings that store the weights as this plan does, `moved`
+    to those for which it is least.
     """
     result = searched(shape, topology, mesh)
     labels = asked_for(ffn, attention)
@@ -275,6 +277,9 @@ def best_plans(
         raise PlanError("no partitioning stores its weights as the plan that was given")
     if not allowed:
         raise _impossible(topology, mesh, missing)
+    if moved is not None:
+        bytes_ = [moved(_grouped(candidate, topology, mesh)) for candidate in allowed]
+        allowed = [each for each, count_ in zip(allowed, bytes_) if count_ == min(bytes_)]
     rejected = [Alternative(label, None, _reason(error)) for label, error in missing.items()]
     ranked = best_first(allowed)
     best_of_kind = {candidate.kind: candidate for candidate in reversed(ranked)}
@@ -292,15 +297,15 @@ def _plan(
     topology: Topology,
     mesh: MeshSpec,
 ) -> Plan:
-    return Plan(
-        label=candidate.label,
-        target=str(topology),
-        mesh=mesh.axes,
-        groups=candidate.partitioning.groups,
-        predicted=candidate.predicted,
-        exchanges=tuple(planned_exchanges(shape, topology, mesh, candidate.partitioning)),
-        alternatives=alternatives,
-    )
+    exchanges = tuple(planned_exchanges(shape, topology, mesh, candidate.partitioning))
+    bare = _grouped(candidate, topology, mesh)
+    return replace(bare, exchanges=exchanges, alternatives=alternatives)
+
+
+def _grouped(candidate: Candidate, topology: Topology, mesh: MeshSpec) -> Plan:
+    """The plan of a candidate without its exchanges and alternatives."""
+    groups = candidate.partitioning.groups
+    return Plan(candidate.label, mesh.axes, groups, str(topology), candidate.predicted)
 
 
 def optimality_gap(plan: Plan) -> float:
