@@ -50,11 +50,11 @@ class PlanError(ShardwrightError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint with the known words closest to `word`, or the first of them where none is close."""
     # Comparing long words takes quadratic time, and nobody mistypes them.
-    known = sorted(name for name in known if len(name) <= _WORD)[:_KNOWN]
+    known = sorted(name for name in known if 0 < len(name) <= _WORD)[:_KNOWN]
     close = difflib.get_close_matches(word[:_WORD], known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(close) + "?"
-    return "known: " + ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return "known: " + ", ".join(known[:20]) + ", ..." * (len(known) > 20) if known else ""
 
 
 def cause(error: Exception) -> str:

@@ -161,4 +161,5 @@ def read_file(path: str | Path, what: str, error: type[ShardwrightError] = TextE
         with open(path, "rb") as file:
             return file.read(4 * MOST_OF_A_PROGRAM).decode("utf-8")
     except (OSError, ValueError) as wrong:
-        raise error(f"cannot read the {what} {str(path)!r}: {wrong}") from wrong
+        why = getattr(wrong, "strerror", None) or wrong
+        raise error(f"cannot read the {what} {str(path)!r}: {why}") from wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from examples import gpt, llama, palm
 from rewrite import ShardwrightError, auto_shard
-from tests.kit import assert_close
+from tests.kit import arrays_of, assert_close
 
 MODELS = {"llama": llama, "palm": palm, "gpt": gpt}
 BATCH, CONTEXT, D, V = 4, 16, 8, 12
@@ -144,3 +145,16 @@ def test_lengths_and_arguments_that_do_not_fit() -> None:
         bucketed(partial(gpt.decode_step, config))(params, cache, np.zeros(BATCH, np.int32))
     with pytest.raises(ShardwrightError, match="are no lengths of prompts"):
         auto_shard(partial(gpt.prefill, config), "cpu:4", buckets=(1, 8))
+
+
+def test_a_bucket_that_is_new_is_told(caplog: Any) -> None:
+    """Without the advice to do what is done already."""
+    config = gpt.CONFIGS["toy"]
+    prefill = bucketed(partial(gpt.prefill, config))
+    for length in (3, 4, 6):
+        params, cache, tokens = arrays_of(gpt, config, 4, 16, prompt=length)
+        with caplog.at_level(logging.WARNING, "shardwright"):
+            prefill(params, cache, tokens)
+    (told,) = [record.message for record in caplog.records]
+    assert "tokens i32[4,4] -> i32[4,8]" in told
+    assert "Every bucket (4, 8) is compiled once" in told

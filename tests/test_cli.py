@@ -218,7 +218,7 @@ def test_start_asks_for_cpu_devices_unless_the_user_did(monkeypatch: pytest.Monk
         ((*TOY, "-p", "normalise"), "at: --passes:1\n  try: did you mean normalize?"),
         ((*TOY, "-p", "quantize{weigths=int8}"), "try: did you mean weights?"),
         ((*TOY, "-p", "normalize", "--target", "v7:2x2"), "unknown chip 'v7'"),
-        ((*TOY, "-p", "normalize", "--print-ir-before", "shrd"), "did you mean shard?"),
+        ((*TOY, "-p", "normalize", "--print-ir-before", "shrd"), "the pipeline has no pass 'shrd'"),
         ((*TOY, "--pipeline", "missing.pipeline"), "cannot read the pipeline file"),
         ((LLAMA, "-p", "normalize"), "--config NAME, known: 70b, 8b, toy"),
         ((LLAMA, "-p", "normalize", "--config", "7b"), "no configuration '7b'"),

@@ -315,7 +315,7 @@ def test_gpus_that_are_not_attached_can_be_planned_for(monkeypatch: pytest.Monke
         devices(Topology.parse("h100:8"))
     wanted = "h100:8 needs 8 of NVIDIA H100 80GB HBM3, 0 are attached"
     assert caught.value.message == wanted
-    assert caught.value.hint.endswith('give a mesh of 8 CPU devices, and target="h100:8"')
+    assert caught.value.hint.endswith('a mesh of 8 CPU devices, and target="h100:8"')
 
 
 def test_gpus_that_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:

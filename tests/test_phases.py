@@ -85,12 +85,15 @@ def test_weights_that_lie_otherwise_are_copied_and_told(caplog: Any) -> None:
     assert_close(found, expected)
 
 
-def test_a_state_in_another_form_is_converted() -> None:
+def test_a_state_in_another_form_is_converted(caplog: Any) -> None:
     prefill, decode, whole, one = both(llama, forms="")
     params, cache, tokens = prompt_of(llama)
     packed = prefill.prepare(params, cache, tokens)
     logits, state = prefill(packed, prefill.adapt(cache), tokens)
-    found, _ = decode(packed, state, greedy(logits))
+    with caplog.at_level(logging.WARNING, "shardwright"):
+        found, _ = decode(packed, state, greedy(logits))
+    (told,) = [record.message for record in caplog.records if "converted" in record.message]
+    assert told.startswith("decode_step: the state has the form of another step, and is converted")
     expected, kept = whole(params, prompt_of(llama)[1], tokens)
     expected, _ = one(params, kept, greedy(logits))
     assert_close(found, expected)

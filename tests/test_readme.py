@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dialect.front.cli import main
+from dialect.machine import mesh
 from examples import llama
 from rewrite import Pipeline, Program
 from rewrite.passbase import find_pass, pass_names
@@ -99,9 +100,21 @@ def test_every_file_named_is_there():
         assert (ROOT / link.partition("#")[0]).exists(), link
 
 
+@pytest.mark.parametrize("command", ["explain", "diff", "report"])
+def test_a_decoder_of_ones_own_is_looked_at(command, tmp_path, monkeypatch, capsys):
+    """The one of docs/looking.md, as the README says, and on machines without libtpu too."""
+    page = (ROOT / "docs" / "looking.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(re.search(r"```python mine.py\n(.*?)```", page, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mesh, "prepare_libtpu", lambda: pytest.fail("libtpu is asked for"))
+    (line,) = re.findall(rf"^    shardwright {command} +(mine.py.*)$", README, re.MULTILINE)
+    assert main([command, *shlex.split(line)]) == 0
+    assert capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["explain", "diff", "show", "passes"])
 def test_the_commands_run(command, capsys):
-    (line,) = re.findall(rf"^    shardwright {command}\b(.*)$", README, re.MULTILINE)
+    (line,) = re.findall(rf"^    shardwright {command}\b((?!.*mine).*)$", README, re.MULTILINE)
     words = shlex.split(line, comments=True)
     assert main([command, *words]) == 0
     assert capsys.readouterr().out

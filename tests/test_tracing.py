@@ -378,7 +378,7 @@ def test_shapes_that_do_not_fit() -> None:
 
     error = failed(product, jnp.ones((4, 4)), X)
     assert "product cannot be traced: TypeError" in error.message
-    assert error.hint == ""  # nothing that Python looked at
+    assert error.hint == "check what it was given: params f32[4,4], x f32[2,3]"
     assert error.where.startswith(f"{__file__}:{line_of(product, 'x @ params')} ")
 
 

@@ -6,13 +6,13 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 from dialect.normal.normal_form import normal_form
 from dialect.user import usercode
 from dialect.user.rule_file import read_rules
 from rewrite.rules import Rule
+from rewrite.source import read_file
 
 Family = tuple[Rule, ...]
 
@@ -70,7 +70,7 @@ def _modules(place: str) -> Iterator[ModuleType]:
 
 
 def _of_text(place: str) -> list[FoundRule]:
-    rules = read_rules(Path(place).read_text(encoding="utf-8"), place, normal_form)
+    rules = read_rules(read_file(place, "rules"), place, normal_form)
     return [FoundRule(rule, place, (rules,)) for rule in rules]
 
 

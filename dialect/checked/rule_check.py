@@ -12,7 +12,9 @@ from dialect.checked.forms import first_rules
 from dialect.checked.neighbours import neighbour
 from dialect.checked.trial import Evaluator, RuleReport, Trial
 from dialect.user.usercode import UsageError
+from rewrite.errors import nearest
 
+_A_RULE = "rules are made by `pattern` or `local`, or written in a file that ends in .rules"
 _TRIED_PER_FIRED = 40  # how many programs are drawn at most for each on which the rule shall fire
 
 
@@ -60,6 +62,9 @@ def checked_rules(
     is none."""
     rules = [rule for rule in all_rules(*places) if name in (None, rule.name)]
     if not rules:
-        raise UsageError(f"there is no rule {name or ''} in {', '.join(places)}")
+        known = {rule.name for rule in all_rules(*places)}
+        hint = nearest(name, known) if name and known else _A_RULE
+        named = f"no rule {name!r}" if name else "no rule"
+        raise UsageError(f"there is {named} in {', '.join(places)}", hint=hint)
     for checked_rule in rules:
         yield check(checked_rule, seed, instances, seconds)

@@ -1,14 +1,16 @@
-"""The mesh that a program is compiled for, from what the user said of the machine."""
+"""The machine and the mesh that a program is for, from what the user said of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jax.sharding import AxisType, Mesh
 
 from dialect.machine import mesh as machine
 from dialect.machine.caller import callers_mesh
-from dialect.machine.mesh import TargetError
+from dialect.machine.mesh import MeshSpec, TargetError, Topology
 from rewrite.pipeline import Pipeline
 from rewrite.target import Target
 
@@ -19,28 +21,46 @@ def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Tar
     The pipeline's mesh holds where it says nothing else, and for any machine of as many chips.
     """
     asked = pipeline.target()
-    if mesh is None:
-        mesh = target or asked.topology or callers_mesh() or machine.here()
+    if mesh is None and not target and not asked.topology:
+        mesh = callers_mesh()
+    if mesh is None or isinstance(mesh, str):
+        resolved = target_of(mesh or target, pipeline)
+        with _told_where(mesh or target, pipeline):
+            return mesh_of(resolved), resolved
+    topology, spec = machine.describe(mesh, target)
+    laid = _automatic(mesh) if isinstance(mesh, Mesh) else machine.jax_mesh(topology, spec)
+    return laid, Target(str(topology), spec.axes)
+
+
+def target_of(named: str | None, pipeline: Pipeline) -> Target:
+    """A machine by its name, else the pipeline's, else all devices there are. It need not be here:
+    this is enough for all passes."""
+    asked = pipeline.target()
+    with _told_where(named, pipeline):
+        topology = Topology.parse(named or asked.topology or machine.here())
+        spec = topology.mesh_axes()
+        if asked.mesh:
+            wanted = MeshSpec(asked.mesh)
+            same = asked.topology and Topology.parse(asked.topology) == topology
+            spec = wanted if same or wanted.size == topology.devices else spec
+        machine.must_fit(spec, topology)
+    return Target(str(topology), spec.axes)
+
+
+def mesh_of(target: Target) -> Mesh:
+    """The jax Mesh of a machine, to compile for. Raises TargetError where it cannot be had."""
+    return machine.jax_mesh(Topology.parse(target.topology), MeshSpec(target.mesh))
+
+
+@contextmanager
+def _told_where(named: str | None, pipeline: Pipeline) -> Iterator[None]:
+    """Names the pipeline's line in an error about the machine that it asks for."""
     try:
-        return _laid(mesh, target, asked)
+        yield
     except TargetError as error:
-        if pipeline.where and asked.topology and mesh == asked.topology:
-            raise TargetError(error.message, where=pipeline.where, hint=error.hint) from None
+        if not named and pipeline.target().topology:
+            error.where = pipeline.where
         raise
-
-
-def _laid(mesh: Any, target: str | None, asked: Target) -> tuple[Any, Target]:
-    if not isinstance(mesh, str):
-        topology, spec = machine.describe(mesh, target)
-        laid = _automatic(mesh) if isinstance(mesh, Mesh) else machine.jax_mesh(topology, spec)
-        return laid, Target(str(topology), spec.axes)
-    topology = machine.Topology.parse(mesh)
-    spec = topology.mesh_axes()
-    if asked.mesh:
-        wanted = machine.MeshSpec(asked.mesh)
-        same = asked.topology and machine.Topology.parse(asked.topology) == topology
-        spec = wanted if same or wanted.size == topology.devices else spec
-    return machine.jax_mesh(topology, spec), Target(str(topology), spec.axes)
 
 
 def _automatic(mesh: Mesh) -> Mesh:

@@ -13,10 +13,18 @@ def _argument(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _said(text: str) -> str:
+    """A text that says something: an empty one is a shell's variable that nobody set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: leave it out, or say what it is")
+    return text
+
+
 def add_function(parser: argparse.ArgumentParser) -> None:
     """A decoder's step, with a batch."""
     add = add_decoder(parser).add_argument
     add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+    parser.set_defaults(sizes=("--batch", "--context", "--tokens", "--unrolled"))
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -122,11 +130,11 @@ def add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
         "what an argument is: tokens=i32[8], cache={k: f32[2,8,64]}, params=FILE.safetensors,"
         " cache=init_cache(8,64) of the same file, config=FILE.json; one for every argument"
     )
-    add("--shape", action="append", default=[], metavar="NAME=WHAT", help=text)
     add = group.add_mutually_exclusive_group().add_argument
+    add("--shape", action="append", default=[], metavar="NAME=WHAT", help=text)
     add("--args", metavar="FILE.py:FUNCTION", help="returns a tuple of arguments, or of shapes")
     text = "of a decoder as in examples/: a name in its CONFIGS, or the .json of its fields"
-    add("--config", metavar="NAME", help=text)
+    add("--config", type=_said, metavar="NAME", help=text)
     called = parser.add_argument_group("what a --config is called with")
     add = called.add_argument
     text = f"positions in the cache ({context})"
@@ -157,8 +165,9 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("passes")
     add_pipeline(group)
     add = group.add_argument
-    add("--phase", metavar="NAME", help="of a pipeline with several")
-    add("--target", metavar="TOPOLOGY", help="v5e:2x4, v5e-8, cpu:8, ... (the pipeline's)")
+    add("--phase", type=_said, metavar="NAME", help="of a pipeline with several")
+    text = "v5e:2x4, v5e-8, cpu:8, FILE.machine:8, ... (the pipeline's)"
+    add("--target", type=_said, metavar="TOPOLOGY", help=text)
     add("--strict", action="store_true", help="fail where what was asked for was not done")
     _add_watching(parser)
 
@@ -182,8 +191,9 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
 def add_pipeline(group: Any) -> None:
     """A pipeline, as text or in a file."""
     either = group.add_mutually_exclusive_group()
-    either.add_argument("-p", "--passes", metavar="TEXT", help='such as "normalize, recognize"')
-    either.add_argument("--pipeline", metavar="FILE", help="a pipeline file")
+    add, text = either.add_argument, 'such as "normalize, recognize"'
+    add("-p", "--passes", type=_said, metavar="TEXT", help=text)
+    add("--pipeline", type=_said, metavar="FILE", help="a pipeline file")
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dialect.front import versions
 from dialect.front.arguments import (
@@ -37,7 +38,7 @@ from dialect.front.completion import script
 from dialect.front.examples import epilog, overview
 from rewrite.errors import ShardwrightError
 
-REFUSED, MISTAKE, INTERRUPTED = 1, 70, 130  # exit codes
+REFUSED, WRONG, MISTAKE, INTERRUPTED = 1, 2, 70, 130  # exit codes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,10 +91,17 @@ def _mistake(error: Exception, args: argparse.Namespace) -> int:
     return MISTAKE
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are as short as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"error: {message}\n  try: {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="shardwright",
         description="Rewrites JAX decoders for inference.",
         epilog=overview(),

@@ -44,13 +44,15 @@ def run(args: Arguments) -> None:
 def compile_(args: Arguments, screen: Screen) -> None:
     """Rewrites a function, compiles it, and shows the executable."""
     explained = Explained()
-    done = rewritten(args, screen, listeners=(explained,))
+    asked = session.traced(args, screen)
+    mesh = asked.mesh
+    done = rewritten(args, screen, listeners=(explained,), asked=asked)
     with screen.working(f"compiling for {done.target.topology}"), session.kept(args, done):
         started = time.perf_counter()
-        executable, notes = compiled(Compilable(done.program, done.mesh))
+        executable, notes = compiled(Compilable(done.program, mesh))
         seconds = time.perf_counter() - started
-        report = read_executable(executable, done.mesh)
-        beside = beside_plan(done.program, executable, done.mesh)
+        report = read_executable(executable, mesh)
+        beside = beside_plan(done.program, executable, mesh)
         must_be_empty(differences(beside) if args.strict else ())
     if args.json:
         built = {"compile_s": seconds, "notes": notes, "executable": asdict(report)}
@@ -61,7 +63,7 @@ def compile_(args: Arguments, screen: Screen) -> None:
     usable = Topology.parse(done.target.topology).chip.usable_hbm_bytes
     screen.executable(report, notes, seconds, usable)
     screen.tables([plan_table(beside)] if beside else [])
-    screen.tables(explained.moved(executable, done.mesh))
+    screen.tables(explained.moved(executable, mesh))
 
 
 def coverage(args: Arguments, screen: Screen) -> None:

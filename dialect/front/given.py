@@ -23,12 +23,14 @@ import jax
 
 from dialect.arrays.dtypes import struct_of
 from dialect.prepared.packed_files import read_checkpoint
+from dialect.user.traced_errors import users_line
 from dialect.user.usercode import UsageError
 from rewrite.errors import cause, nearest
 from rewrite.ir import Type
 from rewrite.source import read_file
 
 _CHECKPOINTS = (".safetensors", ".safetensors.index.json")
+_FOR_EXAMPLE = "for example i32[8], {k: f32[2,8]}, init_cache(8, 64), model.safetensors"
 _WORDS = {"none": None, "true": True, "false": False}
 
 
@@ -106,8 +108,7 @@ class _Reader:
         try:
             tree = ast.parse(source.strip(), mode="eval")
         except (SyntaxError, ValueError) as error:
-            hint = "for example i32[8], {k: f32[2,8]}, init_cache(8, 64), model.safetensors"
-            raise UsageError(f"{text!r} says no argument", hint=hint) from error
+            raise UsageError(f"{text!r} says no argument", hint=_FOR_EXAMPLE) from error
         return self.value(tree.body)
 
     def value(self, node: ast.expr) -> Any:
@@ -136,7 +137,7 @@ class _Reader:
             case ast.Call(func=ast.Name(id=name)):
                 named = {word.arg: read(word.value) for word in node.keywords if word.arg}
                 return self.called(name, list(map(read, node.args)), named)
-        raise UsageError(f"{ast.unparse(node)!r} says no argument", hint="write it as i32[8]")
+        raise UsageError(f"{ast.unparse(node)!r} says no argument", hint=_FOR_EXAMPLE)
 
     def named(self, name: str) -> Any:
         """An argument that was said before, or a variable of the file."""
@@ -144,7 +145,7 @@ class _Reader:
             if name in known:
                 return known[name]
         hint = nearest(name, [*self.said, *vars(self.module)])
-        raise UsageError(f"{self.module.__name__} has no {name!r}", hint=hint)
+        raise UsageError(f"{self.module.__name__.strip('<>')} has no {name!r}", hint=hint)
 
     def sizes(self, node: ast.expr) -> str:
         """The sizes of an array, between its brackets."""
@@ -167,11 +168,20 @@ class _Reader:
         except TypeError:  # no arrays: a configuration
             pass
         except Exception as error:
-            raise UsageError(f"{name}(...) failed: {cause(error)}") from error
+            raise _failed(name, function, error) from error
         try:
             return function(*args, **named)
         except Exception as error:
-            raise UsageError(f"{name}(...) failed: {cause(error)}") from error
+            raise _failed(name, function, error) from error
+
+
+def _failed(name: str, function: Callable[..., Any], error: Exception) -> UsageError:
+    """For what a function of the file raised, with how it is called."""
+    return UsageError(
+        f"{name}(...) failed: {cause(error)}",
+        where=users_line(error),
+        hint=f"it is called as {name}{inspect.signature(function)}",
+    )
 
 
 def _configuration(path: str) -> _Fields:

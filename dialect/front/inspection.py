@@ -7,12 +7,13 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from dialect.checked.reproducer import Failure
-from dialect.front import api, session
+from dialect.compiled.resolved import target_of
+from dialect.front import session
 from dialect.front.console import Screen
 from dialect.front.programs import text_of
 from dialect.front.session import Arguments, Rewritten, rewritten, traced
 from dialect.front.strict import not_done
-from dialect.front.watched import listening_to
+from dialect.front.watched import listening_to, must_be_among
 from dialect.machine.virtual_cpus import start
 from dialect.printed.difference import Difference, difference
 from dialect.printed.difference_lines import difference_lines, facts
@@ -22,7 +23,6 @@ from dialect.printed.story import story
 from dialect.printed.story_page import page
 from dialect.reports.explained import Explained
 from rewrite import manager, options
-from rewrite.errors import PipelineError, nearest
 from rewrite.manager import Hook, PassReport
 from rewrite.passbase import Pass, find_pass, pass_names
 from rewrite.program import Program
@@ -76,9 +76,10 @@ def opt(args: Arguments, screen: Screen) -> None:
     target = pipeline.target()
     if args.target or target.topology:
         start(args.target or target.topology)
-        target = api.resolve(None, args.target, pipeline)[1]
-    listening = listening_to(args, target)
-    result, reports = manager.run(program, pipeline.passes(args.phase), target, listening)
+        target = target_of(args.target, pipeline)
+    steps = pipeline.passes(args.phase)
+    listening = listening_to(args, target, steps)
+    result, reports = manager.run(program, steps, target, listening)
     if args.json:
         screen.data({"passes": [asdict(report) for report in reports], "program": str(result)})
     else:
@@ -135,9 +136,8 @@ def _before_and_after(args: Arguments, screen: Screen) -> Difference:
     """Of the whole pipeline, or of one of its passes."""
     asked = traced(args, screen)
     names = [step.pass_name() for step in asked.passes]
-    if args.only and args.only not in names:
-        hint = nearest(args.only, names)
-        raise PipelineError(f"the pipeline has no pass {args.only!r}", hint=hint)
+    if args.only:
+        must_be_among(args.only, names)
     around = Around(args.only or "")
     done = rewritten(args, screen, listeners=(around,), asked=asked)
     if args.only:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dialect.front import api
 from dialect.front.given import Given, given
 from dialect.user import usercode
-from dialect.user.usercode import Sizes
+from dialect.user.usercode import Sizes, UsageError
 from rewrite.errors import TextError
 from rewrite.program import Program
 from rewrite.source import MOST_OF_A_PROGRAM, read_file
@@ -35,12 +35,24 @@ def program_of(args: Arguments) -> Program:
 
 def given_to(args: Arguments) -> Given:
     """A user's function, and its arguments or their shapes."""
+    if args.shape or args.args:
+        _must_be_all(args)
     if args.shape:
         module, function = usercode.named(args.function)
         return given(function, module, args.shape)
     if args.args:
         return Given(*usercode.function(args.function, args.args))
     return Given(*usercode.decoder(args.function, sizes(args)))
+
+
+def _must_be_all(args: Arguments) -> None:
+    """Raises UsageError for what only a --config is called with."""
+    said = {word.partition("=")[0] for word in args.words}
+    more = ", ".join(sorted(said & set(getattr(args, "sizes", ()))))
+    if more:
+        how = "--shape" if args.shape else "--args"
+        hint = f"{how} says how large each argument is"
+        raise UsageError(f"{more} is for a --config, and {how} is given", hint=hint)
 
 
 def sizes(args: Arguments) -> Sizes:
@@ -50,7 +62,9 @@ def sizes(args: Arguments) -> Sizes:
 
 def is_text(name: str) -> bool:
     """Whether this names the text of a program, and no function."""
-    return name == "-" or name.endswith(_TEXTS) or (":" not in name and Path(name).is_file())
+    if name == "-" or name.endswith(_TEXTS):
+        return True
+    return ":" not in name and not name.endswith(".py") and Path(name).is_file()
 
 
 def text_of(file: str) -> str:

@@ -33,8 +33,10 @@ def write_report(args: Arguments, screen: Screen) -> None:
     files.must_be_writable(path)
     measured = _measured(args.accuracy) if args.accuracy else []
     stages = Stages()
-    done = rewritten(args, screen, listeners=(stages,))
-    built = _built(args, screen, done) if args.compile else None
+    asked = session.traced(args, screen)
+    mesh = asked.mesh if args.compile else None
+    done = rewritten(args, screen, listeners=(stages,), asked=asked)
+    built = None if mesh is None else _built(args, screen, done, mesh)
     told = not_done(done.program) + (differences(list(built.beside)) if built else [])
     topology = Topology.parse(done.target.topology) if done.target.topology else None
     with screen.working("writing the report"):
@@ -57,24 +59,24 @@ def write_report(args: Arguments, screen: Screen) -> None:
         screen.show(f"{path}: {size(len(text.encode()))}")
 
 
-def _built(args: Arguments, screen: Screen, done: Rewritten) -> Built:
+def _built(args: Arguments, screen: Screen, done: Rewritten, mesh: Any) -> Built:
     with screen.working(f"compiling for {done.target.topology}"), session.kept(args, done):
         started = time.perf_counter()
-        executable, notes = compiled(Compilable(done.program, done.mesh))
+        executable, notes = compiled(Compilable(done.program, mesh))
         seconds = time.perf_counter() - started
     topology = Topology.parse(done.target.topology)
     scheduled = None
     if topology.chip.platform == "tpu":
         try:
-            scheduled = schedule(executable, topology, done.mesh)
+            scheduled = schedule(executable, topology, mesh)
         except ValueError:  # how often a loop runs is not known
             scheduled = None
     memory = read_executable(executable).memory
     return Built(
         seconds,
         scheduled,
-        tuple(compiled_collectives(executable, topology, done.mesh)),
-        tuple(beside_plan(done.program, executable, done.mesh)),
+        tuple(compiled_collectives(executable, topology, mesh)),
+        tuple(beside_plan(done.program, executable, mesh)),
         notes,
         {
             "parameters, state, arguments": memory.argument_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dialect.checked.reproducer import Failure, Reproducer
+from dialect.compiled.resolved import mesh_of, target_of
 from dialect.front import api
 from dialect.front.console import Progress, Screen
 from dialect.front.programs import program_of
@@ -33,7 +35,11 @@ class Traced:
     program: Program
     passes: tuple[Pass, ...]
     target: Target
-    mesh: Any
+
+    @functools.cached_property
+    def mesh(self) -> Any:
+        """The jax Mesh of that machine, to compile for. Raises TargetError where there is none."""
+        return mesh_of(self.target)
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,6 @@ class Rewritten:
     def target(self) -> Target:
         """The machine that it was rewritten for."""
         return self.asked.target
-
-    @property
-    def mesh(self) -> Any:
-        """The jax Mesh of that machine."""
-        return self.asked.mesh
 
     def facts(self) -> dict[str, Any]:
         """What every command tells a machine."""
@@ -71,10 +72,10 @@ def traced(args: Arguments, screen: Screen, passes: str = "") -> Traced:
     asked = pipeline(args) or Pipeline.parse(passes or api.DEFAULT_PIPELINE)
     steps = asked.passes(args.phase)
     start(args.target or asked.topology)
-    mesh, target = api.resolve(None, args.target, asked)
+    target = target_of(args.target, asked)
     with screen.working("tracing"):
         program = program_of(args)
-    return Traced(program, steps, target, mesh)
+    return Traced(program, steps, target)
 
 
 def rewritten(
@@ -88,7 +89,7 @@ def rewritten(
     `passes`."""
     asked = asked or traced(args, screen, passes)
     with screen.working("rewriting") as spinner:
-        listening = [*listening_to(args, asked.target), *listeners, Progress(spinner)]
+        listening = [*listening_to(args, asked.target, asked.passes), *listeners, Progress(spinner)]
         program, reports = manager.run(asked.program, asked.passes, asked.target, listening)
     must_have_begun(program)
     must_be_empty(not_done(program) if args.strict else ())

@@ -325,7 +325,7 @@ class Step:
             began = time.perf_counter()
             program = self._program(call)
             if self._newest is not None:
-                tell_of(self._newest, program, self._seconds)
+                tell_of(self._newest, program, self._seconds, self.buckets)
             tree = jax.tree.structure(_shapes(call.values[call.params]))
             with self._told_where():
                 executable = Executable(self._compilable(program), tree, lowered)

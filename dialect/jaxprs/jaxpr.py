@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ _DRAWS = {"random_bits", "random_split"}  # the bits depend on a setting of JAX
 _HIDDEN_STATE = {"rng_uniform"}
 _LARGEST_PRINTED_CONSTANT = 64  # elements
 _LARGE = 1 << 20  # bytes
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_HERE = str(Path(__file__).resolve().parents[2])  # the folder of the three packages
 OURS = (
     *(os.path.join(_HERE, folder, "") for folder in ("dialect", "rewrite", "passes")),
     *(os.path.join(os.path.dirname(module.__file__), "") for module in (jax, np)),

@@ -40,21 +40,30 @@ __all__ = [
     "is_here",
     "jax_mesh",
     "must_be_here",
+    "must_fit",
     "placement",
     "prepare_libtpu",
     "quiet_libtpu",
 ]
 
 
+_PLANNED = "to plan only: `shardwright explain --target`, or in Python a mesh of"
+
+
 def jax_mesh(topology: Topology, mesh: MeshSpec) -> Mesh:
     """A jax Mesh with Auto axes, laid out along the physical axes. Raises TargetError."""
-    if mesh.size != topology.devices:
-        raise _mismatch(mesh, topology, hint=f"for example: mesh {topology.mesh_axes()}")
+    must_fit(mesh, topology)
     grid = np.empty(topology.devices, dtype=object)
     grid[:] = devices(topology)
     order = placement(topology.grid, mesh.sizes)
     arranged = grid.reshape(topology.grid).transpose(order).reshape(mesh.sizes)
     return Mesh(arranged, mesh.names, axis_types=(AxisType.Auto,) * len(mesh.axes))
+
+
+def must_fit(mesh: MeshSpec, topology: Topology) -> None:
+    """Raises TargetError for a mesh of another number of devices than the topology has."""
+    if mesh.size != topology.devices:
+        raise _mismatch(mesh, topology, hint=f"for example: mesh {topology.mesh_axes()}")
 
 
 def _mismatch(mesh: MeshSpec, topology: Topology, hint: str) -> TargetError:
@@ -74,7 +83,7 @@ def devices(topology: Topology) -> list[Any]:
     if chip.platform == "gpu":
         return _gpu_devices(topology)
     if not chip.libtpu:
-        hint = f'give a mesh of {topology.devices} CPU devices, and target="{topology}"'
+        hint = f'{_PLANNED} {topology.devices} CPU devices, and target="{topology}"'
         raise TargetError(f"{topology} can be planned for, not compiled for", hint=hint)
     attached = [device for device in _attached() if device.platform == "tpu"]
     if attached and _is_made_of(topology, attached):
@@ -95,7 +104,7 @@ def _gpu_devices(topology: Topology) -> list[Any]:
     matching = [device for device in attached if device.device_kind in kinds]
     if len(matching) < count:
         message = f"{topology} needs {count} of {' or '.join(kinds)}, {len(matching)} are attached"
-        hint = f'to plan only, give a mesh of {count} CPU devices, and target="{topology}"'
+        hint = f'{_PLANNED} {count} CPU devices, and target="{topology}"'
         raise TargetError(message, hint=hint)
     return matching[:count]
 

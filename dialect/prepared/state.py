@@ -18,6 +18,8 @@ from dialect.arrays.components import connected
 from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import evaluate
 from dialect.compiled.compiling import compiled_stage
+from dialect.display.quantities import size
+from dialect.display.told import tell
 from rewrite.errors import TraceError
 from rewrite.ir import Graph, Value
 from rewrite.opdef import make
@@ -76,6 +78,7 @@ class Form:
     """
 
     def __init__(self, program: Program) -> None:
+        self.name, self._told = program.name, False
         outputs = program.step_outputs
         users, packed = (_states(inputs) for inputs in (program.inputs, program.step_inputs))
         structs = [struct_of(program.inputs[i].type) for i in users]
@@ -117,6 +120,7 @@ class Form:
         are `State` leaves.
         """
         if not self.is_of(leaves):
+            self._tell_once(leaves, asked=copy)
             leaves = self.restored(leaves)
         state: list[Any] = [None] * len(self._arrives)
         for mine, place in self._same:
@@ -136,6 +140,17 @@ class Form:
             for number, value in zip(group.parts, parts_):
                 state[number] = value
         return state
+
+    def _tell_once(self, leaves: Sequence[Any], asked: bool) -> None:
+        """Says that a state of another step is converted, where nobody asked for it."""
+        if asked or self._told:
+            return
+        self._told = True
+        bytes_ = sum(part.nbytes for leaf in leaves if is_state(leaf) for part in leaf.parts)
+        tell(
+            f"{self.name}: the state has the form of another step, and is converted to that of "
+            f"this one, {size(bytes_)}, whenever it is handed over"
+        )
 
     def states(self, parts: Sequence[Any]) -> list[Any]:
         """The user's leaves for a state in the step's form."""

@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 
+from dialect.arrays.dtypes import type_of
 from dialect.jaxprs import jaxpr
 from dialect.user.calls import Call, first_line, is_array, name_of
 from rewrite.errors import TraceError, brief, nearest
 
+_MOST_ARRAYS, _MOST_OF_A_VALUE = 4, 40  # of an argument that are shown; characters of another one
 _MOST = 4000  # characters of what JAX says: all of it, but for texts of the user's
 # Python looked at the value of an array.
 _LOOKED = (
@@ -49,7 +51,29 @@ def _hint(error: Exception, call: Call) -> str:
         return nearest(str(error.args[0]), keys) if keys else ""
     if isinstance(error, AttributeError) and "'dict' object" in str(error):
         return f'arguments come as they were given, and this one is a dict: ["{error.name}"]'
-    return ""
+    return f"check what it was given: {_given(call)}"
+
+
+def _given(call: Call) -> str:
+    """The arguments of a call: `params 14 arrays, cache/k f32[8,64], tokens i32[8]`."""
+    shown = []
+    for number, (name, value) in enumerate(zip(call.names, call.values)):
+        arrays = jax.tree_util.tree_leaves_with_path(value)
+        if number in call.static or not arrays:
+            shown.append(f"{name}={brief(repr(value), _MOST_OF_A_VALUE)}")
+        elif len(arrays) > _MOST_ARRAYS:
+            shown.append(f"{name} {len(arrays)} arrays")
+        else:
+            shown += [f"{name}{_place(path)} {_kind(leaf)}" for path, leaf in arrays]
+    return ", ".join(shown)
+
+
+def _place(path: Any) -> str:
+    return f"/{jax.tree_util.keystr(path, simple=True, separator='/')}" if path else ""
+
+
+def _kind(leaf: Any) -> str:
+    return str(type_of(leaf)) if hasattr(leaf, "dtype") else brief(repr(leaf), _MOST_OF_A_VALUE)
 
 
 def _keys(values: Iterable[Any]) -> Iterable[str]:
@@ -74,7 +98,10 @@ def must_be_arrays(result: Any, call: Call) -> None:
 
 
 def users_line(error: BaseException) -> str:
-    """The innermost line of the user's code in an error's traceback."""
+    """The innermost line of the user's code in an error's traceback, or the one it cannot be read
+    at."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     frames = [
         f for f in frames if not f.filename.startswith(jaxpr.OURS) and "<frozen" not in f.filename

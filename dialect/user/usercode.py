@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from rewrite.errors import ShardwrightError, nearest
 from rewrite.source import read_file
 
 Function = Callable[..., Any]
+_AS_IN_EXAMPLES = "this wants a file with all of them, such as examples/llama.py of Shardwright"
 
 
 class UsageError(ShardwrightError):
@@ -65,7 +66,17 @@ def decoder(text: str, sizes: Sizes) -> tuple[Function, tuple[Any, ...]]:
         return functools.partial(function, config), jax.eval_shape(arguments)
 
 
-def _configured(text: str, name: str | None) -> tuple[ModuleType, Function, Any]:
+def _how_to_say(names: Iterable[str]) -> str:
+    """How arguments of these names are said on a command line."""
+    first, *others = [*names, "params"]
+    shapes = " ".join(f"--shape {name}=i32[8]" for name in others[:-1])
+    return (
+        f'say what each is: --shape "{first}=FUNCTION()" of the same file, or {first}=FILE'
+        f".safetensors, {shapes}; or all as a tuple: --args FILE.py:FUNCTION"
+    )
+
+
+def _configured(text: str, name: str | None, hint: str = "") -> tuple[ModuleType, Function, Any]:
     """The file, the function, and the configuration of that name."""
     module, function = named(text)
     lacks = [n for n in ("CONFIGS", "init_params", "init_cache") if not hasattr(module, n)]
@@ -73,8 +84,7 @@ def _configured(text: str, name: str | None) -> tuple[ModuleType, Function, Any]
         names = ", ".join(inspect.signature(function).parameters)
         raise UsageError(
             f"{text} comes without {', '.join(lacks)}, so its arguments ({names}) are unknown",
-            hint="say what each of them is: --shape tokens=i32[8] --shape params=FILE.safetensors,"
-            " or name a function that returns them as a tuple: --args FILE.py:FUNCTION",
+            hint=hint or _how_to_say(inspect.signature(function).parameters),
         )
     if name is not None and name.endswith(".json"):
         return module, function, _from_fields(module, name)
@@ -112,7 +122,7 @@ def trained(text: str, sizes: Sizes, files: Sequence[str] = ()) -> Trained:
     The text is that of `files` where there are any. Raises UsageError where a function is not
     there, and where the parameters are not of the types that init_params gives.
     """
-    module, _, config = _configured(text, sizes.config)
+    module, _, config = _configured(text, sizes.config, _AS_IN_EXAMPLES)
     if not hasattr(module, "trained_params"):
         hint = "write trained_params(config, unrolled), which returns them as init_params does"
         raise UsageError(f"{text} comes without trained_params", hint=hint)
@@ -162,7 +172,7 @@ class Served:
 
 def served(text: str, name: str | None) -> Served:
     """A decoder as in `examples/`, with its configuration of that name. Raises UsageError."""
-    module, function, config = _configured(text, name)
+    module, function, config = _configured(text, name, _AS_IN_EXAMPLES)
     with _blamed(f"init_params of {text} failed"):
         shapes = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
     step, init_cache = (functools.partial(part, config) for part in (function, module.init_cache))
@@ -224,7 +234,7 @@ def module_of(place: str) -> ModuleType:
         if is_file:
             return _run(path)
         if not _is_module(place):
-            raise UsageError(f"there is no module {place}")
+            raise UsageError(f"there is no module {place}", hint="a file of Python ends in .py")
         return importlib.import_module(place)
 
 
@@ -251,6 +261,6 @@ def _blamed(what: str) -> Iterator[None]:
         yield
     except ShardwrightError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that runs, and ends, when it is imported
         message = f"{what}: {type(error).__name__}: {error}"
         raise UsageError(message, where=users_line(error)) from error
