@@ -1,6 +1,7 @@
 # make demo    set up and run the main job
 # make serve   SmolLM2 at http://127.0.0.1:8000, on the CPU
 # make test    set up and run all tests
+# make docs    the documentation as a site: site/index.html
 # make check   how the code is written: ruff, and mypy of the engine
 # make fuzz    what takes hours: make fuzz-rules SEED=7 COUNT_rules=1000 runs one part of it
 #
@@ -17,7 +18,7 @@ probe := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in $(candidates); do \
 	"$$each" -c '$(probe)' 2> /dev/null && echo "$$each" && break; done)
 
-.PHONY: demo serve test check fuzz clean
+.PHONY: demo serve test docs check fuzz clean
 
 demo: $(VENV)/model
 	@$(VENV)/bin/python examples/demo.py
@@ -28,6 +29,10 @@ serve: $(VENV)/model
 
 test: $(VENV)/frameworks $(VENV)/model
 	@$(VENV)/bin/python -m pytest --quiet --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)
+
+docs: $(VENV)/site
+	@test -x $(VENV)/bin/mkdocs || { echo "mkdocs cannot be installed here: no site" >&2; exit 0; } && \
+	$(VENV)/bin/mkdocs build --quiet --strict && echo site/index.html
 
 check: $(VENV)/checkers
 	@test -x $(VENV)/bin/mypy || { echo "ruff and mypy cannot be installed here: nothing checked" >&2; exit 0; } && \
@@ -61,6 +66,12 @@ $(VENV)/installed: pyproject.toml
 	@echo "installing into $(VENV) (minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu,test]'
+	@touch $@
+
+# Where it cannot be had, there is no site, and that is said.
+$(VENV)/site: $(VENV)/installed
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' \
+	|| true
 	@touch $@
 
 # Where they cannot be had, nothing is checked, and that is said.

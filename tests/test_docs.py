@@ -119,7 +119,7 @@ def workshop(tmp_path, monkeypatch):
         table.update(before)
 
 
-@pytest.mark.parametrize("name", ["how-to.md", "tutorial.md", "using.md"])
+@pytest.mark.parametrize("name", ["how-to.md", "looking.md", "tutorial.md", "using.md"])
 def test_the_code_of_a_page_runs(name, workshop, capsys):
     names: dict = {"__name__": "page"}
     printed = ""

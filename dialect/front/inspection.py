@@ -148,14 +148,14 @@ def _before_and_after(args: Arguments, screen: Screen) -> Difference:
 
 def passes(args: Arguments, screen: Screen) -> None:
     """Lists every pass, those of other packages included."""
-    listed = [_described(find_pass(name)) for name in pass_names()]
+    listed = [described(find_pass(name)) for name in pass_names()]
     if args.json:
         screen.data(listed)
     else:
         screen.listing(listed)
 
 
-def _described(kind: type[Pass]) -> dict[str, Any]:
+def described(kind: type[Pass]) -> dict[str, Any]:
     """A pass: its name, what it keeps, the first line of its docstring, its options."""
     types = get_type_hints(kind)
     takes = [
