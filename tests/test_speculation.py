@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from dialect.engine import drafting
 from dialect.engine.compilations import Compilations
-from dialect.serving.drafts import Ahead, Offer, PromptLookup, paying
+from dialect.serving.drafts import Ahead, Offer, Prices, PromptLookup, paying
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -32,9 +33,10 @@ def test_drafts_go_on_as_the_text_did() -> None:
     lookup = PromptLookup([1, 2, 3, 4, 9, 2, 3])
     assert lookup.draft(3) == [4, 9, 2]  # behind 2, 3
     lookup.extend([4, 7, 3])
-    assert lookup.draft(3) == [4, 7, 3]  # behind the latest 3
+    assert lookup.draft(3) == [4, 9, 2]  # behind the first 3, as the other went on like it
+    lookup.extend([8, 3])
+    assert lookup.draft(3) == [8, 3, 8]  # behind the latest 3, which did not
     assert PromptLookup([1, 2, 3]).draft(4) == PromptLookup().draft(4) == []
-    assert PromptLookup([1, 2, 1], shortest=2).draft(4) == []
 
 
 def test_what_repeats_itself_goes_on_repeating_itself() -> None:
@@ -87,6 +89,32 @@ def test_drafts_share_the_rows_that_a_step_has_left() -> None:
     assert paying(3, [Offer(9, 0.1)] * 3, 60, prices) == {0: 1}  # a row that is there anyway
     assert not paying(4, [Offer(9, 0.05)] * 4, 60, prices)
     assert paying(4, offers, 5, ()) == {0: 3, 3: 2}  # without prices as many as have room
+
+
+def tokens_per_s(
+    sure: int, offers: list[Offer], lengths: dict[int, int], prices: Prices, draft_s: float
+) -> float:
+    """What some drafts are worth, by the definition."""
+    drafts = [
+        offers[at].chance ** n for at, length in lengths.items() for n in range(1, length + 1)
+    ]
+    waits_s = 0.7e-3 + draft_s * max(lengths.values()) if lengths else 0.0
+    step_s = next(seconds for size, seconds in prices if size >= sure + len(drafts))
+    return (sure + sum(drafts)) / (step_s + waits_s)
+
+
+@pytest.mark.parametrize("draft_s", [0.0, 0.05])
+def test_no_other_number_of_drafts_pays_more(draft_s: float) -> None:
+    prices = ((4, 1.0), (16, 1.2), (64, 2.5))
+    chance = random.Random(0)
+    for _ in range(200):
+        sure, room = chance.randint(1, 8), chance.randint(0, 60)
+        offers = [Offer(chance.randint(0, 9), chance.randint(0, 99) / 100) for _ in range(sure)]
+        numbers = range(min(room, 64 - sure) + 1)
+        ways = [paying(sure, offers, room, prices, draft_s)]
+        ways += [paying(sure, offers, most, ()) for most in numbers]
+        worth = [tokens_per_s(sure, offers, way, prices, draft_s) for way in ways]
+        assert sum(ways[0].values()) in numbers and worth[0] >= max(worth) - 1e-9
 
 
 # --- the scheduler ---------------------------------------------------------------------------

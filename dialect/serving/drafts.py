@@ -6,13 +6,18 @@ pays depends on all requests of the step: it runs in one of a few sizes.
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate, chain, repeat, takewhile, zip_longest
+from operator import mul
 from typing import NamedTuple
 
 _AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
 _WEIGHT = 1 / 8  # of the last guess, in the running mean
 _LEAST = 0.05  # the chance of a draft that is worth a row
+_LONGEST = 3  # tokens before a guess that are known to be there too; more say nothing more
+_BITS = 32  # of a token
 _WAITS_S = 0.7e-3  # that a machine waits for a step with drafts: the one before is read first
 
 Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that there are, ascending
@@ -21,47 +26,65 @@ Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that ther
 class PromptLookup:
     """Guesses that the text goes on as it did where its last tokens were before.
 
-    Of the last `longest` tokens down to the last `shortest`, the first that occurred already
-    (prompt lookup decoding, Saxena 2023; LLMA, Yang et al. 2023, section 3.1). A token and a guess
-    take constant time, however long the text is. A text that repeats itself is guessed to repeat
-    itself again. Every token tells whether the guess of it was right, verified or not.
+    The last two tokens, or else the last one, are looked up where a guess was wrong; where it was
+    right, what is behind it is the next guess (prompt lookup decoding, Saxena 2023; LLMA, Yang et
+    al. 2023, section 3.1). A token and a guess take constant time, however long the text is. A text
+    that repeats itself is guessed to repeat itself again. Every token tells whether the guess of it
+    was right, verified or not.
+
+    chance: the probability that the next token is the one that is guessed; 0 where none is
     """
 
-    def __init__(self, tokens: Iterable[int] = (), longest: int = 3, shortest: int = 1) -> None:
-        self.tokens: list[int] = []
-        self.after: dict[tuple[int, ...], int] = {}  # last tokens -> the place behind them
-        self.sizes = range(longest, shortest - 1, -1)
-        self.chances = {0: 0.0} | dict.fromkeys(self.sizes, _AT_FIRST)  # by how many were found
-        self.last: list[tuple[int, ...]] = []  # the last tokens, the longest text first
-        self.found, self.place = 0, 0  # how many of them occurred before, and the place behind
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self.text = [-1, -1]  # in front of its tokens: so that a pair is there to be looked up
+        self.after: dict[int, int] = {}  # a token, or a pair -> the place behind it
+        self.chances = [0.0] + [_AT_FIRST] * _LONGEST  # by how many were found
+        self.found, self.place = 0, 0  # how many of the last are there too, and the place behind
+        self.chance = 0.0
         self.extend(tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The text."""
+        return self.text[2:]
 
     def extend(self, tokens: Iterable[int], verified: int = 0) -> None:
         """Adds tokens that the text now has."""
-        text, after, chances = self.tokens, self.after, self.chances
+        text, chances, found = self.text, self.chances, self.found
         for token in tokens:
-            if self.found:
-                is_right = text[self.place] == token
-                chances[self.found] += _WEIGHT * (is_right - chances[self.found])
-            for run in self.last:
-                after[run] = len(text)
-            text.append(token)
-            self.last = [tuple(text[-size:]) for size in self.sizes if size <= len(text)]
-            self.found, self.place = 0, len(text)
-            for run in self.last:
-                if run in after:
-                    self.found, self.place = len(run), after[run]
-                    break
+            if found and text[self.place] == token:
+                chances[found] += _WEIGHT * (1 - chances[found])
+                text.append(token)
+                self.place += 1
+                found = min(found + 1, _LONGEST)
+            else:
+                chances[found] -= _WEIGHT * chances[found]
+                found = self._looked_up(token)
+        self.found, self.chance = found, chances[found]
+
+    def _looked_up(self, token: int) -> int:
+        """Adds a token that was not guessed; how many of the last ones were there before."""
+        text, after = self.text, self.after
+        last = text[-1]
+        after[last] = after[_pair(text[-2], last)] = len(text)
+        text.append(token)
+        if token not in after:
+            return 0
+        pair = after.get(_pair(last, token), 0)
+        self.place = pair or after[token]
+        return 2 if pair else 1
 
     def draft(self, count: int) -> list[int]:
         """At most so many tokens that may come next."""
-        period = len(self.tokens) - self.place
-        return [self.tokens[self.place + at % period] for at in range(count if period else 0)]
+        if not self.found:
+            return []
+        repeated = self.text[self.place : self.place + count]
+        return (repeated * count)[:count] if len(repeated) < count else repeated
 
-    @property
-    def chance(self) -> float:
-        """The probability that the next token is the one that is guessed; 0 where none is."""
-        return self.chances[self.found]
+
+def _pair(token: int, then: int) -> int:
+    """Two tokens as one number, which is no token: the garbage collector looks at tuples."""
+    return token + 2 << _BITS | then
 
 
 class Ahead:
@@ -92,44 +115,65 @@ class Offer(NamedTuple):
     chance: float = 0.0
     guessed: int = 0
 
-    def chances(self) -> list[float]:
-        """Of every draft that is worth a thought, the probability that it is accepted (Leviathan et
-        al. 2023, section 3.1: as if they were independent)."""
-        chance, chances = self.chance**self.guessed, []
-        for _ in range(self.count):
-            chance *= self.chance
-            if chance < _LEAST:
-                break
-            chances.append(chance)
-        return chances
-
 
 def paying(
     sure: int, offers: Sequence[Offer], room: int, prices: Prices, draft_s: float = 0.0
-) -> Counter[int]:
+) -> dict[int, int]:
     """How many drafts of every offer to verify in a step, by its place: those that let the most
-    tokens be computed in a second.
+    tokens be computed in a second. Those that are worth none are left out.
 
     sure: tokens of the step without drafts; room: for drafts; prices: without them all drafts pay;
     draft_s: seconds to draft one more for everybody
     """
-    chances = sorted(
-        ((chance, -place) for place, offer in enumerate(offers) for chance in offer.chances()),
-        reverse=True,
-    )[:room]
-    if not prices:
-        return Counter(-place for _, place in chances)
-    larger = (price for price in prices if price[0] >= sure)
-    size, step_s = next(larger, prices[-1])
-    verified, best, longest = Counter[int](), 0, 0
-    tokens, most = float(sure), sure / step_s
-    for count, (chance, place) in enumerate(chances[: max(0, prices[-1][0] - sure)], 1):
-        if sure + count > size:
-            size, step_s = next(larger)
-        verified[place] += 1
-        longest = max(longest, verified[place])
-        tokens += chance
-        rate = tokens / (step_s + _WAITS_S + draft_s * longest)
-        if rate > most:
-            best, most = count, rate
-    return Counter(-place for _, place in chances[:best])
+    most = min(room, prices[-1][0] - sure) if prices else room
+    if most <= 0:
+        return {}
+    chances = [_accepted(round(chance, 2), count, guessed) for count, chance, guessed in offers]
+    likely = sorted(chain.from_iterable(chances))[-most:]
+    rounds = list(map(max, zip_longest(*chances, fillvalue=0.0))) if draft_s else []
+    count = _best(sure, likely, rounds, prices, draft_s) if prices else len(likely)
+    return _at_least(likely[-count], count, chances) if count else {}
+
+
+@lru_cache(maxsize=1 << 14)
+def _accepted(chance: float, count: int, guessed: int) -> tuple[float, ...]:
+    """Of every draft that is worth a thought, the probability that it is accepted (Leviathan et
+    al. 2023, section 3.1: as if they were independent)."""
+    chances = accumulate(repeat(chance, count), mul, initial=chance**guessed)
+    return tuple(takewhile(lambda each: each >= _LEAST, chances))[1:]
+
+
+def _best(
+    sure: int, likely: Sequence[float], rounds: Sequence[float], prices: Prices, draft_s: float
+) -> int:
+    """How many of the most likely drafts let the most tokens be computed in a second.
+
+    It is worth going on up to the end of a step, and up to the next of the rounds in which all
+    draft; `rounds` has the most likely draft of each.
+    """
+
+    def tokens_per_s(count: int) -> float:
+        step_s = next(seconds for size, seconds in prices if size >= min(sure + count, largest))
+        if count:
+            step_s += _WAITS_S + draft_s * sum(first >= likely[-count] for first in rounds)
+        return (sure + sum(likely[len(likely) - count :])) / step_s
+
+    largest, most = prices[-1][0], len(likely)
+    ends = {0, most, *(most - bisect_right(likely, first) for first in rounds)}
+    ends |= {size - sure for size, _ in prices if 0 < size - sure < most}
+    return max(sorted(ends), key=tokens_per_s)
+
+
+def _at_least(least: float, count: int, chances: Sequence[Sequence[float]]) -> dict[int, int]:
+    """So many drafts whose chance is at least that, by their place; of equal ones the first."""
+    more = {
+        place: sum(each > least for each in row)
+        for place, row in enumerate(chances)
+        if row and row[0] >= least
+    }
+    left = count - sum(more.values())
+    for place in more:
+        equal = min(left, chances[place].count(least))
+        more[place] += equal
+        left -= equal
+    return {place: length for place, length in more.items() if length}

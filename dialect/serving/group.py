@@ -76,18 +76,16 @@ class Group:
         """Adds the rows of this group to a step."""
         self.fresh, preempted, first = set(), self.preemptions, len(step.rows)
         decoding = self._decoding()
-        for request in decoding:
-            step.rows.append(Row(request, request.scheduled, 1, True))
-            request.scheduled += 1
-            request.length += 1
         budget = self.policy.chunk - len(decoding)
         for request in self.running:
             if request.length - request.scheduled > 1:
                 budget -= self._chunk(request, budget, step)
         if self.preemptions == preempted:
             budget = self._admit(budget, step, now)
-        if self.policy.drafts:
-            self._verify(decoding, budget, step, first)
+        drafts = self._drafts(decoding, budget) if self.policy.drafts else {}
+        step.rows[first:first] = [
+            Row.next(request, drafts.get(request, ())) for request in decoding
+        ]
         ending = [request for request in self.running if request.length == request.limit]
         if ending:
             self.ending |= dict.fromkeys(ending)
@@ -186,33 +184,33 @@ class Group:
         step.copies.append((self.number, shared, copy))
         self.tree.release([shared])
 
-    def _verify(self, decoding: list[Request], room: int, step: Step, first: int) -> None:
-        """Adds drafts to the rows of those that decode, from the row `first` on: as many as pay, of
-        the tokens that the step has left and the pages that are to spare."""
-        offers = [request.offer(request.length - 1, self.policy.drafts) for request in decoding]
-        lengths = self.policy.paying(offers, room)
-        self.declined += sum(offer.count > 0 for offer in offers)
-        for place, count in lengths.items():
-            request = decoding[place]
-            count = 0 if offers[place].guessed else self._with_pages(request, count)
-            if count:
-                row, drafts = step.rows[first + place], request.drafts.draft(count)
-                step.rows[first + place] = row._replace(count=1 + count, drafts=drafts)
-                request.scheduled += count
-                self.declined -= 1
+    def _drafts(self, decoding: list[Request], room: int) -> dict[Request, list[int]]:
+        """Drafts of those that decode: as many as pay, of the tokens that the step has left and the
+        pages that are to spare; of those whose tokens are all known."""
+        guessing = [r for r in decoding if r.drafts and r.drafts.chance]
+        drafting = [request for request in guessing if not request.unknown]
+        drafts = {}
+        for place, count in self.policy.paying(drafting, room).items():
+            request = drafting[place]
+            if room_for := self._with_pages(request, count):
+                drafts[request] = request.drafts.draft(room_for)
+        self.declined += len(guessing) - len(drafts)
+        return drafts
 
     def would_verify(self) -> bool:
         """Whether drafts would pay if their own guesses of what queued steps answer were right."""
         decoding = [r for r in self.running if r.length - r.scheduled == 1]
-        offers = [request.offer(request.length, self.policy.drafts) for request in decoding]
-        return bool(self.policy.paying(offers, self.policy.chunk - len(decoding)))
+        guessing = [r for r in decoding if r.drafts and r.drafts.chance]
+        return bool(self.policy.paying(guessing, self.policy.chunk - len(decoding)))
 
     def _with_pages(self, request: Request, count: int) -> int:
         """Takes the pages of so many drafts; returns of how many, where they are not to spare."""
-        lacking = self.pages.needed(request.scheduled + count) - len(request.table)
+        lacking = self.pages.needed(request.length + count) - len(request.table)
+        if lacking <= 0:
+            return count
         lacking = min(lacking, max(0, self.available - self.spare))
         request.table += [self._take() for _ in range(lacking)]
-        return min(count, len(request.table) * self.pages.size - request.scheduled)
+        return min(count, len(request.table) * self.pages.size - request.length)
 
     def answered(self, row: Row, tokens: Sequence[int]) -> None:
         """Takes the tokens that a row is answered; what its other drafts wrote is written over."""
@@ -224,8 +222,9 @@ class Group:
             self.verified += len(row.drafts)
             self.accepted += len(tokens) - 1
             kept = self.pages.needed(request.length)
-            self.tree.release(request.table[kept:])
-            del request.table[kept:]
+            if kept < len(request.table):
+                self.tree.release(request.table[kept:])
+                del request.table[kept:]
 
     def _take(self) -> int:
         if not self.pages.free:

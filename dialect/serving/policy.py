@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dialect.serving.drafts import Offer, Prices, paying
+from dialect.serving.drafts import Prices, paying
 from dialect.serving.requests import Request
 from rewrite.errors import ShardwrightError, nearest
 
@@ -71,8 +70,10 @@ class Policy:
                 f"no victim policy {self.victim!r}", hint=nearest(self.victim, VICTIMS)
             )
 
-    def paying(self, offers: Sequence[Offer], room: int) -> Counter[int]:
-        """How many drafts of every offer to verify in a step that has room for so many tokens."""
+    def paying(self, requests: Sequence[Request], room: int) -> dict[int, int]:
+        """How many drafts of some requests to verify, by their places, in a step that has room for
+        so many tokens."""
+        offers = [request.offer(self.drafts) for request in requests]
         return paying(self.chunk - room, offers, room, self.prices, self.draft_s)
 
     @property

@@ -23,6 +23,7 @@ class Request:
     What the scheduler keeps:
 
     - tokens: those known, prompt first; length: those that queued steps are sure to give, too
+    - asked: those of the prompt; limit: the most that it can come to have
     - scheduled: positions whose keys and values queued steps have written, of drafts too
     - cached: tokens that were in the cache when it first ran (-1 before)
     - table: the page of every `Pages.size` positions; path: those of them that the tree shares
@@ -40,6 +41,7 @@ class Request:
 
     tokens: array[int] = field(init=False)
     asked: int = field(init=False)
+    limit: int = field(init=False)
     number: int = -1
     group: int = 0
     length: int = field(init=False)
@@ -54,11 +56,7 @@ class Request:
     def __post_init__(self, prompt: Iterable[int]) -> None:
         self.tokens = array("i", prompt)
         self.asked = self.length = len(self.tokens)
-
-    @property
-    def limit(self) -> int:
-        """The most tokens that it can come to have."""
-        return self.asked + self.most_new
+        self.limit = self.asked + self.most_new
 
     def answered(self, tokens: Sequence[int], verified: int) -> None:
         """Takes the tokens of a step that verified so many drafts; what drafts have written behind
@@ -66,15 +64,18 @@ class Request:
         self.tokens.extend(tokens)
         if self.drafts is not None:
             self.drafts.extend(tokens, verified)
-        self.length = max(self.length, len(self.tokens))
-        self.scheduled = min(self.scheduled, self.length - 1)
+        if verified:
+            self.length = max(self.length, len(self.tokens))
+            self.scheduled = min(self.scheduled, self.length - 1)
 
-    def offer(self, length: int, most: int) -> Offer:
-        """At most so many drafts of what follows its first `length` tokens, of which queued steps
-        may have some still to answer: these are guessed."""
-        chance = self.drafts.chance if self.drafts is not None else 0.0
-        count = min(most, self.limit - length - 1) if chance else 0
-        return Offer(count, chance, length - len(self.tokens))
+    @property
+    def unknown(self) -> int:
+        """Tokens that queued steps have still to answer."""
+        return self.length - len(self.tokens)
+
+    def offer(self, most: int) -> Offer:
+        """At most so many drafts of what follows, behind the guesses of what is not known."""
+        return Offer(min(most, self.limit - self.length - 1), self.drafts.chance, self.unknown)
 
     @property
     def prompt_bytes(self) -> bytes:

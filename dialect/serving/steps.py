@@ -23,6 +23,14 @@ class Row(NamedTuple):
     answers: bool
     drafts: Sequence[int] = ()
 
+    @classmethod
+    def next(cls, request: Request, drafts: Sequence[int]) -> Row:
+        """The token of a request that decodes, with its drafts; it counts as scheduled."""
+        count, start = 1 + len(drafts), request.scheduled
+        request.scheduled += count
+        request.length += 1
+        return cls(request, start, count, True, drafts)
+
     @property
     def length(self) -> int:
         """Positions that the row reads: all before it, and its own."""
