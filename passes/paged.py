@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.caching import narrow_cache, paged_cache, transposed_cache
+from dialect.caching import narrow_cache, paged_cache, quantized_cache, transposed_cache
 from dialect.caching.narrow_cache import without
 from dialect.caching.paged_cache import in_pages
 from dialect.caching.state_forms import keep_in, stacked_forms
@@ -32,6 +32,9 @@ from rewrite.passbase import Pass
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program, Remark, Step, remarks
 from rewrite.target import Target
 
+_ORDER_RULES = (*transposed_cache.RULES, *quantized_cache.RULES)
+_NARROW_RULES = (*narrow_cache.RULES, *quantized_cache.RULES)
+_RULES = (*paged_cache.RULES, *quantized_cache.RULES)
 _KEYS = 512  # about as many are read at a time
 
 
@@ -54,16 +57,16 @@ class Paged(Pass):
         wanted = {number: entry for number, entry in caches.items() if isinstance(entry, _Cache)}
         orders = {number: in_order(cache.order) for number, cache in wanted.items()}
         forms = stacked_forms(program)
-        ordered, _ = keep_in(program, orders, transposed_cache.RULES, forms=forms)
+        ordered, _ = keep_in(program, orders, _ORDER_RULES, forms=forms)
         forms = stacked_forms(ordered)
         alone |= {
             number: f"its order stays {list(shape)}, where an axis of one moves"
             for number, cache in wanted.items()
-            if (shape := forms[number][0].type.shape)[-2:] != cache.last
+            if (shape := forms[number][0].type.shape)[-len(cache.last) :] != cache.last
         }
         wanted = {number: cache for number, cache in wanted.items() if number not in alone}
-        changes = {number: in_pages(self.page, cache.layers) for number, cache in wanted.items()}
-        changed, left = keep_in(ordered, changes, paged_cache.RULES, "paged", ("attend",), forms)
+        changes = {number: in_pages(page=self.page, **cache.form) for number, cache in wanted.items()}
+        changed, left = keep_in(ordered, changes, _RULES, "paged", ("attend",), forms)
         kept = {number: cache for number, cache in wanted.items() if number not in left}
         notes: list[str | Remark] = [
             f"{program.inputs[number].name} kept in {cache.told(self.page)}"
@@ -83,14 +86,13 @@ class Paged(Pass):
 
     def cache(self, names: Sequence[str], value: Value) -> _Cache | str:
         """A cache whose dimensions have these names; or why pages cannot hold it."""
-        missing = [name for name in ("batch", "d_head") if name not in names]
-        if missing:
-            return f"it has no axis {' and no axis '.join(missing)}"
+        if "batch" not in names:
+            return "it has no axis batch"
         sizes = dict(zip(names, value.type.shape))
         if sizes["context"] % self.page:
             return f"pages of {self.page} places do not divide its {sizes['context']}"
         front = [names.index(name) for name in ("layers", "batch") if name in names]
-        back = [names.index(name) for name in ("context", "d_head")]
+        back = [names.index(name) for name in ("context", "d_head") if name in names]
         heads = [number for number in range(len(names)) if number not in front + back]
         return _Cache((*front, *heads, *back), sizes)
 
@@ -125,12 +127,17 @@ class _Cache:
     sizes: dict[str, int]
 
     @property
-    def last(self) -> tuple[int, int]:
-        return self.sizes["context"], self.sizes["d_head"]
+    def last(self) -> tuple[int, ...]:
+        return tuple(self.sizes[name] for name in ("context", "d_head") if name in self.sizes)
 
     @property
     def layers(self) -> int:
         return self.sizes.get("layers", 0)
+
+    @property
+    def form(self) -> dict[str, int]:
+        """The attributes of its `pages`; scales have no d_head behind their places."""
+        return {"layers": self.layers} | ({} if "d_head" in self.sizes else {"behind": 0})
 
     def told(self, page: int) -> str:
         count = self.sizes["batch"] * self.sizes["context"] // page
@@ -150,7 +157,7 @@ def _narrow(program: Program) -> tuple[Program, dict[int, str]]:
         if not ones:
             return program, wide
         forms = stacked_forms(program)
-        program, left = keep_in(program, ones, narrow_cache.RULES, "axis_of_one", forms=forms)
+        program, left = keep_in(program, ones, _NARROW_RULES, "axis_of_one", forms=forms)
         wide |= left
 
 

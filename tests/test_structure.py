@@ -47,8 +47,8 @@ ROOMS = {
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
     "simulated": "display machine planning reports serving",
-    "engine": "rewrite display arrays machine ops jaxprs staging tokens user compiled prepared"
-    " serving",
+    "engine": "rewrite display arrays machine ops jaxprs matching staging tokens user compiled"
+    " prepared serving",
     "server": "engine serving",
     "front": "rewrite display arrays machine ops jaxprs tokens user compiled planning prepared"
     " reports printed pages measured checked serving simulated engine server",

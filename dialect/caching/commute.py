@@ -111,6 +111,7 @@ def _example(form: Form, name: str) -> Example:
         "slice": of(lambda x: x[:, 1:], 8),
         "stack": of(lambda x, y: jnp.stack([x, y]), 8, 8),
         "transpose": of(lambda x: jnp.transpose(x, (1, 2, 0, 3)), 8),
+        "without_axis": of(lambda x: Traced[name](x[:, :1], axis=1), 8),
         "unstack": of(lambda x: jnp.unstack(x)[1], 8),
     }[name]
 

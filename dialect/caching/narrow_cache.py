@@ -12,7 +12,9 @@ import jax
 
 from dialect.caching.commute import Form, rules
 from dialect.caching.state_forms import Change, undoes
+from dialect.matching.values import shaped, through
 from dialect.ops.nn import Traced
+from dialect.ops.scores import SUMMED
 from rewrite.ir import Op
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, Rule, local
@@ -61,21 +63,43 @@ def axis_gone(op: Op) -> Outcome:
     types=("f32[2,1,3,4]", "f32[2,5,4]"),
 )
 def attend_without_axis(op: Op) -> Outcome:
-    """attend(q, axis_of_one(k), ..)  ->  attend(q, k, ..), its subscript shorter"""
+    """attend(q, axis_of_one(k), reshape(s), ..)  ->  attend(q, k, s, ..), its subscript shorter"""
     named, args = Signature.parse(op["axes"]), list(op.args)
     inputs = list(named.inputs)
-    for number in (1, 2):
-        inner = op.args[number].op
-        if inner.name != NARROW.op:
-            continue
-        gone, subscript = inner["axis"], inputs[number]
-        if not set(subscript[gone]).issubset(letters(inputs[0])):
-            return Miss("its query has no such axis", 2)
-        args[number], inputs[number] = inner.args[0], (*subscript[:gone], *subscript[gone + 1 :])
+    for number, arg in enumerate(op.args[1:], 1):
+        narrow, added = _without_ones(arg)
+        gone = {letter for axis in added for letter in inputs[number][axis]}
+        if not gone.issubset({*letters(inputs[0])}.difference(SUMMED)):
+            return Miss("its query has no such axis, or sums it", 2)
+        args[number] = narrow
+        inputs[number] = tuple(x for axis, x in enumerate(inputs[number]) if axis not in added)
     if tuple(args) == op.args:
         return None
     axes = str(Signature(tuple(inputs), named.outputs))
     return make("attend", *args, **{**dict(op.attrs), "axes": axes})
 
 
-RULES: tuple[Rule, ...] = (axis_gone, *rules(NARROW), attend_without_axis)
+def _without_ones(value: Value) -> tuple[Value, list[int]]:
+    """A value without the axes of size one that changes of shape gave it, and which these are."""
+    source, added = through(value, NARROW.op, "reshape"), list[int]()
+    sizes = list(source.type.shape)
+    for axis, size in enumerate(value.type.shape):
+        while sizes[:1] == [1] and size > 1:
+            sizes.pop(0)
+        if sizes[:1] == [size]:
+            sizes.pop(0)
+        else:
+            added.append(axis)
+    shape = value.type.shape
+    kept = tuple(size for axis, size in enumerate(shape) if axis not in added)
+    left = (*sizes, *(shape[axis] for axis in added))
+    if any(size > 1 for size in left) or not added and kept != source.type.shape:
+        return value, []
+    return shaped(source, kept), added
+
+
+RULES: tuple[Rule, ...] = (
+    axis_gone,
+    *rules(NARROW),
+    attend_without_axis,
+)

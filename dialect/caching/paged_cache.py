@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.caching.commute import Form, loop_rule
+from dialect.caching.quantized_cache import QUANTIZED
 from dialect.caching.state_forms import Change, undoes
 from dialect.matching.values import reshaped
 from dialect.ops import pages  # noqa: F401  (defines them)
@@ -25,12 +26,12 @@ from rewrite.rules import Miss, Outcome, Rule, local
 _CLIP = Symbol("GatherScatterMode.CLIP")
 
 
-def in_pages(page: int, layers: int) -> Change:
-    """A cache [layers, rows, heads.., context, d_head] in pages of so many places; 0 layers where
-    it has no such axis."""
+def in_pages(**how: int) -> Change:
+    """A cache [layers, rows, heads.., context, d_head] in pages; `how` as those of `pages`: places
+    of a page, 0 layers where it has no such axis, 0 axes behind where it has no d_head."""
     return Change(
-        lambda cache: build("pages", cache, page=page, layers=layers).results,
-        lambda pool, table: make("paged", pool, table, page=page, layers=layers),
+        lambda cache: build("pages", cache, **how).results,
+        lambda pool, table: make("paged", pool, table, **how),
     )
 
 
@@ -85,7 +86,7 @@ def put_of_paged(op: Op) -> Outcome:
     (_, new, places, *layer), cache = op.args, _whole(op.args[0])
     if cache is None:
         return None
-    if op["axis"] != op.types[0].rank - 2 or bool(layer) != bool(cache["layers"]):
+    if op["axis"] != _context(cache) or bool(layer) != bool(cache["layers"]):
         return Miss("it writes along another axis than the context", 3)
     return _written(cache, new, places, layer, op["mode"])
 
@@ -103,7 +104,7 @@ def write_of_paged(op: Op) -> Outcome:
     (_, new, *starts), cache = op.args, _whole(op.args[0])
     if cache is None:
         return None
-    context = op.types[0].rank - 2
+    context = _context(cache)
     if op["axes"] != ((0, context) if cache["layers"] else (context,)):
         return Miss("it writes along another axis than the context", 3)
     *layer, place = starts
@@ -113,6 +114,56 @@ def write_of_paged(op: Op) -> Outcome:
     return _written(cache, new, place, layer, _CLIP)
 
 
+@local(
+    "quantize",
+    keeps="bits",
+    example=lambda cache: Traced["quantize"](_in_pages(cache), axes=(3,), form="int8")[0],
+    types=(_CACHE,),
+)
+def quantize_of_paged(op: Op) -> Outcome:
+    """quantize(paged(pool, table))  ->  paged(q, table), paged(s, table), the q and s of the pool"""
+    cache = _whole(op.args[0])
+    if cache is None:
+        return None
+    if op["axes"] != (op.types[0].rank - 1,) or _context(cache) != op.types[0].rank - 2:
+        return Miss("its scales are not those of d_head", 2)
+    (pool, table), how = cache.args, dict(cache.attrs)
+    attrs = dict(op.attrs) | {"axes": (pool.type.rank - 1,)}
+    q, scale = build("quantize", pool, **attrs).results
+    return [make("paged", q, table, **how), make("paged", scale, table, **how, behind=0)]
+
+
+@local(
+    "pages",
+    keeps="bits",
+    example=lambda q, s: Traced["pages"](_scaled(q, s), page=4, layers=0)[0],
+    types=("i8[2,3,8,2]", "bf16[2,3,8]"),
+)
+def pages_of_dequantize(op: Op) -> Outcome:
+    """pages(dequantize(q, s))  ->  dequantize(pool of q, pool of s), table"""
+    inner = op.args[0].op
+    if inner.name != QUANTIZED.op:
+        return None
+    last = op.args[0].type.rank - 1
+    if inner["axes"] != (last,) or op.get("behind", 1) != 1:
+        return Miss("its scales are not those of d_head", 2)
+    q, scale = inner.args
+    how = dict(op.attrs)
+    pool, table = build("pages", q, **how).results
+    scales, _ = build("pages", scale, **{**how, "behind": 0}).results
+    attrs = dict(inner.attrs) | {"axes": (pool.type.rank - 1,)}
+    return [make("dequantize", pool, scales, **attrs), table]
+
+
+def _scaled(q: jax.Array, s: jax.Array) -> jax.Array:
+    return Traced["dequantize"](q, s, axes=(3,), dtype=Symbol("f32"))
+
+
+def _context(paged: Op) -> int:
+    """The axis of a cache in pages that counts its places."""
+    return paged.types[0].rank - 1 - paged.get("behind", 1)
+
+
 def _whole(cache: Value) -> Op | None:
     """The `paged` that gives a cache with all of its layers; None if another op does."""
     return cache.op if cache.op.name == "paged" and len(cache.op.args) == 2 else None
@@ -120,8 +171,9 @@ def _whole(cache: Value) -> Op | None:
 
 def _written(paged: Op, new: Value, places: Value, layer: list[Value], mode: Symbol) -> Value:
     """The cache with new rows at their places, in pages."""
-    (pool, table), layers = paged.args, paged["layers"]
-    put = make("page_put", pool, new, table, places, *layer, layers=layers, mode=mode)
+    pool, table = paged.args
+    how = {name: value for name, value in paged.attrs if name != "page"}
+    put = make("page_put", pool, new, table, places, *layer, **how, mode=mode)
     return make("paged", put, table, **dict(paged.attrs))
 
 
@@ -146,5 +198,7 @@ RULES: tuple[Rule, ...] = (
     read_of_paged,
     put_of_paged,
     write_of_paged,
+    quantize_of_paged,
+    pages_of_dequantize,
     loop_rule(PAGED),
 )

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from dialect.arrays.dtypes import is_float
 from dialect.caching.commute import Form, rule, rules
-from dialect.caching.state_forms import Change, keep_in, kept_forms, undoes
+from dialect.caching.narrow_cache import NARROW
+from dialect.caching.state_forms import Change, keep_in, stacked_forms, undoes
 from dialect.caching.transposed_cache import TRANSPOSED
 from dialect.naming.axes import Axes, infer_axes
 from dialect.ops.attend import names_of, pairs_of
@@ -50,14 +51,15 @@ def with_quantized_cache(program: Program, form: str) -> tuple[Program, list[str
     if form not in _FORMS:
         raise ValueError(f"a cache is kept in {' or '.join(_FORMS)}, not in {form!r}")
     axes, changes, alone = infer_axes(program), {}, {}
-    for number, (value, _) in sorted(kept_forms(program).items()):
+    forms = stacked_forms(program)
+    for number, (value, _) in sorted(forms.items()):
         if any("context" in names for names in axes.of(value)):
             place = _place_of_head(axes, value)
             if isinstance(place, str):
                 alone[number] = place
             else:
                 changes[number] = _change(value.type.dtype, (place,), form)
-    changed, left = keep_in(program, changes, RULES, "dequantize")
+    changed, left = keep_in(program, changes, RULES, "dequantize", forms=forms)
     changes = {number: change for number, change in changes.items() if number not in left}
     alone |= left
     return changed, _notes(program, changes, alone, form)
@@ -88,11 +90,12 @@ def _dequantized(q: Value, scale: Value, *, axes: tuple[int, ...], dtype: str) -
 def _notes(
     program: Program, changes: dict[int, Change], alone: dict[int, str], form: str
 ) -> list[str]:
-    notes, forms = [], kept_forms(program)
+    notes, forms = [], stacked_forms(program)
     for number, change in changes.items():
         value, name = forms[number][0], program.inputs[number].name
-        kept = sum(part.type.bytes for part in change.inward(value))
-        notes.append(f"{name} kept in {form}: {value.type.bytes:,} bytes -> {kept:,}")
+        sharing = [*forms.values()].count(forms[number])
+        kept = sum(part.type.bytes for part in change.inward(value)) // sharing
+        notes.append(f"{name} kept in {form}: {value.type.bytes // sharing:,} bytes -> {kept:,}")
     return notes + [
         Remark(reason, program.inputs[number].name, LEFT_ALONE)
         for number, reason in sorted(alone.items())
@@ -200,7 +203,8 @@ def attend_in_integers(op: Op) -> Outcome:
 RULES: tuple[Rule, ...] = (
     quantize_of_dequantize,
     rule(TRANSPOSED, "quantize"),
-    *rules(QUANTIZED, "transpose", "reshape", "slice"),
+    rule(NARROW, "quantize"),
+    *rules(QUANTIZED, "transpose", "without_axis", "reshape", "slice"),
     convert_of_dequantize,
     attend_in_integers,
 )

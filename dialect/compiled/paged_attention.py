@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 
 from dialect.ops import attend_pages  # noqa: F401  (defines it)
+from dialect.ops.attend import names_of
 from dialect.ops.nn import Traced
 from rewrite.ir import Op
 from rewrite.opdef import make
@@ -32,17 +33,30 @@ def _cache(pool: jax.Array, table: jax.Array) -> jax.Array:
 )
 def attend_by_page(op: Op) -> Outcome:
     """attend{blocks}(q, paged(k, t), paged(v, u))  ->  attend_pages(q, k, t, v, u)"""
-    query, key, value, *operands = op.args
-    keys, values = key.op, value.op
-    if op.get("blocks") is None or {keys.name, values.name} != {"paged"}:
+    named = dict(zip(names_of(op), op.args))
+    caches = {
+        name: value.op
+        for name, value in named.items()
+        if name.startswith(("key", "value")) and value.op.get("page")
+    }
+    if op.get("blocks") is None or not {"key", "value"} <= caches.keys():
         return None
-    (pool, table, *layer), (other_pool, other_table, *other_layer) = keys.args, values.args
-    layers = keys["layers"]
-    if (layers, layer) != (values["layers"], other_layer) or bool(layers) != bool(layer):
+    first = caches["key"]
+    layers, page, layer = first["layers"], first["page"], first.args[2:]
+    if bool(layers) != bool(layer) or any(
+        (cache["layers"], cache.args[2:]) != (layers, layer) for cache in caches.values()
+    ):
         return Miss("its keys and values are not of one layer", 4)
-    if (keys["page"], pool.type.shape[0]) != (values["page"], other_pool.type.shape[0]):
+    pools = {(cache["page"], cache.args[0].type.shape[0]) for cache in caches.values()}
+    if len(pools) > 1:
         return Miss("its keys and values have pools of different sizes", 4)
-    if op["blocks"][1] % keys["page"]:
+    if op["blocks"][1] % page:
         return Miss("its blocks of keys are no whole pages", 4)
-    pages = (pool, table, other_pool, other_table, *layer)
-    return make("attend_pages", query, *pages, *operands, **dict(op.attrs), layers=layers)
+    arrays = [
+        array
+        for name, value in named.items()
+        for array in (caches[name].args[:2] if name in caches else (value,))
+    ]
+    more = " ".join(name for name in caches if name not in ("key", "value"))
+    how = dict(op.attrs) | ({"pooled": more} if more else {}) | {"layers": layers}
+    return make("attend_pages", *arrays[:5], *layer, *arrays[5:], **how)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import jax
 
 from dialect.jaxprs.framework import describe, treedef
+from dialect.matching.values import through
 from dialect.ops.control import given_inside
 from dialect.serving.policy import ServingError
 from rewrite.ir import Graph, Op, Type, Value, new_input
@@ -56,12 +57,13 @@ def _stored(staged: Program) -> dict[Value, tuple[int, int]]:
     """Of every state: whether it is a pool or a table, and its layers."""
     assert staged.stages is not None
     states = [declared for declared in staged.step_inputs if declared.role == "state"]
-    for state, first in zip(states, staged.stages.adapt.outputs, strict=True):
+    stored = [through(value, "quantize") for value in staged.stages.adapt.outputs]
+    for state, first in zip(states, stored, strict=True):
         if first.op.get("page") is None:
             reasons = staged.remarks_of(LEFT_ALONE)
             message = f"{state.name} does not lie in pages, and it does not merely count tokens"
             raise ServingError("\n  ".join([message, *reasons]))
-    firsts = ((first.index, first.op["layers"] or 1) for first in staged.stages.adapt.outputs)
+    firsts = ((first.index, first.op["layers"] or 1) for first in stored)
     return dict(zip(staged.values("state"), firsts))
 
 

@@ -5,7 +5,8 @@
 A row takes as many pages as it has tokens for, wherever they are free, and rows can share them
 (PagedAttention, Kwon et al. 2023, section 4). The pool holds the pages of all layers, those of one
 number side by side, so that chips which share its pages have them of all layers. Heads stand before
-the places of a page, so that a page of one head is contiguous.
+the places of a page, so that a page of one head is contiguous. Behind the places stands d_head, or
+nothing: a number for every place, as the scales of integers are.
 """
 
 from __future__ import annotations
@@ -24,24 +25,28 @@ from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature
 
 
-def paged(pool: Any, table: Any, *layer: Any, page: int, layers: int = 0) -> Any:
+def paged(
+    pool: Any, table: Any, *layer: Any, page: int, layers: int = 0, behind: int = 1
+) -> Any:
     """The cache whose pages a table names.
 
     pool: [pages, heads.., page, d_head], table: i32[rows, n]  ->  [rows, heads.., n * page, d_head]
     With `layers` the pool is of as many layers, in order for every page: the cache is
-    [layers, rows, ..], or that of one `layer`, a scalar. Raises ValueError for another `page`.
+    [layers, rows, ..], or that of one `layer`, a scalar. `behind` are the axes behind the places: 0
+    where there is no d_head. Raises ValueError for another `page`.
     """
-    if pool.shape[-2] != page:
-        raise ValueError(f"pages of {pool.shape[-2]} places are none of {page}")
+    if (size := pool.shape[-1 - behind]) != page:
+        raise ValueError(f"pages of {size} places are none of {page}")
     if layers:
         table = _of_layer(table, layer[0] if layer else jnp.arange(layers)[:, None, None], layers)
-    return _read(pool, table)
+    return _read(pool, table, behind)
 
 
-def _read(pool: Any, table: Any) -> Any:
+def _read(pool: Any, table: Any, behind: int) -> Any:
     """The pages of a table side by side: [.., n] -> [.., heads.., n * page, d_head]."""
-    array = jnp.moveaxis(pool[table], table.ndim - 1, -3)
-    return array.reshape(*array.shape[:-3], -1, array.shape[-1])
+    array = jnp.moveaxis(pool[table], table.ndim - 1, -2 - behind)
+    at = array.ndim - 2 - behind  # of the pages, and of their places behind them
+    return array.reshape(*array.shape[:at], -1, *array.shape[at + 2 :])
 
 
 def _of_layer(table: Any, layer: Any, layers: int) -> Any:
@@ -70,13 +75,15 @@ class PagedArray:
     table: Any
     sizes: tuple[int, ...]
     axes: tuple[int, ...]  # of the whole cache: those that it has
+    behind: int
 
     @staticmethod
-    def of(pool: Any, table: Any, *layer: Any, layers: int = 0) -> PagedArray:
+    def of(pool: Any, table: Any, *layer: Any, layers: int = 0, behind: int = 1) -> PagedArray:
         """As `paged` gives it."""
-        table = _of_layer(table, *layer, layers) if layers else table
-        sizes = (len(table), *pool.shape[1:-2], table.shape[1] * pool.shape[-2], pool.shape[-1])
-        return PagedArray(pool, table, sizes, tuple(range(len(sizes))))
+        table, at = _of_layer(table, *layer, layers) if layers else table, pool.ndim - 1 - behind
+        places = table.shape[1] * pool.shape[at]
+        sizes = (len(table), *pool.shape[1:at], places, *pool.shape[at + 1 :])
+        return PagedArray(pool, table, sizes, tuple(range(len(sizes))), behind)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,38 +107,48 @@ class PagedArray:
         if self.axes[axis] == 0:
             rows = jax.lax.dynamic_slice_in_dim(self.table, start, size, 0)
             return replace(self, table=rows, sizes=sizes)
-        page = self.pool.shape[-2]
+        page = self.pool.shape[-1 - self.behind]
         if size % page:
             raise ValueError(f"blocks of {size} keys are no whole pages of {page}")
         table = jax.lax.dynamic_slice_in_dim(self.table, start // page, size // page, 1)
-        return _read(self.pool, table).reshape(sizes)
+        return _read(self.pool, table, self.behind).reshape(sizes)
 
 
-def pages(cache: Any, *, page: int, layers: int) -> list[Any]:
+def pages(cache: Any, *, page: int, layers: int, behind: int = 1) -> list[Any]:
     """[pool, table] of a cache: its rows' pages in order, as many as it has.
 
     The inverse of `paged`. Raises ValueError if `page` does not divide the places of a row.
     """
-    *front, context, width = cache.shape
+    at = cache.ndim - 1 - behind
+    front, context, width = cache.shape[:at], cache.shape[at], cache.shape[at + 1 :]
     if context % page:
         raise ValueError(f"pages of {page} places do not divide {context}")
     rows, count = front[1 if layers else 0], context // page
-    split = cache.reshape(*front, count, page, width)
-    pool = jnp.moveaxis(split, (0, -3), (2, 1)) if layers else jnp.moveaxis(split, -3, 1)
+    split = cache.reshape(*front, count, page, *width)
+    pool = jnp.moveaxis(split, (0, at), (2, 1)) if layers else jnp.moveaxis(split, at, 1)
     table = jnp.arange(rows * count, dtype=jnp.int32).reshape(rows, count)
     return [pool.reshape(-1, *pool.shape[3 if layers else 2 :]), table]
 
 
 def page_put(
-    pool: Any, new: Any, table: Any, places: Any, *layer: Any, layers: int = 0, mode: Any
+    pool: Any,
+    new: Any,
+    table: Any,
+    places: Any,
+    *layer: Any,
+    layers: int = 0,
+    behind: int = 1,
+    mode: Any,
 ) -> Any:
     """Writes every row of `new` at its place in the pages that the table gives its sequence.
 
-    pool and table: as in `paged`; new: [rows, heads.., t, d_head]; places: integers [rows, t], or
+    pool, table, behind: as in `paged`; new: [rows, heads.., t, d_head]; places: integers [rows, t], or
     [t] that all rows share, or the first of t. `mode` says what a place beyond the last page does;
     the first of t is as far as they all fit. Nothing is written to a page that the pool has not.
     """
-    count, page, last = new.shape[-2], pool.shape[-2], table.shape[1] * pool.shape[-2] - 1
+    at = pool.ndim - 1 - behind  # of the places, in a page and in `new`
+    count, page = new.shape[at], pool.shape[at]
+    last = table.shape[1] * page - 1
     places = in_int32(places)
     if places.ndim == 0:
         places = jnp.clip(places, 0, last + 1 - count) + jnp.arange(count)
@@ -143,23 +160,24 @@ def page_put(
     if layers:
         number = _of_layer(number, layer[0], layers)
     number = jnp.where(is_there, number, pool.shape[0]).astype(jnp.int32)
-    along = (0, pool.ndim - 2)
-    index: Index = {0: (number, along), pool.ndim - 2: (places % page, along)}
+    along = (0, at)
+    index: Index = {0: (number, along), at: (places % page, along)}
     return put_rows(pool, new, index, along, jax.lax.GatherScatterMode.FILL_OR_DROP)
 
 
-def _axes(heads: int) -> tuple[Array, Array, Array]:
-    """The axes of a pool, of a table, and of a cache without layers, with so many axes of heads."""
-    named = tuple((f"h{i}",) for i in range(heads))
-    pool = (("pages",), *named, ("page",), ("d",))
-    return pool, (("rows",), ("n",)), (("rows",), *named, ("places",), ("d",))
+def _axes(op: Op, pool_rank: int) -> tuple[Array, Array, Array]:
+    """The axes of a pool of this rank, of a table, and of a cache without layers."""
+    width: Array = (("d",),) * op.get("behind", 1)
+    heads = tuple((f"h{i}",) for i in range(pool_rank - 2 - len(width)))
+    pool = (("pages",), *heads, ("page",), *width)
+    return pool, (("rows",), ("n",)), (("rows",), *heads, ("places",), *width)
 
 
 _INDEXED = frozenset({"pages", "page", "n", "places", "layers"})
 
 
 def _paged_axes(op: Op) -> Signature:
-    pool, table, cache = _axes(op.args[0].type.rank - 3)
+    pool, table, cache = _axes(op, op.args[0].type.rank)
     layer = len(op.args) - 2
     front = (("layers",),) if op.get("layers") and not layer else ()
     return Signature((pool, table, *[()] * layer), ((*front, *cache),), _INDEXED)
@@ -167,13 +185,13 @@ def _paged_axes(op: Op) -> Signature:
 
 def _pages_axes(op: Op) -> Signature:
     front = (("layers",),) if op["layers"] else ()
-    pool, table, cache = _axes(op.args[0].type.rank - 3 - len(front))
+    pool, table, cache = _axes(op, op.args[0].type.rank - len(front))
     return Signature(((*front, *cache),), (pool, table), _INDEXED | {"rows"})
 
 
 def _put_axes(op: Op) -> Signature:
-    pool, table, cache = _axes(op.args[0].type.rank - 3)
-    new = (*cache[:-2], ("t",), cache[-1])
+    pool, table, cache = _axes(op, op.args[0].type.rank)
+    new = tuple(("t",) if axis == ("places",) else axis for axis in cache)
     places = (cache[0], ("t",))[2 - op.args[3].type.rank :]
     layer = [()] * (len(op.args) - 4)
     need = _INDEXED | {"rows", "t"}
@@ -181,14 +199,15 @@ def _put_axes(op: Op) -> Signature:
 
 
 def _undone(op: Op) -> tuple[str, dict[str, Any]]:
-    return "paged", {"page": op["page"], "layers": op["layers"]}
+    return "paged", dict(op.attrs)
 
 
-word(paged, _paged_axes, ("page", "layers"), traits=Traits(moves=True))
-word(pages, _pages_axes, ("page", "layers"), inverse=_undone, traits=Traits(moves=True))
+FORM = ("page", "layers", "behind")
+word(paged, _paged_axes, FORM, traits=Traits(moves=True))
+word(pages, _pages_axes, FORM, inverse=_undone, traits=Traits(moves=True))
 word(
     pages_here,
     lambda op: Signature(((("rows",), ("n",)),), ((("rows",), ("n",)),)),
     ("pages", "here"),
 )
-word(page_put, _put_axes, ("layers", "mode"), traits=Traits(moves=True, writes=1, of_cache=True))
+word(page_put, _put_axes, ("layers", "behind", "mode"), traits=Traits(moves=True, writes=1, of_cache=True))
