@@ -2,7 +2,7 @@
 
     pip install "shardwright[tpu]"
     python benchmarks/rows_and_pages.py [--decoder palm:540b] [--rows 64] [--layers N]
-        [--slices v5e:2x4 ..] [--owner batch]
+        [--slices v5e:2x4 ..] [--owner batch] [--passes "quantize{weights=int8, cache=int8}"]
 
 A context of 2,048: the decoder's own step, whose rows share a position; the step of `per_row`; the
 same with its caches in pages of 128 (`paged`), of groups where chips own rows; and with tokens
@@ -69,7 +69,8 @@ def steps_of(asked: argparse.Namespace) -> dict[str, tuple[Any, tuple[Any, ...],
     options = jax.eval_shape(lambda: every_option(asked.rows, config.vocab))
     last = f"plan{{attention={asked.owner}}}, shard, stage, lower"
     groups = "{groups=true}" if asked.owner == "batch" else ""
-    plain, paged = f"{FIRST}, {last}", f"{FIRST}, paged{groups}, {last}"
+    first = ", ".join([FIRST, *asked.passes])
+    plain, paged = f"{first}, {last}", f"{first}, paged{groups}, {last}"
     return {
         "one place for all": (together, (params, shared, tokens), plain),
         "a place for every row": (rows, (params, own, tokens), plain),
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="of the decoder, if not all")
     parser.add_argument("--slices", nargs="+", default=["v5e:2x4"])
     parser.add_argument("--owner", default="heads", choices=["heads", "batch"])
+    parser.add_argument("--passes", nargs="*", default=[], help="before pages and the plan")
     asked = parser.parse_args()
     steps = steps_of(asked)
     columns = (*("slice", "step"), *(">ms", ">GB of HBM traffic", ">MB of temporaries", ">ratio"))

@@ -65,7 +65,9 @@ class Paged(Pass):
             if (shape := forms[number][0].type.shape)[-len(cache.last) :] != cache.last
         }
         wanted = {number: cache for number, cache in wanted.items() if number not in alone}
-        changes = {number: in_pages(page=self.page, **cache.form) for number, cache in wanted.items()}
+        changes = {
+            number: in_pages(page=self.page, **cache.form) for number, cache in wanted.items()
+        }
         changed, left = keep_in(ordered, changes, _RULES, "paged", ("attend",), forms)
         kept = {number: cache for number, cache in wanted.items() if number not in left}
         notes: list[str | Remark] = [

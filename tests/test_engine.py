@@ -21,7 +21,8 @@ from dialect.engine.packing import TOKEN
 from dialect.engine.token_rows import PASSES
 from dialect.serving.policy import ServingError
 from examples import gpt, llama, palm
-from rewrite import Engine
+from rewrite import Engine, Pipeline, trace
+from tests import integer_cache
 
 CONTEXT = 32
 SIZES = {"max_context": CONTEXT, "rows": 4, "chunk": 8, "max_pages": 14}
@@ -43,7 +44,11 @@ def jitted(model: ModuleType) -> Any:
 
 def alone(model: ModuleType, prompt: list[int], count: int) -> list[int]:
     """The greedy answer of the decoder itself to one prompt."""
-    step, params, state = jitted(model)
+    return greedy(*jitted(model), prompt, count)
+
+
+def greedy(step: Any, params: Any, state: Any, prompt: list[int], count: int) -> list[int]:
+    """The greedy answer of a step to one prompt."""
     state, tokens = jax.tree.map(jnp.asarray, state), list(prompt)
     for at in range(len(prompt) + count - 1):
         logits, state = step(params, state, jnp.asarray(tokens[at : at + 1], jnp.int32))
@@ -102,6 +107,35 @@ def test_other_decoders(model: ModuleType) -> None:
         assert engine.generate(prompts, max_new_tokens=6) == [
             alone(model, prompt, 6) for prompt in prompts
         ]
+
+
+@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
+def test_a_cache_of_integers_is_served(mesh: str) -> None:
+    """Requests get the tokens of the same quantised step, alone."""
+    step, params, init_cache = decoder(llama)
+    state, quantize = init_cache(1, CONTEXT), "quantize{weights=int8, cache=int8}"
+    traced = trace(step, params, state, jnp.zeros(1, jnp.int32))
+    first = f"normalize, recognize, roll, carry_cache, {quantize}"
+    quantized = jax.jit(Pipeline.parse(first).run(traced))
+    prompts = drawn(7, 8)
+    wanted = [greedy(quantized, params, state, prompt, 6) for prompt in prompts]
+    assert wanted != [alone(llama, prompt, 6) for prompt in prompts]
+    pipeline = PIPELINE.replace("pad", f"{quantize}, pad")
+    with Engine(step, params, init_cache, mesh, pipeline=pipeline, **SIZES) as engine:
+        assert engine.generate(prompts, max_new_tokens=6) == wanted
+        engine.check()
+        kept = [leaf.dtype.name for leaf in engine.built.executables.pool_types]
+    assert kept == ["int8", "bfloat16"] * 2
+
+
+def test_integers_that_a_decoder_keeps_itself_are_served() -> None:
+    step, init_cache = integer_cache.decode_step, integer_cache.init_cache
+    params = integer_cache.init_params(jax.random.key(0))
+    prompts = [[token % 64 for token in prompt] for prompt in drawn(8, 6)]
+    one, state = jax.jit(step), init_cache(1, CONTEXT)
+    with Engine(step, params, init_cache, "cpu:1", pipeline=PIPELINE, **SIZES) as engine:
+        answers = engine.generate(prompts, max_new_tokens=6)
+    assert answers == [greedy(one, params, state, prompt, 6) for prompt in prompts]
 
 
 def test_tokens_stream_and_a_reader_who_leaves_frees_the_pages(engine: Engine) -> None:

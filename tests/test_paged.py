@@ -24,6 +24,7 @@ from rewrite.errors import PlanError
 from rewrite.ir import Graph, Symbol, Type, new_input
 from rewrite.opdef import make
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program
+from tests import integer_cache
 from tests.kit import assert_close, graph_of
 
 PASSES = "retarget, normalize, recognize, roll, carry_cache, paged{page=8}"
@@ -125,6 +126,77 @@ def test_pages_may_lie_anywhere(mesh: str, how: str, model: ModuleType) -> None:
     assert_close((logits, sharded.restore(state)), wanted, atol=1e-4)
 
 
+INTEGERS = {"w8": "weights=int8, cache=int8", "w8a8": "weights=int8, activations=int8, cache=int8"}
+
+
+@pytest.mark.parametrize("model", [llama, palm, gpt])
+@pytest.mark.parametrize("form", INTEGERS)
+def test_integers_and_their_scales_lie_in_pages(model: ModuleType, form: str) -> None:
+    """The state is the same to the bit, and the logits are but for the order of sums."""
+    step, args = rows(model)
+    first = PASSES.replace("paged", f"quantize{{{INTEGERS[form]}}}, paged")
+    program = Pipeline.parse(first).run(trace(step, *args))
+    assert kinds(program) == ["", ""]
+    put = [op.types[0] for op, _ in program.graph.walk() if op.name == "page_put"]
+    assert sorted({type_.dtype for type_ in put}) == ["bf16", "i8"]
+    plain = Pipeline.parse(first.removesuffix(", paged{page=8}")).run(trace(step, *args))
+    (logits, state), wanted = program(*args), plain(*args)
+    # Where activations are rounded, a bit of a sum can be a step of theirs.
+    assert_close(logits, wanted[0], atol=1e-4 if form == "w8" else 0.05)
+    if form == "w8":
+        jax.tree.map(np.testing.assert_array_equal, state, wanted[1])
+
+
+@pytest.mark.parametrize(("mesh", "owner"), [("cpu:1", ""), *GROUPS])
+def test_pages_of_integers_and_of_scales_lie_on_the_same_chips(mesh: str, owner: str) -> None:
+    step, args = rows(llama)
+    text = passes(owner).replace("paged", "quantize{weights=none, cache=int8}, paged")
+    sharded = auto_shard(step, mesh, pipeline=text)
+    packed, state = sharded.prepare(*args), sharded.adapt(args[1])
+    inputs = {each.name: each for each in sharded.program(*args).step_inputs}
+    integers, scales = (inputs[f"cache/k.0.{part}"] for part in ("quantized", "scale"))
+    assert (integers.type.shape, scales.type.shape) == ((96, 8, 8, 8), (96, 8, 8))
+    assert scales.layout == integers.layout[:-1]
+    first = Pipeline.parse(text.partition(", paged")[0]).run(trace(step, *args))
+    logits, state = sharded(packed, state, args[2])
+    assert_close((logits, sharded.restore(state)), first(*args), atol=1e-4)
+
+
+def test_layers_with_integers_of_their_own_share_pools() -> None:
+    config = replace(llama.CONFIGS["toy"], kv_heads=1)
+    step = per_row(
+        partial(llama.decode_step, config),
+        lambda batch: llama.init_cache(config, batch, 32, unrolled=True),
+    )
+    params = llama.init_params(config, jax.random.key(0), unrolled=True)
+    args = (params, step.init(8) | {"position": PLACES}, jnp.arange(8, dtype=jnp.int32))
+    first = PASSES.replace("paged", "quantize{weights=none, cache=int8}, paged")
+    program = Pipeline.parse(first).run(trace(step, *args))
+    put = {str(op.types[0]) for op, _ in program.graph.walk() if op.name == "page_put"}
+    assert put == {"i8[96,8,8]", "bf16[96,8]"}
+    plain = Pipeline.parse(first.removesuffix(", paged{page=8}")).run(trace(step, *args))
+    assert_close(program(*args), plain(*args), atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
+def test_integers_that_a_decoder_keeps_itself_lie_in_pages(mesh: str) -> None:
+    """Attention reads them as they lie: no cache of floats is there."""
+    step = per_row(integer_cache.decode_step, partial(integer_cache.init_cache, context=32))
+    cache = step.init(8) | {"position": PLACES}
+    args = (integer_cache.init_params(jax.random.key(0)), cache, jnp.arange(8, dtype=jnp.int32))
+    program = Pipeline.parse(PASSES).run(trace(step, *args))
+    assert kinds(program) == [""] * 4
+    assert "dequantize" not in [op.name for op, _ in program.graph.walk()]
+    sharded = auto_shard(step, mesh, pipeline=passes(""))
+    packed, state = sharded.prepare(*args), sharded.adapt(cache)
+    wanted = step(*args)
+    for _ in range(3):
+        logits, state = sharded(packed, state, args[2])
+    for _ in range(2):
+        wanted = step(args[0], wanted[1], args[2])
+    assert_close(logits, wanted[0], atol=1e-4)
+
+
 @pytest.mark.parametrize("owner", ["", "batch"])
 def test_a_row_without_pages_is_idle(owner: str) -> None:
     """It writes nowhere, and what the others compute is what they computed."""
@@ -190,6 +262,11 @@ def test_a_pool_and_its_table_are_the_cache() -> None:
     assert (pool.shape, table.tolist()) == ((12, 4, 8, 5), [[0, 1], [2, 3]])
     np.testing.assert_array_equal(paged(pool, table, page=8, layers=3), cache)
     np.testing.assert_array_equal(paged(pool, table, 2, page=8, layers=3), cache[2])
+    scales = cache[..., 0]
+    pool, table = pages(scales, page=8, layers=3, behind=0)
+    assert (pool.shape, table.tolist()) == ((12, 4, 8), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(paged(pool, table, page=8, layers=3, behind=0), scales)
+    np.testing.assert_array_equal(paged(pool, table, 2, page=8, layers=3, behind=0), scales[2])
 
 
 def test_what_has_no_page_is_not_written() -> None:

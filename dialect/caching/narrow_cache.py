@@ -15,7 +15,7 @@ from dialect.caching.state_forms import Change, undoes
 from dialect.matching.values import shaped, through
 from dialect.ops.nn import Traced
 from dialect.ops.scores import SUMMED
-from rewrite.ir import Op
+from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature, letters

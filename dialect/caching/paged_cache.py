@@ -121,7 +121,7 @@ def write_of_paged(op: Op) -> Outcome:
     types=(_CACHE,),
 )
 def quantize_of_paged(op: Op) -> Outcome:
-    """quantize(paged(pool, table))  ->  paged(q, table), paged(s, table), the q and s of the pool"""
+    """quantize(paged(pool, table))  ->  paged(q, table), paged(s, table), of the pool's q and s"""
     cache = _whole(op.args[0])
     if cache is None:
         return None

@@ -25,9 +25,7 @@ from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature
 
 
-def paged(
-    pool: Any, table: Any, *layer: Any, page: int, layers: int = 0, behind: int = 1
-) -> Any:
+def paged(pool: Any, table: Any, *layer: Any, page: int, layers: int = 0, behind: int = 1) -> Any:
     """The cache whose pages a table names.
 
     pool: [pages, heads.., page, d_head], table: i32[rows, n]  ->  [rows, heads.., n * page, d_head]
@@ -142,9 +140,10 @@ def page_put(
 ) -> Any:
     """Writes every row of `new` at its place in the pages that the table gives its sequence.
 
-    pool, table, behind: as in `paged`; new: [rows, heads.., t, d_head]; places: integers [rows, t], or
-    [t] that all rows share, or the first of t. `mode` says what a place beyond the last page does;
-    the first of t is as far as they all fit. Nothing is written to a page that the pool has not.
+    pool, table, behind: as in `paged`; new: [rows, heads.., t, d_head]; places: integers [rows, t],
+    or [t] that all rows share, or the first of t. `mode` says what a place beyond the last page
+    does; the first of t is as far as they all fit. Nothing is written to a page that the pool has
+    not.
     """
     at = pool.ndim - 1 - behind  # of the places, in a page and in `new`
     count, page = new.shape[at], pool.shape[at]
@@ -210,4 +209,9 @@ word(
     lambda op: Signature(((("rows",), ("n",)),), ((("rows",), ("n",)),)),
     ("pages", "here"),
 )
-word(page_put, _put_axes, ("layers", "behind", "mode"), traits=Traits(moves=True, writes=1, of_cache=True))
+word(
+    page_put,
+    _put_axes,
+    ("layers", "behind", "mode"),
+    traits=Traits(moves=True, writes=1, of_cache=True),
+)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dialect.ops.vocabulary import Traced
+from rewrite.ir import Symbol
 from tests.more_examples.forms import CLIP, Example, left_alone
 
 _ROWS = "b t k, b s k, b s v -> b t v"
@@ -151,10 +152,15 @@ def _in_stack() -> list[Example]:
 # Attention over caches in pages.
 
 
-def _paged(pool: Any, *layer: Any, page: int = 4, layers: int = 0) -> Any:
+def _paged(pool: Any, *layer: Any, page: int = 4, layers: int = 0, **behind: int) -> Any:
     """A cache of two rows of eight places, from the first pages of a pool."""
     table = jnp.arange(16 // page).reshape(2, -1)
-    return Traced["paged"](pool, table, *layer, page=page, layers=layers)
+    return Traced["paged"](pool, table, *layer, page=page, layers=layers, **behind)
+
+
+def _scales(pool: Any, *layer: Any, page: int = 4, layers: int = 0) -> Any:
+    """The scales of such a cache: a number for every place."""
+    return _paged(pool, *layer, page=page, layers=layers, behind=0)
 
 
 def _of_pages(
@@ -183,9 +189,21 @@ def _by_page() -> list[Example]:
     def of_layer(*layer: int, layers: int = 2) -> Callable[[Any], Any]:
         return lambda pool: _paged(pool, *layer, layers=layers)
 
+    def with_scales(scales: Callable[[Any], Any], pool: str) -> Example:
+        """Keys with scales, which are made of a pool."""
+        axes = "b g t k, b g s k, b g s v, b g s -> b g t v"
+
+        def example(q: Any, k: Any, v: Any, s: Any) -> Any:
+            more = {"axes": axes, "blocks": (4, 4), "given": "key_scale"}
+            return Traced["attend"](q, _paged(k), _paged(v), scales(s), **more)
+
+        return example, ("f32[2,3,4,2]", *("f32[4,3,4,2]",) * 2, pool)
+
     example, types = _of_pages(axes=masked, given="mask")
     return [
         (example, (*types, masks)),
+        with_scales(_scales, "f32[4,3,4]"),
+        with_scales(lambda s: s * 2.0, "f32[2,3,8]"),
         _of_pages(of_layer(1), of_layer(1), stacked),
         # near misses
         *(
@@ -193,6 +211,9 @@ def _by_page() -> list[Example]:
             for example, types in (
                 _of_pages(blocks=None),
                 _of_pages(blocks=(4, 2)),
+                with_scales(lambda s: _scales(s, 1, layers=2), "f32[8,3,4]"),
+                with_scales(_scales, "f32[5,3,4]"),
+                with_scales(lambda s: _scales(s, page=8), "f32[4,3,8]"),
                 _of_pages(key=lambda k: _paged(k) * 2.0),
                 _of_pages(value=lambda v: _paged(v) * 2.0),
                 _of_pages(of_layer(1), of_layer(0), stacked),
@@ -244,6 +265,7 @@ def _writes_of_pages() -> dict[str, list[Example]]:
     return {
         "write_of_paged": [
             _written(_in_layers, (0, 3), 1, 3, pool=_POOLS, new="f32[1,2,3,3,2]"),
+            _written(_scales, (2,), 3, pool="f32[4,3,4]", new="f32[2,3,3]"),
             # near misses
             *(
                 (left_alone(example), types)
@@ -262,6 +284,7 @@ def _writes_of_pages() -> dict[str, list[Example]]:
         ],
         "put_of_paged": [
             _put(_paged, 2, new="f32[2,3,2,2]"),
+            _put(_scales, 2, pool="f32[4,3,4]", new="f32[2,3,2]"),
             # near misses
             *(
                 (left_alone(example), types)
@@ -285,7 +308,47 @@ def _writes_of_pages() -> dict[str, list[Example]]:
             (left_alone(lambda p: Traced["pages"](_paged(p), page=2, layers=0)[0]), (_POOL,)),
             (left_alone(lambda p: Traced["pages"](_paged(p), page=4, layers=0)[0]), (_POOLS,)),
         ],
+        "quantize_of_paged": [
+            _in_integers(_in_layers, 4, _POOLS),
+            # near misses
+            *(
+                (left_alone(example), types)
+                for example, types in (
+                    _in_integers(_twice, 3),
+                    _in_integers(_of_second, 3, _POOLS),
+                    _in_integers(_paged, 1),
+                    _in_integers(_scales, 2, "f32[4,3,4]"),
+                )
+            ),
+        ],
+        "pages_of_dequantize": [
+            _from_integers(3, "f32[2,3,8]", page=4, layers=0, of=1),
+            # near misses
+            *(
+                (left_alone(example), types)
+                for example, types in (
+                    _from_integers(1, "f32[2,8,2]", page=4, layers=0),
+                    _from_integers(3, "f32[2,3,8]", page=2, layers=0, behind=0),
+                    (lambda q: Traced["pages"](q * 2, page=4, layers=0)[0], ("i8[2,3,8,2]",)),
+                )
+            ),
+        ],
     }
+
+
+def _in_integers(cache: Callable[[Any], Any], axis: int, pool: str = _POOL) -> Example:
+    """A cache made of a pool, kept in integers that share scales along an axis."""
+    return lambda p: Traced["quantize"](cache(p), axes=(axis,), form="int8")[0], (pool,)
+
+
+def _from_integers(axis: int, scales: str, of: int = 0, **how: int) -> Example:
+    """The pool or the table of a cache of integers with these scales."""
+
+    def example(q: Any, s: Any) -> Any:
+        cache = Traced["dequantize"](q, s, axes=(axis,), dtype=Symbol("f32"))
+        return Traced["pages"](cache, **how)[of]
+
+    return example, ("i8[2,3,8,2]", scales)
 
 
 # Caches that keep their sum, or themselves in another order.
@@ -534,6 +597,14 @@ MORE: dict[str, list[Example]] = {
     "attend_without_axis": [
         _without_axis("b 1 t k, b 1 s k, b 1 s v -> b 1 t v", "f32[2,1,3,4]"),
         _without_axis("b t k, b 1 s k, b 1 s v -> b t v", "f32[2,3,4]"),
+        (
+            lambda q, k, s: Traced["attend"](
+                *(q, k, k, s.reshape(2, 1, 5)),
+                axes="b g t k, b s k, b s v, b g s -> b g t v",
+                given="key_scale",
+            ),
+            ("f32[2,1,3,4]", "f32[2,5,4]", "f32[2,5,1]"),
+        ),
         # near misses: an axis of the values alone
         (
             left_alone(
