@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -130,3 +131,11 @@ def test_a_constant_may_be_as_large_as_there_is() -> None:
 )
 def test_a_chain_of_other_than_reals_is_no_activation(function) -> None:
     assert kinds(recognized(function)) == []
+
+
+def test_the_least_number_of_a_mask_warns_of_nothing() -> None:
+    """It is looked up among known numbers times powers of two, some of which are too large."""
+    least = jnp.finfo(jnp.float32).min
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recognized_graph(graph_of(lambda x: jnp.where(x > 0, x, least), jnp.ones((3, 4))))

@@ -333,7 +333,8 @@ def _exact(value: float, dtype: str) -> float:
         power_of_two = 2.0 ** round(math.log2(abs(value) / known))
         exact, dtype_ = math.copysign(known * power_of_two, value), dtype_of(dtype)
         epsilon = float(jnp.finfo(dtype_).eps) if dtype_.itemsize > 2 else 0.0
-        rounded = float(np.asarray(exact, dtype_))
+        with np.errstate(over="ignore"):  # the least float32, of a mask
+            rounded = float(np.asarray(exact, dtype_))
         if abs(value - rounded) <= epsilon * abs(exact) or np.asarray(value, dtype_) == rounded:
             return exact
     return float(value)
