@@ -1,12 +1,17 @@
-"""What a call costs beyond the computation: a sharded step beside `jax.jit` of the same function.
+"""What a call costs beyond the computation: a sharded step beside `jax.jit` of the same function,
+and a step in the engine beside its executable.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/dispatch.py
 
-Times calls of the toy Llama on one CPU device, in turn, and prints medians and their ratio.
+Times calls of the toy Llama on one CPU device, in turn, and prints medians and their ratio. For the
+engine a larger one answers 16 prompts; then the executables that it has called are called again, on
+the same arrays in the same order, each read when the next is queued, as the engine does. The ratio
+is that of whole rounds, one after the other, by the clock and in the time of the processor.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import sys
@@ -21,11 +26,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dialect.engine.executables import Executables
 from examples import llama
-from rewrite import auto_shard
+from rewrite import Engine, auto_shard
 
 CALLS = 300
+ROWS, NEW, ROUNDS = 16, 100, 7
 
 
 def seconds(call: Callable[[Any], Any], cache: Any) -> tuple[float, Any]:
@@ -34,6 +42,63 @@ def seconds(call: Callable[[Any], Any], cache: Any) -> tuple[float, Any]:
     logits, cache = call(cache)
     jax.block_until_ready(logits)
     return time.perf_counter() - start, cache
+
+
+class Recorded:
+    """An engine's executables, and the steps that they are called for."""
+
+    def __init__(self, executables: Executables) -> None:
+        self.executables, self.run = executables, executables.run
+        self.arrays: list[np.ndarray] = []
+
+    def noted(self, packed: Any, rows: np.ndarray) -> Any:
+        """A step of the engine."""
+        self.arrays.append(rows)
+        return self.run(packed, rows)
+
+    def again(self, packed: Any) -> None:
+        """All steps, without the engine."""
+        last = None
+        for rows in self.arrays:
+            results = self.run(packed, rows)
+            if last is not None:
+                np.asarray(last)
+            last = results
+        np.asarray(last)
+
+
+def spent(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of the clock, and of the processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def engine_beside_its_executables() -> None:
+    """Prints the ratios of a step."""
+    config = dataclasses.replace(
+        llama.CONFIGS["toy"],
+        **{"layers": 8, "d_model": 512, "heads": 8, "d_head": 64, "d_ff": 2048},
+        dtype="float32",
+    )
+    params = llama.init_params(config, jax.random.key(0))
+    step, init_cache = partial(llama.decode_step, config), partial(llama.init_cache, config)
+    prompts = [[1, 2, 3 + at] for at in range(ROWS)]
+    ratios, each_s = [], []
+    with Engine(step, params, init_cache, "cpu:1", max_context=128, rows=ROWS) as engine:
+        recorded = Recorded(engine.built.executables)
+        engine.built.executables.run = recorded.noted
+        for _ in range(ROUNDS + 1):
+            recorded.arrays.clear()
+            served = spent(lambda: engine.generate(prompts, max_new_tokens=NEW))
+            bare = spent(lambda: recorded.again(engine.built.params))
+            ratios.append([one / other for one, other in zip(served, bare)])
+            each_s.append(bare[0] / len(recorded.arrays))
+    wall, processor = (statistics.median(column) for column in zip(*ratios[1:]))
+    print(
+        f"a step of {1e3 * statistics.median(each_s):.1f} ms in the engine / its executable = "
+        f"{wall:.3f} by the clock, {processor:.3f} of the processor (median of {ROUNDS} rounds)"
+    )
 
 
 def main() -> None:
@@ -61,6 +126,7 @@ def main() -> None:
     ratio = medians["auto_shard"] / medians["jax.jit"]
     extra = 1e6 * (medians["auto_shard"] - medians["jax.jit"])
     print(f"auto_shard / jax.jit = {ratio:.2f}, {extra:.0f} us more")
+    engine_beside_its_executables()
 
 
 if __name__ == "__main__":

@@ -179,22 +179,25 @@ class Driver:
     def _read(self, step: Step, arrays: Packed, results: Any) -> None:
         """Waits for a step, and hands its tokens on."""
         numbers = np.asarray(results)
+        tokens = numbers[:, 0].tolist()
         self.failing = 0
         answered = []
         with self.changed:
             for row in step.rows:
                 if row.answers:
                     at = arrays.answering[row.request]
-                    sampled = numbers[at : at + 1 + len(row.drafts)]
-                    answered.append(row.taken(sampled[:, 0].tolist()))
-                    self._tell(row.request, sampled[: len(answered[-1])])
+                    new = row.taken(tokens[at : at + 1 + len(row.drafts)])
+                    answered.append(new)
+                    self._tell(row.request, new, numbers[at : at + len(new)])
             self.tokens += sum(map(len, answered))
             self.scheduler.done(step, answered, time.monotonic())
 
-    def _tell(self, request: Request, results: np.ndarray) -> None:
+    def _tell(self, request: Request, tokens: Sequence[int], results: np.ndarray) -> None:
         answer = self.answers.get(request)
-        for row in results if answer is not None else ():
-            answer.add(_token(row) if answer.choice.logprobs else Token(int(row[0])))
+        if answer is not None:
+            told = map(_token, results) if answer.choice.logprobs else map(Token, tokens)
+            for token in told:
+                answer.add(token)
 
     def _ended(self, request: Request) -> None:
         answer = self.answers.pop(request, None)

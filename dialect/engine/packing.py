@@ -22,6 +22,7 @@ TOKEN, SOURCE, POSITION = range(3)
 CHOICE = slice(3, 3 + sampling.COLUMNS)
 PAGES = CHOICE.stop
 NO_PAGE = -1
+NOBODY = (0, -1, 0, *Choice().columns)  # but for its pages
 
 
 @dataclass
@@ -52,19 +53,23 @@ def packed(
 
     sources: where the tokens are that the step before gives.
     """
-    array = np.zeros((rows, PAGES + width), np.int32)
-    array[:, PAGES:] = NO_PAGE
-    array[:, SOURCE] = -1
+    array = np.full((rows, PAGES + width), NO_PAGE, np.int32)
+    array[:, :PAGES] = NOBODY
     at, answering = 0, {}
+    tokens, places, positions, columns = [], [], [], []
     for row in step.rows:
-        part, known = array[at : at + row.count], row.tokens
-        part[: len(known), TOKEN] = known
+        known = row.tokens
+        tokens += known
+        places += [-1] * len(known)
         if len(known) < row.count:
-            part[len(known), SOURCE] = sources[row.request]
-        part[:, POSITION] = np.arange(row.start, row.length)
-        part[:, CHOICE] = choices[row.request].columns()
-        part[:, PAGES : PAGES + len(row.table)] = row.table
+            tokens.append(0)
+            places.append(sources[row.request])
+        positions += range(row.start, row.length)
+        columns.append(choices[row.request].columns)
+        array[at : at + row.count, PAGES : PAGES + len(row.table)] = row.table
         at += row.count
         if row.answers:
             answering[row.request] = at - 1 - len(row.drafts)
+    array[:at, TOKEN], array[:at, SOURCE], array[:at, POSITION] = tokens, places, positions
+    array[:at, CHOICE] = np.repeat(columns, [row.count for row in step.rows], axis=0)
     return Packed(array, answering)

@@ -7,6 +7,7 @@ log-probabilities, neither are these.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ class Choice:
         if not 0 <= self.top_k <= _MOST_SEED:
             raise ServingError(f"top_k is {self.top_k}, and must be 0 or more")
 
+    @cached_property
     def columns(self) -> list[int]:
         """COLUMNS integers; floats as their bits."""
         floats = np.asarray([self.temperature, self.top_p], np.float32).view(np.int32)

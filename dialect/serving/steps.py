@@ -56,6 +56,8 @@ class Row(NamedTuple):
         al. 2023: a draft x stands with probability p(x), and where it does not, the token is drawn
         from the others. The tokens are those that the request gets without drafts.
         """
+        if not self.drafts:
+            return sampled
         stop = self.request.stop
         pairs = enumerate(zip(sampled, self.drafts), 1)
         ends = (at for at, (token, draft) in pairs if token != draft or token in stop)
