@@ -298,6 +298,16 @@ def test_options_that_do_not_exist_are_named() -> None:
         Engine(*decoder(llama), "cpu:1", pipeline="normalize, plan, shard, stage, lower", **SIZES)
 
 
+def test_a_prefill_is_declined_with_the_reason() -> None:
+    def prefill(params: Any, cache: Any, tokens: Any) -> Any:
+        raise AssertionError("called")
+
+    given = {"pipeline": PIPELINE, **SIZES}
+    with Engine(*decoder(llama), "cpu:1", prefill=prefill, **given) as engine:
+        assert engine.generate([[1, 2, 3]], max_new_tokens=4) == [alone(llama, [1, 2, 3], 4)]
+        assert "prefill is not called: a prompt is computed by the step" in engine.explain()
+
+
 def test_a_closed_engine_cancels_and_refuses() -> None:
     engine = Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES)
     answer = engine.submit([1], max_new_tokens=30)

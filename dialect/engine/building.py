@@ -42,7 +42,7 @@ class Built:
     executables: Executables
     params: list[Any]
     draft_params: list[Any] | None = None  # of the decoder's own drafts
-    declined: tuple[str, ...] = ()  # passes that were tried before, and why they are not taken
+    declined: tuple[str, ...] = ()  # what was asked for or tried, and why it is not so
 
     @property
     def vocab(self) -> int:
@@ -121,7 +121,8 @@ def _first_in_pages(
     errors: list[ServingError] = []
     for passes in ways:
         try:
-            return make(passes=passes), passes, tuple(error.message for error in errors)
+            said = (f"layers are not rolled into a loop: {error.message}" for error in errors)
+            return make(passes=passes), passes, tuple(said)
         except ServingError as error:
             errors.append(error)
     raise errors[0]

@@ -24,12 +24,20 @@ from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
 from rewrite.pipeline import Pipeline
 
+PREFILL = (
+    "prefill is not called: a prompt is computed by the step, in chunks beside answers; so there "
+    "is no executable for every length, what others have computed is not computed again, and "
+    "whoever is being answered does not wait for whoever asks",
+)
+
 
 class Engine:
     """Serves `step(params, cache, tokens) -> logits, cache`, a token for every sequence at a time.
 
     - init_cache(batch, context): the step's empty cache
     - mesh, pipeline: as in `auto_shard`; the pipeline has the pass `paged`
+    - prefill(params, cache, tokens [batch, time]): may be given, and is not called, because the
+      step computes prompts too (`explain` says why)
     - max_context: tokens that a request may have, its answer included
     - rows: requests that run at a time; chunk: tokens of a step, prompts included; max_pages: of
       the pool; page: tokens of a page. What is not given follows from the others, and from the
@@ -51,6 +59,7 @@ class Engine:
         init_cache: Callable[[int, int], Any],
         mesh: Any = None,
         *,
+        prefill: Callable[..., Any] | None = None,
         pipeline: Pipeline | str | Path | None = None,
         max_context: int = 2048,
         rows: int | None = None,
@@ -65,7 +74,7 @@ class Engine:
         passes = passes_of(draft, draft_length)
         self.hosts = Hosts()
         self.built = built(step, params, init_cache, mesh, pipeline, page, passes, **asked)
-        self.draft = draft
+        self.draft, self.declined = draft, PREFILL if prefill is not None else ()
         drafts = drafting(self.built, draft, draft_length)
         drafts = self.hosts.shared(drafts)  # no two hosts measure the same
         self.policy = self.built.sizes.policy(policy, **drafts)
@@ -127,7 +136,8 @@ class Engine:
 
     def explain(self) -> str:
         """What was compiled, where the pages are, what is shared, and what was done and why."""
-        return explained(self.built, self.draft, self.policy, self.figures())
+        told = explained(self.built, self.draft, self.policy, self.figures())
+        return "\n".join([told, *self.declined])
 
     def check(self) -> None:
         """Raises PagesLost unless every page and every request is accounted for."""

@@ -52,7 +52,7 @@ def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[
         f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
     ]
     lines += drafts_told(draft, policy, counted)
-    lines += [f"layers are not rolled into a loop: {reason}" for reason in built.declined]
+    lines += built.declined
     for step in built.program.history:
         lines.append(f"{step.text}  (keeps {step.keeps})")
         lines += [f"  {note}" for note in step.notes]

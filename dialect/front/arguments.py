@@ -80,6 +80,7 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, metavar="N", help="tokens of a step (as many as hide behind reading)")
     add("--room", type=int, metavar="N", help="tokens that have pages (what memory is left)")
     add("--victim", default="last", metavar="NAME", help="who loses its pages (last)")
+    add("--guessed", type=float, default=0.0, metavar="P", help="a draft is right so often (none)")
     add("--no-sharing", action="store_true", help="of the pages of equal beginnings")
     add("--plot", metavar="FILE", help="latency over rate, as .png, .svg or .pdf")
 

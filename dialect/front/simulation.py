@@ -22,7 +22,10 @@ def loads(args: Arguments) -> list[Load]:
     """The requests at every rate that was asked for. Raises ServingError."""
     if args.requests is not None and args.requests < 1:
         raise ServingError(f"--requests is {args.requests}, and must be at least 1")
+    if not 0 <= args.guessed < 1:
+        raise ServingError(f"--guessed is {args.guessed}, and must be at least 0, less than 1")
     arrivals = read_trace(args.trace, args.requests) if args.trace else _drawn(args)
+    arrivals = [replace(arrival, guessed=args.guessed) for arrival in arrivals]
     name = described(arrivals, Path(args.trace).name if args.trace else "drawn")
     rates = _numbers(args.rate, "--rate") if args.rate else []
     if args.plot and all(map(math.isinf, rates)) and not (args.trace and not rates):

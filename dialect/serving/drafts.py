@@ -18,7 +18,7 @@ _WEIGHT = 1 / 8  # of the last guess, in the running mean
 _LEAST = 0.05  # the chance of a draft that is worth a row
 _LONGEST = 3  # tokens before a guess that are known to be there too; more say nothing more
 _BITS = 32  # of a token
-_WAITS_S = 0.7e-3  # that a machine waits for a step with drafts: the one before is read first
+WAITS_S = 0.7e-3  # that a machine waits for a step with drafts: the one before is read first
 
 Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that there are, ascending
 
@@ -104,7 +104,21 @@ class Ahead:
             self.chance += _WEIGHT * ((at + 1 < len(tokens)) - self.chance)
 
 
-Drafts = PromptLookup | Ahead
+class Likely:
+    """Drafts without tokens, for a simulation: so often one is right if those before it are."""
+
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
+
+    def draft(self, count: int) -> list[int]:
+        """So many that are never looked at."""
+        return [0] * count
+
+    def extend(self, tokens: Sequence[int], verified: int) -> None:
+        """Its chance stays what it is."""
+
+
+Drafts = PromptLookup | Ahead | Likely
 
 
 class Offer(NamedTuple):
@@ -155,7 +169,7 @@ def _best(
     def tokens_per_s(count: int) -> float:
         step_s = next(seconds for size, seconds in prices if size >= min(sure + count, largest))
         if count:
-            step_s += _WAITS_S + draft_s * sum(first >= likely[-count] for first in rounds)
+            step_s += WAITS_S + draft_s * sum(first >= likely[-count] for first in rounds)
         return (sure + sum(likely[len(likely) - count :])) / step_s
 
     largest, most = prices[-1][0], len(likely)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from dialect.serving.drafts import Likely
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 
@@ -25,11 +26,15 @@ _FIRST_FRESH = 2**29  # tokens below may be named by a trace
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request `at` a second: a prompt, as ranges of tokens, and the length of its answer."""
+    """A request `at` a second: a prompt, as ranges of tokens, and the length of its answer.
+
+    guessed: the probability that a draft of its next token is right; 0 for no drafts
+    """
 
     at: float
     prompt: tuple[range, ...]
     new: int
+    guessed: float = 0.0
 
     @property
     def length(self) -> int:
@@ -38,7 +43,8 @@ class Arrival:
 
     def request(self) -> Request:
         """The request, to be submitted."""
-        return Request(itertools.chain(*self.prompt), self.new)
+        drafts = Likely(self.guessed) if self.guessed else None
+        return Request(itertools.chain(*self.prompt), self.new, drafts=drafts)
 
 
 class Fresh:

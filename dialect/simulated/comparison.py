@@ -56,6 +56,7 @@ class Comparison:
     - owners: what owns the pages: "heads", "batch", or "" for what is better
     - longest: tokens of the longest request that static batches and slots have room for
     - rows, chunk, room: instead of what follows from the plan
+    - drafts: the most of a request that a step verifies, where its arrival says how likely they are
     """
 
     shape: DecoderShape
@@ -68,6 +69,7 @@ class Comparison:
     rows: int | None = None
     chunk: int | None = None
     room: int | None = None
+    drafts: int = 16
     victim: str = "last"
     shares: bool = True
 
@@ -102,6 +104,8 @@ class Comparison:
                 chunk=-(-placed.chunk // placed.groups),
                 shares=self.shares,
                 victim=self.victim,
+                drafts=self.drafts if any(arrival.guessed for arrival in load.arrivals) else 0,
+                prices=placed.prices(typical),
             )
             figures = METHODS[method](policy, load.arrivals, placed.seconds, self.longest)
             yield Run(

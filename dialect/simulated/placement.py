@@ -153,6 +153,17 @@ class Placement:
         exchanged_s = base.time_s - max(base.compute_s, base.hbm_s)
         return max(base.compute_s + compute_s, base.hbm_s + read_s) + exchanged_s
 
+    def prices(self, typical: Typical) -> tuple[tuple[int, float], ...]:
+        """(tokens of a group, seconds) of steps in which mean requests decode."""
+        chunk = -(-self.chunk // self.groups)
+        sizes = [1 << bits for bits in range(chunk.bit_length()) if 1 << bits < chunk] + [chunk]
+        return tuple((size, self._decoding_s(typical, size * self.groups)) for size in sizes)
+
+    def _decoding_s(self, typical: Typical, tokens: int) -> float:
+        positions = math.ceil(min(tokens, self.rows) * typical.held)
+        pairs = math.ceil(tokens * typical.held)
+        return self.seconds(Demand(min(tokens, self.rows), tokens, tokens, positions, pairs))
+
     @cached_property
     def _attention(self) -> list[tuple[float, float, float]]:
         """(window, seconds of a query and a key, seconds to read a position) of all attentions of

@@ -3,17 +3,20 @@
     simulate(Policy(pages=2800), arrivals, seconds) -> Figures
 
 A step takes as long as `seconds` says of its demand. Nothing else takes time: the next step is
-queued while one runs.
+queued while one runs; but where one has drafts, the machine waits for the host before it. A draft
+is right with the probability that its request says.
 """
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterable
 
+from dialect.serving.drafts import WAITS_S
 from dialect.serving.policy import Policy
 from dialect.serving.scheduler import Scheduler
-from dialect.serving.steps import Demand
+from dialect.serving.steps import Demand, Row
 from dialect.simulated.arrivals import Arrival
 from dialect.simulated.figures import Figures, Watch
 
@@ -25,7 +28,7 @@ def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> F
     """Serves a load, which is sorted by time, and tells how that went."""
     scheduler, watch = Scheduler(policy), Watch()
     now, refused, fresh, coming = 0.0, 0, itertools.count(), iter(arrivals)
-    arrival = next(coming, None)
+    arrival, chance = next(coming, None), random.Random(0)
     while True:
         while arrival is not None and arrival.at <= now:
             request = arrival.request()
@@ -39,13 +42,21 @@ def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> F
             now = arrival.at
             continue
         demand = step.demand(policy.groups)
-        lasts = seconds(demand)
+        lasts = seconds(demand) + WAITS_S * any(row.drafts for row in step.rows)
         _observe(watch, scheduler, lasts)
         now += lasts
-        answers = [[token] for token in itertools.islice(fresh, demand.answers)]
+        counts = [1 + _right(row, chance) for row in step.rows if row.answers]
+        answers = [list(itertools.islice(fresh, count)) for count in counts]
         for done in scheduler.done(step, answers, now):
             first_s, others_s = done.first_token_at - done.arrived, now - done.first_token_at
             watch.ended(done.asked, len(done.answer), first_s, others_s)
+
+
+def _right(row: Row, chance: random.Random) -> int:
+    """How many drafts of a row are right, up to the first that is not."""
+    drafts = row.request.drafts
+    right = (chance.random() < drafts.chance for _ in row.drafts)
+    return sum(itertools.takewhile(bool, right))
 
 
 def _observe(watch: Watch, scheduler: Scheduler, lasts: float) -> None:
