@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from dialect.caching import quantized_cache, transposed_cache
 from dialect.caching.merged_heads import with_fewer_heads, with_real_heads
-from dialect.caching.state_forms import keep_in, kept_forms
+from dialect.caching.state_forms import keep_in, stacked_forms
 from dialect.caching.transposed_cache import Order, in_order, transposed
 from dialect.machine.tiles import order_for_tiles, tiled_bytes
 from dialect.naming.axes import Axes, infer_axes
@@ -63,8 +63,8 @@ class CacheLayout(Pass):
 
     def reordered(self, program: Program) -> tuple[Program, list[str]]:
         """The program with its caches in the wanted order, and a note on each."""
-        axes, changes, notes = infer_axes(program), {}, []
-        for number, (value, _) in kept_forms(program).items():
+        axes, forms, changes, notes = infer_axes(program), stacked_forms(program), {}, []
+        for number, (value, _) in forms.items():
             order = self.wanted(axes, value)
             if order is None or order == tuple(range(len(order))):
                 continue
@@ -74,7 +74,7 @@ class CacheLayout(Pass):
             before, after = (tiled_bytes(form.type) for form in (value, transposed(value, order)))
             tiles = f", {before:,} -> {after:,} bytes in a TPU's tiles" if before != after else ""
             notes.append(f"{program.inputs[number].name} kept as {shown}{tiles}")
-        result, _ = keep_in(program, changes, _RULES)
+        result, _ = keep_in(program, changes, _RULES, forms=forms)
         return result, notes
 
     def wanted(self, axes: Axes, value: Value) -> Order | None:

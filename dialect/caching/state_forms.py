@@ -16,7 +16,7 @@ from dialect.normal.normal_form import EXACT_RULES, normal_form
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import lookup
+from rewrite.opdef import lookup, traits
 from rewrite.program import Program
 from rewrite.rules import Rule
 
@@ -53,18 +53,22 @@ def kept_forms(program: Program) -> dict[int, tuple[Value, Value]]:
 
 
 def stacked_forms(program: Program) -> dict[int, tuple[Value, Value]]:
-    """`kept_forms`, in which states that the step stacks share one form: that of the stack."""
+    """`kept_forms`, in which states that the step stacks share one form, that of the stack; those
+    that an op changes together have one each of its results."""
     forms, graph = kept_forms(program), program.graph
-    number = {entering: i for i, (entering, _) in forms.items()}
+    held: dict[Value, list[int]] = {entering: [i] for i, (entering, _) in forms.items()}
     for op in graph.ops:
-        members = [number.get(arg) for arg in op.args]
         read_once = all(len(graph.users[arg]) == 1 for arg in op.args)
-        if len(members) < 2 or None in members or not read_once:
+        if len(op.args) < 2 or not read_once or any(arg not in held for arg in op.args):
             continue
-        leaving = [forms[member][1] for member in members]
+        members = [held[arg] for arg in op.args]
+        leaving = [forms[numbers[0]][1] for numbers in members]
         if leaving == list(leaving[0].op.results) and undoes(leaving[0].op, op):
-            inner = _innermost(graph, op.results[0], leaving[0].op.args[0])
-            forms |= dict.fromkeys(members, inner)
+            pairs = zip(op.results, leaving[0].op.args, strict=True)
+            inner = [_innermost(graph, *pair) for pair in pairs]
+            for numbers, form in zip(members, inner * len(members) if len(inner) == 1 else inner):
+                forms |= dict.fromkeys(numbers, form)
+                held[form[0]] = [*held.get(form[0], ()), *numbers]
     return forms
 
 
@@ -219,22 +223,28 @@ def writes(program: Program) -> Iterator[tuple[Op, int]]:
     number = {value: i for i, value in enumerate(program.graph.inputs)}
     for graph, arguments in _graphs(program.graph, {}):
         for op in graph.ops:
-            if op.name in ("cache_write", "cache_put"):
-                sources = _sources(op.args[0], arguments)
-                yield from ((op, number[value]) for value in sources if value in number)
+            if writes_places(op):
+                inputs = sources(op.args[0], arguments)
+                yield from ((op, number[value]) for value in inputs if value in number)
+
+
+def writes_places(op: Op) -> bool:
+    """Whether an op writes into places of a cache that it numbers: a `cache_write`, a `cache_put`."""
+    about = traits(op)
+    return about.of_cache and about.writes > 0 and bool(about.axes)
 
 
 def read_by(program: Program, is_reader: Callable[[Op], bool], number: int) -> set[int]:
     """The inputs of the program, by number, that are states which such ops read, in any form, as
     their argument of this number."""
     numbers = {value: i for i, value in enumerate(program.graph.inputs)}
-    sources = (
-        _sources(op.args[number], arguments)
+    read = (
+        sources(op.args[number], arguments)
         for graph, arguments in _graphs(program.graph, {})
         for op in graph.ops
         if is_reader(op)
     )
-    return {numbers[value] for values in sources for value in values if value in numbers}
+    return {numbers[value] for values in read for value in values if value in numbers}
 
 
 def _still_read(
@@ -249,8 +259,8 @@ def _still_read(
             others = [user for user, _ in users if user.name not in readers]
             if others:
                 reason = f"{others[0].told} reads it in its original form"
-                sources = _sources(op.args[0], arguments)
-                reasons |= {number[value]: reason for value in sources if value in number}
+                inputs = sources(op.args[0], arguments)
+                reasons |= {number[value]: reason for value in inputs if value in number}
     return reasons
 
 
@@ -265,19 +275,20 @@ def _graphs(
             yield from _graphs(region, arguments | dict(zip(region.inputs, outer)))
 
 
-def _sources(value: Value, arguments: dict[Value, Value]) -> set[Value]:
-    """The inputs of the program that a state, in any form, is computed from."""
-    sources, stack = set(), [value]
+def sources(value: Value, arguments: dict[Value, Value]) -> set[Value]:
+    """The inputs of the program that a state, in any form, is computed from; `arguments` are those
+    of the loops around it."""
+    inputs, stack = set(), [value]
     while stack:
         value = stack.pop()
         op = value.op
         if value in arguments:
             stack.append(arguments[value])
         elif op.name == "input":
-            sources.add(value)
+            inputs.add(value)
         elif op.name == "scan":
             _, carry, _ = scan_parts(op)
             stack += op.args[carry][value.index : value.index + 1]
         else:
             stack += op.args if op.name == "stack" else op.args[:1]
-    return sources
+    return inputs

@@ -82,6 +82,9 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)
     elif op.name in ("cache_read", "paged"):  # each says of what it reads some
         _call(axes.at(op.args[0])[:1], *signature(op).inputs[0][0], 60, op)
+    elif op.name in ("rings", "unwound"):
+        arrays = zip((*op.args[:-1], *op.results[:-1]), op["axes"] * 2)
+        _call([axes.at(value)[axis] for value, axis in arrays], "context", 85, op)
     elif op.name in ("rms_norm", "layer_norm"):
         # What is normalised as it comes from a product is no residual stream, unless others say so.
         name, priority = ("latent", 12) if _is_product(op.args[0]) else ("d_model", 30)

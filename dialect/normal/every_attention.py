@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dialect.normal.masks_into_loops import masks_into_loop
 from rewrite.dataflow import rebuilt
@@ -15,7 +15,7 @@ def with_attention(graph: Graph, change: Callable[[Op], Op]) -> Graph:
 
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
         op = with_args(op, args)
-        if op.name == "attend":
+        if _is_attention(op):
             return change(op).results
         inside = masks_into_loop(op)
         regions = tuple(with_attention(region, change) for region in inside.regions)
@@ -23,3 +23,12 @@ def with_attention(graph: Graph, change: Callable[[Op], Op]) -> Graph:
         return op.results if is_same else with_args(inside, inside.args, regions).results
 
     return rebuilt(graph, visit)
+
+
+def attentions(graph: Graph) -> Iterator[tuple[Op, tuple[Op, ...]]]:
+    """Every `attend` of `graph`, with the ops in whose bodies it is."""
+    return (pair for pair in graph.walk() if _is_attention(pair[0]))
+
+
+def _is_attention(op: Op) -> bool:
+    return op.name == "attend"

@@ -15,6 +15,7 @@ from dialect.matching.bound_values import integer, kept
 from dialect.matching.mask_regions import is_known, region_of
 from dialect.matching.values import in_shape, reshaped
 from dialect.ops.control import remade_scan, scan_parts
+from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input, replace_values
 from rewrite.opdef import make, with_args
 
@@ -26,6 +27,17 @@ class _Inside(NamedTuple):
 
     mask: Value
     inputs: dict[Value, Value]
+
+
+def masks_into_loops(graph: Graph) -> Graph:
+    """`graph` with the masks that its loops are given computed in their bodies."""
+
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        inside = masks_into_loop(with_args(op, args))
+        regions = tuple(map(masks_into_loops, inside.regions))
+        return with_args(inside, inside.args, regions).results
+
+    return rebuilt(graph, visit)
 
 
 def masks_into_loop(op: Op) -> Op:
