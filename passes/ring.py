@@ -3,8 +3,8 @@
 cache of s places  ->  ring of n places, for the inputs and outputs of the step
 attend(q, k, v, p - n < s <= p)  ->  attend(q, ring of k, ring of v, s <= p)
 
-The cache of an attention with a window of n is written at position modulo n, as that of Mistral 7B is
-(Jiang et al. 2023, arXiv:2310.06825, section 2), so that it takes n places whatever the context.
+The cache of an attention with a window of n is written at the position modulo n, as that of Mistral
+7B is (Jiang et al. 2023, arXiv:2310.06825, section 2): it takes n places, whatever the context.
 Logits are those of the decoder for every position below its context. What a ring has written over
 is zero in a state that is restored, so that the step does not keep its state's numbers.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -49,13 +50,16 @@ def network(w: Any, x: jax.Array) -> jax.Array:
     return x + (jax.nn.silu(normed @ w["gate"]) * (normed @ w["up"])) @ w["down"]
 
 
-def attention(w: Any, cache: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+def attention(w: Any, cache: Any, x: jax.Array, window: int = 0) -> tuple[jax.Array, Any]:
     q, k, v = (jnp.einsum("bd,dhk->bhk", x, w[name]) for name in "qkv")
     at = cache["position"]
     keys = lax.dynamic_update_slice(cache["k"], k[:, None], (0, at, 0, 0))
     values = lax.dynamic_update_slice(cache["v"], v[:, None], (0, at, 0, 0))
     logits = jnp.einsum("bhk,bshk->bhs", q, keys) * D_HEAD**-0.5
-    weights = jax.nn.softmax(jnp.where(jnp.arange(CONTEXT) <= at, logits, -jnp.inf), -1)
+    visible = jnp.arange(CONTEXT) <= at
+    if window:
+        visible &= jnp.arange(CONTEXT) > at - window
+    weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), -1)
     mixed = jnp.einsum("bhs,bshk->bhk", weights, values)
     new = {"k": keys, "v": values, "position": at + 1}
     return x + jnp.einsum("bhk,hkd->bd", mixed, w["o"]), new
@@ -107,6 +111,7 @@ def scanned(w: Any, x: jax.Array) -> jax.Array:
 PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "network": (network, (NETWORK, X)),
     "attention": (attention, (ATTENTION, CACHE, X)),
+    "window": (partial(attention, window=4), (ATTENTION, CACHE, X)),
     "latents": (latents, (LATENTS, LATENT_CACHE | {"position": NUMBER}, X)),
     "step": (step, ({**EMBEDDING, **ATTENTION, **NETWORK}, CACHE, IDS)),
     "pinned": (pinned, (floats(D_MODEL, D_MODEL), X)),
@@ -147,6 +152,7 @@ PASSES = {
     "roll": ("twice", FOUND, "roll"),
     "absorb": ("latents", FOUND, "absorb"),
     "block_sparse": ("attention", FOUND, "block_sparse{window=4, sinks=2}"),
+    "ring": ("window", FOUND, "ring"),
     "sparq": ("attention", FOUND, "sparq{r=2, k=4, local=1}"),
     "flash": ("attention", FOUND, "flash{key=8}"),
     "paged": ("attention", FOUND, "paged{page=4}"),

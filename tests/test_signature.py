@@ -395,6 +395,10 @@ def composite(name: str) -> Op:
             (x, jnp.moveaxis(x, 1, 2)),
         ),
         "with_total": (lambda v, t: Traced["with_total"](v, t, axis=1), (x, x[:, 0])),
+        "around": (lambda r: Traced["around"](r, axis=1, context=6, size=3), (x,)),
+        "first_round": (lambda c: Traced["first_round"](c, axis=1, size=2), (x,)),
+        "rings": (lambda k, p: Traced["rings"](k, p[:2], axes=(1,), size=2, rows=0), (x, IDS)),
+        "unwound": (lambda r, p: Traced["unwound"](r, p[0], axes=(1,), contexts=(6,)), (x, IDS)),
         "attend_layer": (
             lambda q, k, i: Traced["attend_layer"](
                 q, k, k, i[0], axes="b t k, b s k, b s v -> b t v", blocks=(8, 3)

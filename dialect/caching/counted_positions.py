@@ -39,13 +39,41 @@ class Table(NamedTuple):
     values: np.ndarray
 
     @property
-    def difference(self) -> np.ndarray | None:
-        """Value minus position, [context, rows], or [context, 1] of a value that all rows share;
-        None for a value of another shape."""
-        values = self.values.reshape(len(self.values), -1)
-        if values.shape[1] not in (1, self.positions.shape[1]):
+    def by_row(self) -> bool:
+        """Whether there is one value for each of several rows, and not one for all."""
+        return self.values[0].size > 1
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What tables of one position have in common."""
+        return self.state, self.layers, self.by_row
+
+    @property
+    def is_position(self) -> bool:
+        """Whether the value is the position itself."""
+        return self._differs_by(0)
+
+    @property
+    def is_next(self) -> bool:
+        """Whether the value is one more."""
+        return self._differs_by(1)
+
+    def last_places(self) -> int:
+        """How many places there are from the value up to the position, where these are as many for
+        every position, but for those before the first; 0 where they are not."""
+        count = 1 + int(self.positions[-1, 0]) - int(self.values[-1].flat[0])
+        first = np.maximum(self._position() - (count - 1), 0)
+        return count if count > 0 and np.array_equal(np.maximum(self.values, 0), first) else 0
+
+    def _differs_by(self, step: int) -> bool:
+        return np.array_equal(self.values - step, self._position())
+
+    def _position(self) -> np.ndarray | None:
+        """The position in the shape of the value: that of the first row, or of each row."""
+        size = self.values[0].size
+        if size not in (1, self.positions.shape[1]):
             return None
-        return values - self.positions[:, : values.shape[1]]
+        return self.positions[:, :size].reshape(self.values.shape)
 
 
 class CountedPositions:
@@ -85,13 +113,14 @@ class CountedPositions:
         if leaving.op.regions and leaving.op.get("carry") is not None:
             parents, leaving = (leaving.op,), leaving.op.regions[0].outputs[leaving.index]
         table = self._table(leaving, parents)
-        difference = None if table is None else table.difference
-        return difference is not None and bool((difference == 1).all())
+        return table is not None and table.is_next
 
     def _table(self, value: Value, parents: Sequence[Op]) -> Table | None:
         outside = self._outside(value, parents)
         for source, (number, layers) in self.inputs.items():
-            zero = in_shape(make("const", value=0, type=Type(source.type.dtype, ())), source.type.shape)
+            zero = in_shape(
+                make("const", value=0, type=Type(source.type.dtype, ())), source.type.shape
+            )
             if is_known(replace_values(Graph((), (outside,)), {source: zero}).outputs[0]):
                 return self._tabulated(outside, source, number, layers)
         return None

@@ -72,7 +72,7 @@ def round_of_ring(op: Op) -> Outcome:
 )
 def write_of_ring(op: Op) -> Outcome:
     """cache_write(around(r), new, p)  ->  around(cache_write(r, new, p modulo its places))"""
-    (cache, new, *starts), ring = op.args, op.args[0].op
+    (_, new, *starts), ring = op.args, op.args[0].op
     if ring.name != AROUND.op:
         return None
     if ring["axis"] not in op["axes"] or new.type.shape[ring["axis"]] != 1:

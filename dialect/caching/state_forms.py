@@ -229,7 +229,7 @@ def writes(program: Program) -> Iterator[tuple[Op, int]]:
 
 
 def writes_places(op: Op) -> bool:
-    """Whether an op writes into places of a cache that it numbers: a `cache_write`, a `cache_put`."""
+    """Whether an op writes into places of a cache that it numbers: `cache_write`, `cache_put`."""
     about = traits(op)
     return about.of_cache and about.writes > 0 and bool(about.axes)
 

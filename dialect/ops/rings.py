@@ -1,7 +1,7 @@
 """Caches kept as rings: of a context as many places as a window has, written over in turn.
 
-    rings(caches.., position)   ->  rings, position:   place s of a cache is place s mod n of its ring
-    unwound(rings.., position)  ->  caches, position:  the last n places before the position, else 0
+    rings(caches.., position)   ->  rings, position:   place s mod n is place s of the cache
+    unwound(rings.., position)  ->  caches, position:  n places before the position, others 0
 
 A ring is what its cache still needs (the cache of Mistral 7B, Jiang et al. 2023, arXiv:2310.06825,
 section 2). `position` is the place that is written next; with it a ring says which places it holds.

@@ -74,7 +74,7 @@ class Workload(Shards):
 
     def cache_traffic(self, attention: Attention) -> float:
         """The cache, as often as it is read; what is expanded from it is written and read."""
-        reads = max(1, attention.key_reads) * attention.read
+        reads = (attention.key_reads or 1) * attention.read
         return self.layer_cache_bytes(attention) * reads + 2 * self.expanded_bytes(attention)
 
     def hbm_bytes(self) -> float:

@@ -17,11 +17,12 @@ from tests.more_examples import (
     latents,
     parts,
     positions,
+    rings,
     spellings,
 )
 from tests.more_examples.forms import Word
 
-_FILES = (activations, attention, caches, forms, latents, parts, positions, spellings)
+_FILES = (activations, attention, caches, forms, latents, parts, positions, rings, spellings)
 MORE = {name: more for each in _FILES for name, more in each.MORE.items()}
 EQUAL = {name: equal for each in _FILES for name, equal in each.EQUAL.items()}
 
