@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from dialect.caching.counted_positions import CountedPositions, Table
 from dialect.caching.state_forms import Forms, sources, writes_places
 from dialect.matching.attend_bounds import kept_by
