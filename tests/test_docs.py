@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +139,13 @@ def test_the_code_of_a_page_runs(name, workshop, capsys):
             assert re.fullmatch(wanted, unnumbered(printed), re.DOTALL), f"{text}---\n{printed}"
         elif kind:
             (workshop / kind).write_text(text, encoding="utf-8")
+
+
+def test_the_benchmark_of_a_device_ends_where_there_is_none() -> None:
+    """With a sentence, and as if nothing were wrong."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "device.py")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.partition(":")[0]) == (0, "no GPU and no TPU is here")
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)

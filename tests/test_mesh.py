@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from dialect.machine.mesh import (
     MeshSpec,
     TargetError,
     Topology,
+    by_devices_here,
     cubic,
     describe,
     devices,
@@ -26,6 +28,7 @@ from dialect.machine.mesh import (
     placement,
     prepare_libtpu,
 )
+from dialect.machine.topology import platform_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -326,6 +329,38 @@ def test_gpus_that_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.id for each in devices(Topology.parse("h200:2"))] == [0, 1]
     with pytest.raises(TargetError, match="h200:4 needs 4 of NVIDIA H200, 3 are attached"):
         devices(Topology.parse("h200:4"))
+
+
+def test_a_gpu_need_not_be_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    attached = [SimpleNamespace(device_kind="NVIDIA H200", id=n) for n in range(4)]
+    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(jax, "devices", lambda backend: attached)
+    names = ("cuda:2", "gpu-1", "GPU", "cuda", "h100:8", "v5e:2x4")
+    known = [by_devices_here(name) for name in names]
+    assert known == ["h200:2", "h200:1", "h200:4", "h200:4", "h100:8", "v5e:2x4"]
+    attached[0].device_kind = "NVIDIA T4"
+    with pytest.raises(TargetError, match="no figures are known for .* 'NVIDIA T4'") as told:
+        by_devices_here("cuda:1")
+    assert 'auto_shard(step, mesh, target="cpu:8")' in told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [("h100:8", "gpu"), ("CUDA:1", "gpu"), ("v5e-8", "tpu"), ("cpu:8", "cpu"), ("a.machine:8", "")],
+)
+def test_the_platform_of_a_machine(name: str, platform: str) -> None:
+    assert platform_of(name) == platform
+
+
+def test_a_gpu_that_jax_was_started_without_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(backend: str) -> list[Any]:
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(jax, "devices", none)
+    assert by_devices_here("cuda:1") == "cuda:1"
+    with pytest.raises(TargetError, match="h100:1 needs 1 of NVIDIA H100 80GB HBM3, 0 are attach"):
+        devices(Topology.parse("h100:1"))
 
 
 def test_what_is_no_mesh() -> None:

@@ -37,7 +37,9 @@ def target_of(named: str | None, pipeline: Pipeline) -> Target:
     this is enough for all passes."""
     asked = pipeline.target()
     with _told_where(named, pipeline):
-        topology = Topology.parse(named or asked.topology or machine.here())
+        topology = Topology.parse(
+            machine.by_devices_here(named or asked.topology) or machine.here()
+        )
         spec = topology.mesh_axes()
         if asked.mesh:
             wanted = MeshSpec(asked.mesh)

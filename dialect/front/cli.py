@@ -36,6 +36,7 @@ from dialect.front.arguments import (
 )
 from dialect.front.completion import script
 from dialect.front.examples import epilog, overview
+from dialect.machine.topology import platform_of
 from rewrite.errors import ShardwrightError
 
 REFUSED, WRONG, MISTAKE, INTERRUPTED = 1, 2, 70, 130  # exit codes
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "completion":
         print(script(parser(), args.shell), end="")
         return 0
-    if args.command != "serve" or (args.mesh or "").startswith("cpu"):
+    if _runs_on_cpu(args):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # read when JAX is imported
     try:
         versions.check()
@@ -70,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _mistake(error, args)
     return 0
+
+
+def _runs_on_cpu(args: argparse.Namespace) -> bool:
+    """Whether JAX starts the CPU alone: it compiles for a TPU there, for a GPU on a GPU."""
+    if args.command == "serve":
+        return (args.mesh or "").startswith("cpu")
+    return platform_of(getattr(args, "target", None) or "") != "gpu"
 
 
 def _refused(error: ShardwrightError, args: argparse.Namespace) -> int:

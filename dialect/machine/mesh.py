@@ -13,6 +13,7 @@ import glob
 import importlib.util
 import math
 import os
+import re
 import sys
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from dialect.machine.chips import CHIPS
+from dialect.machine.chips import CHIPS, Chip
 from dialect.machine.interconnect import Ring
 from dialect.machine.mesh_spec import MeshSpec, TargetError
 from dialect.machine.stderr import captured_stderr
@@ -33,6 +34,7 @@ __all__ = [
     "Ring",
     "TargetError",
     "Topology",
+    "by_devices_here",
     "cubic",
     "describe",
     "devices",
@@ -100,13 +102,29 @@ def _is_made_of(topology: Topology, attached: list[Any]) -> bool:
 def _gpu_devices(topology: Topology) -> list[Any]:
     """The attached GPUs: XLA tunes its kernels on the device, so it cannot compile without one."""
     kinds, count = topology.chip.device_kinds, topology.devices
-    attached = jax.devices("gpu") if glob.glob("/dev/nvidia[0-9]*") else []
-    matching = [device for device in attached if device.device_kind in kinds]
+    matching = [device for device in _gpus() if device.device_kind in kinds]
     if len(matching) < count:
         message = f"{topology} needs {count} of {' or '.join(kinds)}, {len(matching)} are attached"
         hint = f'{_PLANNED} {count} CPU devices, and target="{topology}"'
         raise TargetError(message, hint=hint)
     return matching[:count]
+
+
+def _gpus() -> list[Any]:
+    """The GPUs that are attached and that JAX was started with."""
+    if not glob.glob("/dev/nvidia[0-9]*"):
+        return []
+    try:
+        return list(jax.devices("gpu"))
+    except RuntimeError:  # JAX_PLATFORMS names no GPU, or this JAX was installed without CUDA
+        return []
+
+
+def by_devices_here(name: str) -> str:
+    """`cuda:2`  ->  `h200:2`, by the GPUs that are here; any other name stays as it is."""
+    match = re.fullmatch(r"(?:gpu|cuda)(?:[:-]([0-9]{1,6}))?", name.strip().lower())
+    gpus = _gpus() if match else []
+    return f"{_chip_of(gpus[0]).name}:{match[1] or len(gpus)}" if match and gpus else name
 
 
 def _cpu_devices(count: int) -> list[Any]:
@@ -228,11 +246,7 @@ def _topology_of(mesh: Any) -> Topology:
         hint = 'name its topology: target="v5e:2x4"'
         raise TargetError(f"the {type(mesh).__name__} has no devices", hint=hint)
     flat = list(mesh.devices.flat)
-    kind = flat[0].device_kind
-    chip = next((known for known in CHIPS.values() if kind in known.device_kinds), None)
-    if chip is None:
-        hint = 'name a topology to plan for: target="cpu:8" (known: ' + ", ".join(CHIPS) + ")"
-        raise TargetError(f"no figures are known for the device {kind!r}", hint=hint)
+    chip = _chip_of(flat[0])
     slices = len(set(map(_slice_of, flat)))
     count = len(flat) // slices // chip.devices
     shape = cubic(count, len(chip.largest))
@@ -241,6 +255,19 @@ def _topology_of(mesh: Any) -> Topology:
         spanned = tuple(spans[: len(shape)])
         shape = spanned if math.prod(spanned) == count else shape
     return Topology(chip, shape, slices)
+
+
+def _chip_of(device: Any) -> Chip:
+    """The chip that a device is. Raises TargetError where nothing is known of its kind."""
+    kind = device.device_kind
+    chip = next((known for known in CHIPS.values() if kind in known.device_kinds), None)
+    if chip is None:
+        hint = (
+            "give a mesh, and a machine to plan for that is like it: auto_shard(step, mesh, "
+            f'target="cpu:8") (known: {", ".join(CHIPS)}, and files of machines)'
+        )
+        raise TargetError(f"no figures are known for the device {kind!r}", hint=hint)
+    return chip
 
 
 def here() -> str:

@@ -205,6 +205,13 @@ def _hint(text: str, chip: Chip) -> str:
     return nearest(text, [*known, *_names(chip)])
 
 
+def platform_of(text: str) -> str:
+    """The platform of a machine by its name, `h100:8` -> "gpu"; "" where no chip is called so."""
+    name = re.split("[:-]", text.strip().lower())[0]
+    chip = CHIPS.get(ALIASES.get(name, name))
+    return chip.platform if chip else _PLATFORMS.get(name, "")
+
+
 def placement(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The order of the physical axes whose reshape gives the mesh.
 

@@ -220,9 +220,14 @@ def named(text: str) -> tuple[ModuleType, Function]:
     return module, getattr(module, name)
 
 
-@functools.cache
 def module_of(place: str) -> ModuleType:
     """A module or a file, imported once, with its neighbours in reach as with `python FILE.py`."""
+    return _imported(place, Path.cwd())
+
+
+@functools.cache
+def _imported(place: str, _: Path) -> ModuleType:
+    """What a name means in a folder."""
     path = Path(place)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
