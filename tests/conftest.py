@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ.setdefault("SHARDWRIGHT_CACHE", "off")  # what a test compiles, it compiles
+os.environ.setdefault("SHARDWRIGHT_PROGRESS", "off")  # how fast a machine is shows nowhere
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -266,22 +265,3 @@ def test_completion_knows_commands_options_and_passes(capsys: Captured, shell: s
     assert all(
         name in text for name in (*EXAMPLES, *pass_names(), "print-ir-diff", "crash-reproducer")
     )
-
-
-def test_bash_completes(tmp_path: Path) -> None:
-    path = tmp_path / "completion.bash"
-    path.write_text(script(parser(), "bash"))
-    asked = (
-        f"source {path}; COMP_WORDS=(shardwright %s); COMP_CWORD=%d;"
-        " _shardwright; echo ${COMPREPLY[@]}"
-    )
-
-    def completed(words: str, number: int) -> list[str]:
-        done = subprocess.run(
-            ["bash", "-c", asked % (words, number)], capture_output=True, text=True
-        )
-        return done.stdout.split()
-
-    assert completed("di", 1) == ["diff"]
-    assert completed("show --print-ir-d", 2) == ["--print-ir-diff"]
-    assert completed("diff --pass recog", 3) == ["recognize"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from rewrite.passbase import pass_names
 
@@ -17,57 +18,75 @@ _shardwright() {
     1:*) COMPREPLY=($(compgen -W "%(commands)s" -- "$word")); return ;;
   esac
   case "$before" in
-    --pass|--print-ir-before|--print-ir-after)
-      COMPREPLY=($(compgen -W "%(passes)s" -- "$word")); return ;;
+%(values)s
   esac
-  case "$word" in
-    -*) ;;
-    *) COMPREPLY=($(compgen -f -- "$word")); return ;;
-  esac
-  case "$command" in
+  case "$command:$word" in
 %(cases)s
+    *) COMPREPLY=($(compgen -f -- "$word")) ;;
   esac
 }
 complete -o filenames -F _shardwright shardwright
 """
 
 
+@dataclass(frozen=True)
+class _Command:
+    """What may follow a command: its options, and words that are no files."""
+
+    about: str
+    options: tuple[str, ...]
+    words: tuple[str, ...]
+
+
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The text that a shell evaluates."""
-    commands = _commands(parser)
+    commands, values = _commands(parser)
     if shell == "fish":
-        return _fish(commands)
-    cases = "\n".join(
-        f'    {name}) COMPREPLY=($(compgen -W "{" ".join(options)}" -- "$word")) ;;'
-        for name, (_, options) in commands.items()
-    )
-    passes = " ".join(pass_names())
-    text = _BASH % {"commands": " ".join(commands), "cases": cases, "passes": passes}
+        return _fish(commands, values)
+    cases = []
+    for name, command in commands.items():
+        cases.append(_case(f"{name}:-*", command.options))
+        cases += [_case(f"{name}:*", command.words)] if command.words else []
+    text = _BASH % {
+        "commands": " ".join(commands),
+        "cases": "\n".join(cases),
+        "values": "\n".join(_case(name, words, " return") for name, words in values.items()),
+    }
     before = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     return before + text
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[str]]]:
-    """{command: (what it does, its options)}."""
+def _case(pattern: str, words: Iterable[str], then: str = "") -> str:
+    offered = f'COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word"));'
+    return f"    {pattern}) {offered}{then} ;;"
+
+
+def _commands(
+    parser: argparse.ArgumentParser,
+) -> tuple[dict[str, _Command], dict[str, tuple[str, ...]]]:
+    """The commands, and the values of all options of which they are known."""
     (group,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     about = {action.dest: action.help or "" for action in group._choices_actions}
-    return {
-        name: (
-            about[name],
-            [text for a in command._actions for text in a.option_strings if text[:2] == "--"],
-        )
-        for name, command in group.choices.items()
-    }
+    commands, values = {}, dict.fromkeys(_OF_PASSES, tuple(pass_names()))
+    for name, command in group.choices.items():
+        options = [text for a in command._actions for text in a.option_strings if text[:2] == "--"]
+        chosen = [a for a in command._actions if a.choices]
+        words = tuple(word for a in chosen if not a.option_strings for word in a.choices or ())
+        commands[name] = _Command(about[name], tuple(options), words)
+        values |= {text: tuple(a.choices or ()) for a in chosen for text in a.option_strings}
+    return commands, values
 
 
-def _fish(commands: Mapping[str, tuple[str, list[str]]]) -> str:
+def _fish(commands: dict[str, _Command], values: dict[str, tuple[str, ...]]) -> str:
     lines = []
     first = "__fish_use_subcommand"
-    for name, (about, options) in commands.items():
-        lines.append(f"complete -c shardwright -f -n {first} -a {name} -d {_quoted(about)}")
+    for name, command in commands.items():
+        lines.append(f"complete -c shardwright -f -n {first} -a {name} -d {_quoted(command.about)}")
         seen = f"'__fish_seen_subcommand_from {name}'"
-        for text in options:
-            takes = f" -x -a '{' '.join(pass_names())}'" if text in _OF_PASSES else ""
+        if command.words:
+            lines.append(f"complete -c shardwright -f -n {seen} -a '{' '.join(command.words)}'")
+        for text in command.options:
+            takes = f" -x -a '{' '.join(values[text])}'" if text in values else ""
             lines.append(f"complete -c shardwright -n {seen} -l {text[2:]}{takes}")
     return "\n".join(lines) + "\n"
 

@@ -22,6 +22,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from dialect.display.progress import Shows, lines
 from dialect.display.quantities import size
 from dialect.planning.plan import Plan
 from dialect.printed.words import Line, coloured, plain
@@ -99,12 +100,13 @@ class Screen:
             self.show(Text(line), style="bold yellow")
 
     @contextmanager
-    def working(self, what: str) -> Iterator[Spinner]:
-        """Says what is being done while it takes its time; only a terminal shows it."""
-        spinner = Spinner("dots", what)
+    def working(self, what: str) -> Iterator[Shows]:
+        """Says what is being done while it takes its time."""
         if not self.terminal:
-            yield spinner
+            with lines(what) as shown:
+                yield shown
             return
+        spinner = Spinner("dots", what)
         # What goes to standard error is printed around the spinner only where both are one screen.
         with Live(
             spinner, console=self.console, transient=True, redirect_stderr=sys.stderr.isatty()
@@ -199,7 +201,7 @@ def as_json(facts: Any) -> str:
 class Progress(Hook):
     """Names the pass that is running."""
 
-    spinner: Spinner
+    spinner: Shows
 
     def before(self, step: Pass, program: Program) -> None:
         self.spinner.update(text=f"pass {step}")
