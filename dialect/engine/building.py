@@ -14,9 +14,10 @@ import jax
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import MOST, Executables, packed_params
-from dialect.engine.sizes import Sizes
+from dialect.engine.sizes import Sizes, whole_pages
 from dialect.engine.states import States
-from dialect.engine.token_rows import PAGE, PAGE_ON_TPU, PASSES, Decoder
+from dialect.engine.step_seconds import Seconds, step_seconds
+from dialect.engine.token_rows import FEWEST, PAGE, PAGE_ON_TPU, PASSES, Decoder
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.prepared.originals import shape_of_lazy
@@ -72,10 +73,12 @@ def built(
     passes, page = _passes(given, page, chip)
     weights = _bytes(shapes) * (1 + (_DRAFTING if drafts else 0))
     room = partial(_room, init_cache, weights, chip, jax_mesh.size)
-    sizes = Sizes.of(page, room, **asked, steps=MOST - 1 - bool(drafts))
-    sized = partial(init_cache, context=sizes.context)
-    states = States.of(step, shapes, partial(sized, 1), sizes.context)
+    asked["context"] = context = whole_pages(page, **asked)
+    sized = partial(init_cache, context=context)
+    states = States.of(step, shapes, partial(sized, 1), context)
     decoder = Decoder(step, sized, shapes, states)
+    seconds = partial(_seconds, decoder, passes, target, context)
+    sizes = Sizes.of(page, room, seconds, **asked, steps=MOST - 1 - bool(drafts))
     make = partial(decoder.program, pages=sizes.pages, target=target)
     ways = [passes] if given else [passes, _without(passes, "roll")]
     program, passes, declined = _first_in_pages(partial(make, sizes.rows), ways)
@@ -98,6 +101,11 @@ def _passes(given: Pipeline | None, page: int | None, chip: Chip) -> tuple[Passe
     page = page or (PAGE_ON_TPU if chip.platform == "tpu" else PAGE)
     passes = (given or Pipeline.parse(PASSES.format(page=page))).passes()
     return passes, next((pass_.page for pass_ in passes if pass_.pass_name() == "paged"), page)
+
+
+def _seconds(decoder: Decoder, passes: Passes, target: Target, context: int) -> Seconds | None:
+    """What a step of some rows takes, by the cost model."""
+    return step_seconds(decoder.before_plan(FEWEST, passes, target), target, context)
 
 
 def _before_plan(passes: Passes, more: str) -> Passes:

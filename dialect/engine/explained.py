@@ -51,6 +51,7 @@ def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[
         f" {counted['preemptions']} preemptions",
         f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
     ]
+    lines += [sizes.why] if sizes.why else []
     lines += drafts_told(draft, policy, counted)
     lines += built.declined
     for step in built.program.history:

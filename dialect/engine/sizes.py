@@ -1,6 +1,9 @@
 """How large the steps of an engine are, and how many pages it has.
 
 token rows of a step: 2, .., rows / 4, rows, chunk    a closed set, each one executable
+
+Rows and chunk that are not given follow from the plan: a step with more rows reads the weights for
+more requests, until reading their caches or computing them takes longer than that.
 """
 
 from __future__ import annotations
@@ -10,11 +13,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dialect.engine.executables import MOST
+from dialect.engine.step_seconds import Seconds
 from dialect.engine.token_rows import FEWEST
 from dialect.serving.policy import Policy, ServingError
 from rewrite.errors import nearest
 
-_ROWS, _MORE = 16, 4  # requests that run; how much more tokens a step has for prompts
+_ROWS, _MOST = 16, 256  # requests that run: at least, and at most
+_MORE = 4  # how much more tokens a step has for prompts, at most
+_SLOWER = 1.5  # with twice the rows: from then on requests gain little of one another
+_WAITS = 2.0  # times as long whoever is answered waits for a step with prompts
 _STEP = 4  # between the sizes of steps
 _DECIDED = ("pages", "page", "rows", "chunk")  # of a policy
 _ROOMY = 0.9  # of the memory that the parameters leave
@@ -31,26 +38,26 @@ class Sizes:
     chunk: int
     pages: int
     steps: int = MOST - 1
+    why: str = ""  # rows and chunk are these
 
     @staticmethod
     def of(
         page: int,
         room: Callable[[int], float],
+        seconds: Callable[[], Seconds | None],
         context: int,
         rows: int | None = None,
         chunk: int | None = None,
         pages: int | None = None,
         steps: int = MOST - 1,
     ) -> Sizes:
-        """Those that were asked for, the others as they fit; `room(context)` says how many tokens
-        have room in memory. Raises ServingError.
+        """Those that were asked for, the others as they fit; `context` is that of whole pages,
+        `room(context)` says how many tokens have room in memory, `seconds()` what a step of some
+        rows takes, if that is known. Raises ServingError.
         """
-        asked = {"max_context": context, "rows": rows, "chunk": chunk, "max_pages": pages}
-        for name, value in asked.items():
-            if value is not None and value < 1:
-                raise ServingError(f"{name} is {value}, and must be at least 1")
-        context = -(-context // page) * page
-        rows = max(FEWEST, rows or _ROWS)
+        planned = None if rows and chunk else seconds()
+        rows = max(FEWEST, rows or (_rows(planned) if planned else _ROWS))
+        chunk = chunk or (_chunk(planned, rows) if planned else _MORE * rows)
         most = rows * context // page
         pages = pages or min(most, int(_ROOMY * room(context) / page))
         if pages * page < context:
@@ -58,7 +65,8 @@ class Sizes:
                 f"{pages} pages of {page} tokens are too few for a request of {context}",
                 hint="a smaller max_context, more max_pages, or more chips",
             )
-        return Sizes(context, page, rows, max(rows, chunk or _MORE * rows), pages, steps)
+        why = _told(planned, rows, chunk) if planned else ""
+        return Sizes(context, page, rows, max(rows, chunk), pages, steps, why)
 
     @property
     def token_rows(self) -> list[int]:
@@ -77,3 +85,35 @@ class Sizes:
             if name not in known:
                 raise ServingError(f"an engine has no option {name!r}", hint=nearest(name, known))
         return Policy(**decided, **chosen)
+
+
+def _rows(seconds: Seconds) -> int:
+    """Requests that run at a time."""
+    rows = _ROWS
+    while rows < _MOST and seconds(2 * rows) < _SLOWER * seconds(rows):
+        rows *= 2
+    return rows
+
+
+def _chunk(seconds: Seconds, rows: int) -> int:
+    """Tokens of a step in which prompts are computed beside so many that are answered."""
+    chunk = rows
+    while chunk < _MORE * rows and seconds(2 * chunk) <= _WAITS * seconds(rows):
+        chunk *= 2
+    return chunk
+
+
+def _told(seconds: Seconds, rows: int, chunk: int) -> str:
+    shown = (f"{1e3 * seconds(size):.3g}" for size in (rows, 2 * rows, chunk))
+    return "by the plan steps of {}, {} and {} tokens take {}, {} and {} ms".format(
+        rows, 2 * rows, chunk, *shown
+    )
+
+
+def whole_pages(page: int, context: int, **asked: int | None) -> int:
+    """The tokens of the pages that hold a context. Raises ServingError where a size is none."""
+    for name, value in {"max_context": context, **asked}.items():
+        if value is not None and value < 1:
+            name = "max_pages" if name == "pages" else name
+            raise ServingError(f"{name} is {value}, and must be at least 1")
+    return -(-context // page) * page

@@ -14,7 +14,7 @@ Rows without a token have pages that no pool has: they write nothing, and nobody
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -46,6 +46,7 @@ class Decoder:
     init_cache: Callable[[int], Any]
     params: Any
     states: States
+    known: dict[Any, Program] = field(default_factory=dict)  # before the plan
 
     def traced(self, rows: int) -> Program:
         """step(params, caches, tables of what counts, positions, tokens) -> logits, caches."""
@@ -61,6 +62,18 @@ class Decoder:
         number = jax.ShapeDtypeStruct((rows,), jnp.int32)
         return trace(step, self.params, caches, self.states.tables, number, number, state=1)
 
+    def before_plan(self, rows: int, passes: tuple[Pass, ...], target: Target) -> Program:
+        """The program as `plan` gets it. Raises ServingError for passes that do not serve."""
+        names = [pass_.pass_name() for pass_ in passes]
+        lacking = [name for name in ("paged", "plan", "stage", "lower") if name not in names]
+        if lacking:
+            hint = PASSES.format(page=PAGE_ON_TPU)
+            raise ServingError(f"the pipeline lacks {', '.join(lacking)}", hint=hint)
+        key = rows, passes[: names.index("plan")]
+        if key not in self.known:
+            self.known[key] = manager.run(self.traced(rows), key[1], target)[0]
+        return self.known[key]
+
     def program(
         self, rows: int, pages: int, passes: tuple[Pass, ...], target: Target, plan: Any = None
     ) -> Program:
@@ -68,13 +81,9 @@ class Decoder:
 
         Raises ServingError where the passes leave a part of the decoder's state out of pages.
         """
+        program = self.before_plan(rows, passes, target)
         names = [pass_.pass_name() for pass_ in passes]
-        lacking = [name for name in ("paged", "plan", "stage", "lower") if name not in names]
-        if lacking:
-            hint = PASSES.format(page=PAGE_ON_TPU)
-            raise ServingError(f"the pipeline lacks {', '.join(lacking)}", hint=hint)
         first, last = names.index("plan"), names.index("stage") + 1
-        program = manager.run(self.traced(rows), passes[:first], target)[0]
         if plan is not None:
             program, first = replace(program, plan=plan), first + 1
         staged = manager.run(program, passes[first:last], target)[0]

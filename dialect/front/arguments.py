@@ -101,8 +101,8 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--mesh", metavar="TOPOLOGY", help="v5e:2x4, cpu:8, ... (all devices there are)")
     add("--context", type=int, default=2048, metavar="N", help="tokens of a request (2048)")
-    add("--rows", type=int, metavar="N", help="requests that run at a time (16)")
-    add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (4 * rows)")
+    add("--rows", type=int, metavar="N", help="requests that run at a time (by the plan)")
+    add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (by the plan)")
     add("--pages", type=int, metavar="N", help="of the cache (as have room)")
     add("--draft", metavar="NAME", help="ngram: looked up in a text; self: by int4 weights (none)")
     add("--draft-length", type=int, metavar="N", help="the most of a request (as many as pay)")
