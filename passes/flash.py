@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 
 from dialect.compiled.compilers import compiler_for
 from dialect.machine.mesh import Topology
-from dialect.matching.attend_bounds import bounds_of, kept_by, window_read, with_bounds
+from dialect.matching.attend_bounds import bounds_of, kept_by, map_of, window_read, with_bounds
 from dialect.matching.bound_values import visited_blocks
 from dialect.matching.mask_regions import Bound
 from dialect.normal.every_attention import with_attention
@@ -111,8 +111,9 @@ def _visits(op: Op, bounds: Sequence[Bound], axes: Array, blocks: tuple[int, int
     """How many blocks are visited when the context is full, of a mask with these axes."""
     work, time = _work(op), _loop_axes(op).time
     dim = axes.index(time) if time and time in axes else None
-    sizes, sinks = (work.queries, work.keys), op.get("sinks") or 0
-    return visited_blocks(bounds, dim, sizes, blocks, sinks)
+    sizes, sinks, cells = (work.queries, work.keys), op.get("sinks") or 0, map_of(op)
+    mapped = None if cells is None else (cells, op["cell"])
+    return visited_blocks(bounds, dim, sizes, blocks, sinks, mapped)
 
 
 class _Work(NamedTuple):

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from dialect.matching.bound_values import Kept, kept
+from dialect.matching.constant_arrays import constant_array
 from dialect.matching.mask_regions import Bound, Sum, linear
 from rewrite.ir import Op, Value
 from rewrite.opdef import build
@@ -88,6 +91,20 @@ def with_bounds(op: Op, kept: Kept, **more: Any) -> Op:
     given[at - 3 : at - 2] = parts
     attrs |= {"axes": str(Signature(tuple(inputs), named.outputs)), "given": " ".join(given)}
     return build("attend", *args, origin=op.origin, **attrs)
+
+
+def with_operand(op: Op, name: str, value: Value, axes: Array, **more: Any) -> Op:
+    """The attention with one more operand, of these axes, and with `more` attributes."""
+    named, attrs = Signature.parse(op["axes"]), dict(op.attrs) | more
+    attrs["axes"] = str(Signature((*named.inputs, axes), named.outputs))
+    attrs["given"] = f"{op.get('given', '')} {name}".lstrip()
+    return build("attend", *op.args, value, origin=op.origin, **attrs)
+
+
+def map_of(op: Op) -> np.ndarray | None:
+    """The map of an attention, where it is a constant; None without one."""
+    value, _ = _operands(op).get("map", (None, ()))
+    return None if value is None else constant_array(value)
 
 
 def _operands(op: Op) -> dict[str, tuple[Value, Array]]:

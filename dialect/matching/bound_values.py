@@ -117,18 +117,30 @@ def visited_blocks(
     sizes: tuple[int, int],
     blocks: tuple[int, int],
     sinks: int = 0,
+    cells: tuple[np.ndarray, int] | None = None,
 ) -> int:
     """How many of the blocks of queries and keys hold a position that is kept, when the context is
     full: the last query's last position is the last of the context, and queries follow one another.
 
     time: the dimension of the queries in the mask; sizes, blocks: of queries and of keys. Of the
-    first `sinks` positions those up to the last are kept in any case.
+    first `sinks` positions those up to the last are kept in any case. cells: a map, and how many
+    positions its rows and columns stand for.
     """
     first, last = _rows(bounds, time, *sizes)
     rows, keys = (min(block, size) for block, size in zip(blocks, sizes))
     lows = first.reshape(-1, rows).min(axis=1) // keys
     highs = last.reshape(-1, rows).max(axis=1) // keys
-    return int((np.maximum(highs - lows + 1, 0) + np.minimum(lows, -(-sinks // keys))).sum())
+    number = np.arange(sizes[1] // keys)
+    kept = (number >= lows[:, None]) | (number * keys < sinks)
+    kept &= number <= highs[:, None]
+    if cells is not None:
+        at = [
+            np.minimum(places // cells[1], len(cells[0]) - 1)
+            for places in (last, np.arange(sizes[1]))
+        ]
+        mapped = cells[0][at[0]].reshape(-1, rows, cells[0].shape[1]).any(axis=1)[:, at[1]]
+        kept &= mapped.reshape(len(mapped), -1, keys).any(axis=2)
+    return int(kept.sum())
 
 
 def _rows(

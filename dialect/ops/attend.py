@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.attend_parts import in_parts
 from dialect.ops.attend_sparq import Choice, by_choice
 from dialect.ops.attend_window import in_window, reads_window, with_window
 from dialect.ops.quant import rounded
-from dialect.ops.scores import PAIRS, Arrays, Form, pairs, softmax, squeezed
+from dialect.ops.scores import ORIGIN, PAIRS, Arrays, Form, pairs, softmax, squeezed
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
@@ -48,6 +50,7 @@ def attend(
     window: int | None = None,
     sinks: int = 0,
     sparq: tuple[int, int, int, bool] | None = None,
+    cell: int | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -94,6 +97,9 @@ def attend(
     With `sparq` (r, k, local, mean) a query reads the columns of the keys at the r largest of its
     own numbers, and the k positions that these promise most of (`dialect.ops.attend_sparq`);
     `columns` may be given then, the keys in another order, and `total`, the sum of the values.
+
+    A `map`, bool[row, column] over axes of its own, keeps of the context what it has in the row of a
+    query's `last` position: a row or a column is as many positions as a `cell`.
     """
     named = Signature.parse(axes)
     form = Form(
@@ -109,13 +115,15 @@ def attend(
             weights,
             decode(dtype) or query.dtype,
         ),
-        *(key_precision, value_precision, rounds, base, visits, window, sinks, sparq),
+        *(key_precision, value_precision, rounds, base, visits, window, sinks, sparq, cell),
     )
     names = ("query", "key", "value", *given.split())
     given_arrays = [*zip(names, (query, key, value, *operands), named.inputs, strict=True)]
     parts = [_part(given_arrays, i) for i in range(len(key) if isinstance(key, tuple) else 1)]
     if window is not None:
         parts = [with_window(form, part) for part in parts]
+    if cell is not None:
+        parts = [with_map(part) for part in parts]
     result = in_parts(form, parts) if parts[1:] else _of_one(form, parts[0], blocks)
     sizes = dict(zip(form.out, result.shape))
     return result.reshape([sizes.get(axis, 1) for axis in named.outputs[0]])
@@ -127,6 +135,14 @@ def _part(given: Sequence[tuple[str, Any, Array]], number: int) -> Arrays:
         name: squeezed(array[number] if isinstance(array, tuple) else array, axes)
         for name, array, axes in given
     }
+
+
+def with_map(arrays: Arrays) -> Arrays:
+    """The arrays with the position at which the context begins. Raises ValueError without a `map`
+    or without the `last` position, which chooses a row of it."""
+    if not {"map", "last"} <= {*arrays}:
+        raise ValueError("cells are those of a map, in the row of the last position of a query")
+    return {**arrays, ORIGIN: (jnp.int32(0), ())}
 
 
 def _of_one(form: Form, arrays: Arrays, blocks: tuple[int, int] | None) -> Any:
@@ -154,7 +170,10 @@ def _at_once(form: Form, arrays: Arrays) -> Any:
 
 def _attend_axes(op: Op) -> Signature:
     axes = Signature.parse(op["axes"])
-    return Signature(axes.inputs, axes.outputs, frozenset(PAIRS[pair] for pair in pairs_of(op)))
+    need = {PAIRS[pair] for pair in pairs_of(op)}
+    for name, array in zip(names_of(op), axes.inputs):
+        need |= {letter for axis in array for letter in axis} if name == "map" else set()
+    return Signature(axes.inputs, axes.outputs, frozenset(need))
 
 
 def pairs_of(op: Op) -> list[str]:
@@ -170,6 +189,6 @@ def names_of(op: Op) -> list[str]:
 ATTRIBUTES = (
     *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner", "weights"),
     *("dtype", "key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
-    *("window", "sinks", "sparq"),
+    *("window", "sinks", "sparq", "cell"),
 )
 word(attend, _attend_axes, ATTRIBUTES, "axes", traits=Traits(spelled="axes"))

@@ -22,6 +22,7 @@ from dialect.ops.pages import PagedArray
 from dialect.ops.quant import greatest, in_steps
 from dialect.ops.scores import (
     CONTEXT,
+    ORIGIN,
     WINDOW_START,
     Arrays,
     Form,
@@ -191,10 +192,29 @@ def _visited(
         # A row that keeps no key is a mean of all values.
         none = ~jnp.all(jnp.any(form.mask_of(arrays), axis=-1))
         low, high = jnp.where(none, 0, low), jnp.where(none, count, high)
+    else:
+        none = jnp.bool_(False)
+    if ORIGIN in arrays:
+        return _chosen(form, arrays, block, (low, high, none))
     if not form.sinks:
         return low, high, _same
     gap = low - jnp.minimum(-(-form.sinks // block), low)
     return gap, high, lambda trip: jnp.where(trip < low, trip - gap, trip)
+
+
+def _chosen(
+    form: Form, arrays: Arrays, block: int, among: tuple[Any, Any, Any]
+) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """The same of the blocks from one to another of which the map of a query has a place, or of all
+    blocks: those that are visited come first in the order of trips."""
+    low, high, is_all = among
+    places, _ = form.in_map(arrays)
+    has_place = jnp.any(places.reshape(-1, places.shape[-1] // block, block), axis=(0, 2))
+    numbers = jnp.arange(len(has_place))
+    is_between = ((numbers >= low) & (numbers < high)) | (numbers * block < form.sinks)
+    is_visited = (has_place & is_between) | is_all
+    order = jnp.argsort(~is_visited, stable=True)
+    return jnp.int32(0), jnp.sum(is_visited), lambda trip: order[trip]
 
 
 # The statistics of a row: the largest logit so far, and the sum of exp(logit - largest).

@@ -21,7 +21,8 @@ Named = tuple[Any, Array]  # an array, and the axes of its dimensions, none of s
 Arrays = Mapping[str, Named]  # "query", "key", "value" and what else `attend` is given, by name
 CONTEXT, SUMMED = ("s",), ("k",)
 WINDOW_START, SINKS_END = "window start", "sinks end"  # positions too, of an `attend` with a window
-_POSITIONS = ("first", "last", WINDOW_START, SINKS_END)
+ORIGIN = "origin"  # where the context of an `attend` with a map begins
+_POSITIONS = ("first", "last", WINDOW_START, SINKS_END, ORIGIN)
 PAIRS = {"": "k", "_2": "p", "_3": "q", "_4": "r"}  # of query and key, and what each is summed over
 
 
@@ -73,6 +74,7 @@ class Form:
     window: int | None
     sinks: int
     sparq: tuple[int, int, int, bool] | None
+    cell: int | None
 
     @cached_property
     def over(self) -> Array:
@@ -134,7 +136,20 @@ class Form:
             near = places >= aligned(arrays[WINDOW_START], self.over)
             is_sink = SINKS_END in arrays and places < aligned(arrays[SINKS_END], self.over)
             kept.append(near | is_sink)
+        if ORIGIN in arrays:
+            kept.append(aligned(self.in_map(arrays), self.over))
         return reduce(jnp.logical_and, kept) if kept else None
+
+    def in_map(self, arrays: Arrays) -> Named:
+        """Which places of the context the map has for the last position of each query."""
+        (last, axes), (origin, _) = arrays["last"], arrays[ORIGIN]
+        cells, cell = arrays["map"][0], self.cell or 1
+        places = jnp.arange(sizes_of(arrays)[CONTEXT])
+        rows, columns = (
+            jnp.clip((positions - origin) // cell, 0, count - 1)
+            for positions, count in zip((last, places), cells.shape)
+        )
+        return cells[rows][..., columns], (*axes, CONTEXT)
 
     def sink_of(self, arrays: Arrays, dtype: Any) -> Any:
         """The logits that lead to no value, with the axes of the logits; None without any."""
