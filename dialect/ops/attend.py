@@ -98,8 +98,8 @@ def attend(
     own numbers, and the k positions that these promise most of (`dialect.ops.attend_sparq`);
     `columns` may be given then, the keys in another order, and `total`, the sum of the values.
 
-    A `map`, bool[row, column] over axes of its own, keeps of the context what it has in the row of a
-    query's `last` position: a row or a column is as many positions as a `cell`.
+    A `map`, bool[row, column] over axes of its own, keeps of the context what it has in the row of
+    a query's `last` position: a row or a column is as many positions as a `cell`.
     """
     named = Signature.parse(axes)
     form = Form(
