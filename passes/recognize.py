@@ -25,6 +25,7 @@ from dialect.recognition import (
     norms,
     partial_softmaxes,
     rotary,
+    scaled_caches,
     softmaxes,
 )
 from dialect.recognition.projections import cut_projections
@@ -48,6 +49,7 @@ RULES: tuple[Rule, ...] = rules_of(
     caches,
     dequantized,
     integer_products,
+    scaled_caches,
 )
 # Before the parts of an attention are attentions of their own.
 FIRST: tuple[Rule, ...] = rules_of(partial_softmaxes)

@@ -21,10 +21,10 @@ from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.executable import read
 from dialect.ops.quant import dequantize, quantize
 from examples import llama
-from rewrite import Pipeline, Program, auto_shard
+from rewrite import Pipeline, Program, auto_shard, trace
 from tests.decoders import arguments as written_out_arguments
 from tests.decoders import recognized
-from tests.kit import arrays_of, normal, op_names, run, shapes_of
+from tests.kit import arrays_of, assert_close, normal, op_names, run, shapes_of
 from tests.tiny import BATCH, CASES, CONTEXT, D_HEAD, KV_HEADS, LAYERS, Case, arguments, expected
 from tests.tiny import traced as traced_case
 
@@ -303,3 +303,36 @@ def test_a_tpu_reads_integers_and_makes_no_cache_of_floats(on_v5e: Any) -> None:
         if found and np.prod([int(x) for x in found[2].split(",") if x]) >= 64 * 2048 * 128
     }
     assert large and {dtype for dtype, _ in large} == {"s8"}
+
+
+def test_scales_beside_the_products_are_those_of_keys_and_values() -> None:
+    """As jax-llm-examples reads its cache: scales of keys at the logits, of values at weights."""
+
+    def step(params: Any, cache: Any, x: jax.Array) -> Any:
+        q, k = x @ params["q"], x @ params["k"]
+        scale = jnp.max(jnp.abs(k), -1) / 127 + 1e-9
+        at = cache["at"]
+        rows = {
+            "k": jax.lax.dynamic_update_slice(
+                cache["k"], jnp.round(k / scale[:, None]).astype(jnp.int8)[:, None], (0, at, 0)
+            ),
+            "s": jax.lax.dynamic_update_slice(cache["s"], scale[:, None], (0, at)),
+            "at": at + 1,
+        }
+        logits = jnp.einsum("bd,bsd->bs", q, rows["k"].astype(jnp.float32)) * rows["s"]
+        logits = jnp.where(jnp.arange(8) <= at, logits, -1e30)
+        weights = jax.nn.softmax(logits) * rows["s"]
+        return jnp.einsum("bs,bsd->bd", weights, rows["k"].astype(jnp.float32)), rows
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {name: jax.random.normal(key, (16, 16)) for name, key in zip("qk", keys)}
+    cache = {"k": jnp.zeros((4, 8, 16), jnp.int8), "s": jnp.ones((4, 8)), "at": jnp.int32(0)}
+    x = jax.random.normal(keys[2], (4, 16))
+    program = Pipeline.parse("normalize, recognize").run(trace(step, params, cache, x))
+    names = [op.name for op, _ in program.graph.walk()]
+    assert names.count("attend") == 1 and names.count("dequantize") == 1  # keys are values here
+    expected, kept = step(params, step(params, cache, x)[1], x[::-1])
+    sharded = auto_shard(step, "cpu:8", state="cache")
+    found, state = sharded(params, sharded(params, cache, x)[1], x[::-1])
+    assert_close(found, expected)
+    np.testing.assert_array_equal(sharded.restore(state)["k"], kept["k"])

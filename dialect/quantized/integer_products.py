@@ -46,7 +46,7 @@ def product_of_integers(op: Op) -> Outcome:
         value = inner
     product = value.op.args[0].op
     spec, dtype = Signature.parse(product["spec"]), op.types[0].dtype
-    sizes = _sizes(product, spec)
+    sizes = sizes_of(product, spec)
     if prod(sizes[x] for x in spec.summed) > LONGEST_SUM:
         return Miss("its sum may overflow 32 bits", 4)
     args: list[Value | None] = [None, None]
@@ -73,7 +73,7 @@ def _scaled(value: Value) -> bool:
     return integers and all(arg.type.dtype == "i8" for arg in product.op.args)
 
 
-def _sizes(product: Op, spec: Signature) -> dict[str, int]:
+def sizes_of(product: Op, spec: Signature) -> dict[str, int]:
     """The size of each letter."""
     pairs = zip(spec.inputs, product.args)
     return {x: size for axes, arg in pairs for x, size in zip(letters(axes), arg.type.shape)}
@@ -125,14 +125,18 @@ def _is_of(product: Op, spec: Signature, place: int, scale: Operand) -> bool:
 
 
 def _dequantized(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
-    dtype_of_result = {"dtype": Symbol(dtype)}
     steps = _steps_of(q)
     if steps is not None:
         how = {"largest": steps.largest, "least": steps.least, "lowest": -128}  # as it converts
         parts = build("quantize", steps.x, axes=steps.axes, form="int8", **how).results
-        return make("dequantize", *parts, axes=steps.axes, **dtype_of_result)
+        return make("dequantize", *parts, axes=steps.axes, dtype=Symbol(dtype))
+    return with_scale(q, axes, scale, dtype)
+
+
+def with_scale(q: Value, axes: Array, scale: Operand, dtype: str) -> Value:
+    """dequantize(q, scale): `axes` are the letters of q, of which the scale has some."""
     kept = tuple(axis for axis in axes if axis in scale.axes)
     sizes = dict(zip(axes, q.type.shape))
     aligned = laid_out(scale, kept, tuple(sizes[axis] for axis in kept))
     shared = tuple(d for d, axis in enumerate(axes) if axis not in kept)
-    return make("dequantize", q, aligned, axes=shared, **dtype_of_result)
+    return make("dequantize", q, aligned, axes=shared, dtype=Symbol(dtype))

@@ -50,7 +50,7 @@ def attend(op: Op) -> Outcome:
     for position, arg in enumerate(op.args):
         steps = rounding(arg)
         weights = steps.args[0] if steps else arg
-        if not _is_softmax(weights):
+        if not is_softmax(weights):
             continue
         logits = read_logits(weights)
         if isinstance(logits, Miss):
@@ -61,12 +61,12 @@ def attend(op: Op) -> Outcome:
     return None
 
 
-def _is_softmax(value: Value) -> bool:
+def is_softmax(value: Value) -> bool:
     """Whether a value is a softmax, seen through layout, conversions and masks."""
     while _only_moves(value.op) or traits(value.op).converts:
         value = value.op.args[0]
     masked = [x for _, x, _ in number_where_false(value.op)]
-    return value.op.name == "softmax" or any(map(_is_softmax, masked))
+    return value.op.name == "softmax" or any(map(is_softmax, masked))
 
 
 def _only_moves(op: Op) -> bool:

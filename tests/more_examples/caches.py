@@ -592,7 +592,64 @@ def _in_loops() -> list[Example]:
     ]
 
 
+def _key(change: Callable[..., Any], *types: str) -> Example:
+    """Keys of some dtype whose scales are behind their product with a query."""
+    return lambda q, k, s: change(q @ k.astype(q.dtype)) * s, types
+
+
+def _value(change: Callable[..., Any], *types: str) -> Example:
+    """Values of some dtype whose scales are at weights of attention."""
+    return lambda w, v, s: (change(w) * s) @ v.astype(w.dtype), types
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+_SCALED_KEYS = [
+    _key(lambda x: x.astype("float32"), "bf16[2,3]", "i8[3,4]", "f32[1,4]"),
+    _key(_same, "f32[2,3]", "i4[3,4]", "f32[1,4]"),
+    (
+        left_alone(
+            lambda q, k, s: (
+                jax.lax.dot(q, k.astype("uint8"), preferred_element_type=jnp.float32) * s
+            )
+        ),
+        ("f32[2,3]", "i8[3,4]", "f32[1,4]"),
+    ),
+    *(
+        (left_alone(example), types)
+        for example, types in (
+            _key(_same, "f32[2,3]", "i16[3,4]", "f32[1,4]"),
+            _key(_same, "f32[2,3]", "u8[3,4]", "f32[1,4]"),
+            _key(_same, "f32[2,3]", "f32[3,4]", "f32[1,4]"),
+            _key(_same, "f32[2,3]", "i8[3,4]", "f32[1,1]"),
+            _key(_same, "f32[2,3]", "i8[3,4]", "f32[2,1]"),
+            _key(_same, "f32[1,3]", "i8[3,4]", "f32[5,4]"),
+        )
+    ),
+]
+_SCALED_VALUES = [
+    (
+        lambda w, v, s: v.T.astype("float32") @ (jax.nn.softmax(w) * s).T,
+        ("f32[2,3]", "i8[3,4]", "f32[1,3]"),
+    ),
+    *(
+        (left_alone(example), types)
+        for example, types in (
+            _value(jax.nn.softmax, "f32[2,3]", "i16[3,4]", "f32[1,3]"),
+            _value(jax.nn.softmax, "f32[2,3]", "u8[3,4]", "f32[1,3]"),
+            _value(jax.nn.softmax, "f32[2,3]", "i8[3,4]", "f32[1,1]"),
+            _value(jax.nn.softmax, "f32[2,3]", "i8[3,4]", "f32[2,1]"),
+            _value(jax.nn.softmax, "f32[2,3]", "i8[3]", "f32[1,3]"),
+            _value(jax.nn.softmax, "f32[1,3]", "i8[3,4]", "f32[2,3]"),
+            _value(jnp.tanh, "f32[2,3]", "i8[3,4]", "f32[1,3]"),
+        )
+    ),
+]
 MORE: dict[str, list[Example]] = {
+    "scale_behind_integers": _SCALED_KEYS,
+    "scale_before_integers": _SCALED_VALUES,
     "views_of_rows": _views(),
     "attend_without_axis": [
         _without_axis("b 1 t k, b 1 s k, b 1 s v -> b 1 t v", "f32[2,1,3,4]"),
@@ -623,4 +680,14 @@ MORE: dict[str, list[Example]] = {
     "attend_by_page": _by_page(),
     "attend_in_stack": _in_stack(),
 }
-EQUAL: dict[str, dict[str, str]] = {}
+_NARROW = {"9 for 8": "no dtype has nine bits"}
+_WRITTEN_OUT = "JAX writes the broadcast out, which the normal form does not"
+EQUAL: dict[str, dict[str, str]] = {
+    "scale_behind_integers": _NARROW
+    | {
+        "`used <= set(letters(axes))`": "a result has no axis that is summed",
+        "without `scaled.type.shape != op.types[0].shape`": _WRITTEN_OUT,
+    },
+    "scale_before_integers": _NARROW
+    | {"without `weights.type.shape != arg.type.shape`": _WRITTEN_OUT},
+}
