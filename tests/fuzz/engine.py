@@ -4,7 +4,8 @@
 
 One small Llama is served, by one engine; every schedule has another policy, other prompts, other
 drafts, and other moments at which requests come and are cancelled. A seed says all but what the
-clock does: which step it is at these moments.
+clock does: which step it is at these moments. Nothing is asked whose answer hangs on rounding, as
+steps of several sizes round logits alike only as far as floats do.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tests.fake_step import Guesses
 
 CONTEXT, PAGE, ROWS, CHUNK, PAGES = 32, 4, 4, 8, 40
 CONFIG = replace(llama.CONFIGS["toy"], layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64)
+TIE = 1e-4  # between the two most likely tokens
 ENDS = ("length", "stop", "cancelled", "deadline", "refused: its deadline has passed")
 
 
@@ -44,24 +46,26 @@ def params() -> Any:
 
 @jax.jit
 def greedy(params: Any, prompt: Any, asked: Any) -> Any:
-    """i32[CONTEXT]: a prompt of `asked` tokens and the decoder's own answer, token by token."""
+    """i32[CONTEXT], f32[CONTEXT]: a prompt of `asked` tokens and the decoder's own answer, token by
+    token; how far the most likely next token is before the second."""
 
     def step(state: Any, at: Any) -> Any:
         cache, last = state
         token = jnp.where(at < asked, prompt[at], last)
         logits, cache = llama.decode_step(CONFIG, params, cache, token[None])
-        return (cache, logits.argmax().astype(jnp.int32)), token
+        (first, second), (likely, _) = jax.lax.top_k(logits[0], 2)
+        return (cache, likely), (token, first - second)
 
     first = llama.init_cache(CONFIG, 1, CONTEXT), jnp.int32(0)
     return jax.lax.scan(step, first, jnp.arange(CONTEXT))[1]
 
 
-def alone(prompt: list[int], count: int) -> list[int]:
-    """The greedy answer of the decoder itself."""
-    padded = np.zeros(CONTEXT, np.int32)
+def alone(prompt: list[int], count: int) -> tuple[list[int], float]:
+    """The greedy answer of the decoder itself, and the least that decides one of its tokens."""
+    padded, ends = np.zeros(CONTEXT, np.int32), len(prompt) + count
     padded[: len(prompt)] = prompt
-    tokens: list[int] = greedy(params(), padded, len(prompt)).tolist()
-    return tokens[len(prompt) :][:count]
+    tokens, apart = map(np.asarray, greedy(params(), padded, len(prompt)))
+    return tokens[len(prompt) : ends].tolist(), float(apart[len(prompt) - 1 : ends - 1].min())
 
 
 def served() -> Engine:
@@ -91,10 +95,12 @@ def random_request(
     draw: random.Random, prefix: list[int]
 ) -> tuple[list[int], list[int], dict[str, Any]]:
     """A prompt, the answer of the decoder alone, and how it is asked for."""
-    own = draw.choice([0, 1, 3, 3])
-    prompt = [*prefix[: draw.randint(1, 16)], *(draw.randrange(256) for _ in range(own))]
-    count = draw.randint(1, CONTEXT - len(prompt))
-    expected = alone(prompt, count)
+    apart = 0.0
+    while apart < TIE:
+        own = draw.choice([0, 1, 3, 3])
+        prompt = [*prefix[: draw.randint(1, 16)], *(draw.randrange(256) for _ in range(own))]
+        count = draw.randint(1, CONTEXT - len(prompt))
+        expected, apart = alone(prompt, count)
     stop = [draw.choice(expected)] if draw.random() < 0.2 else []
     about: dict[str, Any] = {"priority": draw.randrange(3), "user": draw.choice("ab")}
     if draw.random() < 0.05:
