@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from dialect.serving.policy import Policy
 from dialect.serving.requests import Request
-from dialect.serving.steps import Demand
 from dialect.simulated.arrivals import Arrival, Fresh
+from dialect.simulated.demand import Demand
 
 Workload = Callable[[random.Random, Fresh], list[Arrival]]
 

@@ -16,7 +16,6 @@ from dialect.front.cli import main
 from dialect.machine.mesh import Topology
 from dialect.planning.cost import estimate
 from dialect.serving.policy import Policy, ServingError
-from dialect.serving.steps import Demand
 from dialect.simulated.arrivals import (
     Arrival,
     Fresh,
@@ -26,6 +25,7 @@ from dialect.simulated.arrivals import (
     read_trace,
     spread,
 )
+from dialect.simulated.demand import Demand
 from dialect.simulated.figures import quantiles
 from dialect.simulated.methods import METHODS
 from dialect.simulated.placement import Placement, Typical

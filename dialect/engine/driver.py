@@ -193,10 +193,8 @@ class Driver:
             self.scheduler.done(step, answered, time.monotonic())
 
     def _tell(self, request: Request, tokens: Sequence[int], results: np.ndarray) -> None:
-        answer = self.answers.get(request)
-        if answer is not None:
-            told = map(_token, results) if answer.choice.logprobs else map(Token, tokens)
-            for token in told:
+        if answer := self.answers.get(request):
+            for token in map(_token, results) if answer.choice.logprobs else map(Token, tokens):
                 answer.add(token)
 
     def _ended(self, request: Request) -> None:
@@ -213,12 +211,11 @@ class Driver:
             raise error
         self._queued = None
         self.failures, self.failing = self.failures + 1, self.failing + 1
-        by_request: dict[Request, list[Row]] = {}
+        blamed: dict[Request, Exception | None] = {}
         for row in rows:
-            by_request.setdefault(row.request, []).append(row)
-        blamed = {request: self._raised_by(steps) for request, steps in by_request.items()}
+            blamed[row.request] = blamed.get(row.request) or self._raised_by(row)
         if self.failing >= _TRIES and not any(blamed.values()):
-            blamed = dict.fromkeys(by_request, error)
+            blamed = dict.fromkeys(blamed, error)
         self.executables.fresh()
         with self.changed:
             for request, why in blamed.items():
@@ -227,19 +224,18 @@ class Driver:
                     self.scheduler.cancel(request, said, time.monotonic())
             self.scheduler.restart()
 
-    def _raised_by(self, rows: Sequence[Row]) -> Exception | None:
-        """What the rows of one request raise by themselves."""
-        for row in rows:
-            self.executables.fresh()
-            with self.changed:
-                step = Step([row])
-                if row.request.ended:
-                    return None
-                arrays = self._packed(step, None)
-            try:
-                np.asarray(self._start(step, arrays))
-            except Exception as error:
-                return error
+    def _raised_by(self, row: Row) -> Exception | None:
+        """What a row raises by itself."""
+        self.executables.fresh()
+        with self.changed:
+            if row.request.ended:
+                return None
+            step = Step([row])
+            arrays = self._packed(step, None)
+        try:
+            np.asarray(self._start(step, arrays))
+        except Exception as error:
+            return error
         return None
 
 

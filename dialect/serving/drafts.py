@@ -104,21 +104,7 @@ class Ahead:
             self.chance += _WEIGHT * ((at + 1 < len(tokens)) - self.chance)
 
 
-class Likely:
-    """Drafts without tokens, for a simulation: so often one is right if those before it are."""
-
-    def __init__(self, chance: float) -> None:
-        self.chance = chance
-
-    def draft(self, count: int) -> list[int]:
-        """So many that are never looked at."""
-        return [0] * count
-
-    def extend(self, tokens: Sequence[int], verified: int) -> None:
-        """Its chance stays what it is."""
-
-
-Drafts = PromptLookup | Ahead | Likely
+Drafts = PromptLookup | Ahead
 
 
 class Offer(NamedTuple):

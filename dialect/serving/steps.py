@@ -74,32 +74,3 @@ class Step:
 
     rows: list[Row] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def demand(self, groups: int = 1) -> Demand:
-        """What the step asks of the machine, where every group waits for the slowest."""
-        tokens, positions, pairs = ([0] * groups for _ in range(3))
-        answers = 0
-        for row in self.rows:
-            group = row.request.group
-            tokens[group] += row.count
-            positions[group] += row.length
-            pairs[group] += row.count * row.length
-            answers += row.answers + len(row.drafts)
-        most = [groups * max(counts) for counts in (tokens, positions, pairs)]
-        return Demand(len(self.rows), most[0], answers, most[1], most[2])
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a step asks of the machine.
-
-    - rows: of the step; tokens: that it computes; answers: that it samples
-    - positions: of the cache that its rows read
-    - pairs: of a query and a key
-    """
-
-    rows: int
-    tokens: int
-    answers: int
-    positions: int
-    pairs: int

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from dialect.serving.drafts import Likely
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 
@@ -43,8 +42,7 @@ class Arrival:
 
     def request(self) -> Request:
         """The request, to be submitted."""
-        drafts = Likely(self.guessed) if self.guessed else None
-        return Request(itertools.chain(*self.prompt), self.new, drafts=drafts)
+        return Request(itertools.chain(*self.prompt), self.new)
 
 
 class Fresh:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dialect.serving.policy import Policy
-from dialect.serving.steps import Demand
 from dialect.simulated.arrivals import Arrival
+from dialect.simulated.demand import Demand
 from dialect.simulated.figures import Figures, Watch
 from dialect.simulated.simulator import Seconds, simulate
 

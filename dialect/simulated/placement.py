@@ -21,7 +21,7 @@ from dialect.planning.plan import Prediction
 from dialect.planning.search import searched
 from dialect.planning.workload import Workload
 from dialect.serving.policy import ServingError
-from dialect.serving.steps import Demand
+from dialect.simulated.demand import Demand
 
 ROOMY = 0.95  # of a chip's memory: the rest is for what the memory model omits
 MOST_ROWS, MOST_TOKENS = 1024, 8192  # of a step

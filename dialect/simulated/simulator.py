@@ -4,20 +4,21 @@
 
 A step takes as long as `seconds` says of its demand. Nothing else takes time: the next step is
 queued while one runs; but where one has drafts, the machine waits for the host before it. A draft
-is right with the probability that its request says.
+is right with the probability that its arrival says, which the scheduler learns.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from dialect.serving.drafts import WAITS_S
+from dialect.serving.drafts import WAITS_S, Ahead
 from dialect.serving.policy import Policy
 from dialect.serving.scheduler import Scheduler
-from dialect.serving.steps import Demand, Row
+from dialect.serving.steps import Row
 from dialect.simulated.arrivals import Arrival
+from dialect.simulated.demand import Demand
 from dialect.simulated.figures import Figures, Watch
 
 Seconds = Callable[[Demand], float]
@@ -29,10 +30,13 @@ def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> F
     scheduler, watch = Scheduler(policy), Watch()
     now, refused, fresh, coming = 0.0, 0, itertools.count(), iter(arrivals)
     arrival, chance = next(coming, None), random.Random(0)
+    guessed: dict[int, float] = {}
     while True:
         while arrival is not None and arrival.at <= now:
             request = arrival.request()
+            request.drafts = Ahead() if arrival.guessed else None
             scheduler.submit(request, arrival.at)
+            guessed[request.number] = arrival.guessed
             refused += bool(request.ended)
             arrival = next(coming, None)
         step = scheduler.schedule(now)
@@ -41,21 +45,20 @@ def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> F
         if not step.rows:
             now = arrival.at
             continue
-        demand = step.demand(policy.groups)
+        demand = Demand.of(step, policy.groups)
         lasts = seconds(demand) + WAITS_S * any(row.drafts for row in step.rows)
         _observe(watch, scheduler, lasts)
         now += lasts
-        counts = [1 + _right(row, chance) for row in step.rows if row.answers]
+        counts = [1 + _right(row, chance, guessed) for row in step.rows if row.answers]
         answers = [list(itertools.islice(fresh, count)) for count in counts]
         for done in scheduler.done(step, answers, now):
             first_s, others_s = done.first_token_at - done.arrived, now - done.first_token_at
             watch.ended(done.asked, len(done.answer), first_s, others_s)
 
 
-def _right(row: Row, chance: random.Random) -> int:
+def _right(row: Row, chance: random.Random, guessed: Mapping[int, float]) -> int:
     """How many drafts of a row are right, up to the first that is not."""
-    drafts = row.request.drafts
-    right = (chance.random() < drafts.chance for _ in row.drafts)
+    right = (chance.random() < guessed[row.request.number] for _ in row.drafts)
     return sum(itertools.takewhile(bool, right))
 
 
