@@ -29,7 +29,7 @@ from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
 from rewrite.opdef import build, with_args
 from rewrite.passbase import Pass
-from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program, Remark
+from rewrite.program import LEFT_ALONE, NOT_DONE, NOTHING_DONE, Program, Remark
 from rewrite.target import Target
 
 
@@ -56,10 +56,11 @@ class Ring(Pass):
             f"{program.inputs[n].name} kept in a ring of {ring.size} of its {ring.context} places"
             for n, ring in rings.items()
         ]
-        notes += (Remark(why, program.inputs[n].name, LEFT_ALONE) for n, why in alone.items())
+        kind = LEFT_ALONE if rings else NOT_DONE
+        notes += (Remark(why, program.inputs[n].name, kind) for n, why in alone.items())
         if not rings:
-            notes.append(Remark("no cache was found that a ring can hold", kind=NOTHING_DONE))
-            return self.recorded(program, *notes)
+            missing = Remark("no attention to a cache was recognised", kind=NOTHING_DONE)
+            return self.recorded(program, *(notes or [missing]))
         return self.recorded(_by_position(changed, rings), *notes)
 
 

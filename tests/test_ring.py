@@ -15,7 +15,7 @@ from dialect.ops.rings import rings, unwound
 from examples import llama
 from rewrite import auto_shard, per_row
 from rewrite.errors import ShardwrightError
-from rewrite.program import LEFT_ALONE, Program
+from rewrite.program import LEFT_ALONE, NOT_DONE, Program
 from tests import decoders
 from tests.kit import assert_close, traced_after
 
@@ -51,7 +51,7 @@ def kept(program: Program) -> list[str]:
 def reasons(passes: str, function: Any, *args: Any) -> dict[str, str]:
     """Why caches were left alone, by their name, without the op and its line."""
     remarks = traced_after(f"normalize, recognize, {passes}", function, *args).history[-1].remarks
-    left = (remark for remark in remarks if remark.kind == LEFT_ALONE)
+    left = (remark for remark in remarks if remark.kind in (LEFT_ALONE, NOT_DONE))
     return {remark.of: remark.text.partition(": ")[0] for remark in left}
 
 
@@ -203,6 +203,23 @@ def arguments(queries: int) -> tuple[Any, Any, jax.Array]:
 )
 def test_what_is_no_ring_is_told(step: Any, queries: int, why: str) -> None:
     assert reasons("ring", step, *arguments(queries)) == {"cache/k": why, "cache/v": why}
+
+
+def test_a_mask_of_data_is_told() -> None:
+    def step(w: Any, cache: Any, x: jax.Array, kept: jax.Array) -> Any:
+        """Padding that the caller marks, and a window."""
+        at, (q, k, v) = cache["position"], (jnp.einsum("btd,dhk->bthk", x, each) for each in w)
+        keys, values = (
+            jax.lax.dynamic_update_slice(cache[name], new, (0, at, 0, 0))
+            for name, new in (("k", k), ("v", v))
+        )
+        visible = (jnp.arange(12) <= at) & (jnp.arange(12) > at - 4) & kept[:, None, None]
+        logits = jnp.where(visible, jnp.einsum("bthk,bshk->bhts", q, keys), -1e9)
+        mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), values)
+        return mixed, {"k": keys, "v": values, "position": at + 1}
+
+    found = reasons("ring", step, *arguments(1), jnp.ones((2, 12), bool))
+    assert found == dict.fromkeys(("cache/k", "cache/v"), "its mask depends on data")
 
 
 def test_a_window_that_the_caller_gives_is_told() -> None:
