@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from dialect.matching.values import reshaped
+from dialect.matching.values import reshaped, shaped
 from dialect.ops.follow import followed
 from rewrite import opdef
 from rewrite.ir import Op, Value
@@ -18,9 +18,9 @@ Parts = Mapping[Dimension, tuple[int, ...]]
 
 
 def cuts(op: Op) -> bool:
-    """Whether a reshape cuts dimensions apart and does nothing else."""
+    """Whether a reshape cuts dimensions apart, and does nothing else but add some of size one."""
     axes = opdef.signature(op)
-    return only_cuts(axes.inputs[0], axes.outputs[0])
+    return only_cuts(axes.inputs[0], tuple(filter(None, axes.outputs[0])))
 
 
 def only_cuts(merged: Array, split: Array) -> bool:
@@ -33,12 +33,17 @@ def only_cuts(merged: Array, split: Array) -> bool:
 
 
 def cut_inside(op: Op) -> Value:
-    """reshape(f(x, y)) that only cuts axes apart  ->  f(reshape(x), reshape(y))"""
+    """reshape(f(x, y)) that only cuts axes apart  ->  f(reshape(x), reshape(y))
+
+    Axes of size one that it adds stay behind: whoever else reads the axes apart shares f.
+    """
     (inner, index), signature = op.args[0], opdef.signature(op)
-    sizes = dict(zip(letters(signature.outputs[0]), op.types[0].shape))
+    shape = op.types[0].shape
+    kept = (size for size, axis in zip(shape, signature.outputs[0]) if axis)
+    sizes = dict(zip(letters(signature.outputs[0]), kept))
     axes = zip(opdef.signature(inner).outputs[index], signature.inputs[0])
     parts = {axis: tuple(sizes[letter] for letter in merged) for axis, merged in axes}
-    return cut(inner, parts).results[index]
+    return shaped(cut(inner, parts).results[index], shape)
 
 
 def cut(
