@@ -143,6 +143,23 @@ def test_integers_that_a_decoder_keeps_itself_are_served() -> None:
     assert answers == [greedy(one, params, state, prompt, 6) for prompt in prompts]
 
 
+@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
+def test_tokens_of_prompts_read_their_pages_together(mesh: str) -> None:
+    """A step of 4 rows that are alone and 3 groups of 16 gives every request its own tokens."""
+    sizes = SIZES | {"chunk": 32, "max_pages": 24}
+    with Engine(*decoder(llama), mesh, pipeline=PIPELINE, **sizes) as engine:
+        executables, ran = engine.built.executables, list[int]()
+        run = executables.run
+        executables.run = lambda packed, rows: (ran.append(len(rows)), run(packed, rows))[1]
+        prompts = drawn(9, 12)
+        wanted = [alone(llama, prompt, 8) for prompt in prompts]
+        assert engine.generate(prompts, max_new_tokens=8) == wanted
+        engine.check()
+        assert "52 rows where prompts have room in 3 groups of 16 tokens" in engine.explain()
+    assert (executables.rows, executables.joined) == ([2, 4, 32], 52)
+    assert 52 in ran and executables.count == 5
+
+
 def test_tokens_stream_and_a_reader_who_leaves_frees_the_pages(engine: Engine) -> None:
     prompt = drawn(6, 1)[0]
 

@@ -54,7 +54,7 @@ def _owners(op: Op, mesh: Mapping[str, int], number: int, pages: tuple[str, ...]
     owners = {
         axis: tuple(name for name in names if name in mesh)
         for axis, names in zip(named.inputs[number], layout)
-        if axis and axis not in (("k",), ("s",))
+        if axis and axis not in (("k",), ("s",)) and not named.need.intersection(axis)
     }
     return owners | {("pages",): pages}
 

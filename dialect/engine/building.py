@@ -14,7 +14,7 @@ import jax
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import MOST, Executables, packed_params
-from dialect.engine.sizes import Sizes, whole_pages
+from dialect.engine.sizes import GROUP, Sizes, whole_pages
 from dialect.engine.states import States
 from dialect.engine.step_seconds import Seconds, step_seconds
 from dialect.engine.token_rows import FEWEST, PAGE, PAGE_ON_TPU, PASSES, Decoder
@@ -78,7 +78,7 @@ def built(
     states = States.of(step, shapes, partial(sized, 1), context)
     decoder = Decoder(step, sized, shapes, states)
     seconds = partial(_seconds, decoder, passes, target, context)
-    sizes = Sizes.of(page, room, seconds, **asked, steps=MOST - 1 - bool(drafts))
+    sizes = Sizes.of(page, room, seconds, **asked, steps=MOST - 2 - bool(drafts))
     make = partial(decoder.program, pages=sizes.pages, target=target)
     ways = [passes] if given else [passes, _without(passes, "roll")]
     program, passes, declined = _first_in_pages(partial(make, sizes.rows), ways)
@@ -87,7 +87,13 @@ def built(
         planned(rows, passes=passes) if rows != sizes.rows else program for rows in sizes.token_rows
     ]
     draft = planned(sizes.rows, passes=_before_plan(passes, drafts)) if drafts else None
-    executables = Executables(programs, jax_mesh, sizes.pages, states.tables, sizes.rows, draft)
+    joined = None
+    if sizes.chunk - sizes.rows >= GROUP and _reads_count(sized, shapes, chip):
+        alone, grouped = sizes.together
+        joined = planned(alone + grouped, passes=passes, together=(alone, GROUP))
+    executables = Executables(
+        programs, jax_mesh, sizes.pages, states.tables, sizes.rows, draft, joined
+    )
     packed = packed_params(program, jax_mesh, params)
     draft_packed = packed_params(draft, jax_mesh, params) if draft else None
     executables.fresh()
@@ -143,6 +149,14 @@ def _room(init_cache: Init, weights: float, chip: Chip, chips: int, context: int
     if chip.platform == "cpu":  # all devices are in one memory, of which others have a share
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
     return max(0.0, memory - weights) / of_a_request * context
+
+
+def _reads_count(init_cache: Init, params: Any, chip: Chip) -> bool:
+    """Whether a token takes longer to read a full context than to be multiplied with all weights:
+    then those of a prompt read it together."""
+    reads_s = _bytes(jax.eval_shape(partial(init_cache, 1))) / chip.hbm_bytes_per_s
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return reads_s > 2 * weights / max(peak for _, peak in chip.peaks)
 
 
 def _bytes(shapes: Any) -> int:

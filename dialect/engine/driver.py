@@ -20,8 +20,9 @@ from dialect.engine.arrivals import Arrivals
 from dialect.engine.building import Built
 from dialect.engine.drafter import Drafter
 from dialect.engine.hosts import Hosts
-from dialect.engine.packing import Packed, packed, tokens_of
+from dialect.engine.packing import Packed, in_groups, one_by_one, packed, tokens_of
 from dialect.engine.sampling import LISTED
+from dialect.engine.sizes import GROUP
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -164,8 +165,18 @@ class Driver:
         """A step in an array; `before`: the one that gives tokens which are not known yet."""
         sources = before[1].answering if before else dict.fromkeys(_requests(step), 0)
         choices = {request: self.answers[request].choice for request in _requests(step)}
-        rows = self.executables.smallest(tokens_of(step))
-        return packed(step, rows, self.executables.width, sources, choices)
+        rows, starts = self._placed(step)
+        return packed(step, rows, starts, self.executables.width, sources, choices)
+
+    def _placed(self, step: Step) -> tuple[int, list[int]]:
+        """The rows of the executable that runs a step, and where every request begins there."""
+        executables = self.executables
+        rows, joined = executables.smallest(tokens_of(step)), executables.joined
+        if joined and rows == executables.rows[-1]:
+            starts = in_groups(step, executables.copies, joined, GROUP)
+            if starts is not None:
+                return joined, starts
+        return rows, one_by_one(step)
 
     def _start(self, step: Step, arrays: Packed) -> Any:
         copies = [(page, copy) for _, page, copy in step.copies]

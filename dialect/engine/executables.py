@@ -34,7 +34,8 @@ class Executables:
 
     programs: of several numbers of token rows, and of one plan; pages: of every layer, in the
     pools; tables: of what counts (`dialect.engine.states`); copies: the pages that are copied at a
-    time; draft: the decoder that drafts, on the same pools.
+    time; draft: the decoder that drafts, on the same pools; joined: the largest step, with more
+    rows, of which prompts have theirs in groups.
     """
 
     def __init__(
@@ -45,21 +46,26 @@ class Executables:
         tables: Sequence[Any],
         copies: int,
         draft: Program | None = None,
+        joined: Program | None = None,
     ) -> None:
         self.mesh, self.pages, self.copies = mesh, pages, copies
         by_rows = {_table(program).shape[0]: program for program in programs}
         self.rows, self.width = sorted(by_rows), _table(programs[0]).shape[1]
+        self.joined = _table(joined).shape[0] if joined else None
+        if joined:
+            by_rows[_table(joined).shape[0]] = joined
+        self.most = max(by_rows)
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.tables = list(tables)
         first = Compilable(programs[0], mesh)
-        _must_share(programs, ("param", "state"))
+        _must_share([*by_rows.values()], ("param", "state"))
         _must_share([programs[0], draft] if draft else [], ("state",))
         self.pool_types = [struct_of(input_.type) for input_ in first.inputs("state")]
         self.pool_shardings = first.shardings("state")
         started = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             copy = pool.submit(self._copying)
-            steps = {rows: pool.submit(self._step, by_rows[rows]) for rows in self.rows}
+            steps = {rows: pool.submit(self._step, by_rows[rows]) for rows in sorted(by_rows)}
             drafting = pool.submit(self._step, draft) if draft else None
             self.steps = {rows: step.result() for rows, step in steps.items()}
             self.drafting = drafting.result() if drafting else None
@@ -109,7 +115,7 @@ class Executables:
 
     @property
     def _results(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self.rows[-1], sampling.RESULTS), jnp.int32)
+        return jax.ShapeDtypeStruct((self.most, sampling.RESULTS), jnp.int32)
 
     def _step(self, program: Program) -> Any:
         """step(packed, pools, tables, results of the last, rows) -> results, pools"""
@@ -121,7 +127,7 @@ class Executables:
             args = [*tables, position, tokens, rows[:, packing.PAGES :]]
             logits, *kept = compilable.function()(packed, pools, [], args)
             answers = sampling.results(logits, rows[:, packing.CHOICE], position)
-            return jnp.pad(answers, ((0, self.rows[-1] - len(rows)), (0, 0))), kept
+            return jnp.pad(answers, ((0, self.most - len(rows)), (0, 0))), kept
 
         rows = jax.ShapeDtypeStruct(
             (_table(program).shape[0], packing.PAGES + self.width), jnp.int32

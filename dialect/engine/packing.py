@@ -8,8 +8,9 @@ before; -1 where the token is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,22 +43,46 @@ def tokens_of(step: Step) -> int:
     return sum(row.count for row in step.rows)
 
 
+def in_groups(step: Step, alone: int, rows: int, group: int) -> list[int] | None:
+    """Where the tokens of every request begin in a step whose rows behind so many come in groups
+    that have the same pages: those of prompts in groups, if there is room; None if there is not."""
+    free, at, starts = alone, alone, dict[int, int]()
+    longest_first = sorted(range(len(step.rows)), key=lambda number: -step.rows[number].count)
+    for number in longest_first:
+        count = step.rows[number].count
+        end = at + -(-count // group) * group
+        if count > 1 and end <= rows:
+            starts[number], at = at, end
+        elif count <= free:
+            starts[number], free = alone - free, free - count
+        else:
+            return None
+    return [starts[number] for number in range(len(step.rows))]
+
+
+def one_by_one(step: Step) -> list[int]:
+    """Where the tokens of every request begin in a step of rows that are alone."""
+    return list(accumulate((row.count for row in step.rows), initial=0))[:-1]
+
+
 def packed(
     step: Step,
     rows: int,
+    starts: Sequence[int],
     width: int,
     sources: Mapping[Request, int],
     choices: Mapping[Request, Choice],
 ) -> Packed:
     """A step in an array of so many rows, each with the pages of a table of this width.
 
-    sources: where the tokens are that the step before gives.
+    starts: where the tokens of every request begin; sources: where the tokens are that the step
+    before gives.
     """
     array = np.full((rows, PAGES + width), NO_PAGE, np.int32)
     array[:, :PAGES] = NOBODY
-    at, answering = 0, {}
-    tokens, places, positions, columns = [], [], [], []
-    for row in step.rows:
+    answering = {}
+    tokens, places, positions, columns, at = [], [], [], [], list[int]()
+    for row, start in zip(step.rows, starts, strict=True):
         known = row.tokens
         tokens += known
         places += [-1] * len(known)
@@ -66,10 +91,11 @@ def packed(
             places.append(sources[row.request])
         positions += range(row.start, row.length)
         columns.append(choices[row.request].columns)
-        array[at : at + row.count, PAGES : PAGES + len(row.table)] = row.table
-        at += row.count
+        end = start + row.count
+        array[start:end, PAGES : PAGES + len(row.table)] = row.table
+        at += range(start, end)
         if row.answers:
-            answering[row.request] = at - 1 - len(row.drafts)
-    array[:at, TOKEN], array[:at, SOURCE], array[:at, POSITION] = tokens, places, positions
-    array[:at, CHOICE] = np.repeat(columns, [row.count for row in step.rows], axis=0)
+            answering[row.request] = end - 1 - len(row.drafts)
+    array[at, TOKEN], array[at, SOURCE], array[at, POSITION] = tokens, places, positions
+    array[at, CHOICE] = np.repeat(columns, [row.count for row in step.rows], axis=0)
     return Packed(array, answering)

@@ -8,7 +8,7 @@ programs of several numbers of rows run on the same pools.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import jax
@@ -17,8 +17,9 @@ from dialect.jaxprs.framework import describe, treedef
 from dialect.matching.values import through
 from dialect.ops.control import given_inside
 from dialect.serving.policy import ServingError
+from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Type, Value, new_input
-from rewrite.opdef import with_args
+from rewrite.opdef import build, with_args
 from rewrite.program import LEFT_ALONE, Input, Output, Program
 
 _POOL, _TABLE = range(2)  # the results of `pages`
@@ -51,6 +52,21 @@ def pooled(staged: Program, pages: int) -> Program:
             number = None if source is None else names.index(source)
             outputs.append((value, Output(out.name, number)))
     return _program(staged, Graph(graph.inputs, tuple(v for v, _ in outputs)), inputs, outputs)
+
+
+def sharing(graph: Graph, alone: int, size: int) -> Graph:
+    """A graph whose rows behind so many come in groups of a size that have the same pages:
+    attention reads these once for a group."""
+
+    def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
+        bodies = tuple(sharing(region, alone, size) for region in op.regions)
+        moved = with_args(op, args, bodies)
+        if not (op.get("blocks") and args[1].op.get("page")):
+            return moved.results
+        attrs = dict(op.attrs) | {"together": (alone, size)}
+        return build(op.name, *args, origin=op.origin, **attrs).results
+
+    return rebuilt(graph, visit)
 
 
 def _stored(staged: Program) -> dict[Value, tuple[int, int]]:

@@ -23,6 +23,7 @@ _MORE = 4  # how much more tokens a step has for prompts, at most
 _SLOWER = 1.5  # with twice the rows: from then on requests gain little of one another
 _WAITS = 2.0  # times as long whoever is answered waits for a step with prompts
 _STEP = 4  # between the sizes of steps
+GROUP = 16  # tokens of a prompt that read its pages together
 _DECIDED = ("pages", "page", "rows", "chunk")  # of a policy
 _ROOMY = 0.9  # of the memory that the parameters leave
 
@@ -75,6 +76,12 @@ class Sizes:
         while sizes[-1] > FEWEST and len(sizes) < self.steps:
             sizes.append(max(FEWEST, sizes[-1] // _STEP))
         return sizes
+
+    @property
+    def together(self) -> tuple[int, int]:
+        """The rows of the largest step whose prompts are in groups: rows that are alone, and those
+        in groups of `GROUP`, one more than a single prompt fills."""
+        return self.rows, GROUP * (1 - (self.rows - self.chunk) // GROUP)
 
     def policy(self, chosen: Mapping[str, Any], **decided: Any) -> Policy:
         """How requests are scheduled, as chosen by a user and decided otherwise. Raises

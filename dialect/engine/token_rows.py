@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.engine.pooled import pooled
+from dialect.engine.pooled import pooled, sharing
 from dialect.engine.states import States
 from dialect.serving.policy import ServingError
 from dialect.user.per_row import per_row
@@ -75,9 +75,17 @@ class Decoder:
         return self.known[key]
 
     def program(
-        self, rows: int, pages: int, passes: tuple[Pass, ...], target: Target, plan: Any = None
+        self,
+        rows: int,
+        pages: int,
+        passes: tuple[Pass, ...],
+        target: Target,
+        plan: Any = None,
+        together: tuple[int, int] | None = None,
     ) -> Program:
         """The rewritten program, on pools of so many pages; sharded as `plan` says, if given.
+
+        together: how many rows are alone, and how many of the others have the same pages.
 
         Raises ServingError where the passes leave a part of the decoder's state out of pages.
         """
@@ -90,7 +98,10 @@ class Decoder:
         if staged.plan is not None and "pages" in staged.plan.split("cache"):
             hint = "leave groups out of paged"
             raise ServingError("an engine gives a row any page, not those of a group", hint=hint)
-        return manager.run(pooled(staged, pages), passes[last:], target)[0]
+        on_pools = pooled(staged, pages)
+        if together:
+            on_pools = on_pools.with_graph(sharing(on_pools.graph, *together))
+        return manager.run(on_pools, passes[last:], target)[0]
 
 
 def _at(positions: Any, table: Any, rows: Any) -> Any:

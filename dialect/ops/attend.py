@@ -8,6 +8,7 @@ attribute that is absent where it is not used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from dialect.arrays.attributes import decode
 from dialect.ops.attend_blocks import in_blocks
 from dialect.ops.attend_parts import in_parts
 from dialect.ops.attend_sparq import Choice, by_choice
+from dialect.ops.attend_together import together as in_groups
 from dialect.ops.attend_window import in_window, reads_window, with_window
 from dialect.ops.quant import rounded
 from dialect.ops.scores import ORIGIN, PAIRS, Arrays, Form, pairs, softmax, squeezed
@@ -51,6 +53,7 @@ def attend(
     sinks: int = 0,
     sparq: tuple[int, int, int, bool] | None = None,
     cell: int | None = None,
+    together: tuple[int, int] | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -100,6 +103,10 @@ def attend(
 
     A `map`, bool[row, column] over axes of its own, keeps of the context what it has in the row of
     a query's `last` position: a row or a column is as many positions as a `cell`.
+
+    With `together` (alone, size) the rows, the first axis of the keys, behind so many that are
+    alone come in groups of a size, which read the keys of their first row
+    (`dialect.ops.attend_together`).
     """
     named = Signature.parse(axes)
     form = Form(
@@ -124,7 +131,10 @@ def attend(
         parts = [with_window(form, part) for part in parts]
     if cell is not None:
         parts = [with_map(part) for part in parts]
-    result = in_parts(form, parts) if parts[1:] else _of_one(form, parts[0], blocks)
+    if together is not None:
+        result = in_groups(form, parts[0], *together, partial(_of_one, blocks=blocks))
+    else:
+        result = in_parts(form, parts) if parts[1:] else _of_one(form, parts[0], blocks)
     sizes = dict(zip(form.out, result.shape))
     return result.reshape([sizes.get(axis, 1) for axis in named.outputs[0]])
 
@@ -170,10 +180,15 @@ def _at_once(form: Form, arrays: Arrays) -> Any:
 
 def _attend_axes(op: Op) -> Signature:
     axes = Signature.parse(op["axes"])
-    need = {PAIRS[pair] for pair in pairs_of(op)}
+    need = {PAIRS[pair] for pair in pairs_of(op)} | needed_rows(op)
     for name, array in zip(names_of(op), axes.inputs):
         need |= {letter for axis in array for letter in axis} if name == "map" else set()
     return Signature(axes.inputs, axes.outputs, frozenset(need))
+
+
+def needed_rows(op: Op) -> frozenset[str]:
+    """The axis of the rows of an `attend`, where some read the keys of others."""
+    return frozenset(Signature.parse(op["axes"]).inputs[1][0] if op.get("together") else ())
 
 
 def pairs_of(op: Op) -> list[str]:
@@ -189,6 +204,6 @@ def names_of(op: Op) -> list[str]:
 ATTRIBUTES = (
     *("axes", "given", "scale", "cap", "fill", "added", "dropped", "logits", "inner", "weights"),
     *("dtype", "key_precision", "value_precision", "rounds", "base", "blocks", "visits"),
-    *("window", "sinks", "sparq", "cell"),
+    *("window", "sinks", "sparq", "cell", "together"),
 )
 word(attend, _attend_axes, ATTRIBUTES, "axes", traits=Traits(spelled="axes"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dialect.ops.attend import ATTRIBUTES, attend
+from dialect.ops.attend import ATTRIBUTES, attend, needed_rows
 from dialect.ops.pages import PagedArray
 from dialect.ops.scores import CONTEXT
 from dialect.ops.vocabulary import word
@@ -69,7 +69,7 @@ def _axes(op: Op) -> Signature:
     arrays = [array for part in parts for array in part]
     layer = [()] if op.get("layers") else []
     outputs = Signature.parse(op["axes"]).outputs
-    need = frozenset({"k", "pages", "page", "n"})
+    need = frozenset({"k", "pages", "page", "n"}) | needed_rows(op)
     return Signature((*arrays[:5], *layer, *arrays[5:]), outputs, need)
 
 

@@ -99,6 +99,11 @@ class PagedArray:
         sizes, whole = (tuple(facts[i] for i in kept) for facts in (self.sizes, self.axes))
         return replace(self, sizes=sizes, axes=whole)
 
+    def of_rows(self, which: slice) -> PagedArray:
+        """That of some rows."""
+        table = self.table[which]
+        return replace(self, table=table, sizes=(len(table), *self.sizes[1:]))
+
     def part(self, start: Any, size: int, axis: int) -> Any:
         """So many elements of an axis from `start` on: rows of it, or places, read as an array."""
         sizes = (*self.sizes[:axis], size, *self.sizes[axis + 1 :])

@@ -1,0 +1,85 @@
+"""A chunk of a prompt beside rows that decode: in one step and apart, by the compiled schedule.
+
+    pip install "shardwright[tpu]"
+    python benchmarks/chunks.py [--rows 64] [--chunk 512 ..] [--layers N] [--slice v5e:2x4]
+
+Llama-3-8B with a context of 2,048, its pages in a pool for as many tokens as the rows may have.
+Everything is the engine's step on token rows (`dialect.engine.token_rows`), under the plan of the
+rows that decode, for both have one form of the weights: a chunk takes a row for every token, which
+reads its pages by itself or in a group (`dialect.ops.attend_together`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+
+from dialect.compiled.compiling import Compilable, compiled
+from dialect.compiled.resolved import resolve
+from dialect.compiled.schedule import schedule
+from dialect.display.tables import Table, as_text
+from dialect.engine.states import States
+from dialect.engine.token_rows import PASSES, Decoder
+from dialect.machine.mesh import Topology
+from examples import llama
+from rewrite import Pipeline, Program
+
+CONTEXT, PAGE, GROUP = 2048, 128, 64
+
+
+def maker(asked: argparse.Namespace, target: Any) -> Callable[..., Program]:
+    """The engine's step: of so many token rows, under a plan, with rows that are together."""
+    config = llama.CONFIGS["8b"]
+    config = replace(config, layers=asked.layers or config.layers)
+    step = partial(llama.decode_step, config)
+    init = partial(llama.init_cache, config, context=CONTEXT)
+    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
+    decoder = Decoder(step, init, params, States.of(step, params, lambda: init(1), CONTEXT))
+    how = {"passes": Pipeline.parse(PASSES.format(page=PAGE)).passes(), "target": target}
+    return partial(decoder.program, pages=asked.rows * CONTEXT // PAGE, **how)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--chunk", type=int, nargs="+", default=[512])
+    parser.add_argument("--layers", type=int, default=0, help="of the decoder, if not all")
+    parser.add_argument("--slice", default="v5e:2x4")
+    asked = parser.parse_args()
+    mesh, target = resolve(asked.slice, None, Pipeline(()))
+    make, rows, lines = maker(asked, target), asked.rows, list[tuple[str, ...]]()
+
+    def time_ms(name: str, program: Program, apart_ms: float | None = None) -> float:
+        run = schedule(compiled(Compilable(program, mesh))[0], Topology.parse(asked.slice), mesh)
+        parts = (run.time_s, run.compute_s, run.hbm_s, run.link_s)
+        ratio = f"{apart_ms / run.time_s / 1e3:.2f}" if apart_ms else ""
+        figures = (*(f"{1e3 * part:.2f}" for part in parts), f"{run.hbm_bytes / 1e9:.2f}", ratio)
+        lines.append((name, *figures))
+        return 1e3 * run.time_s
+
+    first = make(rows)
+    rows_ms = time_ms(f"{rows} rows", first)
+    for chunk in asked.chunk:
+        both = partial(make, rows + chunk, plan=first.plan)
+        alone = make(chunk, plan=first.plan, together=(0, chunk))
+        apart_ms = rows_ms + time_ms(f"a chunk of {chunk}", alone)
+        time_ms("both, the chunk a group", both(together=(rows, chunk)), apart_ms)
+        time_ms(f"both, groups of {GROUP}", both(together=(rows, GROUP)), apart_ms)
+        time_ms("both, every token by itself", both(), apart_ms)
+    columns = ("step", ">ms", ">products", ">HBM", ">links", ">GB of HBM traffic", ">apart / this")
+    print(as_text([Table("a step, by the compiled schedule", columns, tuple(lines))]))
+
+
+if __name__ == "__main__":
+    main()
