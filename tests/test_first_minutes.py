@@ -180,6 +180,8 @@ def test_a_mark_in_front_of_a_pipeline_is_nothing(home: Path, capsys: Captured) 
         (("--target", " "), "argument --target: it is empty: leave it out, or say what it is"),
         (("--config", "small"), "argument --config: not allowed with argument --shape"),
         (("--target",), "argument --target: expected one argument"),
+        (("--batch", "0"), "argument --batch: '0' is no number from 1 on"),
+        (("--context", "-3"), "argument --context: '-3' is no number from 1 on"),
     ],
 )
 def test_a_wrong_command_line(
@@ -257,3 +259,10 @@ def test_arguments_that_nobody_says_are_asked_for_by_their_names(
 )
 def test_rules_that_are_not_there(home: Path, place: str, told: str, capsys: Captured) -> None:
     assert told in complaint(capsys, "check-rules", place)
+
+
+def test_a_text_that_is_not_there(home: Path, capsys: Captured) -> None:
+    tiny = f"{Path(__file__).parents[1] / 'examples' / 'tiny' / 'model.py'}:decode_step"
+    asked = ("eval", tiny, "--config", "mha", "--batch", "2", "--context", "16")
+    told = "error: cannot read the text 'no.txt': No such file or directory\n"
+    assert complaint(capsys, *asked, "--text", "no.txt") == told

@@ -13,6 +13,13 @@ def _argument(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _count(text: str) -> int:
+    """How many there are, at least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
 def _said(text: str) -> str:
     """A text that says something: an empty one is a shell's variable that nobody set."""
     if not text.strip():
@@ -23,14 +30,14 @@ def _said(text: str) -> str:
 def add_function(parser: argparse.ArgumentParser) -> None:
     """A decoder's step, with a batch."""
     add = add_decoder(parser).add_argument
-    add("--batch", type=int, default=64, metavar="N", help="sequences (64)")
+    add("--batch", type=_count, default=64, metavar="N", help="sequences (64)")
     parser.set_defaults(sizes=("--batch", "--context", "--tokens", "--unrolled"))
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """Of `eval`."""
     add = add_decoder(parser, context=256).add_argument
-    add("--batch", type=int, default=32, metavar="N", help="rows of the text (32)")
+    add("--batch", type=_count, default=32, metavar="N", help="rows of the text (32)")
     add("--text", nargs="+", default=(), metavar="FILE", help="instead of its held_out()")
     add = parser.add_argument_group("what is measured").add_argument
     add("--tasks", metavar="LIST", help="besides the text: copy, needle")
@@ -100,7 +107,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add_pipeline(group)
     add = group.add_argument
     add("--mesh", metavar="TOPOLOGY", help="v5e:2x4, cpu:8, ... (all devices there are)")
-    add("--context", type=int, default=2048, metavar="N", help="tokens of a request (2048)")
+    add("--context", type=_count, default=2048, metavar="N", help="tokens of a request (2048)")
     add("--rows", type=int, metavar="N", help="requests that run at a time (by the plan)")
     add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (by the plan)")
     add("--pages", type=int, metavar="N", help="of the cache (as have room)")
@@ -139,8 +146,8 @@ def add_decoder(parser: argparse.ArgumentParser, context: int = 2048) -> Any:
     called = parser.add_argument_group("what a --config is called with")
     add = called.add_argument
     text = f"positions in the cache ({context})"
-    add("--context", type=int, default=context, metavar="N", help=text)
-    add("--tokens", type=int, metavar="N", help="new tokens per sequence, for prefill")
+    add("--context", type=_count, default=context, metavar="N", help=text)
+    add("--tokens", type=_count, metavar="N", help="new tokens per sequence, for prefill")
     add("--unrolled", action="store_true", help="layers one by one, not in a loop")
     return called
 

@@ -77,7 +77,7 @@ def read_trace(path: str | Path, most: int | None = None) -> list[Arrival]:
             for arrival in itertools.islice(readers[path.suffix](lines), most):
                 arrivals.append(arrival)
     except OSError as error:
-        raise ServingError(f"cannot read the trace: {error}") from error
+        raise ServingError(f"cannot read the trace {str(path)!r}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         line = len(arrivals) + (2 if path.suffix == ".csv" else 1)
         raise ServingError(f"{path}, line {line}: not a request of a trace ({error})") from error

@@ -135,11 +135,18 @@ def trained(text: str, sizes: Sizes, files: Sequence[str] = ()) -> Trained:
     expected = jax.eval_shape(lambda: module.init_params(config, key, sizes.unrolled))
     _must_fit(params, expected, f"trained_params of {text}")
     with _blamed(f"the text of {text} cannot be had"):
-        text_bytes = b"".join(Path(file).read_bytes() for file in files) or module.held_out()
+        text_bytes = b"".join(map(_bytes_of, files)) or module.held_out()
     if not isinstance(text_bytes, bytes):
         raise UsageError(f"held_out of {text} returns {type(text_bytes).__name__}, not bytes")
     cache = module.init_cache(config, sizes.batch, sizes.context, sizes.unrolled)
     return Trained(sizes, params, cache, text_bytes, getattr(module, "encode", None))
+
+
+def _bytes_of(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the text {file!r}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
