@@ -100,3 +100,16 @@ def test_what_may_be_minus_zero() -> None:
     proven = [is_never_minus_zero(value) for value in graph.outputs]
     assert proven == [True] * 6 + [False, False, False, True, False]
     assert [has_no_sign(value) for value in graph.outputs[:3]] == [True, True, False]
+
+
+def test_a_value_that_is_read_twice_is_looked_at_once() -> None:
+    """Forty doublings would be 2 ** 40 looks at the input."""
+
+    def doubled(x: jax.Array) -> jax.Array:
+        for _ in range(40):
+            x = x + x
+        return x
+
+    graph = trace_graph(doubled, jax.ShapeDtypeStruct((4,), "float32"))
+    assert not is_never_minus_zero(graph.outputs[0])
+    assert not is_finite(graph.outputs[0])

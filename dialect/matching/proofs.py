@@ -76,12 +76,27 @@ def has_no_sign(value: Value) -> bool:
     return range_of(value).low >= 0 and is_never_minus_zero(value)
 
 
-def is_never_minus_zero(value: Value, deepest: int = _DEEPEST) -> bool:
+def is_never_minus_zero(value: Value) -> bool:
     """Whether no element can be -0.0, which roots and reciprocals tell from 0.0."""
+    return _never_minus_zero(value, _DEEPEST, {}, {})
+
+
+def _never_minus_zero(
+    value: Value, deepest: int, known: dict[Value, bool], proven: dict[Op, Range]
+) -> bool:
+    """`known` and `proven` hold what was asked before: programs read values more than once."""
+    if value not in known:
+        known[value] = _derived_never_minus_zero(value, deepest, known, proven)
+    return known[value]
+
+
+def _derived_never_minus_zero(
+    value: Value, deepest: int, known: dict[Value, bool], proven: dict[Op, Range]
+) -> bool:
     op, dtype = value.op, value.type.dtype
     if not dtypes.is_float(dtype):
         return _is_real(dtype)
-    low, high, _ = range_of(value)
+    low, high, _ = _range_of(value, _DEEPEST, proven)
     if low > 0 or high < 0 or op.name in _NEVER_MINUS_ZERO:
         return True
     if deepest == 0 or len(op.types) > 1:
@@ -89,15 +104,17 @@ def is_never_minus_zero(value: Value, deepest: int = _DEEPEST) -> bool:
     if op.name == "const":
         array = _content(op)
         return not (np.signbit(array) & (array == 0)).any()
-    below = [is_never_minus_zero(arg, deepest - 1) for arg in op.args]
+    if op.name not in _TELLING:
+        return False
+    below = [_never_minus_zero(arg, deepest - 1, known, proven) for arg in op.args]
     if op.name == "add":  # -0.0 + -0.0
         return any(below)
     if op.name == "sub":  # -0.0 - 0.0
         return below[0]
     if op.name in ("mul", "div", "convert_element_type"):  # underflow keeps the sign
         floats = [arg for arg in op.args if dtypes.is_float(arg.type.dtype)]
-        return all(below) and all(range_of(arg).low >= 0 for arg in floats)
-    return op.name in _CHOOSING and all(below)
+        return all(below) and all(_range_of(arg, _DEEPEST, proven).low >= 0 for arg in floats)
+    return all(below)
 
 
 _NEVER_MINUS_ZERO = frozenset({"abs", "square", "exp", "exp2", "logistic", "iota"})
@@ -108,6 +125,8 @@ _LAYOUT = frozenset(
 # Each element of the result is an element of an argument, or a sum of them.
 _CHOOSING = _LAYOUT | {"max", "min", "clamp", "select_n", "concatenate", "stack", "pad"}
 _CHOOSING |= {"reduce_sum", "reduce_max", "reduce_min"}
+# Whose arguments tell whether an element of the result is -0.0.
+_TELLING = _CHOOSING | {"add", "sub", "mul", "div", "convert_element_type"}
 
 
 @dataclass(frozen=True)
