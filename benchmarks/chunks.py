@@ -1,12 +1,14 @@
 """A chunk of a prompt beside rows that decode: in one step and apart, by the compiled schedule.
 
     pip install "shardwright[tpu]"
-    python benchmarks/chunks.py [--rows 64] [--chunk 512 ..] [--layers N] [--slice v5e:2x4]
+    python benchmarks/chunks.py [--rows 64] [--chunk 512 ..] [--verify 4 ..] [--layers N]
+        [--slice v5e:2x4]
 
 Llama-3-8B with a context of 2,048, its pages in a pool for as many tokens as the rows may have.
 Everything is the engine's step on token rows (`dialect.engine.token_rows`), under the plan of the
 rows that decode, for both have one form of the weights: a chunk takes a row for every token, which
-reads its pages by itself or in a group (`dialect.ops.attend_together`).
+reads its pages by itself or in a group (`dialect.ops.attend_together`). With `--verify` every row
+has several tokens, a token and its drafts.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--chunk", type=int, nargs="+", default=[512])
+    parser.add_argument("--verify", type=int, nargs="+", default=[], help="tokens of every row")
     parser.add_argument("--layers", type=int, default=0, help="of the decoder, if not all")
     parser.add_argument("--slice", default="v5e:2x4")
     asked = parser.parse_args()
@@ -77,6 +80,11 @@ def main() -> None:
         time_ms("both, the chunk a group", both(together=(rows, chunk)), apart_ms)
         time_ms(f"both, groups of {GROUP}", both(together=(rows, GROUP)), apart_ms)
         time_ms("both, every token by itself", both(), apart_ms)
+    for count in asked.verify:
+        tokens = partial(make, rows * count, plan=first.plan)
+        for how, program in (("a group", tokens(together=(0, count))), ("by itself", tokens())):
+            ratio = time_ms(f"{count} tokens of every row, {how}", program) / rows_ms
+            print(f"{count} tokens of every row, {how}: {ratio:.2f} of the step of one")
     columns = ("step", ">ms", ">products", ">HBM", ">links", ">GB of HBM traffic", ">apart / this")
     print(as_text([Table("a step, by the compiled schedule", columns, tuple(lines))]))
 

@@ -126,6 +126,31 @@ def test_pages_may_lie_anywhere(mesh: str, how: str, model: ModuleType) -> None:
     assert_close((logits, sharded.restore(state)), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [1, 3, 8])
+@pytest.mark.parametrize("quantize", ["", "quantize{weights=none, cache=int8}, "])
+def test_chunks_of_prompts_are_written_at_any_place(length: int, quantize: str) -> None:
+    """A prefill with a place for every row gives what as many steps give, across pages."""
+    config = llama.CONFIGS["toy"]
+    init = partial(llama.init_cache, config, context=32)
+    chunk, one = (
+        per_row(partial(function, config), init) for function in (llama.prefill, llama.decode_step)
+    )
+    params = llama.init_params(config, jax.random.key(0))
+    places = jnp.asarray([3, 9, 0, 23, 1, 2, 6, 16], jnp.int32)
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, 256, (8, length)), jnp.int32)
+    args = (params, chunk.init(8) | {"position": places}, tokens)
+    first = PASSES.replace("paged", f"{quantize}paged")
+    program = Pipeline.parse(first).run(trace(chunk, *args))
+    assert kinds(program) == ["", ""]
+    state = args[1]
+    for number in range(length):
+        given = (params, state, tokens[:, number])
+        if not number:
+            step = Pipeline.parse(first).run(trace(one, *given))
+        logits, state = step(*given)
+    assert_close(program(*args)[0], logits, atol=0.05 if quantize else 1e-4)
+
+
 INTEGERS = {"w8": "weights=int8, cache=int8", "w8a8": "weights=int8, activations=int8, cache=int8"}
 
 
