@@ -99,12 +99,10 @@ def _derived_never_minus_zero(
     low, high, _ = _range_of(value, _DEEPEST, proven)
     if low > 0 or high < 0 or op.name in _NEVER_MINUS_ZERO:
         return True
-    if deepest == 0 or len(op.types) > 1:
-        return False
     if op.name == "const":
         array = _content(op)
         return not (np.signbit(array) & (array == 0)).any()
-    if op.name not in _TELLING:
+    if deepest == 0 or len(op.types) > 1 or op.name not in _TELLING:
         return False
     below = [_never_minus_zero(arg, deepest - 1, known, proven) for arg in op.args]
     if op.name == "add":  # -0.0 + -0.0
