@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +18,10 @@ import pytest
 
 from dialect.engine.compilations import Compilations
 from dialect.engine.packing import TOKEN
-from dialect.engine.sizes import Sizes
-from dialect.engine.states import States
-from dialect.engine.step_seconds import step_seconds
-from dialect.engine.token_rows import PASSES, Decoder
+from dialect.engine.token_rows import PASSES
 from dialect.serving.policy import ServingError
 from examples import gpt, llama, palm
 from rewrite import Engine, Pipeline, trace
-from rewrite.target import Target
 from tests import integer_cache
 
 CONTEXT = 32
@@ -318,40 +313,6 @@ def test_options_that_do_not_exist_are_named() -> None:
         Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES, victims="last")
     with pytest.raises(ServingError, match="the pipeline lacks paged"):
         Engine(*decoder(llama), "cpu:1", pipeline="normalize, plan, shard, stage, lower", **SIZES)
-
-
-def sized(seconds: Callable[[int], float] | None, **asked: int) -> tuple[int, int]:
-    """(rows, chunk), where memory is large."""
-    sizes = Sizes.of(16, lambda context: 1e9, lambda: seconds, **{"context": 1024} | asked)
-    return sizes.rows, sizes.chunk
-
-
-def test_rows_and_chunk_follow_from_what_steps_take() -> None:
-    assert sized(None) == (16, 64)
-    assert sized(lambda rows: 1.0 + rows / 100) == (128, 256)  # 1.64 s less than 1.5 * 1.32 s
-    assert sized(lambda rows: 1.0 + rows / 10) == (16, 32)  # 4.2 s is more than 1.5 * 2.6 s
-    assert sized(lambda rows: 1.0 if rows <= 64 else math.inf) == (64, 64)  # no more fit
-    assert sized(lambda rows: 1.0) == (256, 1024)
-    assert sized(lambda rows: 1.0, rows=8) == (8, 32)
-    assert sized(lambda rows: 1.0, chunk=300) == (256, 300)
-    given = {"rows": 8, "chunk": 9}
-    assert Sizes.of(16, lambda _: 1e9, pytest.fail, context=64, **given).chunk == 9
-
-
-def test_what_steps_take_follows_from_the_plan() -> None:
-    """Llama-3-8B on 8 chips: a step reads 2 GB of weights on each at 0.82 GB/ms."""
-    config = llama.CONFIGS["8b"]
-    step, init_cache = partial(llama.decode_step, config), partial(llama.init_cache, config)
-    params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
-    target = Target("v5e:2x4", (("x", 2), ("y", 4)))
-    sized = partial(init_cache, context=2048)
-    states = States.of(step, params, partial(sized, 1), 2048)
-    passes = Pipeline.parse(PASSES.format(page=128)).passes()
-    program = Decoder(step, sized, params, states).before_plan(2, passes, target)
-    seconds = step_seconds(program, target, 2048)
-    assert seconds is not None and 2e-3 < seconds(2) < seconds(64) < seconds(128) < 16e-3
-    assert seconds(1 << 12) == math.inf
-    assert step_seconds(program, Target("cpu:8", (("x", 8),)), 2048) is None
 
 
 def test_a_prefill_is_declined_with_the_reason() -> None:

@@ -51,10 +51,11 @@ def _owners(op: Op, mesh: Mapping[str, int], number: int, pages: tuple[str, ...]
     layout, named = laid_out(op.args[number]), signature(op)
     if layout is None or None in layout:
         return {}
+    whole = frozenset[str]() if number else named.need  # rows that are written are those of owners
     owners = {
         axis: tuple(name for name in names if name in mesh)
         for axis, names in zip(named.inputs[number], layout)
-        if axis and axis not in (("k",), ("s",)) and not named.need.intersection(axis)
+        if axis and axis not in (("k",), ("s",)) and not whole.intersection(axis)
     }
     return owners | {("pages",): pages}
 

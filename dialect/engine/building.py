@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import MOST, Executables, packed_params
-from dialect.engine.sizes import GROUP, Sizes, whole_pages
+from dialect.engine.packing import GROUP
+from dialect.engine.sizes import Sizes, whole_pages
 from dialect.engine.states import States
 from dialect.engine.step_seconds import Seconds, step_seconds
 from dialect.engine.token_rows import FEWEST, PAGE, PAGE_ON_TPU, PASSES, Decoder
@@ -78,17 +80,19 @@ def built(
     states = States.of(step, shapes, partial(sized, 1), context)
     decoder = Decoder(step, sized, shapes, states)
     seconds = partial(_seconds, decoder, passes, target, context)
-    sizes = Sizes.of(page, room, seconds, **asked, steps=MOST - 2 - bool(drafts))
+    parts = jax_mesh.size if _in_groups(passes) else 1
+    sizes = Sizes.of(page, room, seconds, **asked, steps=MOST - 2 - bool(drafts), parts=parts)
     make = partial(decoder.program, pages=sizes.pages, target=target)
     ways = [passes] if given else [passes, _without(passes, "roll")]
     program, passes, declined = _first_in_pages(partial(make, sizes.rows), ways)
+    sizes = sizes.in_groups(_groups(program, target))
     planned = partial(make, plan=program.plan)
     programs = [
         planned(rows, passes=passes) if rows != sizes.rows else program for rows in sizes.token_rows
     ]
     draft = planned(sizes.rows, passes=_before_plan(passes, drafts)) if drafts else None
     joined = None
-    if sizes.chunk - sizes.rows >= GROUP and _reads_count(sized, shapes, chip):
+    if parts == 1 and sizes.chunk - sizes.rows >= GROUP and _reads_count(sized, shapes, chip):
         alone, grouped = sizes.together
         joined = planned(alone + grouped, passes=passes, together=(alone, GROUP))
     executables = Executables(
@@ -107,6 +111,17 @@ def _passes(given: Pipeline | None, page: int | None, chip: Chip) -> tuple[Passe
     page = page or (PAGE_ON_TPU if chip.platform == "tpu" else PAGE)
     passes = (given or Pipeline.parse(PASSES.format(page=page))).passes()
     return passes, next((pass_.page for pass_ in passes if pass_.pass_name() == "paged"), page)
+
+
+def _in_groups(passes: Passes) -> bool:
+    """Whether chips that own rows shall have the pages of these alone."""
+    return any(getattr(pass_, "groups", False) is True for pass_ in passes)
+
+
+def _groups(program: Program, target: Target) -> int:
+    """The groups of chips that have pages of their own, by the plan."""
+    axes = program.plan.split("cache").get("pages", ())
+    return prod(dict(target.mesh)[name] for name in axes)
 
 
 def _seconds(decoder: Decoder, passes: Passes, target: Target, context: int) -> Seconds | None:

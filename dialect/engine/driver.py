@@ -20,9 +20,8 @@ from dialect.engine.arrivals import Arrivals
 from dialect.engine.building import Built
 from dialect.engine.drafter import Drafter
 from dialect.engine.hosts import Hosts
-from dialect.engine.packing import Packed, in_groups, one_by_one, packed, tokens_of
+from dialect.engine.packing import Packed, packed
 from dialect.engine.sampling import LISTED
-from dialect.engine.sizes import GROUP
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -41,14 +40,12 @@ class Driver:
     all before every step who came and left.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, built: Built, hosts: Hosts, draft: str | None = None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, built: Built, hosts: Hosts, draft: str | None) -> None:
         self.scheduler, self.executables, self.params = scheduler, built.executables, built.params
+        self.pages = built.sizes.first_pages
         self.hosts, self.arrivals, self.now = hosts, Arrivals(draft), time.monotonic()
-        self.drafter: Drafter | None = None
-        if built.draft_params is not None:
-            self.drafter = Drafter(built.executables, built.draft_params, built.sizes.rows)
+        ahead = built.draft_params
+        self.drafter = Drafter(built.executables, ahead, built.sizes) if ahead else None
         self.answers: dict[Request, Answer] = {}  # of requests that have not ended
         self.changed = threading.Condition()  # guards the scheduler and all that is here
         self.closed = False
@@ -165,21 +162,13 @@ class Driver:
         """A step in an array; `before`: the one that gives tokens which are not known yet."""
         sources = before[1].answering if before else dict.fromkeys(_requests(step), 0)
         choices = {request: self.answers[request].choice for request in _requests(step)}
-        rows, starts = self._placed(step)
-        return packed(step, rows, starts, self.executables.width, sources, choices)
-
-    def _placed(self, step: Step) -> tuple[int, list[int]]:
-        """The rows of the executable that runs a step, and where every request begins there."""
-        executables = self.executables
-        rows, joined = executables.smallest(tokens_of(step)), executables.joined
-        if joined and rows == executables.rows[-1]:
-            starts = in_groups(step, executables.copies, joined, GROUP)
-            if starts is not None:
-                return joined, starts
-        return rows, one_by_one(step)
+        rows, starts = self.executables.placed(step, len(self.pages))
+        width = self.executables.width
+        return packed(step, rows, starts, width, sources, choices, self.pages)
 
     def _start(self, step: Step, arrays: Packed) -> Any:
-        copies = [(page, copy) for _, page, copy in step.copies]
+        firsts = ((self.pages[group], page, copy) for group, page, copy in step.copies)
+        copies = [(first + page, first + copy) for first, page, copy in firsts]
         self.hosts.did(np.array(copies, np.int32), arrays.rows)
         self.executables.copied(copies)
         if self.drafter is not None:

@@ -22,6 +22,7 @@ from dialect.compiled.compiling import Compilable, callable_with
 from dialect.engine import packing, sampling
 from dialect.prepared.streaming import Preparation
 from dialect.serving.policy import ServingError
+from dialect.serving.steps import Step
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.ir import Type
 from rewrite.program import Program
@@ -86,9 +87,16 @@ class Executables:
         ]
         self.results = _zeros(self._results, self.whole)
 
-    def smallest(self, tokens: int) -> int:
-        """The token rows of the smallest step that holds so many."""
-        return next(rows for rows in self.rows if rows >= tokens)
+    def placed(self, step: Step, groups: int = 1) -> tuple[int, list[int]]:
+        """The token rows of the smallest step that holds these, and where every request begins
+        there; groups: of chips, which own their part of the rows."""
+        tokens = packing.tokens_of(step, groups)
+        rows = next(rows for rows in self.rows if rows >= tokens)
+        if self.joined and rows == self.rows[-1]:
+            starts = packing.in_groups(step, self.copies, self.joined, packing.GROUP)
+            if starts is not None:
+                return self.joined, starts
+        return rows, packing.one_by_one(step, rows, groups)
 
     def run(self, packed: Any, rows: np.ndarray) -> Any:
         """Queues a step; its results, i32[most rows, RESULTS], are there when it has run."""

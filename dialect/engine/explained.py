@@ -8,7 +8,7 @@ from dialect.display.quantities import size
 from dialect.engine.building import Built
 from dialect.engine.drafting import drafts_told
 from dialect.engine.driver import Driver
-from dialect.engine.sizes import GROUP
+from dialect.engine.packing import GROUP
 from dialect.serving.policy import Policy
 
 
@@ -59,7 +59,7 @@ def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[
         f"{sizes.pages} pages of {sizes.page} tokens ({size(pools)} on {built.target.topology}), "
         f"{counted['pages_in_use']} in use; {sizes.rows} requests of up to {sizes.context} tokens "
         "run at a time",
-        f"every chip has its heads of all pages ({built.program.plan.label})",
+        f"{_owners(sizes.groups)} ({built.program.plan.label})",
         f"{counted['steps']} steps gave {counted['tokens']} tokens; {counted['failures']} failures,"
         f" {counted['preemptions']} preemptions",
         f"{counted['cached_pages']} of {counted['prompt_pages']} pages of prompts were there",
@@ -71,3 +71,9 @@ def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[
         lines.append(f"{step.text}  (keeps {step.keeps})")
         lines += [f"  {note}" for note in step.notes]
     return "\n".join(lines)
+
+
+def _owners(groups: int) -> str:
+    if groups == 1:
+        return "every chip has its heads of all pages"
+    return f"{groups} groups of chips have pages of their own, and the requests on these"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
@@ -23,6 +22,7 @@ TOKEN, SOURCE, POSITION = range(3)
 CHOICE = slice(3, 3 + sampling.COLUMNS)
 PAGES = CHOICE.stop
 NO_PAGE = -1
+GROUP = 16  # tokens of a prompt that read its pages together
 NOBODY = (0, -1, 0, *Choice().columns)  # but for its pages
 
 
@@ -38,9 +38,12 @@ class Packed:
     answering: dict[Request, int]
 
 
-def tokens_of(step: Step) -> int:
-    """The token rows that a step takes."""
-    return sum(row.count for row in step.rows)
+def tokens_of(step: Step, groups: int = 1) -> int:
+    """The token rows that a step takes, where every group of chips has as many as the fullest."""
+    counts = [0] * groups
+    for row in step.rows:
+        counts[row.request.group] += row.count
+    return groups * max(counts)
 
 
 def in_groups(step: Step, alone: int, rows: int, group: int) -> list[int] | None:
@@ -60,9 +63,14 @@ def in_groups(step: Step, alone: int, rows: int, group: int) -> list[int] | None
     return [starts[number] for number in range(len(step.rows))]
 
 
-def one_by_one(step: Step) -> list[int]:
-    """Where the tokens of every request begin in a step of rows that are alone."""
-    return list(accumulate((row.count for row in step.rows), initial=0))[:-1]
+def one_by_one(step: Step, rows: int, groups: int = 1) -> list[int]:
+    """Where the tokens of every request begin in a step of so many rows that are alone: those of a
+    group of chips in its part of them."""
+    free, starts = [rows // groups * group for group in range(groups)], []
+    for row in step.rows:
+        starts.append(free[row.request.group])
+        free[row.request.group] += row.count
+    return starts
 
 
 def packed(
@@ -72,11 +80,12 @@ def packed(
     width: int,
     sources: Mapping[Request, int],
     choices: Mapping[Request, Choice],
+    pages: Sequence[int] = (0,),
 ) -> Packed:
     """A step in an array of so many rows, each with the pages of a table of this width.
 
     starts: where the tokens of every request begin; sources: where the tokens are that the step
-    before gives.
+    before gives; pages: the first of every group of chips.
     """
     array = np.full((rows, PAGES + width), NO_PAGE, np.int32)
     array[:, :PAGES] = NOBODY
@@ -91,8 +100,9 @@ def packed(
             places.append(sources[row.request])
         positions += range(row.start, row.length)
         columns.append(choices[row.request].columns)
-        end = start + row.count
-        array[start:end, PAGES : PAGES + len(row.table)] = row.table
+        end, first = start + row.count, pages[row.request.group]
+        table = [page + first for page in row.table] if first else row.table
+        array[start:end, PAGES : PAGES + len(table)] = table
         at += range(start, end)
         if row.answers:
             answering[row.request] = end - 1 - len(row.drafts)

@@ -2,6 +2,9 @@
 
 token rows of a step: 2, .., rows / 4, rows, chunk    a closed set, each one executable
 
+Where chips own rows and the pages of these rows, they are groups: the first has the first of the
+rows of a step, and the first pages.
+
 Rows and chunk that are not given follow from the plan: a step with more rows reads the weights for
 more requests, until reading their caches or computing them takes longer than that.
 """
@@ -9,10 +12,11 @@ more requests, until reading their caches or computing them takes longer than th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dialect.engine.executables import MOST
+from dialect.engine.packing import GROUP
 from dialect.engine.step_seconds import Seconds
 from dialect.engine.token_rows import FEWEST
 from dialect.serving.policy import Policy, ServingError
@@ -23,8 +27,7 @@ _MORE = 4  # how much more tokens a step has for prompts, at most
 _SLOWER = 1.5  # with twice the rows: from then on requests gain little of one another
 _WAITS = 2.0  # times as long whoever is answered waits for a step with prompts
 _STEP = 4  # between the sizes of steps
-GROUP = 16  # tokens of a prompt that read its pages together
-_DECIDED = ("pages", "page", "rows", "chunk")  # of a policy
+_SHARED = ("pages", "rows", "chunk")  # of a policy: what every group has a part of
 _ROOMY = 0.9  # of the memory that the parameters leave
 
 
@@ -40,6 +43,8 @@ class Sizes:
     pages: int
     steps: int = MOST - 1
     why: str = ""  # rows and chunk are these
+    parts: int = 1  # into which rows and pages can be divided
+    groups: int = 1  # into which they are
 
     @staticmethod
     def of(
@@ -51,6 +56,7 @@ class Sizes:
         chunk: int | None = None,
         pages: int | None = None,
         steps: int = MOST - 1,
+        parts: int = 1,
     ) -> Sizes:
         """Those that were asked for, the others as they fit; `context` is that of whole pages,
         `room(context)` says how many tokens have room in memory, `seconds()` what a step of some
@@ -59,22 +65,35 @@ class Sizes:
         planned = None if rows and chunk else seconds()
         rows = max(FEWEST, rows or (_rows(planned) if planned else _ROWS))
         chunk = chunk or (_chunk(planned, rows) if planned else _MORE * rows)
+        rows, chunk = (-(-size // parts) * parts for size in (rows, max(rows, chunk)))
         most = rows * context // page
         pages = pages or min(most, int(_ROOMY * room(context) / page))
-        if pages * page < context:
+        pages = pages // parts * parts
+        why = _told(planned, rows, chunk) if planned else ""
+        return Sizes(context, page, rows, chunk, pages, steps, why, parts).in_groups(1)
+
+    def in_groups(self, count: int) -> Sizes:
+        """With so many groups. Raises ServingError where one has no room for the context."""
+        if self.pages // count * self.page < self.context:
+            whose = f"{self.pages // count} pages of {self.page} tokens"
             raise ServingError(
-                f"{pages} pages of {page} tokens are too few for a request of {context}",
+                f"{whose} are too few for a request of {self.context}",
                 hint="a smaller max_context, more max_pages, or more chips",
             )
-        why = _told(planned, rows, chunk) if planned else ""
-        return Sizes(context, page, rows, max(rows, chunk), pages, steps, why)
+        return replace(self, groups=count)
+
+    @property
+    def first_pages(self) -> list[int]:
+        """The first page of every group."""
+        return [self.pages // self.groups * group for group in range(self.groups)]
 
     @property
     def token_rows(self) -> list[int]:
         """The token rows of all steps, the largest first."""
         sizes = [self.chunk, self.rows] if self.chunk > self.rows else [self.rows]
-        while sizes[-1] > FEWEST and len(sizes) < self.steps:
-            sizes.append(max(FEWEST, sizes[-1] // _STEP))
+        fewest = max(FEWEST, self.parts)
+        while sizes[-1] > fewest and len(sizes) < self.steps:
+            sizes.append(max(fewest, sizes[-1] // _STEP // self.parts * self.parts))
         return sizes
 
     @property
@@ -86,7 +105,8 @@ class Sizes:
     def policy(self, chosen: Mapping[str, Any], **decided: Any) -> Policy:
         """How requests are scheduled, as chosen by a user and decided otherwise. Raises
         ServingError for what cannot be chosen."""
-        decided |= {name: getattr(self, name) for name in _DECIDED}
+        decided |= {name: getattr(self, name) // self.groups for name in _SHARED}
+        decided |= {"page": self.page, "groups": self.groups}
         known = {field.name for field in fields(Policy)} - {*decided}
         for name in chosen:
             if name not in known:

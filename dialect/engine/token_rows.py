@@ -95,9 +95,6 @@ class Decoder:
         if plan is not None:
             program, first = replace(program, plan=plan), first + 1
         staged = manager.run(program, passes[first:last], target)[0]
-        if staged.plan is not None and "pages" in staged.plan.split("cache"):
-            hint = "leave groups out of paged"
-            raise ServingError("an engine gives a row any page, not those of a group", hint=hint)
         on_pools = pooled(staged, pages)
         if together:
             on_pools = on_pools.with_graph(sharing(on_pools.graph, *together))
