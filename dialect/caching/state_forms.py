@@ -29,6 +29,7 @@ class Change:
     outward: Callable[..., Value]
 
 
+_SAME = Change(lambda value: (value,), lambda value: value)
 Forms = Mapping[int, tuple[Value, Value]]
 
 
@@ -108,16 +109,24 @@ def keep_in(
         }
         if not chosen:
             return program, left_alone
+        beside = {i: _SAME for i in forms if leaders[i] == i and _is_beside(forms, i, chosen)}
         fresh = {
             number: tuple(new_input(value.type) for value in change.inward(forms[number][0]))
-            for number, change in chosen.items()
+            for number, change in (chosen | beside).items()
         }
-        inside = normal_form(_inside(program, forms, chosen, fresh), rules=rules)
-        number = {value: i for i, values in fresh.items() for value in values}
+        inside = normal_form(_inside(program, forms, chosen | beside, fresh), rules=rules)
+        number = {value: i for i in chosen for value in fresh[i]}
         still_read = _still_read(inside, word, readers, number) if word else {}
         if not still_read:
-            return _restored(program, forms, chosen, fresh, inside), left_alone
+            return _restored(program, forms, chosen | beside, fresh, inside), left_alone
         left_alone |= {i: still_read[leaders[i]] for i in changes if leaders[i] in still_read}
+
+
+def _is_beside(forms: Forms, number: int, chosen: Container[int]) -> bool:
+    """Whether a state keeps its form, and an op that changes it changes a chosen one too."""
+    op = forms[number][0].op
+    others = (i for i, (entering, _) in forms.items() if entering.op is op)
+    return len(op.types) > 1 and number not in chosen and any(i in chosen for i in others)
 
 
 def _leader(forms: Forms, number: int) -> int:
