@@ -116,6 +116,18 @@ def test_a_window_of_block_sparse_is_a_ring_too(mesh: str) -> None:
     assert any(",7," in kind for kind in kept(sharded.program(*args)))
 
 
+@pytest.mark.parametrize("starts", ["shared", "own"])
+def test_a_ring_is_kept_in_int8_and_in_another_order_too(starts: str) -> None:
+    """Passes that change the form of a cache change that of its ring."""
+    step, args = decoders.decoder("lglg", starts), decoders.arguments("lglg", starts)
+    later = "roll, carry_cache, ring, cache_layout, quantize{cache=int8}"
+    sharded = auto_shard(step, "cpu:8", pipeline=f"{FOUND}, {later}, {STAGED}")
+    packed, state = sharded.prepare(*args), sharded.adapt(args[1])
+    logits, _ = sharded(packed, state, args[2])
+    assert_close(logits, jax.jit(step)(*args)[0], atol=0.05)
+    assert {"i8[2,2,2,3,4]", "bf16[2,2,2,3]", "i8[2,2,2,8,4]"} <= set(kept(sharded.program(*args)))
+
+
 def test_rows_of_a_server_are_rings() -> None:
     config = llama.CONFIGS["toy"]
     rows = per_row(

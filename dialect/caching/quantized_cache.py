@@ -62,7 +62,7 @@ def with_quantized_cache(program: Program, form: str) -> tuple[Program, list[str
     changed, left = keep_in(program, changes, RULES, "dequantize", forms=forms)
     changes = {number: change for number, change in changes.items() if number not in left}
     alone |= left
-    return changed, _notes(program, changes, alone, form)
+    return changed, _notes(program, forms, changes, alone, form)
 
 
 def _place_of_head(axes: Axes, value: Value) -> int | str:
@@ -88,14 +88,14 @@ def _dequantized(q: Value, scale: Value, *, axes: tuple[int, ...], dtype: str) -
 
 
 def _notes(
-    program: Program, changes: dict[int, Change], alone: dict[int, str], form: str
+    program: Program, forms: Forms, changes: dict[int, Change], alone: dict[int, str], form: str
 ) -> list[str]:
-    notes, forms = [], stacked_forms(program)
+    notes = []
     for number, change in changes.items():
         value, name = forms[number][0], program.inputs[number].name
-        sharing = [*forms.values()].count(forms[number])
-        kept = sum(part.type.bytes for part in change.inward(value)) // sharing
-        notes.append(f"{name} kept in {form}: {value.type.bytes // sharing:,} bytes -> {kept:,}")
+        share = sum(other == forms[number] for other in forms.values())
+        kept = sum(part.type.bytes for part in change.inward(value)) // share
+        notes.append(f"{name} kept in {form}: {value.type.bytes // share:,} bytes -> {kept:,}")
     return notes + [
         Remark(reason, program.inputs[number].name, LEFT_ALONE)
         for number, reason in sorted(alone.items())
