@@ -117,10 +117,10 @@ def test_a_window_of_block_sparse_is_a_ring_too(mesh: str) -> None:
 
 
 @pytest.mark.parametrize("starts", ["shared", "own"])
-def test_a_ring_is_kept_in_int8_and_in_another_order_too(starts: str) -> None:
-    """Passes that change the form of a cache change that of its ring."""
+def test_a_ring_is_kept_in_int8_too(starts: str) -> None:
+    """What changes the form of a cache behind `ring` changes that of the ring."""
     step, args = decoders.decoder("lglg", starts), decoders.arguments("lglg", starts)
-    later = "roll, carry_cache, ring, cache_layout, quantize{cache=int8}"
+    later = f"{LOOP}, quantize{{cache=int8}}"
     sharded = auto_shard(step, "cpu:8", pipeline=f"{FOUND}, {later}, {STAGED}")
     packed, state = sharded.prepare(*args), sharded.adapt(args[1])
     logits, _ = sharded(packed, state, args[2])

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from dialect.arrays.dtypes import is_float
 from dialect.caching.commute import Form, rule, rules
 from dialect.caching.narrow_cache import NARROW
-from dialect.caching.state_forms import Change, keep_in, stacked_forms, undoes
+from dialect.caching.state_forms import Change, Forms, keep_in, stacked_forms, undoes
 from dialect.caching.transposed_cache import TRANSPOSED
 from dialect.naming.axes import Axes, infer_axes
 from dialect.ops.attend import names_of, pairs_of
