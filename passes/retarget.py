@@ -29,7 +29,7 @@ from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Opaque, Origin, Value, attrs_of, new_input
 from rewrite.opdef import build, make, substitute, with_args
 from rewrite.passbase import Pass
-from rewrite.program import Layout, Program
+from rewrite.program import NOT_DONE, Layout, Program, Remark
 from rewrite.target import Target
 
 # Ops that move their arguments and compute nothing, and whether the sharding is a type, which says
@@ -77,19 +77,17 @@ class _Fitting:
     mesh: dict[str, int]
     keeps: bool
     layouts: dict[int, Layout] = field(default_factory=dict)
-    notes: dict[str, list[Origin]] = field(default_factory=dict)
+    notes: dict[tuple[str, str], list[Origin]] = field(default_factory=dict)
 
-    def note(self, text: str, op: Op) -> None:
-        self.notes.setdefault(text, []).append(op.origin)
+    def note(self, text: str, op: Op, kind: str = "") -> None:
+        self.notes.setdefault((text, kind), []).append(op.origin)
 
-    def lines(self) -> list[str]:
+    def lines(self) -> Iterator[Remark]:
         """Each note once, with its count and first source line."""
-        lines = []
-        for text, origins in self.notes.items():
+        for (text, kind), origins in self.notes.items():
             source = next((origin.source for origin in origins if origin.source), "")
             first = f", first at {source}" if source else ""
-            lines.append(f"{text} ({len(origins)} times{first})")
-        return lines
+            yield Remark(f"{text} ({len(origins)} times{first})", kind=kind)
 
     def graph(self, graph: Graph, places: dict[Value, _Place]) -> Graph:
         """The graph for the mesh; `places` are inputs of the program, and their updated values."""
@@ -184,6 +182,7 @@ class _Fitting:
                 f"left a shard_map over {over} as it is, which compiles for its own mesh only: it "
                 f"cannot be written out ({reason}); trace it under a mesh with the target's axes",
                 op,
+                NOT_DONE,
             )
             return op.results
         self.note(f"wrote out a shard_map over {over}, all its blocks at once", op)

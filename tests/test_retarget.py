@@ -17,6 +17,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dialect.machine.mesh import TargetError
+from dialect.reports.op_cost import flops
 from rewrite import Pipeline, Program, auto_shard, compile, trace
 from rewrite.ir import Graph, new_input
 from rewrite.opdef import build, with_args
@@ -536,6 +537,18 @@ def test_what_cannot_be_written_out_stays_and_says_what_to_do(body: Step) -> Non
     assert "left a shard_map over tp=8 as it is, which compiles for its own mesh only" in note
     assert "trace it under a mesh with the target's axes" in note
     np.testing.assert_allclose(program(W, X), jax.jit(function)(X), atol=1e-5)
+    with pytest.raises(TargetError) as caught:
+        auto_shard(lambda w, x: function(x), "v5e:2x4", state=()).lower(W, X)
+    assert "retarget: left a shard_map over tp=8" in caught.value.hint
+
+
+def test_the_cost_of_a_function_of_blocks_is_that_of_all_blocks() -> None:
+    """Counted on one block: `ragged_dot` and others have no rule for a batch of blocks."""
+    inside = jax.shard_map(jnp.dot, mesh=SAME, in_specs=(P("x"), P()), out_specs=P("x"))
+    (op,) = (op for op, _ in retargeted(lambda w, x: inside(x, w)).graph.walk() if op.results)
+    rows, columns = op.args[0].type.shape, op.types[0].shape[1]
+    ways = 8 // 2  # the rows are split in two, and every half is multiplied on four chips
+    assert flops(op) == 2 * rows[0] * rows[1] * columns * ways
 
 
 # Kernels.

@@ -25,7 +25,7 @@ from dialect.machine.caller import apart
 from dialect.machine.mesh import TargetError, is_here
 from dialect.ops.sharding import laid_out, lowering_on, named_sharding
 from rewrite.ir import Graph, bits
-from rewrite.program import Input, Program
+from rewrite.program import NOT_DONE, Input, Program
 
 ARGUMENT_GROUPS = ("param", "state", "scalar", "arg")  # the arguments of a compiled step
 # Ops that may bind the user's code to specific devices.
@@ -55,7 +55,8 @@ class Compilable:
             raise TargetError(
                 f"cannot be lowered for {self.mesh}: it contains {', '.join(bound)}, "
                 f"which may be bound to other devices: {error}",
-                hint="put `retarget` first in the pipeline, and read its notes (step.explain)",
+                hint="; ".join(self.program.remarks_of(NOT_DONE))
+                or "put `retarget` first in the pipeline, and read its notes (step.explain)",
             ) from error
 
     @property

@@ -60,6 +60,9 @@ def flops(op: Op) -> int:
         return trips(op) * (max if op.name == "cond" else sum)(parts)
     if opdef.traits(op).moves:
         return 0
+    body = op.get("body")
+    if body is not None and isinstance(body.payload, Graph):  # that every chip runs
+        return math.prod(size for _, size in op["axes"]) * sum(map(flops, body.payload.ops))
     summed = _summed(op)
     if summed is not None:
         return 2 * op.types[0].size * summed
