@@ -366,7 +366,7 @@ def test_arguments_are_not_trained(capsys: Captured) -> None:
 
 def test_text_that_cannot_be_read(tmp_path: Path, capsys: Captured) -> None:
     assert main((*written(tmp_path), "--text", str(tmp_path / "nowhere"))) == 1
-    assert "the text of" in capsys.readouterr().err
+    assert "cannot read the text " in capsys.readouterr().err
 
 
 def test_configurations_of_other_vocabularies(tmp_path: Path, capsys: Captured) -> None:

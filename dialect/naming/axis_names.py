@@ -85,7 +85,7 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
     elif op.name in ("rings", "unwound"):
         arrays = zip((*op.args[:-1], *op.results[:-1]), op["axes"] * 2)
         _call([axes.at(value)[axis] for value, axis in arrays], "context", 85, op)
-    elif op.name in ("rms_norm", "layer_norm"):
+    elif op.name in ("rms_norm", "layer_norm") and not _is_gated(op.args[0]):
         # What is normalised as it comes from a product is no residual stream, unless others say so.
         name, priority = ("latent", 12) if _is_product(op.args[0]) else ("d_model", 30)
         _call(axes.at(op.results[0])[-1:], name, priority, op)
@@ -104,6 +104,13 @@ def _is_product(value: Value) -> bool:
     """Whether a value is a product, rounded or not."""
     known = traits(unrounded(value).op)
     return known.sums and known.linear == "each"
+
+
+def _is_gated(value: Value) -> bool:
+    """Whether a value is one activation times another, element by element: within a block."""
+    op = unrounded(value).op
+    is_each = traits(op).linear == "each" and not traits(op).sums
+    return is_each and all(arg.type.shape == value.type.shape for arg in op.args)
 
 
 def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
