@@ -235,3 +235,30 @@ def test_heads_that_read_latents_are_no_experts() -> None:
     assert named["params/query"] == "d_model heads _"
     assert named["params/keys"] == "heads _ _"
     assert named["params/out"] == "heads _ d_model"
+
+
+def test_what_is_normalised_behind_its_gate_is_no_residual_stream() -> None:
+    """As Mamba 2 normalises: its heads were called d_model, and its state gathered."""
+
+    def rms(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * weight
+
+    def step(params: Any, state: jax.Array, tokens: jax.Array) -> Any:
+        x = params["embedding"][tokens]
+        y = rms(x, params["norm"])
+        gate, value = jax.nn.silu(y @ params["z"]), y @ params["v"]
+        state = 0.9 * state + value.reshape(-1, 4, 6)
+        inner = rms(gate * state.reshape(-1, 24), params["inner"])
+        x = rms(x + inner @ params["out"], params["norm"])
+        return x @ params["embedding"].T, state
+
+    shapes = {"embedding": (32, 16), "norm": (16,), "inner": (24,)}
+    shapes |= {"z": (16, 24), "v": (16, 24), "out": (24, 16)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    program = rewrite.trace(step, params, jnp.ones((2, 4, 6)), jnp.zeros(2, jnp.int32))
+    program = Pipeline.parse("normalize, recognize").run(program)
+    axes, inputs = infer_axes(program), zip(program.inputs, program.graph.inputs)
+    shown = {input_.name: axes.show(value) for input_, value in inputs}
+    assert shown["state"] == "batch d_ff d_ff"
+    assert shown["params/inner"] == "d_ff" and shown["params/out"] == "d_ff d_model"
+    assert shown["params/norm"] == "d_model"

@@ -109,8 +109,7 @@ def _is_product(value: Value) -> bool:
 def _is_gated(value: Value) -> bool:
     """Whether a value is one activation times another, element by element: within a block."""
     op = unrounded(value).op
-    is_each = traits(op).linear == "each" and not traits(op).sums
-    return is_each and all(arg.type.shape == value.type.shape for arg in op.args)
+    return op.name in ("gate", "mul") and all(x.type.shape == value.type.shape for x in op.args)
 
 
 def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
