@@ -117,6 +117,11 @@ def normal(random: np.random.Generator, *shape: int, dtype: Any = "float32") -> 
     return jnp.asarray(random.standard_normal(shape), dtype)
 
 
+def at_once(function: Any, *args: Any) -> Any:
+    """A function or a program on arrays, compiled whole: op by op, XLA would compile every op."""
+    return jax.jit(lambda *given: function(*given))(*args)
+
+
 def run(function: Any, *args: Any) -> Any:
     """A function, a program or a graph on arrays, in NumPy: no code of XLA's runs.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -56,6 +56,16 @@ def chain(table: jax.Array, sampling: Sampling, count: int) -> tuple[jax.Array, 
     return jnp.stack(tokens[1:], axis=1), jnp.stack(given, axis=1)
 
 
+@cache
+def chains(name: str) -> tuple[Sampling, jax.Array, jax.Array, jax.Array]:
+    """(the options of a name, two drafts of every row, their distributions, tokens without)."""
+    keys = [jax.random.split(jax.random.key(seed), ROWS) for seed in range(3)]
+    sampling = options_of(name, keys[0])
+    drafts, given = chain(DRAFT, sampling._replace(key=keys[1]), 2)
+    plain, _ = chain(TARGET, sampling._replace(key=keys[2]), 2)
+    return sampling, drafts, given, plain
+
+
 def finished(table: jax.Array, accepted: Any, sampling: Sampling) -> np.ndarray:
     """Two tokens of every row: those behind the accepted ones are drawn one by one."""
     first, second = accepted.chosen.tokens[:, 0], accepted.chosen.tokens[:, 1]
@@ -69,9 +79,7 @@ def finished(table: jax.Array, accepted: Any, sampling: Sampling) -> np.ndarray:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_accepted_tokens_are_of_the_targets_distribution(name: str, certain: bool) -> None:
     """Chi-square, of pairs of tokens: with drafts, and drawn one by one."""
-    keys = [jax.random.split(jax.random.key(seed), ROWS) for seed in range(4)]
-    sampling = options_of(name, keys[0])
-    drafts, given = chain(DRAFT, sampling._replace(key=keys[1]), 2)
+    sampling, drafts, given, plain = chains(name)
     lengths = jnp.arange(ROWS) % 3
     before = jnp.pad(drafts, ((0, 0), (1, 0)))
     accepted = jax.jit(accept)(
@@ -79,7 +87,6 @@ def test_accepted_tokens_are_of_the_targets_distribution(name: str, certain: boo
     )
     assert (accepted.count <= lengths + 1).all()
     ours = finished(TARGET, accepted, sampling)
-    plain, _ = chain(TARGET, sampling._replace(key=keys[2]), 2)
     others = np.asarray(plain[:, 0] * VOCAB + plain[:, 1])
     counts = np.stack([np.bincount(each, minlength=VOCAB**2) for each in (ours, others)])
     counts = counts[:, counts.any(axis=0)]

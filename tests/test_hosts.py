@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_xla import QUICK
 
 from dialect.engine import hosts
 from dialect.engine.hosts import Hosts
@@ -39,7 +40,7 @@ cache, tokens = init_cache(8, 16), jax.numpy.arange(8)
 sharded = auto_shard(step, "cpu:8")
 sharded.prepare(params, cache, tokens).save(folder)
 logits, _ = sharded(sharded.load(folder, params, cache, tokens), cache, tokens)
-wanted, _ = step(params, init_cache(8, 16), tokens)
+wanted, _ = jax.jit(step)(params, init_cache(8, 16), tokens)
 told.append(max(float(abs(x.data - wanted[x.index]).max()) for x in logits.addressable_shards))
 sizes = {"max_context": 64, "rows": 4, "chunk": 4, "draft": "ngram", "draft_length": 2}
 with Engine(step, params, init_cache, "cpu:8", **sizes) as engine:
@@ -74,7 +75,7 @@ def told(folder: Path) -> list[list[Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=4 {QUICK}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     files = [folder / "first.json", folder / "second.json"]
     running = [

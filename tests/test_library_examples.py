@@ -114,7 +114,8 @@ def test_several_hosts() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    params, one = llama.init_params(TOY, jax.random.key(0)), partial(llama.decode_step, TOY)
+    params = llama.init_params(TOY, jax.random.key(0))
+    one = jax.jit(partial(llama.decode_step, TOY))
     expected = []
     for prompt in ([1, 2, 3], [4, 5]):
         cache, tokens = llama.init_cache(TOY, 1, 64), list(prompt)

@@ -25,7 +25,7 @@ from rewrite.ir import Graph, Symbol, Type, new_input
 from rewrite.opdef import make
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program
 from tests import integer_cache
-from tests.kit import assert_close, graph_of
+from tests.kit import assert_close, at_once, graph_of
 
 PASSES = "retarget, normalize, recognize, roll, carry_cache, paged{page=8}"
 GROUPS = [("cpu:8", "batch"), ("cpu:8", "heads")]  # heads of rows, on some chips
@@ -67,7 +67,7 @@ def test_rows_in_pages_compute_what_they_did(model: ModuleType) -> None:
         "cache/k kept in 32 pages of 8 places for each of 3 layers",
         "cache/v kept in 32 pages of 8 places for each of 3 layers",
     ]
-    assert_close(program(*args), step(*args), atol=1e-4)
+    assert_close(at_once(program, *args), at_once(step, *args), atol=1e-4)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
@@ -83,7 +83,7 @@ def test_layers_that_keep_caches_of_their_own_share_pools(kv_heads: int) -> None
     program = Pipeline.parse(PASSES).run(trace(step, *args))
     put = next(op for op, _ in program.graph.walk() if op.name == "page_put")
     assert put.types[0].shape == (3 * 32, *[2] * (kv_heads - 1), 8, 8)
-    assert_close(program(*args), step(*args), atol=1e-4)
+    assert_close(at_once(program, *args), at_once(step, *args), atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [llama, palm, gpt])
@@ -94,7 +94,7 @@ def test_a_position_that_all_rows_share_is_written_in_pages_too(model: ModuleTyp
     step = partial(model.decode_step, config)
     program = Pipeline.parse(PASSES).run(trace(step, *args))
     assert "page_put" in [op.name for op, _ in program.graph.walk()]
-    assert_close(program(*args), step(*args), atol=1e-4)
+    assert_close(at_once(program, *args), at_once(step, *args), atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [llama, palm])
@@ -148,7 +148,7 @@ def test_chunks_of_prompts_are_written_at_any_place(length: int, quantize: str) 
         if not number:
             step = Pipeline.parse(first).run(trace(one, *given))
         logits, state = step(*given)
-    assert_close(program(*args)[0], logits, atol=0.05 if quantize else 1e-4)
+    assert_close(at_once(program, *args)[0], logits, atol=0.05 if quantize else 1e-4)
 
 
 INTEGERS = {"w8": "weights=int8, cache=int8", "w8a8": "weights=int8, activations=int8, cache=int8"}
@@ -165,7 +165,7 @@ def test_integers_and_their_scales_lie_in_pages(model: ModuleType, form: str) ->
     put = [op.types[0] for op, _ in program.graph.walk() if op.name == "page_put"]
     assert sorted({type_.dtype for type_ in put}) == ["bf16", "i8"]
     plain = Pipeline.parse(first.removesuffix(", paged{page=8}")).run(trace(step, *args))
-    (logits, state), wanted = program(*args), plain(*args)
+    (logits, state), wanted = at_once(program, *args), at_once(plain, *args)
     # Where activations are rounded, a bit of a sum can be a step of theirs.
     assert_close(logits, wanted[0], atol=1e-4 if form == "w8" else 0.05)
     if form == "w8":
@@ -200,7 +200,7 @@ def test_layers_with_integers_of_their_own_share_pools() -> None:
     put = {str(op.types[0]) for op, _ in program.graph.walk() if op.name == "page_put"}
     assert put == {"i8[96,8,8]", "bf16[96,8]"}
     plain = Pipeline.parse(first.removesuffix(", paged{page=8}")).run(trace(step, *args))
-    assert_close(program(*args), plain(*args), atol=1e-4)
+    assert_close(at_once(program, *args), at_once(plain, *args), atol=1e-4)
 
 
 @pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
@@ -214,7 +214,7 @@ def test_integers_that_a_decoder_keeps_itself_lie_in_pages(mesh: str) -> None:
     assert "dequantize" not in [op.name for op, _ in program.graph.walk()]
     sharded = auto_shard(step, mesh, pipeline=passes(""))
     packed, state = sharded.prepare(*args), sharded.adapt(cache)
-    wanted = step(*args)
+    wanted = at_once(step, *args)
     for _ in range(3):
         logits, state = sharded(packed, state, args[2])
     for _ in range(2):
