@@ -9,7 +9,7 @@ size, and told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,11 +103,8 @@ class Plan(Pass):
             stored = both.decode.partitioning
             notes.append(both.note())
         search = partial(best_plans, planned, topology, mesh, *asked, stored=stored)
-        declared = tuple(declared_shardings(program, axes))
-        moved = partial(resharded_bytes, axes=axes, declared=declared)
-        best = search(max(1, self.refine), moved=moved if declared else None)
-        if declared:
-            notes += _beside_declared(best[0], search()[0], moved(best[0]))
+        best, beside = _agreeing(search, max(1, self.refine), program, axes)
+        notes += beside
         plans = [with_fallback_layouts(chosen_plan, shape, axes) for chosen_plan in best]
         if self.refine:
             tried = list(refined(program, plans, topology, mesh, partial(_lowered, target)))
@@ -123,6 +120,19 @@ class Plan(Pass):
 
 
 _OWN = "the program's own shardings"
+
+
+def _agreeing(
+    search: Callable[..., list[Chosen]], count: int, program: Program, axes: Axes
+) -> tuple[list[Chosen], list[str | Remark]]:
+    """The best plans that agree with the shardings that the program declares, and what there is to
+    say of these."""
+    declared = tuple(declared_shardings(program, axes))
+    if not declared:
+        return search(count), []
+    moved = partial(resharded_bytes, axes=axes, declared=declared)
+    best = search(count, moved=moved)
+    return best, [*_beside_declared(best[0], search()[0], moved(best[0]))]
 
 
 def _beside_declared(best: Chosen, free: Chosen, moved: int) -> Iterator[str | Remark]:

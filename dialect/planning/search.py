@@ -278,8 +278,9 @@ def best_plans(
     if not allowed:
         raise _impossible(topology, mesh, missing)
     if moved is not None:
-        bytes_ = [moved(_grouped(candidate, topology, mesh)) for candidate in allowed]
-        allowed = [each for each, count_ in zip(allowed, bytes_) if count_ == min(bytes_)]
+        bytes_ = {candidate: moved(_grouped(candidate, topology, mesh)) for candidate in allowed}
+        least = min(bytes_.values())
+        allowed = [candidate for candidate in allowed if bytes_[candidate] == least]
     rejected = [Alternative(label, None, _reason(error)) for label, error in missing.items()]
     ranked = best_first(allowed)
     best_of_kind = {candidate.kind: candidate for candidate in reversed(ranked)}
