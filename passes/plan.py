@@ -112,9 +112,8 @@ class Plan(Pass):
             notes += map(str, tried)
         if shape.is_costed and not any(asked) and stored is None:
             notes.append(_behind_the_optimum(plans[0]))
-        plan = plans[0]
-        if program.requested("pages") == "groups":
-            plan = plan.with_pages()
+        in_groups = program.requested("pages") == "groups"
+        plan = plans[0].with_pages() if in_groups else plans[0]
         notes += _whole_pages(program, plan)
         return plan, (*notes, *_unplanned(program, axes, plan))
 

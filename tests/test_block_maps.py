@@ -16,6 +16,7 @@ from dialect.user.block_map import read_block_map
 from rewrite import auto_shard
 from rewrite.errors import TextError
 from rewrite.program import NOT_DONE
+from tests import masked_layer
 from tests.kit import assert_close, run, traced_after
 
 B, T, G, J, K, S, CELL = 4, 8, 2, 3, 16, 48, 6
@@ -118,33 +119,19 @@ def test_a_file_that_is_not_there_is_refused() -> None:
 
 # Decoders.
 
-CONTEXT = 64
 BIGBIRD = np.eye(8, dtype=bool) | np.eye(8, k=-1, dtype=bool) | (np.arange(8) == 0)
 BIGBIRD[6, 2] = True
 
 
 def layer(cells: np.ndarray | None) -> Any:
-    """One layer of attention from x: [B, n, 16] on, whose mask is a map by its own or not."""
-
-    def step(w: Any, cache: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        at, (q, k, v) = cache["position"], (jnp.einsum("btd,dhk->bthk", x, each) for each in w)
-        keys = jax.lax.dynamic_update_slice(cache["k"], k, (0, at, 0, 0))
-        values = jax.lax.dynamic_update_slice(cache["v"], v, (0, at, 0, 0))
-        place, last = jnp.arange(CONTEXT), at + jnp.arange(x.shape[1])[:, None]
-        mask = place <= last
-        if cells is not None:
-            mask &= jnp.asarray(cells)[last // 8, place // 8]
-        logits = jnp.where(mask, jnp.einsum("bthk,bshk->bhts", q, keys), -jnp.inf)
-        mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), values)
-        return mixed, {"k": keys, "v": values, "position": at + x.shape[1]}
-
-    return step
+    """A layer whose mask is a map by its own or not."""
+    if cells is None:
+        return masked_layer.layer()
+    return masked_layer.layer(lambda last, place: jnp.asarray(cells)[last // 8, place // 8])
 
 
 def arguments(queries: int, position: int) -> tuple[Any, ...]:
-    cache: dict[str, Any] = {name: drawn(8, CONTEXT, 8, 4) for name in "kv"}
-    cache["position"] = jnp.int32(position)
-    return [drawn(16, 8, 4) for _ in "qkv"], cache, drawn(8, queries, 16)
+    return masked_layer.layer_arguments(drawn, queries, position)
 
 
 @pytest.fixture

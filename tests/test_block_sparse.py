@@ -16,12 +16,14 @@ from examples import llama
 from rewrite import auto_shard, per_row
 from rewrite.errors import PipelineError
 from rewrite.program import NOT_DONE, NOTHING_DONE, Program
+from tests import masked_layer
 from tests.kit import assert_close, run, traced_after
+from tests.masked_layer import CONTEXT
 
 B, T, G, J, K, S = 4, 8, 2, 3, 16, 48
 RANDOM = np.random.default_rng(0)
 CONFIG = llama.CONFIGS["toy"]
-CONTEXT, WINDOW, SINKS = 64, 7, 3
+WINDOW, SINKS = 7, 3
 FOUND = "normalize, recognize, carry_cache"
 NARROW = f"block_sparse{{window={WINDOW}, sinks={SINKS}}}"
 
@@ -77,27 +79,16 @@ def test_a_window_needs_the_last_position() -> None:
 
 
 def layer(narrow: bool) -> Any:
-    """One layer of attention from x: [B, n, 16] on, whose mask is narrow by its own or not."""
+    """A layer whose mask is narrow by its own or not."""
+    return masked_layer.layer(_narrow if narrow else None)
 
-    def step(w: Any, cache: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        at, (q, k, v) = cache["position"], (jnp.einsum("btd,dhk->bthk", x, each) for each in w)
-        keys = jax.lax.dynamic_update_slice(cache["k"], k, (0, at, 0, 0))
-        values = jax.lax.dynamic_update_slice(cache["v"], v, (0, at, 0, 0))
-        place, last = jnp.arange(CONTEXT), at + jnp.arange(x.shape[1])[:, None]
-        mask = place <= last
-        if narrow:
-            mask &= (place > last - WINDOW) | (place < SINKS)
-        logits = jnp.where(mask, jnp.einsum("bthk,bshk->bhts", q, keys), -jnp.inf)
-        mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), values)
-        return mixed, {"k": keys, "v": values, "position": at + x.shape[1]}
 
-    return step
+def _narrow(last: jax.Array, place: jax.Array) -> jax.Array:
+    return (place > last - WINDOW) | (place < SINKS)
 
 
 def layer_arguments(queries: int, position: int) -> tuple[Any, ...]:
-    cache: dict[str, Any] = {name: drawn(8, CONTEXT, 8, 4) for name in "kv"}
-    cache["position"] = jnp.int32(position)
-    return [drawn(16, 8, 4) for _ in "qkv"], cache, drawn(8, queries, 16)
+    return masked_layer.layer_arguments(drawn, queries, position)
 
 
 @pytest.mark.parametrize(("queries", "position"), [(1, 1), (1, 9), (1, 40), (32, 0), (32, 20)])
