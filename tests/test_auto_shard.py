@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.machine import mesh
+from dialect.machine.mesh import TargetError
 from examples import gpt, llama, palm
 from rewrite import Pipeline, ShardwrightError, Target, auto_shard
 from tests.kit import arrays_of, step_of, traced_step
@@ -223,6 +225,18 @@ def test_shapes_are_enough_to_look_and_to_compile():
     assert "CHOSEN" in step.details(*shapes)
     compiled = step.lower(*shapes).compile()
     assert compiled.memory_analysis().alias_size_in_bytes > 0
+
+
+def test_a_machine_that_is_not_here_is_planned_for_without_its_compiler(monkeypatch):
+    monkeypatch.setattr(mesh, "prepare_libtpu", lambda: pytest.fail("libtpu is asked for"))
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    shapes = {"w": jax.ShapeDtypeStruct((8, 8), "float32")}, jax.ShapeDtypeStruct((4, 8), "float32")
+    for name, told in (("v5e:2x4", "there are no 8 TPU v5 lite here"), ("h100:8", "h100:8 needs")):
+        step = auto_shard(lambda params, x: x @ params["w"], name)
+        assert step.explain(*shapes).startswith(f"lambda for {name}: 8 chips, mesh x=2 y=4")
+        assert step.plan(*shapes).target == name
+        with pytest.raises(TargetError, match=told):
+            step.prepare(*shapes)
 
 
 def test_a_named_tuple_cache_goes_through_unchanged():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -198,6 +200,16 @@ def test_keys_of_static_values_are_their_contents() -> None:
 def test_a_text_among_arrays_is_named() -> None:
     with pytest.raises(ShardwrightError, match="params/kind is 'gelu', among arrays"):
         trace(step, {"w": W, "kind": "gelu"}, CACHE, X)
+
+
+def test_the_line_of_an_error_is_none_of_the_standard_library() -> None:
+    def step(params: Any, tokens: Any) -> Any:
+        return tokens @ params["w"], json.dumps(tokens)
+
+    with pytest.raises(ShardwrightError, match="is not JSON serializable") as error:
+        trace(step, PARAMS, X)
+    line = inspect.getsourcelines(step)[1] + 1
+    assert error.value.where == f"{__file__}:{line} (step)"
 
 
 def test_what_is_asked_without_arguments_is_of_the_last_call() -> None:

@@ -251,6 +251,19 @@ def test_meshes_that_a_step_cannot_be_traced_under(step: Any, args: Any) -> None
         inside(*args)
 
 
+def test_a_jit_of_other_devices_names_those_of_the_step(step: Any, args: Any) -> None:
+    """It is JAX that refuses it, outside of the step: what it prints is the name of a function."""
+
+    def lowered(mesh: jax.sharding.Mesh) -> Any:
+        there = NamedSharding(mesh, PartitionSpec())
+        run = jax.jit(lambda *given: step(*given)[0], in_shardings=(None, None, there))
+        return run.lower(*args)
+
+    assert lowered(step.mesh).out_info.shape == (8, CONFIG.vocab)
+    with pytest.raises(ValueError, match="on_all_devices_of_the_step"):
+        lowered(jax.make_mesh((4,), ("q",), devices=jax.devices()[:4]))
+
+
 def test_a_state_on_another_grid_is_refused_inside_a_jit(args: Any) -> None:
     params, cache, tokens = args
     with jax.set_mesh(mesh_of("explicit, another grid")):

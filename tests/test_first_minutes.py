@@ -203,7 +203,7 @@ def test_a_wrong_command_line(
         (("--pipeline", "empty.pipeline"), "found the end", "at: empty.pipeline:1"),
         (("--target", "v5e"), "'v5e' does not say how many chips", "did you mean v5e-8"),
         (("--target", "v5e:2x3"), "'v5e:2x3' is no slice of v5e", "did you mean v5e:2x4"),
-        (("--target", "cuda:1"), "does not say which kind of GPU", "one of a100:8, h100:8"),
+        (("--target", "cuda:1"), "takes GPUs that are attached", "name their kind: h100:1"),
         (("--target", "no.machine:8"), "cannot read the machine 'no.machine': No such file", ""),
         (("--params", "modle"), "params='modle' is no argument", "did you mean model"),
         (("--batch", "4"), "--batch is for a --config", "--shape says how large each argument is"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
 import functools
 import inspect
 import re
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs import framework  # noqa: F401  (define the ops)
-from dialect.jaxprs.jaxpr import constant, trace_graph
+from dialect.jaxprs.jaxpr import constant, is_users, trace_graph
 from dialect.normal.normal_form import normal_form
 from dialect.ops import control  # noqa: F401  (define the ops)
 from rewrite.errors import TraceError
@@ -411,6 +413,17 @@ def test_every_op_names_the_users_line() -> None:
     for op in imported(function, X).ops:
         if op.name != "const":
             assert op.origin.source.startswith(f"{__file__}:{line} ")
+
+
+def test_an_op_that_the_standard_library_calls_names_the_users_line() -> None:
+    def function(x: jax.Array) -> jax.Array:
+        return colorsys.rgb_to_yiq(x, x, x)[0]  # 0.30 x + 0.59 x + 0.11 x, computed there
+
+    line = inspect.getsourcelines(function)[1] + 1
+    assert is_users(f"{sysconfig.get_path('purelib')}/flax/linen/linear.py")
+    assert not is_users(f"{sysconfig.get_path('stdlib')}/statistics.py")
+    for op in imported(function, X).ops:
+        assert op.name == "const" or op.origin.source.startswith(f"{__file__}:{line} ")
 
 
 def test_ops_of_a_region_name_the_users_line() -> None:

@@ -318,7 +318,7 @@ def test_gpus_that_are_not_attached_can_be_planned_for(monkeypatch: pytest.Monke
         devices(Topology.parse("h100:8"))
     wanted = "h100:8 needs 8 of NVIDIA H100 80GB HBM3, 0 are attached"
     assert caught.value.message == wanted
-    assert caught.value.hint.endswith('a mesh of 8 CPU devices, and target="h100:8"')
+    assert caught.value.hint.startswith("planned for it is: `shardwright explain --target`")
 
 
 def test_gpus_that_are_attached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +358,9 @@ def test_a_gpu_that_jax_was_started_without_is_not_here(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"])
     monkeypatch.setattr(jax, "devices", none)
-    assert by_devices_here("cuda:1") == "cuda:1"
+    with pytest.raises(TargetError, match="cuda:1' takes GPUs that are attached, and J") as told:
+        by_devices_here("cuda:1")
+    assert told.value.hint.startswith("to plan for GPUs, name their kind: h100:1")
     with pytest.raises(TargetError, match="h100:1 needs 1 of NVIDIA H100 80GB HBM3, 0 are attach"):
         devices(Topology.parse("h100:1"))
 

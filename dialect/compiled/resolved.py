@@ -15,21 +15,37 @@ from rewrite.pipeline import Pipeline
 from rewrite.target import Target
 
 
-def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Any, Target]:
+def resolve(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Mesh, Target]:
     """(jax Mesh, Target) from what the user said of the machine, in the call or in the pipeline.
 
     The pipeline's mesh holds where it says nothing else, and for any machine of as many chips.
     """
+    given, resolved = planned(mesh, target, pipeline)
+    if given is not None:
+        return given, resolved
+    with _told_where(mesh or target, pipeline):
+        return mesh_of(resolved), resolved
+
+
+def planned(mesh: Any, target: str | None, pipeline: Pipeline) -> tuple[Mesh | None, Target]:
+    """The same, before anything is compiled: no mesh where the machine is one that need not be
+    here to be planned for."""
     asked = pipeline.target()
     if mesh is None and not target and not asked.topology:
         mesh = callers_mesh()
     if mesh is None or isinstance(mesh, str):
-        resolved = target_of(mesh or target, pipeline)
-        with _told_where(mesh or target, pipeline):
-            return mesh_of(resolved), resolved
+        named = mesh or target
+        resolved = target_of(named, pipeline)
+        with _told_where(named, pipeline):
+            return _of_cpus(resolved), resolved
     topology, spec = machine.describe(mesh, target)
-    laid = _automatic(mesh) if isinstance(mesh, Mesh) else machine.jax_mesh(topology, spec)
-    return laid, Target(str(topology), spec.axes)
+    resolved = Target(str(topology), spec.axes)
+    return _automatic(mesh) if isinstance(mesh, Mesh) else _of_cpus(resolved), resolved
+
+
+def _of_cpus(target: Target) -> Mesh | None:
+    """The mesh of CPU devices, which are here or said not to be; None for other chips."""
+    return mesh_of(target) if Topology.parse(target.topology).chip.platform == "cpu" else None
 
 
 def target_of(named: str | None, pipeline: Pipeline) -> Target:

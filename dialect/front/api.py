@@ -14,7 +14,7 @@ from typing import Any
 
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.compiling import Compilable, compiled
-from dialect.compiled.resolved import resolve
+from dialect.compiled.resolved import planned, resolve
 from dialect.front.step import Step
 from dialect.jaxprs import framework  # noqa: F401
 from dialect.machine.mesh import quiet_libtpu
@@ -93,7 +93,7 @@ def auto_shard(
     if isinstance(pipeline, str) and not pipeline.strip():
         raise PipelineError("the pipeline names no pass", hint="without one the exact passes run")
     chosen = Pipeline.of(pipeline if pipeline is not None else DEFAULT_PIPELINE)
-    jax_mesh, machine_target = resolve(mesh, target, chosen)
+    jax_mesh, machine_target = planned(mesh, target, chosen)
     return Step(
         function,
         jax_mesh,

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import functools
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dialect.compiled.compiling import Compilable
+from dialect.compiled.resolved import mesh_of
 from dialect.display.tables import as_text
 from dialect.front.lowered import Lowered
 from dialect.front.new_shapes import tell_of
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
 from dialect.machine.caller import apart, is_traced
-from dialect.machine.mesh import must_be_here
+from dialect.machine.mesh import Topology, must_be_attached, must_be_here
 from dialect.prepared.composed import Composed
+from dialect.prepared.known_again import Seen
 from dialect.prepared.originals import is_lazy, shape_of_lazy
 from dialect.prepared.packed_schema import PackedError
 from dialect.prepared.serving import Executable, Packed, is_state
@@ -48,7 +50,7 @@ class Step:
     def __init__(
         self,
         function: Callable[..., Any],
-        mesh: Any,
+        mesh: Mesh | None,
         target: Target,
         pipeline: Pipeline,
         roles: Roles = Roles(),
@@ -60,7 +62,8 @@ class Step:
         buckets: Sequence[int] = (),
     ) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.mesh, self.target, self.pipeline = function, mesh, target, pipeline
+        self.function, self.target, self.pipeline = function, target, pipeline
+        self._given = mesh  # None: made from the target, for the first that needs its devices
         self.roles, self.donate_state = roles, donate_state
         self.axes, self.strict, self.phase = axes, strict, phase
         pipeline.passes(phase)  # raises PipelineError where there is no such phase
@@ -72,7 +75,7 @@ class Step:
         self._explained: dict[Any, Explained] = {}
         self._executables: dict[Any, Executable] = {}
         self._composable: dict[Any, Composed] = {}
-        self._known: tuple[list[Any], Packed] | None = None
+        self._known: tuple[Seen, Packed] | None = None
         self._calls: dict[Any, Call] = {}  # shapes alone
         self._last: Any = None  # the key of the last call
         self._newest: Program | None = None  # of those that are compiled
@@ -86,7 +89,7 @@ class Step:
         if id(instance) not in self._methods:
             self._methods[id(instance)] = Step(
                 self.function.__get__(instance, owner),
-                self.mesh,
+                self._given,
                 self.target,
                 self.pipeline,
                 self.roles.of_method(),
@@ -97,6 +100,11 @@ class Step:
                 buckets=self.buckets,
             )
         return self._methods[id(instance)]
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The jax Mesh that the step is compiled for. Raises TargetError where it cannot be had."""
+        return mesh_of(self.target) if self._given is None else self._given
 
     # Looking at it. Without arguments, all of these are about the last call.
 
@@ -184,7 +192,7 @@ class Step:
             (params,) = (*args, *named.values())
             if not self._executables:
                 return Packed([], raw=params, donate=donate)
-            must_be_here(self.mesh)
+            self._must_be_here()
             return next(iter(self._executables.values())).packed(params, donate)
         call = self.callee.call_to_prepare(args, named)
         try:
@@ -314,8 +322,14 @@ class Step:
 
     def _attached(self, call: Call) -> Executable:
         """The executable of a call. Raises TargetError where its machine is not here."""
-        must_be_here(self.mesh)
+        self._must_be_here()
         return self._executable(call)
+
+    def _must_be_here(self) -> None:
+        """Raises TargetError where there are no such devices to run on."""
+        if self._given is None:
+            must_be_attached(Topology.parse(self.target.topology))
+        must_be_here(self.mesh)
 
     def _executable(self, call: Call, lowered: Any = None) -> Executable:
         key = self._key(call)
@@ -364,8 +378,8 @@ class Step:
                 params.raw = None
             return params
         leaves = jax.tree.leaves(params)
-        if self._known is None or not _same_objects(self._known[0], leaves):
-            self._known = ([_reference(leaf) for leaf in leaves], executable.packed(params))
+        if self._known is None or not self._known[0].are(leaves):
+            self._known = (Seen(leaves), executable.packed(params))
         return self._known[1]
 
 
@@ -384,14 +398,3 @@ def _struct(leaf: Any) -> Any:
 def _shape(leaf: Any) -> Any:
     dtype = getattr(leaf, "dtype", None)
     return (leaf.shape, dtype) if dtype is not None else type(leaf)
-
-
-def _reference(leaf: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(leaf)
-    except TypeError:
-        return lambda: leaf
-
-
-def _same_objects(references: list[Any], leaves: list[Any]) -> bool:
-    return len(references) == len(leaves) and all(r() is x for r, x in zip(references, leaves))

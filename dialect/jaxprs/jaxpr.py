@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,21 @@ _HIDDEN_STATE = {"rng_uniform"}
 _LARGEST_PRINTED_CONSTANT = 64  # elements
 _LARGE = 1 << 20  # bytes
 _HERE = str(Path(__file__).resolve().parents[2])  # the folder of the three packages
-OURS = (
+_OURS = (
     *(os.path.join(_HERE, folder, "") for folder in ("dialect", "rewrite", "passes")),
     *(os.path.join(os.path.dirname(module.__file__), "") for module in (jax, np)),
     os.path.join(os.path.dirname(os.path.dirname(jax.__file__)), "opt_einsum", ""),  # JAX's einsum
 )
+_STANDARD_LIBRARY = os.path.join(sysconfig.get_path("stdlib"), "")
+_INSTALLED = ("site-packages", "dist-packages")  # folders, inside of it in many Pythons
+
+
+def is_users(file: str) -> bool:
+    """Whether a file of Python is the user's, or of a library that the user's code is made with."""
+    if file.startswith(_OURS) or "<frozen" in file:
+        return False
+    inner = file.removeprefix(_STANDARD_LIBRARY)
+    return inner == file or inner.startswith(_INSTALLED)
 
 
 def trace_graph(function: Callable[..., Any], *args: Any) -> Graph:
@@ -278,7 +289,7 @@ def _effectful(eqn: Any) -> Any:
 
 def _users_line(frames: Sequence[Any]) -> Origin:
     for frame in frames:
-        if not frame.file_name.startswith(OURS) and "<frozen" not in frame.file_name:
+        if is_users(frame.file_name):
             return Origin(f"{frame.file_name}:{frame.line_num} ({frame.function_name})")
     return NOWHERE
 

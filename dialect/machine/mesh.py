@@ -41,6 +41,7 @@ __all__ = [
     "here",
     "is_here",
     "jax_mesh",
+    "must_be_attached",
     "must_be_here",
     "must_fit",
     "placement",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 
-_PLANNED = "to plan only: `shardwright explain --target`, or in Python a mesh of"
+_PLANNED = "planned for it is: `shardwright explain --target`, or in Python `step.explain(...)`"
 
 
 def jax_mesh(topology: Topology, mesh: MeshSpec) -> Mesh:
@@ -85,8 +86,7 @@ def devices(topology: Topology) -> list[Any]:
     if chip.platform == "gpu":
         return _gpu_devices(topology)
     if not chip.libtpu:
-        hint = f'{_PLANNED} {topology.devices} CPU devices, and target="{topology}"'
-        raise TargetError(f"{topology} can be planned for, not compiled for", hint=hint)
+        raise TargetError(f"{topology} can be planned for, not compiled for", hint=_PLANNED)
     attached = [device for device in _attached() if device.platform == "tpu"]
     if attached and _is_made_of(topology, attached):
         return sorted(attached, key=_coordinates)
@@ -105,8 +105,7 @@ def _gpu_devices(topology: Topology) -> list[Any]:
     matching = [device for device in _gpus() if device.device_kind in kinds]
     if len(matching) < count:
         message = f"{topology} needs {count} of {' or '.join(kinds)}, {len(matching)} are attached"
-        hint = f'{_PLANNED} {count} CPU devices, and target="{topology}"'
-        raise TargetError(message, hint=hint)
+        raise TargetError(message, hint=_PLANNED)
     return matching[:count]
 
 
@@ -121,10 +120,21 @@ def _gpus() -> list[Any]:
 
 
 def by_devices_here(name: str) -> str:
-    """`cuda:2`  ->  `h200:2`, by the GPUs that are here; any other name stays as it is."""
+    """`cuda:2`  ->  `h200:2`, by the GPUs that are here; any other name stays as it is.
+
+    Raises TargetError where none are.
+    """
     match = re.fullmatch(r"(?:gpu|cuda)(?:[:-]([0-9]{1,6}))?", name.strip().lower())
-    gpus = _gpus() if match else []
-    return f"{_chip_of(gpus[0]).name}:{match[1] or len(gpus)}" if match and gpus else name
+    if match is None:
+        return name
+    gpus = _gpus()
+    if not gpus:
+        count = match[1] or 1
+        raise TargetError(
+            f"{name!r} takes GPUs that are attached, and JAX finds none here",
+            hint=f"to plan for GPUs, name their kind: h100:{count}; to run here, cpu:{count}",
+        )
+    return f"{_chip_of(gpus[0]).name}:{match[1] or len(gpus)}"
 
 
 def _cpu_devices(count: int) -> list[Any]:
@@ -208,12 +218,21 @@ def is_here(mesh: Mesh) -> bool:
 def must_be_here(mesh: Mesh) -> None:
     """Raises TargetError for a mesh of devices that are only compiled for."""
     if not is_here(mesh):
-        kind = mesh.devices.flat[0].device_kind
-        raise TargetError(
-            f"there are no {mesh.size} {kind} here to run on: the step is for them",
-            hint="step.lower(...).compile() and step.explain(...) need none; to run, make the step "
-            'for devices that are here: auto_shard(step, "cpu:8")',
-        )
+        raise _not_here(mesh.size, mesh.devices.flat[0].device_kind)
+
+
+def must_be_attached(topology: Topology) -> None:
+    """Raises TargetError for TPUs that are not attached, without asking libtpu."""
+    if topology.chip.platform == "tpu" and not _tpu_attached():
+        raise _not_here(topology.devices, topology.chip.device_kinds[0])
+
+
+def _not_here(count: int, kind: str) -> TargetError:
+    return TargetError(
+        f"there are no {count} {kind} here to run on: the step is for them",
+        hint="step.lower(...).compile() and step.explain(...) need none; to run, make the step "
+        'for devices that are here: auto_shard(step, "cpu:8")',
+    )
 
 
 def _coordinates(device: Any) -> tuple[int, ...]:

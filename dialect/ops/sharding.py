@@ -119,7 +119,12 @@ def constrain(x: Any, *, layout: Layout, why: str = "") -> Any:
     mesh = lowering_mesh()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(layout)))
+    return on_all_devices_of_the_step(x, NamedSharding(mesh, partition_spec(layout)))
+
+
+def on_all_devices_of_the_step(x: Any, sharding: NamedSharding) -> Any:
+    """x, so laid out. JAX's error for a `jit` of other devices around a step names this."""
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def show_layout(layout: Layout) -> str:

@@ -103,7 +103,5 @@ def users_line(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    frames = [
-        f for f in frames if not f.filename.startswith(jaxpr.OURS) and "<frozen" not in f.filename
-    ]
+    frames = [frame for frame in frames if jaxpr.is_users(frame.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
