@@ -2,23 +2,31 @@
 becomes smaller.
 
 contract(f(contract(x, w)), v)  ->  contract(f(contract(x, picked(w, p))), picked(v, p))
+scan(body, x, ws)               ->  scan(body, x, picked(ws, p))
 
 `p` are the places of d_ff with the largest weights: the sum of squares over all weights that have
 the axis, in every layer and expert by itself (structured pruning by magnitude, survey
 arXiv:2407.09111; Michel et al. 2019, arXiv:1905.10650, for heads). `stage` picks once, in
 `prepare`. Of query heads, as many are kept in every group that shares keys and values, so that the
-cache stays as it is.
+cache stays as it is. Of layers, `p` are those with the largest weights, all of theirs together: the
+others add nothing to the residual stream, and their part of the cache is not read
+(`skip_layers` leaves out layers that are named, and their cache).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import ClassVar
 
+from dialect.layered.left_out import NotLeftOut, loops_of, shorter_loop, weights_of
+from dialect.matching.values import in_dtype
 from dialect.naming.axes import Axes, infer_axes
 from dialect.padded.pad_axis import NotPadded
 from dialect.padded.pick_axis import picked_program
 from rewrite.errors import PipelineError
+from rewrite.ir import Value, replace_values
+from rewrite.opdef import make
 from rewrite.passbase import Pass
 from rewrite.program import NOTHING_DONE, Program, Remark
 from rewrite.target import Target
@@ -28,15 +36,17 @@ _INDEPENDENT = frozenset({"layers", "experts"})
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Keeps `d_ff` hidden units of a feed-forward network and `heads` query heads; 0: all."""
+    """Keeps `d_ff` hidden units of a feed-forward network, `heads` query heads and `layers`; 0:
+    all."""
 
     d_ff: int = 0
     heads: int = 0
+    layers: int = 0
 
     keeps: ClassVar[str] = "approx"
 
     def run(self, program: Program, target: Target) -> Program:
-        if not self.d_ff and not self.heads:
+        if not (self.d_ff or self.heads or self.layers):
             raise PipelineError(f"{self} says nothing to leave out: prune{{d_ff=1024}}, say")
         notes: list[str | Remark] = []
         if self.d_ff:
@@ -44,6 +54,8 @@ class Prune(Pass):
             program = _kept(program, axes, "d_ff", self.d_ff, _INDEPENDENT, notes)
         if self.heads:
             program = self.fewer_heads(program, infer_axes(program), notes)
+        if self.layers:
+            program = _fewer_layers(program, self.layers, notes)
         return self.recorded(program, *notes)
 
     def fewer_heads(self, program: Program, axes: Axes, notes: list[str | Remark]) -> Program:
@@ -76,3 +88,32 @@ def _kept(
         return program
     notes.append(f"{name} {before} -> {size}, those with the largest weights")
     return pruned
+
+
+def _fewer_layers(program: Program, count: int, notes: list[str | Remark]) -> Program:
+    """The program with so many layers of its loop, or as it is, with the reason."""
+    try:
+        loops, graph = loops_of(program), program.graph
+        if len(loops) != 1:
+            raise NotLeftOut(f"they are in {len(loops)} loops, and not in one: roll makes it")
+        (loop,) = loops
+        before = loop["length"]
+        if not 0 < count < before:
+            raise NotLeftOut(f"there are {before}")
+        places = make("largest", _of_layers(weights_of(program, loop)), count=count)
+        shorter = shorter_loop(program, loop, places)
+    except NotLeftOut as error:
+        notes.append(Remark(f"layers stay: {error}", kind=NOTHING_DONE))
+        return program
+    notes.append(f"layers {before} -> {count}, those with the largest weights; the cache stays")
+    return program.with_graph(replace_values(graph, dict(zip(loop.results, shorter))))
+
+
+def _of_layers(weights: list[Value]) -> Value:
+    """f32[layers]: the sum of squares of all weights of a layer."""
+    wide = [in_dtype(weight, "f32") for weight in weights]
+    sums = [
+        make("reduce_sum", make("mul", each, each), axes=tuple(range(1, each.type.rank)))
+        for each in wide
+    ]
+    return reduce(partial(make, "add"), sums)

@@ -147,6 +147,7 @@ PASSES = {
     "quantize": ("network", FOUND, "quantize"),
     "pad": ("network", FOUND, "pad{d_ff=40}"),
     "prune": ("network", FOUND, "prune{d_ff=24}"),
+    "skip_layers": ("scanned", FOUND, 'skip_layers{layers="1"}'),
     "first_layer": ("looked up", FOUND, "first_layer{budget=100.0}"),
     "unroll": ("scanned", FOUND, "unroll"),
     "roll": ("twice", FOUND, "roll"),

@@ -101,6 +101,27 @@ def test_fewer_heads_of_every_group() -> None:
     assert_close(run(program, params, *rest)[0], function(params, *rest)[0])
 
 
+def test_fewer_layers() -> None:
+    """Of every stack of weights the rows of the layers that weigh most; their rows of the cache."""
+    config = llama.CONFIGS["toy"]
+    params, cache, tokens = arguments(llama, config)
+    weight = jnp.asarray([3.0, 1.0, 2.0, 1.5][: config.layers])
+    scaled = {
+        name: each * weight.reshape(-1, *[1] * (each.ndim - 1))
+        for name, each in params["layers"].items()
+    }
+    params |= {"layers": scaled}
+    function = partial(llama.decode_step, config)
+    passes = Pipeline.parse(f"{FIRST}carry_cache, prune{{layers=1}}")
+    program = passes.run(trace(function, params, cache, tokens))
+    few = params | {"layers": {name: each[:1] for name, each in scaled.items()}}
+    rest = cache | {name: cache[name][:1] for name in "kv"}
+    wanted, new = llama.decode_step(replace(config, layers=1), few, rest, tokens)
+    logits, kept = run(program, params, cache, tokens)
+    assert_close(logits, wanted)
+    assert_close(kept["k"], cache["k"].at[0].set(new["k"][0]))
+
+
 def test_weights_are_picked_once_and_sharded() -> None:
     """In `prepare`: the step holds fewer weights, on every chip."""
     config = llama.CONFIGS["toy"]
@@ -121,6 +142,8 @@ def test_weights_are_picked_once_and_sharded() -> None:
     [
         (gpt, "prune{heads=4}", "heads stays: a result or the state has it"),
         (llama, "prune{heads=3}", "there are 8 KV heads, and every one keeps as many"),
+        (llama, "prune{layers=1}", "layers stay: a cache is scanned: carry_cache in front"),
+        (llama, "carry_cache, prune{layers=9}", "layers stay: there are 3"),
         (llama, "prune{d_ff=512}", "d_ff stays: no weight has more than 512 of it"),
     ],
 )

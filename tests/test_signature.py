@@ -369,6 +369,8 @@ def composite(name: str) -> Op:
             lambda x: Traced["picked"](x, jnp.asarray([[[2], [0]]], jnp.int32), axis=1),
             (x,),
         ),
+        "some_rows": (lambda x: Traced["some_rows"](x, rows=(1,), size=2), (x,)),
+        "all_rows": (lambda x: Traced["all_rows"](x, rows=(1, 2), size=4), (x,)),
         "largest": (lambda x: Traced["largest"](x, count=2), (x,)),
         "take": (lambda t, i: Traced["take"](t, i, mode=mode), (drawn(5, 4), IDS)),
         "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),

@@ -31,7 +31,7 @@ ROOMS = {
     "user": "rewrite display arrays machine ops jaxprs naming",
     "quantized": "rewrite arrays machine ops jaxprs matching normal naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal quantized",
-    "layered": "rewrite ops normal",
+    "layered": "rewrite ops jaxprs normal",
     "caching": "rewrite arrays ops matching staging normal naming",
     "padded": "rewrite arrays ops jaxprs matching naming",
     "compiled": "rewrite display arrays machine ops jaxprs matching normal",

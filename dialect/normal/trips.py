@@ -74,7 +74,7 @@ class Places:
     def __init__(self, op: Op) -> None:
         (self.body,), self.length = op.regions, op["length"]
         self.reverse = op["reverse"]
-        self.counters = dict(_counters(op))
+        self.counters = dict(counters_of(op))
         self.known = known_values(self.body, self.counters)
         self.first = cache(self._first)
 
@@ -97,7 +97,7 @@ class Places:
         return int(np.ravel(value)[0])
 
 
-def _counters(op: Op) -> Sequence[tuple[Value, np.ndarray]]:
+def counters_of(op: Op) -> Sequence[tuple[Value, np.ndarray]]:
     """The counters of a loop: carries that start at a number and grow by one, with their values."""
     (body,), (_, carry, _) = op.regions, scan_parts(op)
     counters = []

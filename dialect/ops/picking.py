@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
@@ -28,6 +30,26 @@ def largest(scores: Any, *, count: int) -> Any:
     return jnp.sort(jax.lax.top_k(scores, count)[1], axis=-1).astype(jnp.int32)
 
 
+def some_rows(x: Any, *, rows: tuple[int, ...], size: int) -> Any:
+    """x at some rows of its first axis, of which there are `size`.
+
+    Raises ValueError where there are not, or no such rows, or rows that do not ascend.
+    """
+    _must_be(x.shape[0], size, rows, size)
+    return x[np.asarray(rows)]
+
+
+def all_rows(x: Any, *, rows: tuple[int, ...], size: int) -> Any:
+    """x as `rows` of an array of `size`, whose others are zero: `some_rows` turned back."""
+    _must_be(x.shape[0], len(rows), rows, size)
+    return jnp.zeros((size, *x.shape[1:]), x.dtype).at[np.asarray(rows)].set(x)
+
+
+def _must_be(count: int, wanted: int, rows: tuple[int, ...], size: int) -> None:
+    if count != wanted or list(rows) != sorted({*rows} & {*range(size)}):
+        raise ValueError(f"there are {count} rows, and not {wanted}: {rows} of {size}")
+
+
 def _picked_axes(op: Op) -> Signature:
     at, whole = op["axis"], numbered(op.types[0].rank, prefix="x")
     result = (*whole[:at], ("y",), *whole[at + 1 :])
@@ -42,5 +64,18 @@ def _largest_axes(op: Op) -> Signature:
     return Signature((whole,), (result,), frozenset((whole[-1][0], "y")))
 
 
+def _rows_axes(op: Op) -> Signature:
+    whole = numbered(op.types[0].rank, prefix="x")
+    result = (("y",), *whole[1:])
+    return Signature((whole,), (result,), frozenset((whole[0][0], "y")))
+
+
+def _turned(name: str) -> Callable[[Op], tuple[str, dict[str, Any]]]:
+    return lambda op: (name, {"rows": op["rows"], "size": op["size"]})
+
+
+_ROWS = ("rows", "size")
+word(some_rows, _rows_axes, _ROWS, inverse=_turned("all_rows"), traits=Traits(moves=True))
+word(all_rows, _rows_axes, _ROWS, inverse=_turned("some_rows"), traits=Traits(moves=True))
 word(picked, _picked_axes, ("axis",), traits=Traits(moves=True, picks=True, linear="first"))
 word(largest, _largest_axes, ("count",))
