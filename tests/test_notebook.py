@@ -4,6 +4,7 @@ is installed. `--update-golden` writes its outputs anew."""
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib.util
 import io
@@ -11,9 +12,13 @@ import json
 import linecache
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+
+from rewrite import ShardwrightError, trace
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "looking.ipynb"
 
@@ -70,6 +75,26 @@ def test_it_is_small_and_shows_itself() -> None:
     ]
     assert len(html) == 2 and all("<pre class" in "".join(fragment) for fragment in html)
     assert NOTEBOOK.stat().st_size < 100_000
+
+
+def test_a_cell_is_called_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, source = (
+        "/elsewhere/ipykernel_7/1234.py",
+        "def step(w, x):\n    h = x @ w\n    return h, w[9]\n",
+    )
+    monkeypatch.setitem(linecache.cache, file, (len(source), None, source.splitlines(True), file))
+    compiler = SimpleNamespace(format_code_name={file: ("Cell", "In[3]")}.get)
+    shell = SimpleNamespace(compile=compiler)
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
+    names: dict[str, Any] = {}
+    exec(compile(source, file, "exec"), names)
+    program = trace(names["step"], np.ones((4, 4)), np.ones((2, 4)), state=())
+    (product,) = (op for op in program.graph.ops if op.name == "dot_general")
+    assert product.origin.source == "In[3]:2 (step)"
+    assert '<span class="name">h</span>' in program._repr_html_()
+    with pytest.raises(ShardwrightError) as told:
+        trace(names["step"], np.ones((4, 4)), np.ones((2, 5)))
+    assert told.value.where == "In[3]:2 (step)"
 
 
 @pytest.mark.skipif(

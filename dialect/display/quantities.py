@@ -23,7 +23,9 @@ def _scaled(count: float, base: int, units: Sequence[str]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds in milliseconds, with four significant digits: `28.79 ms`."""
+    """Seconds in milliseconds, with four significant digits: `28.79 ms`; `12.3 ns` of a toy."""
+    if 0 < seconds < 1e-7:
+        return f"{seconds * 1e9:.4g} ns"
     return f"{seconds * 1e3:.4g} ms"
 
 

@@ -140,7 +140,8 @@ class Step:
         call = self._call(args, named)
         program, key = self._program(call), self._key(call)
         first = [*not_done(program), *differences(self._beside_plan(key, program))]
-        return page(story(self._explained[key], program, self.target), first)
+        told = story(self._explained[key], program, self.target)
+        return page(told, first, details="step.details(...)")
 
     def details(self, *args: Any, **named: Any) -> str:
         """What was done and why, pass by pass; what was chosen and what was rejected.
@@ -274,7 +275,7 @@ class Step:
         is_packed = isinstance(params, Packed) and params.raw is None
         given = params.raw if isinstance(params, Packed) and not is_packed else params
         composed = self._composable[key]
-        leaves = composed.packed(params) if is_packed else jax.tree.leaves(given)
+        leaves = params.all_of(composed.schema) if is_packed else jax.tree.leaves(given)
         return composed(leaves, is_packed, others)
 
     # Inside.
@@ -369,13 +370,7 @@ class Step:
     def _packed(self, executable: Executable, params: Any) -> Packed:
         if isinstance(params, Packed):
             if params.raw is not None:
-                packed = executable.packed(params.raw, params.donate)
-                params.leaves, params.schema, params.tree = (
-                    packed.leaves,
-                    packed.schema,
-                    packed.tree,
-                )
-                params.raw = None
+                params.become(executable.packed(params.raw, params.donate))
             return params
         leaves = jax.tree.leaves(params)
         if self._known is None or not self._known[0].are(leaves):

@@ -21,6 +21,7 @@ from jax.sharding import Sharding
 
 from dialect.arrays import attributes, dtypes, primitives
 from dialect.arrays.dtypes import type_of
+from dialect.arrays.notebook_cells import file_or_cell
 from dialect.ops import control, lax  # noqa: F401  (control defines ops)
 from rewrite.errors import TraceError
 from rewrite.ir import NOWHERE, Graph, Op, Opaque, Origin, Type, Value, attrs_of, new_input
@@ -290,7 +291,8 @@ def _effectful(eqn: Any) -> Any:
 def _users_line(frames: Sequence[Any]) -> Origin:
     for frame in frames:
         if is_users(frame.file_name):
-            return Origin(f"{frame.file_name}:{frame.line_num} ({frame.function_name})")
+            file = file_or_cell(frame.file_name)
+            return Origin(f"{file}:{frame.line_num} ({frame.function_name})")
     return NOWHERE
 
 

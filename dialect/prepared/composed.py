@@ -19,8 +19,7 @@ from dialect.compiled.compiling import Compilable
 from dialect.jaxprs.framework import treedef
 from dialect.machine.caller import explicit_mesh, must_agree, must_be_of
 from dialect.prepared.arguments import Arguments
-from dialect.prepared.packed_schema import LIKE, Schema, refuse
-from dialect.prepared.serving import Packed
+from dialect.prepared.packed_schema import Schema
 from dialect.prepared.state import is_state
 from rewrite.errors import TraceError
 
@@ -39,15 +38,6 @@ class Composed:
     def schema(self) -> Schema:
         """That of the parameters that the program takes."""
         return Schema.of(self.program, self.compilable.mesh)
-
-    def packed(self, packed: Packed) -> list[Any]:
-        """The leaves of parameters that this step, or another, has packed. Raises PackedError."""
-        if packed.schema == self.schema:
-            return packed.leaves
-        places = packed.schema.places(self.schema)
-        if None in places:
-            refuse("the argument of the step", packed.schema.differences(self.schema), LIKE)
-        return [packed.leaves[place] for place in places if place is not None]
 
     def __call__(self, params: list[Any], is_packed: bool, others: list[Any]) -> Any:
         """The step's results. params: leaves of the packed parameters, or of the originals.

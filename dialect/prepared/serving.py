@@ -74,6 +74,29 @@ class Packed:
         structs = [struct_of(Type.parse(array.type)) for array in self.schema.model]
         return jax.tree.unflatten(self.tree, structs)
 
+    def here_of(self, schema: Schema) -> list[Any]:
+        """The arrays that another step takes, as far as they are here; None for all others.
+
+        The same arrays are computed from the same originals by the same ops.
+        """
+        if self.schema == schema:
+            return self.leaves
+        assert self.schema is not None, "these are originals"
+        places = self.schema.places(schema)
+        return [None if place is None else self.leaves[place] for place in places]
+
+    def all_of(self, schema: Schema) -> list[Any]:
+        """The same, where all are here. Raises PackedError, with the difference, otherwise."""
+        leaves = self.here_of(schema)
+        if self.schema and any(leaf is None for leaf in leaves):
+            refuse("the argument of the step", self.schema.differences(schema), LIKE)
+        return leaves
+
+    def become(self, packed: Packed) -> None:
+        """Takes what the first call packed in the place of the originals."""
+        self.leaves, self.schema, self.tree = packed.leaves, packed.schema, packed.tree
+        self.raw = None
+
     def save(self, path: str | Path) -> None:
         """Writes a file if the path ends in `.safetensors`, else an orbax folder; see `step.load`.
 
@@ -174,19 +197,15 @@ class Executable:
         if packed.schema is self.schema:
             return packed
         if packed not in self._converted:
-            leaves = self._taken(packed)
-            if any(leaf is None for leaf in leaves):
-                refuse("the argument of the step", packed.schema.differences(self.schema), LIKE)
+            leaves = self._laid_out(packed.all_of(self.schema))
             self._converted[packed] = Packed(leaves, self.schema, packed.tree)
         return self._converted[packed]
 
-    def _taken(self, packed: Packed) -> list[Any]:
-        """This step's arrays as far as another step has packed them, None for all others.
+    def _laid_out(self, leaves: list[Any]) -> list[Any]:
+        """Arrays that another step packed, or None, as this step wants them on the mesh.
 
-        Those that lie otherwise on the mesh are copied, which is told.
+        Those that lie otherwise are copied, which is told.
         """
-        places = packed.schema.places(self.schema)
-        leaves = [None if place is None else packed.leaves[place] for place in places]
         moved = [
             number
             for number, (leaf, sharding) in enumerate(zip(leaves, self.shardings))
@@ -227,7 +246,7 @@ class Executable:
         with apart():
             if like is None or like.schema is None:
                 return Packed(self._handed(self.prepare(leaves, donate)), self.schema, tree)
-            arrays = self._taken(like)
+            arrays = self._laid_out(like.here_of(self.schema))
             missing = [number for number, array in enumerate(arrays) if array is None]
             packed = self._preparation(missing)(leaves, donate)
         for number, array in zip(missing, packed):

@@ -29,31 +29,32 @@ _BOUND = {
 _SPLIT = "How it is split (d_ff@x,y: the axis d_ff, over the mesh axes x and y)"
 
 
-def page(told: Story, first: Sequence[str] = ()) -> str:
-    """The page; `first` is what must be said before all else, such as what was not done."""
+def page(told: Story, first: Sequence[str] = (), details: str = "--details") -> str:
+    """The page; `first` is what must be said before all else, such as what was not done, and
+    `details` how the reader gets to all there is to say."""
     sections = {
         "What it buys": _bought(told),
         "What was done": _what_was_done(told),
         _SPLIT: _split(told),
         "What was left, and why": _left(told),
-        "What to try next": _next(told),
+        "What to try next": _next(told, details),
     }
     bodies = {title: _cut(list(lines), COLUMNS - 2) for title, lines in sections.items()}
     head = [*_cut(first, COLUMNS), *_head(told)]
     over = len(head) + sum(len(body) + 2 for body in bodies.values() if body) - LINES
     for title in ("What was left, and why", "What was done"):
-        over -= _shortened(bodies[title], over)
+        over -= _shortened(bodies[title], over, details)
     for title, body in bodies.items():
         head += ["", title, *(f"  {line}" for line in body)] if body else []
     return "\n".join(line.rstrip() for line in head)
 
 
-def _shortened(body: list[str], by: int) -> int:
+def _shortened(body: list[str], by: int, details: str) -> int:
     """Leaves so many lines out, and says so; how many that were."""
     out = min(by, len(body) - 2)
     if out <= 0:
         return 0
-    body[-out - 1 :] = [f"and {out + 1} more: --details"]
+    body[-out - 1 :] = [f"and {out + 1} more: {details}"]
     return out
 
 
@@ -183,7 +184,7 @@ def _without_hint(why: str) -> str:
 # What to try next.
 
 
-def _next(told: Story) -> Iterator[str]:
+def _next(told: Story, details: str) -> Iterator[str]:
     if told.after is not None:
         part, advice = _bottleneck(told.after)
         yield f"- most of a step is {part}: {advice}"
@@ -194,7 +195,7 @@ def _next(told: Story) -> Iterator[str]:
         yield "- what was not recognised, and why, layer by layer: shardwright coverage"
     if any(done.keeps == "approx" for done in told.done):
         yield "- what the approximate passes cost in accuracy: shardwright eval"
-    yield "- what the compiler makes of it: shardwright compile; every rule and cost: --details"
+    yield f"- what the compiler makes of it: shardwright compile; every rule and cost: {details}"
 
 
 def _bottleneck(predicted: Prediction) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dialect.arrays.notebook_cells import file_or_cell
 from rewrite.errors import TraceError, brief, nearest
 
 Where = int | str
@@ -273,4 +274,6 @@ def name_of(function: Any) -> str:
 def first_line(function: Any) -> str:
     """Where a function of the user's begins: `file:line (name)`, or nothing where none is known."""
     code = getattr(inspect.unwrap(unbound(function)), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno} ({code.co_name})" if code else ""
+    if code is None:
+        return ""
+    return f"{file_or_cell(code.co_filename)}:{code.co_firstlineno} ({code.co_name})"

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from dialect.arrays.dtypes import type_of
+from dialect.arrays.notebook_cells import file_or_cell
 from dialect.jaxprs import jaxpr
 from dialect.user.calls import Call, first_line, is_array, name_of
 from rewrite.errors import TraceError, brief, nearest
@@ -101,7 +102,10 @@ def users_line(error: BaseException) -> str:
     """The innermost line of the user's code in an error's traceback, or the one it cannot be read
     at."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
+        return f"{file_or_cell(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in frames if jaxpr.is_users(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else ""
+    if not frames:
+        return ""
+    innermost = frames[-1]
+    return f"{file_or_cell(innermost.filename)}:{innermost.lineno} ({innermost.name})"
