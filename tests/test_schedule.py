@@ -17,6 +17,7 @@ from dialect.compiled.products import Product, products
 from dialect.compiled.schedule import Delivered, Schedule, schedule
 from dialect.compiled.traffic import Traffic, hbm_bytes, traffic
 from dialect.machine.mesh import MeshSpec, Topology, jax_mesh
+from dialect.pages.lanes import of_layer
 
 V5E = Topology.parse("v5e:2x4")  # its axes do not wrap: a chip at an end has one link
 FULL = Delivered(compute=1.0, hbm=1.0, link=1.0, torus=0.5, hop_s=1e-6)
@@ -283,6 +284,38 @@ def test_an_asynchronous_collective_shows_only_what_nothing_hides() -> None:
     assert parts(found) == close(PRODUCT_S, 0.0, 0.0)
     event = next(each for each in found.events if each.exchanges)
     assert (event.opcode, event.time_s, event.exposed_s) == ("all-gather-start", GATHER_S, 0.0)
+
+
+def units(found: Schedule) -> list[tuple[str, str, float, float]]:
+    return [
+        (getattr(busy.of, "name", busy.of), busy.unit, busy.start_s, busy.seconds)
+        for busy in found.layer
+    ]
+
+
+def test_lanes_are_those_of_the_schedule() -> None:
+    """What overlaps in it overlaps in them, and the second collective waits for its links."""
+    pair = (gather_start("first"), gather_start("second").replace("channel_id=1", "channel_id=2"))
+    waits = (gather_done("first"), gather_done("second"))
+    found = walked(ON_CHIP, PART, *pair, MULTIPLY, *waits)
+    assert units(found) == [
+        ("first", "links", 0.0, pytest.approx(GATHER_S)),
+        ("second", "links", pytest.approx(GATHER_S), pytest.approx(GATHER_S)),
+        ("product", "compute", 0.0, pytest.approx(PRODUCT_S)),
+    ]
+    assert [(slot.lane, slot.start_s) for slot in of_layer(found)] == [
+        ("link y", 0.0),
+        ("link y", pytest.approx(GATHER_S)),
+        ("compute", 0.0),
+    ]
+
+
+def test_the_lanes_of_a_loop_are_one_trip() -> None:
+    found = walked(*looped(""), others=LOOP)
+    assert units(found) == [
+        ("product", "compute", 0.0, pytest.approx(PRODUCT_S)),
+        ("start", "HBM", 0.0, pytest.approx(min(FAR_S, PRODUCT_S))),
+    ]
 
 
 def test_what_nobody_waits_for_ends_with_its_computation() -> None:

@@ -12,11 +12,12 @@ not model links.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dialect.compiled import hlo
-from dialect.compiled.clock import Clock, Spent, Work
+from dialect.compiled.clock import Busy, Clock, Spent, Work
 from dialect.compiled.exchanges import Exchanged, Places, exchanged
 from dialect.compiled.executable import Memory, read
 from dialect.compiled.hlo import Instruction, Module, module_of
@@ -78,7 +79,9 @@ class Schedule:
     """One run of an executable on one chip. time_s = compute_s + hbm_s + link_s.
 
     Every second counts once, for its bottleneck: matrix unit, HBM, or exposed links.
-    `collective_bytes`: bytes that a chip receives.
+    `collective_bytes`: bytes that a chip receives. `layer`: what the units do in one trip of the
+    loop that takes longest, or in a program without loops, from its beginning; each is `of` an
+    Event, or of further trips of an inner loop, as text.
     """
 
     compute_s: float
@@ -89,6 +92,7 @@ class Schedule:
     collective_bytes: int
     events: tuple[Event, ...]
     memory: Memory
+    layer: tuple[Busy, ...] = ()
 
     @property
     def time_s(self) -> float:
@@ -133,7 +137,8 @@ def schedule(
     walk = _Walk(module_of(compiled), Places(topology, mesh), topology.chip, delivered)
     walk.computation(walk.module.entry, runs=1)
     spent = sum((visit.spent for visit in walk.visited.values()), Spent())
-    events = tuple(visit.event() for visit in walk.visited.values())
+    by_key = {key: visit.event() for key, visit in walk.visited.items()}
+    events = tuple(by_key.values())
     return Schedule(
         compute_s=spent.compute_s,
         hbm_s=spent.hbm_s,
@@ -147,6 +152,10 @@ def schedule(
         ),
         events=events,
         memory=read(compiled).memory,
+        layer=tuple(
+            replace(busy, of=by_key.get(walk.transfers.get(busy.of, busy.of), busy.of))
+            for busy in walk.longest()
+        ),
     )
 
 
@@ -196,10 +205,24 @@ class _Walk:
     delivered: Delivered
     clock: Clock = field(default_factory=Clock)
     visited: dict[tuple[str, str], _Visited] = field(default_factory=dict)
+    transfers: dict[Any, tuple[str, str]] = field(default_factory=dict)  # by name: what began it
+    walks: dict[str, Sequence[Busy]] = field(default_factory=dict)  # the last one of each
+    bodies: set[str] = field(default_factory=set)  # of loops
+
+    def longest(self) -> list[Busy]:
+        """The last walk of the body whose own instructions take longest, from 0 s on."""
+        spent = dict.fromkeys(self.bodies or {self.module.entry}, 0.0)
+        for (inside, _), visit in self.visited.items():
+            if inside in spent:
+                spent[inside] += visit.spent.time_s
+        walk = self.walks[max(sorted(spent), key=lambda name: spent[name])]
+        began_s = min((busy.start_s for busy in walk), default=0.0)
+        return [replace(busy, start_s=busy.start_s - began_s) for busy in walk]
 
     def computation(self, name: str, runs: float) -> None:
         """Walks a computation once, for `runs` of its runs."""
         started: dict[str, _Visited] = {}
+        already = len(self.clock.log)
         body = self.module.computation(name)
         for op in body.values():
             if op.opcode == "while":
@@ -213,6 +236,7 @@ class _Walk:
                 self.instruction(name, body, op, started, runs)
         for begun, visit in started.items():  # what nothing here has waited for
             visit.spent += self.clock.wait(begun).times(runs)
+        self.walks[name] = self.clock.log[already:]
 
     def loop(self, op: Instruction, body: dict[str, Instruction], runs: float) -> None:
         """Walks a loop: its first trip, which may wait for transfers, and one more for the rest."""
@@ -220,11 +244,20 @@ class _Walk:
         if trips is None:
             raise ValueError(f"how often {op.name} runs is not known: {op.source}")
         if trips:
+            self.bodies.add(inner)
             self.computation(inner, runs * min(trips, 1))
         if trips > 1:
             before_s = self.clock.now_s
             self.computation(inner, runs * (trips - 1))
+            self.again(op, self.walks[inner], trips - 2)
             self.clock.repeat(trips - 2, self.clock.now_s - before_s)
+
+    def again(self, op: Instruction, trip: Sequence[Busy], count: float) -> None:
+        """Notes what the units do in `count` more trips of a loop, which are not walked."""
+        for unit in dict.fromkeys(busy.unit for busy in trip) if count > 0 else ():
+            seconds = count * sum(busy.seconds for busy in trip if busy.unit == unit)
+            text = f"{op.name}, {count:g} more times"
+            self.clock.log.append(Busy(text, unit, self.clock.now_s, seconds))
 
     def dearest(self, branches: list[str], runs: float) -> None:
         """Walks the slowest branch of a conditional."""
@@ -258,10 +291,10 @@ class _Walk:
         visit.trips += runs
         if op.opcode.endswith("-start") or part == "AsyncCollectiveStart":
             begun = self.transfer(body, op)
-            started[begun] = visit
+            started[begun], self.transfers[begun] = visit, (inside, op.name)
             self.clock.start(begun, cost.work)
         else:
-            visit.spent += self.clock.run(cost.work).times(runs)
+            visit.spent += self.clock.run(cost.work, (inside, op.name)).times(runs)
 
     def transfer(self, body: dict[str, Instruction], op: Instruction) -> str:
         """The identity of an asynchronous pair: its channel, or the name of its start."""

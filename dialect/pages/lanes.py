@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dialect.compiled.schedule import DELIVERED, Event, Schedule
-from dialect.machine.chips import Chip
+from dialect.arrays.source_lines import line_of
+from dialect.compiled.clock import Busy
+from dialect.compiled.schedule import Event, Schedule
 from dialect.pages.drawing import line, rect, svg, text
 from dialect.pages.tags import Html
 
@@ -23,33 +24,25 @@ class Slot:
     what: str
 
 
-def of_layer(schedule: Schedule, chip: Chip) -> list[Slot]:
-    """One trip of the loop in which the compiled program spends most time. An instruction begins
-    when the one before it is done; what overlaps with others adds less time than it takes."""
-    loops: dict[int, list[Event]] = {}
-    for event in schedule.events:
-        loops.setdefault(event.trips, []).append(event)
-    body = max(loops.values(), key=lambda events: sum(event.exposed_s for event in events))
-    slots: list[Slot] = []
-    now_s = 0.0
-    for event in body:
-        slots += _slots(event, chip, now_s)
-        now_s += event.exposed_s / event.trips
-    return slots
+def of_layer(schedule: Schedule) -> list[Slot]:
+    """What the units do in one trip of the loop in which the compiled program spends most time, at
+    the times of the schedule: what overlaps there overlaps here."""
+    return [slot for busy in schedule.layer for slot in _slots(busy)]
 
 
-def _slots(event: Event, chip: Chip, now_s: float) -> list[Slot]:
-    name = f"{event.opcode} {event.name}" + (f" for {event.source}" if event.source else "")
-    peak = chip.flops_per_s(event.dtype or "bf16") * DELIVERED.compute
-    compute_s = event.flops / event.trips / peak
-    hbm_s = event.hbm_bytes / event.trips / (chip.hbm_bytes_per_s * DELIVERED.hbm)
-    slots = [Slot("compute", now_s, compute_s, name)] if compute_s else []
-    slots += [Slot("HBM", now_s, hbm_s, name)] if hbm_s else []
-    for exchange in event.exchanges:
-        for axis in exchange.axes or ("links",):
-            what = f"{exchange.kind} over {' '.join(exchange.axes)}, {name}"
-            slots.append(Slot(f"link {axis}", now_s, event.time_s / event.trips, what))
-    return slots
+def _slots(busy: Busy) -> list[Slot]:
+    event = busy.of
+    if not isinstance(event, Event):
+        return [Slot(busy.unit, busy.start_s, busy.seconds, str(event))]
+    source = line_of(event.source) or event.source
+    name = f"{event.opcode} {event.name}" + (f" for {source}" if source else "")
+    if busy.unit != "links":
+        return [Slot(busy.unit, busy.start_s, busy.seconds, name)]
+    return [
+        Slot(f"link {axis}", busy.start_s, busy.seconds, f"{exchange.kind}, {name}")
+        for exchange in event.exchanges
+        for axis in exchange.axes or ("",)
+    ]
 
 
 def lanes(slots: Sequence[Slot], label: str) -> Html:

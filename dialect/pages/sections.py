@@ -30,6 +30,13 @@ from rewrite.program import Program
 
 _CHANGED = 60  # ops of one change that a difference shows
 _BEFORE = "as it was, on one chip"
+_LANES = (
+    "One trip of the loop in which the compiled program spends most time, or all of a program "
+    "without loops, as its schedule is read: what stands above something else overlaps with it."
+)
+_PLANNED_LANES = (
+    "One layer as the plan has it: arithmetic and reading side by side, and exchanges behind them."
+)
 _COMPILE = "Written with --compile, this page also has what the compiler made."
 
 
@@ -226,11 +233,11 @@ def _row(one: Exchange | CompiledCollective, part: str, received: float) -> tupl
 def layer(gathered: Gathered) -> Iterator[Html]:
     """One layer on one chip, over time."""
     built, plan = gathered.built, gathered.program.plan
-    if built and built.schedule and gathered.topology:
-        yield tag("p", "One trip of the loop in which the compiled program spends most time.")
-        yield lanes(of_layer(built.schedule, gathered.topology.chip), "one layer, as compiled")
+    if built and built.schedule:
+        yield tag("p", _LANES)
+        yield lanes(of_layer(built.schedule), "one layer, as compiled")
     elif plan and plan.predicted:
-        yield tag("p", "One layer as the plan has it. " + _COMPILE)
+        yield tag("p", f"{_PLANNED_LANES} {_COMPILE}")
         yield lanes(of_plan(plan), "one layer, as planned")
     else:
         yield tag("p", "No pass made a plan with a prediction.")
