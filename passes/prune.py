@@ -3,6 +3,7 @@ becomes smaller.
 
 contract(f(contract(x, w)), v)  ->  contract(f(contract(x, picked(w, p))), picked(v, p))
 scan(body, x, ws)               ->  scan(body, x, picked(ws, p))
+contract(x, w)                  ->  contract(x, masked(w, w * w))
 
 `p` are the places of d_ff with the largest weights: the sum of squares over all weights that have
 the axis, in every layer and expert by itself (structured pruning by magnitude, survey
@@ -10,11 +11,13 @@ arXiv:2407.09111; Michel et al. 2019, arXiv:1905.10650, for heads). `stage` pick
 `prepare`. Of query heads, as many are kept in every group that shares keys and values, so that the
 cache stays as it is. Of layers, `p` are those with the largest weights, all of theirs together: the
 others add nothing to the residual stream, and their part of the cache is not read
-(`skip_layers` leaves out layers that are named, and their cache).
+(`skip_layers` leaves out layers that are named, and their cache). With a `mask` weights keep their
+shape: 2 of every 4 that are summed one behind the other are zero, those with the least weights.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import ClassVar
@@ -22,13 +25,14 @@ from typing import ClassVar
 from dialect.layered.left_out import NotLeftOut, loops_of, shorter_loop, weights_of
 from dialect.matching.values import in_dtype
 from dialect.naming.axes import Axes, infer_axes
+from dialect.padded.masked_weights import Masking
 from dialect.padded.pad_axis import NotPadded
 from dialect.padded.pick_axis import picked_program
 from rewrite.errors import PipelineError
 from rewrite.ir import Value, replace_values
 from rewrite.opdef import make
 from rewrite.passbase import Pass
-from rewrite.program import NOTHING_DONE, Program, Remark
+from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program, Remark
 from rewrite.target import Target
 
 _INDEPENDENT = frozenset({"layers", "experts"})
@@ -37,16 +41,17 @@ _INDEPENDENT = frozenset({"layers", "experts"})
 @dataclass(frozen=True)
 class Prune(Pass):
     """Keeps `d_ff` hidden units of a feed-forward network, `heads` query heads and `layers`; 0:
-    all."""
+    all. `mask="2:4"` keeps 2 of every 4 weights."""
 
     d_ff: int = 0
     heads: int = 0
     layers: int = 0
+    mask: str = ""
 
     keeps: ClassVar[str] = "approx"
 
     def run(self, program: Program, target: Target) -> Program:
-        if not (self.d_ff or self.heads or self.layers):
+        if not (self.d_ff or self.heads or self.layers or self.mask):
             raise PipelineError(f"{self} says nothing to leave out: prune{{d_ff=1024}}, say")
         notes: list[str | Remark] = []
         if self.d_ff:
@@ -56,6 +61,8 @@ class Prune(Pass):
             program = self.fewer_heads(program, infer_axes(program), notes)
         if self.layers:
             program = _fewer_layers(program, self.layers, notes)
+        if self.mask:
+            program = _masked(program, self.mask, notes)
         return self.recorded(program, *notes)
 
     def fewer_heads(self, program: Program, axes: Axes, notes: list[str | Remark]) -> Program:
@@ -117,3 +124,19 @@ def _of_layers(weights: list[Value]) -> Value:
         for each in wide
     ]
     return reduce(partial(make, "add"), sums)
+
+
+def _masked(program: Program, mask: str, notes: list[str | Remark]) -> Program:
+    """The program with weights that are zero, and what became of every parameter. Raises
+    PipelineError for what is no mask."""
+    match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", mask)
+    keep, of = map(int, match.groups()) if match else (0, 0)
+    if not 0 < keep < of:
+        raise PipelineError(f"mask={mask!r} is no mask", hint='mask="2:4" keeps 2 of every 4')
+    masking = Masking(keep, of, infer_axes(program))
+    result = masking.of_program(program)
+    notes.append(f"{len(masking.masked)} weights, {keep} of every {of} kept")
+    notes += (Remark(why, name, LEFT_ALONE) for name, why in masking.left.items())
+    if not masking.masked:
+        notes.append(Remark("nothing is masked: no product reads a weight", kind=NOTHING_DONE))
+    return result

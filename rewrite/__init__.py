@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 _HOMES = {
-    "dialect.front.api": "auto_shard trace compile per_row sampled Sampling accept",
+    "dialect.front.api": "auto_shard trace compile per_row sampled Sampling accept distill",
     "dialect.printed.notebook": "diff",
     "dialect.engine.engine": "Engine",
     "rewrite.pipeline": "Pipeline",

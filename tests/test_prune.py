@@ -153,6 +153,38 @@ def test_what_cannot_be_left_out_is_told(model: ModuleType, passes: str, told: s
     assert told in remark.text and remark.kind == NOTHING_DONE
 
 
+def test_two_of_every_four() -> None:
+    """Along the axis that a product sums, the last where it sums several; not over a vocabulary."""
+    config = llama.CONFIGS["toy"]
+    program, (params, *rest) = pruned(llama, config, 'prune{mask="2:4"}')
+    summed = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
+    layers = dict(params["layers"])
+    for name, axis in summed.items():
+        moved = np.moveaxis(np.asarray(layers[name]), axis, -1)
+        groups = moved.reshape(*moved.shape[:-1], -1, 4)
+        least = np.argsort(np.abs(groups), -1)[..., :2]
+        np.put_along_axis(groups := groups.copy(), least, 0, -1)
+        layers[name] = np.moveaxis(groups.reshape(moved.shape), -1, axis)
+    wanted, _ = llama.decode_step(config, params | {"layers": layers}, *rest)
+    assert_close(run(program, params, *rest)[0], wanted)
+    first, *left = notes_of(program)
+    assert first == "7 weights, 2 of every 4 kept"
+    assert [note.split(" left alone: ")[1] for note in left] == [
+        "it is a table over the vocabulary"
+    ]
+
+
+def test_a_mask_that_does_not_fit_leaves_a_weight_alone() -> None:
+    program, _ = pruned(llama, llama.CONFIGS["toy"], 'prune{mask="2:3"}')
+    assert any("3 do not divide the 64 that are summed" in note for note in notes_of(program))
+
+
+@pytest.mark.parametrize("mask", ["4:4", "2", "0:4", "half"])
+def test_what_is_no_mask_is_an_error(mask: str) -> None:
+    with pytest.raises(PipelineError, match="is no mask"):
+        pruned(llama, llama.CONFIGS["toy"], f'prune{{mask="{mask}"}}')
+
+
 def test_nothing_to_leave_out_is_an_error() -> None:
     with pytest.raises(PipelineError, match="says nothing to leave out"):
         pruned(llama, llama.CONFIGS["toy"], "prune")

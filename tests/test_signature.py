@@ -371,6 +371,8 @@ def composite(name: str) -> Op:
         ),
         "some_rows": (lambda x: Traced["some_rows"](x, rows=(1,), size=2), (x,)),
         "all_rows": (lambda x: Traced["all_rows"](x, rows=(1, 2), size=4), (x,)),
+        "masked": (lambda x: Traced["masked"](x, x, axis=1, keep=1, of=3), (drawn(2, 3, 4),)),
+        "straight_through": (Traced["straight_through"], (x, x)),
         "largest": (lambda x: Traced["largest"](x, count=2), (x,)),
         "take": (lambda t, i: Traced["take"](t, i, mode=mode), (drawn(5, 4), IDS)),
         "wrap": (lambda i: Traced["wrap"](i, size=4), (IDS,)),

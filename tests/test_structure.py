@@ -33,7 +33,7 @@ ROOMS = {
     "recognition": "rewrite arrays ops jaxprs matching staging normal quantized",
     "layered": "rewrite ops jaxprs normal",
     "caching": "rewrite arrays ops matching staging normal naming",
-    "padded": "rewrite arrays ops jaxprs matching naming",
+    "padded": "rewrite arrays ops jaxprs matching staging naming",
     "compiled": "rewrite display arrays machine ops jaxprs matching normal",
     "planning": "rewrite display machine ops matching staging normal naming quantized compiled",
     "prepared": "rewrite display arrays machine ops jaxprs staging compiled planning",
@@ -43,7 +43,7 @@ ROOMS = {
     "pages": "rewrite display machine compiled planning reports printed",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded compiled planning reports",
-    "measured": "rewrite display arrays user reports passes",
+    "measured": "rewrite display arrays matching user reports passes",
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
     "simulated": "display machine planning reports serving",

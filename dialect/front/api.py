@@ -1,4 +1,5 @@
-"""The front door: `trace`, `auto_shard`, `per_row`, `sampled`, `accept`, `compile`.
+"""The front door: `trace`, `auto_shard`, `per_row`, `sampled`, `accept`, `distill`,
+`compile`.
 
 step = auto_shard(decode_step, mesh)
 packed, cache = step.prepare(params), step.adapt(cache)
@@ -18,6 +19,7 @@ from dialect.compiled.resolved import planned, resolve
 from dialect.front.step import Step
 from dialect.jaxprs import framework  # noqa: F401
 from dialect.machine.mesh import quiet_libtpu
+from dialect.measured.distilled import distill
 from dialect.ops import control, lax, nn, quant, sharding, tensor  # noqa: F401
 from dialect.printed import notebook  # noqa: F401
 from dialect.tokens.accept import accept
@@ -32,7 +34,7 @@ from rewrite.program import Program
 
 quiet_libtpu()  # before the first use of JAX starts it
 
-__all__ = ["Sampling", "accept", "auto_shard", "compile", "per_row", "sampled", "trace"]
+__all__ = ["Sampling", "accept", "auto_shard", "compile", "distill", "per_row", "sampled", "trace"]
 
 DEFAULT_PIPELINE = (
     "retarget, normalize, recognize, roll, carry_cache, absorb, flash, plan, shard, stage, lower"

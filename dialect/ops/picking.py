@@ -12,7 +12,7 @@ import numpy as np
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
-from rewrite.signature import Signature, numbered
+from rewrite.signature import Signature, letters, numbered
 
 
 def picked(x: Any, places: Any, *, axis: int) -> Any:
@@ -45,6 +45,21 @@ def all_rows(x: Any, *, rows: tuple[int, ...], size: int) -> Any:
     return jnp.zeros((size, *x.shape[1:]), x.dtype).at[np.asarray(rows)].set(x)
 
 
+def masked(x: Any, scores: Any, *, axis: int, keep: int, of: int) -> Any:
+    """x, with all but the `keep` of the largest scores among every `of` along an axis set to zero;
+    of equal scores the first stay.
+
+    Raises ValueError where `of` does not divide the axis.
+    """
+    if not 0 < keep <= of or x.shape[axis] % of:
+        raise ValueError(f"{keep} of every {of} cannot be kept of {x.shape[axis]}")
+    moved = jnp.moveaxis(scores, axis, -1)
+    groups = moved.reshape(*moved.shape[:-1], -1, of)
+    order = jnp.argsort(groups, axis=-1, stable=True, descending=True)
+    kept = jnp.argsort(order, axis=-1) < keep
+    return jnp.where(jnp.moveaxis(kept.reshape(moved.shape), -1, axis), x, jnp.zeros_like(x))
+
+
 def _must_be(count: int, wanted: int, rows: tuple[int, ...], size: int) -> None:
     if count != wanted or list(rows) != sorted({*rows} & {*range(size)}):
         raise ValueError(f"there are {count} rows, and not {wanted}: {rows} of {size}")
@@ -70,6 +85,11 @@ def _rows_axes(op: Op) -> Signature:
     return Signature((whole,), (result,), frozenset((whole[0][0], "y")))
 
 
+def _masked_axes(op: Op) -> Signature:
+    whole = numbered(op.types[0].rank)
+    return Signature((whole, whole), (whole,), frozenset(letters((whole[op["axis"]],))))
+
+
 def _turned(name: str) -> Callable[[Op], tuple[str, dict[str, Any]]]:
     return lambda op: (name, {"rows": op["rows"], "size": op["size"]})
 
@@ -77,5 +97,6 @@ def _turned(name: str) -> Callable[[Op], tuple[str, dict[str, Any]]]:
 _ROWS = ("rows", "size")
 word(some_rows, _rows_axes, _ROWS, inverse=_turned("all_rows"), traits=Traits(moves=True))
 word(all_rows, _rows_axes, _ROWS, inverse=_turned("some_rows"), traits=Traits(moves=True))
+word(masked, _masked_axes, ("axis", "keep", "of"), traits=Traits(axes="axis"))
 word(picked, _picked_axes, ("axis",), traits=Traits(moves=True, picks=True, linear="first"))
 word(largest, _largest_axes, ("count",))

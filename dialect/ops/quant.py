@@ -14,11 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
 from dialect.arrays.dtypes import dtype_of
-from dialect.ops.vocabulary import word
+from dialect.ops.vocabulary import elementwise, word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature, letters, numbered
@@ -113,6 +114,11 @@ def rounded(x: Any, **how: Any) -> Any:
     return dequantize(*quantize(x, **how), axes=how["axes"], dtype=x.dtype)
 
 
+def straight_through(x: Any, stepped: Any) -> Any:
+    """x in steps, whose gradient is that of x (Bengio et al. 2013, arXiv:1308.3432)."""
+    return jax.lax.stop_gradient(stepped) + (x - jax.lax.stop_gradient(x)).astype(stepped.dtype)
+
+
 def _float_dtype(dtype: Any) -> Any:
     """A dtype of floats, which are what is scaled. Raises TypeError for any other."""
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -153,4 +159,5 @@ word(
     inverse=_dequantized,
     traits=Traits(lacked="axes", jumps=True, skips_zeros=True),
 )
+word(straight_through, elementwise)
 word(dequantize, _dequantize_axes, ("axes", "dtype"), traits=Traits(lacked="axes", batches=True))

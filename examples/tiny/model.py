@@ -43,6 +43,7 @@ CONFIGS = {
     "mha": Config(8, "mha.npz"),
     "merged": Config(1, "mha.npz"),  # multi-head to multiquery, as it is
     "mqa": Config(1, "mqa.npz"),  # and after a short uptraining
+    "distilled": Config(8, "distilled.npz"),  # which train.py writes, for passes that are named
 }
 PARAMS = {
     "embedding": "VD", "final_norm": "D", "head": "DV",
