@@ -40,7 +40,7 @@ ROOMS = {
     "reports": "rewrite display arrays machine ops jaxprs matching staging naming user"
     " layered compiled planning",
     "printed": "rewrite display machine ops naming planning reports",
-    "pages": "rewrite display machine compiled planning reports printed",
+    "pages": "rewrite display arrays machine compiled planning reports printed",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded compiled planning reports",
     "measured": "rewrite display arrays matching user reports passes",
