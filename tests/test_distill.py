@@ -79,7 +79,7 @@ def test_what_is_rounded_passes_its_gradient_on() -> None:
     other = jax.tree.map(lambda x: 1.5 * x, params)
     slopes = jax.grad(distill(bigram, FOUND + "quantize{weights=int8}"))
     found = slopes(params, other, seen, tokens)
-    near = {name: rounded(params[name], axes=(0,), form="int8") for name in ("up", "down")}
+    near = {"up": rounded(params["up"], axes=(0,), form="int8")}  # the other is over a vocabulary
     plain = jax.grad(distill(bigram, "normalize"))(params | near, other, seen, tokens)
     assert_close(found, plain, rtol=1e-3, atol=1e-6)
     assert all(np.any(np.asarray(each)) for each in jax.tree.leaves(found))
