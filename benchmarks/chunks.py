@@ -34,6 +34,7 @@ from dialect.display.tables import Table, as_text
 from dialect.engine.states import States
 from dialect.engine.token_rows import PASSES, Decoder
 from dialect.machine.mesh import Topology
+from dialect.serving.shapes import rows_alone
 from examples import llama
 from rewrite import Pipeline, Program
 
@@ -41,7 +42,7 @@ CONTEXT, PAGE, GROUP = 2048, 128, 64
 
 
 def maker(asked: argparse.Namespace, target: Any) -> Callable[..., Program]:
-    """The engine's step: of so many token rows, under a plan, with rows that are together."""
+    """The engine's step: of the rows of a shape, under a plan."""
     config = llama.CONFIGS["8b"]
     config = replace(config, layers=asked.layers or config.layers)
     step = partial(llama.decode_step, config)
@@ -71,19 +72,21 @@ def main() -> None:
         lines.append((name, *figures))
         return 1e3 * run.time_s
 
-    first = make(rows)
+    first = make(rows_alone(rows))
+    planned = partial(make, plan=first.plan)
     rows_ms = time_ms(f"{rows} rows", first)
     for chunk in asked.chunk:
-        both = partial(make, rows + chunk, plan=first.plan)
-        alone = make(chunk, plan=first.plan, together=(0, chunk))
-        apart_ms = rows_ms + time_ms(f"a chunk of {chunk}", alone)
-        time_ms("both, the chunk a group", both(together=(rows, chunk)), apart_ms)
-        time_ms(f"both, groups of {GROUP}", both(together=(rows, GROUP)), apart_ms)
-        time_ms("both, every token by itself", both(), apart_ms)
+        apart_ms = rows_ms + time_ms(f"a chunk of {chunk}", planned(((1, chunk),)))
+        ways = {
+            "the chunk a group": ((rows, 1), (1, chunk)),
+            f"groups of {GROUP}": ((rows, 1), (chunk // GROUP, GROUP)),
+            "every token by itself": rows_alone(rows + chunk),
+        }
+        for how, shape in ways.items():
+            time_ms(f"both, {how}", planned(shape), apart_ms)
     for count in asked.verify:
-        tokens = partial(make, rows * count, plan=first.plan)
-        for how, program in (("a group", tokens(together=(0, count))), ("by itself", tokens())):
-            ratio = time_ms(f"{count} tokens of every row, {how}", program) / rows_ms
+        for how, shape in (("a group", ((rows, count),)), ("by itself", rows_alone(rows * count))):
+            ratio = time_ms(f"{count} tokens of every row, {how}", planned(shape)) / rows_ms
             print(f"{count} tokens of every row, {how}: {ratio:.2f} of the step of one")
     columns = ("step", ">ms", ">products", ">HBM", ">links", ">GB of HBM traffic", ">apart / this")
     print(as_text([Table("a step, by the compiled schedule", columns, tuple(lines))]))

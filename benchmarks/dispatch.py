@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.engine.executables import Executables
+from dialect.serving.shapes import Shape
 from examples import llama
 from rewrite import Engine, auto_shard
 
@@ -49,18 +50,18 @@ class Recorded:
 
     def __init__(self, executables: Executables) -> None:
         self.executables, self.run = executables, executables.run
-        self.arrays: list[np.ndarray] = []
+        self.arrays: list[tuple[Shape, np.ndarray]] = []
 
-    def noted(self, packed: Any, rows: np.ndarray) -> Any:
+    def noted(self, packed: Any, shape: Shape, rows: np.ndarray) -> Any:
         """A step of the engine."""
-        self.arrays.append(rows)
-        return self.run(packed, rows)
+        self.arrays.append((shape, rows))
+        return self.run(packed, shape, rows)
 
     def again(self, packed: Any) -> None:
         """All steps, without the engine."""
         last = None
-        for rows in self.arrays:
-            results = self.run(packed, rows)
+        for shape, rows in self.arrays:
+            results = self.run(packed, shape, rows)
             if last is not None:
                 np.asarray(last)
             last = results

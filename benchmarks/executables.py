@@ -2,9 +2,10 @@
 
     pip install "shardwright[tpu]"
     python benchmarks/executables.py [--config 8b] [--slice v5e:2x4] [--rows 64] [--chunk 512]
+        [--drafts 3]
 
-Llama-3 in pages of 128, rewritten once for every number of token rows, compiled in parallel.
-Nothing is allocated.
+Llama-3 in pages of 128, rewritten once for every shape of step, compiled in parallel. Nothing is
+allocated.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dialect.engine.executables import Executables
 from dialect.engine.sizes import Sizes
 from dialect.engine.states import States
 from dialect.engine.token_rows import PAGE_ON_TPU, PASSES, Decoder
+from dialect.serving.shapes import rows_alone, told
 from examples import llama
 from rewrite import Pipeline
 
@@ -38,29 +40,33 @@ def main() -> None:
     parser.add_argument("--slice", default="v5e:2x4")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--drafts", type=int, default=0, help="of a request that are verified")
     asked = parser.parse_args()
     config = llama.CONFIGS[asked.config]
     params = jax.eval_shape(partial(llama.init_params, config), jax.random.key(0))
     step, init_cache = (partial(f, config) for f in (llama.decode_step, llama.init_cache))
     sized = partial(init_cache, context=CONTEXT)
     room = asked.rows * CONTEXT
-    sizes = Sizes.of(PAGE_ON_TPU, lambda _: room, CONTEXT, asked.rows, asked.chunk)
+    how = {"rows": asked.rows, "chunk": asked.chunk, "together": True, "drafts": asked.drafts}
+    sizes = Sizes.of(PAGE_ON_TPU, lambda _: room, lambda: None, CONTEXT, **how)
     started, processor = time.perf_counter(), time.process_time()
     states = States.of(step, params, partial(sized, 1), CONTEXT)
     mesh, target = resolve(asked.slice, None, Pipeline(()))
     passes = Pipeline.parse(PASSES.format(page=PAGE_ON_TPU)).passes()
     decoder = Decoder(step, sized, params, states)
     make = partial(decoder.program, pages=sizes.pages, passes=passes, target=target)
-    main_one = make(sizes.rows)
-    others = [make(n, plan=main_one.plan) for n in sizes.token_rows if n != sizes.rows]
+    rows = rows_alone(sizes.rows)
+    programs = {rows: (main_one := make(rows))}
+    others = [shape for shape in sizes.shapes if shape != rows]
+    programs |= {shape: make(shape, plan=main_one.plan) for shape in others}
     rewritten_s = time.perf_counter() - started
-    built = Executables([main_one, *others], mesh, sizes.pages, states.tables, sizes.rows)
+    built = Executables(programs, mesh, sizes.pages, states.tables, sizes.rows)
     processor = time.process_time() - processor
     print(f"{main_one.plan.label}: rewritten in {rewritten_s:.1f} s, {built.count} executables")
     print(f"compiled in {built.compile_s:.1f} s; {processor:.1f} s of the processor in all")
-    for rows, executable in built.steps.items():
+    for shape, executable in built.steps.items():
         memory = executable.memory_analysis()
-        print(f"{rows} token rows: {memory.temp_size_in_bytes / 1e6:.0f} MB of temporaries")
+        print(f"{told(shape)} rows: {memory.temp_size_in_bytes / 1e6:.0f} MB of temporaries")
 
 
 if __name__ == "__main__":

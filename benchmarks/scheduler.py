@@ -4,9 +4,9 @@
 
 Pages of 16 tokens; requests leave and join all the time, so that pages are taken, shared in the
 radix tree and evicted. Without drafts, and with those that are looked up: in texts that repeat a
-half of their tokens, where as many are verified as pay by prices like those of a chip, and where
-they never pay. The time is that of `schedule`, `wants_to_know` and `done` together, in processor
-seconds. Nothing may grow with the number of pages.
+half of their tokens, where as many are verified as pay in steps like those of a chip, with groups
+for prompts and drafts, and where they never pay. The time is that of `schedule`, `wants_to_know`
+and `done` together, in processor seconds. Nothing may grow with the number of pages.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dialect.serving.drafts import Prices, PromptLookup
+from dialect.serving.drafts import PromptLookup
 from dialect.serving.policy import Policy
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
+from dialect.serving.shapes import Priced, rows_alone
 from dialect.serving.steps import Row, Step
 
 ROWS, CHUNK, STEPS, WAITING, LONGEST = 256, 1024, 6000, 200, 400
 REPEATED, FEWEST, MOST = 0.03, 8, 24  # how often a repetition begins, and how long it is
-CHIP = ((64, 5e-3), (256, 6e-3), (1024, 9e-3))  # tokens and seconds of steps
-NEVER = ((256, 6e-3), (1024, 60e-3))
-DRAFTS: dict[str, tuple[int, Prices]] = {
+LARGEST = ((256, 1), (49, 16))
+CHIP = ((rows_alone(64), 5e-3), (rows_alone(256), 6e-3), (((256, 4),), 9e-3), (LARGEST, 9e-3))
+NEVER = ((rows_alone(256), 6e-3), (rows_alone(1024), 60e-3))
+DRAFTS: dict[str, tuple[int, Priced]] = {
     "no drafts": (0, ()),
     "drafts that pay": (16, CHIP),
     "drafts that do not": (16, NEVER),
@@ -67,9 +69,9 @@ class Texts:
 
 def measure(pages: int, drafts: str) -> None:
     """Prints the time of the steps after the tree has filled all pages."""
-    most, prices = DRAFTS[drafts]
+    most, steps = DRAFTS[drafts]
     texts = Texts(repeats=most > 0)
-    policy = Policy(pages, page=16, rows=ROWS, chunk=CHUNK, drafts=most, prices=prices)
+    policy = Policy(pages, page=16, rows=ROWS, chunk=CHUNK, drafts=most, steps=steps)
     scheduler = Scheduler(policy)
     times, rows, tokens, group, step = [], 0, 0, scheduler.groups[0], Step()
     scheduler.told = texts.whole.pop

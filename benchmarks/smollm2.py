@@ -31,6 +31,7 @@ import numpy as np
 import smollm2
 
 from dialect.engine import packing
+from dialect.serving.shapes import Shape
 from rewrite import Engine
 
 CONTEXT = 256
@@ -57,14 +58,14 @@ def alone(step: Any, params: Any, cache: Any, prompt: list[int], count: int) -> 
 def overhead(engine: Engine, prompts: list[list[int]], count: int) -> tuple[float, float]:
     """(a decode step in the engine over a bare one, seconds of the engine's thread for a step)."""
     executables, params = engine.built.executables, engine.built.params
-    run, rows = executables.run, np.zeros(0)
+    run, rows, shape = executables.run, np.zeros(0), alone(engine.built.sizes.rows)
     starts: list[tuple[float, float]] = []
 
-    def noted(params: Any, array: np.ndarray) -> Any:
+    def noted(params: Any, ran: Shape, array: np.ndarray) -> Any:
         nonlocal rows
         starts.append((time.perf_counter(), time.thread_time()))
-        rows = array if len(array) == engine.built.sizes.rows else rows
-        return run(params, array)
+        rows = array if ran == shape else rows
+        return run(params, ran, array)
 
     executables.run = noted
     engine.generate(prompts, max_new_tokens=count)
@@ -74,7 +75,7 @@ def overhead(engine: Engine, prompts: list[list[int]], count: int) -> tuple[floa
     bare, last = [], None
     for _ in range(len(served) + 1):
         bare.append(time.perf_counter())
-        now = run(params, rows)
+        now = run(params, shape, rows)
         if last is not None:
             np.asarray(last)
         last = now

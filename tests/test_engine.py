@@ -143,16 +143,18 @@ def test_tokens_of_prompts_read_their_pages_together(mesh: str) -> None:
     """A step of 4 rows that are alone and 3 groups of 16 gives every request its own tokens."""
     sizes = SIZES | {"chunk": 32, "max_pages": 24}
     with Engine(*decoder(llama), mesh, pipeline=PIPELINE, **sizes) as engine:
-        executables, ran = engine.built.executables, list[int]()
+        executables, ran = engine.built.executables, list[Any]()
         run = executables.run
-        executables.run = lambda packed, rows: (ran.append(len(rows)), run(packed, rows))[1]
+        executables.run = lambda packed, shape, rows: (ran.append(shape), run(packed, shape, rows))[
+            1
+        ]
         prompts = drawn(9, 12)
         wanted = [alone(llama, prompt, 8) for prompt in prompts]
         assert engine.generate(prompts, max_new_tokens=8) == wanted
         engine.check()
-        assert "52 rows where prompts have room in 3 groups of 16 tokens" in engine.explain()
-    assert (executables.rows, executables.joined) == ([2, 4, 32], 52)
-    assert 52 in ran and executables.count == 5
+        assert "steps of 2, 4, 4 + 3 groups of 16 rows, and one" in engine.explain()
+    assert executables.shapes == [((2, 1),), ((4, 1),), ((4, 1), (3, 16))]
+    assert executables.shapes[-1] in ran and executables.count == 4
 
 
 def test_tokens_stream_and_a_reader_who_leaves_frees_the_pages(engine: Engine) -> None:
@@ -226,13 +228,13 @@ def test_a_step_that_raises_fails_one_request(engine: Engine, loses: bool) -> No
     executables, broken, good = engine.built.executables, [1, 99, 3], [[1, 2], [4, 5, 6], [9] * 17]
     run = executables.run
 
-    def raising(packed: Any, rows: np.ndarray) -> Any:
+    def raising(packed: Any, shape: Any, rows: np.ndarray) -> Any:
         if 99 in rows[:, TOKEN]:
             if loses:
                 for pool in executables.pools:
                     pool.delete()
             raise RuntimeError("no 99 here")
-        return run(packed, rows)
+        return run(packed, shape, rows)
 
     wanted = [alone(llama, prompt, 8) for prompt in good]
     executables.run = raising
@@ -251,11 +253,11 @@ def test_what_fails_though_no_request_is_to_blame_is_told(engine: Engine) -> Non
     executables = engine.built.executables
     run, calls = executables.run, []
 
-    def raising(packed: Any, rows: np.ndarray) -> Any:
+    def raising(packed: Any, shape: Any, rows: np.ndarray) -> Any:
         calls.append(rows)
         if (rows[:, TOKEN] > 0).sum() > 1:
             raise RuntimeError("the machine is tired")
-        return run(packed, rows)
+        return run(packed, shape, rows)
 
     executables.run = raising
     try:

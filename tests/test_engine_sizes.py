@@ -15,6 +15,8 @@ from dialect.engine.states import States
 from dialect.engine.step_seconds import step_seconds
 from dialect.engine.token_rows import PASSES, Decoder
 from dialect.serving.policy import ServingError
+from dialect.serving.shapes import Shape
+from dialect.serving.shapes import rows_alone as rows
 from examples import llama
 from rewrite import Engine, Pipeline
 from rewrite.target import Target
@@ -71,6 +73,23 @@ def test_rows_and_chunk_follow_from_what_steps_take() -> None:
     assert sized(lambda rows: 1.0, chunk=300) == (256, 300)
     given = {"rows": 8, "chunk": 9}
     assert Sizes.of(16, lambda _: 1e9, pytest.fail, context=64, **given).chunk == 9
+
+
+def shapes(chunk: int, steps: int = 5, **how: Any) -> list[Shape]:
+    """Of an engine for 16 requests."""
+    sizes = Sizes.of(16, lambda _: 1e9, pytest.fail, 64, 16, chunk, steps=steps, **how)
+    return sizes.shapes
+
+
+def test_prompts_and_drafts_have_groups_where_pages_are_read_together() -> None:
+    assert shapes(64) == [*map(rows, (2, 4, 16, 64))]
+    assert shapes(64, drafts=3) == [*map(rows, (2, 4, 16, 64))]
+    assert shapes(64, together=True) == [*map(rows, (2, 4, 16)), ((16, 1), (4, 16))]
+    verified = [((16, 4),), ((16, 1), (4, 16))]
+    assert shapes(64, together=True, drafts=3) == [*map(rows, (2, 4, 16)), *verified]
+    assert shapes(64, 4, together=True, drafts=3) == [*map(rows, (4, 16)), *verified]
+    assert shapes(20, together=True) == [*map(rows, (2, 4, 16, 20))]  # too few for a group
+    assert shapes(16) == [*map(rows, (2, 4, 16))]
 
 
 def test_what_steps_take_follows_from_the_plan() -> None:

@@ -16,6 +16,7 @@ from dialect.front.cli import main
 from dialect.machine.mesh import Topology
 from dialect.planning.cost import estimate
 from dialect.serving.policy import Policy, ServingError
+from dialect.serving.shapes import rows_alone
 from dialect.simulated.arrivals import (
     Arrival,
     Fresh,
@@ -257,7 +258,7 @@ def test_what_cannot_be_simulated(capsys: Captured, arguments: tuple[str, ...], 
 def test_drafts_take_fewer_steps_where_they_are_right() -> None:
     """A step of 8 rows that verifies drafts costs no more than without: then all there is room for
     are, and a request needs as many steps as Leviathan et al. 2023, equation 1, says."""
-    policy = Policy(pages=1000, page=16, rows=8, chunk=64, drafts=7, prices=((64, 1.0),))
+    policy = Policy(pages=1000, page=16, rows=8, chunk=64, drafts=7, steps=((rows_alone(64), 1.0),))
     plain = [Arrival(0.0, (range(at * 10, at * 10 + 8),), 400) for at in range(8)]
     guessed = [replace(arrival, guessed=0.8) for arrival in plain]
     without, drafted = (simulate(policy, load, lambda _: 1.0) for load in (plain, guessed))
@@ -271,6 +272,6 @@ def test_drafts_take_fewer_steps_where_they_are_right() -> None:
 def test_drafts_are_verified_as_the_cost_model_has_it() -> None:
     """Few requests: the weights are read anyway. Many: a step with drafts takes longer."""
     placed = Placement.best(LLAMA_8B, Topology.parse("v5e:2x4"), CHAT, rows=64)
-    prices = placed.prices(CHAT)
-    assert [size for size, _ in prices][-1] == -(-placed.chunk // placed.groups)
-    assert list(prices) == sorted(prices) and prices[0][1] <= prices[-1][1]
+    steps = placed.steps(CHAT)
+    assert steps[-1][0] == rows_alone(-(-placed.chunk // placed.groups))
+    assert list(steps) == sorted(steps) and steps[0][1] <= steps[-1][1]

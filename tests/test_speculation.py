@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from functools import cache, partial
@@ -14,16 +15,17 @@ import pytest
 
 from dialect.engine import drafting
 from dialect.engine.compilations import Compilations
-from dialect.serving.drafts import Ahead, Offer, Prices, PromptLookup, paying
+from dialect.serving.drafts import Ahead, Offer, PromptLookup, paying
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
+from dialect.serving.shapes import Priced, Room, rows_of
+from dialect.serving.shapes import rows_alone as rows
 from examples.tiny import model
 from rewrite import Engine
 from tests.fake_step import FakeDevice, Guesses, alone
 
 CONFIG, CONTEXT, NEW = model.CONFIGS["mha"], 96, 32
-PRICES = ((2, 1.0), (4, 1.1), (16, 1.5))  # tokens and seconds of steps
 SIZES: dict[str, Any] = {"max_context": CONTEXT, "rows": 4, "chunk": 16, "page": 8}
 
 # --- drafts ----------------------------------------------------------------------------------
@@ -51,22 +53,27 @@ def test_a_text_tells_how_often_guesses_are_right() -> None:
     assert 0 < PromptLookup([*jumping, 7]).chance < 0.05
 
 
+def steps(*priced: tuple[int, float]) -> Priced:
+    """Steps of so many rows that are alone, and their seconds."""
+    return [(rows(count), seconds) for count, seconds in priced]
+
+
 def test_as_many_drafts_are_verified_as_pay() -> None:
     """One request: Leviathan et al. 2023, theorem 3.8, where a step's price grows with its rows."""
     prices = [(tokens, 0.95 + 0.05 * tokens) for tokens in range(1, 21)]
     speed = [(1 - 0.8**tokens) / (1 - 0.8) / price for tokens, price in prices]
-    assert paying(1, [Offer(30, 0.8)], 30, prices) == {0: int(np.argmax(speed))}
-    assert paying(1, [Offer(3, 0.8)], 30, prices) == {0: 3}
-    assert paying(1, [Offer(30, 0.8)], 2, prices) == {0: 2}
-    assert not paying(1, [Offer(30, 0.8)], 30, [(1, 1.0), (2, 1.9), (3, 2.8)])
-    assert not paying(1, [Offer()], 30, prices)
+    assert paying(1, (), [Offer(30, 0.8)], steps(*prices)) == {0: int(np.argmax(speed))}
+    assert paying(1, (), [Offer(3, 0.8)], steps(*prices)) == {0: 3}
+    assert paying(1, (), [Offer(30, 0.8)], steps(*prices[:3])) == {0: 2}
+    assert not paying(1, (), [Offer(30, 0.8)], steps((1, 1.0), (2, 1.9), (3, 2.8)))
+    assert not paying(1, (), [Offer()], steps(*prices))
 
 
 def test_what_a_round_of_drafts_costs_is_paid_once_for_all() -> None:
-    prices, offers = [(64, 1.0)], [Offer(9, 0.8)] * 4
-    assert paying(4, offers, 60, prices, draft_s=0.0) == dict.fromkeys(range(4), 9)
-    assert paying(4, offers, 60, prices, draft_s=0.2) == dict.fromkeys(range(4), 4)
-    assert not paying(4, offers, 60, prices, draft_s=0.9)
+    step, offers = steps((64, 1.0)), [Offer(9, 0.8)] * 4
+    assert paying(4, (), offers, step, draft_s=0.0) == dict.fromkeys(range(4), 9)
+    assert paying(4, (), offers, step, draft_s=0.2) == dict.fromkeys(range(4), 4)
+    assert not paying(4, (), offers, step, draft_s=0.9)
 
 
 def test_what_was_verified_tells_how_often_drafts_of_its_own_are_right() -> None:
@@ -82,39 +89,67 @@ def test_what_was_verified_tells_how_often_drafts_of_its_own_are_right() -> None
 
 def test_drafts_share_the_rows_that_a_step_has_left() -> None:
     """A step of 8 tokens costs hardly more than one of 4; one of 64 does."""
-    prices = [(4, 1.0), (8, 1.1), (64, 4.0)]
+    three = steps((4, 1.0), (8, 1.1), (64, 4.0))
     offers = [Offer(9, 0.9), Offer(9, 0.5), Offer(0, 0.0), Offer(9, 0.9)]
-    assert paying(4, offers, 60, prices) == {0: 2, 3: 2}
-    assert paying(4, [Offer(9, 0.9, guessed=3), Offer(9, 0.8)], 60, prices) == {0: 2, 1: 2}
-    assert paying(3, [Offer(9, 0.1)] * 3, 60, prices) == {0: 1}  # a row that is there anyway
-    assert not paying(4, [Offer(9, 0.05)] * 4, 60, prices)
-    assert paying(4, offers, 5, ()) == {0: 3, 3: 2}  # without prices as many as have room
+    assert paying(4, (), offers, three) == {0: 2, 3: 2}
+    assert paying(4, (), [Offer(9, 0.9, guessed=3), Offer(9, 0.8)], three) == {0: 2, 1: 2}
+    assert paying(3, (), [Offer(9, 0.1)] * 3, three) == {0: 1}  # a row that is there anyway
+    assert not paying(4, (), [Offer(9, 0.05)] * 4, three)
+    unknown = steps((4, 0.0), (9, 0.0))  # as many as have room
+    assert paying(4, (), offers, unknown) == {0: 3, 3: 2}
+    assert paying(2, (2,), offers, unknown) == {0: 3, 3: 2}
+
+
+def test_who_has_drafts_takes_a_group() -> None:
+    """Four groups of 4 cost little more than 4 rows that are alone; 16 of these would cost more."""
+    some = [(rows(4), 1.0), (((4, 4),), 1.5), (rows(16), 2.6)]
+    likely, unlikely = Offer(16, 0.9), Offer(16, 0.1)
+    assert paying(4, (), [likely] * 4, some) == dict.fromkeys(range(4), 3)
+    assert not paying(4, (), [unlikely] * 4, some)
+    assert paying(4, (), [unlikely, likely], some[:2]) == {0: 1, 1: 3}  # its row is there anyway
+    with_prompts = [(((4, 1), (3, 16)), 1.0)]
+    assert paying(3, (20,), [unlikely, likely, Offer(2, 0.8)], with_prompts) == {1: 15, 2: 2}
+    assert not paying(4, (40, 5), [likely] * 4, with_prompts)  # no step has room for both prompts
 
 
 def tokens_per_s(
-    sure: int, offers: list[Offer], lengths: dict[int, int], prices: Prices, draft_s: float
+    decoding: int, offers: list[Offer], lengths: dict[int, int], step_s: float, draft_s: float
 ) -> float:
     """What some drafts are worth, by the definition."""
     drafts = [
         offers[at].chance ** n for at, length in lengths.items() for n in range(1, length + 1)
     ]
     waits_s = 0.7e-3 + draft_s * max(lengths.values()) if lengths else 0.0
-    step_s = next(seconds for size, seconds in prices if size >= sure + len(drafts))
-    return (sure + sum(drafts)) / (step_s + waits_s)
+    return (decoding + sum(drafts)) / (step_s + waits_s)
+
+
+def ways_to_verify(shape: Any, offers: list[Offer]) -> Iterator[dict[int, int]]:
+    """All drafts that have room in a step of one shape, where every offer has a request."""
+    for counts in itertools.product(*(range(offer.count + 1) for offer in offers)):
+        room = Room(shape)
+        taken = [room.take(1 + count) for count in sorted(counts, reverse=True)]
+        if sum(count for _, count in taken) == sum(counts) + len(counts):
+            yield {at: count for at, count in enumerate(counts) if count}
 
 
 @pytest.mark.parametrize("draft_s", [0.0, 0.05])
 def test_no_other_number_of_drafts_pays_more(draft_s: float) -> None:
-    prices = ((4, 1.0), (16, 1.2), (64, 2.5))
+    some = ((rows(4), 1.0), (((3, 3),), 1.1), (rows(7), 1.2), (((3, 1), (2, 4)), 1.3))
     chance = random.Random(0)
-    for _ in range(200):
-        sure, room = chance.randint(1, 8), chance.randint(0, 60)
-        offers = [Offer(chance.randint(0, 9), chance.randint(0, 99) / 100) for _ in range(sure)]
-        numbers = range(min(room, 64 - sure) + 1)
-        ways = [paying(sure, offers, room, prices, draft_s)]
-        ways += [paying(sure, offers, most, ()) for most in numbers]
-        worth = [tokens_per_s(sure, offers, way, prices, draft_s) for way in ways]
-        assert sum(ways[0].values()) in numbers and worth[0] >= max(worth) - 1e-9
+    for _ in range(60):
+        offers = [Offer(chance.randint(0, 3), chance.randint(37, 99) / 100) for _ in range(3)]
+        best = max(
+            tokens_per_s(3, offers, way, step_s, draft_s)
+            for shape, step_s in some
+            for way in ways_to_verify(shape, offers)
+        )
+        chosen = paying(3, (), offers, some, draft_s)
+        worth = max(
+            tokens_per_s(3, offers, chosen, step_s, draft_s)
+            for shape, step_s in some
+            if chosen in ways_to_verify(shape, offers)
+        )
+        assert worth >= best - 1e-9, (offers, chosen)
 
 
 # --- the scheduler ---------------------------------------------------------------------------
@@ -247,14 +282,19 @@ def plain() -> Iterator[Engine]:
         yield engine
 
 
+def growing(built: Any) -> list[float]:
+    """What steps are said to take."""
+    return [0.9 + 0.04 * rows_of(shape) for shape in built.sizes.shapes]
+
+
 WAYS = {"three": ("ngram", 3), "as many as pay": ("ngram", None), "its own": ("self", 3)}
 
 
 @pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Steps are said to take as long as PRICES have it."""
+    """Steps are said to take the longer the more rows they have."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(drafting, "prices", lambda built: PRICES)
+        patched.setattr(drafting, "seconds", growing)
         engine = tiny(draft=request.param[0], draft_length=request.param[1])
     with engine:
         yield engine
@@ -262,14 +302,18 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def test_steps_are_timed() -> None:
     with tiny(draft="ngram") as engine:
-        assert [rows for rows, _ in engine.policy.prices] == engine.built.executables.rows
-        assert all(seconds > 0 for _, seconds in engine.policy.prices)
+        assert [shape for shape, _ in engine.policy.steps] == engine.built.sizes.shapes
+        assert all(seconds > 0 for _, seconds in engine.policy.steps)
         assert engine.generate(prompts(2), max_new_tokens=NEW) == answers(2)
 
 
 def test_the_tokens_are_those_without_drafts(engine: Engine) -> None:
-    wanted, before = answers(32), Compilations()
+    wanted, before, ran = answers(32), Compilations(), set[Any]()
+    executables, run = engine.built.executables, engine.built.executables.run
+    executables.run = lambda packed, shape, rows: (ran.add(shape), run(packed, shape, rows))[1]
     assert engine.generate(prompts(32), max_new_tokens=NEW) == wanted
+    executables.run = run
+    assert ((4, 4),) in ran  # a group for every request
     told = engine.figures()
     assert 0 < told["drafts_accepted"] < told["drafts"] and told["draft_rows"] > 0
     assert told["pages_in_use"] == 0 and before.count == 0
@@ -328,13 +372,13 @@ def test_a_decoder_with_int4_weights_drafts_most_of_what_it_writes_itself() -> N
             assert engine.generate([prompt], max_new_tokens=NEW) == [expected]
         told = engine.figures()
         assert told["drafts_accepted"] > 0.75 * told["drafts"]
-        assert told["steps"] < 0.5 * told["tokens"] and told["executables"] == 5
+        assert told["steps"] < 0.5 * told["tokens"] and told["executables"] == 6
 
 
 def test_drafts_that_cost_more_than_they_save_are_declined() -> None:
     """Each round of the decoder that drafts is said to take as long as a step."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(drafting, "prices", lambda built: PRICES)
+        patched.setattr(drafting, "seconds", growing)
         patched.setattr(drafting, "draft_s", lambda built: 1.0)
         with tiny(draft="self") as engine:
             assert engine.generate(prompts(4), max_new_tokens=4) == [
@@ -350,8 +394,8 @@ def test_it_is_told_what_was_drafted(engine: Engine, plain: Engine) -> None:
     said = f"{told['drafts']} were verified behind {told['draft_rows']} tokens"
     assert said in engine.explain() and "verified" not in plain.explain()
     assert f"drafts are {drafting.DRAFTS[engine.draft]}" in engine.explain()
-    assert ("what pays follows from the time of steps" in engine.explain()) == bool(
-        engine.policy.prices
+    assert ("what pays follows from the time of steps" in engine.explain()) == any(
+        seconds for _, seconds in engine.policy.steps
     )
 
 

@@ -17,6 +17,7 @@ from dialect.engine.executables import packed_params
 from dialect.engine.states import States
 from dialect.engine.token_rows import PASSES, Decoder
 from dialect.ops.attend import attend
+from dialect.serving.shapes import rows_alone
 from examples import llama, palm
 from rewrite import Pipeline
 from tests.kit import assert_close
@@ -30,10 +31,10 @@ def drawn(*shape: int) -> jax.Array:
 
 
 @pytest.mark.parametrize("blocks", [None, (ROWS, 8)])
-@pytest.mark.parametrize("alone", [ALONE, 0, ROWS])
-def test_a_group_reads_the_keys_of_its_first_row(alone: int, blocks: Any) -> None:
-    rows = {ALONE: ROWS, 0: 8, ROWS: ROWS}[alone]
-    first = {ALONE: FIRST, 0: FIRST[3:] - 3, ROWS: np.arange(ROWS)}[alone]
+@pytest.mark.parametrize("single", [ALONE, 0, ROWS])
+def test_a_group_reads_the_keys_of_its_first_row(single: int, blocks: Any) -> None:
+    rows = {ALONE: ROWS, 0: 8, ROWS: ROWS}[single]
+    first = {ALONE: FIRST, 0: FIRST[3:] - 3, ROWS: np.arange(ROWS)}[single]
     query, keys, values = (
         drawn(rows, 2, 3, 8),
         drawn(rows, 2, CONTEXT, 8),
@@ -47,14 +48,18 @@ def test_a_group_reads_the_keys_of_its_first_row(alone: int, blocks: Any) -> Non
     }
     wanted = attend(query, keys[first], values[first], last, bias, **how)
     given = (query, keys, values, last, bias)
-    assert_close(attend(*given, together=(alone, SIZE), **how), wanted, atol=1e-6)
+    assert_close(
+        attend(*given, together=((single, 1), ((rows - single) // SIZE, SIZE)), **how),
+        wanted,
+        atol=1e-6,
+    )
 
 
 def test_rows_that_are_no_groups_are_refused() -> None:
     query, keys = drawn(ROWS, 8), drawn(ROWS, CONTEXT, 8)
     axes = "b k, b s k, b s v -> b v"
-    with pytest.raises(ValueError, match="11 rows are not 2 and groups of 4"):
-        attend(query, keys, keys, axes=axes, together=(2, SIZE))
+    with pytest.raises(ValueError, match="11 rows are not 2 groups of 1 and 2 groups of 4"):
+        attend(query, keys, keys, axes=axes, together=((2, 1), (2, SIZE)))
 
 
 @pytest.mark.parametrize("model", [llama, palm])
@@ -70,7 +75,7 @@ def test_tokens_of_a_prompt_are_together(model: Any, mesh: str, quantize: str) -
     decoder = Decoder(step, partial(init, context=CONTEXT), params, states)
     jax_mesh, target = resolve(mesh, None, Pipeline(()))
     passes = Pipeline.parse(PASSES.format(page=PAGE).replace("pad", f"{quantize}pad")).passes()
-    make = partial(decoder.program, ROWS, 20, passes, target)
+    make = partial(decoder.program, pages=20, passes=passes, target=target)
     table = np.arange(20).reshape(5, 4)[[0, 1, 2, 3, 3, 3, 3, 4, 4, 4, 4]]
     table[-1] = -1
     positions = np.array([5, 0, 12, 8, 9, 10, 11, 0, 1, 2, 0])
@@ -84,8 +89,8 @@ def test_tokens_of_a_prompt_are_together(model: Any, mesh: str, quantize: str) -
         packed = packed_params(program, jax_mesh, params)
         return jax.jit(compilable.function())(packed, pools, [], args)
 
-    logits, *pools = results(make(together=(ALONE, SIZE)))
-    wanted, *others = results(make())
+    logits, *pools = results(make(((ALONE, 1), (2, SIZE))))
+    wanted, *others = results(make(rows_alone(ROWS)))
     assert_close(logits[:-1], wanted[:-1], atol=1e-4)
     if not quantize:  # a bit of a sum can be a step of an integer
         assert_close(pools, others, atol=1e-4)

@@ -15,7 +15,6 @@ import jax
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import MOST, Executables, packed_params
-from dialect.engine.packing import GROUP
 from dialect.engine.sizes import Sizes, whole_pages
 from dialect.engine.states import States
 from dialect.engine.step_seconds import Seconds, step_seconds
@@ -24,6 +23,7 @@ from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.prepared.originals import shape_of_lazy
 from dialect.serving.policy import ServingError
+from dialect.serving.shapes import rows_alone
 from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline
 from rewrite.program import Program
@@ -60,12 +60,14 @@ def built(
     mesh: Any,
     pipeline: Pipeline | str | Path | None,
     page: int | None,
-    drafts: str = "",
+    drafting: str = "",
+    drafts: int = 0,
     **asked: int | None,
 ) -> Built:
     """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`.
 
-    drafts: passes that make of the decoder the one that drafts for it
+    drafting: passes that make of the decoder the one that drafts for it; drafts: of a request,
+    that are verified in a group
     """
     use_by_default()
     shapes = jax.tree.map(shape_of_lazy, params)
@@ -73,7 +75,7 @@ def built(
     jax_mesh, target = resolve(mesh, None, given or Pipeline(()))
     chip = Topology.parse(target.topology).chip
     passes, page = _passes(given, page, chip)
-    weights = _bytes(shapes) * (1 + (_DRAFTING if drafts else 0))
+    weights = _bytes(shapes) * (1 + (_DRAFTING if drafting else 0))
     room = partial(_room, init_cache, weights, chip, jax_mesh.size)
     asked["context"] = context = whole_pages(page, **asked)
     sized = partial(init_cache, context=context)
@@ -81,23 +83,21 @@ def built(
     decoder = Decoder(step, sized, shapes, states)
     seconds = partial(_seconds, decoder, passes, target, context)
     parts = jax_mesh.size if _in_groups(passes) else 1
-    sizes = Sizes.of(page, room, seconds, **asked, steps=MOST - 2 - bool(drafts), parts=parts)
+    steps, together = MOST - 1 - bool(drafting), parts == 1 and _reads_count(sized, shapes, chip)
+    how = {"steps": steps, "parts": parts, "together": together, "drafts": drafts}
+    sizes = Sizes.of(page, room, seconds, **asked, **how)
     make = partial(decoder.program, pages=sizes.pages, target=target)
     ways = [passes] if given else [passes, _without(passes, "roll")]
-    program, passes, declined = _first_in_pages(partial(make, sizes.rows), ways)
+    rows = rows_alone(sizes.rows)
+    program, passes, declined = _first_in_pages(partial(make, rows), ways)
     sizes = sizes.in_groups(_groups(program, target))
     planned = partial(make, plan=program.plan)
-    programs = [
-        planned(rows, passes=passes) if rows != sizes.rows else program for rows in sizes.token_rows
-    ]
-    draft = planned(sizes.rows, passes=_before_plan(passes, drafts)) if drafts else None
-    joined = None
-    if parts == 1 and sizes.chunk - sizes.rows >= GROUP and _reads_count(sized, shapes, chip):
-        alone, grouped = sizes.together
-        joined = planned(alone + grouped, passes=passes, together=(alone, GROUP))
-    executables = Executables(
-        programs, jax_mesh, sizes.pages, states.tables, sizes.rows, draft, joined
-    )
+    programs = {
+        shape: planned(shape, passes=passes) if shape != rows else program for shape in sizes.shapes
+    }
+    draft = planned(rows, passes=_before_plan(passes, drafting)) if drafting else None
+    tables, copies = states.tables, sizes.rows
+    executables = Executables(programs, jax_mesh, sizes.pages, tables, copies, draft)
     packed = packed_params(program, jax_mesh, params)
     draft_packed = packed_params(draft, jax_mesh, params) if draft else None
     executables.fresh()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dialect.engine import packing
 from dialect.engine.building import Built
-from dialect.serving.drafts import Ahead, Drafts, Prices, PromptLookup
+from dialect.serving.drafts import Ahead, Drafts, PromptLookup
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
+from dialect.serving.shapes import rows_of, told
 from rewrite.errors import nearest
 
 DRAFTS = {
@@ -21,6 +23,7 @@ DRAFTS = {
 }
 PASSES = {"self": "quantize{weights=int4, group=64}"}  # of the decoder that drafts
 _MOST = 16  # drafts of a request, where it is not said how many
+_IN_GROUP = 3  # of them in a group
 _TIMES = 3  # that a step runs to be timed
 _PLACE = 1 / 4  # of the context: where it is timed, since a step reads what lies before
 
@@ -29,8 +32,13 @@ def drafting(built: Built, draft: str | None, length: int | None) -> dict[str, A
     """Of an engine's policy, what its drafts are; where no length is given, its steps are timed."""
     once_s = draft_s(built)
     if draft is None or length is not None:
-        return {"drafts": length or 0, "prices": (), "draft_s": once_s}
-    return {"drafts": _MOST, "prices": prices(built), "draft_s": once_s}
+        return {"drafts": length or 0, "seconds": [], "draft_s": once_s}
+    return {"drafts": _MOST, "seconds": seconds(built), "draft_s": once_s}
+
+
+def verified(draft: str | None, length: int | None) -> int:
+    """The drafts of a request that are verified in one group."""
+    return 0 if draft is None else length or _IN_GROUP
 
 
 def passes_of(draft: str | None, length: int | None) -> str:
@@ -50,15 +58,15 @@ def drafts_of(draft: str | None, request: Request) -> Drafts | None:
     return Ahead() if draft in PASSES else PromptLookup(request.tokens)
 
 
-def prices(built: Built) -> Prices:
-    """The seconds of steps that are full, as everybody has a part of the context behind."""
-    executables = built.executables
-    timed = [
-        (rows, _seconds(lambda: executables.run(built.params, _alike(built, rows))))  # noqa: B023
-        for rows in executables.rows
-    ]
-    executables.fresh()
-    return tuple(timed)
+def seconds(built: Built) -> list[float]:
+    """The seconds of all steps, if they are full and everybody has a part of the context behind."""
+    run = built.executables.run
+    timed = []
+    for shape in built.sizes.shapes:
+        rows = _alike(built, rows_of(shape))
+        timed.append(_seconds(partial(run, built.params, shape, rows)))
+    built.executables.fresh()
+    return timed
 
 
 def draft_s(built: Built) -> float:
@@ -66,9 +74,9 @@ def draft_s(built: Built) -> float:
     if built.draft_params is None:
         return 0.0
     rows = _alike(built, built.sizes.rows)
-    seconds = _seconds(lambda: built.executables.draft(built.draft_params, rows))
+    once_s = _seconds(lambda: built.executables.draft(built.draft_params, rows))
     built.executables.fresh()
-    return seconds
+    return once_s
 
 
 def _alike(built: Built, rows: int) -> np.ndarray:
@@ -103,10 +111,10 @@ def drafts_told(draft: str | None, policy: Policy, counted: Mapping[str, int]) -
         f"{rows} tokens, {accepted} accepted; behind {declined} tokens none were, as they would "
         "not have paid or had no room",
     ]
-    if policy.prices:
-        tokens = ", ".join(str(rows) for rows, _ in policy.prices)
-        seconds = ", ".join(f"{1e3 * price_s:.3g}" for _, price_s in policy.prices)
-        line = f"what pays follows from the time of steps of {tokens} tokens: {seconds} ms"
+    if any(step_s for _, step_s in policy.steps):
+        rows = ", ".join(told(shape) for shape, _ in policy.steps)
+        took = ", ".join(f"{1e3 * step_s:.3g}" for _, step_s in policy.steps)
+        line = f"what pays follows from the time of steps of {rows} rows: {took} ms"
         more = f"; {1e3 * policy.draft_s:.3g} ms to draft once" if policy.draft_s else ""
         lines.append(line + more)
     return lines

@@ -20,7 +20,7 @@ from dialect.engine.arrivals import Arrivals
 from dialect.engine.building import Built
 from dialect.engine.drafter import Drafter
 from dialect.engine.hosts import Hosts
-from dialect.engine.packing import Packed, packed
+from dialect.engine.packing import Packed, packed, placed
 from dialect.engine.sampling import LISTED
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
@@ -162,9 +162,9 @@ class Driver:
         """A step in an array; `before`: the one that gives tokens which are not known yet."""
         sources = before[1].answering if before else dict.fromkeys(_requests(step), 0)
         choices = {request: self.answers[request].choice for request in _requests(step)}
-        rows, starts = self.executables.placed(step, len(self.pages))
+        shape, starts = placed(step, self.executables.shapes, len(self.pages))
         width = self.executables.width
-        return packed(step, rows, starts, width, sources, choices, self.pages)
+        return packed(step, shape, starts, width, sources, choices, self.pages)
 
     def _start(self, step: Step, arrays: Packed) -> Any:
         firsts = ((self.pages[group], page, copy) for group, page, copy in step.copies)
@@ -174,7 +174,7 @@ class Driver:
         if self.drafter is not None:
             self.drafter.fill(step, arrays)
         self.steps += 1
-        return self.executables.run(self.params, arrays.rows)
+        return self.executables.run(self.params, arrays.shape, arrays.rows)
 
     def _read(self, step: Step, arrays: Packed, results: Any) -> None:
         """Waits for a step, and hands its tokens on."""

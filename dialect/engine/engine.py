@@ -14,7 +14,7 @@ from typing import Any
 from dialect.engine.answers import Answer
 from dialect.engine.building import built
 from dialect.engine.compilations import Compilations
-from dialect.engine.drafting import drafting, drafts_of, passes_of
+from dialect.engine.drafting import drafting, drafts_of, passes_of, verified
 from dialect.engine.driver import Driver
 from dialect.engine.explained import explained, figures
 from dialect.engine.hosts import Hosts
@@ -73,11 +73,12 @@ class Engine:
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
         passes = passes_of(draft, draft_length)
         self.hosts = Hosts()
-        self.built = built(step, params, init_cache, mesh, pipeline, page, passes, **asked)
+        drafts = verified(draft, draft_length)
+        self.built = built(step, params, init_cache, mesh, pipeline, page, passes, drafts, **asked)
         self.draft, self.declined = draft, PREFILL if prefill is not None else ()
-        drafts = drafting(self.built, draft, draft_length)
-        drafts = self.hosts.shared(drafts)  # no two hosts measure the same
-        self.policy = self.built.sizes.policy(policy, **drafts)
+        measured = drafting(self.built, draft, draft_length)
+        measured = self.hosts.shared(measured)  # no two hosts measure the same
+        self.policy = self.built.sizes.policy(policy, **measured)
         scheduler = Scheduler(self.policy)
         self.driver = Driver(scheduler, self.built, self.hosts, draft)
         self.compilations = Compilations()

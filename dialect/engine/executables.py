@@ -1,14 +1,14 @@
-"""The executables of an engine: steps of a few numbers of token rows, and one that copies pages.
+"""The executables of an engine: steps of a few shapes, and one that copies pages.
 
 All are compiled before the first request, in parallel. Nothing else is ever compiled: a step runs
-in the smallest that holds it, and the scheduler makes none that is larger than the largest.
+in the smallest that holds it, and the scheduler makes none that has no room in the largest.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,7 @@ from dialect.compiled.compiling import Compilable, callable_with
 from dialect.engine import packing, sampling
 from dialect.prepared.streaming import Preparation
 from dialect.serving.policy import ServingError
-from dialect.serving.steps import Step
+from dialect.serving.shapes import Shape, rows_of
 from dialect.staging.prepare_parts import prepare_of
 from rewrite.ir import Type
 from rewrite.program import Program
@@ -33,42 +33,36 @@ MOST = 6  # executables
 class Executables:
     """The pools of a decoder, and the steps that run on them.
 
-    programs: of several numbers of token rows, and of one plan; pages: of every layer, in the
-    pools; tables: of what counts (`dialect.engine.states`); copies: the pages that are copied at a
-    time; draft: the decoder that drafts, on the same pools; joined: the largest step, with more
-    rows, of which prompts have theirs in groups.
+    programs: of the shapes of steps, and of one plan; pages: of every layer, in
+    the pools; tables: of what counts (`dialect.engine.states`); copies: the pages that are copied
+    at a time; draft: the decoder that drafts, on the same pools.
     """
 
     def __init__(
         self,
-        programs: Sequence[Program],
+        programs: Mapping[Shape, Program],
         mesh: Any,
         pages: int,
         tables: Sequence[Any],
         copies: int,
         draft: Program | None = None,
-        joined: Program | None = None,
     ) -> None:
         self.mesh, self.pages, self.copies = mesh, pages, copies
-        by_rows = {_table(program).shape[0]: program for program in programs}
-        self.rows, self.width = sorted(by_rows), _table(programs[0]).shape[1]
-        self.joined = _table(joined).shape[0] if joined else None
-        if joined:
-            by_rows[_table(joined).shape[0]] = joined
-        self.most = max(by_rows)
+        self.shapes, every = sorted(programs, key=rows_of), [*programs.values()]
+        self.most, self.width = max(map(rows_of, programs)), _table(every[0]).shape[1]
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.tables = list(tables)
-        first = Compilable(programs[0], mesh)
-        _must_share([*by_rows.values()], ("param", "state"))
-        _must_share([programs[0], draft] if draft else [], ("state",))
+        first = Compilable(every[0], mesh)
+        _must_share(every, ("param", "state"))
+        _must_share([every[0], draft] if draft else [], ("state",))
         self.pool_types = [struct_of(input_.type) for input_ in first.inputs("state")]
         self.pool_shardings = first.shardings("state")
         started = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             copy = pool.submit(self._copying)
-            steps = {rows: pool.submit(self._step, by_rows[rows]) for rows in sorted(by_rows)}
+            steps = {shape: pool.submit(self._step, each) for shape, each in programs.items()}
             drafting = pool.submit(self._step, draft) if draft else None
-            self.steps = {rows: step.result() for rows, step in steps.items()}
+            self.steps = {shape: step.result() for shape, step in steps.items()}
             self.drafting = drafting.result() if drafting else None
             self.copy = copy.result()
         self.compile_s = time.perf_counter() - started
@@ -87,20 +81,9 @@ class Executables:
         ]
         self.results = _zeros(self._results, self.whole)
 
-    def placed(self, step: Step, groups: int = 1) -> tuple[int, list[int]]:
-        """The token rows of the smallest step that holds these, and where every request begins
-        there; groups: of chips, which own their part of the rows."""
-        tokens = packing.tokens_of(step, groups)
-        rows = next(rows for rows in self.rows if rows >= tokens)
-        if self.joined and rows == self.rows[-1]:
-            starts = packing.in_groups(step, self.copies, self.joined, packing.GROUP)
-            if starts is not None:
-                return self.joined, starts
-        return rows, packing.one_by_one(step, rows, groups)
-
-    def run(self, packed: Any, rows: np.ndarray) -> Any:
+    def run(self, packed: Any, shape: Shape, rows: np.ndarray) -> Any:
         """Queues a step; its results, i32[most rows, RESULTS], are there when it has run."""
-        step = self.steps[len(rows)]
+        step = self.steps[shape]
         self.results, self.pools = step(packed, self.pools, self.tables, self.results, rows)
         return self.results
 

@@ -8,8 +8,8 @@ from dialect.display.quantities import size
 from dialect.engine.building import Built
 from dialect.engine.drafting import drafts_told
 from dialect.engine.driver import Driver
-from dialect.engine.packing import GROUP
 from dialect.serving.policy import Policy
+from dialect.serving.shapes import told
 
 
 def figures(built: Built, driver: Driver) -> dict[str, int]:
@@ -34,28 +34,16 @@ def figures(built: Built, driver: Driver) -> dict[str, int]:
     }
 
 
-def _joined(built: Built) -> list[str]:
-    """What there is to say of the step whose prompts read their pages in groups."""
-    if not built.executables.joined:
-        return []
-    alone, grouped = sizes = built.sizes.together
-    return [
-        f"the largest step has {sum(sizes)} rows where prompts have room in {grouped // GROUP} "
-        f"groups of {GROUP} tokens, which read their pages together, beside {alone} rows"
-    ]
-
-
 def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[str, int]) -> str:
     """The sizes of an engine, its pages and who owns them, what was saved, and what the passes did
     and why; `counted` as `Engine.figures` has it."""
     sizes, executables = built.sizes, built.executables
     pools = sum(struct.size * struct.dtype.itemsize for struct in executables.pool_types)
-    steps = ", ".join(map(str, executables.rows))
+    steps = ", ".join(map(told, executables.shapes))
     lines = [
         f"{executables.count} executables, compiled in {executables.compile_s:.1f} s: steps of "
-        f"{steps} tokens, and one that copies pages; {counted['compilations']} more since, in "
-        "this process",
-        *_joined(built),
+        f"{steps} rows, and one that copies pages; {counted['compilations']} more since, in this "
+        "process",
         f"{sizes.pages} pages of {sizes.page} tokens ({size(pools)} on {built.target.topology}), "
         f"{counted['pages_in_use']} in use; {sizes.rows} requests of up to {sizes.context} tokens "
         "run at a time",

@@ -16,78 +16,79 @@ import numpy as np
 from dialect.engine import sampling
 from dialect.engine.sampling import Choice
 from dialect.serving.requests import Request
-from dialect.serving.steps import Step
+from dialect.serving.shapes import Room, Shape, part_of, rows_of
+from dialect.serving.steps import Row, Step
 
 TOKEN, SOURCE, POSITION = range(3)
 CHOICE = slice(3, 3 + sampling.COLUMNS)
 PAGES = CHOICE.stop
 NO_PAGE = -1
-GROUP = 16  # tokens of a prompt that read its pages together
 NOBODY = (0, -1, 0, *Choice().columns)  # but for its pages
 
 
 @dataclass
 class Packed:
-    """A step in an array, i32[rows, PAGES + pages of a table].
+    """A step in an array, i32[rows of its shape, PAGES + pages of a table].
 
     answering: the place of every request that gets a token, in their order; those of its drafts
     follow.
     """
 
+    shape: Shape
     rows: np.ndarray
     answering: dict[Request, int]
 
 
-def tokens_of(step: Step, groups: int = 1) -> int:
-    """The token rows that a step takes, where every group of chips has as many as the fullest."""
-    counts = [0] * groups
-    for row in step.rows:
-        counts[row.request.group] += row.count
-    return groups * max(counts)
+def placed(step: Step, shapes: Sequence[Shape], groups: int = 1) -> tuple[Shape, list[int]]:
+    """The first shape that has rows for a step, and where the tokens of every request begin there.
+
+    groups: of chips, which have their part of the rows of every shape. Raises ValueError for a step
+    that no shape has rows for.
+    """
+    of_groups = [[row for row in step.rows if row.request.group == at] for at in range(groups)]
+    for shape in shapes:
+        part = part_of(shape, groups)
+        starts = [_placed(rows, part) for rows in of_groups]
+        if None not in starts:
+            firsts = enumerate(starts)
+            return shape, [at * rows_of(part) + first for at, each in firsts for first in each]
+    raise ValueError(f"no step has rows for {[row.count for row in step.rows]} tokens")
 
 
-def in_groups(step: Step, alone: int, rows: int, group: int) -> list[int] | None:
-    """Where the tokens of every request begin in a step whose rows behind so many come in groups
-    that have the same pages: those of prompts in groups, if there is room; None if there is not."""
-    free, at, starts = alone, alone, dict[int, int]()
-    longest_first = sorted(range(len(step.rows)), key=lambda number: -step.rows[number].count)
-    for number in longest_first:
-        count = step.rows[number].count
-        end = at + -(-count // group) * group
-        if count > 1 and end <= rows:
-            starts[number], at = at, end
-        elif count <= free:
-            starts[number], free = alone - free, free - count
-        else:
-            return None
-    return [starts[number] for number in range(len(step.rows))]
-
-
-def one_by_one(step: Step, rows: int, groups: int = 1) -> list[int]:
-    """Where the tokens of every request begin in a step of so many rows that are alone: those of a
-    group of chips in its part of them."""
-    free, starts = [rows // groups * group for group in range(groups)], []
-    for row in step.rows:
-        starts.append(free[row.request.group])
-        free[row.request.group] += row.count
+def _placed(rows: Sequence[Row], shape: Shape) -> list[int] | None:
+    """Where the tokens of every request begin, if all have rows: prompts as they come, then who has
+    one token, then who has drafts, the most first (`dialect.serving.drafts.paying`)."""
+    prompts = [at for at, row in enumerate(rows) if row.count > 1 and not row.drafts]
+    single = [at for at, row in enumerate(rows) if row.count == 1]
+    drafting = [at for at, row in enumerate(rows) if row.drafts]
+    drafting.sort(key=lambda at: -rows[at].count)
+    room = Room(shape)
+    taken = [room.take(rows[at].count) for at in prompts]
+    taken += [(first, 1) for first in room.take_each(len(single))]
+    taken += [room.take(rows[at].count) for at in drafting]
+    starts, order = [0] * len(rows), [*prompts, *single, *drafting]
+    if [count for _, count in taken] != [rows[at].count for at in order]:
+        return None
+    for at, (first, _) in zip(order, taken):
+        starts[at] = first
     return starts
 
 
 def packed(
     step: Step,
-    rows: int,
+    shape: Shape,
     starts: Sequence[int],
     width: int,
     sources: Mapping[Request, int],
     choices: Mapping[Request, Choice],
     pages: Sequence[int] = (0,),
 ) -> Packed:
-    """A step in an array of so many rows, each with the pages of a table of this width.
+    """A step in an array of the rows of a shape, each with the pages of a table of this width.
 
     starts: where the tokens of every request begin; sources: where the tokens are that the step
     before gives; pages: the first of every group of chips.
     """
-    array = np.full((rows, PAGES + width), NO_PAGE, np.int32)
+    array = np.full((rows_of(shape), PAGES + width), NO_PAGE, np.int32)
     array[:, :PAGES] = NOBODY
     answering = {}
     tokens, places, positions, columns, at = [], [], [], [], list[int]()
@@ -108,4 +109,4 @@ def packed(
             answering[row.request] = end - 1 - len(row.drafts)
     array[at, TOKEN], array[at, SOURCE], array[at, POSITION] = tokens, places, positions
     array[at, CHOICE] = np.repeat(columns, [row.count for row in step.rows], axis=0)
-    return Packed(array, answering)
+    return Packed(shape, array, answering)

@@ -17,6 +17,7 @@ from dialect.jaxprs.framework import describe, treedef
 from dialect.matching.values import through
 from dialect.ops.control import given_inside
 from dialect.serving.policy import ServingError
+from dialect.serving.shapes import Shape
 from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Type, Value, new_input
 from rewrite.opdef import build, with_args
@@ -54,16 +55,16 @@ def pooled(staged: Program, pages: int) -> Program:
     return _program(staged, Graph(graph.inputs, tuple(v for v, _ in outputs)), inputs, outputs)
 
 
-def sharing(graph: Graph, alone: int, size: int) -> Graph:
-    """A graph whose rows behind so many come in groups of a size that have the same pages:
-    attention reads these once for a group."""
+def sharing(graph: Graph, groups: Shape) -> Graph:
+    """A graph whose rows come in groups that have the same pages: attention reads these once for a
+    group."""
 
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-        bodies = tuple(sharing(region, alone, size) for region in op.regions)
+        bodies = tuple(sharing(region, groups) for region in op.regions)
         moved = with_args(op, args, bodies)
         if not (op.get("blocks") and args[1].op.get("page")):
             return moved.results
-        attrs = dict(op.attrs) | {"together": (alone, size)}
+        attrs = dict(op.attrs) | {"together": groups}
         return build(op.name, *args, origin=op.origin, **attrs).results
 
     return rebuilt(graph, visit)

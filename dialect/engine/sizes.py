@@ -1,6 +1,9 @@
 """How large the steps of an engine are, and how many pages it has.
 
-token rows of a step: 2, .., rows / 4, rows, chunk    a closed set, each one executable
+shapes of steps: 2, .., rows / 4, rows, chunk    a closed set, each one executable
+
+Where reading pages counts, the largest step has rows that are alone and groups for prompts, and
+where drafts are verified there is one with a group for every request.
 
 Where chips own rows and the pages of these rows, they are groups: the first has the first of the
 rows of a step, and the first pages.
@@ -11,15 +14,15 @@ more requests, until reading their caches or computing them takes longer than th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dialect.engine.executables import MOST
-from dialect.engine.packing import GROUP
 from dialect.engine.step_seconds import Seconds
 from dialect.engine.token_rows import FEWEST
 from dialect.serving.policy import Policy, ServingError
+from dialect.serving.shapes import Shape, part_of, rows_alone
 from rewrite.errors import nearest
 
 _ROWS, _MOST = 16, 256  # requests that run: at least, and at most
@@ -27,6 +30,7 @@ _MORE = 4  # how much more tokens a step has for prompts, at most
 _SLOWER = 1.5  # with twice the rows: from then on requests gain little of one another
 _WAITS = 2.0  # times as long whoever is answered waits for a step with prompts
 _STEP = 4  # between the sizes of steps
+_TOGETHER = 16  # tokens of a prompt that read its pages together
 _SHARED = ("pages", "rows", "chunk")  # of a policy: what every group has a part of
 _ROOMY = 0.9  # of the memory that the parameters leave
 
@@ -34,7 +38,11 @@ _ROOMY = 0.9  # of the memory that the parameters leave
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of an engine, all of them tokens but rows (requests that run), pages, and the most
-    steps of several sizes."""
+    shapes of steps.
+
+    together: whether tokens of one request read its pages together; drafts: that are verified of
+    every request at once, then
+    """
 
     context: int
     page: int
@@ -45,6 +53,8 @@ class Sizes:
     why: str = ""  # rows and chunk are these
     parts: int = 1  # into which rows and pages can be divided
     groups: int = 1  # into which they are
+    together: bool = False
+    drafts: int = 0
 
     @staticmethod
     def of(
@@ -57,6 +67,8 @@ class Sizes:
         pages: int | None = None,
         steps: int = MOST - 1,
         parts: int = 1,
+        together: bool = False,
+        drafts: int = 0,
     ) -> Sizes:
         """Those that were asked for, the others as they fit; `context` is that of whole pages,
         `room(context)` says how many tokens have room in memory, `seconds()` what a step of some
@@ -70,7 +82,8 @@ class Sizes:
         pages = pages or min(most, int(_ROOMY * room(context) / page))
         pages = pages // parts * parts
         why = _told(planned, rows, chunk) if planned else ""
-        return Sizes(context, page, rows, chunk, pages, steps, why, parts).in_groups(1)
+        sizes = Sizes(context, page, rows, chunk, pages, steps, why, parts, 1, together, drafts)
+        return sizes.in_groups(1)
 
     def in_groups(self, count: int) -> Sizes:
         """With so many groups. Raises ServingError where one has no room for the context."""
@@ -88,25 +101,26 @@ class Sizes:
         return [self.pages // self.groups * group for group in range(self.groups)]
 
     @property
-    def token_rows(self) -> list[int]:
-        """The token rows of all steps, the largest first."""
-        sizes = [self.chunk, self.rows] if self.chunk > self.rows else [self.rows]
-        fewest = max(FEWEST, self.parts)
-        while sizes[-1] > fewest and len(sizes) < self.steps:
-            sizes.append(max(fewest, sizes[-1] // _STEP // self.parts * self.parts))
-        return sizes
+    def shapes(self) -> list[Shape]:
+        """The shapes of all steps: rows that are alone, a group for every request, and the largest,
+        whose prompts are in groups, one more than a single prompt fills."""
+        prompts = self.chunk - self.rows
+        with_prompts = [rows_alone(self.chunk)] if prompts > 0 else []
+        if self.together and prompts >= _TOGETHER:
+            with_prompts = [((self.rows, 1), (1 - -prompts // _TOGETHER, _TOGETHER))]
+        verified = [((self.rows, 1 + self.drafts),)] if self.together and self.drafts else []
+        sizes, fewest = [self.rows], max(FEWEST, self.parts)
+        while sizes[0] > fewest and len([*sizes, *verified, *with_prompts]) < self.steps:
+            sizes.insert(0, max(fewest, sizes[0] // _STEP // self.parts * self.parts))
+        return [*map(rows_alone, sizes), *verified, *with_prompts]
 
-    @property
-    def together(self) -> tuple[int, int]:
-        """The rows of the largest step whose prompts are in groups: rows that are alone, and those
-        in groups of `GROUP`, one more than a single prompt fills."""
-        return self.rows, GROUP * (1 - (self.rows - self.chunk) // GROUP)
-
-    def policy(self, chosen: Mapping[str, Any], **decided: Any) -> Policy:
-        """How requests are scheduled, as chosen by a user and decided otherwise. Raises
-        ServingError for what cannot be chosen."""
+    def policy(self, chosen: Mapping[str, Any], seconds: Sequence[float], **decided: Any) -> Policy:
+        """How requests are scheduled, as chosen by a user and decided otherwise; seconds: of the
+        steps of `shapes`, if they are known. Raises ServingError for what cannot be chosen."""
+        shapes = [part_of(shape, self.groups) for shape in self.shapes]
+        steps = zip(shapes, seconds or [0.0] * len(shapes), strict=True)
         decided |= {name: getattr(self, name) // self.groups for name in _SHARED}
-        decided |= {"page": self.page, "groups": self.groups}
+        decided |= {"page": self.page, "groups": self.groups, "steps": tuple(steps)}
         known = {field.name for field in fields(Policy)} - {*decided}
         for name in chosen:
             if name not in known:

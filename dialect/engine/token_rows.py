@@ -4,9 +4,11 @@
       ->  logits of token rows(params, pools, table [rows, pages], positions [rows], tokens [rows])
 
 A token is a row. A sequence that decodes has one; a chunk of a prompt has one for each of its
-tokens, at consecutive positions and with the same pages. Every layer writes the keys and values of
-all rows before it reads any, so a token sees those before it in its chunk. Prefill, decode and
-whatever mixes them are therefore one program, of any step that takes one token at a time.
+tokens, and a sequence with drafts one for each of these, at consecutive positions and with the same
+pages, which a group of rows reads together (`dialect.serving.shapes`). Every layer writes the keys
+and values of all rows before it reads any, so a token sees those before it in its chunk. Prefill,
+decode and whatever mixes them are therefore one program, of any step that takes one token at a
+time.
 
 Rows without a token have pages that no pool has: they write nothing, and nobody reads their result.
 """
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 from dialect.engine.pooled import pooled, sharing
 from dialect.engine.states import States
 from dialect.serving.policy import ServingError
+from dialect.serving.shapes import Shape, rows_alone, rows_of
 from dialect.user.per_row import per_row
 from dialect.user.tracing import trace
 from rewrite import manager
@@ -76,28 +79,26 @@ class Decoder:
 
     def program(
         self,
-        rows: int,
+        shape: Shape,
         pages: int,
         passes: tuple[Pass, ...],
         target: Target,
         plan: Any = None,
-        together: tuple[int, int] | None = None,
     ) -> Program:
-        """The rewritten program, on pools of so many pages; sharded as `plan` says, if given.
-
-        together: how many rows are alone, and how many of the others have the same pages.
+        """The rewritten program of the rows of a shape, on pools of so many pages; sharded as
+        `plan` says, if given.
 
         Raises ServingError where the passes leave a part of the decoder's state out of pages.
         """
-        program = self.before_plan(rows, passes, target)
+        program = self.before_plan(rows_of(shape), passes, target)
         names = [pass_.pass_name() for pass_ in passes]
         first, last = names.index("plan"), names.index("stage") + 1
         if plan is not None:
             program, first = replace(program, plan=plan), first + 1
         staged = manager.run(program, passes[first:last], target)[0]
         on_pools = pooled(staged, pages)
-        if together:
-            on_pools = on_pools.with_graph(sharing(on_pools.graph, *together))
+        if shape != rows_alone(rows_of(shape)):
+            on_pools = on_pools.with_graph(sharing(on_pools.graph, shape))
         return manager.run(on_pools, passes[last:], target)[0]
 
 

@@ -53,7 +53,7 @@ def attend(
     sinks: int = 0,
     sparq: tuple[int, int, int, bool] | None = None,
     cell: int | None = None,
-    together: tuple[int, int] | None = None,
+    together: tuple[tuple[int, int], ...] | None = None,
 ) -> Any:
     """Attention: softmax(cap(scale * query . key) + bias, where mask) . value.
 
@@ -104,9 +104,8 @@ def attend(
     A `map`, bool[row, column] over axes of its own, keeps of the context what it has in the row of
     a query's `last` position: a row or a column is as many positions as a `cell`.
 
-    With `together` (alone, size) the rows, the first axis of the keys, behind so many that are
-    alone come in groups of a size, which read the keys of their first row
-    (`dialect.ops.attend_together`).
+    With `together` ((groups, size), ..) the rows, the first axis of the keys, come in so many
+    groups of each size, which read the keys of their first row (`dialect.ops.attend_together`).
     """
     named = Signature.parse(axes)
     form = Form(
@@ -132,7 +131,7 @@ def attend(
     if cell is not None:
         parts = [with_map(part) for part in parts]
     if together is not None:
-        result = in_groups(form, parts[0], *together, partial(_of_one, blocks=blocks))
+        result = in_groups(form, parts[0], together, partial(_of_one, blocks=blocks))
     else:
         result = in_parts(form, parts) if parts[1:] else _of_one(form, parts[0], blocks)
     sizes = dict(zip(form.out, result.shape))

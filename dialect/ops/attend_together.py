@@ -1,16 +1,17 @@
 """Attention of queries that share their keys: `attend` with `together`.
 
-    queries [rows, ..], of which some come in groups that read the keys of their first row
-      ->  queries [rows alone, ..] and [groups, queries of a group, ..]
+    queries [rows, ..], in groups of one or several that read the keys of their first row
+      ->  queries [groups, queries of a group, ..] for every size of group
 
-The tokens of a prompt are rows of a step as those of answers are, so that both are in one product
-with every weight (Sarathi, Agrawal et al. 2023, section 4). Only attention reads what a row has by
-itself: were every token of a prompt to read its keys, they would be read as often as it is long.
+The tokens of a prompt, and those of a draft, are rows of a step as those of answers are, so that
+all are in one product with every weight (Sarathi, Agrawal et al. 2023, section 4). Only attention
+reads what a row has by itself: were every token of a prompt to read its keys, they would be read
+as often as it is long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,29 +25,45 @@ _QUERIES = ("in_group",)
 
 
 def together(
-    form: Form, arrays: Arrays, alone: int, size: int, result_of: Callable[[Form, Arrays], Any]
+    form: Form,
+    arrays: Arrays,
+    groups: Sequence[tuple[int, int]],
+    result_of: Callable[[Form, Arrays], Any],
 ) -> Any:
-    """The result of an attention whose rows behind so many come in groups of a size.
-
-    Raises ValueError where they do not.
-    """
+    """The result of an attention whose rows come in groups, (how many, rows of each) one behind the
+    other. Raises ValueError where they do not."""
     rows = arrays["key"][1][0]
     count = arrays["query"][0].shape[arrays["query"][1].index(rows)]
-    if not 0 <= alone <= count or (count - alone) % size:
-        raise ValueError(f"{count} rows are not {alone} and groups of {size}")
-    first = {name: _every(named, rows, slice(alone)) for name, named in arrays.items()}
-    groups = {
-        name: _every(named, rows, slice(alone, None, size))
-        if name.startswith(("key", "value"))
-        else _in_groups(_every(named, rows, slice(alone, None)), rows, size)
-        for name, named in arrays.items()
-    }
-    of_groups = replace(form, axes=_with_queries(form.axes, rows, groups))
-    parts = [result_of(form, first)] if alone else []
-    if alone < count:
-        result, at = result_of(of_groups, groups), form.out.index(rows)
-        parts.append(result.reshape(*result.shape[:at], -1, *result.shape[at + 2 :]))
+    if sum(number * size for number, size in groups) != count:
+        told = " and ".join(f"{number} groups of {size}" for number, size in groups)
+        raise ValueError(f"{count} rows are not {told}")
+    parts, at = [], 0
+    for number, size in groups:
+        part = slice(at, at := at + number * size)
+        parts += [_of_a_size(form, arrays, rows, part, size, result_of)] if number else []
     return jnp.concatenate(parts, axis=form.out.index(rows))
+
+
+def _of_a_size(
+    form: Form,
+    arrays: Arrays,
+    rows: tuple[str, ...],
+    part: slice,
+    size: int,
+    result_of: Callable[[Form, Arrays], Any],
+) -> Any:
+    """The result of the rows of a part, which is cut into groups of a size."""
+    if size == 1:
+        return result_of(form, {name: _every(each, rows, part) for name, each in arrays.items()})
+    groups = {
+        name: _every(each, rows, slice(part.start, part.stop, size))
+        if name.startswith(("key", "value"))
+        else _in_groups(_every(each, rows, part), rows, size)
+        for name, each in arrays.items()
+    }
+    result = result_of(replace(form, axes=_with_queries(form.axes, rows, groups)), groups)
+    at = form.out.index(rows)
+    return result.reshape(*result.shape[:at], -1, *result.shape[at + 2 :])
 
 
 def _every(named: Named, rows: tuple[str, ...], which: slice) -> Named:

@@ -1,17 +1,19 @@
 """Drafts: tokens that may come next, guessed from those that a request has, and how many to verify.
 
 A step verifies drafts for little more than one token costs (Leviathan et al. 2023). Whether that
-pays depends on all requests of the step: it runs in one of a few sizes.
+pays depends on all requests of the step: it has one of a few shapes.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain, repeat, takewhile, zip_longest
+from itertools import accumulate, chain, repeat, takewhile
 from operator import mul
 from typing import NamedTuple
+
+from dialect.serving.shapes import Priced, Room, Shape
 
 _AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
 _WEIGHT = 1 / 8  # of the last guess, in the running mean
@@ -19,8 +21,6 @@ _LEAST = 0.05  # the chance of a draft that is worth a row
 _LONGEST = 3  # tokens before a guess that are known to be there too; more say nothing more
 _BITS = 32  # of a token
 WAITS_S = 0.7e-3  # that a machine waits for a step with drafts: the one before is read first
-
-Prices = Sequence[tuple[int, float]]  # (tokens, seconds) of the steps that there are, ascending
 
 
 class PromptLookup:
@@ -116,64 +116,90 @@ class Offer(NamedTuple):
     guessed: int = 0
 
 
+class _Worth(NamedTuple):
+    """Of the drafts of an offer that are worth a thought: the probability that each is refused, and
+    how many are accepted of the first 0, 1, .. on average (Leviathan et al. 2023, section 3.1: as
+    if they were independent)."""
+
+    refused: tuple[float, ...]
+    accepted: tuple[float, ...]
+
+
+@lru_cache(maxsize=1 << 14)
+def _worth(chance: float, count: int, guessed: int) -> _Worth:
+    stand = accumulate(repeat(chance, count), mul, initial=chance**guessed)
+    stand = tuple(takewhile(lambda each: each >= _LEAST, stand))[1:]
+    return _Worth(tuple(1 - each for each in stand), tuple(accumulate(stand, initial=0.0)))
+
+
 def paying(
-    sure: int, offers: Sequence[Offer], room: int, prices: Prices, draft_s: float = 0.0
+    decoding: int,
+    prompts: Sequence[int],
+    offers: Sequence[Offer],
+    steps: Priced,
+    draft_s: float = 0.0,
 ) -> dict[int, int]:
     """How many drafts of every offer to verify in a step, by its place: those that let the most
     tokens be computed in a second. Those that are worth none are left out.
 
-    sure: tokens of the step without drafts; room: for drafts; prices: without them all drafts pay;
-    draft_s: seconds to draft one more for everybody
+    decoding: requests that compute a token, with an offer or without; prompts: tokens of others;
+    steps: where their seconds are not known, all drafts pay that have room; draft_s: seconds to
+    draft one more for everybody
     """
-    most = min(room, prices[-1][0] - sure) if prices else room
-    if most <= 0:
-        return {}
-    chances = [_accepted(round(chance, 2), count, guessed) for count, chance, guessed in offers]
-    likely = sorted(chain.from_iterable(chances))[-most:]
-    rounds = list(map(max, zip_longest(*chances, fillvalue=0.0))) if draft_s else []
-    count = _best(sure, likely, rounds, prices, draft_s) if prices else len(likely)
-    return _at_least(likely[-count], count, chances) if count else {}
+    worth = [_worth(round(chance, 2), count, guessed) for count, chance, guessed in offers]
+    longest = max((len(each.refused) for each in worth), default=0)
+    order = sorted(range(len(worth)), key=lambda at: -worth[at].accepted[-1])
+    worth = [worth[at] for at in order]
+    timed, sure = any(seconds for _, seconds in steps), decoding + sum(prompts)
+    best, lengths = 0.0, list[int]()
+    for shape, seconds in steps if longest else ():
+        if (seats := _seats(shape, decoding, prompts, len(offers))) is None:
+            continue
+        for most in range(longest + 1) if timed and draft_s else (0, longest):
+            ways = _lengths(worth, *seats, most)
+            waits_s = (WAITS_S + draft_s * max(ways)) * timed * any(ways)
+            tokens = sure + sum(each.accepted[count] for each, count in zip(worth, ways))
+            if tokens > best * (step_s := waits_s + (seconds if timed else 1.0)):
+                best, lengths = tokens / step_s, ways
+    return {at: count for at, count in zip(order, lengths) if count}
 
 
-@lru_cache(maxsize=1 << 14)
-def _accepted(chance: float, count: int, guessed: int) -> tuple[float, ...]:
-    """Of every draft that is worth a thought, the probability that it is accepted (Leviathan et
-    al. 2023, section 3.1: as if they were independent)."""
-    chances = accumulate(repeat(chance, count), mul, initial=chance**guessed)
-    return tuple(takewhile(lambda each: each >= _LEAST, chances))[1:]
+def _seats(
+    shape: Shape, decoding: int, prompts: Sequence[int], offers: int
+) -> tuple[list[int], int] | None:
+    """Where prompts and requests that decode have rows: the drafts that have room beside the token
+    of those in groups, largest first, and how many rows are left for the drafts of others. None
+    where there are too few."""
+    room = Room(shape)
+    if any(room.take(tokens)[1] < tokens for tokens in prompts):
+        return None
+    free = sorted(zip((size for _, size in shape), room.free), reverse=True)
+    beside = [size - 1 for size, groups in free for _ in range(groups) if size > 1]
+    single = sum(groups for size, groups in free if size == 1)
+    if len(beside) + single < decoding:
+        return None
+    beside = beside[:offers]
+    return beside, max(0, single + len(beside) - decoding)
 
 
-def _best(
-    sure: int, likely: Sequence[float], rounds: Sequence[float], prices: Prices, draft_s: float
-) -> int:
-    """How many of the most likely drafts let the most tokens be computed in a second.
-
-    It is worth going on up to the end of a step, and up to the next of the rounds in which all
-    draft; `rounds` has the most likely draft of each.
-    """
-
-    def tokens_per_s(count: int) -> float:
-        step_s = next(seconds for size, seconds in prices if size >= min(sure + count, largest))
-        if count:
-            step_s += WAITS_S + draft_s * sum(first >= likely[-count] for first in rounds)
-        return (sure + sum(likely[len(likely) - count :])) / step_s
-
-    largest, most = prices[-1][0], len(likely)
-    ends = {0, most, *(most - bisect_right(likely, first) for first in rounds)}
-    ends |= {size - sure for size, _ in prices if 0 < size - sure < most}
-    return max(sorted(ends), key=tokens_per_s)
+def _lengths(worth: Sequence[_Worth], beside: Sequence[int], left: int, most: int) -> list[int]:
+    """The drafts of each, at most so many: those in groups as these have room, of the others the
+    most likely, which are no more than those in the largest group."""
+    most = min(most, beside[0]) if beside else most
+    lengths = [min(room, most, len(each.refused)) for each, room in zip(worth, beside)]
+    others = [each.refused[:most] for each in worth[len(beside) :]]
+    if sum(map(len, others)) <= left:
+        return lengths + list(map(len, others))
+    return lengths + _likeliest(others, left)
 
 
-def _at_least(least: float, count: int, chances: Sequence[Sequence[float]]) -> dict[int, int]:
-    """So many drafts whose chance is at least that, by their place; of equal ones the first."""
-    more = {
-        place: sum(each > least for each in row)
-        for place, row in enumerate(chances)
-        if row and row[0] >= least
-    }
-    left = count - sum(more.values())
-    for place in more:
-        equal = min(left, chances[place].count(least))
-        more[place] += equal
+def _likeliest(refused: Sequence[tuple[float, ...]], count: int) -> list[int]:
+    """How many of each are among so many that are refused least; of equal ones the first."""
+    limit = sorted(chain.from_iterable(refused))[count]
+    lengths = [bisect_left(each, limit) for each in refused]
+    left = count - sum(lengths)
+    for at, each in enumerate(refused):
+        equal = min(left, bisect_right(each, limit) - lengths[at])
+        lengths[at] += equal
         left -= equal
-    return {place: length for place, length in more.items() if length}
+    return lengths

@@ -15,6 +15,7 @@ from dialect.serving.pages import Pages, PagesLost
 from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.radix_tree import RadixTree
 from dialect.serving.requests import Request
+from dialect.serving.shapes import Room
 from dialect.serving.steps import Row, Step
 from dialect.serving.waiting import Waiting
 
@@ -76,13 +77,15 @@ class Group:
         """Adds the rows of this group to a step."""
         self.fresh, preempted, first = set(), self.preemptions, len(step.rows)
         decoding = self._decoding()
-        budget = self.policy.chunk - len(decoding)
+        room = Room(self.policy.largest)
+        room.take_each(len(decoding))
         for request in self.running:
             if request.length - request.scheduled > 1:
-                budget -= self._chunk(request, budget, step)
+                self._chunk(request, room, step)
         if self.preemptions == preempted:
-            budget = self._admit(budget, step, now)
-        drafts = self._drafts(decoding, budget) if self.policy.drafts else {}
+            self._admit(room, step, now)
+        prompts = [row.count for row in step.rows[first:]]
+        drafts = self._drafts(decoding, prompts) if self.policy.drafts else {}
         step.rows[first:first] = [
             Row.next(request, drafts.get(request, ())) for request in decoding
         ]
@@ -121,12 +124,12 @@ class Group:
         self._release(victim)
         self.waiting.add(victim)
 
-    def _chunk(self, request: Request, budget: int, step: Step) -> int:
-        """Adds a row with as many tokens of a request as the budget allows; returns the number."""
+    def _chunk(self, request: Request, room: Room, step: Step) -> None:
+        """Adds a row with as many tokens of a request as have room in the step."""
         self.tree.share(request)
-        count = min(budget, request.length - request.scheduled)
-        if count <= 0:
-            return 0
+        _, count = room.take(request.length - request.scheduled)
+        if not count:
+            return
         ends = request.scheduled + count == request.length
         step.rows.append(Row(request, request.scheduled, count, ends))
         request.scheduled += count
@@ -136,17 +139,14 @@ class Group:
         request.length += ends
         self.waiting.served[request.user] += count
         self.waiting.notice(request)
-        return count
 
-    def _admit(self, budget: int, step: Step, now: float) -> int:
-        """Lets waiting requests join while there are tokens, rows and pages for them; returns how
-        many tokens are left."""
-        while budget > 0 and len(self.running) < self.policy.rows:
+    def _admit(self, room: Room, step: Step, now: float) -> None:
+        """Lets waiting requests join while there are tokens, rows and pages for them."""
+        while any(room.free) and len(self.running) < self.policy.rows:
             request = self.waiting.first(now)
             if request is None or not self._join(request, step):
                 break
-            budget -= self._chunk(request, budget, step)
-        return budget
+            self._chunk(request, room, step)
 
     def _join(self, request: Request, step: Step) -> bool:
         """Gives a request the pages of all its tokens; False where there are too few."""
@@ -184,13 +184,13 @@ class Group:
         step.copies.append((self.number, shared, copy))
         self.tree.release([shared])
 
-    def _drafts(self, decoding: list[Request], room: int) -> dict[Request, list[int]]:
-        """Drafts of those that decode: as many as pay, of the tokens that the step has left and the
+    def _drafts(self, decoding: list[Request], prompts: Sequence[int]) -> dict[Request, list[int]]:
+        """Drafts of those that decode: as many as pay, of the rows that the step has left and the
         pages that are to spare; of those whose tokens are all known."""
         guessing = [r for r in decoding if r.drafts and r.drafts.chance]
         drafting = [request for request in guessing if not request.unknown]
         drafts = {}
-        for place, count in self.policy.paying(drafting, room).items():
+        for place, count in self.policy.paying(len(decoding), prompts, drafting).items():
             request = drafting[place]
             if room_for := self._with_pages(request, count):
                 drafts[request] = request.drafts.draft(room_for)
@@ -201,7 +201,7 @@ class Group:
         """Whether drafts would pay if their own guesses of what queued steps answer were right."""
         decoding = [r for r in self.running if r.length - r.scheduled == 1]
         guessing = [r for r in decoding if r.drafts and r.drafts.chance]
-        return bool(self.policy.paying(guessing, self.policy.chunk - len(decoding)))
+        return bool(self.policy.paying(len(decoding), (), guessing))
 
     def _with_pages(self, request: Request, count: int) -> int:
         """Takes the pages of so many drafts; returns of how many, where they are not to spare."""

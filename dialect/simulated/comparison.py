@@ -105,7 +105,7 @@ class Comparison:
                 shares=self.shares,
                 victim=self.victim,
                 drafts=self.drafts if any(arrival.guessed for arrival in load.arrivals) else 0,
-                prices=placed.prices(typical),
+                steps=placed.steps(typical),
             )
             figures = METHODS[method](policy, load.arrivals, placed.seconds, self.longest)
             yield Run(

@@ -21,6 +21,7 @@ from dialect.planning.plan import Prediction
 from dialect.planning.search import searched
 from dialect.planning.workload import Workload
 from dialect.serving.policy import ServingError
+from dialect.serving.shapes import Priced, rows_alone
 from dialect.simulated.demand import Demand
 
 ROOMY = 0.95  # of a chip's memory: the rest is for what the memory model omits
@@ -153,11 +154,12 @@ class Placement:
         exchanged_s = base.time_s - max(base.compute_s, base.hbm_s)
         return max(base.compute_s + compute_s, base.hbm_s + read_s) + exchanged_s
 
-    def prices(self, typical: Typical) -> tuple[tuple[int, float], ...]:
-        """(tokens of a group, seconds) of steps in which mean requests decode."""
+    def steps(self, typical: Typical) -> Priced:
+        """The steps of a group in which mean requests decode, and their seconds. What a request
+        reads is counted once, however many tokens it has."""
         chunk = -(-self.chunk // self.groups)
         sizes = [1 << bits for bits in range(chunk.bit_length()) if 1 << bits < chunk] + [chunk]
-        return tuple((size, self._decoding_s(typical, size * self.groups)) for size in sizes)
+        return tuple((rows_alone(n), self._decoding_s(typical, n * self.groups)) for n in sizes)
 
     def _decoding_s(self, typical: Typical, tokens: int) -> float:
         positions = math.ceil(min(tokens, self.rows) * typical.held)

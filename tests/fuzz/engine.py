@@ -1,6 +1,8 @@
 """Random schedules on an engine: every request gets the tokens that it gets alone.
 
-    python -m tests.fuzz.engine --seed 0 --count 10000
+    python -m tests.fuzz.engine --seed 0 --count 10000 [--together]
+
+With --together tokens of prompts and drafts have groups, which read their pages together.
 
 One small Llama is served, by one engine; every schedule has another policy, other prompts, other
 drafts, and other moments at which requests come and are cancelled. A seed says all but what the
@@ -28,6 +30,7 @@ import numpy as np
 
 from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.scheduler import Scheduler
+from dialect.serving.shapes import Shape
 from examples import llama
 from rewrite import Engine
 from tests.fake_step import Guesses
@@ -68,26 +71,33 @@ def alone(prompt: list[int], count: int) -> tuple[list[int], float]:
     return tokens[len(prompt) : ends].tolist(), float(apart[len(prompt) - 1 : ends - 1].min())
 
 
-def served() -> Engine:
+def served(together: bool = False) -> Engine:
     """An engine whose policy a schedule replaces, its drafts too."""
     init_cache = partial(llama.init_cache, CONFIG)
-    sizes = {"max_context": CONTEXT, "page": PAGE, "rows": ROWS, "chunk": CHUNK, "max_pages": PAGES}
-    return Engine(partial(llama.decode_step, CONFIG), params(), init_cache, "cpu:1", **sizes)
+    sizes = {"max_context": CONTEXT, "page": PAGE, "rows": ROWS, "max_pages": PAGES}
+    more = (
+        {"chunk": 3 * CHUNK, "draft": "ngram", "draft_length": 3} if together else {"chunk": CHUNK}
+    )
+    step = partial(llama.decode_step, CONFIG)
+    engine = Engine(step, params(), init_cache, "cpu:1", **sizes, **more)
+    assert together == any(len(shape) > 1 for shape in engine.built.sizes.shapes)
+    return engine
 
 
-def random_policy(draw: random.Random) -> Policy:
+def random_policy(draw: random.Random, shapes: list[Shape]) -> Policy:
     """One that the compiled steps can follow."""
+    timed, (*smaller, largest) = draw.choice([0.0, 1.0]), shapes
+    some = [*draw.sample(smaller, draw.randint(0, len(smaller))), largest]
     return Policy(
         pages=draw.randint(CONTEXT // PAGE, draw.choice([CONTEXT // PAGE + 4, PAGES])),
         page=PAGE,
         rows=draw.randint(1, ROWS),
-        chunk=draw.randint(ROWS, CHUNK),
         shares=draw.random() < 0.8,
         victim=draw.choice(list(VICTIMS)),
         patience=draw.choice([0.0, 0.01, 30.0]),
         spare=draw.choice([0.0, 0.1]),
         drafts=draw.choice([0, 2, 8]),
-        prices=draw.choice([(), ((2, 1.0), (4, 1.2), (8, 1.6))]),
+        steps=tuple((shape, timed * draw.randint(1, 3)) for shape in some),
     )
 
 
@@ -111,7 +121,7 @@ def random_request(
 def checked(engine: Engine, seed: int) -> Counter[str]:
     """Runs a schedule. Raises AssertionError, and PagesLost."""
     draw, driver = random.Random(seed), engine.driver
-    engine.policy = random_policy(draw)
+    engine.policy = random_policy(draw, engine.built.sizes.shapes)
     with driver.changed:
         driver.scheduler = Scheduler(engine.policy)
         driver.scheduler.told = driver._ended
@@ -149,9 +159,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--together", action="store_true")
     args = parser.parse_args()
     seen: Counter[str] = Counter()
-    with served() as engine:
+    with served(args.together) as engine:
         for seed in range(args.seed, args.seed + args.count):
             try:
                 seen += checked(engine, seed)

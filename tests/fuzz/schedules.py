@@ -10,6 +10,8 @@ import random
 import sys
 from collections import Counter, deque
 
+from dialect.engine.packing import placed
+from dialect.serving import shapes
 from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -23,19 +25,25 @@ ENDS = ("stop", "length", "cancelled", "deadline")
 def random_policy(draw: random.Random) -> Policy:
     """Few pages, so that requests lose theirs."""
     page, rows = draw.choice([1, 2, 3, 4, 8]), draw.randint(1, 8)
+    chunk = draw.choice([rows, rows + 1, rows + 7, 64])
+    grouped = ((rows, 1), (draw.randint(1, 4), draw.choice([2, 5])))
+    largest = draw.choice([shapes.rows_alone(chunk), grouped])
+    some = [shapes.rows_alone(2), ((rows, 3),), ((rows, 1), (1, 2), (1, 3)), largest]
+    timed = draw.choice([0.0, 1.0])
+    seconds = [timed * draw.randint(1, 5) for _ in some]
     return Policy(
         pages=draw.randint(LONGEST // page + 1, 3 * LONGEST // page + 1),
         page=page,
         rows=rows,
         groups=draw.choice([1, 1, 2, 3]),
-        chunk=draw.choice([rows, rows + 1, rows + 7, 64]),
+        chunk=chunk,
         shares=draw.random() < 0.8,
         victim=draw.choice(sorted(VICTIMS)),
         patience=draw.choice([0.0, 3.0, 1000.0]),
         spare=draw.choice([0.0, 0.01, 0.2]),
         reserved=draw.choice([lambda request: 0, lambda request: request.limit]),
         drafts=draw.choice([0, 1, 4]),
-        prices=draw.choice([(), ((4, 1.0), (16, 1.5), (64, 4.0))]),
+        steps=draw.choice([(), tuple(zip(some, seconds))]),
         draft_s=draw.choice([0.0, 0.1]),
     )
 
@@ -56,6 +64,16 @@ def random_request(draw: random.Random, prefixes: list[list[int]], now: float) -
     if draw.random() < 0.8:
         request.drafts = Guesses(request, draw.choice([0.0, 0.5, 0.9, 1.0]))
     return request
+
+
+def have_rows(step: Step, policy: Policy) -> None:
+    """Raises AssertionError unless all tokens of a step have rows in one of its shapes."""
+    if policy.groups > 1:
+        return
+    possible = [shape for shape, _ in policy.steps] or [policy.largest]
+    shape, starts = placed(step, possible)
+    taken = [at + n for at, row in zip(starts, step.rows) for n in range(row.count)]
+    assert len({*taken}) == len(taken) and max(taken, default=0) < shapes.rows_of(shape)
 
 
 def checked(seed: int) -> Counter[str]:
@@ -79,6 +97,7 @@ def checked(seed: int) -> Counter[str]:
             scheduler.check()
         step = scheduler.schedule(now)
         scheduler.check()
+        have_rows(step, scheduler.policy)
         queued.append((step, device.run(step)))
         while len(queued) > (ahead if step.rows else 0):
             scheduler.done(*queued.popleft(), now)
