@@ -263,7 +263,7 @@ def test_a_request_that_fails_is_told(engine: Engine, client: TestClient) -> Non
     executables = engine.built.executables
     run = executables.run
 
-    def raising(packed: Any, rows: Any) -> Any:
+    def raising(*_: Any) -> Any:
         raise RuntimeError("out of order")
 
     executables.run = raising
