@@ -1,13 +1,14 @@
 """Drafts in the engine beside none: steps, and the time of the processor, on two trained decoders.
 
     python benchmarks/speculation.py [tiny] [smollm2] [--prompts 8] [--new 48] [--rounds 3]
+    python benchmarks/speculation.py tiny --draft 'skip_layers{layers="1"}' [--draft ...]
 
 Two kinds of prompts: a text as it is, and one that begins again at its end, to be copied. They are
 answered one after another, and four at a time, by engines whose drafts are looked up in the text,
 and by engines of which int4 weights run ahead; they verify what pays by the time that their steps
-take, or four drafts wherever they have room. All answers are greedy, and compared. Ratios are
-medians over rounds; the time is that of the processor, which others who use the machine hardly
-change.
+take, or four drafts wherever they have room. `--draft` names other drafts instead, as an engine
+takes them. All answers are greedy, and compared. Ratios are medians over rounds; the time is that
+of the processor, which others who use the machine hardly change.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "of its own, what pays": {"draft": "self"},
     "of its own, of 4": {"draft": "self", "draft_length": 4},
 }
+
+
+def ways_of(drafts: list[str]) -> dict[str, dict[str, Any]]:
+    """The ways to draft: those above, or none and these."""
+    if not drafts:
+        return WAYS
+    pay = {f"{draft}, what pays": {"draft": draft} for draft in drafts}
+    return {"none": {}} | pay | {f"{d}, of 4": {"draft": d, "draft_length": 4} for d in drafts}
 
 
 def tiny() -> tuple[Any, Any, Any, list[int]]:
@@ -84,11 +93,13 @@ def compared(name: str, decoder: tuple[Any, ...], asked: argparse.Namespace) -> 
     """Prints a line for every kind of prompts, way to draft, and number at a time."""
     step, params, init_cache, tokens = decoder
     sizes = {"max_context": CONTEXT, "rows": 4, "chunk": 16}
+    ways = ways_of(asked.draft)
     engines = {
         way: Engine(step, params, init_cache, "cpu:1", **sizes, **drafts)
-        for way, drafts in WAYS.items()
+        for way, drafts in ways.items()
     }
-    print(f"{name}: {engines['of its own, what pays'].explain().splitlines()[6]}")
+    paying = next(way for way in reversed(ways) if "draft_length" not in ways[way])
+    print(f"{name}: {engines[paying].explain().splitlines()[6]}")
     for copies in (True, False):
         given = prompts(tokens, asked.prompts, copies)
         for at_a_time in (1, 4):
@@ -98,7 +109,7 @@ def compared(name: str, decoder: tuple[Any, ...], asked: argparse.Namespace) -> 
             for _ in range(asked.rounds):
                 work = partial(answered, asked=given, at_a_time=at_a_time, new=asked.new)
                 rounds.append({way: work(engine) for way, engine in engines.items()})
-            for way in list(WAYS)[1:]:
+            for way in list(ways)[1:]:
                 pairs = [(each["none"], each[way]) for each in rounds]
                 same = all(none[0] == drafted[0] for none, drafted in pairs)
                 fewer, faster = (
@@ -111,7 +122,7 @@ def compared(name: str, decoder: tuple[Any, ...], asked: argparse.Namespace) -> 
                     f"{faster:.2f}x less time, {'the same' if same else 'OTHER'} tokens",
                     flush=True,
                 )
-    for way in list(WAYS)[1:]:
+    for way in list(ways)[1:]:
         told = engines[way].figures()
         rows, drafts, accepted = (told[n] for n in ("draft_rows", "drafts", "drafts_accepted"))
         share, tokens = accepted / max(1, drafts), 1 + accepted / max(1, rows)
@@ -128,6 +139,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draft", action="append", default=[], metavar="DRAFT")
     asked = parser.parse_args()
     for name in asked.decoders:
         compared(name, {"tiny": tiny, "smollm2": smollm2}[name](), asked)

@@ -375,6 +375,28 @@ def test_a_decoder_with_int4_weights_drafts_most_of_what_it_writes_itself() -> N
         assert told["steps"] < 0.5 * told["tokens"] and told["executables"] == 6
 
 
+def test_a_decoder_without_some_layers_drafts_in_the_same_pages() -> None:
+    """The cache of the layers that are left out stays as the decoder wrote it."""
+    with tiny(draft='skip_layers{layers="1"}', draft_length=3) as engine:
+        for prompt, expected in zip(prompts(32)[:8], answers(32)):
+            assert engine.generate([prompt], max_new_tokens=NEW) == [expected]
+        told = engine.figures()
+        assert told["drafts_accepted"] > 0.4 * told["drafts"] and told["executables"] == 5
+        assert 'its own, after skip_layers{layers="1"}, 3 at most' in engine.explain()
+
+
+@pytest.mark.parametrize(
+    ("draft", "told"),
+    [
+        ("selves", "no drafts are called 'selves'"),
+        ('skip_layers{layers="9"}', "there is no layer 9: they are 0 to 3"),
+    ],
+)
+def test_drafts_that_are_none_are_refused(draft: str, told: str) -> None:
+    with pytest.raises(ServingError, match=told):
+        tiny(draft=draft)
+
+
 def test_drafts_that_cost_more_than_they_save_are_declined() -> None:
     """Each round of the decoder that drafts is said to take as long as a step."""
     with pytest.MonkeyPatch.context() as patched:

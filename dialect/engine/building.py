@@ -26,7 +26,7 @@ from dialect.serving.policy import ServingError
 from dialect.serving.shapes import rows_alone
 from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline
-from rewrite.program import Program
+from rewrite.program import NOTHING_DONE, Program
 from rewrite.target import Target
 
 _DRAFTING = 0.3  # of the parameters as they were given: those of a decoder that drafts
@@ -95,7 +95,7 @@ def built(
     programs = {
         shape: planned(shape, passes=passes) if shape != rows else program for shape in sizes.shapes
     }
-    draft = planned(rows, passes=_before_plan(passes, drafting)) if drafting else None
+    draft = _drafting(planned, rows, passes, drafting) if drafting else None
     tables, copies = states.tables, sizes.rows
     executables = Executables(programs, jax_mesh, sizes.pages, tables, copies, draft)
     packed = packed_params(program, jax_mesh, params)
@@ -133,6 +133,16 @@ def _before_plan(passes: Passes, more: str) -> Passes:
     """A pipeline with more passes, which change what is planned."""
     at = [step.pass_name() for step in passes].index("plan")
     return (*passes[:at], *Pipeline.parse(more).passes(), *passes[at:])
+
+
+def _drafting(make: Callable[..., Program], rows: Any, passes: Passes, more: str) -> Program:
+    """The program that drafts. Raises ServingError where its passes found nothing to do."""
+    draft, named = make(rows, passes=_before_plan(passes, more)), Pipeline.parse(more).passes()
+    idle = [step for step in draft.history if step.text in map(str, named)]
+    lines = [str(remark) for step in idle for remark in step.remarks if remark.kind == NOTHING_DONE]
+    if lines:
+        raise ServingError("\n  ".join([f"drafts of {more} are none:", *lines]))
+    return draft
 
 
 def _without(passes: Passes, name: str) -> Passes:

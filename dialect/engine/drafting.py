@@ -15,7 +15,8 @@ from dialect.serving.drafts import Ahead, Drafts, PromptLookup
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
 from dialect.serving.shapes import rows_of, told
-from rewrite.errors import nearest
+from rewrite.errors import PipelineError, nearest
+from rewrite.pipeline import Pipeline
 
 DRAFTS = {
     "ngram": "n-grams of a request's own text",
@@ -44,18 +45,23 @@ def verified(draft: str | None, length: int | None) -> int:
 def passes_of(draft: str | None, length: int | None) -> str:
     """The passes that make the decoder that drafts; empty where none does. Raises ServingError for
     drafts that do not exist."""
-    if draft is not None and draft not in DRAFTS:
-        raise ServingError(f"no drafts are called {draft!r}", hint=nearest(draft, DRAFTS))
     if length is not None and (draft is None or length < 1):
         raise ServingError(f"draft_length is {length}, and must be at least 1, of a draft")
-    return PASSES.get(draft or "", "")
+    if draft is None or draft in DRAFTS:
+        return PASSES.get(draft or "", "")
+    try:
+        Pipeline.parse(draft, source="draft")
+    except PipelineError as error:
+        named = f"a name ({nearest(draft, DRAFTS)}) or passes ({error.message})"
+        raise ServingError(f"no drafts are called {draft!r}", hint=named) from error
+    return draft
 
 
 def drafts_of(draft: str | None, request: Request) -> Drafts | None:
     """The drafts of a new request."""
     if draft is None:
         return None
-    return Ahead() if draft in PASSES else PromptLookup(request.tokens)
+    return PromptLookup(request.tokens) if draft == "ngram" else Ahead()
 
 
 def seconds(built: Built) -> list[float]:
@@ -107,9 +113,9 @@ def drafts_told(draft: str | None, policy: Policy, counted: Mapping[str, int]) -
     rows, verified = counted["draft_rows"], counted["drafts"]
     accepted, declined = counted["drafts_accepted"], counted["draft_rows_declined"]
     lines = [
-        f"drafts are {DRAFTS[draft]}, {policy.drafts} at most: {verified} were verified behind "
-        f"{rows} tokens, {accepted} accepted; behind {declined} tokens none were, as they would "
-        "not have paid or had no room",
+        f"drafts are {DRAFTS.get(draft, f'its own, after {draft}')}, {policy.drafts} at most: "
+        f"{verified} were verified behind {rows} tokens, {accepted} accepted; behind {declined} "
+        "tokens none were, as they would not have paid or had no room",
     ]
     if any(step_s for _, step_s in policy.steps):
         rows = ", ".join(told(shape) for shape, _ in policy.steps)

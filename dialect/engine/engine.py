@@ -43,9 +43,10 @@ class Engine:
       the pool; page: tokens of a page. What is not given follows from the others, and from the
       machine.
     - draft: guesses of what comes next, which the step verifies; the tokens stay the same. "ngram"
-      looks them up in a request's own text, "self" lets the decoder with int4 weights run ahead.
-      draft_length: the most of a request, verified wherever they have room; where it is not given,
-      as many as pay, by the seconds that steps take
+      looks them up in a request's own text, "self" lets the decoder with int4 weights run ahead,
+      and passes, such as 'skip_layers{layers="8-23"}', what they make of it. draft_length: the
+      most of a request, verified wherever they have room; where it is not given, as many as pay,
+      by the seconds that steps take
     - policy: fields of `dialect.serving.policy.Policy`, such as victim="cheapest"
 
     All executables are compiled here; nothing is compiled later. Raises ServingError, and what

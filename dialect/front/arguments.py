@@ -111,7 +111,7 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=int, metavar="N", help="requests that run at a time (by the plan)")
     add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (by the plan)")
     add("--pages", type=int, metavar="N", help="of the cache (as have room)")
-    add("--draft", metavar="NAME", help="ngram: looked up in a text; self: by int4 weights (none)")
+    add("--draft", metavar="NAME", help="ngram, self (int4 weights), or passes (none)")
     add("--draft-length", type=int, metavar="N", help="the most of a request (as many as pay)")
     text = "ADDRESS:PORT,COUNT,NUMBER of this process, or auto on a TPU slice (one process)"
     add("--hosts", metavar="WHICH", help=text)
