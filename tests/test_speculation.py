@@ -378,10 +378,10 @@ def test_a_decoder_with_int4_weights_drafts_most_of_what_it_writes_itself() -> N
 def test_a_decoder_without_some_layers_drafts_in_the_same_pages() -> None:
     """The cache of the layers that are left out stays as the decoder wrote it."""
     with tiny(draft='skip_layers{layers="1"}', draft_length=3) as engine:
-        for prompt, expected in zip(prompts(32)[:8], answers(32)):
+        for prompt, expected in zip(prompts(32)[:3], answers(32)):
             assert engine.generate([prompt], max_new_tokens=NEW) == [expected]
         told = engine.figures()
-        assert told["drafts_accepted"] > 0.4 * told["drafts"] and told["executables"] == 5
+        assert told["drafts_accepted"] > 0.4 * told["drafts"] and told["executables"] == 6
         assert 'its own, after skip_layers{layers="1"}, 3 at most' in engine.explain()
 
 
