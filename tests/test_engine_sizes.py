@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import pytest
 
+from dialect.compiled.resolved import resolve
+from dialect.engine import building
 from dialect.engine.sizes import Sizes
 from dialect.engine.states import States
 from dialect.engine.step_seconds import step_seconds
 from dialect.engine.token_rows import PASSES, Decoder
 from dialect.serving.policy import ServingError
-from dialect.serving.shapes import Shape
+from dialect.serving.shapes import Shape, rows_of
 from dialect.serving.shapes import rows_alone as rows
 from examples import llama
 from rewrite import Engine, Pipeline
@@ -57,22 +59,69 @@ def test_a_group_must_have_room_for_the_context() -> None:
         Engine(*decoder(llama), "cpu:8", pipeline=GROUPS, **sizes)
 
 
-def sized(seconds: Callable[[int], float] | None, **asked: int) -> tuple[int, int]:
-    """(rows, chunk), where memory is large."""
-    sizes = Sizes.of(16, lambda context: 1e9, lambda: seconds, **{"context": 1024} | asked)
-    return sizes.rows, sizes.chunk
+def sized(step_s: Callable[[int], float] | None, **asked: Any) -> tuple[int, int, int]:
+    """(rows, chunk, drafts), where memory is large and a step takes what its rows say."""
+
+    def seconds(rows: int, shape: Shape | None = None) -> float:
+        return step_s(rows_of(shape) if shape else rows)
+
+    how = {"context": 1024, "drafts": None} | asked
+    sizes = Sizes.of(16, lambda rows: 1e9, lambda: seconds if step_s else None, **how)
+    return sizes.rows, sizes.chunk, sizes.drafts
 
 
 def test_rows_and_chunk_follow_from_what_steps_take() -> None:
-    assert sized(None) == (16, 64)
-    assert sized(lambda rows: 1.0 + rows / 100) == (128, 256)  # 1.64 s less than 1.5 * 1.32 s
-    assert sized(lambda rows: 1.0 + rows / 10) == (16, 32)  # 4.2 s is more than 1.5 * 2.6 s
-    assert sized(lambda rows: 1.0 if rows <= 64 else math.inf) == (64, 64)  # no more fit
-    assert sized(lambda rows: 1.0) == (256, 1024)
-    assert sized(lambda rows: 1.0, rows=8) == (8, 32)
-    assert sized(lambda rows: 1.0, chunk=300) == (256, 300)
+    assert sized(None) == (16, 64, 3)
+    assert sized(lambda rows: 1.0 + rows / 100)[:2] == (128, 256)  # 1.64 s less than 1.5 * 1.32 s
+    assert sized(lambda rows: 1.0 + rows / 10)[:2] == (16, 32)  # 4.2 s is more than 1.5 * 2.6 s
+    assert sized(lambda rows: 1.0 if rows <= 64 else math.inf)[:2] == (64, 64)  # no more fit
+    assert sized(lambda rows: 1.0) == (256, 1024, 7)
+    assert sized(lambda rows: 1.0, rows=8) == (8, 32, 7)
+    assert sized(lambda rows: 1.0, chunk=300, drafts=2) == (256, 300, 2)
     given = {"rows": 8, "chunk": 9}
     assert Sizes.of(16, lambda _: 1e9, pytest.fail, context=64, **given).chunk == 9
+
+
+def test_as_many_drafts_are_verified_together_as_pay() -> None:
+    """Of 0, 1, 3, 7, of which 80 % stand: 1.8, 2.95 and 4.16 tokens for one."""
+    assert sized(lambda rows: rows / 16, rows=16)[2] == 0
+    assert sized(lambda rows: 0.5 + 0.5 * rows / 16, rows=16)[2] == 1  # 1.5 times as long
+    assert sized(lambda rows: 0.85 + 0.15 * rows / 16, rows=16)[2] == 3  # 1.45, but 2.05
+    assert sized(lambda rows: 0.95 + 0.05 * rows / 16, rows=16)[2] == 7
+
+
+def test_a_chunk_is_priced_in_groups() -> None:
+    """Rows that are alone take long: of groups more tokens are computed in twice the time."""
+
+    def seconds(rows: int, shape: Any = None) -> float:
+        return sum(groups * (1 + size / 100) for groups, size in shape or ((rows, 1),))
+
+    chunks = [
+        Sizes.of(16, lambda _: 1e9, lambda: seconds, 1024, 64, together=together).chunk
+        for together in (False, True)
+    ]
+    assert chunks == [128, 256]
+
+
+def test_room_is_that_of_caches_as_they_are_stored() -> None:
+    """In f32, or in int8 with a scale in bf16 for every head."""
+    step, params, init_cache = decoder(llama)
+    sized = partial(init_cache, context=CONTEXT)
+    states = States.of(step, params, partial(sized, 1), CONTEXT)
+    served = Decoder(step, sized, params, states)
+    mesh, target = resolve("cpu:1", None, Pipeline(()))
+
+    def tokens(pipeline: str, beside: float = 0.0) -> float:
+        passes = Pipeline.parse(pipeline).passes()
+        return building._room(served, passes, target, mesh, CONTEXT, beside, 4)
+
+    cache = init_cache(1, CONTEXT)
+    floats = sum(leaf.nbytes for leaf in jax.tree.leaves(cache) if leaf.ndim) / CONTEXT
+    d_head = llama.CONFIGS["toy"].d_head
+    integers = floats / 4 * (1 + 2 / d_head)
+    small = tokens(PIPELINE.replace("pad", "quantize{weights=none, cache=int8}, pad"))
+    assert small / tokens(PIPELINE) == pytest.approx(floats / integers, rel=0.01)
+    assert tokens(PIPELINE) - tokens(PIPELINE, 1e6) == pytest.approx(1e6 / floats, rel=0.01)
 
 
 def shapes(chunk: int, steps: int = 5, **how: Any) -> list[Shape]:
@@ -105,4 +154,6 @@ def test_what_steps_take_follows_from_the_plan() -> None:
     seconds = step_seconds(program, target, 2048)
     assert seconds is not None and 2e-3 < seconds(2) < seconds(64) < seconds(128) < 16e-3
     assert seconds(1 << 12) == math.inf
+    alone, together = (seconds(64, shape) / seconds(64) for shape in (rows(256), ((64, 4),)))
+    assert 1.3 < together < 1.7 and 2.0 < alone < 2.8  # whole contexts, compiled: 1.48, 2.66
     assert step_seconds(program, Target("cpu:8", (("x", 8),)), 2048) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from dialect.compiled.compilation_cache import use_by_default
+from dialect.compiled.compiling import Compilable
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import MOST, Executables, packed_params
 from dialect.engine.sizes import Sizes, whole_pages
@@ -61,13 +62,13 @@ def built(
     pipeline: Pipeline | str | Path | None,
     page: int | None,
     drafting: str = "",
-    drafts: int = 0,
+    drafts: int | None = 0,
     **asked: int | None,
 ) -> Built:
     """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`.
 
     drafting: passes that make of the decoder the one that drafts for it; drafts: of a request,
-    that are verified in a group
+    that are verified in a group; None for as many as the plan says
     """
     use_by_default()
     shapes = jax.tree.map(shape_of_lazy, params)
@@ -75,12 +76,12 @@ def built(
     jax_mesh, target = resolve(mesh, None, given or Pipeline(()))
     chip = Topology.parse(target.topology).chip
     passes, page = _passes(given, page, chip)
-    weights = _bytes(shapes) * (1 + (_DRAFTING if drafting else 0))
-    room = partial(_room, init_cache, weights, chip, jax_mesh.size)
     asked["context"] = context = whole_pages(page, **asked)
     sized = partial(init_cache, context=context)
     states = States.of(step, shapes, partial(sized, 1), context)
     decoder = Decoder(step, sized, shapes, states)
+    beside = _DRAFTING * _bytes(shapes) if drafting else 0.0
+    room = partial(_room, decoder, passes, target, jax_mesh, context, beside)
     seconds = partial(_seconds, decoder, passes, target, context)
     parts = jax_mesh.size if _in_groups(passes) else 1
     steps, together = MOST - 1 - bool(drafting), parts == 1 and _reads_count(sized, shapes, chip)
@@ -167,13 +168,31 @@ def _first_in_pages(
     raise errors[0]
 
 
-def _room(init_cache: Init, weights: float, chip: Chip, chips: int, context: int) -> float:
-    """Tokens that have room in the memory that so many bytes of parameters leave."""
-    of_a_request = _bytes(jax.eval_shape(lambda: init_cache(1, context=context)))
-    memory = chip.usable_hbm_bytes * chips
+def _room(
+    decoder: Decoder,
+    passes: Passes,
+    target: Target,
+    mesh: Any,
+    context: int,
+    beside: float,
+    rows: int,
+) -> float:
+    """Tokens that have room in the memory that the parameters leave, and so many bytes beside them:
+    as a step of so many rows stores them, on every chip."""
+    staged = Compilable(decoder.staged(rows, passes, target, None), mesh)
+    chip = Topology.parse(target.topology).chip
+    memory: float = chip.usable_hbm_bytes
     if chip.platform == "cpu":  # all devices are in one memory, of which others have a share
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return max(0.0, memory - weights) / of_a_request * context
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 / mesh.size
+    left = memory - beside / mesh.size - _on_a_chip(staged, "param")
+    return max(0.0, left) / _on_a_chip(staged, "state") * rows * context
+
+
+def _on_a_chip(staged: Compilable, group: str) -> int:
+    """Bytes of some inputs on every chip."""
+    pairs = zip(staged.inputs(group), staged.shardings(group))
+    types = ((input_.type, sharding) for input_, sharding in pairs)
+    return sum(replace(t, shape=sharding.shard_shape(t.shape)).bytes for t, sharding in types)
 
 
 def _reads_count(init_cache: Init, params: Any, chip: Chip) -> bool:

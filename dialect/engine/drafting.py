@@ -24,7 +24,6 @@ DRAFTS = {
 }
 PASSES = {"self": "quantize{weights=int4, group=64}"}  # of the decoder that drafts
 _MOST = 16  # drafts of a request, where it is not said how many
-_IN_GROUP = 3  # of them in a group
 _TIMES = 3  # that a step runs to be timed
 _PLACE = 1 / 4  # of the context: where it is timed, since a step reads what lies before
 
@@ -37,9 +36,9 @@ def drafting(built: Built, draft: str | None, length: int | None) -> dict[str, A
     return {"drafts": _MOST, "seconds": seconds(built), "draft_s": once_s}
 
 
-def verified(draft: str | None, length: int | None) -> int:
-    """The drafts of a request that are verified in one group."""
-    return 0 if draft is None else length or _IN_GROUP
+def verified(draft: str | None, length: int | None) -> int | None:
+    """The drafts of a request that are verified in one group; None for as many as the plan says."""
+    return 0 if draft is None else length
 
 
 def passes_of(draft: str | None, length: int | None) -> str:

@@ -21,8 +21,9 @@ from typing import Any
 from dialect.engine.executables import MOST
 from dialect.engine.step_seconds import Seconds
 from dialect.engine.token_rows import FEWEST
+from dialect.serving.drafts import WAITS_S
 from dialect.serving.policy import Policy, ServingError
-from dialect.serving.shapes import Shape, part_of, rows_alone
+from dialect.serving.shapes import Shape, part_of, rows_alone, told
 from rewrite.errors import nearest
 
 _ROWS, _MOST = 16, 256  # requests that run: at least, and at most
@@ -31,6 +32,10 @@ _SLOWER = 1.5  # with twice the rows: from then on requests gain little of one a
 _WAITS = 2.0  # times as long whoever is answered waits for a step with prompts
 _STEP = 4  # between the sizes of steps
 _TOGETHER = 16  # tokens of a prompt that read its pages together
+_DRAFTS = (0, 1, 3, 7)  # of a request that are verified together
+_STAND = (
+    0.8  # of the drafts, where the plan is asked how many to verify (benchmarks/speculation.py)
+)
 _SHARED = ("pages", "rows", "chunk")  # of a policy: what every group has a part of
 _ROOMY = 0.9  # of the memory that the parameters leave
 
@@ -68,22 +73,23 @@ class Sizes:
         steps: int = MOST - 1,
         parts: int = 1,
         together: bool = False,
-        drafts: int = 0,
+        drafts: int | None = 0,
     ) -> Sizes:
         """Those that were asked for, the others as they fit; `context` is that of whole pages,
-        `room(context)` says how many tokens have room in memory, `seconds()` what a step of some
-        rows takes, if that is known. Raises ServingError.
+        `room(rows)` says how many tokens have room in memory, `seconds()` what steps take, if that
+        is known. Raises ServingError.
         """
-        planned = None if rows and chunk else seconds()
+        planned = None if rows and chunk and drafts is not None else seconds()
         rows = max(FEWEST, rows or (_rows(planned) if planned else _ROWS))
-        chunk = chunk or (_chunk(planned, rows) if planned else _MORE * rows)
+        chunk = chunk or (_chunk(planned, rows, together) if planned else _MORE * rows)
+        if drafts is None:
+            drafts = _drafts(planned, rows) if planned else _DRAFTS[2]
         rows, chunk = (-(-size // parts) * parts for size in (rows, max(rows, chunk)))
-        most = rows * context // page
-        pages = pages or min(most, int(_ROOMY * room(context) / page))
+        pages = pages or min(rows * context // page, int(_ROOMY * room(rows) / page))
         pages = pages // parts * parts
-        why = _told(planned, rows, chunk) if planned else ""
-        sizes = Sizes(context, page, rows, chunk, pages, steps, why, parts, 1, together, drafts)
-        return sizes.in_groups(1)
+        sizes = Sizes(context, page, rows, chunk, pages, steps, "", parts, 1, together, drafts)
+        why = _why(planned, rows, sizes.shapes) if planned else ""
+        return replace(sizes, why=why).in_groups(1)
 
     def in_groups(self, count: int) -> Sizes:
         """With so many groups. Raises ServingError where one has no room for the context."""
@@ -104,10 +110,8 @@ class Sizes:
     def shapes(self) -> list[Shape]:
         """The shapes of all steps: rows that are alone, a group for every request, and the largest,
         whose prompts are in groups, one more than a single prompt fills."""
-        prompts = self.chunk - self.rows
-        with_prompts = [rows_alone(self.chunk)] if prompts > 0 else []
-        if self.together and prompts >= _TOGETHER:
-            with_prompts = [((self.rows, 1), (1 - -prompts // _TOGETHER, _TOGETHER))]
+        with_prompts = [_with_prompts(self.rows, self.chunk, self.together)]
+        with_prompts *= self.chunk > self.rows
         verified = [((self.rows, 1 + self.drafts),)] if self.together and self.drafts else []
         sizes, fewest = [self.rows], max(FEWEST, self.parts)
         while sizes[0] > fewest and len([*sizes, *verified, *with_prompts]) < self.steps:
@@ -128,6 +132,13 @@ class Sizes:
         return Policy(**decided, **chosen)
 
 
+def _with_prompts(rows: int, chunk: int, together: bool) -> Shape:
+    """The step of so many tokens, of which those beyond the rows are of prompts."""
+    if not together or chunk - rows < _TOGETHER:
+        return rows_alone(chunk)
+    return ((rows, 1), (1 - (rows - chunk) // _TOGETHER, _TOGETHER))
+
+
 def _rows(seconds: Seconds) -> int:
     """Requests that run at a time."""
     rows = _ROWS
@@ -136,19 +147,30 @@ def _rows(seconds: Seconds) -> int:
     return rows
 
 
-def _chunk(seconds: Seconds, rows: int) -> int:
+def _chunk(seconds: Seconds, rows: int, together: bool) -> int:
     """Tokens of a step in which prompts are computed beside so many that are answered."""
-    chunk = rows
-    while chunk < _MORE * rows and seconds(2 * chunk) <= _WAITS * seconds(rows):
+    chunk, most_s = rows, _WAITS * seconds(rows)
+    while chunk < _MORE * rows:
+        if seconds(rows, _with_prompts(rows, 2 * chunk, together)) > most_s:
+            break
         chunk *= 2
     return chunk
 
 
-def _told(seconds: Seconds, rows: int, chunk: int) -> str:
-    shown = (f"{1e3 * seconds(size):.3g}" for size in (rows, 2 * rows, chunk))
-    return "by the plan steps of {}, {} and {} tokens take {}, {} and {} ms".format(
-        rows, 2 * rows, chunk, *shown
-    )
+def _drafts(seconds: Seconds, rows: int) -> int:
+    """Drafts of each of so many requests with which the most tokens are computed in a second."""
+
+    def tokens_per_s(drafts: int) -> float:
+        tokens = (1 - _STAND ** (drafts + 1)) / (1 - _STAND)
+        return tokens / (seconds(rows, ((rows, 1 + drafts),)) + WAITS_S * (drafts > 0))
+
+    return max(_DRAFTS, key=tokens_per_s)
+
+
+def _why(seconds: Seconds, rows: int, shapes: Sequence[Shape]) -> str:
+    steps = [rows_alone(2 * rows), *shapes[shapes.index(rows_alone(rows)) :]]
+    taken = ", ".join(f"{told(step)} rows {1e3 * seconds(rows, step):.3g} ms" for step in steps)
+    return f"by the plan of {rows} rows: a step of {taken}"
 
 
 def whole_pages(page: int, context: int, **asked: int | None) -> int:

@@ -49,7 +49,7 @@ class Decoder:
     init_cache: Callable[[int], Any]
     params: Any
     states: States
-    known: dict[Any, Program] = field(default_factory=dict)  # before the plan
+    known: dict[Any, Program] = field(default_factory=dict)  # before the plan, and staged
 
     def traced(self, rows: int) -> Program:
         """step(params, caches, tables of what counts, positions, tokens) -> logits, caches."""
@@ -77,6 +77,18 @@ class Decoder:
             self.known[key] = manager.run(self.traced(rows), key[1], target)[0]
         return self.known[key]
 
+    def staged(self, rows: int, passes: tuple[Pass, ...], target: Target, plan: Any) -> Program:
+        """The program up to `stage`, sharded as `plan` says; for None as the pass of that name."""
+        program = self.before_plan(rows, passes, target)
+        names = [pass_.pass_name() for pass_ in passes]
+        first, last = names.index("plan"), names.index("stage") + 1
+        if plan is not None:
+            program, first = replace(program, plan=plan), first + 1
+        key = rows, passes[:last], plan
+        if key not in self.known:
+            self.known[key] = manager.run(program, passes[first:last], target)[0]
+        return self.known[key]
+
     def program(
         self,
         shape: Shape,
@@ -90,15 +102,10 @@ class Decoder:
 
         Raises ServingError where the passes leave a part of the decoder's state out of pages.
         """
-        program = self.before_plan(rows_of(shape), passes, target)
-        names = [pass_.pass_name() for pass_ in passes]
-        first, last = names.index("plan"), names.index("stage") + 1
-        if plan is not None:
-            program, first = replace(program, plan=plan), first + 1
-        staged = manager.run(program, passes[first:last], target)[0]
-        on_pools = pooled(staged, pages)
+        on_pools = pooled(self.staged(rows_of(shape), passes, target, plan), pages)
         if shape != rows_alone(rows_of(shape)):
             on_pools = on_pools.with_graph(sharing(on_pools.graph, shape))
+        last = [pass_.pass_name() for pass_ in passes].index("stage") + 1
         return manager.run(on_pools, passes[last:], target)[0]
 
 
