@@ -48,7 +48,7 @@ ROOMS = {
     "serving": "rewrite",
     "simulated": "display machine planning reports serving",
     "engine": "rewrite display arrays machine ops jaxprs matching staging tokens user compiled"
-    " planning prepared serving",
+    " planning prepared serving simulated",
     "server": "engine serving",
     "front": "rewrite display arrays machine ops jaxprs tokens user compiled planning prepared"
     " reports printed pages measured checked serving simulated engine server",
