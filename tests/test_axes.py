@@ -262,3 +262,36 @@ def test_what_is_normalised_behind_its_gate_is_no_residual_stream() -> None:
     assert shown["state"] == "batch d_ff d_ff"
     assert shown["params/inner"] == "d_ff" and shown["params/out"] == "d_ff d_model"
     assert shown["params/norm"] == "d_model"
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_the_state_of_a_delta_rule_has_heads(written_out: bool) -> None:
+    """Normalised heads were called d_model, gated ones experts, and the axes of the state too."""
+
+    def unit(x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+    def read(state: jax.Array, key: jax.Array) -> jax.Array:
+        if written_out:
+            return (state * key[..., None]).sum(-2)
+        return jnp.einsum("bhkv,bhk->bhv", state, key)
+
+    def step(params: Any, state: jax.Array, tokens: jax.Array) -> Any:
+        x = params["embedding"][tokens]
+        y = unit(x)
+        q, k, v = (jnp.einsum("bd,dhk->bhk", y, params[name]) for name in "qkv")
+        q, k, v = jax.nn.silu(q), unit(jax.nn.silu(k)), jax.nn.silu(v)
+        state = state + k[..., None] * (v - read(state, k))[..., None, :]
+        gate = jax.nn.silu(jnp.einsum("bd,dhk->bhk", y, params["gate"]))
+        x = x + jnp.einsum("bhk,hkd->bd", unit(read(state, q)) * gate, params["o"])
+        return unit(x) @ params["embedding"].T, state
+
+    shapes = {"embedding": (32, 16), "o": (4, 6, 16)} | dict.fromkeys("qkv", (16, 4, 6))
+    params = {name: jnp.ones(shape) for name, shape in {**shapes, "gate": (16, 4, 6)}.items()}
+    program = rewrite.trace(step, params, jnp.ones((2, 4, 6, 6)), jnp.zeros(2, jnp.int32))
+    program = Pipeline.parse("normalize, recognize").run(program)
+    axes, inputs = infer_axes(program), zip(program.inputs, program.graph.inputs)
+    shown = {input_.name: axes.show(value) for input_, value in inputs}
+    assert shown["state"] == "batch heads d_head d_head"
+    assert {shown[f"params/{name}"] for name in ("q", "k", "v", "gate")} == {"d_model heads d_head"}
+    assert shown["params/o"] == "heads d_head d_model"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from dialect.matching.values import parts_along, through, unrounded
-from dialect.naming.axis import Axes, Axis, leaves, leaves_of
+from dialect.naming.axis import HEADS, Axes, Axis, leaves, leaves_of
 from dialect.ops.control import scan_parts
 from dialect.ops.scores import PAIRS
 from dialect.staging.binding import region_bound
@@ -21,6 +21,7 @@ from rewrite.program import Program
 from rewrite.signature import Array, Signature, letters
 
 CHOOSE = {"argmax": ("vocab", 20), "top_k": ("experts", 48)}  # what they choose from
+_OF_HEADS = (*HEADS, "d_head")  # what stands before them in a dimension is no width
 _FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
 
 
@@ -36,7 +37,9 @@ def name_axes(axes: Axes, program: Program) -> None:
             beside = {x.name for x in leaves_of(axes.at(op.results[0]))} & {"heads", "kv_heads"}
             name = "d_ff_per_head" if beside else "d_ff"
             without_name = [
-                unnamed for dimension in axes.at(op.results[0]) if (unnamed := _unnamed(dimension))
+                unnamed
+                for dimension in axes.at(op.results[0])
+                if (unnamed := _unnamed(dimension)) and leaves(dimension)[-1].name not in _OF_HEADS
             ]
             for dimension in without_name[:-1]:  # which of as many units it is
                 _call(dimension, "experts", 45, op)
@@ -87,11 +90,17 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         _call([axes.at(value)[axis] for value, axis in arrays], "context", 85, op)
     elif op.name in ("rms_norm", "layer_norm") and not _is_gated(op.args[0]):
         # What is normalised as it comes from a product is no residual stream, unless others say so.
+        *others, last = axes.at(op.results[0])
         name, priority = ("latent", 12) if _is_product(op.args[0]) else ("d_model", 30)
-        _call(axes.at(op.results[0])[-1:], name, priority, op)
+        if "param" not in _roles(others):  # else each of them is normalised by itself: heads
+            _call([last], name, priority, op)
     elif op.name == "contract":
         _name_experts(axes, op, bound)
         _name_readers(axes, op, bound)
+        if not any(arg in bound for arg in op.args):
+            _name_memory(axes, op, Signature.parse(op["spec"]))
+    elif _sums_a_product(op):
+        _name_memory(axes, op.args[0].op, _as_product(op))
     elif op.name in CHOOSE and op.results[0] not in bound:
         chosen_from = _chosen_from(axes, op)
         if "param" in _roles(chosen_from):
@@ -143,6 +152,45 @@ def _name_readers(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         for leaf in leaves_of(_called(axes, value, array, alone)):
             if "param" in leaf.roles and "state" not in leaf.roles and leaf.size > 1:
                 leaf.call("heads", 49, op.told)
+
+
+def _name_memory(axes: Axes, op: Op, spec: Signature) -> None:
+    """Axes of a state with a matrix of keys and values for each head, as linear attention and delta
+    rules have it, by the product that reads it: "b h k, b h k v -> b h v"."""
+    kept = set(letters(spec.outputs[0]))
+    for memory, reader in ((0, 1), (1, 0)):
+        array, other = spec.inputs[memory], set(letters(spec.inputs[reader]))
+        made = [
+            (axis, dimension[0])
+            for axis, dimension in zip(axes.at(op.args[memory]), array)
+            if dimension and axis.size > 1 and {"param", "state"} <= _roles([axis])
+        ]
+        heads = [axis for axis, letter in made if letter in other & kept]
+        keys = [axis for axis, letter in made if letter in other - kept]
+        values = [axis for axis, letter in made if letter in kept - other]
+        if heads and keys and values:
+            _call(heads, "heads", 47, op)
+            _call([*keys, *values], "d_head", 47, op)
+
+
+def _sums_a_product(op: Op) -> bool:
+    """Whether an op sums, along axes, what two arrays are multiplied to: a contraction written
+    out."""
+    known = traits(op)
+    if not (known.sums and known.linear == "all" and op.get("axes") and op.args):
+        return False
+    inner = traits(op.args[0].op)
+    return inner.linear == "each" and inner.commutes
+
+
+def _as_product(op: Op) -> Signature:
+    """What a sum of elementwise products contracts, by the axes of its factors that are not 1."""
+    factors = [
+        tuple((f"d{number}",) if size > 1 else () for number, size in enumerate(arg.type.shape))
+        for arg in op.args[0].op.args
+    ]
+    result = [(f"d{n}",) for n in range(op.args[0].type.rank) if n not in op["axes"]]
+    return Signature(tuple(factors), (tuple(result),))
 
 
 def _called(axes: Axes, value: Value, array: Array, names: set[str]) -> list[Axis]:
@@ -272,6 +320,7 @@ def _name_cuts(axes: Axes, ops: list[Op]) -> None:
     layers = sum(op.name == "attend" for op in ops)
     places: dict[Axis, set] = {}
     cuts = [(op, leaf) for op in ops for leaf in _cut_along(axes, op)]
+    uneven = {leaf for op, leaf in cuts if _is_slice(op) and _parts_in(op, axes, leaf) > 1}
     for op, leaf in cuts:
         places.setdefault(leaf, set()).add(op.get("start_indices", "every"))
     for op, leaf in cuts:
@@ -280,17 +329,27 @@ def _name_cuts(axes: Axes, ops: list[Op]) -> None:
             continue
         beside = {x.name for x in leaves_of(axes.at(op.args[0]))}
         fused = (parts.get(leaf.size) for name, parts in _FUSED.items() if name in beside)
-        name = next((other for other in fused if other), None)
+        name = next((other for other in fused if other and leaf not in uneven), None)
         if name is None:
             name = "layers" if leaf.size == layers > 1 else "parts"
         _call([leaf], name, 10, op)
+
+
+def _is_slice(op: Op) -> bool:
+    return op.name == "slice"
+
+
+def _parts_in(op: Op, axes: Axes, leaf: Axis) -> int:
+    """How many places along the first part of an axis a slice takes."""
+    sizes = zip(axes.at(op.args[0]), op.types[0].shape)
+    return max(size * leaf.size // axis.size for axis, size in sizes if leaf is leaves(axis)[0])
 
 
 def _cut_along(axes: Axes, op: Op) -> tuple[Axis, ...]:
     """The axes of which an op takes single places, or parts."""
     if op.name == "unstack":
         return leaves(axes.at(op.args[0])[op["axis"]])
-    if op.name != "slice":
+    if not _is_slice(op):
         return ()
     sizes = zip(axes.at(op.args[0]), op.types[0].shape)
     return tuple(leaves(axis)[0] for axis, size in sizes if axis.size != size)

@@ -35,7 +35,7 @@ class Names:
 
     def ops(self, graph: Graph, ops: Sequence[Op], is_layer: bool = False) -> None:
         """Names what some ops of a graph give, in this order."""
-        ends = _ends(graph, ops, is_layer)
+        ends = self._ends(graph, ops, is_layer)
         for op in ops:
             if len(op.types) > 1 and not op.regions:
                 name = self._free(self._by_op(op, op.results[0]))
@@ -55,6 +55,35 @@ class Names:
         moves = known.moves and not known.writes or known.converts
         return names.pop() if moves and len(names) == 1 else op.name
 
+    def _ends(self, graph: Graph, ops: Sequence[Op], is_layer: bool) -> dict[Value, str]:
+        """{value: the variable that it is assigned to}: what leaves a statement is what it
+        assigns."""
+        results: dict[str, list[Value]] = {}
+        # What a layer assigns, the next one reads, perhaps on the same line.
+        named = set(ops if is_layer else graph.ops)
+        for op in ops:
+            source = op.origin.source
+            if source and op.args and not op.regions and not _is_read_by(op, source, graph, named):
+                results.setdefault(source, []).extend(op.results)
+        ends: dict[Value, str] = {}
+        for source, values in results.items():
+            variables = assigned_at(source)
+            if len(variables) == 1:
+                ends |= dict.fromkeys(values, variables[0])
+            elif variables and all(value.op.get("start_indices") for value in values):
+                ends |= _of_slices(values, variables)
+            else:
+                ends |= {value: name for value in values for name in self._one_of(variables, value)}
+        return ends
+
+    def _one_of(self, variables: Sequence[str], value: Value) -> list[str]:
+        """Which of the variables of a statement a value is: the ops of a program are in no order
+        that tells, so that only what it is computed from does."""
+        read = (_last(self.of[root]) for arg in value.op.args if (root := _root(arg)) in self.of)
+        words = {part for name in (value.op.name, *read) for part in _parts(name)}
+        fitting = [name for name in variables if words & _parts(name)]
+        return fitting if len(fitting) == 1 else []
+
     def _free(self, name: str) -> str:
         """`x`, and where that is taken `x.1`, `x.2`, ..."""
         if name not in self.taken:
@@ -71,23 +100,30 @@ def _last(name: str) -> str:
     return re.sub(r"(\.\d+)?(\[\d+\])?$", "", words[-1]) or words[-1]
 
 
-def _ends(graph: Graph, ops: Sequence[Op], is_layer: bool) -> dict[Value, str]:
-    """{value: the variable that it is assigned to}: what leaves a statement is what it assigns."""
-    results: dict[str, list[Value]] = {}
-    # What a layer assigns, the next one reads, perhaps on the same line.
-    named = set(ops if is_layer else graph.ops)
-    for op in ops:
-        source = op.origin.source
-        if source and op.args and not op.regions and not _is_read_by(op, source, graph, named):
-            results.setdefault(source, []).extend(op.results)
-    ends = {}
-    for source, values in results.items():
-        variables = assigned_at(source)
-        # A line that runs once for each layer gives the variable again and again.
-        for number, value in enumerate(values):
-            if variables and len(values) % len(variables) == 0:
-                ends[value] = variables[number % len(variables)]
-    return ends
+def _root(value: Value) -> Value:
+    """What a value is another form of: a weight, however it is reshaped and converted."""
+    known = opdef.traits(value.op)
+    is_form = (known.moves and not known.writes or known.converts) and len(value.op.args) == 1
+    return _root(value.op.args[0]) if is_form else value
+
+
+def _of_slices(values: Sequence[Value], variables: Sequence[str]) -> dict[Value, str]:
+    """`q, k, v = split(x)`: the parts of every x in their order."""
+    parts: dict[Value, list[Value]] = {}
+    for value in values:
+        parts.setdefault(value.op.args[0], []).append(value)
+    return {
+        value: name
+        for group in parts.values()
+        if len(group) == len(variables)
+        for value, name in zip(sorted(group, key=lambda part: part.op["start_indices"]), variables)
+    }
+
+
+def _parts(name: str) -> set[str]:
+    """The words of a name, and of `wq` the `q`."""
+    words = set(re.findall("[a-z0-9]+", name.lower()))
+    return words | {word[1:] for word in words if len(word) == 2 and word[0] == "w"}
 
 
 def _is_read_by(op: Op, source: str, graph: Graph, among: set[Op], steps: int = 4) -> bool:

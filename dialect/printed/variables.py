@@ -49,6 +49,15 @@ def _statements(file: str) -> dict[int, tuple[str, ...]]:
 def _targets(node: ast.stmt) -> tuple[str, ...]:
     if isinstance(node, ast.Return):
         return ("return",)
+    if isinstance(node.value, ast.Tuple) and _is_a_later_part(node.value.elts[0]):
+        return ()
     target = node.targets[0] if isinstance(node, ast.Assign) else node.target  # type: ignore
     parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
     return tuple(part.id for part in parts if isinstance(part, ast.Name))
+
+
+def _is_a_later_part(node: ast.expr) -> bool:
+    """`x[3:]`, with which `last, first = x[3:], x[:3]` begins: the parts are in another order."""
+    bounds = node.slice if isinstance(node, ast.Subscript) else node
+    each = bounds.elts if isinstance(bounds, ast.Tuple) else [bounds]
+    return any(isinstance(part, ast.Slice) and part.lower is not None for part in each)
