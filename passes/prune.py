@@ -20,11 +20,22 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from dialect.layered.left_out import NotLeftOut, loops_of, shorter_loop, weights_of
+import numpy as np
+
+from dialect.layered.layers import find_layers
+from dialect.layered.left_out import (
+    NotLeftOut,
+    loops_of,
+    places_of,
+    shorter_loop,
+    weights_of,
+    without_layers,
+)
 from dialect.matching.values import in_dtype
 from dialect.naming.axes import Axes, infer_axes
+from dialect.padded.importance import LAYERS, Importance, read
 from dialect.padded.masked_weights import Masking
 from dialect.padded.pad_axis import NotPadded
 from dialect.padded.pick_axis import picked_program
@@ -35,84 +46,106 @@ from rewrite.passbase import Pass
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program, Remark
 from rewrite.target import Target
 
-_INDEPENDENT = frozenset({"layers", "experts"})
+Notes = list[str | Remark]
+_WHICH = {False: "those with the largest weights", True: "those that matter most on the text"}
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
     """Keeps `d_ff` hidden units of a feed-forward network, `heads` query heads and `layers`; 0:
-    all. `mask="2:4"` keeps 2 of every 4 weights."""
+    all. `mask="2:4"` keeps 2 of every 4 weights. By activation, those stay that matter most on a
+    text, as the file `importance` has it (`dialect.padded.importance`)."""
 
     d_ff: int = 0
     heads: int = 0
     layers: int = 0
     mask: str = ""
+    by: Literal["magnitude", "activation"] = "magnitude"
+    importance: str = ""
 
     keeps: ClassVar[str] = "approx"
 
     def run(self, program: Program, target: Target) -> Program:
         if not (self.d_ff or self.heads or self.layers or self.mask):
             raise PipelineError(f"{self} says nothing to leave out: prune{{d_ff=1024}}, say")
-        notes: list[str | Remark] = []
+        if (self.by == "activation") != bool(self.importance):
+            hint = "shardwright eval ... --importance FILE writes it"
+            raise PipelineError(f"{self}: by=activation reads importance=FILE", hint=hint)
+        scores = read(self.importance) if self.importance else None
+        notes: Notes = []
         if self.d_ff:
-            axes = infer_axes(program)
-            program = _kept(program, axes, "d_ff", self.d_ff, _INDEPENDENT, notes)
+            program = _kept(program, infer_axes(program), "d_ff", self.d_ff, scores, notes)
         if self.heads:
-            program = self.fewer_heads(program, infer_axes(program), notes)
+            program = self.fewer_heads(program, infer_axes(program), scores, notes)
         if self.layers:
-            program = _fewer_layers(program, self.layers, notes)
+            program = _fewer_layers(program, self.layers, scores, notes)
         if self.mask:
             program = _masked(program, self.mask, notes)
         return self.recorded(program, *notes)
 
-    def fewer_heads(self, program: Program, axes: Axes, notes: list[str | Remark]) -> Program:
+    def fewer_heads(
+        self, program: Program, axes: Axes, scores: Importance | None, notes: Notes
+    ) -> Program:
         """The program with fewer query heads: as many in every group of grouped queries."""
         groups = axes.sizes().get("kv_heads", 1)
         if "q_per_kv" not in axes.sizes():
-            return _kept(program, axes, "heads", self.heads, _INDEPENDENT, notes)
+            return _kept(program, axes, "heads", self.heads, scores, notes)
         if self.heads % groups:
             told = f"heads={self.heads}: there are {groups} KV heads, and every one keeps as many"
             notes.append(Remark(told, kind=NOTHING_DONE))
             return program
-        along = _INDEPENDENT | {"kv_heads"}
-        return _kept(program, axes, "q_per_kv", self.heads // groups, along, notes)
+        return _kept(program, axes, "q_per_kv", self.heads // groups, scores, notes)
 
 
 def _kept(
-    program: Program,
-    axes: Axes,
-    name: str,
-    size: int,
-    along: frozenset[str],
-    notes: list[str | Remark],
+    program: Program, axes: Axes, name: str, size: int, scores: Importance | None, notes: Notes
 ) -> Program:
     """The program with an axis cut to a size, or as it is, with the reason."""
     before = axes.sizes().get(name, 0)
     try:
-        pruned = picked_program(program, axes, name, size, along)
+        given = None if scores is None else scores.get(name, [])
+        pruned = picked_program(program, axes, name, size, given)
     except NotPadded as error:
         notes.append(Remark(f"{name} stays: {error}", kind=NOTHING_DONE))
         return program
-    notes.append(f"{name} {before} -> {size}, those with the largest weights")
+    notes.append(f"{name} {before} -> {size}, {_WHICH[scores is not None]}")
     return pruned
 
 
-def _fewer_layers(program: Program, count: int, notes: list[str | Remark]) -> Program:
-    """The program with so many layers of its loop, or as it is, with the reason."""
+def _fewer_layers(program: Program, count: int, scores: Importance | None, notes: Notes) -> Program:
+    """The program with so many of its layers, or as it is, with the reason."""
     try:
-        loops, graph = loops_of(program), program.graph
-        if len(loops) != 1:
-            raise NotLeftOut(f"they are in {len(loops)} loops, and not in one: roll makes it")
-        (loop,) = loops
-        before = loop["length"]
+        if scores is None:
+            return _by_weights(program, count, notes)
+        matter = np.concatenate([np.ravel(each) for each in scores.get(LAYERS, [np.zeros(0)])])
+        places = places_of(program, find_layers(program))
+        before = places[-1].numbers.stop if places else 0
+        if len(matter) != before:
+            raise NotLeftOut(f"there are {before}, and scores of {len(matter)}")
         if not 0 < count < before:
             raise NotLeftOut(f"there are {before}")
-        places = make("largest", _of_layers(weights_of(program, loop)), count=count)
-        shorter = shorter_loop(program, loop, places)
+        least = sorted(np.argsort(matter, kind="stable")[: before - count].tolist())
+        shorter = without_layers(program, least)
     except NotLeftOut as error:
         notes.append(Remark(f"layers stay: {error}", kind=NOTHING_DONE))
         return program
-    notes.append(f"layers {before} -> {count}, those with the largest weights; the cache stays")
+    told = ", ".join(map(str, least))
+    notes.append(f"layers {before} -> {count}, {_WHICH[True]}; layers without: {told}")
+    return shorter
+
+
+def _by_weights(program: Program, count: int, notes: Notes) -> Program:
+    """The program with the layers of its loop that have the largest weights. Raises NotLeftOut."""
+    loops, graph = loops_of(program), program.graph
+    if len(loops) != 1:
+        raise NotLeftOut(f"they are in {len(loops)} loops, and not in one: roll makes it")
+    (loop,) = loops
+    before = loop["length"]
+    if not 0 < count < before:
+        raise NotLeftOut(f"there are {before}")
+    places = make("largest", _of_layers(weights_of(program, loop)), count=count)
+    shorter = shorter_loop(program, loop, places)
+    notes.append(f"layers {before} -> {count}, {_WHICH[False]}; the cache stays")
     return program.with_graph(replace_values(graph, dict(zip(loop.results, shorter))))
 
 
@@ -126,7 +159,7 @@ def _of_layers(weights: list[Value]) -> Value:
     return reduce(partial(make, "add"), sums)
 
 
-def _masked(program: Program, mask: str, notes: list[str | Remark]) -> Program:
+def _masked(program: Program, mask: str, notes: Notes) -> Program:
     """The program with weights that are zero, and what became of every parameter. Raises
     PipelineError for what is no mask."""
     match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", mask)

@@ -43,7 +43,7 @@ ROOMS = {
     "pages": "rewrite display arrays machine compiled planning reports printed",
     "passes": "rewrite display arrays machine ops jaxprs matching staging normal naming"
     " user recognition layered caching quantized padded compiled planning reports",
-    "measured": "rewrite display arrays matching user reports passes",
+    "measured": "rewrite display arrays jaxprs matching naming user layered padded reports passes",
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
     "simulated": "display machine planning reports serving",

@@ -44,6 +44,8 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     text = "passes to compare: each TEXT runs alone behind the passes of -p"
     add("--compare", nargs="+", default=(), metavar="TEXT", help=text)
     add("--plot", metavar="FILE", help="accuracy over bytes, as .png, .svg or .pdf")
+    text = "written: how much units, heads and layers matter, for prune{by=activation}"
+    add("--importance", metavar="FILE", help=text)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from dialect.front.strict import must_be_empty, not_done
 from dialect.machine.mesh import Topology
 from dialect.machine.virtual_cpus import start
 from dialect.measured import evaluation, tradeoff_plot
+from dialect.measured.importance import write_importance
 from dialect.reports import plotting, sweep_plot
 from dialect.reports import sweep as pareto
 from dialect.reports.beside_plan import beside_plan, differences, plan_table
@@ -144,6 +145,8 @@ def eval_(args: Arguments, screen: Screen) -> None:
     if args.plot:
         files.must_be_writable(Path(args.plot))
         plotting.must_be_possible(Path(args.plot))
+    if args.importance:
+        files.must_be_writable(Path(args.importance))
     names = [name.strip() for name in args.tasks.split(",")] if args.tasks else []
     measured = evaluation.Evaluation(args.function.rpartition(":")[2], names)
     for config in (args.config or "").split(","):
@@ -160,6 +163,8 @@ def eval_(args: Arguments, screen: Screen) -> None:
             trained = usercode.trained(args.function, sizes(one), args.text)
             for result in measured.measure(trained, prefixes, target):
                 spinner.update(text=f"measuring {config}, after {result.text}")
+            if args.importance:
+                write_importance(prefixes.programs[0][2], trained, Path(args.importance))
     if args.plot:
         title = f"{measured.function}, {measured.about}"
         tradeoff_plot.draw(measured.measured, title, Path(args.plot))

@@ -64,6 +64,23 @@ def places_of(program: Program, layers: Layers) -> list[Place]:
     return places
 
 
+def stream_of(place: Place, layers: Layers) -> tuple[Value, Value]:
+    """The residual stream before and behind a layer, in the body of its loop. Raises NotLeftOut
+    where a loop carries several."""
+    if place.loop is None:
+        segments = [layers.segments[number] for number in place.segments]
+        return segments[0].start, segments[-1].end
+    body, (_, carry, _) = place.loop.regions[0], scan_parts(place.loop)
+    streams = [
+        (inside, after)
+        for inside, after in zip(body.inputs[carry], body.outputs)
+        if inside.type.dtype in FLOATS and inside.type.rank and _before_writing(after) is None
+    ]
+    if len(streams) != 1:
+        raise NotLeftOut(f"{place.loop.told} carries {len(streams)} streams")
+    return streams[0]
+
+
 def loops_of(program: Program) -> list[Op]:
     """The loops over layers: in every trip they scan weights, and apply them to what they carry."""
     graph, params = program.graph, program.values("param")

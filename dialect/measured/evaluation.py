@@ -90,6 +90,18 @@ def interface(program: Program) -> tuple[Type, Type]:
 def over_text(program: Program, params: Any, cache: Any) -> Callable[[np.ndarray], np.ndarray]:
     """f(tokens i32[steps, batch] or [steps, batch, new]) -> logits f32[steps, batch, predictions,
     vocab]; it is compiled once for all tokens of a shape."""
+    results = results_over(program, params, cache)
+
+    def logits(tokens: np.ndarray) -> np.ndarray:
+        values = np.asarray(results(tokens)[0], np.float32)
+        return values if values.ndim == 4 else values[:, :, None]
+
+    return logits
+
+
+def results_over(program: Program, params: Any, cache: Any) -> Callable[[np.ndarray], list[Any]]:
+    """f(tokens i32[steps, batch] or [steps, batch, new]) -> the results of all steps that are no
+    state, [steps, ..], each step reading the state of the one before."""
     leaves = runtime.framework().flatten(program.tree[0], (params, cache, 0))
     packed, state = (program.take(leaves, role) for role in ("param", "state"))
     if program.stages:
@@ -102,17 +114,14 @@ def over_text(program: Program, params: Any, cache: Any) -> Callable[[np.ndarray
         def step(state: list[Any], tokens: Any) -> tuple[list[Any], Any]:
             groups = {"param": iter(packed), "state": iter(state), "arg": iter([tokens])}
             inputs = [next(groups[input_.role]) for input_ in program.step_inputs]
-            results = evaluate(program.graph, inputs)
-            new_values = {out.updates: result for result, out in zip(results, program.step_outputs)}
-            return [new_values[place] for place in places], new_values[None]
+            results = list(zip(evaluate(program.graph, inputs), program.step_outputs))
+            new_values = {out.updates: result for result, out in results}
+            given = [result for result, out in results if out.updates is None]
+            return [new_values[place] for place in places], given
 
         return jax.lax.scan(step, state, tokens)[1]
 
-    def logits(tokens: np.ndarray) -> np.ndarray:
-        values = np.asarray(steps(packed, state, jnp.asarray(tokens)), np.float32)
-        return values if values.ndim == 4 else values[:, :, None]
-
-    return logits
+    return lambda tokens: steps(packed, state, jnp.asarray(tokens))
 
 
 def _run(graph: Graph, arrays: list[Any]) -> list[Any]:

@@ -7,9 +7,13 @@ padding (`dialect.padded.pad_axis`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 
+import numpy as np
+
+from dialect.jaxprs.jaxpr import constant
 from dialect.matching.operands import transposed
 from dialect.matching.values import in_dtype, shaped
 from dialect.naming.axis import Axes, Axis, leaves_of
@@ -18,6 +22,7 @@ from rewrite.ir import Value
 from rewrite.opdef import make
 from rewrite.program import Program
 
+_INDEPENDENT = frozenset({"layers", "experts"})
 Places = tuple[Value, tuple[Axis, ...]]  # i32[.., n], and the axes along which they differ
 
 
@@ -55,36 +60,56 @@ class Picking(Padding):
         return self.grown(value)[dimension]
 
 
+def leaves_along(
+    params: list[Value], axes: Axes, name: str
+) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
+    """Every axis of that name, in the order of the parameters, and the axes along which its places
+    are chosen apart: layers, experts, groups of queries."""
+    apart = _INDEPENDENT | ({"kv_heads"} if name == "q_per_kv" else set())
+    seen: set[Axis] = set()
+    for value in params:
+        whole = leaves_of(axes.at(value))
+        for leaf in whole:
+            if leaf.name == name and leaf not in seen:
+                seen.add(leaf)
+                yield leaf, tuple(axis for axis in whole if axis.name in apart and axis is not leaf)
+
+
 def picked_program(
-    program: Program, axes: Axes, name: str, size: int, along: frozenset[str]
+    program: Program, axes: Axes, name: str, size: int, scores: Sequence[np.ndarray] | None = None
 ) -> Program:
     """The program with every axis of that name cut to a size: to the places with the largest
-    weights (the sum of squares over all weights that have it), chosen for every place along axes
-    of the names `along`, such as layers. Raises NotPadded."""
-    params = program.values("param")
-    cut = {
-        leaf: size
-        for value in params
-        for leaf in leaves_of(axes.at(value))
-        if leaf.name == name and leaf.size > size
-    }
-    if not cut:
+    scores, one array for every axis; where none are given, with the largest weights (the sum of
+    squares over all weights that have it). Raises NotPadded."""
+    params, places = program.values("param"), {}
+    known = list(leaves_along(params, axes, name))
+    if scores is not None and len(scores) != len(known):
+        raise NotPadded(f"{len(known)} sets of weights have it, and scores are of {len(scores)}")
+    for number, (leaf, along) in enumerate(known):
+        if leaf.size > size:
+            given = (
+                _weights(params, axes, (*along, leaf))
+                if scores is None
+                else _given(scores[number], (*along, leaf))
+            )
+            places[leaf] = (make("largest", given, count=size), along)
+    if not places:
         raise NotPadded(f"no weight has more than {size} of it")
-    places = {leaf: _largest(params, axes, leaf, size, along) for leaf in cut}
-    return padded_program(program, Picking(axes, cut, places))
+    return padded_program(program, Picking(axes, dict.fromkeys(places, size), places))
 
 
-def _largest(
-    params: list[Value], axes: Axes, leaf: Axis, size: int, along: frozenset[str]
-) -> Places:
-    """The places of an axis with the largest weights, in f32."""
-    having = [value for value in params if leaf in leaves_of(axes.at(value))]
-    first = leaves_of(axes.at(having[0]))
-    differ = tuple(axis for axis in first if axis.name in along and axis is not leaf)
-    scores = None
-    for score in _scores(having, axes, (*differ, leaf)):
-        scores = score if scores is None else make("add", scores, score)
-    return make("largest", scores, count=size), differ
+def _given(scores: np.ndarray, wanted: tuple[Axis, ...]) -> Value:
+    """Scores along these axes."""
+    shape = tuple(axis.size for axis in wanted)
+    if scores.shape != shape:
+        raise NotPadded(f"scores are {list(scores.shape)}, and the decoder has {list(shape)}")
+    return constant(scores.astype(np.float32))
+
+
+def _weights(params: list[Value], axes: Axes, kept: tuple[Axis, ...]) -> Value:
+    """f32[kept]: the sum of squares over all weights that have the last of these axes."""
+    having = [value for value in params if kept[-1] in leaves_of(axes.at(value))]
+    return reduce(partial(make, "add"), _scores(having, axes, kept))
 
 
 def _scores(having: list[Value], axes: Axes, kept: tuple[Axis, ...]) -> Iterator[Value]:
