@@ -16,7 +16,7 @@ from dialect.planning.cost import estimate
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.label_words import in_words, legend
 from dialect.planning.partitionings import partition
-from dialect.printed.story import Story, story
+from dialect.printed.story import Done, Story, story
 from dialect.printed.story_page import COLUMNS, LINES, page
 from dialect.reports.coverage import coverage
 from dialect.reports.explained import Explained
@@ -160,6 +160,17 @@ def test_transposes_that_vanish_are_not_counted_as_unrecognised() -> None:
     found = coverage(traced_after("recognize", turned, *args))
     assert found.cost.bytes == 3 * 64 * 64 * 4
     assert not any("transpose" in group.ops for group in found.unrecognised)
+
+
+def test_rules_are_counted_beside_notes_of_other_kinds() -> None:
+    fired = (
+        "softmax_of_exp: 3",
+        "max_of_more: 2, proven: no less",
+        "attend nearly fired at a.py:3",
+    )
+    assert Done("recognize", "reals", "", fired, (9, 5)).counted == "2 rules, 5 times"
+    assert Done("lower", "bits", "", ("expand: 52",), (9, 5)).counted == "1 rule, 52 times"
+    assert Done("stage", "bits", "", ("parameters: 720,832 bytes",), (9, 5)).counted == ""
 
 
 # --- the command -----------------------------------------------------------------------------

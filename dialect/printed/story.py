@@ -27,7 +27,7 @@ from rewrite.passbase import find_pass
 from rewrite.program import LEFT_ALONE, Program, Step
 from rewrite.target import Target
 
-_COUNT = re.compile(r"(\w+): (\d+)(,|$)")
+_COUNT = re.compile(r"(\w+): (\d+)(, |$)")
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,10 @@ class Done:
 
     @property
     def counted(self) -> str:
-        """The rules that fired, counted: `12 rules, 43 times`; "" where the notes say more."""
-        counts = [_COUNT.match(note) for note in self.notes]
-        if not counts or None in counts:
-            return ""
-        times = sum(int(match[2]) for match in counts if match)
-        return f"{len(counts)} rules, {times} times"
+        """The rules that fired, counted: `12 rules, 43 times`; "" where none did."""
+        counts = [int(match[2]) for note in self.notes if (match := _COUNT.match(note))]
+        rules = "1 rule" if len(counts) == 1 else f"{len(counts)} rules"
+        return f"{rules}, {sum(counts)} times" if counts else ""
 
 
 @dataclass(frozen=True)
