@@ -1,8 +1,9 @@
 """lower: from the decoder's vocabulary to what the compiler takes.
 
 Exchanges become constraints; attention in blocks runs on its owners; scales move behind their
-products, so that weights stay integers in memory; every composite is replaced by its reference; the
-state is donated, and the compiler chooses its memory layout.
+products, so that weights stay integers in memory; experts in a loop over layers are read from the
+stack of all layers where the chip has a kernel for it; every composite is replaced by its
+reference; the state is donated, and the compiler chooses its memory layout.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.compiled.compilers import apart, hidden_counter, made_first
+from dialect.compiled.compilers import apart, has_ragged_kernel, hidden_counter, made_first
 from dialect.compiled.constraints import constrained
 from dialect.compiled.layer_attention import attend_in_stack
 from dialect.compiled.owners import owned
 from dialect.compiled.paged_attention import attend_by_page
 from dialect.compiled.split_contexts import attend_to_parts
+from dialect.compiled.stacked_experts import experts_in_stack
 from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
@@ -25,6 +27,7 @@ from dialect.ops.nn import Traced
 from dialect.ops.tensor import PRODUCTS
 from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
 from dialect.staging.binding import region_bound
+from dialect.user.per_row import experts_of_all_rows
 from rewrite.dataflow import bound_values
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Value
@@ -79,6 +82,8 @@ class Lower(Pass):
         told = rewrite(told, [attend_by_page, attend_in_stack])
         pages = planned.split("cache").get("pages", ()) if planned else ()
         scaled = rewrite(owned(told, over[0], pages), scaled_products(chip, mesh), moved)
+        if chip and has_ragged_kernel(chip):
+            scaled = rewrite(scaled, [experts_of_all_rows, experts_in_stack])
         lowered = replace(program, graph=rewrite(scaled, EXPANSION, expanded))
         if program.stages is not None:
             stages = {

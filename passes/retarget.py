@@ -20,10 +20,9 @@ from jax.sharding import AxisType, Sharding
 
 from dialect.arrays import primitives
 from dialect.arrays.attributes import decode
-from dialect.arrays.dtypes import struct_of
-from dialect.jaxprs.jaxpr import import_jaxpr, trace_graph
+from dialect.jaxprs.jaxpr import import_jaxpr
+from dialect.jaxprs.written_out import written_out
 from dialect.ops.control import scan_parts
-from dialect.ops.mapped import over_all_blocks
 from dialect.ops.sharding import Misfit, fitted, spec_layout
 from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Opaque, Origin, Value, attrs_of, new_input
@@ -166,27 +165,26 @@ class _Fitting:
             for specs, values in ((op["in_specs"], op.args), (op["out_specs"], op.results))
         )
         over = " ".join(f"{name}={size}" for name, size in axes)
-        if all(self.mesh.get(name) == size for name, size in axes):
+        splits = any(size > 1 for _, size in axes)
+        if splits and all(self.mesh.get(name) == size for name, size in axes):
             self.note(f"kept shard_map over {over}", op)
             attrs = {"body": Opaque("graph", body, body.key), "axes": axes}
             attrs |= {"inputs": inputs, "outputs": outputs}
             return build("mapped", *op.args, origin=op.origin, **attrs).results
         try:
-            graph = trace_graph(
-                lambda *arrays: over_all_blocks(body, axes, inputs, outputs, arrays),
-                *(struct_of(arg.type) for arg in op.args),
-            )
+            graph = written_out(body, axes, inputs, outputs, [arg.type for arg in op.args])
         except Exception as error:  # whatever JAX raises for a collective that it cannot batch
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             self.note(
                 f"left a shard_map over {over} as it is, which compiles for its own mesh only: it "
-                f"cannot be written out ({reason}); trace it under a mesh with the target's axes",
+                f"cannot be written out ({reason}); trace it under a mesh of one device, or with "
+                "the target's axes",
                 op,
                 NOT_DONE,
             )
             return op.results
         self.note(f"wrote out a shard_map over {over}, all its blocks at once", op)
-        written = substitute(graph, op.args, origin=op.origin)
+        written = substitute(graph, op.args, origin=op.origin if splits else None)
         return self.graph(Graph(op.args, tuple(written)), {}).outputs
 
 

@@ -6,8 +6,10 @@ import json
 import shlex
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 
 import dialect.front.commands
 from dialect.front.cli import MISTAKE, REFUSED, main, parser
@@ -265,3 +267,39 @@ def test_completion_knows_commands_options_and_passes(capsys: Captured, shell: s
     assert all(
         name in text for name in (*EXAMPLES, *pass_names(), "print-ir-diff", "crash-reproducer")
     )
+
+
+ROUTED = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+def step(params, state, x):
+    def experts(rows, w, counts):
+        first = jax.lax.axis_index("e") * w.shape[0]
+        here = jax.lax.dynamic_slice_in_dim(counts, first, w.shape[0])
+        return jax.lax.psum(jax.lax.ragged_dot(rows, w, here), "e")
+
+    of_one = jax.shard_map(experts, in_specs=P(), out_specs=P())
+    y = of_one(x, params["w"], state["counts"])
+    return y, {"counts": state["counts"] + 1}
+
+def arguments():
+    f32, i32 = jnp.float32, jnp.int32
+    a = jax.ShapeDtypeStruct
+    return {"w": a((4, 8, 8), f32)}, {"counts": a((4,), i32)}, a((16, 8), f32)
+"""
+
+
+def test_a_file_that_sets_a_mesh_with_explicit_axes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passes run apart from it: JAX has no rule for the axes of a ragged product."""
+    path = tmp_path / "routed.py"
+    path.write_text(ROUTED)
+    one = jax.make_mesh((1,), ("e",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    asked = ["explain", f"{path}:step", "--args", f"{path}:arguments", "-p", "retarget"]
+    with jax.set_mesh(one):
+        assert "wrote out a shard_map over e=1" in printed(
+            capsys, *asked, "--target", "cpu:8", "--details"
+        )

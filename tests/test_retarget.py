@@ -507,6 +507,59 @@ def test_shard_map_over_one_device_is_its_body() -> None:
     assert program.graph == plain.graph
 
 
+LONE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "its number": lambda x: x + lax.axis_index("data") + lax.axis_index(("data", "tensor")),
+    "sums": lambda x: lax.psum(x, ("data", "tensor")) - lax.pmean(2 * x, "data"),
+    "extremes": lambda x: lax.pmax(x, "data") * lax.pmin(x, "tensor"),
+    "all_gather": lambda x: lax.all_gather(x, "data", axis=1)[:, 0] * lax.all_gather(x, "data")[0],
+    "all_gather tiled": lambda x: lax.all_gather(x, ("data", "tensor"), axis=1, tiled=True),
+    "psum_scatter": lambda x: lax.psum_scatter(x[None], "tensor"),
+    "all_to_all": lambda x: lax.all_to_all(x, "data", 0, 1, tiled=True),
+    "ppermute": lambda x: lax.ppermute(x, "data", [(0, 0)]),
+    "in a loop": lambda x: lax.fori_loop(0, 3, lambda i, y: y + lax.psum(x, "data"), x),
+    "a ragged product": lambda x: lax.ragged_dot(
+        x, jnp.ones((3, 16, 4)), jnp.array([2, 1, 5]) + lax.axis_index("data")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONE)
+def test_exchanges_over_an_axis_of_one_chip_give_back_what_they_get(name: str) -> None:
+    function = jax.shard_map(
+        LONE[name], mesh=ONE, in_specs=P("data"), out_specs=P("data"), check_vma=False
+    )
+    program = retargeted(lambda w, x: function(x))
+    assert not {"mapped", "shard_map", "axis_index"} & set(ops_but_constants(program))
+    np.testing.assert_array_equal(program(W, X), jax.jit(function)(X))
+
+
+def test_an_axis_of_one_chip_beside_others_is_left_out_of_their_exchanges() -> None:
+    mesh = jax.make_mesh((1, 8), ("one", "tp"), axis_types=(AxisType.Auto,) * 2)
+    function = jax.shard_map(
+        lambda x: lax.psum(x * (1 + lax.axis_index("one")), ("one", "tp")),
+        mesh=mesh,
+        in_specs=P("one", "tp"),
+        out_specs=P("one"),
+    )
+    program = retargeted(lambda w, x: function(x))
+    assert notes_of(program)[0].startswith("wrote out a shard_map over one=1 tp=8")
+    np.testing.assert_allclose(program(W, X), jax.jit(function)(X), atol=1e-5)
+
+
+def test_an_exchange_over_one_chip_that_is_not_known_stays_with_its_reason() -> None:
+    function = jax.shard_map(
+        lambda x: lax.ppermute(x, "data", []),  # nobody sends: zeros
+        mesh=ONE,
+        in_specs=P("data"),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    program = retargeted(lambda w, x: function(x))
+    assert ops_but_constants(program) == ["shard_map"]
+    assert "NotImplementedError: ppermute over a mesh axis of one chip" in notes_of(program)[0]
+    np.testing.assert_array_equal(program(W, X), jnp.zeros_like(X))
+
+
 def test_constraints_inside_a_shard_map_are_dropped() -> None:
     function = jax.shard_map(
         lambda x: with_sharding_constraint(x * 2, P(None, "y")),
@@ -535,7 +588,7 @@ def test_what_cannot_be_written_out_stays_and_says_what_to_do(body: Step) -> Non
     assert ops_but_constants(program) == ["shard_map"]
     (note,) = notes_of(program)
     assert "left a shard_map over tp=8 as it is, which compiles for its own mesh only" in note
-    assert "trace it under a mesh with the target's axes" in note
+    assert "trace it under a mesh of one device, or with the target's axes" in note
     np.testing.assert_allclose(program(W, X), jax.jit(function)(X), atol=1e-5)
     with pytest.raises(TargetError) as caught:
         auto_shard(lambda w, x: function(x), "v5e:2x4", state=()).lower(W, X)

@@ -100,6 +100,12 @@ def permutes_of_scatter(links: Sequence[Links], ways: int) -> int:
     return ways if closed and ways > _FEW else 0
 
 
+def has_ragged_kernel(chip: Chip) -> bool:
+    """Whether a ragged product is a kernel, which reads from memory the matrices that have rows;
+    elsewhere it computes all of them."""
+    return bool(chip.libtpu)
+
+
 def scatters_tokens(rows: float) -> bool:
     """Whether the partial sums of a layer are reduce-scattered to so many rows of a chip: to whole
     tiles; they are all-reduced otherwise."""

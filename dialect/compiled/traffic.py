@@ -101,6 +101,23 @@ def traffic(module: Module, body: dict[str, Instruction], op: Instruction) -> Tr
     return Traffic(_read(module, body, op, inside), _written(module, body, op, inside))
 
 
+def _is_ragged(op: Instruction) -> bool:
+    """Whether an instruction is the kernel of a ragged product: its last operand the matrices."""
+    return (
+        op.opcode == "custom-call" and op.attribute(r'op_name="[^"]*(/ragged_dot_general/)') != ""
+    )
+
+
+def _share_read(body: dict[str, Instruction], op: Instruction) -> float:
+    """The share of its matrices that a ragged product reads: of those that have rows.
+
+    Expected where rows belong to one expert as often as to another, as plans have it.
+    """
+    rows, matrices = (hlo.arrays(body[operand].type)[0][1][0] for operand in op.operands[-2:])
+    experts = int(op.attribute(r'op_name="[^"]*/(\d+)_experts/') or matrices)
+    return experts * (1 - (1 - 1 / experts) ** rows) / matrices
+
+
 def free_call(op: Instruction) -> bool:
     """Whether an instruction is a custom call that is only an annotation."""
     is_call = op.opcode == "custom-call"
@@ -126,6 +143,8 @@ def _read(module: Module, body: dict[str, Instruction], op: Instruction, inside:
             count = min(count, result_bytes(op))
         elif op.opcode in _UPDATES and number == 0:
             count = 0
+        elif count and number == len(op.operands) - 1 and _is_ragged(op):
+            count = round(count * _share_read(body, op))
         total += count
     return total
 

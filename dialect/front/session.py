@@ -17,6 +17,7 @@ from dialect.front.console import Progress, Screen
 from dialect.front.programs import program_of
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
 from dialect.front.watched import listening_to
+from dialect.machine.caller import apart
 from dialect.machine.virtual_cpus import start
 from rewrite import manager
 from rewrite.manager import Hook, PassReport
@@ -88,7 +89,7 @@ def rewritten(
     """The user's function, or what was traced of it, after the passes that were asked for, or else
     `passes`."""
     asked = asked or traced(args, screen, passes)
-    with screen.working("rewriting") as spinner:
+    with screen.working("rewriting") as spinner, apart():  # a file may call jax.set_mesh
         listening = [*listening_to(args, asked.target, asked.passes), *listeners, Progress(spinner)]
         program, reports = manager.run(asked.program, asked.passes, asked.target, listening)
     must_have_begun(program)

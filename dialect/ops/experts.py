@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
+from dialect.ops.lax import infer_by_reference
 from dialect.ops.vocabulary import word
+from rewrite import opdef
 from rewrite.ir import Op
-from rewrite.opdef import Traits
+from rewrite.opdef import OpDef, Traits
 from rewrite.signature import Signature
 
 
@@ -50,11 +52,50 @@ def expert_product(rows: Any, weights: Any, counts: Any, *, dtype: Any, precisio
     return product(rows, weights, counts)
 
 
-def _axes(op: Op) -> Signature:
-    return Signature.parse("m k, e k n, e -> m n; need m e")
+EXPERT_PRODUCT = Signature.parse("m k, e k n, e -> m n; need m e")
+word(
+    expert_product,
+    lambda op: EXPERT_PRODUCT,
+    ("dtype", "precision"),
+    traits=Traits(linear="each", sums=True),
+)
 
 
-word(expert_product, _axes, ("dtype", "precision"), traits=Traits(linear="each", sums=True))
+def expert_product_of_layer(
+    rows: Any, weights: Any, counts: Any, layer: Any, *, dtype: Any, precision: Any
+) -> Any:
+    """`expert_product` with the experts of one of the layers whose experts are stacked.
+
+    rows: [m, k], weights: [l, e, k, f], counts: integers [e], layer: a scalar  ->  [m, f]
+
+    All matrices are groups of one ragged product, and those of other layers have no rows. Its
+    kernel reads the matrices that have some; one layer alone would be copied for it first. The name
+    of the scope tells how many groups can have rows: see `dialect.compiled.traffic`.
+    """
+    layers, experts, *matrix = weights.shape
+    none = jnp.zeros(layers * experts, counts.dtype)
+    of_all = jax.lax.dynamic_update_slice(none, counts, (layer * experts,))
+    with jax.named_scope(f"{experts}_experts"):
+        return jax.lax.ragged_dot(
+            rows,
+            weights.reshape(layers * experts, *matrix),
+            of_all,
+            precision=decode(precision),
+            preferred_element_type=decode(dtype),
+        )
+
+
+opdef.define(  # no word, so that it is not expanded: its scope is there when it is lowered
+    OpDef(
+        name="expert_product_of_layer",
+        signature=lambda op: Signature.parse("m k, l e k n, e, -> m n; need m e l"),
+        infer=infer_by_reference("expert_product_of_layer"),
+        reference=expert_product_of_layer,
+        attrs=("dtype", "precision"),
+        doc="The first rows times a layer's first matrix, the next times its second, and so on.",
+        traits=Traits(sums=True),
+    )
+)
 
 
 def summed_axis(op: Op) -> int | None:
