@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+from dialect.caching.parted_states import with_parted_states
 from dialect.compiled.compilers import Compiler, compiler_for, windowed_axes
 from dialect.machine.topology import Topology
 from dialect.naming.axes import Axes
@@ -64,6 +66,9 @@ class Shard(Pass):
             return self.recorded(program, "no plan, so nothing is constrained: run `plan` first")
         program = program.with_graph(split_heads(program.graph, program.plan))
         axes = planned_axes(program, program.plan.mesh)
+        parted = with_parted_states(program, partial(_is_split, program.plan, axes))
+        if parted is not program:
+            program, axes = parted, planned_axes(parted, program.plan.mesh)
         summed = program.with_graph(added_first(program.graph, axes))
         if summed.graph is not program.graph:
             program, axes = summed, planned_axes(summed, program.plan.mesh)
@@ -253,6 +258,11 @@ class _Exchanges:
         more = {name: its for name, its in (("sums", sums), ("by", by)) if its}
         origin = known.op.origin or value.op.origin
         return make("exchange", value, layouts=str(sides), of=of, **more, origin=origin)
+
+
+def _is_split(plan: Plan, axes: Axes, value: Value, dimension: int) -> bool:
+    """Whether the plan splits a hidden value along this dimension."""
+    return bool(layout_of(plan, "hidden", axes, value)[dimension])
 
 
 def _parts(graph: Graph) -> dict[Value, list[Value]]:

@@ -5,7 +5,7 @@ A layer takes (weights, state, x) with x: [b, d], and gives (x, state).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,30 +80,69 @@ def gated_recurrence(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     return network(w, x + (memory * beside) @ w["out"]), memory
 
 
-_NETWORK = {"gate": (D, F), "up": (D, F), "down": (F, D)}
-_HEADS = {name: (D, H, K) for name in "qkv"} | {"o": (H, K, D)} | _NETWORK
-LAYERS: dict[str, tuple[Layer, dict[str, tuple[int, ...]], Any]] = {
-    "attention": (attention, _HEADS, {name: (BATCH, CONTEXT, H, K) for name in "kv"}),
-    "linear attention": (linear_attention, _HEADS | {"decay": (H,)}, (BATCH, H, K, K)),
-    "delta rule": (
-        delta_rule,
-        _HEADS | {name: (D, H) for name in ("rate", "keep")},
-        (BATCH, H, K, K),
-    ),
-    "state space": (
-        state_space,
-        {"into": (D, 2 * F), "conv": (WIDTH, F), "rate": (F,), "a": (F, N), "b": (F, N)}
-        | {"c": (F, N), "out": (F, D)},
-        {"conv": (BATCH, WIDTH, F), "memory": (BATCH, F, N)},
-    ),
-    "gated recurrence": (
-        gated_recurrence,
-        {"into": (D, F), "beside": (D, F), "out": (F, D)}
-        | {name: (F,) for name in ("decay", "recur", "input")}
-        | _NETWORK,
-        (BATCH, F),
-    ),
-}
+def joint_state_space(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    """Mamba 2 (Dao & Gu 2024): one product gives z, x, B, C and the rates of the heads, of which a
+    convolution mixes x, B and C with those before them."""
+    batch, heads, width, n = state["memory"].shape
+    f = heads * width
+    z, xbc, rate = jnp.split(norm(x) @ w["into"], [f, 2 * f + 2 * n], -1)
+    seen = jnp.concatenate([state["conv"].transpose(0, 2, 1), xbc[:, None]], 1)
+    mixed = jax.lax.conv_general_dilated(
+        seen,
+        w["conv"],
+        (1,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=f + 2 * n,
+    )
+    inner, b, c = jnp.split(jax.nn.silu(mixed[:, 0] + w["bias"]), [f, f + n], -1)
+    inner, rate = inner.reshape(batch, heads, width), jax.nn.softplus(rate + w["rate"])
+    memory = state["memory"] * jnp.exp(-rate * jnp.exp(w["a"]))[..., None, None]
+    memory = memory + (rate[..., None] * inner)[..., None] * b[:, None, None]
+    out = (jnp.einsum("bhkn,bn->bhk", memory, c) + w["d"][:, None] * inner).reshape(batch, f)
+    x = x + (norm(out * jax.nn.silu(z)) * w["norm"]) @ w["out"]
+    return x, {"conv": seen[:, 1:].transpose(0, 2, 1), "memory": memory}
+
+
+def layers(
+    batch: int, d: int, f: int, h: int, k: int, n: int
+) -> dict[str, tuple[Layer, dict[str, tuple[int, ...]], Any]]:
+    """Every kind of layer, with the shapes of its weights and of its state at these sizes."""
+    network_ = {"gate": (d, f), "up": (d, f), "down": (f, d)}
+    heads = {name: (d, h, k) for name in "qkv"} | {"o": (h, k, d)} | network_
+    mixed = f + 2 * n
+    return {
+        "attention": (attention, heads, {name: (batch, CONTEXT, h, k) for name in "kv"}),
+        "linear attention": (linear_attention, heads | {"decay": (h,)}, (batch, h, k, k)),
+        "delta rule": (
+            delta_rule,
+            heads | {name: (d, h) for name in ("rate", "keep")},
+            (batch, h, k, k),
+        ),
+        "state space": (
+            state_space,
+            {"into": (d, 2 * f), "conv": (WIDTH, f), "rate": (f,), "a": (f, n), "b": (f, n)}
+            | {"c": (f, n), "out": (f, d)},
+            {"conv": (batch, WIDTH, f), "memory": (batch, f, n)},
+        ),
+        "joint state space": (
+            joint_state_space,
+            {"into": (d, f + mixed + h), "conv": (WIDTH, 1, mixed), "bias": (mixed,)}
+            | {"norm": (f,), "out": (f, d)}
+            | {name: (h,) for name in ("rate", "a", "d")},
+            {"conv": (batch, mixed, WIDTH - 1), "memory": (batch, h, f // h, n)},
+        ),
+        "gated recurrence": (
+            gated_recurrence,
+            {"into": (d, f), "beside": (d, f), "out": (f, d)}
+            | {name: (f,) for name in ("decay", "recur", "input")}
+            | network_,
+            (batch, f),
+        ),
+    }
+
+
+LAYERS = layers(BATCH, D, F, H, K, N)
 
 
 def decoder(*kinds: str) -> Callable[..., Any]:
@@ -117,6 +156,19 @@ def decoder(*kinds: str) -> Callable[..., Any]:
         return norm(x) @ params["embedding"].T, new
 
     return step
+
+
+def shapes(*kinds: str, sizes: Sequence[int], vocab: int) -> tuple[Any, Any, Any]:
+    """Parameters, state and tokens of such a decoder, as shapes, for the sizes of `layers`."""
+    known, (batch, d, *_) = layers(*sizes), sizes
+
+    def of(shapes: Any) -> Any:
+        is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x, "float32"), shapes, is_leaf=is_shape)
+
+    params = {"embedding": of((vocab, d)), "layers": [of(known[kind][1]) for kind in kinds]}
+    state = [of(known[kind][2]) for kind in kinds]
+    return params, state, jax.ShapeDtypeStruct((batch,), "int32")
 
 
 def arguments(*kinds: str, seed: int = 0) -> tuple[Any, Any, jax.Array]:

@@ -392,6 +392,8 @@ def composite(name: str) -> Op:
         ),
         "paged": (lambda p, t: Traced["paged"](p, t, page=3), (drawn(6, 2, 3, 4), TABLE)),
         "pages": (lambda c: Traced["pages"](c, page=3, layers=0), (drawn(2, 2, 6, 4),)),
+        "apart": (lambda k: Traced["apart"](k, axis=1, sizes=(1, 2)), (x,)),
+        "joined": (lambda k, v: Traced["joined"](k, v, axis=1), (x, x[:, :2])),
         "columns": (lambda k: Traced["columns"](k, axis=1), (x,)),
         "total": (lambda v: Traced["total"](v, axis=1), (x,)),
         "with_columns": (

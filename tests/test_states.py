@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rewrite import Pipeline, auto_shard, trace
+from rewrite import Pipeline, Target, auto_shard, trace
 from tests.kit import assert_close, run
-from tests.stateful_decoders import LAYERS, arguments, decoder
+from tests.stateful_decoders import LAYERS, arguments, decoder, shapes
+from tests.test_beside_plan import on_v5e
 
 STATES = [kind for kind in LAYERS if kind != "attention"]
 HYBRIDS = [
@@ -60,6 +61,32 @@ def test_a_state_is_named(kind: str) -> None:
     text = auto_shard(decoder(kind, kind), "cpu:8", state=1).details(*arguments(kind, kind))
     assert "recognised: 100.0 % of" in text and "NOT RECOGNISED" not in text
     assert "state update" in text and "state/*" in text
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_layers_with_a_state_compile_as_planned(kind: str) -> None:
+    """What products with a state's heads leave partial was not planned, nor the traffic of a state;
+    of a joint projection the weight was gathered in every step."""
+    args = shapes(kind, kind, sizes=(16, 1024, 2048, 16, 128, 128), vocab=16384)
+    program, rows = on_v5e(decoder(kind, kind), *args)
+    memory, received, moved = (row.compiled / row.planned for row in rows)
+    assert (memory, received, moved) == pytest.approx((1, 1, 1), abs=0.1)
+
+
+def test_a_state_is_kept_in_the_parts_that_chips_share() -> None:
+    """The last inputs of a convolution over x, B and C are one array of the user's."""
+    kinds = ("joint state space",) * 2
+    args = shapes(*kinds, sizes=(16, 1024, 2048, 16, 128, 128), vocab=16384)
+    program = trace(decoder(*kinds), *args, params=0, state=1)
+    target = Target("v5e:2x4", (("x", 2), ("y", 4)))
+    program = Pipeline.parse(f"{FOUND}, plan, shard, stage").run(program, target)
+    kept = {x.name: x for x in program.step_inputs if x.role == "state" and "conv" in x.name}
+    assert {name: x.type.shape for name, x in kept.items()} == {
+        "state/0-1/conv.0": (2, 16, 2048, 3),
+        "state/0-1/conv.1": (2, 16, 128, 3),
+        "state/0-1/conv.2": (2, 16, 128, 3),
+    }
+    assert {x.layout for x in kept.values()} == {((), (), ("x", "y"), ())}
 
 
 def scanned(kind: str) -> Any:

@@ -282,7 +282,7 @@ def test_everything_is_planned_on_one_chip(name: str) -> None:
 
 def test_state_of_a_unit_lies_as_the_unit_does() -> None:
     case = CASES["state space"]
-    program = planned(case.function, *case.args, state=(1,))
+    program = planned(case.function, *case.args, state=(1,), plan="plan{ffn=ws1d}")
     found, plan = laid_out(program), program.plan
     assert found["params/layers/w_out"].split()[1] == "".join(plan.split("weights")["d_ff"])
     assert found["state"].split()[2] == "".join(plan.split("hidden")["d_ff"])

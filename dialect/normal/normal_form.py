@@ -14,6 +14,7 @@ from dialect.matching.values import is_splat, reshaped  # noqa: F401
 from dialect.normal import (
     arithmetic_rules,
     contract_rules,
+    convolutions,
     layout_rules,
     loop_rules,
     mask_rules,
@@ -36,6 +37,7 @@ def rules_of(*modules: ModuleType) -> tuple[Rule, ...]:
 RULES = rules_of(
     layout_rules,
     contract_rules,
+    convolutions,
     arithmetic_rules,
     mask_rules,
     slice_rules,

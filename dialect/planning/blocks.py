@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from dialect.matching.attend_bounds import part_read
-from dialect.naming.axes import HEADS, Axes, Names, leaves_of
+from dialect.naming.axes import HEADS, Axes, Axis, Names, leaves_of
 from dialect.normal.trips import most_trips
 from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.control import given_inside, scan_parts
@@ -44,6 +44,8 @@ class _Place:
     out: list[tuple[Op, Value]] = field(default_factory=list)
     into_heads: list[Value] = field(default_factory=list)
     out_of_heads: list[Value] = field(default_factory=list)
+    # Products that sum over the width of a network and lead to no other width, nor back.
+    inside: list[Value] = field(default_factory=list)
     chosen: int = 0  # experts that a token is routed to
     # All products with weights but those of networks.
     weights: list[tuple[Op, Value]] = field(default_factory=list)
@@ -149,7 +151,7 @@ def _blocks_at(place: _Place, axes: Axes, loop: _Loop) -> Iterator[Block]:
 
 def _note(place: _Place, op: Op, axes: Axes, bound: frozenset[Value], loop: _Loop) -> None:
     """Adds to a place what this op says of it."""
-    if _is_attention(axes, op):
+    if is_attention(axes, op):
         place.attentions.append(op)
     elif op.name == "top_k" and "experts" in axes.of(op.args[0])[op["axis"]]:
         place.chosen = max(place.chosen, op.types[0].shape[op["axis"]])
@@ -160,10 +162,17 @@ def _note(place: _Place, op: Op, axes: Axes, bound: frozenset[Value], loop: _Loo
             place.out, place.out_of_heads = place.out + weights, place.out_of_heads + fused
         else:
             place.into, place.into_heads = place.into + weights, place.into_heads + fused
+        place.inside += [arg for arg in op.args if arg in bound and _is_inside(axes, op, arg)]
         vectors = (arg for arg in op.args if arg in bound and not _has_width(axes, arg))
         place.weights += [(op, arg) for arg in vectors]
         place.read.update(loop.stored(arg) for arg in op.args if arg in bound)
         place.time = max(place.time, _size_of(axes, op.results[0], "time"))
+
+
+def _is_inside(axes: Axes, op: Op, weight: Value) -> bool:
+    """Whether a product sums over the width of a network, to nothing that a plan splits."""
+    names = {name for dimension in axes.of(op.results[0]) for name in dimension}
+    return has(axes.of(weight), "d_ff") and not names & {"d_ff", "d_model", "experts", "vocab"}
 
 
 def _adds(op: Op, axes: Axes) -> bool:
@@ -289,6 +298,7 @@ def _networks(place: _Place, axes: Axes, sizes: dict[str, int]) -> Iterator[Netw
             alike = (other for other in kinds if other[0] == kind[0])
             count[kind if kind in kinds else next(alike, kind)] += weight.type.size
     d_model = sizes.get("d_model", 0)
+    led_back = {leaf for _, weight in place.out for leaf in leaves_of(axes.at(weight))}
     for kind, products in kinds.items():
         experts, d_ff = kind
         routing = _routing(products, axes)
@@ -299,7 +309,14 @@ def _networks(place: _Place, axes: Axes, sizes: dict[str, int]) -> Iterator[Netw
             experts=experts if routing else 1,
             experts_per_token=(place.chosen or experts) if routing else 1,
             routing=routing,
+            inside=sum(x.type.size // d_ff for x in place.inside if _kind(axes, x) == kind),
+            is_gathered=not out[kind] and not any(led_back & _widths(axes, op) for op in products),
         )
+
+
+def _widths(axes: Axes, op: Op) -> set[Axis]:
+    """The axes of a product's result that are the width of a network."""
+    return {leaf for leaf in leaves_of(axes.at(op.results[0])) if leaf.name == "d_ff"}
 
 
 def _kind(axes: Axes, weight: Value) -> tuple[int, int]:
@@ -317,7 +334,7 @@ def _routing(products: list[Op], axes: Axes) -> str:
     return "dense" if mixed else ""
 
 
-def _is_attention(axes: Axes, op: Op) -> bool:
+def is_attention(axes: Axes, op: Op) -> bool:
     """Attention, or the softmax of attention that was not recognised."""
     weights = op.name == "softmax" and "context" in axes.of(op.results[0])[-1]
     return weights or op.name == "attend"

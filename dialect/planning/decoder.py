@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     blocks = decoder_blocks(program, axes)
     has_attention = any(block.attention for block in blocks)
     factors = next(_factors(products, axes), None)
-    whole, split = _other_bytes(program, axes, has_attention)
+    others = _other_bytes(program, axes, has_attention)
     return DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
@@ -47,27 +48,30 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         tied_embedding=len(tables) == 1,
         **_dtypes(tables, caches, factors, counted, axes),
         logits_bytes_per_element=_logits_bytes(products, axes),
-        other_bytes=whole,
-        split_bytes=split,
+        other_bytes=others["param", False] + others["state", False],
+        split_bytes=others["param", True] + others["state", True],
+        other_state_bytes=others["state", False],
+        split_state_bytes=others["state", True],
         unknown=tuple(_unknown(products, axes, sizes)),
     )
 
 
-def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> tuple[int, int]:
-    """(whole, split): bytes of the parameters and the state that no block and no table of a decoder
-    holds, by whether plans split them."""
+def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> Counter[tuple[str, bool]]:
+    """Bytes of the parameters and the state that no block and no table of a decoder holds, by role
+    and by whether plans split them."""
     held = set(_held(program.graph, parameter_paths(program), axes))
     of_caches = ("context", "time", "d_head", *HEADS) if has_attention else ()
     caches = _inputs_over(program, axes, "state", *of_caches)
     read = {*program.graph.users, *program.graph.outputs}
-    count = {True: 0, False: 0}
+    count = Counter[tuple[str, bool]]()
     for value, declared in zip(program.graph.inputs, program.inputs):
         is_other = value in read and declared.name not in held
         if declared.role == "state":
             is_other = value not in caches
         if is_other and declared.role != "arg":
-            count[any(has(axes.of(value), name) for name in _SPLIT)] += declared.type.bytes
-    return count[False], count[True]
+            is_split = any(has(axes.of(value), name) for name in _SPLIT)
+            count[declared.role, is_split] += declared.type.bytes
+    return count
 
 
 def _held(graph: Graph, names: Paths, axes: Axes) -> Iterator[str]:

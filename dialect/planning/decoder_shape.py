@@ -96,6 +96,9 @@ class Network:
     - into, out: matrices from d_model to d_ff (2 with a gate), and back
     - experts_per_token: experts that a token is routed to
     - routing: how a mixture of experts is computed (`ROUTINGS`); "" if there is one network
+    - inside: numbers of a token that products over all of d_ff give, not led back: the B and C of a
+      state space
+    - is_gathered: whether its hidden values are read whole, since no product leads them back
     """
 
     d_ff: int
@@ -104,6 +107,8 @@ class Network:
     experts: int = 1
     experts_per_token: int = 1
     routing: str = ""
+    inside: int = 0
+    is_gathered: bool = False
 
     @property
     def matrices(self) -> int:
@@ -169,6 +174,7 @@ class DecoderShape:
     - other_bytes: parameters and state that no block and no table holds, as norms, biases, and a
       table of positions; split_bytes: those of them with an axis that any plan splits, over all
       chips, as the state and the projections of a layer that was not recognised
+    - other_state_bytes, split_state_bytes: the state among these, which every step reads and writes
     - unknown: parts of the program that these sizes do not describe
 
     A part that is absent or was not recognised has size 0: it divides over any mesh and costs
@@ -192,6 +198,8 @@ class DecoderShape:
     logits_bytes_per_element: float = 4
     other_bytes: float = 0
     split_bytes: float = 0
+    other_state_bytes: float = 0
+    split_state_bytes: float = 0
     unknown: tuple[str, ...] = ()
 
     @property

@@ -3,6 +3,8 @@
 The named partitionings (`dialect.planning.partitionings`) need the axes of a decoder, and mesh axes
 that divide them. For other axes and sizes this file adds:
 
+- an axis that leads back to the residual stream, and that no attention has, is d_ff: the heads or
+  channels of a layer with another state
 - a large weight with no axis that the plan shards is sharded along its largest unnamed axis, which
   is then called `wide` and has the same sharding in all tensors
 - experts whose cost is unknown are sharded where d_ff cannot be
@@ -17,21 +19,26 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from dialect.naming.axes import Axes, infer_axes, leaves
+from dialect.naming.axes import HEADS, Axes, infer_axes, leaves, leaves_of
+from dialect.planning.blocks import has, is_attention
+from dialect.planning.decoder import executions
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import MeshAxes
 from dialect.planning.plan import Plan
 from rewrite.ir import Type
 from rewrite.program import Program
+from rewrite.signature import Signature
 
 WORTH_BYTES = 1 << 20  # arrays are replicated if sharding saves less than this on every chip
 _PLANNED = frozenset("d_ff d_ff_per_head heads kv_heads q_per_kv vocab experts".split())
+_UNPLANNED = ("_", "d_head", *HEADS)  # where no attention has them
 
 
 def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:
-    """The axes of a program; unnamed axes that are sharded only because of their size are named
-    `wide`."""
+    """The axes of a program; those that lead back to the residual stream are named `d_ff`, unnamed
+    ones that are sharded only because of their size `wide`."""
     axes, ways = infer_axes(program), math.prod(size for _, size in mesh)
+    _name_inner(axes, program)
     large = [value for value in program.values("param") if worth_splitting(value.type, mesh)]
     for value in sorted(large, key=lambda value: -value.type.bytes):
         present = {name for dimension in axes.of(value) for name in dimension}
@@ -42,6 +49,30 @@ def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:
         widest = max(free, key=lambda leaf: leaf.size)
         widest.call("wide", 1, "the largest axis of a large weight")
     return axes
+
+
+def _name_inner(axes: Axes, program: Program) -> None:
+    """Names what products with weights sum on the way back to the residual stream."""
+    ops = [op for op, _ in executions(program)]
+    attended = {
+        leaf
+        for op in ops
+        if is_attention(axes, op)
+        for arg in op.args
+        for leaf in leaves_of(axes.at(arg))
+    }
+    for op in ops:
+        back = "spec" in dict(op.attrs) and has(axes.of(op.results[0]), "d_model")
+        weights = [i for i, arg in enumerate(op.args) if has(axes.of(arg), "d_model")]
+        if not back or len(weights) != 1:
+            continue
+        spec, (number,) = Signature.parse(op["spec"]), weights
+        arrays = zip(axes.at(op.args[number]), spec.inputs[number])
+        summed = leaves_of(axis for axis, dimension in arrays if {*dimension} & {*spec.summed})
+        if not attended.intersection(summed):
+            for leaf in summed:
+                if leaf.name in _UNPLANNED and leaf.size > 1:
+                    leaf.call("d_ff", 95, op.told)
 
 
 def worth_splitting(type_: Type, mesh: tuple[tuple[str, int], ...]) -> bool:

@@ -78,15 +78,16 @@ class Workload(Shards):
         return self.layer_cache_bytes(attention) * reads + 2 * self.expanded_bytes(attention)
 
     def hbm_bytes(self) -> float:
-        """The weights and the cache, as often as they are read."""
+        """The weights and the cache, as often as they are read; other state, read and written."""
         shape = self.shape
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
         head = self.table() * shape.embedding_bytes_per_element * shape.steps
         caches = sum(
             self.cache_traffic(attention) * block.times for attention, block in shape.attentions
         )
-        gathered = self.gathered_bytes()
-        return read * shape.weight_bytes_per_element + gathered + head + caches
+        state = shape.other_state_bytes + shape.split_state_bytes / self.mesh.size
+        weights = read * shape.weight_bytes_per_element + self.gathered_bytes()
+        return weights + head + caches + 2 * state * shape.steps
 
     def spilled_bytes(self, room: float) -> tuple[float, float]:
         """(logits of attention, other activations), written to HBM and read where they do not fit
@@ -148,8 +149,12 @@ class Workload(Shards):
             over = self.network_axes(network)
             width = network.d_ff * network.experts_computed / ways(over) * per_token
             hidden += network.into * width
+            if network.is_gathered:
+                whole = network.into * network.d_ff * per_token
+                yield Collective("all-gather", over, whole, times, part)
             inner_out += network.out * width
             partial += over if network.results == 1 else self.expert_axes(network)
+            yield Collective("all-reduce", over, network.inside * per_token, times, part)
             yield from self.router(network, block)
         yield from self.into(inner_in + hidden, hidden, block)
         yield Collective("all-gather", self.scattered, inner_out, times, part)

@@ -297,12 +297,16 @@ class Pieces:
             args = self._unknown(op)
             if op in self.of or not args or any(arg.op not in self.of for arg in args):
                 continue
-            piece = self.of[args[0].op]
-            linear = op.name in ELEMENTWISE and opdef.traits(op).linear
+            pieces, is_map = [self.of[arg.op] for arg in args], op.name in ELEMENTWISE
+            piece = next((other for other in pieces if other.name == STATE), pieces[0])
+            if piece.name == STATE and is_map:  # what is added to what it gives
+                self.of[op] = piece
+                continue
+            linear = is_map and opdef.traits(op).linear
             if linear and len(args) == 1 and not is_layout(op):
                 if all(number(arg) is not None for arg in op.args if arg not in args):
                     passing[op] = None
-            elif not is_layout(op) and not (piece.name == LOGITS and op.name in ELEMENTWISE):
+            elif not is_layout(op) and not (piece.name == LOGITS and is_map):
                 continue
             if any(arg.op in passing for arg in args):
                 passing[op] = None

@@ -13,6 +13,7 @@ from tests.more_examples import (
     activations,
     attention,
     caches,
+    convolutions,
     forms,
     latents,
     parts,
@@ -22,7 +23,18 @@ from tests.more_examples import (
 )
 from tests.more_examples.forms import Word
 
-_FILES = (activations, attention, caches, forms, latents, parts, positions, rings, spellings)
+_FILES = (
+    activations,
+    attention,
+    caches,
+    convolutions,
+    forms,
+    latents,
+    parts,
+    positions,
+    rings,
+    spellings,
+)
 MORE = {name: more for each in _FILES for name, more in each.MORE.items()}
 EQUAL = {name: equal for each in _FILES for name, equal in each.EQUAL.items()}
 

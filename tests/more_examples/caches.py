@@ -648,6 +648,14 @@ _SCALED_VALUES = [
     ),
 ]
 MORE: dict[str, list[Example]] = {
+    "part_of_joined": [
+        (
+            left_alone(
+                lambda x, y: jax.lax.slice(Traced["joined"](x, y, axis=0), (0, 0), (4, 3), (2, 1))
+            ),
+            ("f32[2,3]", "f32[4,3]"),
+        ),
+    ],
     "scale_behind_integers": _SCALED_KEYS,
     "scale_before_integers": _SCALED_VALUES,
     "views_of_rows": _views(),
