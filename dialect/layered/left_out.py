@@ -49,19 +49,38 @@ class Place:
 
 
 def places_of(program: Program, layers: Layers) -> list[Place]:
-    """Where the layers of a program are, in order."""
-    loops = loops_of(program)
-    at = {op: layers.segment_of.get(op, len(layers.segments)) for op in loops}
-    apart = [piece for piece in layers.pieces if not any(at[op] in piece for op in loops)]
-    found = [(number, op, range(0)) for op, number in at.items()]
-    found += [(piece.start, None, piece) for piece in apart]
-    places: list[Place] = []
-    for _, loop, segments in sorted(found, key=lambda each: each[0]):
+    """Where the layers of a program are, in order. Raises NotLeftOut where some are in a loop and
+    some are not: which of them come first is not known."""
+    loops, places = loops_of(program), list[Place]()
+    if loops and _has_layers_outside(program):
+        raise NotLeftOut(
+            "some layers are in a loop and some are not: unroll writes out all of them"
+        )
+    found = [(loop, range(0)) for loop in loops] or [(None, piece) for piece in layers.pieces]
+    for loop, segments in found:
         first = places[-1].numbers.stop if places else 0
         inside = [op for number in segments for op in layers.segments[number].ops]
-        attentions = [op.name for op in (loop.regions[0].ops if loop else inside)].count("attend")
-        places.append(Place(first, loop, max(1, attentions), segments))
+        places.append(
+            Place(first, loop, _attentions(loop.regions[0].ops if loop else inside), segments)
+        )
     return places
+
+
+def _attentions(ops: Sequence[Op]) -> int:
+    """How many layers some ops are, by their attention; one where there is none."""
+    return max(1, [op.name for op in ops].count("attend"))
+
+
+def _has_layers_outside(program: Program) -> bool:
+    """Whether attention is computed, or a state of more than numbers written, outside of loops."""
+    graph, loops = program.graph, set(loops_of(program))
+    attends = "attend" in [op.name for op in graph.ops]
+    for value, out in zip(graph.outputs, program.outputs):
+        while opdef.traits(value.op).moves and len(value.op.args) == 1:
+            value = value.op.args[0]
+        written = value.op not in loops and value not in graph.inputs
+        attends |= out.updates is not None and value.type.rank > 1 and written
+    return attends
 
 
 def stream_of(place: Place, layers: Layers) -> tuple[Value, Value]:
