@@ -63,15 +63,16 @@ class PromptLookup:
         self.found, self.chance = found, chances[found]
 
     def _looked_up(self, token: int) -> int:
-        """Adds a token that was not guessed; how many of the last ones were there before."""
+        """Adds a token that was not guessed; how many of the last ones were there before. A pair is
+        one number, which is no token: the garbage collector looks at tuples."""
         text, after = self.text, self.after
         last = text[-1]
-        after[last] = after[_pair(text[-2], last)] = len(text)
+        after[last] = after[text[-2] + 2 << _BITS | last] = len(text)
         text.append(token)
-        if token not in after:
+        if (single := after.get(token)) is None:
             return 0
-        pair = after.get(_pair(last, token), 0)
-        self.place = pair or after[token]
+        pair = after.get(last + 2 << _BITS | token)
+        self.place = pair or single
         return 2 if pair else 1
 
     def draft(self, count: int) -> list[int]:
@@ -80,11 +81,6 @@ class PromptLookup:
             return []
         repeated = self.text[self.place : self.place + count]
         return (repeated * count)[:count] if len(repeated) < count else repeated
-
-
-def _pair(token: int, then: int) -> int:
-    """Two tokens as one number, which is no token: the garbage collector looks at tuples."""
-    return token + 2 << _BITS | then
 
 
 class Ahead:

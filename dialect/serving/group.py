@@ -79,16 +79,15 @@ class Group:
         decoding = self._decoding()
         room = Room(self.policy.largest)
         room.take_each(len(decoding))
-        for request in self.running:
-            if request.length - request.scheduled > 1:
-                self._chunk(request, room, step)
+        if len(decoding) < len(self.running):
+            for request in self.running:
+                if request.length - request.scheduled > 1:
+                    self._chunk(request, room, step)
         if self.preemptions == preempted:
             self._admit(room, step, now)
         prompts = [row.count for row in step.rows[first:]]
         drafts = self._drafts(decoding, prompts) if self.policy.drafts else {}
-        step.rows[first:first] = [
-            Row.next(request, drafts.get(request, ())) for request in decoding
-        ]
+        step.rows[first:first] = Row.next(decoding, drafts)
         ending = [request for request in self.running if request.length == request.limit]
         if ending:
             self.ending |= dict.fromkeys(ending)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,12 +24,17 @@ class Row(NamedTuple):
     drafts: Sequence[int] = ()
 
     @classmethod
-    def next(cls, request: Request, drafts: Sequence[int]) -> Row:
-        """The token of a request that decodes, with its drafts; it counts as scheduled."""
-        count, start = 1 + len(drafts), request.scheduled
-        request.scheduled += count
-        request.length += 1
-        return cls(request, start, count, True, drafts)
+    def next(
+        cls, decoding: Iterable[Request], drafts: Mapping[Request, Sequence[int]]
+    ) -> list[Row]:
+        """The tokens of requests that decode, with their drafts; they count as scheduled."""
+        rows = []
+        for request in decoding:
+            start, guesses = request.scheduled, drafts.get(request, ())
+            rows.append(cls(request, start, 1 + len(guesses), True, guesses))
+            request.scheduled = start + 1 + len(guesses)
+            request.length += 1
+        return rows
 
     @property
     def length(self) -> int:
