@@ -233,10 +233,19 @@ def test_other_arguments_than_the_function_takes() -> None:
         ((PARAMS, CACHE), {}, "step: missing a required argument: 'tokens'"),
         ((PARAMS, CACHE, X, X), {}, "step: too many positional arguments"),
         ((), {}, "step: missing a required argument: 'params'"),
+        ((PARAMS, CACHE), {"token": X}, "step: no argument is called token"),
     ):
         with pytest.raises(ShardwrightError, match=message) as error:
             served(*args, **named)
         assert "step(params:" in error.value.hint
+
+
+def test_other_parameters_than_the_first_call_had() -> None:
+    served = sharded(step)
+    is_expected(served(PARAMS, fresh(), X))
+    with pytest.raises(ShardwrightError, match="has 1 parameters, 2 were given: they lack w") as e:
+        served({"v": W, "bias": W}, fresh(), X)
+    assert e.value.message.endswith("and have bias, v") and "another decoder" in e.value.hint
 
 
 def test_the_executable_is_called_as_the_step_is() -> None:

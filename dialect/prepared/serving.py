@@ -26,9 +26,11 @@ from dialect.prepared.packed_schema import LIKE, PackedError, Schema, refuse
 from dialect.prepared.state import is_state
 from dialect.prepared.streaming import Preparation
 from dialect.staging.prepare_parts import prepare_of
-from rewrite.errors import ShardwrightError
+from rewrite.errors import ShardwrightError, TraceError
 from rewrite.ir import Graph, Type
 from rewrite.program import Input
+
+_NAMED = 3  # paths that an error names
 
 
 class Packed:
@@ -243,6 +245,7 @@ class Executable:
         Arrays that `like`, of another step, has as well are taken from it.
         """
         leaves, tree = jax.tree.flatten(params)
+        _must_be_as_many(params, [x.name for x in self.program.inputs if x.role == "param"])
         with apart():
             if like is None or like.schema is None:
                 return Packed(self._handed(self.prepare(leaves, donate)), self.schema, tree)
@@ -294,6 +297,25 @@ class Executable:
         with apart():
             arrays = self.form.restored(leaves)
         return jax.tree.unflatten(tree, self._handed(arrays))
+
+
+def _must_be_as_many(params: Any, names: Sequence[str]) -> None:
+    """Raises TraceError for more or fewer parameters than the step has, with their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if len(leaves) == len(names):
+        return
+    here = {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
+    there = {name.partition("/")[2] for name in names}
+    shown = [
+        f"{what} {', '.join(sorted(paths)[:_NAMED])}{' ...' if len(paths) > _NAMED else ''}"
+        for what, paths in (("they lack", there - here), ("and have", here - there))
+        if paths
+    ]
+    raise TraceError(
+        f"the step has {len(names)} parameters, {len(leaves)} were given: {' '.join(shown)}",
+        hint="a step is for parameters of one structure: those of another decoder are for another "
+        "step, auto_shard(...)",
+    )
 
 
 def _on_its_devices(leaf: Any, format_: Any) -> Any:

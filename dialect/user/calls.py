@@ -100,8 +100,12 @@ class Callee:
         try:
             bound = self.signature.bind(*args, **named)
         except TypeError as error:
+            takes = self.signature.parameters
+            any_name = any(taken.kind is taken.VAR_KEYWORD for taken in takes.values())
+            unknown = [name for name in named if name not in takes and not any_name]
+            said = f"no argument is called {unknown[0]}" if unknown else str(error)
             raise TraceError(
-                f"{name_of(self.function)}: {error}",
+                f"{name_of(self.function)}: {said}",
                 where=first_line(self.function),
                 hint=f"it is called as {name_of(self.function)}{brief(str(self.signature))}",
             ) from None
