@@ -5,8 +5,9 @@ part(f(x @ w + b))  ->  f(x @ part(w) + part(b))
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from itertools import accumulate
+from typing import Any
 
 from dialect.matching.values import cut
 from rewrite.ir import Op, Value
@@ -45,7 +46,7 @@ class Parts:
             self.of(arg, read[i], offset + start, offset + stop) if i in read else arg
             for i, arg in enumerate(op.args)
         )
-        attrs = _cut_attrs(op, axis, stop - start)
+        attrs = cut_attrs(op, {axis: stop - start})
         return build(op.name, *args, origin=op.origin, **attrs).results[value.index]
 
 
@@ -104,10 +105,15 @@ def _offset(op: Op, axis: int) -> int:
     return op["start_indices"][axis] if "start_indices" in dict(op.attrs) else 0
 
 
-def _cut_attrs(op: Op, axis: int, size: int) -> dict:
-    """The attributes of an op whose arguments are parts of this size along an axis."""
+def cut_attrs(op: Op, sizes: Mapping[int, int]) -> dict[str, Any]:
+    """The attributes of an op whose result, and what it reads along it, has other sizes."""
     attrs = dict(op.attrs)
-    for name, bound in (("start_indices", 0), ("limit_indices", size), (traits(op).shape, size)):
-        if name in attrs:
-            attrs[name] = (*attrs[name][:axis], bound, *attrs[name][axis + 1 :])
+    for axis, size in sizes.items():
+        for name, bound in (
+            ("start_indices", 0),
+            ("limit_indices", size),
+            (traits(op).shape, size),
+        ):
+            if name in attrs:
+                attrs[name] = (*attrs[name][:axis], bound, *attrs[name][axis + 1 :])
     return attrs

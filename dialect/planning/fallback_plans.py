@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from dialect.naming.axes import HEADS, Axes, infer_axes, leaves, leaves_of
+from dialect.naming.axes import HEADS, Axes, Axis, infer_axes, leaves, leaves_of
 from dialect.planning.blocks import has, is_attention
 from dialect.planning.decoder import executions
 from dialect.planning.decoder_shape import DecoderShape
@@ -31,6 +31,7 @@ from rewrite.signature import Signature
 
 WORTH_BYTES = 1 << 20  # arrays are replicated if sharding saves less than this on every chip
 _PLANNED = frozenset("d_ff d_ff_per_head heads kv_heads q_per_kv vocab experts".split())
+_PLACES = ("context", "pages", "time")
 _UNPLANNED = ("_", "d_head", *HEADS)  # where no attention has them
 
 
@@ -38,7 +39,7 @@ def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:
     """The axes of a program; those that lead back to the residual stream are named `d_ff`, unnamed
     ones that are sharded only because of their size `wide`."""
     axes, ways = infer_axes(program), math.prod(size for _, size in mesh)
-    _name_inner(axes, program)
+    _name_inner(axes, program, _attended(axes, program))
     large = [value for value in program.values("param") if worth_splitting(value.type, mesh)]
     for value in sorted(large, key=lambda value: -value.type.bytes):
         present = {name for dimension in axes.of(value) for name in dimension}
@@ -51,16 +52,22 @@ def planned_axes(program: Program, mesh: tuple[tuple[str, int], ...]) -> Axes:
     return axes
 
 
-def _name_inner(axes: Axes, program: Program) -> None:
-    """Names what products with weights sum on the way back to the residual stream."""
+def _attended(axes: Axes, program: Program) -> set[Axis]:
+    """The axes of what attention reads, and of states that have places for it."""
+    ops = (op for op, _ in executions(program) if is_attention(axes, op))
+    values = [arg for op in ops for arg in op.args]
+    values += [x for x in program.values("state") if any(has(axes.of(x), each) for each in _PLACES)]
+    return {leaf for value in values for leaf in leaves_of(axes.at(value))}
+
+
+def _name_inner(axes: Axes, program: Program, attended: set[Axis]) -> None:
+    """Names what products with weights sum on the way back to the residual stream. Heads of states
+    without attention are heads to a reader, and to a plan what their weights are."""
+    for state in program.values("state"):
+        for leaf in leaves_of(axes.at(state)):
+            if leaf not in attended and leaf.name in (*HEADS, "d_head") and leaf.size > 1:
+                leaf.call("d_ff", 95, "heads of a state that no attention reads")
     ops = [op for op, _ in executions(program)]
-    attended = {
-        leaf
-        for op in ops
-        if is_attention(axes, op)
-        for arg in op.args
-        for leaf in leaves_of(axes.at(arg))
-    }
     for op in ops:
         back = "spec" in dict(op.attrs) and has(axes.of(op.results[0]), "d_model")
         weights = [i for i, arg in enumerate(op.args) if has(axes.of(arg), "d_model")]
