@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dialect.user.calls import frozen
 from examples import llama
@@ -62,6 +63,14 @@ def test_arguments_by_name_only() -> None:
         ]
         packed = served.prepare(PARAMS, CACHE, tokens=X)
         is_expected(served(packed, served.adapt(CACHE), tokens=X))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_arrays_on_a_mesh_of_one_device_are_moved_to_the_steps(kind: AxisType) -> None:
+    one = jax.make_mesh((1,), ("a",), axis_types=(kind,), devices=jax.devices()[:1])
+    with jax.set_mesh(one):
+        arrays = jax.device_put((PARAMS, CACHE, X), NamedSharding(one, PartitionSpec("a")))
+        is_expected(sharded(step, donate_state=False)(*arrays))
 
 
 def test_an_argument_behind_one_that_is_left_out_is_not_lost() -> None:

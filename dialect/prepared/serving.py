@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from dialect.arrays.dtypes import struct_of
 from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, callable_with, compiled
@@ -319,10 +320,11 @@ def _must_be_as_many(params: Any, names: Sequence[str]) -> None:
 
 
 def _on_its_devices(leaf: Any, format_: Any) -> Any:
-    """An array on several other devices, moved: JAX does not change its layout as well."""
+    """An array on other devices of a mesh, moved: JAX does not change its layout as well."""
     sharding = getattr(format_, "sharding", format_)
-    devices = leaf.sharding.device_set if isinstance(leaf, jax.Array) else ()
-    there = len(devices) < 2 or devices == sharding.device_set
+    if not isinstance(leaf, jax.Array) or isinstance(leaf.sharding, SingleDeviceSharding):
+        return leaf
+    there = leaf.sharding.device_set == sharding.device_set
     return leaf if there else jax.device_put(leaf, sharding)
 
 
