@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -383,6 +384,36 @@ def test_a_decoder_without_some_layers_drafts_in_the_same_pages() -> None:
         told = engine.figures()
         assert told["drafts_accepted"] > 0.4 * told["drafts"] and told["executables"] == 6
         assert 'its own, after skip_layers{layers="1"}, 3 at most' in engine.explain()
+
+
+SMALL = replace(CONFIG, layers=2, d_model=16, heads=2, kv_heads=2, d_head=8, d_ff=16)
+
+
+def small(config: Any = SMALL, seed: int = 0) -> tuple[Any, Any, Any]:
+    """(step, parameters, init_cache) of a decoder that nobody has trained."""
+    params = model.init_params(config, jax.random.key(seed))
+    return partial(model.decode_step, config), params, partial(model.init_cache, config)
+
+
+def test_a_second_decoder_drafts_in_pages_of_its_own() -> None:
+    """One with the same weights is always right: it has read all that the decoder has."""
+    asked = {"max_new_tokens": 16, "temperature": 0.8, "seed": 3}
+    with Engine(*small(), "cpu:1", draft=small(), draft_length=3, **SIZES) as engine:
+        first = engine.generate(prompts(4), **asked)
+        again = engine.generate(prompts(4), **asked)  # whose prompts are in pages of both
+        told = engine.figures()
+        engine.check()
+    assert first == again and told["cached_pages"] > 0
+    assert told["drafts_accepted"] == told["drafts"] > 0
+    assert "drafts are a second decoder's, 3 at most" in engine.explain()
+    with Engine(*small(), "cpu:1", **SIZES) as engine:
+        assert engine.generate(prompts(4), **asked) == first
+
+
+def test_a_drafter_with_other_tokens_is_refused() -> None:
+    other = small(replace(SMALL, vocab=128))
+    with pytest.raises(ServingError, match="a drafter of 128 tokens cannot draft for a decoder of"):
+        Engine(*small(), "cpu:1", draft=other, draft_length=3, **SIZES)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import jax
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.compiling import Compilable
 from dialect.compiled.resolved import resolve
+from dialect.engine.beside import BESIDE
 from dialect.engine.executables import MOST, Executables, packed_params
 from dialect.engine.sizes import Sizes, whole_pages
 from dialect.engine.states import States
@@ -67,8 +68,8 @@ def built(
 ) -> Built:
     """An engine's executables; arguments as those of `Engine`, `asked` as those of `Sizes.of`.
 
-    drafting: passes that make of the decoder the one that drafts for it; drafts: of a request,
-    that are verified in a group; None for as many as the plan says
+    drafting: passes that make of the decoder the one that drafts for it, or `BESIDE`; drafts: of a
+    request, that are verified in a group; None for as many as the plan says
     """
     use_by_default()
     shapes = jax.tree.map(shape_of_lazy, params)
@@ -100,7 +101,7 @@ def built(
     tables, copies = states.tables, sizes.rows
     executables = Executables(programs, jax_mesh, sizes.pages, tables, copies, draft)
     packed = packed_params(program, jax_mesh, params)
-    draft_packed = packed_params(draft, jax_mesh, params) if draft else None
+    draft_packed = _packed(draft, jax_mesh, params, packed, drafting) if draft else None
     executables.fresh()
     return Built(sizes, target, program, executables, packed, draft_packed, declined)
 
@@ -138,12 +139,19 @@ def _before_plan(passes: Passes, more: str) -> Passes:
 
 def _drafting(make: Callable[..., Program], rows: Any, passes: Passes, more: str) -> Program:
     """The program that drafts. Raises ServingError where its passes found nothing to do."""
+    if more == BESIDE:
+        return make(rows, passes=passes, drafts=True)
     draft, named = make(rows, passes=_before_plan(passes, more)), Pipeline.parse(more).passes()
     idle = [step for step in draft.history if step.text in map(str, named)]
     lines = [str(remark) for step in idle for remark in step.remarks if remark.kind == NOTHING_DONE]
     if lines:
         raise ServingError("\n  ".join([f"drafts of {more} are none:", *lines]))
     return draft
+
+
+def _packed(draft: Program, mesh: Any, params: Any, packed: list[Any], drafting: str) -> list[Any]:
+    """The parameters of the program that drafts; a second decoder's are packed with the first's."""
+    return packed if drafting == BESIDE else packed_params(draft, mesh, params)
 
 
 def _without(passes: Passes, name: str) -> Passes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dialect.engine import packing
+from dialect.engine.beside import BESIDE
 from dialect.engine.building import Built
 from dialect.serving.drafts import Ahead, Drafts, PromptLookup
 from dialect.serving.policy import Policy, ServingError
@@ -21,8 +22,9 @@ from rewrite.pipeline import Pipeline
 DRAFTS = {
     "ngram": "n-grams of a request's own text",
     "self": "the decoder's own, with int4 weights",
+    BESIDE: "a second decoder's",
 }
-PASSES = {"self": "quantize{weights=int4, group=64}"}  # of the decoder that drafts
+PASSES = {"self": "quantize{weights=int4, group=64}", BESIDE: BESIDE}  # of the decoder that drafts
 _MOST = 16  # drafts of a request, where it is not said how many
 _TIMES = 3  # that a step runs to be timed
 _PLACE = 1 / 4  # of the context: where it is timed, since a step reads what lies before

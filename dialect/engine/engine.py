@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dialect.engine.answers import Answer
+from dialect.engine.beside import BESIDE, Served, beside
 from dialect.engine.building import built
 from dialect.engine.compilations import Compilations
 from dialect.engine.drafting import drafting, drafts_of, passes_of, verified
@@ -44,9 +45,10 @@ class Engine:
       machine.
     - draft: guesses of what comes next, which the step verifies; the tokens stay the same. "ngram"
       looks them up in a request's own text, "self" lets the decoder with int4 weights run ahead,
-      and passes, such as 'skip_layers{layers="8-23"}', what they make of it. draft_length: the
-      most of a request, verified wherever they have room; where it is not given, as many as pay,
-      by the seconds that steps take
+      passes such as 'skip_layers{layers="8-23"}' what they make of it; a second decoder is
+      (step, params, init_cache), with the same tokens. draft_length: the most
+      of a request, verified wherever they have room; where it is not given, as many as pay, by
+      the seconds that steps take
     - policy: fields of `dialect.serving.policy.Policy`, such as victim="cheapest"
 
     All executables are compiled here; nothing is compiled later. Raises ServingError, and what
@@ -67,11 +69,14 @@ class Engine:
         chunk: int | None = None,
         max_pages: int | None = None,
         page: int | None = None,
-        draft: str | None = None,
+        draft: str | Served | None = None,
         draft_length: int | None = None,
         **policy: Any,
     ) -> None:
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
+        if isinstance(draft, tuple):
+            step, params, init_cache = beside((step, params, init_cache), draft)
+            draft = BESIDE
         passes = passes_of(draft, draft_length)
         self.hosts = Hosts()
         drafts = verified(draft, draft_length)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import jax
 
+from dialect.engine.beside import answering
 from dialect.jaxprs.framework import describe, treedef
 from dialect.matching.values import through
 from dialect.ops.control import given_inside
@@ -26,8 +27,9 @@ from rewrite.program import LEFT_ALONE, Input, Output, Program
 _POOL, _TABLE = range(2)  # the results of `pages`
 
 
-def pooled(staged: Program, pages: int) -> Program:
-    """The program on pools of so many pages of every layer.
+def pooled(staged: Program, pages: int, drafts: bool = False) -> Program:
+    """The program on pools of so many pages of every layer; of two decoders, with the answer of the
+    one that is served, or of the one that drafts.
 
     Raises ServingError where a part of the state does not lie in pages.
     """
@@ -52,6 +54,7 @@ def pooled(staged: Program, pages: int) -> Program:
         if source is not table:
             number = None if source is None else names.index(source)
             outputs.append((value, Output(out.name, number)))
+    outputs = answering(outputs, inputs, drafts)
     return _program(staged, Graph(graph.inputs, tuple(v for v, _ in outputs)), inputs, outputs)
 
 

@@ -96,13 +96,14 @@ class Decoder:
         passes: tuple[Pass, ...],
         target: Target,
         plan: Any = None,
+        drafts: bool = False,
     ) -> Program:
         """The rewritten program of the rows of a shape, on pools of so many pages; sharded as
-        `plan` says, if given.
+        `plan` says, if given. `drafts`: of two decoders, the one that drafts.
 
         Raises ServingError where the passes leave a part of the decoder's state out of pages.
         """
-        on_pools = pooled(self.staged(rows_of(shape), passes, target, plan), pages)
+        on_pools = pooled(self.staged(rows_of(shape), passes, target, plan), pages, drafts)
         if shape != rows_alone(rows_of(shape)):
             on_pools = on_pools.with_graph(sharing(on_pools.graph, shape))
         last = [pass_.pass_name() for pass_ in passes].index("stage") + 1
