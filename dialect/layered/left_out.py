@@ -74,13 +74,13 @@ def _attentions(ops: Sequence[Op]) -> int:
 def _has_layers_outside(program: Program) -> bool:
     """Whether attention is computed, or a state of more than numbers written, outside of loops."""
     graph, loops = program.graph, set(loops_of(program))
-    attends = "attend" in [op.name for op in graph.ops]
+    outside = "attend" in [op.name for op in graph.ops]
     for value, out in zip(graph.outputs, program.outputs):
-        while opdef.traits(value.op).moves and len(value.op.args) == 1:
-            value = value.op.args[0]
-        written = value.op not in loops and value not in graph.inputs
-        attends |= out.updates is not None and value.type.rank > 1 and written
-    return attends
+        if out.updates is not None and value.type.rank > 1 and value not in graph.inputs:
+            while value.op not in loops and value.op.args:  # in whatever form it leaves the loop
+                value = value.op.args[0]
+            outside |= value.op not in loops
+    return outside
 
 
 def stream_of(place: Place, layers: Layers) -> tuple[Value, Value]:
