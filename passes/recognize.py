@@ -14,6 +14,7 @@ from dialect.matching.proofs import beside_parameters
 from dialect.normal import repeats
 from dialect.normal.normal_form import RULES as NORMAL_FORM
 from dialect.normal.normal_form import rules_of, typed_as
+from dialect.normal.padding import without_padding
 from dialect.quantized import dequantized, integer_products
 from dialect.recognition import (
     activations,
@@ -67,7 +68,7 @@ class Recognize(Pass):
         rules = (*NORMAL_FORM, *RULES)
         with beside_parameters(_user_parameters(program)) as parameters:
             graph = rewrite(rewrite(program.graph, FIRST, report), rules, report)
-            cut = cut_projections(graph, program.values("param"))
+            cut = cut_projections(without_padding(graph), program.values("param"))
             graph = rewrite(cut, rules, report) if cut is not graph else graph
         graph = typed_as(program.graph, graph)
         return self.recorded(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rewrite import Pipeline, Target, auto_shard, trace
@@ -87,6 +88,58 @@ def test_a_state_is_kept_in_the_parts_that_chips_share() -> None:
         "state/0-1/conv.2": (2, 16, 128, 3),
     }
     assert {x.layout for x in kept.values()} == {((), (), ("x", "y"), ())}
+
+
+CHUNK = 13
+
+
+def chunked(x: jax.Array, state: jax.Array, b: jax.Array, c: jax.Array, rate: jax.Array) -> Any:
+    """A state space of one token as a chunk of many (Dao & Gu 2024, section 6), the rest zeros."""
+    x, b, c, rate = (
+        jnp.pad(y[:, None], [(0, 0), (0, CHUNK - 1)] + [(0, 0)] * (y.ndim - 1))
+        for y in (x, b, c, rate)
+    )
+    sums = jnp.cumsum(rate, 1)
+    apart = sums[:, :, None] - sums[:, None]
+    mask = jnp.tril(jnp.ones((CHUNK, CHUNK), bool))[..., None]
+    decay = jnp.exp(jnp.where(mask, apart, -jnp.inf))
+    inside = jnp.einsum("bln,bsn,blsh,bshp->blhp", c, b, decay, x)
+    before = jnp.einsum("bln,bhpn,blh->blhp", c, state, jnp.exp(sums))
+    new = jnp.einsum("bln,blh,blhp->bhpn", b, jnp.exp(sums[:, -1:] - sums), x)
+    return (inside + before)[:, 0], state * jnp.exp(sums[:, -1])[..., None, None] + new
+
+
+def test_what_a_chunk_is_padded_with_is_not_computed() -> None:
+    random = np.random.default_rng(0)
+    shapes_ = ((2, 3, 4), (2, 3, 4, 5), (2, 5), (2, 5), (2, 3))
+    args = [jnp.asarray(random.standard_normal(shape), "float32") for shape in shapes_]
+    program = Pipeline.parse("normalize, recognize").run(trace(chunked, *args, state=1))
+    computed = [op for op, _ in program.graph.walk() if op.name in ("contract", "exp", "cumsum")]
+    assert computed and not any(CHUNK in op.types[0].shape for op in computed)
+    assert not any(op.name == "pad" for op, _ in program.graph.walk())
+    assert_close(run(program, *args), jax.jit(chunked)(*args), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: jnp.exp(x).sum(1),
+        lambda x: jnp.cos(x)[:, -1:],
+        lambda x: jnp.cumsum(x + 1, 1)[:, -1:],
+        lambda x: jnp.cumsum(x, 1)[:, 2:5],
+        lambda x: jnp.cumsum(x, 1)[:, :4],
+        lambda x: jax.lax.cumsum(x, 1, reverse=True)[:, :1],
+        lambda x: (x @ jnp.arange(13.0 * 2).reshape(13, 2), jnp.cumprod(x, 1)[:, -1:]),
+        lambda x: jnp.max(x, 1),
+    ],
+)
+def test_padding_that_is_read_is_computed(read: Any) -> None:
+    def step(_: jax.Array, x: jax.Array) -> Any:
+        return read(jnp.pad(x, ((0, 0), (0, CHUNK - 3))))
+
+    args = jnp.zeros(1), jnp.asarray(-np.arange(1.0, 7).reshape(2, 3), "float32")
+    program = Pipeline.parse("normalize, recognize").run(trace(step, *args))
+    assert_close(run(program, *args), jax.jit(step)(*args), 1e-5)
 
 
 def scanned(kind: str) -> Any:
