@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 
 from dialect.display.quantities import size as shown_bytes
 from dialect.machine.mesh import MeshSpec, Topology
+from dialect.machine.tiles import lanes_of
 from dialect.naming.axes import Axes, infer_axes
 from dialect.padded.pad_axis import NotPadded, Padding, padded_program
 from dialect.planning.decoder import decoder_shape
@@ -95,7 +96,8 @@ def _asked(
 def _paying(program: Program, axes: Axes, target: Target, name: str, notes: list[str]) -> Program:
     """The program with an axis padded if that is faster by more than a tie."""
     shape = decoder_shape(program, axes)
-    options = [option for ways in _ways(target) for option in _over(shape, name, ways)]
+    lanes = lanes_of(Topology.parse(target.topology).chip)
+    options = [option for ways in _ways(target) for option in _over(shape, name, ways, lanes)]
     if not options:
         size = getattr(shape, name)
         notes.append(f"{name} ({size}) divides as it is" if size else f"no axis is known as {name}")
@@ -126,16 +128,17 @@ def _ways(target: Target) -> list[int]:
     return sorted(counts)
 
 
-def _over(shape: DecoderShape, name: str, ways: int) -> Iterator[Option]:
+def _over(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[Option]:
     """The least padding for an axis to have so many shards; none if they divide it."""
-    for axis, old, step in _steps(shape, name, ways):
+    for axis, old, step in _steps(shape, name, ways, lanes):
         new = -(-old // step) * step
         if new != old:
             yield Option(axis, old, new, shape.resized(axis, new))
 
 
-def _steps(shape: DecoderShape, name: str, ways: int) -> Iterator[tuple[str, int, int]]:
-    """(axis of the program, its size, what must divide it); two ways for grouped queries."""
+def _steps(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[tuple[str, int, int]]:
+    """(axis of the program, its size, what must divide it); two ways for grouped queries, and for
+    ragged experts, whose kernel takes whole lanes."""
     size = getattr(shape, name)
     if not size:
         return
@@ -146,6 +149,8 @@ def _steps(shape: DecoderShape, name: str, ways: int) -> Iterator[tuple[str, int
             yield "kv_heads", shape.kv_heads, ways
         return
     yield name, size, ways
+    if name == "d_ff" and shape.routing == "ragged":
+        yield name, size, ways * lanes
 
 
 def _of_size(shape: DecoderShape, name: str, size: int) -> Iterator[Option]:

@@ -17,10 +17,12 @@ from typing import ClassVar, Literal
 
 from dialect.display.quantities import milliseconds, size
 from dialect.machine.mesh import MeshSpec, Topology
+from dialect.machine.tiles import lanes_of
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.declared import declared_shardings, resharded_bytes
 from dialect.planning.decoder import decoder_shape, loop_notes
+from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
 from dialect.planning.objectives import shape_to_plan
@@ -112,9 +114,9 @@ class Plan(Pass):
             notes += map(str, tried)
         if shape.is_costed and not any(asked) and stored is None:
             notes.append(_behind_the_optimum(plans[0]))
-        in_groups = program.requested("pages") == "groups"
-        plan = plans[0].with_pages() if in_groups else plans[0]
+        plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
         notes += _whole_pages(program, plan)
+        notes += _copied_experts(shape, plan, lanes_of(topology.chip))
         return plan, (*notes, *_unplanned(program, axes, plan))
 
 
@@ -155,6 +157,16 @@ def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
     """What there is to say of pages that every chip holds."""
     if program.requested("pages") == "whole" and "batch" in plan.split("cache"):
         yield "chips own rows, and hold the pages of all: paged{groups=true} divides them"
+
+
+def _copied_experts(shape: DecoderShape, plan: Chosen, lanes: int) -> Iterator[Remark]:
+    """What there is to say of ragged experts that are copied: see `Shards.relaid_weights`."""
+    ways = MeshSpec(plan.mesh).ways(plan.split("used").get("d_ff", ()))
+    ragged = (network for network, _ in shape.networks if network.routing == "ragged")
+    for width in {network.d_ff // ways for network in ragged}:
+        if width % lanes:
+            text = f"copied in every step, as {width} of d_ff on a chip fill no {lanes} lanes"
+            yield Remark(f"{text} (pad{{d_ff=auto}} before roll)", "ragged experts", LEFT_ALONE)
 
 
 def _behind_the_optimum(plan: Chosen) -> str:

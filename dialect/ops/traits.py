@@ -73,6 +73,6 @@ TRAITS: dict[str, Traits] = {
     "reduce_sum": replace(_SUM, skips_zeros=True),
     "cumsum": _SUM,
     "dot_general": replace(_PRODUCT, skips_zeros=True),
-    "ragged_dot_general": _PRODUCT,
+    "ragged_dot_general": replace(_PRODUCT, skips_zeros=True),
     "conv_general_dilated": _PRODUCT,
 }

@@ -157,6 +157,16 @@ class Shards:
         elements = network.experts * network.matrices * self.shape.d_model * network.d_ff
         return elements / self.mesh.ways(over)
 
+    def relaid_weights(self, network: Network) -> tuple[float, float]:
+        """The matrices of ragged experts that are copied before their products, as they are stored
+        and as they become: a kernel takes them with d_ff last, in whole lanes, and where a chip's
+        part of d_ff fills none they are stored with another axis last."""
+        width = network.d_ff / self.mesh.ways(self.network_axes(network))
+        if network.routing != "ragged" or width % self.lanes == 0:
+            return 0, 0
+        stored = self.network_weights(network, "used") * network.into / network.matrices
+        return stored, stored * -(-width // self.lanes) * self.lanes / width
+
     def attention_weights(self, attention: Attention, group: str) -> float:
         """The projections to queries, keys and values, and back."""
         over, ways = self.partitioning.axes(group, "d_model"), self.mesh.ways
@@ -205,9 +215,15 @@ class Shards:
         return self.used_weights(block, lambda network: network.experts_computed)
 
     def weights_read(self, block: Block) -> float:
-        """The weights of a block that all tokens read together."""
+        """The weights of a block that all tokens read together; those that are copied first are
+        read and written besides, and then read in whole lanes."""
         tokens = self.tokens(block)
-        return self.used_weights(block, lambda network: network.experts_read(tokens))
+        read = self.used_weights(block, lambda network: network.experts_read(tokens))
+        for network in block.networks:
+            stored, copied = self.relaid_weights(network)
+            share = network.experts_read(tokens) / network.experts
+            read += stored + copied + share * (copied - stored)
+        return read
 
     def table(self) -> float:
         """The embedding, or the unembedding."""

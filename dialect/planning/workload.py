@@ -304,6 +304,9 @@ class Workload(Shards):
         over = axes("logits", "batch", "vocab")
         logits = shape.logits_row_bytes * shape.logits_rows / ways(over)
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
+        relaid = sum(
+            self.relaid_weights(network)[1] * block.stored for network, block in shape.networks
+        )
         scores = (
             self.scores_in_memory(attention, block) + self.expanded_bytes(attention)
             for attention, block in shape.attentions
@@ -314,7 +317,8 @@ class Workload(Shards):
             "other": shape.other_bytes + shape.split_bytes / self.mesh.size,
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
-            "working set": max(*networks, *scores, logits, 0.0),
+            "working set": max(*networks, *scores, logits, 0.0)
+            + relaid * shape.weight_bytes_per_element,
         }
 
     def network_bytes(self, network: Network, block: Block) -> float:
