@@ -154,7 +154,8 @@ class Workload(Shards):
                 yield Collective("all-gather", over, whole, times, part)
             inner_out += network.out * width
             partial += over if network.results == 1 else self.expert_axes(network)
-            yield Collective("all-reduce", over, network.inside * per_token, times, part)
+            if network.inside:
+                yield Collective("all-reduce", over, network.inside * per_token, times, part)
             yield from self.router(network, block)
         yield from self.into(inner_in + hidden, hidden, block)
         yield Collective("all-gather", self.scattered, inner_out, times, part)
