@@ -133,7 +133,7 @@ def _over(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[Opt
     for axis, old, step in _steps(shape, name, ways, lanes):
         new = -(-old // step) * step
         if new != old:
-            yield Option(axis, old, new, shape.resized(axis, new))
+            yield Option(axis, old, new, shape.resized(axis, new, old))
 
 
 def _steps(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[tuple[str, int, int]]:
@@ -148,9 +148,12 @@ def _steps(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[tu
         if shape.heads % ways:
             yield "kv_heads", shape.kv_heads, ways
         return
-    yield name, size, ways
-    if name == "d_ff" and shape.routing == "ragged":
-        yield name, size, ways * lanes
+    if name != "d_ff":
+        yield name, size, ways
+    for network, _ in shape.networks if name == "d_ff" else ():
+        yield name, network.d_ff, ways
+        if network.routing == "ragged":
+            yield name, network.d_ff, ways * lanes
 
 
 def _of_size(shape: DecoderShape, name: str, size: int) -> Iterator[Option]:

@@ -161,11 +161,13 @@ def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
 
 def _copied_experts(shape: DecoderShape, plan: Chosen, lanes: int) -> Iterator[Remark]:
     """What there is to say of ragged experts that are copied: see `Shards.relaid_weights`."""
-    ways = MeshSpec(plan.mesh).ways(plan.split("used").get("d_ff", ()))
-    ragged = (network for network, _ in shape.networks if network.routing == "ragged")
-    for width in {network.d_ff // ways for network in ragged}:
+    used, ways = plan.split("used"), MeshSpec(plan.mesh).ways
+    ragged = {network.d_ff for network, _ in shape.networks if network.routing == "ragged"}
+    widths = [("d_ff", width) for width in sorted(ragged)]
+    for axis, whole in [*widths, ("d_model", shape.d_model)] if ragged else []:
+        width = whole // ways(used.get(axis, ()))
         if width % lanes:
-            text = f"copied in every step, as {width} of d_ff on a chip fill no {lanes} lanes"
+            text = f"copied in every step, as {width} of {axis} on a chip fill no {lanes} lanes"
             yield Remark(f"{text} (pad{{d_ff=auto}} before roll)", "ragged experts", LEFT_ALONE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
 from examples import gpt
 from rewrite import Pipeline, trace
+from tests.decoder_shapes import LLAMA_8B
 from tests.fuzz.decoders import Decoder
 from tests.kit import shapes_of
 
@@ -147,3 +149,11 @@ def test_a_cache_of_unknown_context_is_counted_once() -> None:
         for decoder in (Decoder(write="roll"), Decoder(write="update"))
     )
     assert rolled.other_bytes == updated.other_bytes
+
+
+def test_one_of_two_networks_is_resized() -> None:
+    mixture, beside = Network(384, experts=8, routing="ragged"), Network(1024)
+    shape = replace(LLAMA_8B, blocks=(Block(None, (mixture, beside)),))
+    widths = [network.d_ff for network, _ in shape.resized("d_ff", 512, 384).networks]
+    assert widths == [512, 1024]
+    assert [network.d_ff for network, _ in shape.resized("d_ff", 2048).networks] == [384, 2048]

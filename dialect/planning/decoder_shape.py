@@ -285,10 +285,11 @@ class DecoderShape:
         """Bytes of the logits of a position."""
         return self.vocab * self.logits_bytes_per_element
 
-    def resized(self, axis: str, size: int) -> DecoderShape:
-        """The decoder with another size of `heads`, `kv_heads`, `q_per_kv`, `d_ff` or a field."""
+    def resized(self, axis: str, size: int, old: int = 0) -> DecoderShape:
+        """The decoder with another size of `heads`, `kv_heads`, `q_per_kv`, `d_ff` or a field; of
+        several networks those are resized that are `old` wide, or else the widest."""
         if axis == "d_ff":
-            return self._with_blocks(lambda block: _networks_resized(block, self.d_ff, size))
+            return self._with_blocks(lambda block: _networks_resized(block, old or self.d_ff, size))
         if axis in ("heads", "kv_heads", "q_per_kv"):
             return self._with_blocks(lambda block: _heads_resized(block, axis, size))
         return replace(self, **{axis: size})

@@ -159,13 +159,19 @@ class Shards:
 
     def relaid_weights(self, network: Network) -> tuple[float, float]:
         """The matrices of ragged experts that are copied before their products, as they are stored
-        and as they become: a kernel takes them with d_ff last, in whole lanes, and where a chip's
-        part of d_ff fills none they are stored with another axis last."""
-        width = network.d_ff / self.mesh.ways(self.network_axes(network))
-        if network.routing != "ragged" or width % self.lanes == 0:
+        and as they become: a kernel takes [experts, summed, not summed] in this order and in whole
+        lanes, and where a chip's part fills none it is stored in another."""
+        if network.routing != "ragged":
             return 0, 0
-        stored = self.network_weights(network, "used") * network.into / network.matrices
-        return stored, stored * -(-width // self.lanes) * self.lanes / width
+        weights = self.network_weights(network, "used") / network.matrices
+        d_ff = network.d_ff / self.mesh.ways(self.network_axes(network))
+        d_model = self.shape.d_model / self.mesh.ways(self.partitioning.axes("used", "d_model"))
+        stored = copied = 0.0
+        for count, width in ((network.into, d_ff), (network.out, d_model)):
+            if width % self.lanes:
+                stored += count * weights
+                copied += count * weights * -(-width // self.lanes) * self.lanes / width
+        return stored, copied
 
     def attention_weights(self, attention: Attention, group: str) -> float:
         """The projections to queries, keys and values, and back."""
