@@ -151,6 +151,16 @@ def test_a_cache_of_unknown_context_is_counted_once() -> None:
     assert rolled.other_bytes == updated.other_bytes
 
 
+def test_a_cache_without_elements_has_no_bytes_per_element() -> None:
+    def step(params: Any, cache: Any, x: jax.Array) -> Any:
+        scores = jax.nn.softmax(jnp.einsum("bd,bsd->bs", x @ params, cache))
+        return jnp.einsum("bs,bsd->bd", scores, cache), cache
+
+    program = trace(step, jnp.ones((4, 4)), jnp.ones((2, 0, 4)), jnp.ones((2, 4)))
+    program = Pipeline.parse("normalize, recognize").run(program)
+    assert decoder_shape(program, infer_axes(program)).cache_bytes_per_element == 2
+
+
 def test_one_of_two_networks_is_resized() -> None:
     mixture, beside = Network(384, experts=8, routing="ragged"), Network(1024)
     shape = replace(LLAMA_8B, blocks=(Block(None, (mixture, beside)),))

@@ -68,7 +68,7 @@ def part_read(op: Op, keys: int) -> float:
     """The part of so many keys, and of their values, that an attention at once reads: a window, or
     the columns and positions that it chooses."""
     if not op.get("sparq"):
-        return (window_read(op) or keys) / keys
+        return (window_read(op) or keys) / max(keys, 1)
     columns, positions, *_ = op["sparq"]
     width = op.args[1].type.shape[Signature.parse(op["axes"]).inputs[1].index(_SUMMED)]
     return min(1, columns / (2 * width) + positions / keys)

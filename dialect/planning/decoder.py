@@ -108,16 +108,16 @@ def _dtypes(
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
         "activation_bytes_per_element": _activation_bytes(counted, axes),
-        "cache_bytes_per_element": _cache_bytes(caches, axes) if caches else 2,
+        "cache_bytes_per_element": _cache_bytes([x for x in caches if x.type.size], axes),
     }
 
 
 def _cache_bytes(caches: list[Value], axes: Axes) -> float:
     """Bytes of all caches for an element of the keys and values: they may differ in dtype, and may
-    have scales or the places of their rows beside them."""
+    have scales or the places of their rows beside them. 2 where there are none."""
     elements = sum(value.type.size for value in caches if has(axes.of(value), "d_head"))
-    largest = max(value.type.size for value in caches)
-    return sum(value.type.bytes for value in caches) / max(elements, largest)
+    largest = max((value.type.size for value in caches), default=0)
+    return sum(value.type.bytes for value in caches) / max(elements, largest) if caches else 2
 
 
 def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:
