@@ -22,14 +22,15 @@ from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.declared import declared_shardings, resharded_bytes
 from dialect.planning.decoder import decoder_shape, loop_notes
-from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
+from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.plan import Plan as Chosen
 from dialect.planning.refine import fastest, refined
 from dialect.planning.search import TIE, best_plans, optimality_gap
 from dialect.planning.shared_storage import Serving, shared_storage
+from dialect.planning.workload import Workload
 from passes.lower import Lower
 from passes.shard import Shard
 from passes.stage import Stage
@@ -116,7 +117,8 @@ class Plan(Pass):
             notes.append(_behind_the_optimum(plans[0]))
         plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
         notes += _whole_pages(program, plan)
-        notes += _copied_experts(shape, plan, lanes_of(topology.chip))
+        partitioning = Partitioning(plan.label, plan.groups)
+        notes += _copied_experts(Workload(shape, mesh, partitioning, lanes_of(topology.chip)))
         return plan, (*notes, *_unplanned(program, axes, plan))
 
 
@@ -159,16 +161,13 @@ def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
         yield "chips own rows, and hold the pages of all: paged{groups=true} divides them"
 
 
-def _copied_experts(shape: DecoderShape, plan: Chosen, lanes: int) -> Iterator[Remark]:
-    """What there is to say of ragged experts that are copied: see `Shards.relaid_weights`."""
-    used, ways = plan.split("used"), MeshSpec(plan.mesh).ways
-    ragged = {network.d_ff for network, _ in shape.networks if network.routing == "ragged"}
-    widths = [("d_ff", width) for width in sorted(ragged)]
-    for axis, whole in [*widths, ("d_model", shape.d_model)] if ragged else []:
-        width = whole // ways(used.get(axis, ()))
-        if width % lanes:
-            text = f"copied in every step, as {width} of {axis} on a chip fill no {lanes} lanes"
-            yield Remark(f"{text} (pad{{d_ff=auto}} before roll)", "ragged experts", LEFT_ALONE)
+def _copied_experts(work: Workload) -> Iterator[Remark]:
+    """What there is to say of ragged experts that are copied in every step."""
+    networks = dict.fromkeys(network for network, _ in work.shape.networks)
+    unfilled = (part for network in networks for part in work.unfilled(network))
+    for axis, width in dict.fromkeys((axis, width) for axis, _, width in unfilled):
+        text = f"copied in every step, as {width:g} of {axis} on a chip fill no {work.lanes} lanes"
+        yield Remark(f"{text} (pad{{d_ff=auto}} before roll)", "ragged experts", LEFT_ALONE)
 
 
 def _behind_the_optimum(plan: Chosen) -> str:

@@ -159,19 +159,25 @@ class Shards:
 
     def relaid_weights(self, network: Network) -> tuple[float, float]:
         """The matrices of ragged experts that are copied before their products, as they are stored
-        and as they become: a kernel takes [experts, summed, not summed] in this order and in whole
-        lanes, and where a chip's part fills none it is stored in another."""
+        and as they become: see `unfilled`."""
+        matrix = self.network_weights(network, "used") / network.matrices
+        stored = copied = 0.0
+        for _, count, width in self.unfilled(network):
+            stored += count * matrix
+            copied += count * matrix * -(-width // self.lanes) * self.lanes / width
+        return stored, copied
+
+    def unfilled(self, network: Network) -> Iterator[tuple[str, int, float]]:
+        """(axis, matrices that have it last, its width on a chip) of ragged experts: a kernel takes
+        [experts, summed, not summed] in this order and in whole lanes, and where a chip's part
+        fills none it is stored in another."""
         if network.routing != "ragged":
-            return 0, 0
-        weights = self.network_weights(network, "used") / network.matrices
+            return
         d_ff = network.d_ff / self.mesh.ways(self.network_axes(network))
         d_model = self.shape.d_model / self.mesh.ways(self.partitioning.axes("used", "d_model"))
-        stored = copied = 0.0
-        for count, width in ((network.into, d_ff), (network.out, d_model)):
+        for axis, count, width in (("d_ff", network.into, d_ff), ("d_model", network.out, d_model)):
             if width % self.lanes:
-                stored += count * weights
-                copied += count * weights * -(-width // self.lanes) * self.lanes / width
-        return stored, copied
+                yield axis, count, width
 
     def attention_weights(self, attention: Attention, group: str) -> float:
         """The projections to queries, keys and values, and back."""
