@@ -79,9 +79,10 @@ def _specs(op: Op) -> tuple[tuple[int, ...], ...]:
 
 
 def _is_of_channels(op: Op) -> bool:
-    """Whether it is along one axis, by steps of one, and mixes no channels."""
+    """Whether it is along one axis, by steps of one, mixes no channels, and has a result: an input
+    shorter than the kernel has none."""
     _, kernel, out = _specs(op)
-    if len(out) != 3 or op["batch_group_count"] != 1:
+    if len(out) != 3 or op["batch_group_count"] != 1 or not op.types[0].size:
         return False
     channels = {op.args[1].type.shape[kernel[0]], op.types[0].shape[out[1]]}
     steps = (*op["window_strides"], *op["lhs_dilation"], *op["rhs_dilation"])

@@ -62,7 +62,7 @@ MORE: dict[str, list[Example]] = {
     "convolution_of_channels": [
         _of("f32[2,3,3]", KERNEL),
         _of("f32[2,3,3]", KERNEL, spec=("NWC", "WIO", "NCW")),
-        _of("f32[2,3,3]", KERNEL, spec=("WNC", "WIO", "CNW")),
+        _of("f32[3,2,3]", KERNEL, spec=("WNC", "WIO", "CNW")),
         _precisely("f32[2,3,3]", KERNEL),
         _of(X, KERNEL, padding=(0, 1)),
         _of(X, KERNEL, spec=("NWC", "WIO", "CNW")),
@@ -80,6 +80,7 @@ MORE: dict[str, list[Example]] = {
         _alone(X, KERNEL, rhs_dilation=(2,)),
         _alone("f32[6,5,1]", "f32[3,1,3]", groups=1, batch_group_count=3),
         (left_alone(_in_the_plane), ("f32[2,3,3,3]", "f32[2,2,1,3]")),
+        _alone("f32[2,1,3]", KERNEL),
     ],
 }
 EQUAL: dict[str, dict[str, str]] = {}
