@@ -23,11 +23,11 @@ from dialect.jaxprs.expanded import reference_graph
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.matching.values import rounding
+from dialect.normal.expert_products import experts_of_all_rows
 from dialect.ops.nn import Traced
 from dialect.ops.tensor import PRODUCTS
 from dialect.quantized.scaled_products import SCALES, scale_behind_product, scaled_products  # noqa: F401
 from dialect.staging.binding import region_bound
-from dialect.user.per_row import experts_of_all_rows
 from rewrite.dataflow import bound_values
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Value

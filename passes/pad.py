@@ -5,8 +5,9 @@ heads (48)  ->  heads (64): queries, keys and values, their readers, and a cache
 With 48 heads, PaLM-540B was served as if it had 64 (Pope et al. 2022, arXiv:2211.05102, appendix
 D.1). Idle heads, hidden units and tokens are zeros, so no result changes; `stage` pads the weights
 once, in `prepare`, and the cache in `adapt`. Grouped queries are padded within each group or by
-more groups, whichever is faster. The cost model decides whether padding pays; `pad{heads=64}` asks
-for a size, `pad{heads=off}` for none.
+more groups, whichever is faster. Hidden units of ragged experts are padded to whole lanes too: what
+fills none is copied for their kernel in every step. The cost model decides whether padding pays;
+`pad{heads=64}` asks for a size, `pad{heads=off}` for none.
 """
 
 from __future__ import annotations
@@ -14,36 +15,67 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from dialect.display.quantities import size as shown_bytes
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.machine.tiles import lanes_of
-from dialect.naming.axes import Axes, infer_axes
+from dialect.naming.axes import Axes
 from dialect.padded.pad_axis import NotPadded, Padding, padded_program
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.fallback_plans import planned_axes
 from dialect.planning.search import TIE, choose
 from rewrite.errors import PlanError
+from rewrite.opdef import traits
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.target import Target
 
-AXES = ("heads", "d_ff", "vocab")
+NETWORKS = {"d_ff": "", "ragged_d_ff": " of ragged experts"}  # which networks' width it is
 Wanted = Literal["auto", "off"] | int
 
 
 @dataclass(frozen=True)
 class Option:
-    """A way to pad: an axis of the program, its old and new size, and the padded decoder."""
+    """A way to pad: an axis of the program, its old and new size, and the padded decoder. of: where
+    several arrays have such an axis, which of them."""
 
     axis: str
     old: int
     new: int
     shape: DecoderShape
+    of: str = ""
 
     def __str__(self) -> str:
-        return f"{self.axis} {self.old} -> {self.new}"
+        return f"{self.axis} {self.old} -> {self.new}{self.of}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A program as a plan sees it: its axes and sizes, which are found when they are asked for."""
+
+    program: Program
+    target: Target
+
+    @cached_property
+    def axes(self) -> Axes:
+        """The axes of its values."""
+        return planned_axes(self.program, self.target.mesh)
+
+    @cached_property
+    def shape(self) -> DecoderShape:
+        """The sizes of its decoder."""
+        return decoder_shape(self.program, self.axes)
+
+    def padding(self, option: Option) -> Padding:
+        """What an option does to its values. Raises NotPadded."""
+        return Padding.named(self.axes, option.axis, option.old, option.new)
+
+    def padded(self, padding: Padding) -> Planned:
+        """The padded program. Raises NotPadded."""
+        return Planned(padded_program(self.program, padding), self.target)
 
 
 @dataclass(frozen=True)
@@ -52,72 +84,89 @@ class Pad(Pass):
 
     heads: Wanted = "auto"
     d_ff: Wanted = "auto"
+    ragged_d_ff: Wanted = "auto"
     vocab: Wanted = "auto"
 
     keeps: ClassVar[str] = "reals"
 
     def run(self, program: Program, target: Target) -> Program:
+        wanted = {name: getattr(self, name) for name in ("heads", *NETWORKS, "vocab")}
+        wanted = {name: size for name, size in wanted.items() if size != "off"}
+        is_ragged = any(traits(op).counts for op, _ in program.graph.walk())
+        if wanted.get("ragged_d_ff") == "auto" and not is_ragged:
+            del wanted["ragged_d_ff"]
+            if not wanted:
+                return self.recorded(program, "no experts are ragged")
         notes: list[str] = []
-        axes = infer_axes(program)
-        for name in AXES:
-            wanted, before = getattr(self, name), program
-            if isinstance(wanted, int):
-                program = _asked(program, axes, target, name, wanted, notes)
-            elif wanted == "auto" and target.mesh:
-                program = _paying(program, axes, target, name, notes)
-            axes = axes if program is before else infer_axes(program)
+        planned = Planned(program, target)
+        for name, size in wanted.items():
+            if isinstance(size, int):
+                planned = _asked(planned, name, size, notes)
+            elif target.mesh:
+                planned = _paying(planned, name, notes)
         if not target.mesh:
             notes.append("there is no mesh, so only what is asked for is padded")
-        return self.recorded(program, *notes)
+        return self.recorded(planned.program, *notes)
 
 
-def _asked(
-    program: Program, axes: Axes, target: Target, name: str, size: int, notes: list[str]
-) -> Program:
+def _asked(planned: Planned, name: str, size: int, notes: list[str]) -> Planned:
     """The program with an axis of this size. Raises PlanError where it cannot have it."""
-    shape = decoder_shape(program, axes)
-    if size == getattr(shape, name):
+    shape, target = planned.shape, planned.target
+    old, *others = _sizes(shape, name) or [0]
+    if size == old:
         notes.append(f"{name} are {size} already")
-        return program
-    errors = [f"this program has {getattr(shape, name)}"]
-    for option in _of_size(shape, name, size):
+        return planned
+    errors = [f"this program has {old}"]
+    widest = f", the widest of {', '.join(map(str, (old, *others)))}" if others else ""
+    for option in _of_size(shape, name, old, size):
         try:
-            padding = Padding.named(axes, option.axis, option.old, option.new)
-            padded = padded_program(program, padding)
+            padding = planned.padding(option)
+            padded = planned.padded(padding)
         except NotPadded as error:
             errors.append(f"{option}: {error}")
             continue
         times = [_step_s(s, target) for s in (option.shape, shape)] if target.mesh else []
-        notes.append(f"{option}, as asked: {_price(times, program, padding)}")
+        price = _price(times, planned.program, padding)
+        notes.append(f"{option}{widest}, as asked: {price}")
         return padded
     raise PlanError(f"cannot pad {name} to {size}: {'; '.join(errors)}")
 
 
-def _paying(program: Program, axes: Axes, target: Target, name: str, notes: list[str]) -> Program:
-    """The program with an axis padded if that is faster by more than a tie."""
-    shape = decoder_shape(program, axes)
+def _paying(planned: Planned, name: str, notes: list[str]) -> Planned:
+    """The program with an axis padded if that is faster by more than a tie; of the widths that
+    networks have, each by itself."""
+    sizes = _sizes(planned.shape, name)
+    for size in sizes:
+        planned = _best(planned, name, size, notes)
+    if not sizes:
+        notes.append(f"no axis is known as {name}")
+    return planned
+
+
+def _best(planned: Planned, name: str, size: int, notes: list[str]) -> Planned:
+    """The program with an axis of this size padded if that is faster by more than a tie."""
+    target = planned.target
     lanes = lanes_of(Topology.parse(target.topology).chip)
-    options = [option for ways in _ways(target) for option in _over(shape, name, ways, lanes)]
+    options = [x for ways in _ways(target) for x in _over(planned.shape, name, size, ways, lanes)]
     if not options:
-        size = getattr(shape, name)
-        notes.append(f"{name} ({size}) divides as it is" if size else f"no axis is known as {name}")
-        return program
-    now_s = _step_s(shape, target)
+        notes.append(f"{name} ({size}) divides as it is")
+        return planned
+    now_s = _step_s(planned.shape, target)
     times = {option: _padded_s(option, target) for option in dict.fromkeys(options)}
     for option, time_s in sorted(times.items(), key=lambda pair: pair[1]):
         try:
-            padding = Padding.named(axes, option.axis, option.old, option.new)
-            price = _price([time_s, now_s], program, padding)
+            padding = planned.padding(option)
+            price = _price([time_s, now_s], planned.program, padding)
             if time_s * (1 + TIE) >= now_s:
                 notes.append(f"{option} does not pay: {price}")
-                return program
-            padded = padded_program(program, padding)
+                return planned
+            padded = planned.padded(padding)
         except NotPadded as error:
             notes.append(f"not {option}: {error}")
             continue
         notes.append(f"{option}: {price}")
         return padded
-    return program
+    return planned
 
 
 def _ways(target: Target) -> list[int]:
@@ -128,41 +177,48 @@ def _ways(target: Target) -> list[int]:
     return sorted(counts)
 
 
-def _over(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[Option]:
+def _sizes(shape: DecoderShape, name: str) -> list[int]:
+    """The sizes that a decoder has of an axis: the widths of its networks, the largest first."""
+    if name not in NETWORKS:
+        return [size] if (size := getattr(shape, name)) else []
+    ragged = name == "ragged_d_ff"
+    networks = (network for network, _ in shape.networks)
+    widths = {each.d_ff for each in networks if (each.routing == "ragged") == ragged}
+    return sorted(widths, reverse=True)
+
+
+def _over(shape: DecoderShape, name: str, old: int, ways: int, lanes: int) -> Iterator[Option]:
     """The least padding for an axis to have so many shards; none if they divide it."""
-    for axis, old, step in _steps(shape, name, ways, lanes):
-        new = -(-old // step) * step
-        if new != old:
-            yield Option(axis, old, new, shape.resized(axis, new, old))
+    for axis, size, step in _steps(shape, name, old, ways, lanes):
+        new = -(-size // step) * step
+        if new != size:
+            yield Option(axis, size, new, shape.resized(axis, new, size), NETWORKS.get(name, ""))
 
 
-def _steps(shape: DecoderShape, name: str, ways: int, lanes: int) -> Iterator[tuple[str, int, int]]:
+def _steps(
+    shape: DecoderShape, name: str, old: int, ways: int, lanes: int
+) -> Iterator[tuple[str, int, int]]:
     """(axis of the program, its size, what must divide it); two ways for grouped queries, and for
     ragged experts, whose kernel takes whole lanes."""
-    size = getattr(shape, name)
-    if not size:
-        return
     if name == "heads" and _is_grouped(shape):
         step = ways // math.gcd(shape.kv_heads, ways)
         yield "q_per_kv", shape.heads // shape.kv_heads, step
         if shape.heads % ways:
             yield "kv_heads", shape.kv_heads, ways
         return
-    if name != "d_ff":
-        yield name, size, ways
-    for network, _ in shape.networks if name == "d_ff" else ():
-        yield name, network.d_ff, ways
-        if network.routing == "ragged":
-            yield name, network.d_ff, ways * lanes
+    axis = "d_ff" if name in NETWORKS else name
+    yield axis, old, ways
+    if name == "ragged_d_ff":
+        yield axis, old, ways * lanes
 
 
-def _of_size(shape: DecoderShape, name: str, size: int) -> Iterator[Option]:
+def _of_size(shape: DecoderShape, name: str, old: int, size: int) -> Iterator[Option]:
     """The ways to give an axis a size, first those that leave the cache alone."""
-    old = getattr(shape, name)
     if not old or size < old:
         return
     if name != "heads" or not _is_grouped(shape):
-        yield Option(name, old, size, shape.resized(name, size))
+        axis = "d_ff" if name in NETWORKS else name
+        yield Option(axis, old, size, shape.resized(axis, size, old), NETWORKS.get(name, ""))
         return
     queries = shape.heads // shape.kv_heads
     if size % shape.kv_heads == 0:

@@ -22,6 +22,7 @@ from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.declared import declared_shardings, resharded_bytes
 from dialect.planning.decoder import decoder_shape, loop_notes
+from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
 from dialect.planning.mesh_roles import Partitioning
@@ -117,8 +118,7 @@ class Plan(Pass):
             notes.append(_behind_the_optimum(plans[0]))
         plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
         notes += _whole_pages(program, plan)
-        partitioning = Partitioning(plan.label, plan.groups)
-        notes += _copied_experts(Workload(shape, mesh, partitioning, lanes_of(topology.chip)))
+        notes += _copied_experts(program, plan, shape)
         return plan, (*notes, *_unplanned(program, axes, plan))
 
 
@@ -161,13 +161,18 @@ def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
         yield "chips own rows, and hold the pages of all: paged{groups=true} divides them"
 
 
-def _copied_experts(work: Workload) -> Iterator[Remark]:
+def _copied_experts(program: Program, plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:
     """What there is to say of ragged experts that are copied in every step."""
-    networks = dict.fromkeys(network for network, _ in work.shape.networks)
+    lanes = lanes_of(Topology.parse(plan.target).chip)
+    partitioning = Partitioning(plan.label, plan.groups)
+    work = Workload(shape, MeshSpec(plan.mesh), partitioning, lanes)
+    networks = dict.fromkeys(network for network, _ in shape.networks)
     unfilled = (part for network in networks for part in work.unfilled(network))
+    may_pad = all(step.name != "pad" for step in program.history)
     for axis, width in dict.fromkeys((axis, width) for axis, _, width in unfilled):
-        text = f"copied in every step, as {width:g} of {axis} on a chip fill no {work.lanes} lanes"
-        yield Remark(f"{text} (pad{{d_ff=auto}} before roll)", "ragged experts", LEFT_ALONE)
+        text = f"copied in every step, as {width:g} of {axis} on a chip fill no {lanes} lanes"
+        hint = " (pad{ragged_d_ff=auto} before plan)" if may_pad and axis == "d_ff" else ""
+        yield Remark(text + hint, "ragged experts", LEFT_ALONE)
 
 
 def _behind_the_optimum(plan: Chosen) -> str:

@@ -19,7 +19,7 @@ Infer = Callable[[tuple[Type, ...], dict[str, Any], tuple[Graph, ...]], tuple[Ty
 
 @dataclass(frozen=True)
 class Traits:
-    """Facts about an op that several passes ask for.
+    """Facts about an op that passes ask for; from `shape` on, how its attributes follow its axes.
 
     - `moves`: every element of its results is one of its arguments, or zero, or says its own place;
     - `view`: nothing is stored: the same bytes in another shape, or made by whoever reads them;
@@ -34,6 +34,7 @@ class Traits:
     - `writes`: the number of the argument that it writes into its first, in place; 0 for none;
     - `picks`: of its first argument it reads only as much as it gives;
     - `of_cache`: its first argument is a cache;
+    - `counts`: the number of the argument that counts rows for each matrix of its second; 0: none;
     - `shape`: the attribute that holds the shape of its result;
     - `axes`: the attribute that numbers dimensions of its first argument, one or several;
     - `lacked`: the attribute that numbers those that another of its arrays lacks;
@@ -43,8 +44,6 @@ class Traits:
     - `spelled`: the attribute that is its signature, as text;
     - `batches`: it may have one more `map` axis in front, or one of another size, and no attributes
       change but those named here.
-
-    The last eight say how attributes follow the axes of an op.
     """
 
     moves: bool = False
@@ -60,6 +59,7 @@ class Traits:
     writes: int = 0
     picks: bool = False
     of_cache: bool = False
+    counts: int = 0
     shape: str = ""
     axes: str = ""
     lacked: str = ""

@@ -34,6 +34,7 @@ from dialect.front.api import DEFAULT_PIPELINE, resolve
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import infer_axes
+from dialect.normal.expert_products import experts_of_all_rows
 from dialect.planning.cost import must_fit
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import Block, DecoderShape, Network
@@ -42,14 +43,16 @@ from dialect.planning.search import choose, searched
 from dialect.planning.workload import Workload
 from dialect.reports.audit import audit
 from dialect.reports.beside_plan import beside_plan
-from dialect.user.per_row import experts_of_all_rows
 from rewrite import Pipeline, Program, trace
 from rewrite.driver import rewrite
+from rewrite.errors import PlanError
 from rewrite.program import LEFT_ALONE
 from rewrite.target import Target
 from tests.decoder_shapes import uniform, varied
+from tests.kit import assert_close, run
 
 BATCH, D, F, VOCAB, EXPERTS, CHOSEN = 8, 64, 128, 96, 8, 2
+ONLY_RAGGED = "pad{heads=off, d_ff=off, vocab=off}"
 
 
 def routed(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -387,16 +390,69 @@ def test_ragged_experts_are_read_where_their_layers_are_stacked() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_experts_that_fill_no_lanes_are_copied_in_every_step_unless_padded(padded: bool) -> None:
     """Their kernel takes them with d_ff last, 80 on a chip, which is not how they are stored."""
-    passes = DEFAULT_PIPELINE.replace("roll", "pad, roll") if padded else DEFAULT_PIPELINE
+    passes = DEFAULT_PIPELINE if padded else DEFAULT_PIPELINE.replace(f"{ONLY_RAGGED}, ", "")
     mesh, target = resolve("v5e:2x2", None, pipeline := Pipeline.parse(passes))
     program = pipeline.run(large(ragged, f=320), target)
     executable, _ = compiled(Compilable(program, mesh))
     for row in beside_plan(program, executable, mesh):
         assert row.compiled == pytest.approx(row.planned, rel=0.05), row
     (told,) = [note for note in plan_notes(program) if "lanes" in note] or [""]
-    assert told.endswith("" if padded else "(pad{d_ff=auto} before roll)")
+    assert told.endswith("" if padded else "(pad{ragged_d_ff=auto} before plan)")
     experts = next(op for op, _ in program.graph.walk() if op.name == "expert_product_of_layer")
     assert experts.args[1].type.shape == (4, 64, 1024, 512 if padded else 320)
+
+
+@pytest.mark.parametrize("f", [320, 1024])
+def test_ragged_experts_are_padded_to_whole_lanes_as_their_plan_prices_it(f: int) -> None:
+    target = Target("v5e:2x2", (("x", 2), ("y", 2)))
+    program = Pipeline.parse("normalize, recognize, carry_cache").run(large(ragged, f), target)
+    padded = Pipeline.parse(ONLY_RAGGED).run(program, target)
+    (told,) = padded.history[-1].notes
+    if f == 1024:
+        assert told == "ragged_d_ff (1024) divides as it is" and padded.graph == program.graph
+        return
+    assert told.startswith("d_ff 320 -> 512 of ragged experts: ")
+    assert told.endswith(", 576.00 MiB more weights")  # 4 layers of 64 experts of 3 matrices in f32
+    shapes = [decoder_shape(each, infer_axes(each)) for each in (program, padded)]
+    assert shapes[1] == shapes[0].resized("d_ff", 512, 320)
+
+
+@pytest.mark.parametrize("mixture", [dense, summed])
+def test_experts_of_other_products_are_not_padded(mixture: Mixture) -> None:
+    target = Target("v5e:2x2", (("x", 2), ("y", 2)))
+    program = Pipeline.parse("normalize, recognize").run(large(mixture, 320), target)
+    padded = Pipeline.parse(ONLY_RAGGED).run(program, target)
+    assert padded.graph == program.graph
+    assert padded.history[-1].notes == ("no experts are ragged",)
+
+
+@pytest.mark.parametrize("before", ["", ", roll, carry_cache"])
+def test_padded_ragged_experts_give_the_same(before: str) -> None:
+    """In two layers, written out or in a loop."""
+    params, cache, _ = case(ragged, width=30).args
+
+    def step(params: Any, cache: Any, tokens: jax.Array) -> Any:
+        x = params[0]["embedding"][tokens]
+        for w in params:
+            x = x + ragged(w, rms_norm(x))
+        return rms_norm(x) @ params[0]["embedding"].T, cache
+
+    args = ([params, params], cache, TOKENS)
+    program = Pipeline.parse(f"normalize, recognize{before}").run(trace(step, *args))
+    assert ("scan" in [op.name for op in program.graph.ops]) == bool(before)
+    padded = Pipeline.parse("pad{ragged_d_ff=48}").run(program)
+    weights_ = [op.args[1] for op, _ in padded.graph.walk() if op.name == "ragged_dot_general"]
+    assert {value.type.shape for value in weights_} == {(EXPERTS, D, 48), (EXPERTS, 48, D)}
+    assert_close(run(padded, *args), run(program, *args))
+
+
+def test_a_size_that_is_asked_for_says_which_network_it_reached() -> None:
+    made = case(shared_too, width=96)  # and a network of 128 beside
+    program = Pipeline.parse("normalize, recognize").run(trace(made.function, *made.args, state=1))
+    told = Pipeline.parse("pad{d_ff=160}").run(program).history[-1].notes[0]
+    assert told.startswith("d_ff 128 -> 160, the widest of 128, 96, as asked: ")
+    with pytest.raises(PlanError, match="cannot pad ragged_d_ff to 160: this program has 0"):
+        Pipeline.parse("pad{ragged_d_ff=160}").run(program)
 
 
 def test_experts_in_stacks_give_the_same() -> None:

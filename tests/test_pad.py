@@ -243,16 +243,16 @@ BETWEEN = {
     "turned round": (lambda x: x[..., ::-1], "rev at"),
     "sorted": (lambda x: jnp.sort(x, axis=-1), "sort reads"),
     "torn": (lambda x: x.reshape(3, 8).T.reshape(4, 6), "reshape at"),
-    "a loop": (
-        lambda x: jax.lax.while_loop(lambda y: y.sum() < 1e3, lambda y: y * 2 + 1, x),
-        "while at",
-    ),
 }
 KEPT = {
     "as it is": lambda x: x,
     "a mean": lambda x: x - 0.1 * jnp.mean(x, axis=-1, keepdims=True),
     "shifted": lambda x: jnp.exp(x) + 1,
     "in a loop": lambda x: jax.lax.fori_loop(0, 3, lambda i, y: y * 2 + jnp.cos(y), x),
+    "in a loop until": lambda x: jax.lax.while_loop(
+        lambda y: y.sum() < 1e3, lambda y: y * 2 + jnp.cos(y), x
+    ),
+    "in a choice": lambda x: jax.lax.cond(x.sum() > 0, jnp.cos, lambda y: y * 2, x),
     "counted": lambda x: x * jnp.arange(x.shape[-1]),
     "logarithm": lambda x: jnp.log(jnp.square(x)),
 }

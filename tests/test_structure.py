@@ -28,7 +28,7 @@ ROOMS = {
     "normal": "rewrite arrays ops jaxprs matching",
     "naming": "rewrite ops matching staging",
     "tokens": "",
-    "user": "rewrite display arrays machine ops jaxprs naming",
+    "user": "rewrite display arrays machine ops jaxprs normal naming",
     "quantized": "rewrite arrays machine ops jaxprs matching normal naming",
     "recognition": "rewrite arrays ops jaxprs matching staging normal quantized",
     "layered": "rewrite ops jaxprs normal",

@@ -78,6 +78,7 @@ def spelled(x: Any, y: Any, i: Any, cache: Any, new: Any) -> list[Any]:
         Traced["cache_put"](cache, new, i[:1], axis=1, mode=CLIP),
         Traced["cache_read"](cache, i[1]),
         Traced["take"](x, i, mode=CLIP),
+        Traced["expert_product"](x, jnp.stack([y, y * 2]), i, dtype=None, precision=None),
         *(Traced[name](x, axis=0, size=size) for name, size in (("padded", 5), ("unpadded", 2))),
         *(Traced[name](x, axis=1, count=2, by="mean") for name in ("merge_heads", "spread_heads")),
         *Traced["quantize"](x, axes=(1,), form="int8"),

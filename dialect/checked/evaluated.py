@@ -17,6 +17,7 @@ from dialect.arrays.evaluate import applied
 from dialect.checked.arrays import finite
 from dialect.checked.sensitivity import Disturb, magnitude, terms
 from rewrite.ir import Graph, Op, Value
+from rewrite.opdef import traits
 
 Evaluator = Callable[..., list[Any]]  # graph, arrays, how to disturb results -> outputs
 
@@ -51,21 +52,22 @@ def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None
 # Ops that reach infinity from finite numbers only where f64 has no larger number.
 _GROWS = frozenset(
     """add sub mul square integer_pow pow exp exp2 expm1 cosh sinh contract dot_general
-    ragged_dot_general reduce_sum reduce_prod cumsum cumprod sqrt softmax""".split()
+    ragged_dot_general expert_product reduce_sum reduce_prod cumsum cumprod sqrt softmax""".split()
 )
 
 
 def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
     """Whether results say nothing about the reals, which neither overflow nor underflow.
 
-    An op of `_GROWS` gives infinity for finite numbers, or all exponentials along an axis are zero.
-    So does a ragged product whose group sizes are negative, or have a sum beyond 32-bit integers.
+    An op of `_GROWS` gives infinity for finite numbers, or all exponentials along an axis are zero,
+    or a product's counts of rows are negative, or have a sum beyond 32-bit integers.
     """
     results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for op in graph.ops:
         args = [results[arg] for arg in op.args]
         results.update(zip(op.results, applied(op, args)))
-        if op.name == "ragged_dot_general" and not _are_sizes(args[2]):
+        counts = traits(op).counts
+        if counts and not _are_sizes(args[counts]):
             return True
         if op.name in _GROWS:
             if not all(finite(array).all() for array in applied(op, [*map(_finite, args)])):

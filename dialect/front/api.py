@@ -37,7 +37,8 @@ quiet_libtpu()  # before the first use of JAX starts it
 __all__ = ["Sampling", "accept", "auto_shard", "compile", "distill", "per_row", "sampled", "trace"]
 
 DEFAULT_PIPELINE = (
-    "retarget, normalize, recognize, roll, carry_cache, absorb, flash, plan, shard, stage, lower"
+    "retarget, normalize, recognize, roll, carry_cache, absorb, flash, "
+    "pad{heads=off, d_ff=off, vocab=off}, plan, shard, stage, lower"
 )
 
 

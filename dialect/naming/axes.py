@@ -136,6 +136,8 @@ def _join_regions(axes: Axes, op: Op) -> None:
         _join_graph(axes, region)
         if len(region.outputs) == len(op.results):
             _same(axes, region.outputs, op.results)
+    if op.get("body_consts") is not None:  # a while gives what it carries
+        _same(axes, op.args[len(op.args) - len(op.results) :], op.results)
 
 
 def _same(axes: Axes, left: Sequence[Value], right: Sequence[Value]) -> None:

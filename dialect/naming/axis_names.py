@@ -105,8 +105,8 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         chosen_from = _chosen_from(axes, op)
         if "param" in _roles(chosen_from):
             _call(chosen_from, *CHOOSE[op.name], op)
-    elif op.name == "ragged_dot_general":
-        _call(axes.at(op.args[1])[:1], "experts", 48, op)
+    elif traits(op).counts:
+        _call(axes.at(op.args[1])[-3:-2], "experts", 48, op)  # of stacked layers, too
 
 
 def _is_product(value: Value) -> bool:

@@ -23,6 +23,8 @@ from rewrite.ir import Graph, Op, Type, Value
 from rewrite.opdef import OpDef
 from rewrite.signature import Signature, opaque
 
+CONTROL_FLOW = ("scan", "while", "cond")
+
 # The platforms of every branch of a choice by platform; None stands for all others.
 Platforms = tuple[tuple[str, ...] | None, ...] | None
 

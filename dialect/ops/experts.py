@@ -57,7 +57,7 @@ word(
     expert_product,
     lambda op: EXPERT_PRODUCT,
     ("dtype", "precision"),
-    traits=Traits(linear="each", sums=True),
+    traits=Traits(linear="each", sums=True, skips_zeros=True, counts=2),
 )
 
 
@@ -93,7 +93,7 @@ opdef.define(  # no word, so that it is not expanded: its scope is there when it
         reference=expert_product_of_layer,
         attrs=("dtype", "precision"),
         doc="The first rows times a layer's first matrix, the next times its second, and so on.",
-        traits=Traits(sums=True),
+        traits=Traits(sums=True, skips_zeros=True, counts=2),
     )
 )
 

@@ -73,6 +73,6 @@ TRAITS: dict[str, Traits] = {
     "reduce_sum": replace(_SUM, skips_zeros=True),
     "cumsum": _SUM,
     "dot_general": replace(_PRODUCT, skips_zeros=True),
-    "ragged_dot_general": replace(_PRODUCT, skips_zeros=True),
+    "ragged_dot_general": replace(_PRODUCT, skips_zeros=True, counts=2),
     "conv_general_dilated": _PRODUCT,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from dialect.arrays.dtypes import dtype_of, is_dtype
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.values import shaped
 from dialect.naming.axis import Axes, Axis, leaves
-from dialect.ops.control import scan_parts
+from dialect.ops.control import CONTROL_FLOW, given_inside
 from dialect.ops.padding import resized
 from dialect.padded.pad_analysis import stays_zero
 from rewrite import opdef
@@ -29,6 +30,9 @@ from rewrite.program import Program
 from rewrite.signature import letters
 
 _CLIPS = (Symbol("GatherScatterMode.CLIP"), Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
+
+
+Zero = dict[Value, bool | None]  # whether the padding of a value is zero; None where it has none
 
 
 class NotPadded(Exception):
@@ -117,7 +121,7 @@ class Padding:
 
 def padded_program(program: Program, padding: Padding) -> Program:
     """The same function with its axes padded inside. Raises NotPadded where it could change."""
-    work = _Rewrite(padding)
+    work = _Rewrite(padding, {})
     graph = program.graph
     for value in graph.inputs:
         work.enter(value)
@@ -136,10 +140,9 @@ def padded_program(program: Program, padding: Padding) -> Program:
 class _Rewrite:
     """The new value of each value so far, and whether its padding is known to be zero."""
 
-    def __init__(self, padding: Padding) -> None:
-        self.padding = padding
+    def __init__(self, padding: Padding, zero: Zero) -> None:
+        self.padding, self.zero = padding, zero
         self.values: dict[Value, Value] = {}
-        self.zero: dict[Value, bool] = {}  # of padded values
 
     def enter(self, value: Value) -> None:
         """Pads a value from outside."""
@@ -153,8 +156,8 @@ class _Rewrite:
             touched = any(map(self.padding.grows, (*op.args, *op.results)))
             if op.name == "const" or self.counts(op):
                 self.enter(op.results[0])
-            elif op.name == "scan":
-                self.loop(op)
+            elif op.name in CONTROL_FLOW:
+                self.inside(op)
             elif touched:
                 self.larger(op)
             else:
@@ -210,9 +213,15 @@ class _Rewrite:
             attrs[shape] = self.padding.shape(op.results[0])
         if op.name == "slice":
             attrs |= self.slice_places(op)
+        return self.built(op, args, attrs)
+
+    def built(
+        self, op: Op, args: Sequence[Value], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
+    ) -> tuple[Value, ...]:
+        """The results of `op` on larger arrays. Raises NotPadded where they are not as wanted."""
         wanted = [self.padding.type(value).shape for value in op.results]
         try:
-            larger = build(op.name, *args, origin=op.origin, **attrs)
+            larger = build(op.name, *args, regions=regions, origin=op.origin, **attrs)
         except (TypeError, ValueError) as error:
             raise NotPadded(f"{op.told} does not take more of it: {error}") from error
         if [type_.shape for type_ in larger.types] != wanted:
@@ -249,31 +258,42 @@ class _Rewrite:
         outside = make("ge", ids, _filled(rows, ids))
         return make("select_n", outside, ids, _filled(larger, ids))
 
-    def loop(self, op: Op) -> None:
-        body, (_, carried, scanned) = op.regions[0], scan_parts(op)
-        if any(self.padding.grown(arg)[:1] == [True] for arg in op.args[scanned]):
-            raise NotPadded(f"{op.told} counts it")
-        inputs = tuple(
-            new_input(self.padding.type(value)) if self.padding.grows(value) else value
-            for value in body.inputs
-        )
-        entering = [self.zero.get(arg) for arg in op.args]
+    def inside(self, op: Op) -> None:
+        """A loop or a choice: its regions on larger arrays. The padding of what a loop carries is
+        zero if it is so at first and after every trip."""
+        given = given_inside(op)
+        entering = [{x: self.zero.get(arg) for x, (arg, _) in region.items()} for region in given]
+        carried = [[x for x, (_, carried) in region.items() if carried] for region in given]
         while True:
-            inner = _Rewrite(self.padding)
-            inner.values = dict(zip(body.inputs, inputs))
-            inner.zero = {v: x for v, x in zip(body.inputs, entering) if x is not None}
-            inner.run(body)
-            leaving = [inner.zero.get(value) for value in body.outputs]
-            zero = [before and after for before, after in zip(entering[carried], leaving)]
-            leaving[: op["carry"]] = zero  # a loop without trips returns its initial values
-            if zero == entering[carried]:
+            regions = [self.region(*each) for each in zip(op.regions, entering)]
+            before = [entering[-1][x] for x in carried[-1]]
+            after = [one and other for one, other in zip(before, regions[-1][1])]
+            if after == before:
                 break
-            entering[carried] = zero
-        region = Graph(inputs, tuple(inner.values[value] for value in body.outputs))
-        args = tuple(self.values[arg] for arg in op.args)
-        scan = with_args(op, args, (region,))
-        self.values.update(zip(op.results, scan.results))
-        self.zero |= {v: x for v, x in zip(op.results, leaving) if x is not None}
+            for known, inputs in zip(entering, carried):
+                known.update(zip(inputs, after))
+        args = [self.values[arg] for arg in op.args]
+        results = self.built(op, args, dict(op.attrs), tuple(region for region, _ in regions))
+        self.values.update(zip(op.results, results))
+        leaving = [zero for _, zero in regions]
+        if after:  # a loop without trips gives what it carries as it came
+            leaving = [[*after, *leaving[-1][len(after) :]]]
+        for value, zero in zip(op.results, zip(*leaving)):
+            if self.padding.grows(value):
+                self.zero[value] = all(zero)
+
+    def region(self, region: Graph, entering: Zero) -> tuple[Graph, list[bool | None]]:
+        """A region on larger arrays, and whether the padding of its results is zero, given that of
+        its inputs."""
+        work = _Rewrite(self.padding, dict(entering))
+        for value in region.inputs:
+            grows = self.padding.grows(value)
+            work.values[value] = new_input(self.padding.type(value)) if grows else value
+        work.run(region)
+        inputs, outputs = (
+            tuple(work.values[x] for x in values) for values in (region.inputs, region.outputs)
+        )
+        return Graph(inputs, outputs), [work.zero.get(value) for value in region.outputs]
 
 
 def _sizes(axis: Axis) -> list[int]:

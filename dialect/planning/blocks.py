@@ -327,7 +327,7 @@ def _kind(axes: Axes, weight: Value) -> tuple[int, int]:
 def _routing(products: list[Op], axes: Axes) -> str:
     """How a mixture of experts is computed (`ROUTINGS`); "" if there is none."""
     mixed = [op for op in products if any(weight_over(axes, x, "experts") for x in op.args)]
-    if any(op.name == "ragged_dot_general" for op in mixed):
+    if any(traits(op).counts for op in mixed):
         return "ragged"
     if any(not has(axes.of(op.results[0]), "experts") for op in mixed):
         return "summed"

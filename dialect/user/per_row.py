@@ -21,13 +21,10 @@ import jax.numpy as jnp
 from dialect.arrays.dtypes import struct_of
 from dialect.arrays.evaluate import evaluate
 from dialect.jaxprs.framework import treedef
-from dialect.ops.experts import summed_axis
+from dialect.normal.expert_products import experts_of_all_rows
 from dialect.user.tracing import trace
 from rewrite.driver import rewrite
 from rewrite.errors import TraceError
-from rewrite.ir import Op
-from rewrite.opdef import make
-from rewrite.rules import Miss, Outcome, local
 
 
 @dataclass(frozen=True)
@@ -89,19 +86,6 @@ class PerRow:
 
         read, written = (jax.tree.map(lambda rows: rows.axis, named) for named in (at, results))
         return jax.vmap(of_row, in_axes=read, out_axes=written)(*given)
-
-
-@local(
-    "ragged_dot_general",
-    example=lambda x, w, counts: jax.lax.ragged_dot(x, w, counts),
-    types=("f32[6,3]", "f32[2,3,4]", "i32[2]"),
-)
-def experts_of_all_rows(op: Op) -> Outcome:
-    """ragged_dot(x, w, counts)  ->  expert_product(x, w, counts), one product of all rows"""
-    if summed_axis(op) != 1:
-        return Miss("its weights are not [experts, summed, not summed]", 4)
-    attrs = {"dtype": op["preferred_element_type"], "precision": op["precision"]}
-    return make("expert_product", *op.args, **attrs)
 
 
 def _batches(of_one: Any, of_two: Any) -> Any:
