@@ -15,10 +15,11 @@ caches: a state with another position is one to adapt again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from dialect.caching.claimed_positions import checked
 from dialect.caching.ring_cache import AROUND, RULES, in_ring
 from dialect.caching.ring_places import Held, RingPlaces
 from dialect.caching.state_forms import keep_in, stacked_forms
@@ -35,18 +36,25 @@ from rewrite.target import Target
 
 @dataclass(frozen=True)
 class Ring(Pass):
-    """Keeps as much of a cache as the window of its attention reads."""
+    """Keeps as much of a cache as the window of its attention reads.
+
+    `chunk`: as many tokens at once as another step may write that has this state, too.
+    """
+
+    chunk: int = 1
 
     keeps: ClassVar[str] = "approx"  # a restored cache lacks what was written over
 
     def run(self, program: Program, target: Target) -> Program:
         given = program.with_graph(masks_into_loops(program.graph))
         forms = stacked_forms(given)
-        places = RingPlaces(given.graph, forms, infer_axes(given))
+        arguments = {n: given.graph.inputs[n] for n in _arguments(given)}
+        places = RingPlaces(given.graph, forms, infer_axes(given), arguments, self.chunk)
         alone = dict(places.refused)
         while True:
             rings = {n: ring for n, ring in places.rings.items() if n not in alone}
-            narrow = given.with_graph(_narrowed(given.graph, places.windows(list(rings))))
+            windows, claims = places.windows(list(rings)), places.claims(list(rings))
+            narrow = given.with_graph(_narrowed(given.graph, windows, claims))
             changes = {n: in_ring(ring.axis, ring.context, ring.size) for n, ring in rings.items()}
             changed, left = keep_in(narrow, changes, RULES, "around", (), stacked_forms(narrow))
             if not left:
@@ -56,6 +64,7 @@ class Ring(Pass):
             f"{program.inputs[n].name} kept in a ring of {ring.size} of its {ring.context} places"
             for n, ring in rings.items()
         ]
+        notes += _claims(program, rings)
         kind = LEFT_ALONE if rings else NOT_DONE
         notes += (Remark(why, program.inputs[n].name, kind) for n, why in alone.items())
         if not rings:
@@ -64,14 +73,29 @@ class Ring(Pass):
         return self.recorded(_by_position(changed, rings), *notes)
 
 
-def _narrowed(graph: Graph, windows: Mapping[Op, int]) -> Graph:
-    """`graph` with a window of so many positions in the place of the mask of these attentions."""
+def _arguments(program: Program) -> Iterator[int]:
+    """The numbers of the inputs that the caller gives anew in every step."""
+    return (number for number, source in enumerate(program.inputs) if source.role == "arg")
+
+
+def _claims(program: Program, rings: Mapping[int, Held]) -> Iterator[str]:
+    """What is taken for granted of inputs up to which rings are read."""
+    claims = {(n, ring.position) for ring in rings.values() for n in ring.claimed}
+    for number, position in sorted(claims):
+        claimed, written = (program.inputs[n].name for n in (number, position))
+        yield f"{claimed} is taken to be {written}: rows of attention where it is not are NaN"
+
+
+def _narrowed(graph: Graph, windows: Mapping[Op, int], claims: Mapping[Op, Value]) -> Graph:
+    """`graph` with a window of so many positions in the place of the mask of these attentions, and
+    with results that are checked of those that claim to be read up to the places written."""
 
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-        moved = with_args(op, args, tuple(_narrowed(region, windows) for region in op.regions))
-        if op not in windows:
-            return moved.results
-        return with_bounds(moved, kept_by(moved)._replace(first=None), window=windows[op]).results
+        regions = tuple(_narrowed(region, windows, claims) for region in op.regions)
+        moved = with_args(op, args, regions)
+        if op in windows:
+            moved = with_bounds(moved, kept_by(moved)._replace(first=None), window=windows[op])
+        return (checked(moved, claims[op]),) if op in claims else moved.results
 
     return rebuilt(graph, visit)
 

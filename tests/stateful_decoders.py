@@ -104,6 +104,31 @@ def joint_state_space(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]
     return x, {"conv": seen[:, 1:].transpose(0, 2, 1), "memory": memory}
 
 
+def receptance(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    """RWKV (Peng et al. 2023, arXiv:2305.13048, section 3): time mix and channel mix.
+
+    Both see the input of the step before, and keep this one. A mean of all values, weighted by
+    keys that decay, is a numerator and a denominator over the largest weight's power of e.
+    """
+    now, before = norm(x), state["time"]
+    r, k, v = (
+        (now * w[f"mix {name}"] + before * (1 - w[f"mix {name}"])) @ w[name] for name in "rkv"
+    )
+    top, new = state["top"], jnp.maximum(state["top"], k + w["first"])
+    old, own = jnp.exp(top - new), jnp.exp(k + w["first"] - new)
+    mean = (old * state["sum"] + own * v) / (old * state["weights"] + own)
+    x = x + (jax.nn.sigmoid(r) * mean) @ w["o"]
+    decayed = top - jnp.exp(w["decay"])
+    top = jnp.maximum(decayed, k)
+    old, own = jnp.exp(decayed - top), jnp.exp(k - top)
+    kept = {"time": now, "sum": old * state["sum"] + own * v}
+    kept |= {"weights": old * state["weights"] + own, "top": top}
+    now, before = norm(x), state["channel"]
+    seen, gate = (now * w[name] + before * (1 - w[name]) for name in ("mix up", "mix gate"))
+    hidden = jnp.square(jax.nn.relu(seen @ w["up"])) @ w["down"]
+    return x + jax.nn.sigmoid(gate @ w["gate"]) * hidden, kept | {"channel": now}
+
+
 def layers(
     batch: int, d: int, f: int, h: int, k: int, n: int
 ) -> dict[str, tuple[Layer, dict[str, tuple[int, ...]], Any]]:
@@ -138,6 +163,15 @@ def layers(
             | {name: (f,) for name in ("decay", "recur", "input")}
             | network_,
             (batch, f),
+        ),
+        "receptance": (
+            receptance,
+            {name: (d, f) for name in "rkv"}
+            | {"o": (f, d), "up": (d, f), "down": (f, d), "gate": (d, d)}
+            | {f"mix {name}": (d,) for name in ("r", "k", "v", "up", "gate")}
+            | {name: (f,) for name in ("first", "decay")},
+            {name: (batch, d) for name in ("time", "channel")}
+            | {name: (batch, f) for name in ("sum", "weights", "top")},
         ),
     }
 

@@ -116,11 +116,16 @@ def test_a_window_of_block_sparse_is_a_ring_too(mesh: str) -> None:
     assert any(",7," in kind for kind in kept(sharded.program(*args)))
 
 
-@pytest.mark.parametrize("starts", ["shared", "own"])
-def test_a_ring_is_kept_in_int8_too(starts: str) -> None:
+LAYOUT_LATER = "roll, carry_cache, ring, cache_layout"
+
+
+@pytest.mark.parametrize(
+    ("starts", "passes"), [("shared", LOOP), ("own", LOOP), ("own", LAYOUT_LATER)]
+)
+def test_a_ring_is_kept_in_int8_too(starts: str, passes: str) -> None:
     """What changes the form of a cache behind `ring` changes that of the ring."""
     step, args = decoders.decoder("lglg", starts), decoders.arguments("lglg", starts)
-    later = f"{LOOP}, quantize{{cache=int8}}"
+    later = f"{passes}, quantize{{cache=int8}}"
     sharded = auto_shard(step, "cpu:8", pipeline=f"{FOUND}, {later}, {STAGED}")
     packed, state = sharded.prepare(*args), sharded.adapt(args[1])
     logits, _ = sharded(packed, state, args[2])
@@ -148,6 +153,81 @@ def test_a_prefill_hands_its_cache_over() -> None:
     _, cache = step(params, cache, prompt)
     sharded = auto_shard(step, "cpu:1", pipeline=f"{FOUND}, ring, {STAGED}")
     served(sharded, step, params, cache, token)
+
+
+@pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
+def test_a_chunk_is_written_around_a_ring(mesh: str) -> None:
+    """Of as many places more as it has tokens behind its first, which need what others replace."""
+    step, args = window_layer(), arguments(3)
+    sharded = auto_shard(step, mesh, pipeline=f"{FOUND}, ring, {STAGED}")
+    restored, cache = served(sharded, step, *args, steps=4)
+    assert kept(sharded.program(*args)).count("f32[2,6,2,4]") == 2
+    assert_close(restored["k"][:, 6:], cache["k"][:, 6:], atol=1e-4)
+    assert not restored["k"][:, :6].any()
+
+
+def test_chunks_of_rows_are_written_around_rings() -> None:
+    config = llama.CONFIGS["toy"]
+    rows = per_row(partial(llama.prefill, config), partial(llama.init_cache, config, context=64))
+    tokens = jnp.arange(24).reshape(8, 3)
+    args = llama.init_params(config, jax.random.key(0)), rows.init(8), tokens
+    args[1]["position"] = jnp.array([0, 1, 3, 6, 7, 8, 20, 40])
+    narrow = f"{FOUND}, carry_cache, cache_layout, block_sparse{{window=7, sinks=0}}"
+    sharded = auto_shard(rows, "cpu:8", pipeline=f"{narrow}, ring, {STAGED}")
+    served(sharded, traced_after(narrow, rows, *args), *args, steps=4)
+    assert any(",9," in kind for kind in kept(sharded.program(*args)))
+
+
+def test_chunks_and_single_tokens_share_a_ring() -> None:
+    """The step of one token is told how many another writes."""
+    step, (params, cache, chunk) = window_layer(), arguments(3)
+    first, later = (
+        auto_shard(step, "cpu:1", pipeline=f"{FOUND}, ring{{chunk=3}}, {STAGED}") for _ in range(2)
+    )
+    packed, state = first.prepare(params, cache, chunk), first.adapt(cache)
+    alone = later.prepare(params, cache, chunk[:, :1])
+    for tokens in (chunk, chunk[:, :1], chunk, chunk[:, 1:2]):
+        run, weights = (first, packed) if tokens.shape[1] > 1 else (later, alone)
+        found, state = run(weights, state, tokens)
+        wanted, cache = step(params, cache, tokens)
+        assert_close(found, wanted, atol=1e-4)
+
+
+def given_positions(w: Any, cache: Any, x: jax.Array, positions: jax.Array) -> Any:
+    """A window up to positions [b, t] of the caller's; x is written at a counter of the cache."""
+    at, (q, k, v) = cache["position"], (jnp.einsum("btd,dhk->bthk", x, each) for each in w)
+    keys, values = (
+        jax.lax.dynamic_update_slice(cache[name], new, (0, at, 0, 0))
+        for name, new in (("k", k), ("v", v))
+    )
+    place, last = jnp.arange(12), positions[:, None, :, None]
+    logits = jnp.einsum("bthk,bshk->bhts", q, keys)
+    logits = jnp.where((place <= last) & (place > last - 4), logits, -1e9)
+    mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), values)
+    return mixed.sum((2,)), {"k": keys, "v": values, "position": at + x.shape[1]}
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_rows_whose_positions_are_not_written_are_nan(queries: int) -> None:
+    """What the caller gives cannot be proven to be the counter of the cache."""
+    params, cache, x = arguments(queries)
+    positions = jnp.arange(queries) * jnp.ones((2, 1), jnp.int32)
+    args = params, cache, x, positions
+    sharded = auto_shard(given_positions, "cpu:8", pipeline=f"{FOUND}, ring, {STAGED}")
+    packed, state = sharded.prepare(*args), sharded.adapt(cache)
+    for number in range(0, 9, queries):
+        found, state = sharded(packed, state, x, positions + number)
+        wanted, cache = given_positions(params, cache, x, positions + number)
+        assert_close(found, wanted, atol=1e-4)
+    away = jnp.array([[0], [1]])
+    found, _ = sharded(packed, state, x, positions + number + queries + away)
+    wanted, _ = given_positions(params, cache, x, positions + number + queries + away)
+    assert_close(found[0], wanted[0], atol=1e-4)
+    assert jnp.isnan(found[1]).all()
+    notes = next(each.notes for each in sharded.program(*args).history if each.name == "ring")
+    assert "positions is taken to be cache/position: rows of attention where it is not are NaN" in (
+        map(str, notes)
+    )
 
 
 def test_another_position_is_one_to_adapt_again() -> None:
@@ -202,8 +282,9 @@ def arguments(queries: int) -> tuple[Any, Any, jax.Array]:
 @pytest.mark.parametrize(
     ("step", "queries", "why"),
     [
-        (window_layer(), 3, "several places are written, which may replace some that are needed"),
         (window_layer(12), 1, "its window is all of the context"),
+        (window_layer(10), 3, "its window is all of the context"),
+        (window_layer(moves=1), 3, "the step does not count the place that is written"),
         (window_layer(moves=2), 1, "the step does not count the place that is written"),
         (
             window_layer(first=lambda p: p // 4 * 4),

@@ -403,6 +403,7 @@ def composite(name: str) -> Op:
         "with_total": (lambda v, t: Traced["with_total"](v, t, axis=1), (x, x[:, 0])),
         "around": (lambda r: Traced["around"](r, axis=1, context=6, size=3), (x,)),
         "first_round": (lambda c: Traced["first_round"](c, axis=1, size=2), (x,)),
+        "checked": (lambda x: Traced["checked"](x, x > 0), (x,)),
         "rings": (lambda k, p: Traced["rings"](k, p[:2], axes=(1,), size=2, rows=0), (x, IDS)),
         "unwound": (lambda r, p: Traced["unwound"](r, p[0], axes=(1,), contexts=(6,)), (x, IDS)),
         "attend_layer": (

@@ -2,14 +2,19 @@
 written.
 
     cache_write(cache, new, p),  attend{p - n < s <= p}(q, cache, ..),  p + 1 leaves the step
+
+What the masks of a step keep may be said of other inputs than `p`: of the positions that its caller
+gives, or of another layer's counter. A ring is right where they are the place that is written, and
+`dialect.caching.claimed_positions` sees to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dialect.caching.counted_positions import CountedPositions, Table
+from dialect.caching.claimed_positions import places_written
+from dialect.caching.counted_positions import CountedPositions, Counter
 from dialect.caching.state_forms import Forms, sources, writes_places
 from dialect.matching.attend_bounds import kept_by
 from dialect.naming.axes import Axes
@@ -23,16 +28,19 @@ class Held(NamedTuple):
     """What a ring holds of a cache, in the form that the step has it in.
 
     - axis, context: the dimension of the cache's context, and its size
-    - size: the places of the ring
+    - window, size: the positions that attention keeps, and the places of the ring
     - position: the number of the state that is the place to be written next
     - rows: the dimension along which there are several positions; None where all share one
+    - claimed: the numbers of other inputs up to which it is read, as the position
     """
 
     axis: int
     context: int
+    window: int
     size: int
     position: int
     rows: int | None
+    claimed: tuple[int, ...]
 
 
 class _Use(NamedTuple):
@@ -44,12 +52,18 @@ class _Use(NamedTuple):
 
 
 class RingPlaces:
-    """The caches of a program by the number of their input: `rings`, and why others are none."""
+    """The caches of a program by the number of their input: `rings`, and why others are none.
 
-    def __init__(self, graph: Graph, forms: Forms, axes: Axes) -> None:
-        self.forms, self.axes = forms, axes
+    given: the program's arguments, by their number; chunk: as many places are written at a time, in
+    this step or another.
+    """
+
+    def __init__(
+        self, graph: Graph, forms: Forms, axes: Axes, given: Mapping[int, Value], chunk: int = 1
+    ) -> None:
+        self.forms, self.axes, self.given, self.chunk = forms, axes, given, chunk
         self.numbers = {value: number for number, value in enumerate(graph.inputs)}
-        self.counted: dict[int, CountedPositions] = {}
+        self.counted: dict[tuple[int, int], CountedPositions] = {}
         self.reads = [
             _Use(op, parents, self._states(_caches(op), parents))
             for op, parents in attentions(graph)
@@ -71,10 +85,23 @@ class RingPlaces:
     def windows(self, numbers: Sequence[int]) -> dict[Op, int]:
         """The attentions to these caches whose window is a mask, and how long it is."""
         return {
-            use.op: self.rings[number].size
+            use.op: self.rings[number].window
             for number in numbers
             for use in self.reads
             if number in use.states and not use.op.get("window")
+        }
+
+    def claims(self, numbers: Sequence[int]) -> dict[Op, Value]:
+        """The attentions to these caches that are read up to another input than the position, and
+        the places that are written (`places_written`)."""
+        return {
+            use.op: places_written(write.op)
+            for number in numbers
+            if self.rings[number].claimed
+            for write in self.writes
+            if number in write.states
+            for use in self.reads
+            if number in use.states
         }
 
     def _states(self, values: Sequence[Value], parents: tuple[Op, ...]) -> frozenset[int]:
@@ -98,29 +125,42 @@ class RingPlaces:
 
     def _ring(self, number: int, axis: int) -> Held | str:
         shape = self.forms[number][0].type.shape
-        context = shape[axis]
-        positions = self.counted.setdefault(context, CountedPositions(self.forms, context))
         writes, reads = (
             [use for use in uses if number in use.states] for uses in (self.writes, self.reads)
         )
+        count = max((use.op.args[1].type.shape[axis - len(shape)] for use in writes), default=1)
+        positions = self._positions(shape[axis], count)
         written = [_place(use, axis - len(shape), positions) for use in writes]
         read = [_window(use, positions) for use in reads]
         for why in (*written, *read):
             if isinstance(why, str):
                 return why
-        tables = [table for table in written if isinstance(table, Table)]
+        places = {place for place in written if isinstance(place, Counter)}
         windows = [window for window in read if not isinstance(window, str)]
-        if len({table.kind for table in (*tables, *(last for _, last in windows))}) != 1:
+        ends = {end for _, end in windows} - places
+        is_alone = {use.parents for use in writes} == {use.parents for use in reads}
+        if len(places) != 1 or ends and not is_alone:
             return "it is written at another position than it is read up to"
-        sizes, place = sorted({size for size, _ in windows}), tables[0]
+        sizes, place = sorted({size for size, _ in windows}), places.pop()
+        if place.by_row and not all(end.by_row for end in ends):
+            return "it is written at places of its rows, and read up to one that they share"
+        if place.by_layer and place.by_row:
+            return "each of its layers counts positions of its rows"
         if len(sizes) > 1:
             return f"windows of {' and '.join(map(str, sizes))} positions read it"
-        if sizes[0] >= context:
+        size = sizes[0] + max(count, self.chunk) - 1
+        if size >= shape[axis]:
             return "its window is all of the context"
-        rows = (
-            0 if place.layers else self._names(number).index(("batch",)) if place.by_row else None
-        )
-        return Held(axis, context, sizes[0], place.state, rows)
+        rows = self._names(number).index(("batch",)) if place.by_row else None
+        rows = 0 if place.by_layer else rows
+        claimed = tuple(sorted({end.source for end in ends}))
+        return Held(axis, shape[axis], sizes[0], size, place.source, rows, claimed)
+
+    def _positions(self, context: int, count: int) -> CountedPositions:
+        key = context, count
+        if key not in self.counted:
+            self.counted[key] = CountedPositions(self.forms, self.given, context, count)
+        return self.counted[key]
 
 
 def _caches(op: Op) -> list[Value]:
@@ -128,26 +168,24 @@ def _caches(op: Op) -> list[Value]:
     return [arg for name, arg in zip(names_of(op), op.args) if name.startswith(("key", "value"))]
 
 
-def _place(use: _Use, axis: int, positions: CountedPositions) -> Table | str:
-    """The place that is written along an axis, counted from the last one; or why a ring cannot be
-    written so."""
-    op, shape = use.op, use.op.args[1].type.shape
+def _place(use: _Use, axis: int, positions: CountedPositions) -> Counter | str:
+    """Whose position the places are that are written along an axis, counted from the last one; or
+    why a ring cannot be written so."""
+    op = use.op
     along = op[traits(op).axes]
     along = along if isinstance(along, tuple) else (along,)
-    axis += op.types[0].rank
-    if axis not in along:
+    if axis + op.types[0].rank != along[-1]:
         return f"all of its context is written: {op.told}"
-    if shape[axis - op.types[0].rank] > 1:
-        return f"several places are written, which may replace some that are needed: {op.told}"
-    table = positions.of(op.args[2 + along.index(axis)], use.parents)
-    if table is None or not table.is_position:
+    table = positions.of(places_written(op), use.parents)
+    place = table and table.counter(positions.count)
+    if place is None or not positions.is_counted(place):
         return f"the step does not count the place that is written: {op.told}"
-    return table
+    return place
 
 
-def _window(use: _Use, positions: CountedPositions) -> tuple[int, Table] | str:
-    """How many positions an attention keeps, and the last of them; or why it has no window that
-    ends where the step writes."""
+def _window(use: _Use, positions: CountedPositions) -> tuple[int, Counter] | str:
+    """How many positions an attention keeps, and whose the last of them is; or why it has no window
+    that ends where the step writes."""
     op, (first, last, rest) = use.op, _bounds(use.op)
     if op.get("blocks") or op.get("sparq") or op.get("sinks"):
         return f"its attention is in blocks, or has sinks or sparq already: {op.told}"
@@ -158,13 +196,14 @@ def _window(use: _Use, positions: CountedPositions) -> tuple[int, Table] | str:
     if last is None or (first is None and not op.get("window")):
         return f"its attention has no window: {op.told}"
     end = positions.of(last, use.parents)
-    if end is None or not end.is_position:
-        return f"its window does not end at a position that the step counts: {op.told}"
+    place = end and (end.counter(positions.count) or end.of_queries(positions.count))
+    if end is None or place is None:
+        return f"its window does not end at a position: {op.told}"
     if first is None:
-        return op["window"], end
+        return op["window"], place
     start = positions.of(first, use.parents)
-    size = start and start.kind == end.kind and start.last_places()
-    return (size, end) if size else f"its window is not as long at every position: {op.told}"
+    size = start and start.source == end.source and start.places_up_to(end)
+    return (size, place) if size else f"its window is not as long at every position: {op.told}"
 
 
 def _bounds(op: Op) -> tuple[Value | None, Value | None, Value | None]:

@@ -124,9 +124,17 @@ def keep_in(
 
 def _is_beside(forms: Forms, number: int, chosen: Container[int]) -> bool:
     """Whether a state keeps its form, and an op that changes it changes a chosen one too."""
-    op = forms[number][0].op
-    others = (i for i, (entering, _) in forms.items() if entering.op is op)
+    op = _shared_change(forms[number][0])
+    others = (i for i, (entering, _) in forms.items() if _shared_change(entering) is op)
     return len(op.types) > 1 and number not in chosen and any(i in chosen for i in others)
+
+
+def _shared_change(entering: Value) -> Op:
+    """The innermost op that changes several arrays together, behind those that change one."""
+    op = entering.op
+    while len(op.args) == len(op.types) == 1:
+        op = op.args[0].op
+    return op
 
 
 def _leader(forms: Forms, number: int) -> int:

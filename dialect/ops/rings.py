@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.ops.vocabulary import word
+from dialect.ops.vocabulary import elementwise, word
 from rewrite.ir import Op
 from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature, numbered
@@ -83,6 +83,11 @@ def _straight(ring: Any, position: Any, axis: int, context: int) -> Any:
     return jnp.where(is_held, whole, jnp.zeros((), ring.dtype))
 
 
+def checked(array: Any, holds: Any) -> Any:
+    """What holds of an array; NaN elsewhere. Elementwise."""
+    return jnp.where(holds, array, jnp.asarray(jnp.nan, array.dtype))
+
+
 def _by_rows(
     function: Callable[[Any, Any, int], Any], array: Any, axis: int, position: Any, rows: int | None
 ) -> Any:
@@ -131,6 +136,7 @@ def _as_around(op: Op) -> tuple[str, dict[str, Any]]:
 
 
 _MOVES = Traits(moves=True, axes="axis")
+word(checked, elementwise, traits=Traits(batches=True, exact=True))
 word(around, _round_axes, ("axis", "context", "size"), traits=_MOVES)
 word(first_round, _round_axes, ("axis", "size"), inverse=_as_around, traits=_MOVES)
 word(rings, _ring_axes, ("axes", "size", "rows"), inverse=_as_unwound, traits=Traits(moves=True))

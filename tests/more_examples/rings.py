@@ -44,6 +44,32 @@ def _writes() -> list[Example]:
     ]
 
 
+def _chunks() -> list[Example]:
+    def write(cache: Any, new: Any, *places: Any, axes: tuple[int, ...] = (1,)) -> Any:
+        return Traced["cache_write"](cache, new, *places, axes=axes)
+
+    chunk = "f32[2,2,3]"
+    return [
+        (
+            lambda r, new: write(_around(r, 2, 4), new, 1, 2, axes=(0, 2)),
+            ("f32[2,3,4,5]", "f32[1,3,2,5]"),
+        ),
+        # near misses: one place, another axis, several layers, no ring
+        *(
+            (left_alone(example), types)
+            for example, types in (
+                (lambda r, new: write(_around(r), new, 1), (_RING, "f32[2,1,3]")),
+                (lambda r, new: write(_around(r), new, 1, axes=(2,)), (_RING, "f32[2,8,2]")),
+                (
+                    lambda r, new: write(_around(r, 2), new, 1, 2, axes=(0, 2)),
+                    ("f32[3,3,4,5]", "f32[2,3,2,5]"),
+                ),
+                (lambda r, new: write(r, new, 1), (_RING, chunk)),
+            )
+        ),
+    ]
+
+
 def _puts() -> list[Example]:
     def put(cache: Any, new: Any, places: Any, *layer: Any, axis: int = 1) -> Any:
         return Traced["cache_put"](cache, new, places, *layer, axis=axis, mode=CLIP)
@@ -54,13 +80,13 @@ def _puts() -> list[Example]:
             lambda r, new: put(_around(r, 2, 4), new, rows, 1, axis=2),
             ("f32[3,2,4,5]", "f32[2,1,5]"),
         ),
-        # near misses: several places, another axis, no ring
+        # near misses: more places than it has, another axis, no ring
         *(
             (left_alone(example), types)
             for example, types in (
                 (
-                    lambda r, new: put(_around(r), new, jnp.array([1, 2])),
-                    (_RING, "f32[2,2,3]"),
+                    lambda r, new: put(_around(r), new, jnp.arange(5)),
+                    (_RING, "f32[2,5,3]"),
                 ),
                 (
                     lambda r, new: put(_around(r), new, jnp.array([1]), axis=2),
@@ -121,6 +147,60 @@ def _attends() -> list[Example]:
     ]
 
 
+def _attends_to_chunks() -> list[Example]:
+    axes = "b t k, b s k, b s v, t"
+
+    def attend(q: Any, k: Any, v: Any, *more: Any, axes: str = axes, **how: Any) -> Any:
+        how = {"given": "last", "window": 3, **how}
+        return Traced["attend"](q, k, v, *more, axes=f"{axes} -> b t v", **how)
+
+    last, types = jnp.array([5, 6]), ("f32[2,2,3]", _RING)
+    rows = jnp.array([[4, 5], [6, 7]])
+    return [
+        (
+            lambda q, r, x: attend(
+                q, _around(r), _around(r), last, x, axes=axes + ", n", given="last sink"
+            ),
+            (*types, "f32[1]"),
+        ),
+        (
+            lambda q, r: attend(q, _around(r), _around(r), rows, axes=axes[:-1] + "b t"),
+            types,
+        ),
+        # near misses: fewer places, sinks, blocks, two rings, other masks, no window, another axis
+        *(
+            (left_alone(example), (*types, *more))
+            for example, *more in (
+                (lambda q, r: attend(q, _around(r), _around(r), last, window=5),),
+                (lambda q, r: attend(q, _around(r), _around(r), last, sinks=1),),
+                (lambda q, r: attend(q, _around(r), _around(r), last, blocks=(2, 4)),),
+                (lambda q, r, v: attend(q, _around(r), _around(v), last), "f32[2,2,3]"),
+                (
+                    lambda q, r: attend(
+                        q,
+                        _around(r),
+                        _around(r),
+                        last,
+                        jnp.array([True, False]),
+                        axes=axes + ", t",
+                        given="last mask",
+                    ),
+                ),
+                (lambda q, r: attend(q, _around(r), _around(r), last, window=None),),
+                (
+                    lambda q, r: attend(
+                        q, _around(r), _around(r), last, last, axes=axes + ", t", given="last first"
+                    ),
+                ),
+            )
+        ),
+        (
+            left_alone(lambda q, r: attend(q, _around(r, 2), _around(r, 2), last)),
+            ("f32[2,2,8]", _RING),
+        ),
+    ]
+
+
 MORE: dict[str, list[Example]] = {
     "round_of_ring": [
         (left_alone(lambda r: Traced["first_round"](r, axis=1, size=4)), ("f32[2,8,3]",)),
@@ -130,7 +210,9 @@ MORE: dict[str, list[Example]] = {
         ),
     ],
     "write_of_ring": _writes(),
+    "chunk_of_ring": _chunks(),
     "put_of_ring": _puts(),
     "attend_to_ring": _attends(),
+    "attend_to_chunks": _attends_to_chunks(),
 }
 EQUAL: dict[str, dict[str, str]] = {}
