@@ -5,7 +5,7 @@
         [--slice v5e:2x4]
 
 Llama-3-8B with a context of 2,048, its pages in a pool for as many tokens as the rows may have.
-Everything is the engine's step on token rows (`dialect.engine.token_rows`), under the plan of the
+Everything is the engine's step on token rows (`dialect.token_rows.decoder`), under the plan of the
 rows that decode, for both have one form of the weights: a chunk takes a row for every token, which
 reads its pages by itself or in a group (`dialect.ops.attend_together`). With `--verify` every row
 has several tokens, a token and its drafts.
@@ -31,10 +31,10 @@ from dialect.compiled.compiling import Compilable, compiled
 from dialect.compiled.resolved import resolve
 from dialect.compiled.schedule import schedule
 from dialect.display.tables import Table, as_text
-from dialect.engine.states import States
-from dialect.engine.token_rows import PASSES, Decoder
 from dialect.machine.mesh import Topology
 from dialect.serving.shapes import rows_alone
+from dialect.token_rows.decoder import PASSES, Decoder
+from dialect.token_rows.states import States
 from examples import llama
 from rewrite import Pipeline, Program
 

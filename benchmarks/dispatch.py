@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dialect.engine.executables import Executables
-from dialect.serving.shapes import Shape
+from dialect.token_rows.packing import Packed
 from examples import llama
 from rewrite import Engine, auto_shard
 
@@ -50,18 +50,18 @@ class Recorded:
 
     def __init__(self, executables: Executables) -> None:
         self.executables, self.run = executables, executables.run
-        self.arrays: list[tuple[Shape, np.ndarray]] = []
+        self.steps: list[Packed] = []
 
-    def noted(self, packed: Any, shape: Shape, rows: np.ndarray) -> Any:
+    def noted(self, params: Any, step: Packed) -> Any:
         """A step of the engine."""
-        self.arrays.append((shape, rows))
-        return self.run(packed, shape, rows)
+        self.steps.append(step)
+        return self.run(params, step)
 
-    def again(self, packed: Any) -> None:
+    def again(self, params: Any) -> None:
         """All steps, without the engine."""
         last = None
-        for shape, rows in self.arrays:
-            results = self.run(packed, shape, rows)
+        for step in self.steps:
+            results = self.run(params, step)
             if last is not None:
                 np.asarray(last)
             last = results
@@ -90,11 +90,11 @@ def engine_beside_its_executables() -> None:
         recorded = Recorded(engine.built.executables)
         engine.built.executables.run = recorded.noted
         for _ in range(ROUNDS + 1):
-            recorded.arrays.clear()
+            recorded.steps.clear()
             served = spent(lambda: engine.generate(prompts, max_new_tokens=NEW))
             bare = spent(lambda: recorded.again(engine.built.params))
             ratios.append([one / other for one, other in zip(served, bare)])
-            each_s.append(bare[0] / len(recorded.arrays))
+            each_s.append(bare[0] / len(recorded.steps))
     wall, processor = (statistics.median(column) for column in zip(*ratios[1:]))
     print(
         f"a step of {1e3 * statistics.median(each_s):.1f} ms in the engine / its executable = "

@@ -25,9 +25,9 @@ import jax
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import Executables
 from dialect.engine.sizes import Sizes
-from dialect.engine.states import States
-from dialect.engine.token_rows import PAGE_ON_TPU, PASSES, Decoder
 from dialect.serving.shapes import rows_alone, told
+from dialect.token_rows.decoder import PAGE_ON_TPU, PASSES, Decoder
+from dialect.token_rows.states import States
 from examples import llama
 from rewrite import Pipeline
 
@@ -47,8 +47,8 @@ def main() -> None:
     step, init_cache = (partial(f, config) for f in (llama.decode_step, llama.init_cache))
     sized = partial(init_cache, context=CONTEXT)
     room = asked.rows * CONTEXT
-    how = {"rows": asked.rows, "chunk": asked.chunk, "together": True, "drafts": asked.drafts}
-    sizes = Sizes.of(PAGE_ON_TPU, lambda _: room, lambda: None, CONTEXT, **how)
+    how = {"rows": asked.rows, "chunk": asked.chunk, "drafts": asked.drafts}
+    sizes = Sizes.of(PAGE_ON_TPU, lambda _: room, lambda: None, CONTEXT, together=True, **how)
     started, processor = time.perf_counter(), time.process_time()
     states = States.of(step, params, partial(sized, 1), CONTEXT)
     mesh, target = resolve(asked.slice, None, Pipeline(()))
@@ -60,7 +60,7 @@ def main() -> None:
     others = [shape for shape in sizes.shapes if shape != rows]
     programs |= {shape: make(shape, plan=main_one.plan) for shape in others}
     rewritten_s = time.perf_counter() - started
-    built = Executables(programs, mesh, sizes.pages, states.tables, sizes.rows)
+    built = Executables(programs, mesh, sizes.pages, states.tables, sizes.rows, sizes.choices)
     processor = time.process_time() - processor
     print(f"{main_one.plan.label}: rewritten in {rewritten_s:.1f} s, {built.count} executables")
     print(f"compiled in {built.compile_s:.1f} s; {processor:.1f} s of the processor in all")

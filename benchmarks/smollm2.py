@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 import smollm2
 
-from dialect.engine import packing
-from dialect.serving.shapes import Shape
+from dialect.serving.shapes import rows_alone
+from dialect.token_rows import packing
+from dialect.token_rows.packing import Packed
 from rewrite import Engine
 
 CONTEXT = 256
@@ -58,24 +59,24 @@ def alone(step: Any, params: Any, cache: Any, prompt: list[int], count: int) -> 
 def overhead(engine: Engine, prompts: list[list[int]], count: int) -> tuple[float, float]:
     """(a decode step in the engine over a bare one, seconds of the engine's thread for a step)."""
     executables, params = engine.built.executables, engine.built.params
-    run, rows, shape = executables.run, np.zeros(0), alone(engine.built.sizes.rows)
+    run, shape, full = executables.run, rows_alone(engine.built.sizes.rows), list[Packed]()
     starts: list[tuple[float, float]] = []
 
-    def noted(params: Any, ran: Shape, array: np.ndarray) -> Any:
-        nonlocal rows
+    def noted(params: Any, step: Packed) -> Any:
         starts.append((time.perf_counter(), time.thread_time()))
-        rows = array if ran == shape else rows
-        return run(params, ran, array)
+        full[:] = [step] if step.shape == shape else full
+        return run(params, step)
 
     executables.run = noted
     engine.generate(prompts, max_new_tokens=count)
     executables.run = run
     served, thread = np.diff(starts, axis=0)[4:-2].T
-    rows[:, packing.SOURCE] = -1
+    (step,) = full
+    step.rows[:, packing.SOURCE] = -1
     bare, last = [], None
     for _ in range(len(served) + 1):
         bare.append(time.perf_counter())
-        now = run(params, shape, rows)
+        now = run(params, step)
         if last is not None:
             np.asarray(last)
         last = now

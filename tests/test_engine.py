@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dialect.engine.compilations import Compilations
-from dialect.engine.packing import TOKEN
-from dialect.engine.token_rows import PASSES
+from dialect.compiled.compilations import Compilations
 from dialect.serving.policy import ServingError
+from dialect.token_rows.decoder import PASSES
+from dialect.token_rows.packing import TOKEN, Packed
 from examples import gpt, llama, palm
 from rewrite import Engine, Pipeline, trace
 from tests import integer_cache
@@ -140,20 +140,18 @@ def test_integers_that_a_decoder_keeps_itself_are_served() -> None:
 
 @pytest.mark.parametrize("mesh", ["cpu:1", "cpu:8"])
 def test_tokens_of_prompts_read_their_pages_together(mesh: str) -> None:
-    """A step of 4 rows that are alone and 3 groups of 16 gives every request its own tokens."""
+    """A step of 4 rows that are alone and 2 groups of 16 gives every request its own tokens."""
     sizes = SIZES | {"chunk": 32, "max_pages": 24}
     with Engine(*decoder(llama), mesh, pipeline=PIPELINE, **sizes) as engine:
         executables, ran = engine.built.executables, list[Any]()
         run = executables.run
-        executables.run = lambda packed, shape, rows: (ran.append(shape), run(packed, shape, rows))[
-            1
-        ]
+        executables.run = lambda params, step: (ran.append(step.shape), run(params, step))[1]
         prompts = drawn(9, 12)
         wanted = [alone(llama, prompt, 8) for prompt in prompts]
         assert engine.generate(prompts, max_new_tokens=8) == wanted
         engine.check()
-        assert "steps of 2, 4, 4 + 3 groups of 16 rows, and one" in engine.explain()
-    assert executables.shapes == [((2, 1),), ((4, 1),), ((4, 1), (3, 16))]
+        assert "steps of 4, 4 + 2 groups of 16 rows, and two" in engine.explain()
+    assert executables.shapes == [((4, 1),), ((4, 1), (2, 16))]
     assert executables.shapes[-1] in ran and executables.count == 4
 
 
@@ -228,13 +226,13 @@ def test_a_step_that_raises_fails_one_request(engine: Engine, loses: bool) -> No
     executables, broken, good = engine.built.executables, [1, 99, 3], [[1, 2], [4, 5, 6], [9] * 17]
     run = executables.run
 
-    def raising(packed: Any, shape: Any, rows: np.ndarray) -> Any:
-        if 99 in rows[:, TOKEN]:
+    def raising(params: Any, step: Packed) -> Any:
+        if 99 in step.rows[:, TOKEN]:
             if loses:
                 for pool in executables.pools:
                     pool.delete()
             raise RuntimeError("no 99 here")
-        return run(packed, shape, rows)
+        return run(params, step)
 
     wanted = [alone(llama, prompt, 8) for prompt in good]
     executables.run = raising
@@ -253,11 +251,11 @@ def test_what_fails_though_no_request_is_to_blame_is_told(engine: Engine) -> Non
     executables = engine.built.executables
     run, calls = executables.run, []
 
-    def raising(packed: Any, shape: Any, rows: np.ndarray) -> Any:
-        calls.append(rows)
-        if (rows[:, TOKEN] > 0).sum() > 1:
+    def raising(params: Any, step: Packed) -> Any:
+        calls.append(step)
+        if (step.rows[:, TOKEN] > 0).sum() > 1:
             raise RuntimeError("the machine is tired")
-        return run(packed, shape, rows)
+        return run(params, step)
 
     executables.run = raising
     try:

@@ -13,12 +13,12 @@ import pytest
 from dialect.compiled.resolved import resolve
 from dialect.engine import building
 from dialect.engine.sizes import Sizes
-from dialect.engine.states import States
-from dialect.engine.step_seconds import step_seconds
-from dialect.engine.token_rows import PASSES, Decoder
 from dialect.serving.policy import ServingError
 from dialect.serving.shapes import Shape, rows_of
 from dialect.serving.shapes import rows_alone as rows
+from dialect.simulated.step_seconds import step_seconds
+from dialect.token_rows.decoder import PASSES, Decoder
+from dialect.token_rows.states import States
 from examples import llama
 from rewrite import Engine, Pipeline
 from rewrite.target import Target
@@ -131,14 +131,21 @@ def shapes(chunk: int, steps: int = 5, **how: Any) -> list[Shape]:
 
 
 def test_prompts_and_drafts_have_groups_where_pages_are_read_together() -> None:
-    assert shapes(64) == [*map(rows, (2, 4, 16, 64))]
-    assert shapes(64, drafts=3) == [*map(rows, (2, 4, 16, 64))]
-    assert shapes(64, together=True) == [*map(rows, (2, 4, 16)), ((16, 1), (4, 16))]
-    verified = [((16, 4),), ((16, 1), (4, 16))]
-    assert shapes(64, together=True, drafts=3) == [*map(rows, (2, 4, 16)), *verified]
-    assert shapes(64, 4, together=True, drafts=3) == [*map(rows, (4, 16)), *verified]
-    assert shapes(20, together=True) == [*map(rows, (2, 4, 16, 20))]  # too few for a group
-    assert shapes(16) == [*map(rows, (2, 4, 16))]
+    assert shapes(64) == [*map(rows, (4, 16, 64))]
+    assert shapes(64, drafts=3) == [*map(rows, (4, 16, 64))]
+    assert shapes(64, together=True) == [*map(rows, (4, 16)), ((16, 1), (3, 16))]
+    verified = [((16, 4),), ((16, 1), (3, 16))]
+    assert shapes(64, together=True, drafts=3) == [*map(rows, (4, 16)), *verified]
+    assert shapes(64, 3, together=True, drafts=3) == [rows(16), *verified]
+    assert shapes(20, together=True) == [*map(rows, (4, 16, 20))]  # too few for a group
+    assert shapes(16) == [*map(rows, (4, 16))]
+
+
+def test_as_many_tokens_are_chosen_as_requests_run_or_rows_verify_drafts() -> None:
+    sizes = partial(Sizes.of, 16, lambda _: 1e9, pytest.fail, 64, 16, 64)
+    assert sizes(drafts=0).choices == 16
+    assert sizes(drafts=3).choices == 64
+    assert sizes(drafts=3, together=True).choices == 64
 
 
 def test_what_steps_take_follows_from_the_plan() -> None:
@@ -151,9 +158,9 @@ def test_what_steps_take_follows_from_the_plan() -> None:
     states = States.of(step, params, partial(sized, 1), 2048)
     passes = Pipeline.parse(PASSES.format(page=128)).passes()
     program = Decoder(step, sized, params, states).before_plan(2, passes, target)
-    seconds = step_seconds(program, target, 2048)
+    seconds = step_seconds(lambda: program, target, 2048)
     assert seconds is not None and 2e-3 < seconds(2) < seconds(64) < seconds(128) < 16e-3
     assert seconds(1 << 12) == math.inf
     alone, together = (seconds(64, shape) / seconds(64) for shape in (rows(256), ((64, 4),)))
     assert 1.3 < together < 1.7 and 2.0 < alone < 2.8  # whole contexts, compiled: 1.48, 2.66
-    assert step_seconds(program, Target("cpu:8", (("x", 8),)), 2048) is None
+    assert step_seconds(lambda: program, Target("cpu:8", (("x", 8),)), 2048) is None

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import pytest
 
-from dialect.engine.token_rows import PASSES
+from dialect.token_rows.decoder import PASSES
 from examples import llama
 from rewrite import Engine
 from tests.test_engine import alone

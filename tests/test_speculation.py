@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.compiled.compilations import Compilations
 from dialect.engine import drafting
-from dialect.engine.compilations import Compilations
-from dialect.serving.drafts import Ahead, Offer, PromptLookup, paying
+from dialect.serving.drafts import Ahead, Offer, PromptLookup, Usual, paying
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -78,7 +78,7 @@ def test_what_a_round_of_drafts_costs_is_paid_once_for_all() -> None:
 
 
 def test_what_was_verified_tells_how_often_drafts_of_its_own_are_right() -> None:
-    ahead = Ahead()
+    ahead = Ahead(Usual())
     assert ahead.draft(2) == [0, 0]
     for _ in range(40):
         ahead.extend([1, 2, 3], 2)
@@ -86,6 +86,22 @@ def test_what_was_verified_tells_how_often_drafts_of_its_own_are_right() -> None
     for _ in range(40):
         ahead.extend([1], 2)
     assert ahead.chance < 0.01
+
+
+def test_drafts_that_were_never_right_are_declined_for_new_requests_too() -> None:
+    """They are tried, and cost a step and a half to draft and verify."""
+    priced, usual = [(rows(1), 1.0), (rows(2), 1.2)], Usual()
+
+    def tried() -> bool:
+        ahead = Ahead(usual)
+        return bool(paying(1, (), [Offer(1, ahead.chance)], priced, draft_s=0.3))
+
+    assert tried()
+    Ahead(usual).extend([1], 2)
+    assert tried()  # one request says little
+    for _ in range(40):
+        Ahead(usual).extend([1], 2)
+    assert not tried()
 
 
 def test_drafts_share_the_rows_that_a_step_has_left() -> None:
@@ -311,7 +327,7 @@ def test_steps_are_timed() -> None:
 def test_the_tokens_are_those_without_drafts(engine: Engine) -> None:
     wanted, before, ran = answers(32), Compilations(), set[Any]()
     executables, run = engine.built.executables, engine.built.executables.run
-    executables.run = lambda packed, shape, rows: (ran.add(shape), run(packed, shape, rows))[1]
+    executables.run = lambda params, step: (ran.add(step.shape), run(params, step))[1]
     assert engine.generate(prompts(32), max_new_tokens=NEW) == wanted
     executables.run = run
     assert ((4, 4),) in ran  # a group for every request

@@ -46,10 +46,11 @@ ROOMS = {
     "measured": "rewrite display arrays jaxprs matching naming user layered padded reports passes",
     "checked": "rewrite display arrays ops jaxprs matching normal user compiled",
     "serving": "rewrite",
-    "simulated": "display machine planning reports serving",
-    "engine": "rewrite display arrays machine ops jaxprs matching staging tokens user compiled"
-    " planning prepared serving simulated",
-    "server": "engine serving",
+    "token_rows": "rewrite arrays ops jaxprs matching tokens user serving",
+    "simulated": "rewrite display machine planning reports serving",
+    "engine": "rewrite display arrays machine staging compiled prepared serving token_rows"
+    " simulated",
+    "server": "engine serving token_rows",
     "front": "rewrite display arrays machine ops jaxprs tokens user compiled planning prepared"
     " reports printed pages measured checked serving simulated engine server",
 }

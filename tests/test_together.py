@@ -14,10 +14,10 @@ from dialect.arrays.dtypes import struct_of
 from dialect.compiled.compiling import Compilable
 from dialect.compiled.resolved import resolve
 from dialect.engine.executables import packed_params
-from dialect.engine.states import States
-from dialect.engine.token_rows import PASSES, Decoder
 from dialect.ops.attend import attend
 from dialect.serving.shapes import rows_alone
+from dialect.token_rows.decoder import PASSES, Decoder
+from dialect.token_rows.states import States
 from examples import llama, palm
 from rewrite import Pipeline
 from tests.kit import assert_close

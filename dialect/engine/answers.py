@@ -7,9 +7,11 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from dialect.engine.sampling import Choice
+import numpy as np
+
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
+from dialect.token_rows.sampling import LISTED, Choice
 
 BY_ENGINE = ("refused", "failed")  # how an ending begins that is an error
 
@@ -20,6 +22,13 @@ class Token(NamedTuple):
     number: int
     logprob: float | None = None
     likely: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, row: np.ndarray) -> Token:
+        """That of a row of a step's results (`dialect.token_rows.sampling`)."""
+        which, likely = row[2 : 2 + LISTED], row[2 + LISTED :].view(np.float32)
+        log_probability = float(row[1:2].view(np.float32)[0])
+        return cls(int(row[0]), log_probability, tuple(zip(which.tolist(), likely.tolist())))
 
 
 class Answer:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dialect.engine.answers import Answer
-from dialect.engine.drafting import drafts_of
+from dialect.engine.drafting import Drafting
 from dialect.engine.hosts import Hosts
-from dialect.engine.sampling import Choice
 from dialect.serving.requests import Request
+from dialect.token_rows.sampling import Choice
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class News:
 
 
 class Arrivals:
-    """Those that the scheduler does not know yet. `draft`: see `dialect.engine.drafting`."""
+    """Those that the scheduler does not know yet."""
 
-    def __init__(self, draft: str | None = None) -> None:
-        self.draft, self.closing = draft, False
+    def __init__(self, drafting: Drafting) -> None:
+        self.drafting, self.closing = drafting, False
         self.coming: list[Answer] = []
         self.leaving: list[Answer] = []
 
@@ -60,7 +60,7 @@ class Arrivals:
         about = dict(said)
         choice = Choice(**about.pop("choice"))
         request = Request(**about | {"stop": frozenset(said["stop"])})
-        request.drafts = drafts_of(self.draft, request)
+        request.drafts = self.drafting.of(request)
         return Answer(request, choice, cancel)
 
 

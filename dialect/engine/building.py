@@ -15,17 +15,17 @@ import jax
 from dialect.compiled.compilation_cache import use_by_default
 from dialect.compiled.compiling import Compilable
 from dialect.compiled.resolved import resolve
-from dialect.engine.beside import BESIDE
-from dialect.engine.executables import MOST, Executables, packed_params
+from dialect.engine.executables import MOST_STEPS, Executables, packed_params
 from dialect.engine.sizes import Sizes, whole_pages
-from dialect.engine.states import States
-from dialect.engine.step_seconds import Seconds, step_seconds
-from dialect.engine.token_rows import FEWEST, PAGE, PAGE_ON_TPU, PASSES, Decoder
 from dialect.machine.chips import Chip
 from dialect.machine.mesh import Topology
 from dialect.prepared.originals import shape_of_lazy
 from dialect.serving.policy import ServingError
 from dialect.serving.shapes import rows_alone
+from dialect.simulated.step_seconds import Seconds, step_seconds
+from dialect.token_rows.beside import BESIDE
+from dialect.token_rows.decoder import FEWEST, PAGE, PAGE_ON_TPU, PASSES, Decoder
+from dialect.token_rows.states import States
 from rewrite.passbase import Pass
 from rewrite.pipeline import Pipeline
 from rewrite.program import NOTHING_DONE, Program
@@ -85,7 +85,7 @@ def built(
     room = partial(_room, decoder, passes, target, jax_mesh, context, beside)
     seconds = partial(_seconds, decoder, passes, target, context)
     parts = jax_mesh.size if _in_groups(passes) else 1
-    steps, together = MOST - 1 - bool(drafting), parts == 1 and _reads_count(sized, shapes, chip)
+    steps, together = MOST_STEPS - bool(drafting), parts == 1 and _reads_count(sized, shapes, chip)
     how = {"steps": steps, "parts": parts, "together": together, "drafts": drafts}
     sizes = Sizes.of(page, room, seconds, **asked, **how)
     make = partial(decoder.program, pages=sizes.pages, target=target)
@@ -98,8 +98,8 @@ def built(
         shape: planned(shape, passes=passes) if shape != rows else program for shape in sizes.shapes
     }
     draft = _drafting(planned, rows, passes, drafting) if drafting else None
-    tables, copies = states.tables, sizes.rows
-    executables = Executables(programs, jax_mesh, sizes.pages, tables, copies, draft)
+    most = sizes.rows, sizes.choices, sizes.groups
+    executables = Executables(programs, jax_mesh, sizes.pages, states.tables, *most, draft)
     packed = packed_params(program, jax_mesh, params)
     draft_packed = _packed(draft, jax_mesh, params, packed, drafting) if draft else None
     executables.fresh()
@@ -128,7 +128,8 @@ def _groups(program: Program, target: Target) -> int:
 
 def _seconds(decoder: Decoder, passes: Passes, target: Target, context: int) -> Seconds | None:
     """What a step of some rows takes, by the cost model."""
-    return step_seconds(decoder.before_plan(FEWEST, passes, target), target, context)
+    before_plan = partial(decoder.before_plan, FEWEST, passes, target)
+    return step_seconds(before_plan, target, context)
 
 
 def _before_plan(passes: Passes, more: str) -> Passes:

@@ -6,16 +6,16 @@ when its drafts are verified. So there is no prompt for it to compute, and no ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dialect.engine import packing
 from dialect.engine.executables import Executables
-from dialect.engine.packing import Packed
 from dialect.engine.sizes import Sizes
-from dialect.serving.steps import Row, Step
+from dialect.serving.shapes import rows_alone
+from dialect.serving.steps import Step
+from dialect.token_rows import packing, sampling
+from dialect.token_rows.packing import Packed
 
 
 class Drafter:
@@ -23,39 +23,43 @@ class Drafter:
 
     def __init__(self, executables: Executables, params: Any, sizes: Sizes) -> None:
         self.executables, self.params = executables, params
-        self.rows, self.groups = sizes.rows, sizes.groups
+        self.rows, self.choices, self.groups = sizes.rows, sizes.choices, sizes.groups
 
     def fill(self, step: Step, arrays: Packed) -> None:
-        """Runs for as many rounds as there are drafts, and puts them into a step and its array.
+        """Runs for as many rounds as there are drafts, and puts them into a step and its arrays.
 
         A draft is drawn with the noise of its position, as the token that it is compared with.
         """
         drafted = [row for row in step.rows if row.drafts]
         if not drafted:
             return
-        places = [arrays.answering[row.request] for row in drafted]
+        firsts = np.array([arrays.answering[row.request] for row in drafted])
+        groups = np.array([row.request.group for row in drafted])
+        choices = arrays.choices[firsts]
+        places = choices[:, sampling.ROW] + groups * (len(arrays.rows) // self.groups)
         lengths = np.array([len(row.drafts) for row in drafted])
-        tokens = self.ahead(arrays.rows[places], lengths, self._at(drafted))
+        tokens = self.ahead(arrays.rows[places], choices, lengths, groups)
         for row, place, guesses in zip(drafted, places, tokens.tolist(), strict=True):
             row.drafts[:] = guesses[: len(row.drafts)]
             arrays.rows[place + 1 : place + 1 + len(row.drafts), packing.TOKEN] = row.drafts
 
-    def _at(self, drafted: Sequence[Row]) -> np.ndarray:
-        """Where they are in a step of requests: each among those of its group."""
-        groups = np.array([row.request.group for row in drafted])
-        firsts = np.searchsorted(groups, groups)  # rows of a group are side by side
-        return groups * (self.rows // self.groups) + np.arange(len(groups)) - firsts
-
-    def ahead(self, rows: np.ndarray, lengths: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """i32[rows, most drafts], behind the tokens of rows `at` some places, for so many rounds
-        of each."""
-        array = np.zeros((self.rows, rows.shape[1]), np.int32)
-        array[:, packing.PAGES :] = packing.NO_PAGE
-        array[at] = rows
+    def ahead(
+        self, rows: np.ndarray, choices: np.ndarray, lengths: np.ndarray, groups: np.ndarray
+    ) -> np.ndarray:
+        """i32[rows, most drafts], behind the tokens of some rows, chosen as theirs are, for so many
+        rounds of each; groups: of chips, in their order."""
+        places = np.arange(len(groups)) - np.searchsorted(groups, groups)  # within their group
+        at, asked = (groups * (of // self.groups) + places for of in (self.rows, self.choices))
+        array = packing.empty(self.rows, self.executables.width)
+        chosen = sampling.unasked(self.choices)
+        array[at], chosen[asked] = rows, choices
+        chosen[asked, sampling.ROW] = places
         results: list[Any] = []
         for number in range(lengths.max()):
             array[at[lengths <= number], packing.PAGES :] = packing.NO_PAGE
-            results.append(self.executables.draft(self.params, array.copy(), *results[-1:]))
-            array[:, packing.SOURCE] = np.arange(self.rows)
-            array[:, packing.POSITION] += 1
-        return np.stack([np.asarray(result)[at, 0] for result in results], axis=1)
+            step = Packed(rows_alone(self.rows), array.copy(), chosen.copy(), {})
+            results.append(self.executables.draft(self.params, step, *results[-1:]))
+            array[at, packing.SOURCE] = asked
+            array[at, packing.POSITION] += 1
+            chosen[asked, sampling.POSITION] += 1
+        return np.stack([np.asarray(result)[asked, 0] for result in results], axis=1)

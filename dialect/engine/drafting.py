@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dialect.engine import packing
-from dialect.engine.beside import BESIDE
 from dialect.engine.building import Built
-from dialect.serving.drafts import Ahead, Drafts, PromptLookup
+from dialect.serving.drafts import Ahead, Drafts, PromptLookup, Usual
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
-from dialect.serving.shapes import rows_of, told
+from dialect.serving.shapes import Shape, rows_alone, rows_of, told
+from dialect.token_rows import packing, sampling
+from dialect.token_rows.beside import BESIDE
+from dialect.token_rows.packing import Packed
 from rewrite.errors import PipelineError, nearest
 from rewrite.pipeline import Pipeline
 
@@ -30,7 +32,7 @@ _TIMES = 3  # that a step runs to be timed
 _PLACE = 1 / 4  # of the context: where it is timed, since a step reads what lies before
 
 
-def drafting(built: Built, draft: str | None, length: int | None) -> dict[str, Any]:
+def measured(built: Built, draft: str | None, length: int | None) -> dict[str, Any]:
     """Of an engine's policy, what its drafts are; where no length is given, its steps are timed."""
     once_s = draft_s(built)
     if draft is None or length is not None:
@@ -58,11 +60,18 @@ def passes_of(draft: str | None, length: int | None) -> str:
     return draft
 
 
-def drafts_of(draft: str | None, request: Request) -> Drafts | None:
-    """The drafts of a new request."""
-    if draft is None:
-        return None
-    return PromptLookup(request.tokens) if draft == "ngram" else Ahead()
+@dataclass(frozen=True)
+class Drafting:
+    """What an engine's drafts are (`DRAFTS`), and how often they are right."""
+
+    draft: str | None
+    usual: Usual = field(default_factory=Usual)
+
+    def of(self, request: Request) -> Drafts | None:
+        """The drafts of a new request."""
+        if self.draft is None:
+            return None
+        return PromptLookup(request.tokens) if self.draft == "ngram" else Ahead(self.usual)
 
 
 def seconds(built: Built) -> list[float]:
@@ -70,8 +79,7 @@ def seconds(built: Built) -> list[float]:
     run = built.executables.run
     timed = []
     for shape in built.sizes.shapes:
-        rows = _alike(built, rows_of(shape))
-        timed.append(_seconds(partial(run, built.params, shape, rows)))
+        timed.append(_seconds(partial(run, built.params, _alike(built, shape))))
     built.executables.fresh()
     return timed
 
@@ -80,22 +88,20 @@ def draft_s(built: Built) -> float:
     """The seconds in which the decoder that drafts does so once for everybody; 0 without one."""
     if built.draft_params is None:
         return 0.0
-    rows = _alike(built, built.sizes.rows)
-    once_s = _seconds(lambda: built.executables.draft(built.draft_params, rows))
+    step = _alike(built, rows_alone(built.sizes.rows))
+    once_s = _seconds(lambda: built.executables.draft(built.draft_params, step))
     built.executables.fresh()
     return once_s
 
 
-def _alike(built: Built, rows: int) -> np.ndarray:
-    """So many token rows at one place, on the same pages."""
+def _alike(built: Built, shape: Shape) -> Packed:
+    """A step whose token rows are all at one place, on the same pages."""
     place = int(_PLACE * built.sizes.context)
     pages = place // built.sizes.page + 1
-    array = np.full((rows, packing.PAGES + built.executables.width), packing.NO_PAGE, np.int32)
-    array[:, : packing.PAGES] = 0
-    array[:, packing.SOURCE] = -1
+    array = packing.empty(rows_of(shape), built.executables.width)
     array[:, packing.POSITION] = place
     array[:, packing.PAGES : packing.PAGES + pages] = np.arange(pages)
-    return array
+    return Packed(shape, array, sampling.unasked(built.sizes.choices), {})
 
 
 def _seconds(run: Callable[[], Any]) -> float:

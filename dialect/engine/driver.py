@@ -19,13 +19,13 @@ from dialect.engine.answers import Answer, Token
 from dialect.engine.arrivals import Arrivals
 from dialect.engine.building import Built
 from dialect.engine.drafter import Drafter
+from dialect.engine.drafting import Drafting
 from dialect.engine.hosts import Hosts
-from dialect.engine.packing import Packed, packed, placed
-from dialect.engine.sampling import LISTED
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
 from dialect.serving.steps import Row, Step
+from dialect.token_rows.packing import Packed, packed, placed
 from rewrite.errors import cause
 
 _LOOK_S = 0.01  # between looks at requests of which none can run
@@ -40,10 +40,12 @@ class Driver:
     all before every step who came and left.
     """
 
-    def __init__(self, scheduler: Scheduler, built: Built, hosts: Hosts, draft: str | None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, built: Built, hosts: Hosts, drafting: Drafting
+    ) -> None:
         self.scheduler, self.executables, self.params = scheduler, built.executables, built.params
         self.pages = built.sizes.first_pages
-        self.hosts, self.arrivals, self.now = hosts, Arrivals(draft), time.monotonic()
+        self.hosts, self.arrivals, self.now = hosts, Arrivals(drafting), time.monotonic()
         ahead = built.draft_params
         self.drafter = Drafter(built.executables, ahead, built.sizes) if ahead else None
         self.answers: dict[Request, Answer] = {}  # of requests that have not ended
@@ -163,18 +165,18 @@ class Driver:
         sources = before[1].answering if before else dict.fromkeys(_requests(step), 0)
         choices = {request: self.answers[request].choice for request in _requests(step)}
         shape, starts = placed(step, self.executables.shapes, len(self.pages))
-        width = self.executables.width
-        return packed(step, shape, starts, width, sources, choices, self.pages)
+        sizes = self.executables.width, self.executables.choices
+        return packed(step, shape, starts, *sizes, sources, choices, self.pages)
 
     def _start(self, step: Step, arrays: Packed) -> Any:
         firsts = ((self.pages[group], page, copy) for group, page, copy in step.copies)
         copies = [(first + page, first + copy) for first, page, copy in firsts]
-        self.hosts.did(np.array(copies, np.int32), arrays.rows)
+        self.hosts.did(np.array(copies, np.int32), arrays.rows, arrays.choices)
         self.executables.copied(copies)
         if self.drafter is not None:
             self.drafter.fill(step, arrays)
         self.steps += 1
-        return self.executables.run(self.params, arrays.shape, arrays.rows)
+        return self.executables.run(self.params, arrays)
 
     def _read(self, step: Step, arrays: Packed, results: Any) -> None:
         """Waits for a step, and hands its tokens on."""
@@ -194,7 +196,7 @@ class Driver:
 
     def _tell(self, request: Request, tokens: Sequence[int], results: np.ndarray) -> None:
         if answer := self.answers.get(request):
-            for token in map(_token, results) if answer.choice.logprobs else map(Token, tokens):
+            for token in map(Token.of, results) if answer.choice.logprobs else map(Token, tokens):
                 answer.add(token)
 
     def _ended(self, request: Request) -> None:
@@ -241,10 +243,3 @@ class Driver:
 
 def _requests(step: Step) -> list[Request]:
     return [row.request for row in step.rows]
-
-
-def _token(row: np.ndarray) -> Token:
-    """A token from its row of a step's results (`dialect.engine.sampling`)."""
-    which, likely = row[2 : 2 + LISTED], row[2 + LISTED :].view(np.float32)
-    log_probability = float(row[1:2].view(np.float32)[0])
-    return Token(int(row[0]), log_probability, tuple(zip(which.tolist(), likely.tolist())))

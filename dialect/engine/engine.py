@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dialect.compiled.compilations import Compilations
 from dialect.engine.answers import Answer
-from dialect.engine.beside import BESIDE, Served, beside
 from dialect.engine.building import built
-from dialect.engine.compilations import Compilations
-from dialect.engine.drafting import drafting, drafts_of, passes_of, verified
+from dialect.engine.drafting import Drafting, measured, passes_of, verified
 from dialect.engine.driver import Driver
 from dialect.engine.explained import explained, figures
 from dialect.engine.hosts import Hosts
-from dialect.engine.sampling import Choice
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
+from dialect.token_rows.beside import BESIDE, Served, beside
+from dialect.token_rows.sampling import Choice
 from rewrite.pipeline import Pipeline
 
 PREFILL = (
@@ -82,11 +82,11 @@ class Engine:
         drafts = verified(draft, draft_length)
         self.built = built(step, params, init_cache, mesh, pipeline, page, passes, drafts, **asked)
         self.draft, self.declined = draft, PREFILL if prefill is not None else ()
-        measured = drafting(self.built, draft, draft_length)
-        measured = self.hosts.shared(measured)  # no two hosts measure the same
-        self.policy = self.built.sizes.policy(policy, **measured)
+        decided = measured(self.built, draft, draft_length)
+        decided = self.hosts.shared(decided)  # no two hosts measure the same
+        self.policy, self.drafting = self.built.sizes.policy(policy, **decided), Drafting(draft)
         scheduler = Scheduler(self.policy)
-        self.driver = Driver(scheduler, self.built, self.hosts, draft)
+        self.driver = Driver(scheduler, self.built, self.hosts, self.drafting)
         self.compilations = Compilations()
 
     def submit(
@@ -104,7 +104,7 @@ class Engine:
     ) -> Answer:
         """Lets a request wait; `async for token in` its answer gives tokens as they come.
 
-        - temperature, top_p, top_k, seed, logprobs: see `dialect.engine.sampling.Choice`
+        - temperature, top_p, top_k, seed, logprobs: see `dialect.token_rows.sampling.Choice`
         - stop: tokens behind which it ends
         - about: priority, user and deadline, of `dialect.serving.requests.Request`
 
@@ -114,7 +114,7 @@ class Engine:
             raise ServingError("requests go to process 0", hint="engine.follow() serves them here")
         request = Request(list(prompt), max_new_tokens, frozenset(stop), **about)
         self._must_fit(request)
-        request.drafts = drafts_of(self.draft, request)
+        request.drafts = self.drafting.of(request)
         choice = Choice(temperature, top_p, top_k, seed, logprobs)
         answer = Answer(request, choice, self.driver.cancel)
         self.driver.submit(answer)

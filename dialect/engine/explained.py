@@ -42,8 +42,8 @@ def explained(built: Built, draft: str | None, policy: Policy, counted: Mapping[
     steps = ", ".join(map(told, executables.shapes))
     lines = [
         f"{executables.count} executables, compiled in {executables.compile_s:.1f} s: steps of "
-        f"{steps} rows, and one that copies pages; {counted['compilations']} more since, in this "
-        "process",
+        f"{steps} rows, and two that choose tokens and copy pages; {counted['compilations']} more "
+        "since, in this process",
         f"{sizes.pages} pages of {sizes.page} tokens ({size(pools)} on {built.target.topology}), "
         f"{counted['pages_in_use']} in use; {sizes.rows} requests of up to {sizes.context} tokens "
         "run at a time",

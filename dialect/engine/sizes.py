@@ -1,6 +1,6 @@
 """How large the steps of an engine are, and how many pages it has.
 
-shapes of steps: 2, .., rows / 4, rows, chunk    a closed set, each one executable
+shapes of steps: .., rows / 16, rows / 4, rows, chunk    a closed set, each one executable
 
 Where reading pages counts, the largest step has rows that are alone and groups for prompts, and
 where drafts are verified there is one with a group for every request.
@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from dialect.engine.executables import MOST
-from dialect.engine.step_seconds import Seconds
-from dialect.engine.token_rows import FEWEST
+from dialect.engine.executables import MOST_STEPS
 from dialect.serving.drafts import WAITS_S
 from dialect.serving.policy import Policy, ServingError
-from dialect.serving.shapes import Shape, part_of, rows_alone, told
+from dialect.serving.shapes import Shape, part_of, rows_alone, rows_of, told
+from dialect.simulated.step_seconds import Seconds
+from dialect.token_rows.decoder import FEWEST
 from rewrite.errors import nearest
 
 _ROWS, _MOST = 16, 256  # requests that run: at least, and at most
@@ -46,7 +46,7 @@ class Sizes:
     shapes of steps.
 
     together: whether tokens of one request read its pages together; drafts: that are verified of
-    every request at once, then
+    every request at once, then; guesses: whether there are drafts at all
     """
 
     context: int
@@ -54,12 +54,13 @@ class Sizes:
     rows: int
     chunk: int
     pages: int
-    steps: int = MOST - 1
+    steps: int = MOST_STEPS
     why: str = ""  # rows and chunk are these
     parts: int = 1  # into which rows and pages can be divided
     groups: int = 1  # into which they are
     together: bool = False
     drafts: int = 0
+    guesses: bool = False
 
     @staticmethod
     def of(
@@ -70,7 +71,7 @@ class Sizes:
         rows: int | None = None,
         chunk: int | None = None,
         pages: int | None = None,
-        steps: int = MOST - 1,
+        steps: int = MOST_STEPS,
         parts: int = 1,
         together: bool = False,
         drafts: int | None = 0,
@@ -79,6 +80,7 @@ class Sizes:
         `room(rows)` says how many tokens have room in memory, `seconds()` what steps take, if that
         is known. Raises ServingError.
         """
+        guesses = drafts != 0
         planned = None if rows and chunk and drafts is not None else seconds()
         rows = max(FEWEST, rows or (_rows(planned) if planned else _ROWS))
         chunk = chunk or (_chunk(planned, rows, together) if planned else _MORE * rows)
@@ -87,7 +89,8 @@ class Sizes:
         rows, chunk = (-(-size // parts) * parts for size in (rows, max(rows, chunk)))
         pages = pages or min(rows * context // page, int(_ROOMY * room(rows) / page))
         pages = pages // parts * parts
-        sizes = Sizes(context, page, rows, chunk, pages, steps, "", parts, 1, together, drafts)
+        how = {"parts": parts, "together": together, "drafts": drafts, "guesses": guesses}
+        sizes = Sizes(context, page, rows, chunk, pages, steps, **how)
         why = _why(planned, rows, sizes.shapes) if planned else ""
         return replace(sizes, why=why).in_groups(1)
 
@@ -107,15 +110,22 @@ class Sizes:
         return [self.pages // self.groups * group for group in range(self.groups)]
 
     @property
+    def choices(self) -> int:
+        """Tokens that a step chooses at most: of every request one, and one behind every draft."""
+        return max(map(rows_of, self.shapes)) if self.guesses else self.rows
+
+    @property
     def shapes(self) -> list[Shape]:
         """The shapes of all steps: rows that are alone, a group for every request, and the largest,
-        whose prompts are in groups, one more than a single prompt fills."""
+        whose prompts are in groups."""
         with_prompts = [_with_prompts(self.rows, self.chunk, self.together)]
         with_prompts *= self.chunk > self.rows
         verified = [((self.rows, 1 + self.drafts),)] if self.together and self.drafts else []
         sizes, fewest = [self.rows], max(FEWEST, self.parts)
-        while sizes[0] > fewest and len([*sizes, *verified, *with_prompts]) < self.steps:
-            sizes.insert(0, max(fewest, sizes[0] // _STEP // self.parts * self.parts))
+        while len([*sizes, *verified, *with_prompts]) < self.steps:
+            if (fewer := sizes[0] // _STEP // self.parts * self.parts) < fewest:
+                break
+            sizes.insert(0, fewer)
         return [*map(rows_alone, sizes), *verified, *with_prompts]
 
     def policy(self, chosen: Mapping[str, Any], seconds: Sequence[float], **decided: Any) -> Policy:
@@ -136,7 +146,7 @@ def _with_prompts(rows: int, chunk: int, together: bool) -> Shape:
     """The step of so many tokens, of which those beyond the rows are of prompts."""
     if not together or chunk - rows < _TOGETHER:
         return rows_alone(chunk)
-    return ((rows, 1), (1 - (rows - chunk) // _TOGETHER, _TOGETHER))
+    return ((rows, 1), (-((rows - chunk) // _TOGETHER), _TOGETHER))
 
 
 def _rows(seconds: Seconds) -> int:

@@ -113,7 +113,10 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=int, metavar="N", help="requests that run at a time (by the plan)")
     add("--chunk", type=int, metavar="N", help="tokens of a step, prompts included (by the plan)")
     add("--pages", type=int, metavar="N", help="of the cache (as have room)")
-    add("--draft", metavar="NAME", help="ngram, self (int4 weights), or passes (none)")
+    text = "ngram, self (int4 weights), passes, or FILE.py:FUNCTION of a second decoder (none)"
+    add("--draft", metavar="WHAT", help=text)
+    add("--draft-config", metavar="NAME", help="a name in the CONFIGS of a second decoder")
+    add("--draft-weights", metavar="FILE", help="its checkpoint (its trained_params)")
     add("--draft-length", type=int, metavar="N", help="the most of a request (as many as pay)")
     text = "ADDRESS:PORT,COUNT,NUMBER of this process, or auto on a TPU slice (one process)"
     add("--hosts", metavar="WHICH", help=text)

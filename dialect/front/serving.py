@@ -53,9 +53,9 @@ def _serve(args: Arguments, screen: Screen, limits: Any, server: Any, texts: Any
     decoder = usercode.served(args.function, args.config)
     tokenizer, template, stop = _texts(args, decoder)
     with screen.working("reading the weights"):
-        params = _params(args, decoder)
+        params, draft = _params(decoder, args.weights, "--weights"), _draft(args)
     with screen.working("compiling"):
-        engine = _engine(args, decoder, params)
+        engine = _engine(args, decoder, params, draft)
     screen.lines(engine.explain().split("\n")[:3])
     if not engine.hosts.leads:
         screen.show(f"process {engine.hosts.number} serves what arrives at process 0")
@@ -68,7 +68,7 @@ def _serve(args: Arguments, screen: Screen, limits: Any, server: Any, texts: Any
     run(served, args.host, args.port)
 
 
-def _engine(args: Arguments, decoder: Served, params: Any) -> Engine:
+def _engine(args: Arguments, decoder: Served, params: Any, draft: Any) -> Engine:
     return Engine(
         decoder.step,
         params,
@@ -79,22 +79,35 @@ def _engine(args: Arguments, decoder: Served, params: Any) -> Engine:
         rows=args.rows,
         chunk=args.chunk,
         max_pages=args.pages,
-        draft=args.draft,
+        draft=draft,
         draft_length=args.draft_length,
         most_waiting=2 * args.max_waiting,
     )
 
 
-def _params(args: Arguments, decoder: Served) -> Any:
+def _draft(args: Arguments) -> Any:
+    """What drafts: a name, passes, or a second decoder with its parameters."""
+    if args.draft and ":" in args.draft and "{" not in args.draft:
+        drafter = usercode.served(args.draft, args.draft_config)
+        params = _params(drafter, args.draft_weights, "--draft-weights")
+        return drafter.step, params, drafter.init_cache
+    for option in ("draft_config", "draft_weights"):
+        if getattr(args, option):
+            said = f"--{option.replace('_', '-')} is of a second decoder"
+            raise ServingError(said, hint="name it: --draft FILE.py:FUNCTION")
+    return args.draft
+
+
+def _params(decoder: Served, weights: str | None, option: str) -> Any:
     """The weights of a file, or those that the decoder's own file has."""
-    if args.weights and hasattr(decoder.module, "read_params"):
-        return decoder.params("read_params", Path(args.weights))
-    if args.weights:
-        return as_tree(decoder.shapes, read_checkpoint(args.weights))
+    if weights and hasattr(decoder.module, "read_params"):
+        return decoder.params("read_params", Path(weights))
+    if weights:
+        return as_tree(decoder.shapes, read_checkpoint(weights))
     if hasattr(decoder.module, "trained_params"):
         return decoder.params("trained_params")
     raise ServingError(
-        f"{args.function} comes without trained_params", hint="name a checkpoint: --weights FILE"
+        f"{decoder.text} comes without trained_params", hint=f"name a checkpoint: {option} FILE"
     )
 
 

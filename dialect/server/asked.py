@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dialect.engine.sampling import LISTED
 from dialect.server.refusals import Refusal
 from dialect.server.texts import Texts
+from dialect.token_rows.sampling import LISTED
 
 MOST_CHOICES, MOST_STOPS, MOST_PROMPTS = 16, 4, 64
 _SEED = 0x7FFFFFFF

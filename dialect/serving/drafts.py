@@ -16,7 +16,9 @@ from typing import NamedTuple
 from dialect.serving.shapes import Priced, Room, Shape
 
 _AT_FIRST = 0.5  # the chance of a guess, before any was seen to be right or wrong
-_WEIGHT = 1 / 8  # of the last guess, in the running mean
+_WEIGHT = 1 / 8  # of the last guess, in the running mean of a request
+_HOPED = 0.9  # the chance of the drafts of a decoder, before any was verified: so that some are
+_USUAL_WEIGHT = 1 / 64  # of the last of these, in the running mean over all requests
 _LEAST = 0.05  # the chance of a draft that is worth a row
 _LONGEST = 3  # tokens before a guess that are known to be there too; more say nothing more
 _BITS = 32  # of a token
@@ -83,12 +85,26 @@ class PromptLookup:
         return (repeated * count)[:count] if len(repeated) < count else repeated
 
 
-class Ahead:
-    """Drafts of a decoder of their own, which fills them in when a step is known; what was verified
-    tells how often they are right."""
+class Usual:
+    """How often the drafts of a decoder were right, over all requests. It begins too high, so they
+    are declined because of what was verified, not because of a guess."""
 
     def __init__(self) -> None:
-        self.chance = _AT_FIRST
+        self.chance = _HOPED
+
+
+class Ahead:
+    """Drafts of a decoder of their own, which fills them in when a step is known; what was verified
+    tells how often they are right: of this request, and before of all others."""
+
+    def __init__(self, usual: Usual) -> None:
+        self.usual = usual
+        self.seen: float | None = None  # the chance by what was verified here
+
+    @property
+    def chance(self) -> float:
+        """The probability that a draft is right."""
+        return self.usual.chance if self.seen is None else self.seen
 
     def draft(self, count: int) -> list[int]:
         """So many tokens, to be filled in."""
@@ -97,7 +113,9 @@ class Ahead:
     def extend(self, tokens: Sequence[int], verified: int) -> None:
         """Takes the answer to a step that verified so many drafts."""
         for at in range(min(verified, len(tokens))):
-            self.chance += _WEIGHT * ((at + 1 < len(tokens)) - self.chance)
+            right, chance = at + 1 < len(tokens), self.chance
+            self.usual.chance += _USUAL_WEIGHT * (right - self.usual.chance)
+            self.seen = chance + _WEIGHT * (right - chance)
 
 
 Drafts = PromptLookup | Ahead

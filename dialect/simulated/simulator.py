@@ -13,7 +13,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
 
-from dialect.serving.drafts import WAITS_S, Ahead
+from dialect.serving.drafts import WAITS_S, Ahead, Usual
 from dialect.serving.policy import Policy
 from dialect.serving.scheduler import Scheduler
 from dialect.serving.steps import Row
@@ -30,11 +30,11 @@ def simulate(policy: Policy, arrivals: Iterable[Arrival], seconds: Seconds) -> F
     scheduler, watch = Scheduler(policy), Watch()
     now, refused, fresh, coming = 0.0, 0, itertools.count(), iter(arrivals)
     arrival, chance = next(coming, None), random.Random(0)
-    guessed: dict[int, float] = {}
+    guessed, usual = dict[int, float](), Usual()
     while True:
         while arrival is not None and arrival.at <= now:
             request = arrival.request()
-            request.drafts = Ahead() if arrival.guessed else None
+            request.drafts = Ahead(usual) if arrival.guessed else None
             scheduler.submit(request, arrival.at)
             guessed[request.number] = arrival.guessed
             refused += bool(request.ended)

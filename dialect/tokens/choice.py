@@ -71,11 +71,34 @@ def log_probabilities(logits: jax.Array, tokens: jax.Array, top: int | None) -> 
         return Chosen(tokens)
     logits = logits.astype(jnp.float32)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1) - total
+    chosen = _at(logits, tokens) - total[..., 0]
     if not top:
-        return Chosen(tokens, chosen[..., 0])
-    largest, which = jax.lax.top_k(logits, top)
-    return Chosen(tokens, chosen[..., 0], which, largest - total)
+        return Chosen(tokens, chosen)
+    which, largest = _most_probable(logits, top)
+    return Chosen(tokens, chosen, which, largest - total)
+
+
+def _at(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The logit of a token, as a reduction: a vocabulary that is split is not gathered."""
+    return jnp.where(_is(logits, tokens), logits, -jnp.inf).max(axis=-1)
+
+
+def _is(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.arange(logits.shape[-1]) == tokens[..., None]
+
+
+def _most_probable(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The numbers of the largest logits, i32[.., count], and these: the largest, again and again. A
+    sort of the vocabulary takes a TPU's compiler longer than all else that chooses a token."""
+
+    def next_one(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        first = jnp.argmax(left, axis=-1).astype(jnp.int32)
+        return jnp.where(_is(left, first), -jnp.inf, left), (first, _at(logits, first))
+
+    finite = jnp.maximum(logits, jnp.finfo(logits.dtype).min)  # -infinity is what was taken
+    ordered = jax.lax.scan(next_one, finite, length=count)[1]
+    which, largest = (jnp.moveaxis(each, 0, -1) for each in ordered)
+    return which, largest
 
 
 def allowed_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -75,9 +75,7 @@ def served(together: bool = False) -> Engine:
     """An engine whose policy a schedule replaces, its drafts too."""
     init_cache = partial(llama.init_cache, CONFIG)
     sizes = {"max_context": CONTEXT, "page": PAGE, "rows": ROWS, "max_pages": PAGES}
-    more = (
-        {"chunk": 3 * CHUNK, "draft": "ngram", "draft_length": 3} if together else {"chunk": CHUNK}
-    )
+    more = {"chunk": 3 * CHUNK if together else CHUNK, "draft": "ngram", "draft_length": 3}
     step = partial(llama.decode_step, CONFIG)
     engine = Engine(step, params(), init_cache, "cpu:1", **sizes, **more)
     assert together == any(len(shape) > 1 for shape in engine.built.sizes.shapes)

@@ -10,12 +10,12 @@ import random
 import sys
 from collections import Counter, deque
 
-from dialect.engine.packing import placed
 from dialect.serving import shapes
 from dialect.serving.policy import VICTIMS, Policy
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
 from dialect.serving.steps import Step
+from dialect.token_rows.packing import placed
 from tests.fake_step import VOCABULARY, FakeDevice, Guesses, alone
 
 LONGEST, TOKENS = 40, 3  # of a request; that prompts are written in, so that many begin alike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Protocol
@@ -25,15 +26,18 @@ class Seconds(Protocol):
     def __call__(self, rows: int, step: Shape | None = None) -> float: ...
 
 
-def step_seconds(program: Program, target: Target, context: int) -> Seconds | None:
+def step_seconds(program: Callable[[], Program], target: Target, context: int) -> Seconds | None:
     """What steps take whose rows are full, as every request reads half of the context. None for a
     decoder without costs, and on a CPU, whose figures are nominal.
 
-    program: as the pass `plan` gets it
+    program: as the pass `plan` gets it; made where it is needed
     """
-    mesh, axes = MeshSpec(target.mesh), planned_axes(program, target.mesh)
-    shape, topology = decoder_shape(program, axes), Topology.parse(target.topology)
-    if not shape.is_costed or topology.chip.platform == "cpu":
+    mesh, topology = MeshSpec(target.mesh), Topology.parse(target.topology)
+    if topology.chip.platform == "cpu":
+        return None
+    planned = program()
+    shape = decoder_shape(planned, planned_axes(planned, target.mesh))
+    if not shape.is_costed:
         return None
     read = max(1, context // 2)
 

@@ -22,10 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.engine.pooled import pooled, sharing
-from dialect.engine.states import States
 from dialect.serving.policy import ServingError
 from dialect.serving.shapes import Shape, rows_alone, rows_of
+from dialect.token_rows.pooled import pooled, sharing
+from dialect.token_rows.states import States
 from dialect.user.per_row import per_row
 from dialect.user.tracing import trace
 from rewrite import manager

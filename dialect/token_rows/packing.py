@@ -1,9 +1,11 @@
-"""A step as one array: what every token row is, and where its pages are.
+"""A step as two arrays: its token rows with their pages, and the choices of tokens behind some.
 
-    columns of a row: token, source, position, how its token is chosen, page, page, ..
+    columns of a row: token, source, position, page, page, ..
+    columns of a choice: row, position, how the token is chosen
 
-A token that a queued step has still to give is `source`, its place among the results of the step
-before; -1 where the token is known.
+A token that a queued step has still to give is `source`, its place among the choices of the step
+before; -1 where the token is known. Of chips that own rows, every group has its part of the rows
+and of the choices, whose rows are counted from the first of the group.
 """
 
 from __future__ import annotations
@@ -13,29 +15,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dialect.engine import sampling
-from dialect.engine.sampling import Choice
 from dialect.serving.requests import Request
 from dialect.serving.shapes import Room, Shape, part_of, rows_of
 from dialect.serving.steps import Row, Step
+from dialect.token_rows import sampling
+from dialect.token_rows.sampling import Choice
 
-TOKEN, SOURCE, POSITION = range(3)
-CHOICE = slice(3, 3 + sampling.COLUMNS)
-PAGES = CHOICE.stop
+TOKEN, SOURCE, POSITION, PAGES = range(4)
 NO_PAGE = -1
-NOBODY = (0, -1, 0, *Choice().columns)  # but for its pages
 
 
 @dataclass
 class Packed:
-    """A step in an array, i32[rows of its shape, PAGES + pages of a table].
+    """A step in arrays.
 
-    answering: the place of every request that gets a token, in their order; those of its drafts
-    follow.
+    - rows: i32[rows of its shape, PAGES + pages of a table]
+    - choices: i32[tokens that a step chooses, sampling.COLUMNS]
+    - answering: the place among the choices of every request that gets a token, in their order;
+      those of its drafts follow
     """
 
     shape: Shape
     rows: np.ndarray
+    choices: np.ndarray
     answering: dict[Request, int]
 
 
@@ -79,19 +81,19 @@ def packed(
     shape: Shape,
     starts: Sequence[int],
     width: int,
+    most: int,
     sources: Mapping[Request, int],
     choices: Mapping[Request, Choice],
     pages: Sequence[int] = (0,),
 ) -> Packed:
-    """A step in an array of the rows of a shape, each with the pages of a table of this width.
+    """A step in arrays: of the rows of a shape, each with the pages of a table of this width, and
+    of so many choices at most.
 
     starts: where the tokens of every request begin; sources: where the tokens are that the step
     before gives; pages: the first of every group of chips.
     """
-    array = np.full((rows_of(shape), PAGES + width), NO_PAGE, np.int32)
-    array[:, :PAGES] = NOBODY
-    answering = {}
-    tokens, places, positions, columns, at = [], [], [], [], list[int]()
+    array = empty(rows_of(shape), width)
+    tokens, places, positions, at = [], [], [], list[int]()
     for row, start in zip(step.rows, starts, strict=True):
         known = row.tokens
         tokens += known
@@ -100,13 +102,46 @@ def packed(
             tokens.append(0)
             places.append(sources[row.request])
         positions += range(row.start, row.length)
-        columns.append(choices[row.request].columns)
         end, first = start + row.count, pages[row.request.group]
         table = [page + first for page in row.table] if first else row.table
         array[start:end, PAGES : PAGES + len(table)] = table
         at += range(start, end)
-        if row.answers:
-            answering[row.request] = end - 1 - len(row.drafts)
     array[at, TOKEN], array[at, SOURCE], array[at, POSITION] = tokens, places, positions
-    array[at, CHOICE] = np.repeat(columns, [row.count for row in step.rows], axis=0)
-    return Packed(shape, array, answering)
+    return Packed(shape, array, *_chosen(step, starts, len(array), most, choices, len(pages)))
+
+
+def empty(rows: int, width: int) -> np.ndarray:
+    """So many rows without a token, each with a table of this width without pages."""
+    array = np.full((rows, PAGES + width), NO_PAGE, np.int32)
+    array[:, :PAGES] = 0
+    array[:, SOURCE] = -1
+    return array
+
+
+def _chosen(
+    step: Step,
+    starts: Sequence[int],
+    rows: int,
+    most: int,
+    choices: Mapping[Request, Choice],
+    groups: int,
+) -> tuple[np.ndarray, dict[Request, int]]:
+    """The choices of a step of so many rows, and where those of every request begin: at its rows,
+    where there are as many choices."""
+    array, in_order = sampling.unasked(most), rows <= most
+    answering, taken = {}, [0] * groups
+    places, columns = list[int](), list[list[int]]()
+    for row, start in zip(step.rows, starts, strict=True):
+        if not row.answers:
+            continue
+        group, count = row.request.group, 1 + len(row.drafts)
+        at = start + row.count - count - rows // groups * group  # among the rows of its group
+        first = most // groups * group + (at if in_order else taken[group])
+        answering[row.request] = first
+        taken[group] += count
+        places += range(first, first + count)
+        how, position = choices[row.request].columns, row.length - count
+        columns += ([at + more, position + more, *how] for more in range(count))
+    if places:
+        array[places] = columns
+    return array, answering

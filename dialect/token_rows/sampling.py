@@ -1,4 +1,4 @@
-"""How a request chooses its tokens: as columns of a step's array, and inside the step.
+"""How a request chooses its tokens: as columns of an array, and as a function of logits.
 
 Where no row of a step draws, the noise and the filters are not computed; where none asks for
 log-probabilities, neither are these.
@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from dialect.arrays.dtypes import struct_of
 from dialect.serving.policy import ServingError
 from dialect.tokens.choice import Sampling, choose, log_probabilities
+from rewrite.program import Program
 
 LISTED = 5  # the most likely tokens that are told beside the one that was chosen
 RESULTS = 2 + 2 * LISTED  # numbers of a row's result
-SEED, TOP_K, TEMPERATURE, TOP_P, TOLD = range(5)
-COLUMNS = 5
+ROW, POSITION, SEED, TOP_K, TEMPERATURE, TOP_P, TOLD = range(7)
+COLUMNS = 7
 _MOST_SEED = 0x7FFFFFFF
 
 
@@ -49,23 +53,28 @@ class Choice:
 
     @cached_property
     def columns(self) -> list[int]:
-        """COLUMNS integers; floats as their bits."""
+        """All from SEED on; floats as their bits."""
         floats = np.asarray([self.temperature, self.top_p], np.float32).view(np.int32)
         return [self.seed & _MOST_SEED, self.top_k, *floats.tolist(), int(self.logprobs)]
 
 
-def results(logits: Any, columns: Any, positions: Any) -> Any:
+def unasked(count: int) -> np.ndarray:
+    """So many choices that nobody asks for, i32[count, COLUMNS]."""
+    return np.tile(np.array((0, 0, *Choice().columns), np.int32), (count, 1))
+
+
+def results(logits: Any, columns: Any) -> Any:
     """The next token of every row, i32[rows, RESULTS]: itself, the bits of its log-probability, the
     LISTED most likely tokens, the bits of theirs; zeros for what no row asks for.
 
-    logits: [rows, .., vocabulary] of one position; columns: i32[rows, COLUMNS]
+    logits: [rows, vocabulary]; columns: i32[rows, COLUMNS]
     """
-    logits = logits.reshape(len(columns), -1)
     temperature, top_p = _floats(columns[:, TEMPERATURE]), _floats(columns[:, TOP_P])
 
     def drawn() -> Any:
         keys = jax.vmap(jax.random.key)(columns[:, SEED])
-        asked = Sampling(keys, positions, temperature, columns[:, TOP_K], top_p)
+        draws = columns[:, POSITION]
+        asked = Sampling(keys, draws, temperature, columns[:, TOP_K], top_p)
         return choose(logits, asked).tokens
 
     def greedy() -> Any:
@@ -83,6 +92,38 @@ def results(logits: Any, columns: Any, positions: Any) -> Any:
 
     about = jax.lax.cond(jnp.any(columns[:, TOLD] > 0), told, untold)
     return jnp.concatenate([tokens[:, None], about], axis=1)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits behind which tokens are chosen: as the plan splits the vocabulary, which is made
+    longer where that does not divide it; and split into rows where chips own these."""
+
+    vocab: int
+    struct: jax.ShapeDtypeStruct  # [choices, vocabulary]
+    sharding: NamedSharding
+    groups: int
+
+    @classmethod
+    def of(cls, program: Program, mesh: Any, choices: int, groups: int) -> Logits:
+        """Those of a program under its plan."""
+        logits = struct_of(program.graph.outputs[0].type)
+        split = program.plan.split("logits").get("vocab", ())
+        owners = program.plan.split("cache").get("pages", ()) if groups > 1 else ()
+        rows = tuple(axis for axis in owners if axis not in split)
+        vocab, ways = logits.shape[-1], prod(mesh.shape[axis] for axis in split)
+        struct = jax.ShapeDtypeStruct((choices, -(-vocab // ways) * ways), logits.dtype)
+        return cls(vocab, struct, NamedSharding(mesh, PartitionSpec(rows, split)), groups)
+
+    def of_choices(self, logits: Any, rows: Any) -> Any:
+        """Of all logits [rows, .., vocabulary] those of some rows, counted from the first of their
+        group; all in their order, where there is room for them."""
+        count, length = (len(rows) // self.groups, self.struct.shape[1])
+        chosen = logits.reshape(self.groups, -1, self.vocab).astype(self.struct.dtype)
+        if chosen.shape[1] > count:
+            chosen = jax.vmap(lambda of_group, at: of_group[at])(chosen, rows.reshape(-1, count))
+        longer = ((0, 0), (0, count - chosen.shape[1]), (0, length - self.vocab))
+        return jnp.pad(chosen, longer).reshape(-1, length)
 
 
 def _floats(bits: Any) -> Any:

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import jax
 
-from dialect.engine.beside import answering
 from dialect.jaxprs.framework import describe, treedef
 from dialect.matching.values import through
 from dialect.ops.control import given_inside
 from dialect.serving.policy import ServingError
 from dialect.serving.shapes import Shape
+from dialect.token_rows.beside import answering
 from rewrite.dataflow import rebuilt
 from rewrite.ir import Graph, Op, Type, Value, new_input
 from rewrite.opdef import build, with_args
