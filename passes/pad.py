@@ -153,7 +153,7 @@ def _best(planned: Planned, name: str, size: int, notes: list[str]) -> Planned:
         return planned
     now_s = _step_s(planned.shape, target)
     times = {option: _padded_s(option, target) for option in dict.fromkeys(options)}
-    for option, time_s in sorted(times.items(), key=lambda pair: pair[1]):
+    for option, time_s in _fastest_first(times, now_s):
         try:
             padding = planned.padding(option)
             price = _price([time_s, now_s], planned.program, padding)
@@ -167,6 +167,17 @@ def _best(planned: Planned, name: str, size: int, notes: list[str]) -> Planned:
         notes.append(f"{option}: {price}")
         return padded
     return planned
+
+
+def _fastest_first(times: dict[Option, float], now_s: float) -> list[tuple[Option, float]]:
+    """Options with their times; of equal ones that pay those first that pad the least."""
+    equal_s = min((1 + TIE) * min(times.values()), now_s / (1 + TIE))
+
+    def rank(pair: tuple[Option, float]) -> tuple[float, float]:
+        option, time_s = pair
+        return max(equal_s, time_s), option.new / option.old
+
+    return sorted(times.items(), key=rank)
 
 
 def _ways(target: Target) -> list[int]:

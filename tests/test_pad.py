@@ -19,12 +19,13 @@ from dialect.padded.pad_analysis import stays_zero
 from dialect.padded.pad_axis import NotPadded, Padding, padded_program
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.partitionings import partition
+from dialect.planning.search import TIE
 from dialect.planning.workload import Workload
 from examples import gpt, llama, palm
-from passes.pad import Pad
+from passes.pad import Option, Pad, _fastest_first
 from rewrite import Pipeline, Program, Target, auto_shard, trace
 from rewrite.errors import PlanError
-from tests.decoder_shapes import varied
+from tests.decoder_shapes import LLAMA_8B, varied
 from tests.fuzz.checks import Tally
 from tests.fuzz.decoders import Decoder, failure_of
 from tests.kit import arrays_of, assert_close, notes_of, run, shapes_of, traced_step
@@ -442,6 +443,15 @@ def test_an_odd_width_is_padded_where_that_pays():
     assert "vocab (128256) divides as it is" in told
     assert "d_ff 14337 -> 14344: " in told and "5.25 MiB more weights" in told
     assert decoder_shape(program, infer_axes(program)).d_ff == 14344
+
+
+def test_of_equally_fast_options_the_one_that_pads_least_is_taken():
+    shape = LLAMA_8B
+    small, large, slow = (Option("d_ff", 320, new, shape) for new in (512, 1024, 384))
+    times = {large: 1.0, slow: 1.2, small: 1 + TIE / 2}
+    assert [option for option, _ in _fastest_first(times, 2.0)] == [small, large, slow]
+    barely = 1 + TIE * 1.1  # so that only the fastest pays
+    assert [option for option, _ in _fastest_first(times, barely)] == [large, small, slow]
 
 
 def test_what_does_not_pay_is_told():

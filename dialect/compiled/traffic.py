@@ -264,5 +264,11 @@ def result_bytes(op: Instruction) -> int:
     return sum(size for size, _ in _arrays(op))
 
 
+def made_bytes(op: Instruction) -> int:
+    """Bytes that what an instruction makes takes in HBM; of an asynchronous pair its end makes
+    it."""
+    return 0 if op.opcode.endswith("-start") else _in_hbm(_arrays(op))
+
+
 def _in_hbm(arrays: list[tuple[int, bool]]) -> int:
     return sum(size for size, hbm in arrays if hbm)

@@ -111,7 +111,7 @@ def _what_was_done(told: Story) -> Iterator[str]:
         if done.changed or done.keeps == "approx" or _decided(done):
             approximate = ", approximately" if done.keeps == "approx" else ""
             ops = "{} -> {} ops".format(*done.ops) if done.changed else ""
-            yield f"{name + approximate:27}{ops:18}{said}"
+            yield f"{name + approximate:27}{ops:17} {said}"
         else:
             idle.append(name)
     if idle:

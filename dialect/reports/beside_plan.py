@@ -15,7 +15,7 @@ from dialect.compiled.compiling import bytes_per_chip
 from dialect.compiled.executable import read
 from dialect.compiled.hlo import module_of, scheduled
 from dialect.compiled.schedule import Event, schedule
-from dialect.compiled.traffic import result_bytes
+from dialect.compiled.traffic import made_bytes
 from dialect.display.quantities import size
 from dialect.display.tables import Table
 from dialect.machine.mesh import Topology
@@ -100,7 +100,7 @@ def _largest_temporary(executable: Any) -> str:
     """The largest array that an instruction makes, with what it is made for."""
     module = module_of(executable)
     temporaries = [
-        (result_bytes(op), op.opcode, op.source)
+        (made_bytes(op), op.opcode, op.source)
         for name, _ in scheduled(module)
         for op in module.computation(name).values()
         if op.opcode not in _NO_ARRAY
