@@ -102,7 +102,7 @@ def test_brackets_nest_only_so_deep(reader: str, text: str) -> None:
         (f"%1 = neg(%x) : f32[{'1,' * 64}1]", "an array has at most 64 axes, not 65"),
         ("%1 = neg(1e999:f32) : f32[]", "1e999 is too large for a float"),
         ("%1 = neg(%x) {a=1.2.3+1j} : f32[4]", "expected"),
-        ("%1 = neg(%x) : float32[4]", "there is no dtype float32: did you mean"),
+        ("%1 = neg(%x) : float32[4]", "there is no dtype float32: write f32"),
         ("%1 = neg(%x) : key<fly>[4]", "there is no dtype key<fly>"),
         ("%1 = neg(300:i8) : i8[]", "300 is no i8"),
         ("%1 = neg((1, -9):i4[2]) : i4[2]", "-9 is no i4"),

@@ -50,7 +50,8 @@ def is_carried(dtype: Any) -> bool:
 def check(type_: Type) -> None:
     """Raises ValueError for a type that no array has."""
     if not (is_dtype(type_.dtype) or type_.dtype in _KEYS):
-        hint = nearest(type_.dtype, [*_LONG, *_KEYS])
+        known = _SHORT.get(type_.dtype)
+        hint = f"write {known}" if known else nearest(type_.dtype, [*_LONG, *_KEYS])
         raise ValueError(f"there is no dtype {brief(type_.dtype)}: {hint}")
     if type_.rank > _MOST_AXES:
         raise ValueError(f"an array has at most {_MOST_AXES} axes, not {type_.rank}")
