@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,26 @@ gc.set_threshold(20_000, 20, 20)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: nobody looks for garbage among it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """JAX keeps every program that it lowered, and every further one takes longer for it."""
+    yield
+    import jax
+
+    _files.append(None)
+    if len(_files) % 8 == 0:
+        jax.clear_caches()
+
+
+_files: list[None] = []
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ of its own, `w` a wider network, `s` the same weights as every other `s`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -123,9 +124,17 @@ def arguments(kinds: str, starts: str = "shared") -> tuple[Any, Any, jax.Array]:
 
 def recognized(kinds: str, starts: str = "shared", step: Any = None, more: str = "") -> Program:
     """The program of a decoder after `normalize, recognize` and more passes."""
-    function = step or decoder(kinds, starts)
-    program = rewrite.trace(function, *arguments(kinds, starts))
-    return Pipeline.parse(FIRST + more).run(program)
+    first = traced(kinds, starts, step) if step else plain(kinds, starts)
+    return Pipeline.parse(more.removeprefix(", ")).run(first) if more else first
+
+
+def traced(kinds: str, starts: str, step: Any) -> Program:
+    return Pipeline.parse(FIRST).run(rewrite.trace(step, *arguments(kinds, starts)))
+
+
+@lru_cache(maxsize=64)  # many tests begin with the same
+def plain(kinds: str, starts: str) -> Program:
+    return traced(kinds, starts, decoder(kinds, starts))
 
 
 def assert_computes_the_same_bits(

@@ -13,7 +13,7 @@ import pytest
 
 from examples import gpt, llama, palm
 from rewrite import ShardwrightError, auto_shard
-from tests.kit import arrays_of, assert_close
+from tests.kit import arrays_of, assert_close, run
 
 MODELS = {"llama": llama, "palm": palm, "gpt": gpt}
 BATCH, CONTEXT, D, V = 4, 16, 8, 12
@@ -35,7 +35,7 @@ def test_logits_and_state_are_those_of_the_prompt_alone(name: str, rng: Any) -> 
             model.init_cache(config, BATCH, CONTEXT),
         )
         cache["position"] = jnp.asarray(position, jnp.int32)
-        expected, kept = model.prefill(config, params, cache, tokens)
+        expected, kept = run(partial(model.prefill, config), params, cache, tokens)
         packed = packed or step.prepare(params, cache, tokens)
         logits, state = step(packed, step.adapt(cache), tokens)
         assert_close(logits, expected, 1e-4)
@@ -55,8 +55,8 @@ def test_logits_of_all_tokens_are_cut_and_inside_a_jit_too(rng: Any) -> None:
     for length in (3, 6):
         tokens = jnp.asarray(rng.integers(0, V, (BATCH, length)), jnp.int32)
         expected, kept = scored(params, cache, tokens)
-        for run in (step, jax.jit(lambda *given: step(*given))):
-            logits, state = run(params, cache, tokens)
+        for call in (step, jax.jit(lambda *given: step(*given))):
+            logits, state = call(params, cache, tokens)
             assert_close(logits, expected, 1e-5)
             assert int(state["position"]) == int(kept["position"]) == length
 

@@ -21,6 +21,7 @@ from tests.decoders import (
     decoder,
     recognized,
 )
+from tests.kit import run
 
 SERVING = "normalize, recognize, roll, carry_cache, plan, shard, stage, lower"
 
@@ -89,9 +90,8 @@ def test_caches_of_all_layers_in_one_array(stacked: bool) -> None:
             "cache/start",
             "cache/v",
         ]
-    with jax.disable_jit():
-        found = Pipeline.parse("lower").run(program)(params, cache, tokens)
-        wanted = step(params, cache, tokens)
+    found = run(Pipeline.parse("lower").run(program), params, cache, tokens)
+    wanted = run(step, params, cache, tokens)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 

@@ -15,8 +15,9 @@ PASSES = (
 )
 
 
-@pytest.mark.parametrize("unrolled", [False, True], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("prompt", [None, 4], ids=["decode", "prefill"])
+@pytest.mark.parametrize(
+    ("prompt", "unrolled"), [(None, False), (4, True)], ids=["decode", "prefill unrolled"]
+)
 @pytest.mark.parametrize("model", [llama, palm, gpt], ids=lambda model: model.__name__)
 def test_reads_back_after_every_pass(model, prompt, unrolled):
     how = {"prompt": prompt, "unrolled": unrolled}

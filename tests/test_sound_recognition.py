@@ -18,7 +18,7 @@ from dialect.ops import rotary
 from dialect.recognition.softmaxes import softmax_of_exp
 from rewrite.driver import rewrite
 from rewrite.ir import Graph
-from tests.kit import graph_of, recognized_graph
+from tests.kit import graph_of, recognized_graph, run
 from tests.scaled import in_steps
 
 RANDOM = np.random.default_rng(11)
@@ -29,10 +29,10 @@ def normal(*shape: int) -> jax.Array:
 
 
 def assert_kept(function: Callable[..., Any], *args: Any) -> Graph:
-    """Op by op: XLA multiplies a mask with infinity otherwise than it says."""
+    """In NumPy: XLA multiplies a mask with infinity otherwise than it says."""
     before = graph_of(function, *args)
     graph = recognized_graph(before)
-    (expected,), (found,) = (evaluate(each, args) for each in (before, graph))
+    (expected,), (found,) = (run(each, *args) for each in (before, graph))
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     exact = not jnp.issubdtype(expected.dtype, jnp.floating)
     tolerance = 0 if exact else 1e-5

@@ -25,26 +25,28 @@ _INTEGERS = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 7, 8)
 
 
 def array_of(type_: Type, kind: str, random: np.random.Generator) -> Any:
-    """An array of this type and kind."""
+    """An array of this type and kind: numpy's, but for keys."""
     if type_.dtype.startswith("key"):
         return samples.array_of(type_, random)
     dtype, shape = dtype_of(type_.dtype), type_.shape
     if type_.dtype == "bool":
         numbers = random.integers(0, 2, shape) if kind not in ("zero", "equal") else _one(random, 2)
-        return jnp.asarray(np.broadcast_to(numbers, shape).astype(bool))
+        return np.broadcast_to(numbers, shape).astype(bool)
     with np.errstate(all="ignore"):
         if jnp.issubdtype(dtype, jnp.integer):
-            return jnp.asarray(_integers(dtype, shape, kind, random))
+            return _integers(dtype, shape, kind, random)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             parts = [_floats(np.dtype("float32"), shape, kind, random) for _ in range(2)]
-            return jnp.asarray((parts[0] + 1j * parts[1]).astype(dtype))
-        return jnp.asarray(_floats(dtype, shape, kind, random).astype(dtype))
+            return (parts[0] + 1j * parts[1]).astype(dtype)
+        return _floats(dtype, shape, kind, random).astype(dtype)
 
 
 def finite(array: Any) -> np.ndarray:
     """Which elements are finite numbers; all those of integers, booleans and keys."""
-    floats = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact)
-    return np.asarray(jnp.isfinite(array)) if floats else np.ones(np.shape(array), bool)
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return np.ones(np.shape(array), bool)
+    wide = np.complex128 if jnp.issubdtype(array.dtype, jnp.complexfloating) else np.float64
+    return np.isfinite(np.asarray(array).astype(wide))  # numpy has no test for narrow floats
 
 
 def _one(random: np.random.Generator, count: int) -> int:

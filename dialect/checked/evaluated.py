@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,9 +39,15 @@ def evaluated(
     return (evaluate or op_by_op)(graph, arrays, noted), max(largest)
 
 
+def _given(graph: Graph, arrays: Sequence[Any]) -> dict[Value, Any]:
+    """The arrays by the graph's inputs: JAX's, whose methods a reference may call."""
+    given = (array if isinstance(array, jax.Array) else jnp.asarray(array) for array in arrays)
+    return dict(zip(graph.inputs, given, strict=True))
+
+
 def op_by_op(graph: Graph, arrays: Sequence[Any], disturb: Disturb | None = None) -> list[Any]:
     """The outputs, each top-level op applied alone; `disturb` may change its results."""
-    results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    results = _given(graph, arrays)
     for op in graph.ops:
         dtype, arrays_read = struct_of(op.types[0]).dtype, [results[arg] for arg in op.args]
         args = terms(disturb, op.name, arrays_read, dtype)
@@ -62,7 +69,7 @@ def means_nothing(graph: Graph, arrays: Sequence[Any]) -> bool:
     An op of `_GROWS` gives infinity for finite numbers, or all exponentials along an axis are zero,
     or a product's counts of rows are negative, or have a sum beyond 32-bit integers.
     """
-    results: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    results = _given(graph, arrays)
     for op in graph.ops:
         args = [results[arg] for arg in op.args]
         results.update(zip(op.results, applied(op, args)))
@@ -96,7 +103,7 @@ def _exponent(value: Value, results: dict[Value, Any]) -> Any:
 
 def _finite(array: Any) -> Any:
     """The array with ones where it is not finite."""
-    return array if finite(array).all() else jnp.where(jnp.isfinite(array), array, 1)
+    return array if finite(array).all() else np.where(finite(array), array, np.ones((), array.dtype))
 
 
 def _are_sizes(counts: Any) -> bool:

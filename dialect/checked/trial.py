@@ -234,10 +234,10 @@ class Trial:
     def rounded(self, after: Graph, arrays: list[Any]) -> Difference | None:
         """The first difference in their own dtypes that rounding does not explain."""
         wrong = self.unexplained(self.before, after, arrays)
-        results = self.evaluate(self.before, arrays) if wrong is not None else ()
-        if not all(finite(array).all() for array in results) or means_nothing(self.before, arrays):
+        if wrong is None or means_nothing(self.before, arrays):
             return None
-        return wrong
+        results = self.evaluate(self.before, arrays)
+        return wrong if all(finite(array).all() for array in results) else None
 
     def unexplained(
         self, before: Graph, after: Graph, arrays: list[Any], rounded: float = 0.0
