@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from rewrite.errors import PipelineError, brief, in_quotes
 
@@ -62,4 +63,8 @@ class MeshSpec:
 
     def ways(self, axes: tuple[str, ...]) -> int:
         """The number of shards over these axes."""
-        return math.prod(dict(self.axes)[axis] for axis in axes)
+        return math.prod([self._size_of[axis] for axis in axes])
+
+    @cached_property
+    def _size_of(self) -> dict[str, int]:
+        return dict(self.axes)

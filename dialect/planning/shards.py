@@ -45,6 +45,7 @@ class Shards:
         self.gathers_in_windows = is_wide and bool(windowed_axes(partitioning.split))
         self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
         self.attention_batch = axes("attention", "batch")
+        self._dividing: dict[tuple, MeshAxes] = {}
 
     def tokens(self, block: Block) -> float:
         """New positions that a chip computes in a block."""
@@ -53,12 +54,13 @@ class Shards:
     def dividing(self, group: str, **sizes: int) -> MeshAxes:
         """The mesh axes of a group over which axes of these sizes are sharded: those that divide
         them."""
-        taken = (
-            (self.partitioning.axes(group, name), size) for name, size in sizes.items() if size
-        )
-        return tuple(
-            axis for over, size in taken if size % self.mesh.ways(over) == 0 for axis in over
-        )
+        asked = (group, *sizes.items())  # the same few, thousands of times
+        if asked not in self._dividing:
+            taken = [(self.partitioning.axes(group, name), size) for name, size in asked[1:] if size]
+            self._dividing[asked] = tuple(
+                axis for over, size in taken if size % self.mesh.ways(over) == 0 for axis in over
+            )
+        return self._dividing[asked]
 
     def query_axes(self, attention: Attention, group: str = "used") -> MeshAxes:
         """The mesh axes of the query heads."""
