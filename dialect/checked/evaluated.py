@@ -103,7 +103,8 @@ def _exponent(value: Value, results: dict[Value, Any]) -> Any:
 
 def _finite(array: Any) -> Any:
     """The array with ones where it is not finite."""
-    return array if finite(array).all() else np.where(finite(array), array, np.ones((), array.dtype))
+    is_finite = finite(array)
+    return array if is_finite.all() else np.where(is_finite, array, 1).astype(array.dtype)
 
 
 def _are_sizes(counts: Any) -> bool:

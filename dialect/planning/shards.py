@@ -56,9 +56,10 @@ class Shards:
         them."""
         asked = (group, *sizes.items())  # the same few, thousands of times
         if asked not in self._dividing:
-            taken = [(self.partitioning.axes(group, name), size) for name, size in asked[1:] if size]
+            over = self.partitioning.axes
+            taken = [(over(group, name), size) for name, size in sizes.items() if size]
             self._dividing[asked] = tuple(
-                axis for over, size in taken if size % self.mesh.ways(over) == 0 for axis in over
+                axis for axes, size in taken if size % self.mesh.ways(axes) == 0 for axis in axes
             )
         return self._dividing[asked]
 
