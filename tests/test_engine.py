@@ -311,6 +311,8 @@ def test_state_that_is_neither_paged_nor_counted_is_refused() -> None:
 def test_options_that_do_not_exist_are_named() -> None:
     with pytest.raises(ServingError, match="an engine has no option 'victims'"):
         Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES, victims="last")
+    with pytest.raises(ServingError, match="no victim policy 'lasts'"):
+        Engine(*decoder(llama), "cpu:1", pipeline=PIPELINE, **SIZES, victim="lasts")
     with pytest.raises(ServingError, match="the pipeline lacks paged"):
         Engine(*decoder(llama), "cpu:1", pipeline="normalize, plan, shard, stage, lower", **SIZES)
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 
 from dialect.compiled.compilations import Compilations
 from dialect.engine import drafting
+from dialect.front.serving import drafter_of
 from dialect.serving.drafts import Ahead, Offer, PromptLookup, Usual, paying
 from dialect.serving.policy import Policy, ServingError
 from dialect.serving.requests import Request
@@ -26,7 +28,7 @@ from examples.tiny import model
 from rewrite import Engine
 from tests.fake_step import FakeDevice, Guesses, alone
 
-CONFIG, CONTEXT, NEW = model.CONFIGS["mha"], 96, 32
+CONFIG, CONTEXT, NEW, MANY = model.CONFIGS["mha"], 96, 32, 32
 SIZES: dict[str, Any] = {"max_context": CONTEXT, "rows": 4, "chunk": 16, "page": 8}
 
 # --- drafts ----------------------------------------------------------------------------------
@@ -267,15 +269,25 @@ def test_drafts_take_what_prompts_leave_and_no_page_that_is_not_to_spare() -> No
 
 
 @cache
-def prompts(count: int, length: int = 40) -> list[list[int]]:
+def drawn(count: int, length: int = 40) -> list[list[int]]:
     """Pieces of a text that the decoder was not trained on; each begins again after 28 tokens."""
     text = np.frombuffer(model.held_out(), np.uint8)
     places = np.random.default_rng(1).integers(len(text) - length, size=count)
     return [[int(text[at + n % 28]) for n in range(length)] for at in places]
 
 
-@cache
+def prompts(count: int) -> list[list[int]]:
+    """So many of them."""
+    return drawn(max(count, MANY))[:count]
+
+
 def answers(count: int) -> list[list[int]]:
+    """The decoder's own greedy answers to these."""
+    return answered(max(count, MANY))[:count]
+
+
+@cache
+def answered(count: int) -> list[list[int]]:
     """The decoder's own greedy answers, all prompts in lock step."""
     params, cache = model.trained_params(CONFIG), model.init_cache(CONFIG, count, CONTEXT)
     step = jax.jit(partial(model.decode_step, CONFIG))
@@ -309,19 +321,15 @@ WAYS = {"three": ("ngram", 3), "as many as pay": ("ngram", None), "its own": ("s
 
 @pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Steps are said to take the longer the more rows they have."""
+    """Steps are timed, and said to take the longer the more rows they have."""
+    timed, seconds = list[float](), drafting.seconds
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(drafting, "seconds", growing)
+        patched.setattr(drafting, "seconds", lambda b: (timed.extend(seconds(b)), growing(b))[1])
         engine = tiny(draft=request.param[0], draft_length=request.param[1])
+    assert all(each > 0 for each in timed)
+    assert len(timed) == (len(engine.built.sizes.shapes) if request.param[1] is None else 0)
     with engine:
         yield engine
-
-
-def test_steps_are_timed() -> None:
-    with tiny(draft="ngram") as engine:
-        assert [shape for shape, _ in engine.policy.steps] == engine.built.sizes.shapes
-        assert all(seconds > 0 for _, seconds in engine.policy.steps)
-        assert engine.generate(prompts(2), max_new_tokens=NEW) == answers(2)
 
 
 def test_the_tokens_are_those_without_drafts(engine: Engine) -> None:
@@ -366,10 +374,11 @@ def test_an_answer_ends_behind_a_stop_token(engine: Engine) -> None:
         assert (answer.numbers(), answer.why) == (expected[:ends], "stop")
 
 
-def test_copies_take_fewer_steps(plain: Engine) -> None:
+@pytest.mark.parametrize("engine", [WAYS["three"]], ids=["three"], indirect=True)
+def test_copies_take_fewer_steps(engine: Engine, plain: Engine) -> None:
     """Twelve tokens of a text, again and again."""
 
-    def answered(engine: Engine) -> tuple[int, list[list[int]]]:
+    def served(engine: Engine) -> tuple[int, list[list[int]]]:
         """(steps, answers), one after another, where the prompts are computed before."""
         texts = [[*prompt[:12] * 3, *prompt[:4]] for prompt in prompts(32)[:16]]
         engine.generate(texts, max_new_tokens=1)
@@ -377,8 +386,7 @@ def test_copies_take_fewer_steps(plain: Engine) -> None:
         answers = [engine.generate([text], max_new_tokens=NEW)[0] for text in texts]
         return engine.figures()["steps"] - before, answers
 
-    with tiny(draft="ngram", draft_length=7) as engine:
-        (drafted, answers), (steps, others) = answered(engine), answered(plain)
+    (drafted, answers), (steps, others) = served(engine), served(plain)
     assert answers == others and steps >= 1.5 * drafted
 
 
@@ -430,6 +438,22 @@ def test_a_drafter_with_other_tokens_is_refused() -> None:
     other = small(replace(SMALL, vocab=128))
     with pytest.raises(ServingError, match="a drafter of 128 tokens cannot draft for a decoder of"):
         Engine(*small(), "cpu:1", draft=other, draft_length=3, **SIZES)
+
+
+def test_a_server_is_told_which_decoder_drafts() -> None:
+    def asked(draft: str, config: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(draft=draft, draft_config=config, draft_weights=None)
+
+    step, params, init_cache = drafter_of(asked("examples/tiny/model.py:decode_step", "mha"))
+    assert jax.tree.structure(params) == jax.tree.structure(model.trained_params(CONFIG))
+    logits, _ = jax.eval_shape(step, params, init_cache(2, CONTEXT), jnp.zeros(2, jnp.int32))
+    assert logits.shape == (2, CONFIG.vocab)
+    layers = 'skip_layers{layers="1"}'
+    assert [drafter_of(asked(draft)) for draft in ("ngram", layers)] == ["ngram", layers]
+    with pytest.raises(ServingError, match="llama.py:decode_step comes without trained_params"):
+        drafter_of(asked("examples/llama.py:decode_step", "toy"))
+    with pytest.raises(ServingError, match="--draft-config is of a second decoder"):
+        drafter_of(asked("self", "mha"))
 
 
 @pytest.mark.parametrize(

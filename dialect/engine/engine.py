@@ -18,6 +18,7 @@ from dialect.engine.drafting import Drafting, measured, passes_of, verified
 from dialect.engine.driver import Driver
 from dialect.engine.explained import explained, figures
 from dialect.engine.hosts import Hosts
+from dialect.engine.sizes import must_be_options
 from dialect.serving.policy import ServingError
 from dialect.serving.requests import Request
 from dialect.serving.scheduler import Scheduler
@@ -73,6 +74,7 @@ class Engine:
         draft_length: int | None = None,
         **policy: Any,
     ) -> None:
+        must_be_options(policy)
         asked = {"context": max_context, "rows": rows, "chunk": chunk, "pages": max_pages}
         if isinstance(draft, tuple):
             step, params, init_cache = beside((step, params, init_cache), draft)

@@ -37,6 +37,7 @@ _STAND = (
     0.8  # of the drafts, where the plan is asked how many to verify (benchmarks/speculation.py)
 )
 _SHARED = ("pages", "rows", "chunk")  # of a policy: what every group has a part of
+_DECIDED = {*_SHARED, "page", "groups", "steps", "drafts", "draft_s"}  # by the engine
 _ROOMY = 0.9  # of the memory that the parameters leave
 
 
@@ -130,16 +131,21 @@ class Sizes:
 
     def policy(self, chosen: Mapping[str, Any], seconds: Sequence[float], **decided: Any) -> Policy:
         """How requests are scheduled, as chosen by a user and decided otherwise; seconds: of the
-        steps of `shapes`, if they are known. Raises ServingError for what cannot be chosen."""
+        steps of `shapes`, if they are known."""
         shapes = [part_of(shape, self.groups) for shape in self.shapes]
         steps = zip(shapes, seconds or [0.0] * len(shapes), strict=True)
         decided |= {name: getattr(self, name) // self.groups for name in _SHARED}
         decided |= {"page": self.page, "groups": self.groups, "steps": tuple(steps)}
-        known = {field.name for field in fields(Policy)} - {*decided}
-        for name in chosen:
-            if name not in known:
-                raise ServingError(f"an engine has no option {name!r}", hint=nearest(name, known))
         return Policy(**decided, **chosen)
+
+
+def must_be_options(chosen: Mapping[str, Any]) -> None:
+    """Raises ServingError for what cannot be chosen of an engine's policy, before it is built."""
+    known = {field.name for field in fields(Policy)} - _DECIDED
+    for name in chosen:
+        if name not in known:
+            raise ServingError(f"an engine has no option {name!r}", hint=nearest(name, known))
+    Policy(pages=1, **chosen)
 
 
 def _with_prompts(rows: int, chunk: int, together: bool) -> Shape:

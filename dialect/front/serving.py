@@ -53,7 +53,7 @@ def _serve(args: Arguments, screen: Screen, limits: Any, server: Any, texts: Any
     decoder = usercode.served(args.function, args.config)
     tokenizer, template, stop = _texts(args, decoder)
     with screen.working("reading the weights"):
-        params, draft = _params(decoder, args.weights, "--weights"), _draft(args)
+        params, draft = _params(decoder, args.weights, "--weights"), drafter_of(args)
     with screen.working("compiling"):
         engine = _engine(args, decoder, params, draft)
     screen.lines(engine.explain().split("\n")[:3])
@@ -85,8 +85,11 @@ def _engine(args: Arguments, decoder: Served, params: Any, draft: Any) -> Engine
     )
 
 
-def _draft(args: Arguments) -> Any:
-    """What drafts: a name, passes, or a second decoder with its parameters."""
+def drafter_of(args: Arguments) -> Any:
+    """What drafts, as `Engine` takes it: a name, passes, or a second decoder with its parameters.
+
+    Raises ServingError, and UsageError where the decoder is not at the place that was named.
+    """
     if args.draft and ":" in args.draft and "{" not in args.draft:
         drafter = usercode.served(args.draft, args.draft_config)
         params = _params(drafter, args.draft_weights, "--draft-weights")

@@ -61,7 +61,10 @@ class Request:
     def answered(self, tokens: Sequence[int], verified: int) -> None:
         """Takes the tokens of a step that verified so many drafts; what drafts have written behind
         them is to be written over."""
-        self.tokens.extend(tokens)
+        if len(tokens) == 1:
+            self.tokens.append(tokens[0])
+        else:
+            self.tokens.extend(tokens)
         if self.drafts is not None:
             self.drafts.extend(tokens, verified)
         if verified:

@@ -91,16 +91,17 @@ class Scheduler:
 
         Raises ValueError for another number of rows.
         """
-        ended = []
+        ended, groups = [], self.groups
         answering = [row for row in step.rows if row.answers]
         for row, new in zip(answering, tokens, strict=True):
             request = row.request
             if request.ended:
                 continue
-            if len(request.tokens) == request.asked:
+            groups[request.group].answered(row, new)
+            known = len(request.tokens)
+            if known - len(new) == request.asked:
                 request.first_token_at = now
-            self.groups[request.group].answered(row, new)
-            if new[-1] in request.stop or len(request.tokens) == request.limit:
+            if known == request.limit or new[-1] in request.stop:
                 self._end(request, "stop" if new[-1] in request.stop else "length", now)
                 ended.append(request)
         return ended

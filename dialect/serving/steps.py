@@ -28,11 +28,12 @@ class Row(NamedTuple):
         cls, decoding: Iterable[Request], drafts: Mapping[Request, Sequence[int]]
     ) -> list[Row]:
         """The tokens of requests that decode, with their drafts; they count as scheduled."""
-        rows = []
+        rows, new = [], tuple.__new__  # which takes a third of the time that `cls` does
         for request in decoding:
-            start, guesses = request.scheduled, drafts.get(request, ())
-            rows.append(cls(request, start, 1 + len(guesses), True, guesses))
-            request.scheduled = start + 1 + len(guesses)
+            start, guesses = request.scheduled, drafts.get(request, ()) if drafts else ()
+            count = 1 + len(guesses) if guesses else 1
+            rows.append(new(cls, (request, start, count, True, guesses)))
+            request.scheduled = start + count
             request.length += 1
         return rows
 

@@ -23,12 +23,16 @@ Served = tuple[Callable[..., Any], Any, Callable[..., Any]]  # step, params, ini
 
 
 def beside(decoder: Served, drafter: Served) -> Served:
-    """Both as one decoder, whose step has the logits of both."""
+    """Both as one decoder, whose step has the logits of both; it raises ServingError where it is
+    traced and they do not have the same tokens."""
     both = {DECODER: decoder, DRAFTER: drafter}
 
     def step(params: Any, cache: Any, tokens: Any) -> Any:
         made = {name: one(params[name], cache[name], tokens) for name, (one, _, _) in both.items()}
         logits = tuple(made[name][0] for name in both)
+        one, other = (each.shape[-1] for each in logits)
+        if one != other:
+            raise ServingError(f"a drafter of {other} tokens cannot draft for a decoder of {one}")
         return logits, {name: made[name][1] for name in both}
 
     def init_cache(batch: int, context: int) -> Any:
@@ -39,14 +43,10 @@ def beside(decoder: Served, drafter: Served) -> Served:
 
 def answering(outputs: Results, inputs: Mapping[Value, Input], drafts: bool) -> Results:
     """What a step on pools gives that has the logits of both, with those of one alone: of the
-    decoder, or of the drafter, which leaves the pools of the other as they are. Raises ServingError
-    where they do not have the same tokens."""
+    decoder, or of the drafter, which leaves the pools of the other as they are."""
     logits = [value for value, out in outputs if out.updates is None]
     if len(logits) == 1:
         return outputs
-    one, other = (value.type.shape[-1] for value in logits)
-    if one != other:
-        raise ServingError(f"a drafter of {other} tokens cannot draft for a decoder of {one}")
     pools, kept = list(inputs.items()), []
     for value, out in outputs:
         if out.updates is not None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from dialect.serving.policy import ServingError
 from dialect.serving.shapes import Shape, rows_alone, rows_of
 from dialect.token_rows.pooled import pooled, sharing
 from dialect.token_rows.states import States
-from dialect.user.per_row import per_row
+from dialect.user.per_row import PerRow, per_row
 from dialect.user.tracing import trace
 from rewrite import manager
 from rewrite.passbase import Pass
@@ -51,9 +52,14 @@ class Decoder:
     states: States
     known: dict[Any, Program] = field(default_factory=dict)  # before the plan, and staged
 
+    @cached_property
+    def of_rows(self) -> PerRow:
+        """The step with a position for every row, traced once."""
+        return per_row(self.step, self.init_cache, once=True)
+
     def traced(self, rows: int) -> Program:
         """step(params, caches, tables of what counts, positions, tokens) -> logits, caches."""
-        of_rows = per_row(self.step, self.init_cache)
+        of_rows = self.of_rows
         places = self.states.of_counted(jax.tree.leaves(of_rows.cache_rows))
 
         def step(params: Any, caches: Any, tables: Any, positions: Any, tokens: Any) -> Any:

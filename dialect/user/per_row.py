@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from dialect.normal.expert_products import experts_of_all_rows
 from dialect.user.tracing import trace
 from rewrite.driver import rewrite
 from rewrite.errors import TraceError
+from rewrite.ir import Graph
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,31 @@ class _Rows:
     is_batch: bool = True
 
 
+class _Traced(NamedTuple):
+    """A step on a batch of one: its graph, the tree of its results, and where these have rows."""
+
+    graph: Graph
+    tree: Any
+    results: Any
+
+
 class PerRow:
     """`step(params, cache, ...)` with a position, and all other state, for every row.
 
     `init_cache(batch)` gives the decoder's cache: the axis that differs between a batch of one and
     of two counts its sequences. An argument's rows are its first axis of as many elements; without
     one it is shared by all rows. Results have their rows where the step has its batch.
+
+    once: whether a step that was traced is not traced again for another number of rows. It may then
+    close over nothing that is being traced.
     """
 
-    def __init__(self, step: Callable[..., Any], init_cache: Callable[[int], Any]) -> None:
+    def __init__(
+        self, step: Callable[..., Any], init_cache: Callable[[int], Any], once: bool = False
+    ) -> None:
         functools.update_wrapper(self, step)
         self.step, self.init_cache = step, init_cache
+        self.known: dict[Any, _Traced] | None = {} if once else None
 
     @functools.cached_property
     def cache_rows(self) -> Any:
@@ -71,13 +86,7 @@ class PerRow:
         given = (cache, *args)
         at = (self.cache_rows, *jax.tree.map(lambda leaf: _rows_of(leaf, count), args))
         one, two = (jax.tree.map(_sized(batch), given, at) for batch in (1, 2))
-        program = trace(self.step, params, *one, state=1)
-        graph = rewrite(program.graph, [experts_of_all_rows])
-        tree = treedef(program.tree[1])
-        results = _batches(
-            tree.unflatten([struct_of(value.type) for value in graph.outputs]),
-            jax.eval_shape(self.step, params, *two),
-        )
+        graph, tree, results = self._traced(params, one, two)
 
         def of_row(*row: Any) -> Any:
             leaves = jax.tree.leaves((params, *jax.tree.map(_with_batch, row, at)))
@@ -86,6 +95,21 @@ class PerRow:
 
         read, written = (jax.tree.map(lambda rows: rows.axis, named) for named in (at, results))
         return jax.vmap(of_row, in_axes=read, out_axes=written)(*given)
+
+    def _traced(self, params: Any, one: Any, two: Any) -> _Traced:
+        """The step on a batch of one, and where its results have the rows of a batch of two."""
+        leaves, structure = jax.tree.flatten((jax.tree.map(jax.typeof, params), one))
+        key = structure, *leaves
+        if self.known is not None and key in self.known:
+            return self.known[key]
+        program = trace(self.step, params, *one, state=1)
+        graph = rewrite(program.graph, [experts_of_all_rows])
+        tree = treedef(program.tree[1])
+        of_one = tree.unflatten([struct_of(value.type) for value in graph.outputs])
+        traced = _Traced(graph, tree, _batches(of_one, jax.eval_shape(self.step, params, *two)))
+        if self.known is not None:
+            self.known[key] = traced
+        return traced
 
 
 def _batches(of_one: Any, of_two: Any) -> Any:
@@ -138,6 +162,8 @@ def _repeated(leaf: Any, rows: int) -> Any:
     return jnp.broadcast_to(leaf, (rows, *leaf.shape))
 
 
-def per_row(step: Callable[..., Any], init_cache: Callable[[int], Any]) -> PerRow:
+def per_row(
+    step: Callable[..., Any], init_cache: Callable[[int], Any], once: bool = False
+) -> PerRow:
     """`step(params, cache, ...)` with rows at places of their own; see `PerRow`."""
-    return PerRow(step, init_cache)
+    return PerRow(step, init_cache, once)
