@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,11 +33,12 @@ from dialect.compiled.stacked_experts import experts_in_stack
 from dialect.front.api import DEFAULT_PIPELINE, resolve
 from dialect.jaxprs.jaxpr import trace_graph
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.naming.axes import infer_axes
+from dialect.naming.axes import Axes, infer_axes
 from dialect.normal.expert_products import experts_of_all_rows
 from dialect.planning.cost import must_fit
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import Block, DecoderShape, Network
+from dialect.planning.fallback_plans import planned_axes
 from dialect.planning.partitionings import Unavailable, partition
 from dialect.planning.search import choose, searched
 from dialect.planning.workload import Workload
@@ -46,6 +47,7 @@ from dialect.reports.beside_plan import beside_plan
 from rewrite import Pipeline, Program, trace
 from rewrite.driver import rewrite
 from rewrite.errors import PlanError
+from rewrite.ir import Value
 from rewrite.program import LEFT_ALONE
 from rewrite.target import Target
 from tests.decoder_shapes import uniform, varied
@@ -166,6 +168,21 @@ def test_a_shared_expert_is_a_network_beside_the_mixture() -> None:
     attention, _ = shape.blocks
     only = replace(shape, blocks=(attention, Block(None, (mixture,))))
     assert work(shape).hbm_bytes() - work(only).hbm_bytes() == 4 * 2 * D * F / 8
+
+
+def test_rows_that_a_mixture_sorts_are_no_table() -> None:
+    """Which expert of a token it is was called a position, or d_ff where it is summed."""
+    made = case(ragged)
+    program = trace(made.function, *made.args, params=0, state=1)
+    axes = planned_axes(Pipeline.parse("normalize, recognize").run(program), MESH.axes)
+    assert "positions" not in axes.sizes() and axes.sizes()["d_ff"] == F
+    assert all(value.type.shape[d] == F for value, d in _having(axes, "d_ff"))
+
+
+def _having(axes: Axes, name: str) -> Iterator[tuple[Value, int]]:
+    """The dimensions that have this name."""
+    for value in axes.dimensions:
+        yield from ((value, d) for d, names in enumerate(axes.of(value)) if name in names)
 
 
 # What it costs, by hand: 8 experts of 512, 2 of them for each token, on 8 chips.

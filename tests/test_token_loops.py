@@ -60,6 +60,27 @@ def sample_until_done(params: Any, cache: Any, prompt: jax.Array, key: jax.Array
     return tokens, cache
 
 
+def continued(params: Any, cache: Any, token: jax.Array) -> Any:
+    """The loop alone, whose table is read in its body only."""
+
+    def step(carry: Any, _: None) -> Any:
+        cache, token = carry
+        logits, cache = llama.decode_step(CONFIG, params, cache, token)
+        return (cache, jnp.argmax(logits, -1).astype(jnp.int32)), None
+
+    (cache, token), _ = jax.lax.scan(step, (cache, token), None, length=STEPS)
+    return token, cache
+
+
+def test_a_table_that_is_read_in_a_loop_alone_is_the_vocabulary() -> None:
+    """It was called positions, and no logits were planned."""
+    params, cache, token = shapes_of(llama, CONFIG, BATCH, CONTEXT)
+    program = trace(continued, params, cache, token, params=0, state=1)
+    program = Pipeline.parse("normalize, recognize").run(program)
+    shape = decoder_shape(program, infer_axes(program))
+    assert (shape.vocab, shape.steps) == (CONFIG.vocab, STEPS) and shape.is_costed
+
+
 def generating(passes: str, function: Any = generate) -> Program:
     params, cache, _ = shapes_of(llama, CONFIG, BATCH, CONTEXT)
     args = [params, cache, jax.ShapeDtypeStruct((BATCH, PROMPT), "int32")]

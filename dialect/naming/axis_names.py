@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dialect.matching.values import parts_along, through, unrounded
 from dialect.naming.axis import HEADS, Axes, Axis, leaves, leaves_of
-from dialect.ops.control import scan_parts
+from dialect.ops.control import given_inside, scan_parts
 from dialect.ops.scores import PAIRS
 from dialect.staging.binding import region_bound
 from rewrite.dataflow import bound_values, dependents
@@ -270,11 +270,11 @@ def _name_tables(axes: Axes, program: Program) -> None:
 
     The vocabulary is the table that has as many rows as there are logits, or the largest one.
     """
-    given = dependents(program.graph, program.values("arg"))
+    given = _dependents(program.graph, program.values("arg"))
     taken = [
         op
         for op, _ in program.graph.walk()
-        if op.name == "take" and "param" in _roles(axes.at(op.args[0]))
+        if op.name == "take" and "param" in _roles(axes.at(op.args[0])[:1])
     ]
     rows = {op: leaves(axes.at(op.args[0])[0]) for op in taken if op.args[1] in given}
     logits = [
@@ -293,6 +293,15 @@ def _name_tables(axes: Axes, program: Program) -> None:
     for op in taken:
         _call(axes.at(op.args[0])[:1], "vocab" if op in same else "positions", 50, op)
         _call(axes.at(op.args[0])[1:], "d_model", 15, op)
+
+
+def _dependents(graph: Graph, of: Iterable[Value]) -> frozenset[Value]:
+    """The values that depend on any of these, in loops and choices too."""
+    reached = dependents(graph, of)
+    for op in graph.ops:
+        for region, given in zip(op.regions, given_inside(op) if op.regions else ()):
+            reached |= _dependents(region, [x for x, (arg, _) in given.items() if arg in reached])
+    return reached
 
 
 def _chosen_from(axes: Axes, op: Op) -> Sequence[Axis]:

@@ -20,7 +20,7 @@ import math
 from dataclasses import replace
 
 from dialect.naming.axes import HEADS, Axes, Axis, infer_axes, leaves, leaves_of
-from dialect.planning.blocks import has, is_attention
+from dialect.planning.blocks import has, is_attention, weight_over
 from dialect.planning.decoder import executions
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import MeshAxes
@@ -70,7 +70,7 @@ def _name_inner(axes: Axes, program: Program, attended: set[Axis]) -> None:
     ops = [op for op, _ in executions(program)]
     for op in ops:
         back = "spec" in dict(op.attrs) and has(axes.of(op.results[0]), "d_model")
-        weights = [i for i, arg in enumerate(op.args) if has(axes.of(arg), "d_model")]
+        weights = [i for i, arg in enumerate(op.args) if weight_over(axes, arg, "d_model")]
         if not back or len(weights) != 1:
             continue
         spec, (number,) = Signature.parse(op["spec"]), weights
