@@ -57,9 +57,14 @@ def greedy(step: Any, params: Any, state: Any, prompt: list[int], count: int) ->
     return tokens[len(prompt) :]
 
 
+def never_called(params: Any, cache: Any, tokens: Any) -> Any:
+    raise AssertionError("called")
+
+
 @pytest.fixture(scope="module", params=["cpu:1", "cpu:8"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with Engine(*decoder(llama), request.param, pipeline=PIPELINE, **SIZES) as engine:
+    given = {"pipeline": PIPELINE, "prefill": never_called, **SIZES}
+    with Engine(*decoder(llama), request.param, **given) as engine:
         yield engine
 
 
@@ -317,14 +322,9 @@ def test_options_that_do_not_exist_are_named() -> None:
         Engine(*decoder(llama), "cpu:1", pipeline="normalize, plan, shard, stage, lower", **SIZES)
 
 
-def test_a_prefill_is_declined_with_the_reason() -> None:
-    def prefill(params: Any, cache: Any, tokens: Any) -> Any:
-        raise AssertionError("called")
-
-    given = {"pipeline": PIPELINE, **SIZES}
-    with Engine(*decoder(llama), "cpu:1", prefill=prefill, **given) as engine:
-        assert engine.generate([[1, 2, 3]], max_new_tokens=4) == [alone(llama, [1, 2, 3], 4)]
-        assert "prefill is not called: a prompt is computed by the step" in engine.explain()
+def test_a_prefill_is_declined_with_the_reason(engine: Engine) -> None:
+    assert engine.generate([[1, 2, 3]], max_new_tokens=4) == [alone(llama, [1, 2, 3], 4)]
+    assert "prefill is not called: a prompt is computed by the step" in engine.explain()
 
 
 def test_a_closed_engine_cancels_and_refuses() -> None:

@@ -181,7 +181,7 @@ def test_a_step_keeps_the_names_of_its_arguments() -> None:
 
 def test_a_split_vocabulary_is_not_gathered() -> None:
     """Beyond a few numbers for each row: partial maxima, and 15 sums of every digit."""
-    config = replace(llama.CONFIGS["8b"], layers=2)
+    config = replace(llama.CONFIGS["8b"], layers=2, d_model=1024, d_ff=2048)
     rows = per_row(
         partial(llama.decode_step, config), partial(llama.init_cache, config, context=2048)
     )
