@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dialect.naming.axes import infer_axes
+from dialect.planning.decoder import decoder_shape
+from dialect.planning.decoder_shape import Attention
 from rewrite import Pipeline, Target, auto_shard, trace
 from tests import latent_attention as latent
 from tests.kit import assert_close, run
@@ -154,6 +157,32 @@ def test_the_scale_goes_into_the_weights_of_all_queries(kind, spelling):
     assert (op.get("scale"), op.get("base")) == (1.0, 2.0)
     wanted = STEPS[kind](CONFIG, PARAMS, CACHE, TOKENS[kind])
     assert_close(run(program, PARAMS, CACHE, TOKENS[kind]), wanted, 1e-4)
+
+
+def attention_of(kind: str, passes: str, tokens: Any) -> Attention:
+    cache = jax.eval_shape(lambda: CACHE)
+    program = trace(step(kind, "expanded"), PARAMS, cache, tokens, params=0, state=1)
+    program = Pipeline.parse(passes).run(program)
+    ((attention, _),) = decoder_shape(program, infer_axes(program)).attentions
+    return attention
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_what_expands_latents_is_planned(kind):
+    """Keys of 8 and values of 12 numbers for each of 8 heads, the rotary key of each head, and both
+    keys in one array; a prefill that fills its cache knows it by no name of the context."""
+    length = () if kind == "decode" else (CONTEXT,)
+    tokens = jax.ShapeDtypeStruct((BATCH, *length), jnp.int32)
+    found = attention_of(kind, FOUND, tokens)
+    assert (found.latent, found.d_head, found.d_value) == ((16, 4), 12, 12)
+    assert found.expanded == 8 * (8 + 12) and found.attended == 8 * (12 + 12)
+    assert found.relaid == (4 + 8 * 4) + 8 * (8 + 4) * 2
+    assert not found.is_shared and sum(each.expands for each in found.projections) == 2
+
+
+def test_latents_are_both_keys_and_values():
+    found = attention_of("decode", f"{FOUND}, absorb", TOKENS["decode"])
+    assert (found.is_shared, found.expanded, found.relaid) == (True, 0, 0)
 
 
 @pytest.mark.parametrize("spelling", ["summed", "latent"])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from dialect.compiled.compilers import passes_over_logits
 from dialect.planning.decoder_shape import Block
 from dialect.planning.shards import Shards
+
+SHARED = "latents"  # the array that is both keys and values
 
 
 class Step(IntEnum):
@@ -32,7 +34,7 @@ class Step(IntEnum):
 class Activation:
     """An array of a block.
 
-    - name: `logits`, or what else it is
+    - name: `logits`, `SHARED`, or what else it is
     - bytes: on a chip
     - passes: how often all of it is written or read
     - first, last: the step that makes it and the last that reads it
@@ -88,4 +90,8 @@ def _of_attention(shards: Shards, block: Block) -> Iterator[Activation]:
     yield Activation("rotated", bytes_, 4, Step.ROTATED, Step.LOGITS)  # in halves, and joined
     logits = shards.scores_in_memory(attention, block)
     yield Activation("logits", logits, passes, Step.LOGITS, Step.VALUES)
+    if attention.is_shared:  # the product with values finds them on the chip, or reads them again
+        yield Activation("shares", logits / 2, 0, Step.LOGITS, Step.VALUES)
+        latents = shards.layer_cache_bytes(replace(attention, latent=attention.latent[:1]))
+        yield Activation(SHARED, latents, 1, Step.LOGITS, Step.VALUES)
     yield Activation("mixed", bytes_, 2, Step.VALUES, Step.OUT_OF_HEADS)

@@ -1,7 +1,9 @@
 """The cost model: predicted seconds and bytes of one step of a decoder in a partitioning.
 
-    time = max(compute, HBM, all-gather of weights) + scores + other communication + latency
+    time = max(compute, HBM, all-gather of weights) + alone + scores + other communication + latency
 
+Of the products some are alone, since whatever is read or written waits for them: those that expand
+keys and values from latents, and the second of two that read one array of latents.
 Only the all-gather of weights depends on no activation, so only it overlaps with compute, and only
 where the compiler schedules it so (`Compiler.overlaps`).
 Attention scores that do not fit on the chip are written to HBM and read again in f32; nothing
@@ -75,10 +77,15 @@ def estimate(
     chip, links = topology.chip, topology.rings(mesh)
     work = Workload(shape, mesh, partitioning, lanes_of(chip))
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
-    compute_s = (products_s + work.other_flops() / chip.bf16_flops_per_s) / constants.compute
-    scores_bytes, spilled_bytes = work.spilled_bytes(room_on_chip(chip))
+    room, flops_per_s = room_on_chip(chip), constants.compute * chip.bf16_flops_per_s
+    reread = work.reread_flops(room)
+    compute_s = products_s / constants.compute + (work.other_flops() - reread) / flops_per_s
+    scores_bytes, spilled_bytes = work.spilled_bytes(room)
     hbm_bytes = work.hbm_bytes() + spilled_bytes
     bytes_per_s = constants.hbm * chip.hbm_bytes_per_s
+    alone_s = reread / flops_per_s
+    for flops, written, times in work.expansions():
+        alone_s += times * max(flops / flops_per_s, written / bytes_per_s)
     hbm_s, scores_s = hbm_bytes / bytes_per_s, scores_bytes / bytes_per_s
     compiler = compiler or fitted_compiler(chip)
     transfer_s, latency_s, received = {True: 0.0, False: 0.0}, 0.0, 0.0  # by overlap
@@ -93,8 +100,10 @@ def estimate(
         received += collective.times * collectives.received_bytes(kind, count, under)
     gather_s, exchange_s = transfer_s[True], transfer_s[False]
     return Prediction(
-        time_s=_digits(max(compute_s, hbm_s, gather_s) + scores_s + exchange_s + latency_s),
-        compute_s=_digits(compute_s),
+        time_s=_digits(
+            max(compute_s, hbm_s, gather_s) + alone_s + scores_s + exchange_s + latency_s
+        ),
+        compute_s=_digits(compute_s + alone_s),
         hbm_s=_digits(hbm_s + scores_s),
         communication_s=_digits(gather_s + exchange_s),
         latency_s=_digits(latency_s),

@@ -18,12 +18,12 @@ ROUTINGS = {
 @dataclass(frozen=True)
 class Projection:
     """A weight of an attention: its elements, whether it is over heads, and over d_model, and
-    whether it multiplies all of the context."""
+    whether it expands what is cached."""
 
     elements: int
     over_heads: bool
     over_d_model: bool
-    over_context: bool
+    expands: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Attention:
     - latent: the widths of what is cached of a position, where that is not keys and values of its
       heads, but what all heads share (DeepSeek-AI 2024, section 2.1)
     - d_value: then the width of a head's value; 0: that of its query
+    - is_shared: then whether one array is its keys and its values
+    - expanded: then the numbers of a position that products make of what is cached
+    - relaid: then the numbers of a position that are written and read to make keys and values of
+      those
     - projections: then its weights
 
     Raises PlanError if the KV heads do not divide the heads.
@@ -52,6 +56,9 @@ class Attention:
     read: float = 1
     latent: tuple[int, ...] = ()
     d_value: int = 0
+    is_shared: bool = False
+    expanded: int = 0
+    relaid: int = 0
     projections: tuple[Projection, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,10 +86,9 @@ class Attention:
         return self.d_head + (self.d_value or self.d_head)
 
     @property
-    def expanded(self) -> int:
-        """Elements of keys and values that a step expands for each position of the context."""
-        expands = any(projection.over_context for projection in self.projections)
-        return self.kv_heads * self.multiplied if expands else 0
+    def attended(self) -> int:
+        """Elements of the keys and values of a position, where they are expanded."""
+        return self.kv_heads * self.multiplied if self.expanded else 0
 
     def context(self, longest: int) -> int:
         """The number of positions that it reads of a context."""

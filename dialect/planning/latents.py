@@ -7,7 +7,7 @@ which a weight expands all keys and values, and a rotary key that all heads shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dialect.naming.axes import HEADS, Axes, leaves_of
@@ -22,35 +22,56 @@ _PLACES = {"batch", "time", "context", "layers"}
 def with_latents(
     attention: Attention, op: Op, axes: Axes, weights: Iterable[tuple[Op, Value]]
 ) -> Attention:
-    """An attention with the widths of its latents, and its weights of these products; as it is
-    where it caches the keys and values of its heads, or has no cache."""
-    cached = list(dict.fromkeys(x for value in _keys_and_values(op) for x in _cached(value, axes)))
+    """An attention with the widths of its latents, what expands them, and its weights of these
+    products; as it is where it caches the keys and values of its heads, or has no cache."""
+    named = dict(zip(names_of(op), op.args))
+    attended = [*(named[f"key{pair}"] for pair in pairs_of(op)), named["value"]]
+    cached, between = _cached(attended, axes)
     names = {leaf.name for value in cached for leaf in leaves_of(axes.at(value))}
     widths = tuple(_width(axes, value) for value in cached)
     if names & {*HEADS, "d_model"} or not 0 < sum(widths) < attention.kv_width:
         return attention
+    products = {product for product, _ in weights if product in between}
     return replace(
         attention,
         latent=widths,
+        is_shared=named["key"] == named["value"],
         d_value=_width(axes, op.args[2]) // _heads(axes, op.args[2]),
-        projections=tuple(_projection(axes, *weight) for weight in weights),
+        expanded=sum(_width(axes, product.results[0]) for product in products),
+        relaid=sum(_relaid(axes, other, between) for other in between if other not in products),
+        projections=tuple(
+            _projection(axes, product, weight, product in between) for product, weight in weights
+        ),
     )
 
 
-def _keys_and_values(op: Op) -> list[Value]:
-    named = dict(zip(names_of(op), op.args))
-    return [*(named[f"key{pair}"] for pair in pairs_of(op)), named["value"]]
+def _cached(values: Sequence[Value], axes: Axes) -> tuple[list[Value], list[Op]]:
+    """The arrays over the context that keys and values are computed from, and the ops between."""
+    key = axes.at(values[0])
+    context = {leaf for leaf in leaves_of(key) if leaf.name in ("context", "time")}
+    cached: dict[Value, None] = {}
+    between: dict[Op, None] = {}
+    stack = [*values][::-1]
+    while stack:
+        value = stack.pop()
+        op = value.op
+        within = [x for x in op.args if context & {*leaves_of(axes.at(x))}]
+        if not within or traits(op).writes or traits(op).picks:
+            cached[value] = None
+        elif op not in between:
+            between[op] = None
+            stack += within[::-1]
+    return list(cached), list(between)
 
 
-def _cached(value: Value, axes: Axes) -> Iterator[Value]:
-    """The arrays over the context that a key or value is computed from."""
-    op = value.op
-    within = [x for x in op.args if any("context" in axis for axis in axes.of(x))]
-    if not within or traits(op).writes or traits(op).picks:
-        yield value
-        return
-    for arg in within:
-        yield from _cached(arg, axes)
+def _relaid(axes: Axes, op: Op, between: Sequence[Op]) -> int:
+    """The numbers that an op writes and reads for each position, where it makes an array of another
+    width of what was expanded: the rotary key of every head, or a key of two parts."""
+    width = _width(axes, op.results[0])
+    widths = {arg: _width(axes, arg) for arg in op.args}
+    if width in widths.values():
+        return 0
+    return width + sum(n for arg, n in widths.items() if arg.op in between)
 
 
 def _width(axes: Axes, value: Value) -> int:
@@ -63,9 +84,6 @@ def _heads(axes: Axes, value: Value) -> int:
     return math.prod(leaf.size for leaf in leaves_of(axes.at(value)) if leaf.name in HEADS)
 
 
-def _projection(axes: Axes, product: Op, weight: Value) -> Projection:
-    names, given = (
-        {leaf.name for leaf in leaves_of(axes.at(value))} for value in (weight, product.results[0])
-    )
-    is_over_heads, is_over_d_model = bool(names & {*HEADS}), "d_model" in names
-    return Projection(weight.type.size, is_over_heads, is_over_d_model, "context" in given)
+def _projection(axes: Axes, product: Op, weight: Value, expands: bool) -> Projection:
+    names = {leaf.name for leaf in leaves_of(axes.at(weight))}
+    return Projection(weight.type.size, bool(names & {*HEADS}), "d_model" in names, expands)

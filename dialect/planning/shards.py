@@ -130,16 +130,14 @@ class Shards:
         """The scores that are not left out by the mask, in elements per chip."""
         return attention.computed * self.scores(attention, block)
 
-    def expanded_bytes(self, attention: Attention) -> float:
-        """The keys and values that are expanded from latents."""
-        elements = attention.expanded * self.expanded_positions(attention)
-        return elements * self.shape.activation_bytes_per_element
+    def expanded_bytes(self, attention: Attention, elements: int) -> float:
+        """So many elements of every position of keys and values that are expanded from latents."""
+        positions = self.expanded_positions(attention)
+        return elements * positions * self.shape.activation_bytes_per_element
 
     def expansion_flops(self, attention: Attention) -> float:
         """FLOPs to expand keys and values from latents."""
-        weights = sum(
-            projection.elements for projection in attention.projections if projection.over_context
-        )
+        weights = sum(each.elements for each in attention.projections if each.expands)
         return 2 * weights * self.expanded_positions(attention)
 
     def expanded_positions(self, attention: Attention) -> float:
@@ -226,8 +224,12 @@ class Shards:
         return self.block_weights(block, "used") - others
 
     def weights_multiplied(self, block: Block) -> float:
-        """The weights of a block with which a token is multiplied."""
-        return self.used_weights(block, lambda network: network.experts_computed)
+        """The weights of a block with which a token is multiplied; others expand what is cached."""
+        used = self.used_weights(block, lambda network: network.experts_computed)
+        if not block.attention:
+            return used
+        expands = sum(each.elements for each in block.attention.projections if each.expands)
+        return used - expands / self.mesh.ways(self.query_axes(block.attention))
 
     def weights_read(self, block: Block) -> float:
         """The weights of a block that all tokens read together; those that are copied first are

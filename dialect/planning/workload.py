@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dialect.compiled.compilers import passes_over_gathered, scatters_rows, scatters_tokens
-from dialect.planning.activations import Activation, Step, activations, spilled
+from dialect.planning.activations import SHARED, Activation, Step, activations, spilled
 from dialect.planning.decoder_shape import Attention, Block, Network
 from dialect.planning.mesh_roles import MeshAxes, without
 from dialect.planning.shards import Shards
@@ -69,13 +69,33 @@ class Workload(Shards):
 
     def attention_flops(self, attention: Attention, block: Block) -> float:
         """FLOPs of an attention besides those of its projections."""
-        scores = self.computed_scores(attention, block)
-        return 2 * scores * attention.multiplied + self.expansion_flops(attention)
+        return 2 * self.computed_scores(attention, block) * attention.multiplied
+
+    def reread_flops(self, room: float) -> float:
+        """FLOPs of the products with values that are on a chip already, as its keys: nothing is
+        read meanwhile. They are among the `other_flops`."""
+        return sum(
+            2 * self.computed_scores(attention, block) * attention.d_value * block.times
+            for attention, block in self.shape.attentions
+            if attention.is_shared
+            and SHARED not in {array.name for array in self.spilled(block, room)}
+        )
+
+    def expansions(self) -> Iterator[tuple[float, float, int]]:
+        """(FLOPs, bytes written, times) of the products that expand keys and values."""
+        for attention, block in self.shape.attentions:
+            written = self.expanded_bytes(attention, attention.expanded)
+            yield self.expansion_flops(attention), written, block.times
 
     def cache_traffic(self, attention: Attention) -> float:
-        """The cache, as often as it is read; what is expanded from it is written and read."""
+        """The cache, as often as it is read; or what is expanded from it, beside what is written
+        and read to make keys and values of that."""
         reads = (attention.key_reads or 1) * attention.read
-        return self.layer_cache_bytes(attention) * reads + 2 * self.expanded_bytes(attention)
+        cached = self.layer_cache_bytes(attention)
+        if not attention.expanded:
+            return cached * reads
+        elements = attention.relaid + reads * attention.attended
+        return cached + self.expanded_bytes(attention, elements)
 
     def hbm_bytes(self) -> float:
         """The weights and the cache, as often as they are read; other state, read and written."""
@@ -94,9 +114,13 @@ class Workload(Shards):
         into so many bytes on the chip."""
         moved = {True: 0.0, False: 0.0}
         for block in self.shape.blocks:
-            for array in spilled((*activations(self, block), *self.exchanged(block)), room):
+            for array in self.spilled(block, room):
                 moved[array.name == "logits"] += array.moved * block.times
         return moved[True], moved[False]
+
+    def spilled(self, block: Block, room: float) -> list[Activation]:
+        """The arrays of a block that find no room among so many bytes on the chip."""
+        return list(spilled((*activations(self, block), *self.exchanged(block)), room))
 
     def exchanged(self, block: Block) -> Iterator[Activation]:
         """What is written for a collective of a block and read by it; of partial sums of the stream
@@ -309,7 +333,8 @@ class Workload(Shards):
             self.relaid_weights(network)[1] * block.stored for network, block in shape.networks
         )
         scores = (
-            self.scores_in_memory(attention, block) + self.expanded_bytes(attention)
+            self.scores_in_memory(attention, block)
+            + self.expanded_bytes(attention, attention.attended)
             for attention, block in shape.attentions
         )
         return {
