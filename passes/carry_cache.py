@@ -5,14 +5,14 @@ scan(layer: cache[l] -> cache_write(cache[l], new, t))
 
 and likewise for `cache_put`, which has a position for every sequence. A cache that is a scanned
 input and output is copied twice a step; a cache that is carried and updated in place at
-(layer, position) is not copied. A state that is computed anew from what it was, as those of linear
-attention and of state spaces are, is carried too: its layer is written whole. A loop that indexes
-layers by a counter first becomes a scan over them.
+(layer, position) is not copied. A state that is computed anew, from what it was as those of linear
+attention and of state spaces are, or not, is carried too: its layer is written whole. A loop that
+indexes layers by a counter first becomes a scan over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ from dialect.ops.control import remade_scan, scan_parts
 from rewrite.dataflow import dependents, rebuilt
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
-from rewrite.opdef import make, with_args
+from rewrite.opdef import make, traits, with_args
 from rewrite.passbase import Pass
 from rewrite.program import Program
 from rewrite.rules import Rule
@@ -44,17 +44,38 @@ class CarryCache(Pass):
         report = Report()
         graph = rewrite(program.graph, self.rewrites, report)
         graph = normal_form(graph, rules=EXACT_RULES) if report.fired else graph
-        graph = _carried(graph, notes)
+        pairs = zip(program.outputs, graph.outputs)
+        updates = {graph.inputs[out.updates]: x for out, x in pairs if out.updates is not None}
+        graph = _carried(graph, updates, notes)
         return self.recorded(program.with_graph(graph), *notes)
 
 
-def _carried(graph: Graph, notes: list[str]) -> Graph:
+def _carried(graph: Graph, updates: Mapping[Value, Value], notes: list[str]) -> Graph:
+    """`graph` with carried caches; `updates` are the states that it has and what they become."""
+
     def visit(op: Op, args: tuple[Value, ...]) -> Sequence[Value]:
-        regions = tuple(_carried(region, notes) for region in op.regions)
+        regions = tuple(_carried(region, {}, notes) for region in op.regions)
         moved = with_args(op, args, regions)
-        return _carry_through(moved, notes) if op.name == "scan" else moved.results
+        if op.name != "scan":
+            return moved.results
+        return _carry_through(moved, _replaced(op, updates), notes)
 
     return rebuilt(graph, visit)
+
+
+def _replaced(loop: Op, updates: Mapping[Value, Value]) -> dict[int, int]:
+    """The results of a loop, by number, that its arguments become: states, or stacks of them."""
+    pairs = {}
+    for position, arg in enumerate(loop.args):
+        entering = arg.op.args if traits(arg.op).new_axis else (arg,)
+        leaving = [updates.get(value) for value in entering]
+        if None in leaving:
+            continue
+        rows = leaving[0].op
+        results = rows.args if leaving == list(rows.results) and rows is not loop else leaving
+        if [result.op for result in results] == [loop]:
+            pairs[position] = results[0].index
+    return pairs
 
 
 @dataclass
@@ -68,10 +89,10 @@ class _Cache:
     write: Op | None
 
 
-def _carry_through(op: Op, notes: list[str]) -> tuple[Value, ...]:
+def _carry_through(op: Op, replaced: Mapping[int, int], notes: list[str]) -> tuple[Value, ...]:
     body = op.regions[0]
     consts, carry, xs = (list(op.args[part]) for part in scan_parts(op))
-    caches = _caches(op, body, len(consts) + len(carry))
+    caches = _caches(op, body, replaced, len(consts) + len(carry))
     if not caches:
         return op.results
     layers = make("iota", dtype=Symbol("i32"), shape=(op["length"],), dimension=0)
@@ -105,17 +126,18 @@ def _told(caches: Sequence[_Cache], length: int) -> Iterator[str]:
             yield f"{count} {what} carried through a loop of {length}"
 
 
-def _caches(op: Op, body: Graph, first: int) -> list[_Cache]:
+def _caches(op: Op, body: Graph, replaced: Mapping[int, int], first: int) -> list[_Cache]:
     caches: list[_Cache] = []
     for position, value in enumerate(body.inputs[first:], first):
-        taken = {cache.output for cache in caches}
+        taken = {*replaced.values(), *(cache.output for cache in caches)}
         updates = dependents(body, [value])
-        for output in range(op["carry"], len(op.types)):
+        others = (i for i in range(op["carry"], len(op.types)) if i not in taken)
+        for output in (replaced[position],) if position in replaced else others:
             new, stack = body.outputs[output], op.args[position]
-            write = new.op
+            write, is_same = new.op, op.types[output] == stack.type
             is_written = write.name in _STORED and write.args[0] == value
-            is_state = value.type.rank > 1 and op.types[output] == stack.type and new in updates
-            if output not in taken and (is_written or is_state):
+            is_state = value.type.rank > 1 and is_same and (position in replaced or new in updates)
+            if is_written or is_state:
                 caches.append(_Cache(value, stack, output, write if is_written else None))
                 break
     return caches

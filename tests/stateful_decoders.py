@@ -105,7 +105,8 @@ def joint_state_space(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]
 
 
 def receptance(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    """RWKV (Peng et al. 2023, arXiv:2305.13048, section 3): time mix and channel mix.
+    """RWKV: time mix (Peng et al. 2023, arXiv:2305.13048, section 3), and channel mix without a
+    gate (RWKV-7, Peng et al. 2025, arXiv:2503.14456).
 
     Both see the input of the step before, and keep this one. A mean of all values, weighted by
     keys that decay, is a numerator and a denominator over the largest weight's power of e.
@@ -124,9 +125,8 @@ def receptance(w: Any, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     kept = {"time": now, "sum": old * state["sum"] + own * v}
     kept |= {"weights": old * state["weights"] + own, "top": top}
     now, before = norm(x), state["channel"]
-    seen, gate = (now * w[name] + before * (1 - w[name]) for name in ("mix up", "mix gate"))
-    hidden = jnp.square(jax.nn.relu(seen @ w["up"])) @ w["down"]
-    return x + jax.nn.sigmoid(gate @ w["gate"]) * hidden, kept | {"channel": now}
+    hidden = jax.nn.relu((now * w["mix up"] + before * (1 - w["mix up"])) @ w["up"])
+    return x + jnp.square(hidden) @ w["down"], kept | {"channel": now}
 
 
 def layers(
@@ -167,8 +167,8 @@ def layers(
         "receptance": (
             receptance,
             {name: (d, f) for name in "rkv"}
-            | {"o": (f, d), "up": (d, f), "down": (f, d), "gate": (d, d)}
-            | {f"mix {name}": (d,) for name in ("r", "k", "v", "up", "gate")}
+            | {"o": (f, d), "up": (d, f), "down": (f, d)}
+            | {f"mix {name}": (d,) for name in ("r", "k", "v", "up")}
             | {name: (f,) for name in ("first", "decay")},
             {name: (batch, d) for name in ("time", "channel")}
             | {name: (batch, f) for name in ("sum", "weights", "top")},

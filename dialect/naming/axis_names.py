@@ -28,9 +28,11 @@ _FUSED = {"d_head": {2: "kv", 3: "qkv"}, "d_ff": {2: "gate_up"}}
 def name_axes(axes: Axes, program: Program) -> None:
     """Gives every axis the names that the program's ops, outputs and hints have for it."""
     known = list(_with_bound(program.graph, frozenset(program.values("param"))))
+    vectors = _vectors(axes, program)
     _name_tables(axes, program)
     for op, bound in known:
         _name_op(axes, op, bound)
+        _name_width(axes, op, bound, vectors)
     _name_heads(axes, program)
     for op, _ in known:
         if op.name in ("gate", "activate"):
@@ -171,6 +173,27 @@ def _name_memory(axes: Axes, op: Op, spec: Signature) -> None:
         if heads and keys and values:
             _call(heads, "heads", 47, op)
             _call([*keys, *values], "d_head", 47, op)
+
+
+def _vectors(axes: Axes, program: Program) -> set[Axis]:
+    """The axes of the states that are a vector for each sequence."""
+    states = (axes.at(value) for value in program.values("state"))
+    return {leaf for held in states if len(held) == 2 for leaf in leaves_of(held[1:])}
+
+
+def _name_width(axes: Axes, op: Op, bound: frozenset[Value], vectors: set[Axis]) -> None:
+    """The width of a state of a vector, by the product that leads from it back to the stream."""
+    known = traits(op)
+    is_product = known.sums and known.linear == "each" and op.results[0] not in bound
+    if is_product and _has(axes, op.results[0], "d_model"):
+        for weight, array in zip(op.args, signature(op).inputs):
+            if weight in bound:
+                summed = _called(axes, weight, array, set(signature(op).summed))
+                _call([leaf for leaf in leaves_of(summed) if leaf in vectors], "d_ff", 8, op)
+
+
+def _has(axes: Axes, value: Value, name: str) -> bool:
+    return any(leaf.name == name for leaf in leaves_of(axes.at(value)))
 
 
 def _sums_a_product(op: Op) -> bool:

@@ -21,6 +21,7 @@ from rewrite.program import Input, Layout, Program
 
 OF_HEADS = {*HEADS, "d_head"}
 _PLACES = {"context", "pages"}  # what a cache is over
+_STREAM = ("d_model",)
 _INNER = {"d_ff", "d_ff_per_head", "experts", "wide"}
 
 
@@ -71,6 +72,8 @@ def input_group(role: str, names: Names) -> str | None:
         return "cache"
     if present & OF_HEADS:
         return "attention"
+    if {("layers",), ("batch",), _STREAM}.issuperset(names) and _STREAM in names:
+        return "residual"
     return "hidden" if present & _INNER else "cache"
 
 

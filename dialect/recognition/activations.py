@@ -192,6 +192,19 @@ def _at(samples: Any, rows: tuple[Row, ...]) -> Any:
 
 
 @local(
+    "square",
+    example=lambda x: jnp.square(Traced["activate"](x, kind="relu")),
+    types=("f32[2,8]",),
+)
+def squared(op: Op) -> Outcome:
+    """square(activate(x))  ->  activate(x) squared, of relu (So et al. 2021, section 3)"""
+    inner = op.args[0].op
+    if inner.get("kind") != "relu" or len(inner.args) > 1:
+        return None
+    return make("activate", *inner.args, kind="relu_squared")
+
+
+@local(
     "mul",
     example=lambda x, y: Traced["activate"](x, kind="silu") * y,
     types=("f32[2,8]", "f32[2,8]"),

@@ -61,6 +61,11 @@ def is_layout(op: Op) -> bool:
     return moves or op.name == "convert_element_type"
 
 
+def _is_map(op: Op) -> bool:
+    """Whether an op is elementwise."""
+    return op.name in ELEMENTWISE
+
+
 class Piece(NamedTuple):
     """A part of the decoder: its name, and the op that identifies it."""
 
@@ -178,7 +183,8 @@ class Pieces:
                 self.of[op] = routed[0]
 
     # States that no context is in, such as those of linear attention and of state spaces: what
-    # computes the new one of the old one without a product with weights, and what reads either.
+    # computes the new one of the old one without a product with weights, and what reads either. One
+    # that is replaced, as the input of the step before is, has only what reads it.
 
     def _find_states(self) -> None:
         for new in filter(self._is_state, self.graph.outputs):
@@ -190,12 +196,27 @@ class Pieces:
             reads = [op for op in self.ops if _multiplies(op) and not held.isdisjoint(op.args)]
             members = (*update, *(behind for op in reads for behind in self._behind(op)))
             self.of |= dict.fromkeys(members, Piece(STATE, new.op))
+        for old in filter(self._is_state, self.graph.inputs):
+            reads = self._ahead(old)
+            members = (*reads, *(behind for op in reads for behind in self._behind(op)))
+            if reads:
+                self.of |= dict.fromkeys(members, Piece(STATE, reads[0]))
 
     def _is_state(self, value: Value) -> bool:
         """Whether this may be the state of a layer, all of whose axes a state has."""
         leaves = [leaf for leaf in leaves_of(self.axes.at(value)) if leaf.size > 1]
         held = leaves and all("state" in leaf.roles for leaf in leaves)
         return bool(held) and not _counts(value) and not _has_context(self.axes, value)
+
+    def _ahead(self, value: Value) -> list[Op]:
+        """The elementwise ops that a value leads to, up to what belongs to a piece."""
+        ahead, held = [], {value}
+        for op in self.ops:
+            is_own = op not in self.of and (_is_map(op) or is_layout(op))
+            if is_own and not held.isdisjoint(op.args):
+                ahead.append(op)
+                held.update(op.results)
+        return ahead
 
     def _behind(self, op: Op) -> list[Op]:
         """An op and those behind it, up to what belongs to a piece and to products with weights."""
@@ -297,7 +318,7 @@ class Pieces:
             args = self._unknown(op)
             if op in self.of or not args or any(arg.op not in self.of for arg in args):
                 continue
-            pieces, is_map = [self.of[arg.op] for arg in args], op.name in ELEMENTWISE
+            pieces, is_map = [self.of[arg.op] for arg in args], _is_map(op)
             piece = next((other for other in pieces if other.name == STATE), pieces[0])
             if piece.name == STATE and is_map:  # what is added to what it gives
                 self.of[op] = piece

@@ -43,6 +43,10 @@ MORE: dict[str, list[Example]] = {
         (lambda x: x * jax.nn.sigmoid(x + 1000), X),
         (lambda x, s: x * jax.nn.sigmoid(s), ("f32[2,8]", "f32[1,8]")),
     ],
+    "squared": [
+        (left_alone(lambda x: jnp.square(Traced["activate"](x, kind="silu"))), X),
+        (left_alone(jnp.square), X),
+    ],
     "gated": [
         (left_alone(lambda x, y: Traced["activate"](x, kind="silu") * y), (*X, "f32[1,8]")),
         (left_alone(lambda x: Traced["activate"](x, kind="silu") * 2.0), X),

@@ -215,4 +215,12 @@ MORE: dict[str, list[Example]] = {
     "attend_to_ring": _attends(),
     "attend_to_chunks": _attends_to_chunks(),
 }
-EQUAL: dict[str, dict[str, str]] = {}
+_IS_TOLD = "it only says why it did not fire"
+EQUAL: dict[str, dict[str, str]] = {
+    "attend_to_chunks": {
+        "`size <= window`": "where both are equal, attend_to_ring fires",
+        "without `read[1] == op['window']`": "where both are equal, either rule is right",
+        "always `None`": _IS_TOLD,
+        "never `None`": _IS_TOLD,
+    },
+}
