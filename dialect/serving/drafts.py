@@ -165,15 +165,23 @@ def paying(
     order = sorted(range(len(worth)), key=lambda at: -worth[at].accepted[-1])
     worth = [worth[at] for at in order]
     timed, sure = any(seconds for _, seconds in steps), decoding + sum(prompts)
+    most_sure = sure + sum(each.accepted[-1] for each in worth)  # if all drafts had room
     best, lengths = 0.0, list[int]()
     for shape, seconds in steps if longest else ():
+        shape_s = seconds if timed else 1.0
+        if most_sure <= best * shape_s:
+            continue
         if (seats := _seats(shape, decoding, prompts, len(offers))) is None:
             continue
-        for most in range(longest + 1) if timed and draft_s else (0, longest):
+        if sure > best * shape_s:
+            best, lengths = sure / shape_s, []
+        for most in range(1, longest + 1) if timed and draft_s else (longest,):
             ways = _lengths(worth, *seats, most)
-            waits_s = (WAITS_S + draft_s * max(ways)) * timed * any(ways)
+            if not any(ways):
+                continue
+            waits_s = (WAITS_S + draft_s * max(ways)) * timed
             tokens = sure + sum(each.accepted[count] for each, count in zip(worth, ways))
-            if tokens > best * (step_s := waits_s + (seconds if timed else 1.0)):
+            if tokens > best * (step_s := waits_s + shape_s):
                 best, lengths = tokens / step_s, ways
     return {at: count for at, count in zip(order, lengths) if count}
 

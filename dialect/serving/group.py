@@ -98,7 +98,8 @@ class Group:
         size = self.pages.size
         while True:
             decoding = [r for r in self.running if r.length - r.scheduled == 1]
-            growing = [r for r in decoding if r.scheduled == len(r.table) * size]
+            full = [r for r in decoding if not r.scheduled % size]  # tables are far in memory
+            growing = [r for r in full if r.scheduled == len(r.table) * size]
             if len(growing) <= self.available:
                 break
             if len(self.running) == 1:  # requests that are ending have the other pages
