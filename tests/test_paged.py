@@ -24,7 +24,7 @@ from rewrite.errors import PlanError
 from rewrite.ir import Graph, Symbol, Type, new_input
 from rewrite.opdef import make
 from rewrite.program import LEFT_ALONE, NOTHING_DONE, Program
-from tests import integer_cache
+from tests import integer_cache, latent_attention
 from tests.kit import assert_close, at_once, graph_of
 
 PASSES = "retarget, normalize, recognize, roll, carry_cache, paged{page=8}"
@@ -220,6 +220,36 @@ def test_integers_that_a_decoder_keeps_itself_lie_in_pages(mesh: str) -> None:
     for _ in range(2):
         wanted = step(args[0], wanted[1], args[2])
     assert_close(logits, wanted[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["", "quantize{weights=none, cache=int8}, "])
+@pytest.mark.parametrize("spelling", ["expanded", "latent"])
+def test_latents_and_rotary_keys_lie_in_pools_of_their_own(spelling: str, form: str) -> None:
+    """A page of both is read at a time; the steps are those of caches that are not in pages."""
+    config = latent_attention.TINY
+    step = per_row(
+        partial(latent_attention.decode_step, config, spelling=spelling),
+        partial(latent_attention.init_cache, config, context=32),
+    )
+    cache, random = step.init(8) | {"position": PLACES}, np.random.default_rng(0)
+    for name in ("latent", "rope"):
+        cache[name] = jnp.asarray(random.normal(size=cache[name].shape), "float32")
+    params = latent_attention.init_params(config, jax.random.key(0))
+    args = (params, cache, jnp.arange(8, dtype=jnp.int32))
+    whole, _, paged = PASSES.replace("paged", f"absorb, {form}paged").rpartition(", ")
+    plain = Pipeline.parse(whole).run(trace(step, *args))
+    program = Pipeline.parse(f"{whole}, {paged}").run(trace(step, *args))
+    read = rewrite(program.graph, [attend_by_page])
+    (attention,) = (op for op, _ in read.walk() if op.name == "attend_pages")
+    assert "key_2" in attention["pooled"].split()
+    text = f"{whole}, {paged}, plan, shard, stage, lower"
+    sharded = auto_shard(step, "cpu:8", pipeline=text)
+    packed, state = sharded.prepare(*args), sharded.adapt(cache)
+    assert sum(leaf.shape[:2] == (64, 8) for leaf in jax.tree.leaves(state)) == (4 if form else 2)
+    for _ in range(2):
+        logits, state = sharded(packed, state, args[2])
+        wanted, cache = plain(params, cache, args[2])
+        assert_close(logits, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("owner", ["", "batch"])
