@@ -61,7 +61,7 @@ ASKED = {
     "a window of data": ("block_sparse{window=8}", DECODE, True, "its mask depends on data"),
     "a map of data": ('block_sparse{blocks="MAP"}', DECODE, True, "its mask depends on data"),
     "a map that ends early": ('block_sparse{blocks="MAP"}', DECODE, False, "the map has 16 posit"),
-    "a ring of a prefill": ("ring", PREFILL, False, "several places are written"),
+    "a ring of a causal prefill": ("ring", PREFILL, False, "its attention has no window"),
     "a ring of data": ("ring", DECODE, True, "its mask depends on data"),
     "a ring without a window": ("ring", DECODE, False, "its attention has no window"),
 }
