@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialect.serving.pages import Pages, PagesLost
-from dialect.serving.policy import VICTIMS, Policy
+from dialect.serving.policy import Policy
 from dialect.serving.radix_tree import RadixTree
 from dialect.serving.requests import Request
 from dialect.serving.shapes import Room
@@ -110,15 +110,8 @@ class Group:
         return decoding
 
     def _preempt(self) -> None:
-        """Takes the pages of the request that the policy names, never those of the oldest."""
-        oldest = min(request.number for request in self.running)
-        prefers = VICTIMS[self.policy.victim]
-        victims = [
-            (request.priority, prefers(place, request), -place, request)
-            for place, request in enumerate(self.running)
-            if request.number != oldest
-        ]
-        victim = min(victims)[-1]
+        """Takes the pages of the request that the policy names."""
+        victim = self.policy.loses(self.running)
         self.preemptions += 1
         self.running.remove(victim)
         self._release(victim)
@@ -214,17 +207,21 @@ class Group:
 
     def answered(self, row: Row, tokens: Sequence[int]) -> None:
         """Takes the tokens that a row is answered; what its other drafts wrote is written over."""
-        request = row.request
-        request.answered(tokens, len(row.drafts))
+        request, verified = row.request, len(row.drafts)
+        for token in tokens:
+            request.tokens.append(token)
+        if request.drafts is not None:
+            request.drafts.extend(tokens, verified)
         self.waiting.served[request.user] += len(tokens)
-        if row.drafts:
+        if verified:
             self.drafted += 1
-            self.verified += len(row.drafts)
+            self.verified += verified
             self.accepted += len(tokens) - 1
+            request.length = max(request.length, len(request.tokens))
+            request.scheduled = min(request.scheduled, request.length - 1)
             kept = self.pages.needed(request.length)
-            if kept < len(request.table):
-                self.tree.release(request.table[kept:])
-                del request.table[kept:]
+            self.tree.release(request.table[kept:])
+            del request.table[kept:]
 
     def _take(self) -> int:
         if not self.pages.free:

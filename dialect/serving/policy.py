@@ -73,6 +73,16 @@ class Policy:
                 f"no victim policy {self.victim!r}", hint=nearest(self.victim, VICTIMS)
             )
 
+    def loses(self, running: Sequence[Request]) -> Request:
+        """The one of several requests whose pages are taken: never the oldest."""
+        prefers, oldest = VICTIMS[self.victim], min(request.number for request in running)
+        victims = [
+            (request.priority, prefers(place, request), -place, request)
+            for place, request in enumerate(running)
+            if request.number != oldest
+        ]
+        return min(victims)[-1]
+
     def paying(
         self, decoding: int, prompts: Sequence[int], requests: Sequence[Request]
     ) -> dict[int, int]:

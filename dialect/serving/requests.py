@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 
 from dialect.serving.drafts import Drafts, Offer
@@ -57,19 +57,6 @@ class Request:
         self.tokens = array("i", prompt)
         self.asked = self.length = len(self.tokens)
         self.limit = self.asked + self.most_new
-
-    def answered(self, tokens: Sequence[int], verified: int) -> None:
-        """Takes the tokens of a step that verified so many drafts; what drafts have written behind
-        them is to be written over."""
-        if len(tokens) == 1:
-            self.tokens.append(tokens[0])
-        else:
-            self.tokens.extend(tokens)
-        if self.drafts is not None:
-            self.drafts.extend(tokens, verified)
-        if verified:
-            self.length = max(self.length, len(self.tokens))
-            self.scheduled = min(self.scheduled, self.length - 1)
 
     @property
     def unknown(self) -> int:
