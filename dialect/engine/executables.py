@@ -69,9 +69,10 @@ class Executables:
         self.logits = Logits.of(every[0], mesh, choices, groups)
         started = time.perf_counter()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            copy, choosing = pool.submit(self._copying), pool.submit(self._choosing)
-            steps = {shape: pool.submit(self._step, each) for shape, each in programs.items()}
+            largest_first = {shape: programs[shape] for shape in reversed(self.shapes)}
+            steps = {shape: pool.submit(self._step, each) for shape, each in largest_first.items()}
             drafting = pool.submit(self._step, draft) if draft else None
+            choosing, copy = pool.submit(self._choosing), pool.submit(self._copying)
             self.steps = {shape: step.result() for shape, step in steps.items()}
             self.drafting = drafting.result() if drafting else None
             self.copy, self.choosing = copy.result(), choosing.result()
