@@ -211,7 +211,7 @@ def test_a_wrong_command_line(
         (("--shape", "mem=fresh()"), "missing 1 required", "it is called as fresh(batch)"),
         (("--shape", "mem=frsh(4)"), "mine.py has no 'frsh'", "did you mean fresh?"),
         (("--shape", "mem=mine.py"), "'mine.py' says no argument", "for example i32[8]"),
-        (("--print-ir-after", "shrad"), "the pipeline has no pass 'shrad'", "did you mean shard?"),
+        (("--print-ir-after", "shrad"), "the pipeline has no pass 'shrad'", "did you mean shard"),
     ],
 )
 def test_wrong_input(
