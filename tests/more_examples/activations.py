@@ -46,6 +46,7 @@ MORE: dict[str, list[Example]] = {
     "squared": [
         (left_alone(lambda x: jnp.square(Traced["activate"](x, kind="silu"))), X),
         (left_alone(jnp.square), X),
+        (left_alone(lambda x, y: jnp.square(Traced["gate"](x, y, kind="relu"))), (*X, *X)),
     ],
     "gated": [
         (left_alone(lambda x, y: Traced["activate"](x, kind="silu") * y), (*X, "f32[1,8]")),
