@@ -74,7 +74,7 @@ def estimate(
 ) -> Prediction:
     """The predicted cost of a step on each chip, in seconds (four digits) and bytes; by default
     under the compiler that the model is fitted to."""
-    chip, links = topology.chip, topology.rings(mesh)
+    chip = topology.chip
     work = Workload(shape, mesh, partitioning, lanes_of(chip))
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     room, flops_per_s = room_on_chip(chip), constants.compute * chip.bf16_flops_per_s
@@ -87,18 +87,10 @@ def estimate(
     for flops, written, times in work.expansions():
         alone_s += times * max(flops / flops_per_s, written / bytes_per_s)
     hbm_s, scores_s = hbm_bytes / bytes_per_s, scores_bytes / bytes_per_s
-    compiler = compiler or fitted_compiler(chip)
-    transfer_s, latency_s, received = {True: 0.0, False: 0.0}, 0.0, 0.0  # by overlap
-    for collective in work.collectives():
-        under = tuple(link for axis in collective.axes for link in links[axis])
-        kind, count = collective.kind, collective.bytes
-        overlaps = collective.overlaps and compiler.overlaps(collective.windowed_bytes > 0)
-        worth = constants.worth(under, overlaps)
-        once_s = collectives.transfer_s(kind, count, under, worth)
-        transfer_s[overlaps] += collective.times * once_s
-        latency_s += collective.times * collectives.latency_s(kind, under, constants.hop_s)
-        received += collective.times * collectives.received_bytes(kind, count, under)
-    gather_s, exchange_s = transfer_s[True], transfer_s[False]
+    links = topology.rings(mesh)
+    gather_s, exchange_s, latency_s, received = _exchanges(
+        work, links, constants, compiler or fitted_compiler(chip)
+    )
     return Prediction(
         time_s=_digits(
             max(compute_s, hbm_s, gather_s) + alone_s + scores_s + exchange_s + latency_s
@@ -111,6 +103,27 @@ def estimate(
         communication_bytes=round(received),
         memory_bytes=round(sum(work.memory().values())),
     )
+
+
+def _exchanges(
+    work: Workload,
+    links: dict[str, tuple[Links, ...]],
+    constants: Constants,
+    compiler: Compiler,
+) -> tuple[float, float, float, float]:
+    """Seconds of transfers that overlap with computing and of those that do not, of latency, and
+    the bytes that a chip receives."""
+    transfer_s, latency_s, received = {True: 0.0, False: 0.0}, 0.0, 0.0  # by overlap
+    for collective in work.collectives():
+        under = tuple(link for axis in collective.axes for link in links[axis])
+        kind, count = collective.kind, collective.bytes
+        overlaps = collective.overlaps and compiler.overlaps(collective.windowed_bytes > 0)
+        worth = constants.worth(under, overlaps)
+        once_s = collectives.transfer_s(kind, count, under, worth)
+        transfer_s[overlaps] += collective.times * once_s
+        latency_s += collective.times * collectives.latency_s(kind, under, constants.hop_s)
+        received += collective.times * collectives.received_bytes(kind, count, under)
+    return transfer_s[True], transfer_s[False], latency_s, received
 
 
 def must_fit(
