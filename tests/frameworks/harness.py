@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from axes_tables import axes_of
 from case import Case, empty_cache, random_params, random_tokens
 
@@ -43,8 +43,10 @@ RECOGNIZE = Pipeline.parse("normalize, recognize")
 
 @cache
 def built(library: str, model: str, phase: str, **options: Any) -> Case:
-    """A case of the module `library`; `options` are those of its `build`."""
-    return importlib.import_module(library).build(model, phase=phase, **options)
+    """A case of the module `library`; `options` are those of its `build`. Skips the test where the
+    library is not installed."""
+    module = pytest.importorskip(library, exc_type=ImportError)
+    return module.build(model, phase=phase, **options)
 
 
 @cache
