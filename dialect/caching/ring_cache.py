@@ -100,12 +100,12 @@ def chunk_of_ring(op: Op) -> Outcome:
     (cache, new, *layer, _), axes = op.args, op["axes"]
     if cache.op.name != AROUND.op or new.type.shape[cache.op["axis"]] == 1:
         return None
-    if axes != (*range(len(layer)), cache.op["axis"]) or new.type.shape[: len(layer)] != (1,) * len(
-        layer
-    ):
+    layers = len(layer)
+    in_a_layer = axes == (*range(layers), cache.op["axis"])
+    if not in_a_layer or new.type.shape[:layers] != (1,) * layers:
         return Miss("it writes several layers, or along other axes than the ring", 3)
     places = places_written(op)
-    places, new = reshaped(places, places.type.shape[1:]), shaped(new, new.type.shape[len(layer) :])
+    places, new = reshaped(places, places.type.shape[1:]), shaped(new, new.type.shape[layers:])
     return make("cache_put", cache, new, places, *layer, axis=axes[-1], mode=_CLIP)
 
 
