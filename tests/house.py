@@ -54,9 +54,9 @@ def tables() -> list[str]:
     """Module-level collections with the names of several ops."""
     return [
         f"{place(path, node)} {ast.unparse(node.targets[0])}"
-        for path in files()
+        for path, tree in trees().items()
         if not str(path.relative_to(ROOT)).startswith(DECLARATIONS)
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in tree.body
         if isinstance(node, ast.Assign) and len(names_of(node.value)) >= FEWEST
     ]
 
@@ -91,18 +91,16 @@ def without_docstring() -> list[str]:
 
     A method that a base class documents need not say it again.
     """
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files()}
     said = {
         (node.name, method.name)
-        for tree in trees.values()
-        for node in ast.walk(tree)
+        for _, node in walked()
         if isinstance(node, ast.ClassDef)
         for method in node.body
         if isinstance(method, ast.FunctionDef) and ast.get_docstring(method)
     }
     return [
         f"{place(path, node)} {node.name}"
-        for path, tree in trees.items()
+        for path, tree in trees().items()
         for node, bases in public(tree, ())
         if not ast.get_docstring(node) and not any((base, node.name) in said for base in bases)
     ]
@@ -117,9 +115,14 @@ def public(tree: ast.AST, bases: tuple[str, ...]) -> Iterator[tuple[Definition, 
                 yield from public(node, tuple(ast.unparse(b).split(".")[-1] for b in node.bases))
 
 
-def walked() -> Iterator[tuple[Path, ast.AST]]:
-    for path in files():
-        yield from ((path, node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in files()}
+
+
+@cache
+def walked() -> list[tuple[Path, ast.AST]]:
+    return [(path, node) for path, tree in trees().items() for node in ast.walk(tree)]
 
 
 COUNTS = {

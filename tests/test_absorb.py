@@ -18,7 +18,7 @@ from tests import latent_attention as latent
 from tests.kit import assert_close, run
 
 CONFIG, BATCH, CONTEXT = latent.TINY, 8, 64
-PARAMS = latent.init_params(CONFIG, jax.random.key(0))
+PARAMS = jax.jit(partial(latent.init_params, CONFIG))(jax.random.key(0))
 RANDOM = np.random.default_rng(0)
 CACHE = latent.init_cache(CONFIG, BATCH, CONTEXT) | {
     name: jnp.asarray(RANDOM.normal(size=(CONFIG.layers, BATCH, CONTEXT, width)), jnp.float32)

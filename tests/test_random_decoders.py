@@ -9,7 +9,7 @@ from tests.fuzz.checks import Tally
 from tests.kit import assert_gives_the_same, op_names, traced_after
 
 
-@pytest.mark.parametrize("seed", [2, 3, 5, 8, 11, 13, 15, 22])
+@pytest.mark.parametrize("seed", [2, 5, 8, 13, 22])
 def test_every_pass_keeps_what_it_claims_of_a_random_decoder(seed: int) -> None:
     decoder, failure = decoders.checked(seed, tally := Tally())
     assert failure is None, f"{decoder}: {failure}"

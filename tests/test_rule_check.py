@@ -44,7 +44,7 @@ RULES = every_rule()
 
 @pytest.mark.parametrize("found", RULES, ids=lambda found: found.name)
 def test_a_rule_keeps_what_it_claims_in_its_neighbourhood(found: FoundRule) -> None:
-    report = check(found, SEED, 6, 20, evaluators=(interpreted,))
+    report = check(found, SEED, 4, 20, evaluators=(interpreted,))
     assert not report.violations and report.fired
 
 

@@ -54,8 +54,9 @@ def test_llama_8b_collectives_are_the_plans(llama_8b):
     assert all(each.dtype == "bf16" for each in report.collectives)
 
 
-@pytest.mark.parametrize("paged", ["", "paged{groups=true}, "])
-@pytest.mark.parametrize("attention", ["heads", "batch"])
+@pytest.mark.parametrize(
+    ("attention", "paged"), [("heads", ""), ("batch", ""), ("batch", "paged{groups=true}, ")]
+)
 def test_places_that_differ_by_sequence_are_written_in_place(attention: str, paged: str) -> None:
     """The cache keeps its layout, and every chip writes what it holds: nothing is gathered."""
     config = replace(llama.CONFIGS["8b"], layers=2)
