@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,6 @@ from dialect.naming.axes import infer_axes
 from rewrite import Pipeline, auto_shard
 from rewrite.ir import Op
 from rewrite.program import Input, Program
-from tests.kit import run
 
 PHASES = ("decode", "prefill")
 SERVED = 8  # sequences at once, so that eight devices may split them
@@ -219,7 +218,7 @@ def assert_serves_the_same(
 def assert_program_serves_the_same(library: str, model: str) -> None:
     """import -> normalize -> recognize -> export is the library's own function."""
     decode, prefill = (recognized(library, model, phase, batch=SERVED) for phase in PHASES)
-    assert_serves_the_same(library, model, partial(run, prefill), partial(run, decode))
+    assert_serves_the_same(library, model, jax.jit(prefill.__call__), jax.jit(decode.__call__))
 
 
 def assert_quantised_serves_nearly_the_same(library: str, model: str, mesh: Any) -> None:
