@@ -44,7 +44,7 @@ class CarryCache(Pass):
         report = Report()
         graph = rewrite(program.graph, self.rewrites, report)
         graph = normal_form(graph, rules=EXACT_RULES) if report.fired else graph
-        pairs = zip(program.outputs, graph.outputs)
+        pairs = zip(program.step_outputs, graph.outputs)
         updates = {graph.inputs[out.updates]: x for out, x in pairs if out.updates is not None}
         graph = _carried(graph, updates, notes)
         return self.recorded(program.with_graph(graph), *notes)
@@ -128,11 +128,12 @@ def _told(caches: Sequence[_Cache], length: int) -> Iterator[str]:
 
 def _caches(op: Op, body: Graph, replaced: Mapping[int, int], first: int) -> list[_Cache]:
     caches: list[_Cache] = []
+    stacked = set(range(op["carry"], len(op.types)))
     for position, value in enumerate(body.inputs[first:], first):
-        taken = {*replaced.values(), *(cache.output for cache in caches)}
         updates = dependents(body, [value])
-        others = (i for i in range(op["carry"], len(op.types)) if i not in taken)
-        for output in (replaced[position],) if position in replaced else others:
+        free = stacked - {cache.output for cache in caches}  # one state may enter twice
+        wanted = {replaced[position]} if position in replaced else stacked - {*replaced.values()}
+        for output in sorted(wanted & free):
             new, stack = body.outputs[output], op.args[position]
             write, is_same = new.op, op.types[output] == stack.type
             is_written = write.name in _STORED and write.args[0] == value

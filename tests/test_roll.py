@@ -96,6 +96,32 @@ def test_caches_of_all_layers_in_one_array(stacked: bool) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_caches_are_carried_behind_stage_too() -> None:
+    """The states of the step are not those of the user's arguments then."""
+    program = recognized("ggg", more=", roll, stage, carry_cache")
+    assert program.history[-1].notes == ("2 caches carried through a loop of 3",)
+    before = recognized("ggg", more=", lower")
+    made = Pipeline.parse("lower").run(program)
+    assert_computes_the_same_bits(made, before, *arguments("ggg"))
+
+
+def test_a_state_that_enters_a_loop_twice_is_carried_once() -> None:
+    def step(params: Any, cache: Any, x: Any) -> Any:
+        def layer(x: Any, rows: Any) -> Any:
+            one, other = rows
+            return x + one.sum(0), other + x
+
+        x, new = jax.lax.scan(layer, x + params, (cache, cache))
+        return x, new
+
+    args = jnp.ones(4), jnp.arange(24.0).reshape(3, 2, 4), jnp.arange(4.0)
+    program = Pipeline.parse("normalize, recognize, carry_cache").run(trace(step, *args))
+    assert program.history[-1].notes == (
+        "1 states that are computed anew carried through a loop of 3",
+    )
+    assert_computes_the_same_bits(program, step, *args)
+
+
 # What is stacked, and when.
 
 
