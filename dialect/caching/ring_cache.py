@@ -18,7 +18,8 @@ from dialect.caching.claimed_positions import places_written
 from dialect.caching.commute import Form, loop_rule, rule
 from dialect.caching.state_forms import Change, undoes
 from dialect.matching.bound_values import integer
-from dialect.matching.values import reshaped, shaped
+from dialect.matching.mask_regions import INTEGERS
+from dialect.matching.values import in_dtype, reshaped, shaped
 from dialect.ops import rings  # noqa: F401  (defines them)
 from dialect.ops.attend import names_of
 from dialect.ops.nn import Traced
@@ -203,6 +204,8 @@ def attend_to_chunks(op: Op) -> Outcome:
         return Miss("it has a mask besides its window", 3)
     args, size = read
     inputs, at = list(Signature.parse(op["axes"]).inputs), names_of(op).index("last")
+    if args[at].type.dtype not in INTEGERS:
+        return Miss("its last position is no integer", 3)
     args[at], inputs[at] = _lately(args[at], size, op["window"]), (*inputs[at], CONTEXT)
     axes = str(Signature(tuple(inputs), Signature.parse(op["axes"]).outputs))
     given = " ".join("mask" if name == "last" else name for name in names_of(op)[3:])
@@ -211,9 +214,9 @@ def attend_to_chunks(op: Op) -> Outcome:
 
 def _lately(last: Value, size: int, window: int) -> Value:
     """Which places of a ring hold one of the positions of a window up to `last`."""
-    last = reshaped(last, (*last.type.shape, 1))
+    last = in_dtype(reshaped(last, (*last.type.shape, 1)), "i32")
     shape = (*(1 for _ in last.type.shape[1:]), size)
-    slots = reshaped(make("iota", dtype=Symbol(last.type.dtype), shape=(size,), dimension=0), shape)
+    slots = reshaped(make("iota", dtype=Symbol("i32"), shape=(size,), dimension=0), shape)
     ago = make("modulo", make("sub", last, slots), size=size)
     held = make("min", last, integer(window - 1))  # of the first positions there are fewer
     return make("le", ago, held)
