@@ -73,11 +73,7 @@ class Table(NamedTuple):
         """How many places there are from the value up to another, where these are as many for every
         position, but for those before the first; 0 where they are not."""
         rank = max(self.values.ndim, last.values.ndim)
-        first, end = (
-            table.values.reshape(len(table.values), *[1] * (rank - table.values.ndim), *rest)
-            for table in (self, last)
-            for rest in [table.values.shape[1:]]
-        )
+        first, end = (_of_rank(table.values, rank) for table in (self, last))
         count = 1 + int(end[-1].flat[0]) - int(first[-1].flat[0])
         is_alike = np.maximum(first, 0) == np.maximum(end - (count - 1), 0)
         return count if count > 0 and is_alike.all() else 0
@@ -155,6 +151,12 @@ class CountedPositions:
             given = jnp.asarray(positions.reshape(-1, *shape), dtype_of(source.type.dtype))
             values = jax.vmap(lambda position: evaluate(graph, [position])[0])(given)
         return Table(number, by_layer, positions, np.asarray(values).astype(np.int64))
+
+
+def _of_rank(values: np.ndarray, rank: int) -> np.ndarray:
+    """An array [positions, ..] of this rank, with axes of one behind its first."""
+    positions, *rest = values.shape
+    return values.reshape(positions, *[1] * (rank - values.ndim), *rest)
 
 
 def _may_be_position(value: Value) -> bool:

@@ -75,8 +75,6 @@ class Partitioning:
     def axes(self, group: str, *axes: str) -> MeshAxes:
         """The mesh axes of these logical axes of a group, concatenated."""
         split = self._splits[group]
-        if len(axes) == 1:
-            return split.get(axes[0], ())
         return tuple(mesh_axis for axis in axes for mesh_axis in split.get(axis, ()))
 
 
