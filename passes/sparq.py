@@ -27,7 +27,7 @@ from rewrite.program import LEFT_ALONE, NOT_DONE, NOTHING_DONE, Program, Remark
 from rewrite.signature import Signature
 from rewrite.target import Target
 
-_READ = {"mask", "first", "last", "sink"}  # what an attention may be given
+_READ = {"mask", "fill", "first", "last", "sink"}  # what an attention may be given
 _FLOATS = ("f32", "bf16", "f16")
 
 

@@ -47,13 +47,20 @@ def weights(kinds: str, seed: int = 0) -> Any:
     }
 
 
+def with_numbers(params: Any, fill: float) -> Any:
+    """Parameters that hold what every layer adds to its mean and has for logits that are masked."""
+    numbers = {"epsilon": jnp.float32(1e-6), "fill": jnp.float32(fill)}
+    return params | {"layers": [layer | numbers for layer in params["layers"]]}
+
+
 def block(kind: str, number: int, w: Any, x: Any, keys: Any, values: Any, start: Any) -> Any:
     """One layer. x: [b, d]; keys, values: [b, s, h, k] hold `start` positions already.
 
     start: a scalar, or [b] where each sequence has a length of its own.
     """
     heads = (BATCH, HEADS, D_HEAD)
-    normed = x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * w["scale"]
+    root = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + w.get("epsilon", 1e-6))
+    normed = x * root * w["scale"]
     q, k, v = ((normed @ w[name]).reshape(heads) for name in ("q", "k", "v"))
     if start.ndim:
         rows = jnp.arange(BATCH)
@@ -65,7 +72,9 @@ def block(kind: str, number: int, w: Any, x: Any, keys: Any, values: Any, start:
     visible = jnp.arange(CONTEXT) <= start
     if kind == "l":
         visible &= jnp.arange(CONTEXT) > start - WINDOW
-    logits = jnp.where(visible, jnp.einsum("bhk,bshk->bhs", q, keys) * D_HEAD**-0.5, -jnp.inf)
+    logits = jnp.where(
+        visible, jnp.einsum("bhk,bshk->bhs", q, keys) * D_HEAD**-0.5, w.get("fill", -jnp.inf)
+    )
     mixed = jnp.einsum("bhs,bshk->bhk", jax.nn.softmax(logits, -1), values)
     x = x + mixed.reshape(x.shape) @ w["o"]
     hidden = jax.nn.silu(x @ w["up"])

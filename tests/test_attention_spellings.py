@@ -18,10 +18,12 @@ import pytest
 from dialect.jaxprs import framework  # noqa: F401  (registers JAX)
 from dialect.jaxprs.expanded import reference_graph
 from passes.lower import EXPAND
+from rewrite import auto_shard
 from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Type, new_input, replace_values
 from rewrite.opdef import make
-from tests.kit import graph_of, recognized_graph, run
+from tests import decoders
+from tests.kit import assert_close, graph_of, op_names, recognized_graph, run, traced_after
 
 RANDOM = np.random.default_rng(5)
 D_HEAD = 16
@@ -174,6 +176,18 @@ def test_a_row_that_keeps_no_key_is_what_the_library_makes_of_it(spelling) -> No
     assert_same_numbers(made, spelling, *ARGS, mask)
 
 
+@pytest.mark.parametrize("fill", [-1e9, -3.0, -np.inf])
+def test_what_masked_logits_are_may_be_known_only_when_the_program_runs(fill: float) -> None:
+    def spelling(q: Any, k: Any, v: Any, mask: Any, fill: Any) -> Any:
+        logits = jnp.where(mask, jnp.einsum("bthk,bshk->bhts", q, k), fill)
+        return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits), v)
+
+    args = (*ARGS, MASK.at[0, 0, 1].set(False), jnp.float32(fill))
+    made = recognized(spelling, *args)
+    assert the_attend(made)["given"] == "mask fill" and len(made.ops) == 1
+    assert_same_numbers(made, spelling, *args)
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_bfloat16(spelling: Callable[..., Any]) -> None:
     """Where logits are rounded differs from library to library; that it is attention does not."""
@@ -209,3 +223,17 @@ def test_queries_of_a_prefill_are_made_before_they_are_multiplied(
     assert [op.name for op in graph.ops if query in op.args][:1] == (
         ["optimization_barrier"] if is_held else ["dot_general"]
     )
+
+
+def test_a_decoder_may_have_numbers_of_its_layers_among_its_parameters() -> None:
+    """A cache that holds a few positions is not gathered, whatever weight the others have."""
+    step, (params, cache, tokens) = decoders.decoder("gg"), decoders.arguments("gg")
+    sharded, plain = auto_shard(step, "cpu:8"), jax.jit(step)
+    for fill in (-1e30, -3.0):
+        given = decoders.with_numbers(params, fill)
+        found = traced_after("normalize, recognize", step, given, cache, tokens)
+        assert op_names(found).count("attend") == 2
+        packed, state = sharded.prepare(given, cache, tokens), sharded.adapt(cache)
+        logits, state = sharded(packed, state, tokens)
+        wanted, kept = plain(given, cache, tokens)
+        assert_close((logits, sharded.restore(state)), (wanted, kept), atol=1e-5)

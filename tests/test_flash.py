@@ -50,6 +50,21 @@ VARIANTS: dict[str, tuple[tuple[jax.Array, ...], str, dict[str, Any]]] = {
         ", b t, b t",
         WINDOWS | {"fill": -3.0, "visits": 9},
     ),
+    "windows, filled by an operand": (
+        (FIRST, LAST, jnp.float32(-1e9)),
+        ", b t, b t, ",
+        {"given": "first last fill", "visits": 9},
+    ),
+    "windows, filled by an operand that is not nothing": (
+        (FIRST, LAST, jnp.float32(-3.0)),
+        ", b t, b t, ",
+        {"given": "first last fill"},
+    ),
+    "filled by an infinite operand": (
+        (MASK, jnp.float32(-jnp.inf)),
+        ", t s, ",
+        {"given": "mask fill"},
+    ),
     "a mask of each query, up to a position": (
         (MASK, LAST[:, :1]),
         ", t s, b 1",

@@ -252,7 +252,11 @@ def test_another_position_is_one_to_adapt_again() -> None:
 
 
 def window_layer(
-    window: int = 4, moves: int | None = None, first: Any = None, reads_old: bool = False
+    window: int = 4,
+    moves: int | None = None,
+    first: Any = None,
+    reads_old: bool = False,
+    fill: float = -jnp.inf,
 ) -> Callable[..., Any]:
     """A layer of attention from x: [b, t, 16] on, with a window."""
 
@@ -265,7 +269,7 @@ def window_layer(
         if first is not None:
             mask = (place <= last) & (place >= first(last))
         read = (cache["k"], cache["v"]) if reads_old else (keys, values)
-        logits = jnp.where(mask, jnp.einsum("bthk,bshk->bhts", q, read[0]), -jnp.inf)
+        logits = jnp.where(mask, jnp.einsum("bthk,bshk->bhts", q, read[0]), fill)
         mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits, -1), read[1])
         new = {"k": keys, "v": values, "position": at + (x.shape[1] if moves is None else moves)}
         return mixed.sum((2,)), new
@@ -300,6 +304,7 @@ def arguments(queries: int) -> tuple[Any, Any, jax.Array]:
             "its window is not as long at every position",
         ),
         (window_layer(first=lambda p: 0 * p), 1, "its window is all of the context"),
+        (window_layer(fill=-3.0), 1, "what its mask leaves out may have a weight"),
     ],
 )
 def test_what_is_no_ring_is_told(step: Any, queries: int, why: str) -> None:

@@ -20,6 +20,7 @@ from dialect.matching.attend_bounds import kept_by
 from dialect.naming.axes import Axes
 from dialect.normal.every_attention import attentions
 from dialect.ops.attend import names_of
+from dialect.ops.scores import masks_out
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import traits
 
@@ -189,6 +190,8 @@ def _window(use: _Use, positions: CountedPositions) -> tuple[int, Counter] | str
     op, (first, last, rest) = use.op, _bounds(use.op)
     if op.get("blocks") or op.get("sparq") or op.get("sinks"):
         return f"its attention is in blocks, or has sinks or sparq already: {op.told}"
+    if "fill" in names_of(op) or not masks_out(op.get("fill")):
+        return f"what its mask leaves out may have a weight: {op.told}"
     if not all(map(_is_written, _caches(op))):
         return f"it is read before it is written: {op.told}"
     if rest is not None:

@@ -73,7 +73,7 @@ def attend(
       -infinity); where `added`, it is added to them. A row that keeps no key is what the library
       makes of it: NaN for -infinity, the mean of the values for another `fill`, their mean weighted
       by the logits where it is added, zero where `dropped`: the weights are 0 where the mask is
-      false.
+      false. A `fill` that is no constant is an operand, a scalar.
     - `first` and `last` are integers, without a context: positions before the one and behind the
       other are masked as well.
     - `bias` is added to the logits, as ALiBi is (Press et al. 2022).

@@ -22,6 +22,7 @@ from dialect.ops.pages import PagedArray
 from dialect.ops.quant import greatest, in_steps
 from dialect.ops.scores import (
     CONTEXT,
+    NOTHING,
     ORIGIN,
     WINDOW_START,
     Arrays,
@@ -29,6 +30,7 @@ from dialect.ops.scores import (
     at_context,
     largest,
     loop_axes,
+    masks_out,
     sizes_of,
 )
 from dialect.ops.stacked import LayerArray
@@ -168,13 +170,11 @@ def _same(number: Any) -> Any:
 
 # Blocks of keys that the mask leaves out.
 
-_NOTHING = -1e4  # what is filled so has a weight that is zero in any float
-
 
 def _skips(form: Form, arrays: Arrays) -> bool:
     """Whether blocks outside of `first` and `last` add nothing."""
     bounded = "first" in arrays or "last" in arrays
-    return bounded and (form.fill is None or float(decode(form.fill)) <= _NOTHING)
+    return bounded and ("fill" in arrays or masks_out(form.fill))
 
 
 def _visited(
@@ -188,9 +188,10 @@ def _visited(
     first = reduce(jnp.maximum, starts, jnp.int32(0))
     last = jnp.max(arrays["last"][0]) if "last" in arrays else end
     low, high = jnp.clip(first, 0, end) // block, jnp.clip(last, -1, end) // block + 1
-    if form.fill is not None:
-        # A row that keeps no key is a mean of all values.
+    if form.fill is not None or "fill" in arrays:
+        # A row that keeps no key is a mean of all values; a fill may turn out to have weight.
         none = ~jnp.all(jnp.any(form.mask_of(arrays), axis=-1))
+        none |= ~(form.fill_of(arrays, jnp.float32) <= NOTHING)
         low, high = jnp.where(none, 0, low), jnp.where(none, count, high)
     else:
         none = jnp.bool_(False)

@@ -23,12 +23,18 @@ CONTEXT, SUMMED = ("s",), ("k",)
 WINDOW_START, SINKS_END = "window start", "sinks end"  # positions too, of an `attend` with a window
 ORIGIN = "origin"  # where the context of an `attend` with a map begins
 _POSITIONS = ("first", "last", WINDOW_START, SINKS_END, ORIGIN)
+NOTHING = -1e4  # a logit of at most this has a weight of zero in any float
 PAIRS = {"": "k", "_2": "p", "_3": "q", "_4": "r"}  # of query and key, and what each is summed over
 
 
 def pairs(names: Container[str]) -> list[str]:
     """The pairs of query and key among these names of arrays."""
     return [pair for pair in PAIRS if f"query{pair}" in names]
+
+
+def masks_out(fill: Any) -> bool:
+    """Whether masked logits of this number have no weight, in a row that keeps a key."""
+    return fill is None or float(decode(fill)) <= NOTHING
 
 
 def squeezed(array: Any, axes: Array) -> Named:
@@ -107,10 +113,16 @@ class Form:
             scores = scores + aligned(arrays["bias"], self.over).astype(scores.dtype)
         if mask is None:
             return scores
-        nothing = jnp.asarray(-jnp.inf if self.fill is None else decode(self.fill), scores.dtype)
+        nothing = self.fill_of(arrays, scores.dtype)
         if self.added:
             return scores + jnp.where(mask, 0, nothing)
         return jnp.where(mask, scores, nothing)
+
+    def fill_of(self, arrays: Arrays, dtype: Any) -> Any:
+        """The logits where the mask is false, a scalar."""
+        if "fill" in arrays:
+            return arrays["fill"][0].astype(dtype)
+        return jnp.asarray(-jnp.inf if self.fill is None else decode(self.fill), dtype)
 
     def product_of(self, arrays: Arrays, pair: str, dtype: Any) -> Any:
         """The product of a pair of query and key; of integers times their scales, in f32."""

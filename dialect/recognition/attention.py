@@ -231,10 +231,12 @@ def _with_added_mask(logits: Logits) -> tuple[Logits, bool]:
 
 
 def _optional_operands(logits: Logits, order: list[str], pairs: list[_Pair]) -> dict[str, Operand]:
-    """Mask, bias and sink, one operand of each if there is any, and the further pairs."""
+    """Mask, fill, bias and sink, one operand of each if there is any, and the further pairs."""
     optional = {}
     if logits.masks:
         optional["mask"] = combined("and", logits.masks, order)
+    if isinstance(logits.fill, Value):
+        optional["fill"] = Operand(logits.fill, ())
     if logits.biases:
         wide = [Operand(in_dtype(x.value, logits.inner), x.axes) for x in logits.biases]
         optional["bias"] = combined("add", wide if len(wide) > 1 else logits.biases, order)
@@ -250,9 +252,10 @@ def _attributes(
 ) -> dict[str, Any]:
     """The attributes that differ from the defaults of `attend`."""
     product_dtype = logits.product.types[0].dtype
+    is_attribute = logits.fill != -math.inf and not isinstance(logits.fill, Value)
     attributes_and_defaults = {
         "cap": (logits.cap, None),
-        "fill": (logits.fill if logits.fill != -math.inf else None, None),
+        "fill": (logits.fill if is_attribute else None, None),
         "dropped": (logits.dropped, False),
         "logits": (Symbol(product_dtype), Symbol(query.value.type.dtype)),
         "inner": (Symbol(logits.inner), Symbol(product_dtype)),

@@ -18,7 +18,7 @@ from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.operands import Operand, bare, named
 from dialect.matching.proofs import is_finite
-from dialect.matching.values import REALS, in_shape, number, unrounded
+from dialect.matching.values import REALS, in_shape, number, shaped, through, unrounded
 from dialect.ops.lax import reshape_signature
 from dialect.recognition.parted_logits import Logits, of_one_query, of_several_pairs
 from rewrite.ir import Op, Value, bits
@@ -35,12 +35,22 @@ def number_where_false(op: Op) -> Iterator[tuple[float, Value, bool]]:
 
     `keep` tells whether it selects x where the mask is true.
     """
+    for fill, x, keep in _scalar_where_false(op):
+        if not isinstance(fill, Value):
+            yield fill, x, keep
+
+
+def _scalar_where_false(op: Op) -> Iterator[tuple[float | Value, Value, bool]]:
+    """The same, where the number may also be a scalar that is known only when the program runs."""
     if op.name != "select_n" or len(op.args) != 3 or op.args[0].type.dtype != "bool":
         return
     _, if_false, if_true = op.args
     for fill, x, keep in ((if_false, if_true, True), (if_true, if_false, False)):
-        if number(fill) is not None:
-            yield number(fill), x, keep
+        scalar = through(fill, "broadcast_in_dim", "reshape")
+        if (constant_fill := number(scalar)) is not None:
+            yield constant_fill, x, keep
+        elif scalar.type.size == 1:
+            yield shaped(scalar, ()), x, keep
 
 
 def added_mask(bias: Operand) -> tuple[Operand, float] | None:
@@ -173,23 +183,24 @@ def _with_bias(logits: Logits, bias: Operand) -> Logits | Miss:
 
 
 def _masked(op: Op, read: Read) -> Logits | Miss:
-    """select(mask, logits, number): one more mask; after the softmax, weights that are dropped."""
-    for fill, x, keep in number_where_false(op):
-        logits = read(x)
-        if isinstance(logits, Miss):
-            return logits
-        masks = _conjuncts(op.args[0], logits.axes, keep, logits.sizes)
-        if logits.context:
-            return _dropped(logits, masks, fill)
-        if logits.columns:
-            return Miss("the logits and their sink are masked together", 4)
-        if logits.masks and logits.fill != fill:
-            return Miss("the logits are masked twice, with different constants", 4)
-        return replace(logits, masks=(*logits.masks, *masks), fill=fill)
-    return Miss("the softmax is over select_n of two arrays", 2)
+    """select(mask, logits, scalar): one more mask; after the softmax, weights that are dropped."""
+    choices = [(fill, read(x), keep) for fill, x, keep in _scalar_where_false(op)]
+    if not choices:
+        return Miss("the softmax is over select_n of two arrays", 2)
+    fill, logits, keep = next((c for c in choices if isinstance(c[1], Logits)), choices[0])
+    if isinstance(logits, Miss):
+        return logits
+    masks = _conjuncts(op.args[0], logits.axes, keep, logits.sizes)
+    if logits.context:
+        return _dropped(logits, masks, fill)
+    if logits.columns:
+        return Miss("the logits and their sink are masked together", 4)
+    if logits.masks and logits.fill != fill:
+        return Miss("the logits are masked twice, with different numbers", 4)
+    return replace(logits, masks=(*logits.masks, *masks), fill=fill)
 
 
-def _dropped(logits: Logits, masks: tuple[Operand, ...], fill: float) -> Logits | Miss:
+def _dropped(logits: Logits, masks: tuple[Operand, ...], fill: float | Value) -> Logits | Miss:
     """Weights that are set to zero where a mask of their logits is false."""
     if fill != 0 or {*map(_key, masks)} != {*map(_key, logits.masks)}:
         return Miss("the weights are masked after the softmax", 4)

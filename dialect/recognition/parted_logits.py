@@ -30,7 +30,7 @@ class Logits:
     scale: float = 1.0
     cap: float | None = None
     masks: tuple[Operand, ...] = ()
-    fill: float | None = None  # the logits where one of the masks is false
+    fill: float | Value | None = None  # the logits where one of the masks is false, maybe a scalar
     dropped: bool = False  # whether the weights are zero there, even in rows without any key
     biases: tuple[Operand, ...] = ()
     sink: Operand | None = None
@@ -83,7 +83,7 @@ def of_one_query(parts: Sequence[Logits], axis: int) -> Logits | Miss:
     if first.context or first.sink:
         return Miss("the parts of the logits are not computed alike", 4)
     if len({part.fill for part in parts if part.masks}) > 1:
-        return Miss("the parts of the logits are masked with different constants", 4)
+        return Miss("the parts of the logits are masked with different numbers", 4)
     if len({tuple(map(len, part.axes)) for part in parts}) != 1 or len(first.axes[axis]) != 1:
         return Miss("the parts of the logits have different axes", 4)
     known = [_Part(part, first, axis) for part in parts]

@@ -197,11 +197,11 @@ def scale_of_rows(op: Op) -> Outcome:
 def scale_of_query(op: Op) -> Outcome:
     """attend(contract(x, known(w)), k, v) {scale=c}  ->  attend(contract(x, known(w * c)), k, v)
 
-    Where nothing is added to the logits c includes log2(e), and the softmax has base 2.
+    Where no operand is among the logits c includes log2(e), and the softmax has base 2.
     """
     attrs, scale = dict(op.attrs), op.get("scale", 1.0)
     fill = op.get("fill")
-    added = {"bias", "sink"} & set(op.get("given", "").split()) or op.get("cap") is not None
+    added = {"bias", "sink", "fill"} & set(op.get("given", "").split()) or op.get("cap") is not None
     of_two = not added and op.get("base") is None and not isinstance(fill, Symbol)
     if scale == 1.0 and not of_two:
         return None

@@ -239,6 +239,30 @@ MORE: dict[str, list[Example]] = {
         _attention(lambda x: x / 255),
         _attention(lambda x, m: jnp.where(m, x, -jnp.inf), MASK),
         _attention(lambda x, m: jnp.where(m, -1e9, x / 2), MASK),
+        # masked with a number that is known only when the program runs
+        _giving("mask fill", lambda x, m, f: jnp.where(m, x / 2, f), MASK, "f32[]"),
+        _giving("mask fill", lambda x, m, f: jnp.where(m, f, x), MASK, "f32[1,1]"),
+        _giving(
+            "mask fill bias",
+            lambda x, m, f, b: jnp.where(m, x + b, f[1]),
+            MASK,
+            "f32[2]",
+            "f32[3,5]",
+        ),
+        _giving(
+            "mask fill", lambda x, m, n, f: jnp.where(m, jnp.where(n, f, x), f), MASK, MASK, "f32[]"
+        ),
+        _giving(
+            "mask fill",
+            lambda x, m, f: jnp.where(m, x, f),
+            "bool[1,1]",
+            "f32[]",
+            of=("f32[1,4]", "f32[1,4]", "f32[1,6]"),
+        ),
+        _attention(lambda x, m, n, f: jnp.where(m, jnp.where(n, x, f), -1e9), MASK, MASK, "f32[]"),
+        _attention(lambda x, m, n, f: jnp.where(m, jnp.where(n, x, -1e9), f), MASK, MASK, "f32[]"),
+        _attention(lambda x, m, f: jnp.where(m, x, f) * 2, MASK, "f32[]"),
+        _attention(lambda x, m, f: jnp.where(m, x, f), MASK, "f32[3,1]"),
         _attention(lambda x, m: x + jnp.where(m, 0, -1e9), MASK),
         _attention(lambda x, b: x * 0.5 + b, "f32[3,5]"),
         _attention(lambda x, b, c: (b + x - c) * 0.5, "f32[3,5]", "f32[1,5]"),
