@@ -80,7 +80,7 @@ def measure(pages: int, drafts: str) -> None:
         while len(group.waiting) < WAITING:
             scheduler.submit(texts.request(str(at % 7)), now)
         begun = time.process_time()
-        any(row.drafts for row in step.rows) or scheduler.wants_to_know()  # as the engine asks
+        scheduler.wants_to_know(step)
         step = scheduler.schedule(now)
         queued = time.process_time()
         answers = [texts.answer(row) for row in step.rows if row.answers]

@@ -90,7 +90,7 @@ class FakeDevice:
         tokens += [self.last.get(row.request.number, -1)] * (row.count - len(tokens))
         group = self.scheduler.groups[row.request.group]
         pages = set(row.table[row.start // self.size : (row.length - 1) // self.size + 1])
-        assert not pages & set(group.tree.nodes) - group.fresh, "a shared page is written"
+        assert not pages & set(group.tree.known.values()) - group.fresh, "a shared page is written"
         for at, token in enumerate(tokens, row.start):
             state = mixed(self.slot(row, at - 1) if at else 0, token, at)
             self.pools[row.request.group][row.table[at // self.size]][at % self.size] = state

@@ -154,11 +154,10 @@ def test_a_request_goes_on_with_what_another_has_computed_meanwhile() -> None:
 def held(tree: RadixTree, *tokens: int) -> Request:
     """A request whose pages are in the tree, and held."""
     request = Request(tokens, 1)
-    request.path = tree.match(request.tokens)
-    tree.hold(request.path)
-    request.table = [node.page for node in request.path]
-    while len(request.table) < tree.pages.needed(len(tokens)):
-        request.table.append(tree.pages.take())
+    request.table = tree.match(request.tokens)
+    request.shared = len(request.table)
+    tree.hold(request.table)
+    request.table += tree.pages.take(tree.pages.needed(len(tokens)) - len(request.table))
     request.scheduled = len(tokens)
     tree.share(request)
     return request
@@ -174,19 +173,19 @@ def test_the_leaf_used_longest_ago_is_evicted_first() -> None:
     tree.check()
     freed = []
     while tree.idle:
-        tree.evict()
+        tree.evict(1)
         freed.append(tree.pages.free[-1])
     assert freed == [young.table[1], old.table[1], old.table[0]]
-    assert [node.page for node in tree.match(kept.tokens)] == kept.table
+    assert tree.match(kept.tokens) == kept.table
 
 
 def test_a_page_that_is_lost_is_found() -> None:
     pages = Pages(3, 4)
-    page = pages.take()
+    (page,) = pages.take(1)
     pages.check([page])
     with pytest.raises(PagesLost, match="1 holders, but 0 hold it"):
         pages.check([])
-    pages.release(page)
+    assert pages.release([page]) == []
     pages.free.append(page)
     with pytest.raises(PagesLost, match="4 pages are free and 0 held"):
         pages.check([])

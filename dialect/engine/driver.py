@@ -156,9 +156,8 @@ class Driver:
         return bool(before or step.rows)
 
     def _must_be_read(self, before: Step) -> bool:
-        """Whether a step is read first: its drafts decide what is next, or there will be some."""
         with self.changed:
-            return any(row.drafts for row in before.rows) or self.scheduler.wants_to_know()
+            return self.scheduler.wants_to_know(before)
 
     def _packed(self, step: Step, before: tuple[Step, Packed, Any] | None) -> Packed:
         """A step in an array; `before`: the one that gives tokens which are not known yet."""

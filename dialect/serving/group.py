@@ -9,6 +9,7 @@ the step's tokens (Sarathi-Serve, arXiv:2403.02310).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from dialect.serving.pages import Pages, PagesLost
@@ -29,6 +30,7 @@ class Group:
         self.tree = RadixTree(self.pages, policy.shares)
         self.waiting = Waiting(policy.patience, self.cached)
         self.running: list[Request] = []  # the first to join first
+        self.users: Counter[str] = Counter()  # how many of these each has
         self.ending: dict[Request, None] = {}  # all their steps are queued
         self.fresh: set[int] = set()  # pages that the step writes, and the tree has
         self.load = 0  # tokens that the requests here can still come to
@@ -59,19 +61,19 @@ class Group:
         elif request in self.ending:
             del self.ending[request]
         else:
-            self.running.remove(request)
+            self._stops(request)
         self._release(request)
 
     def restart(self) -> None:
         """All pages are lost, and what queued steps would have answered."""
         for request in (*self.running, *self.ending):
             self.tree.release(request.table)
-            request.table, request.path, request.scheduled = [], [], 0
+            request.table, request.shared, request.scheduled = [], 0, 0
             request.length = len(request.tokens)
             self.waiting.add(request)
         self.running, self.ending = [], {}
-        while self.tree.idle:
-            self.tree.evict()
+        self.users.clear()
+        self.tree.evict(len(self.tree.idle))
 
     def fill(self, step: Step, now: float) -> None:
         """Adds the rows of this group to a step."""
@@ -88,10 +90,11 @@ class Group:
         prompts = [row.count for row in step.rows[first:]]
         drafts = self._drafts(decoding, prompts) if self.policy.drafts else {}
         step.rows[first:first] = Row.next(decoding, drafts)
-        ending = [request for request in self.running if request.length == request.limit]
-        if ending:
-            self.ending |= dict.fromkeys(ending)
-            self.running = [request for request in self.running if request.length < request.limit]
+        for user, tokens in self.users.items():
+            self.waiting.served[user] += tokens
+        for request in [r for r in self.running if r.length == r.limit]:
+            self._stops(request)
+            self.ending[request] = None
 
     def _decoding(self) -> list[Request]:
         """The requests that compute one token, each with a page for it; others lose theirs."""
@@ -105,15 +108,15 @@ class Group:
             if len(self.running) == 1:  # requests that are ending have the other pages
                 return []
             self._preempt()
-        for request in growing:
-            request.table.append(self._take())
+        for request, page in zip(growing, self._take(len(growing))):
+            request.table.append(page)
         return decoding
 
     def _preempt(self) -> None:
         """Takes the pages of the request that the policy names."""
         victim = self.policy.loses(self.running)
         self.preemptions += 1
-        self.running.remove(victim)
+        self._stops(victim)
         self._release(victim)
         self.waiting.add(victim)
 
@@ -126,11 +129,11 @@ class Group:
         ends = request.scheduled + count == request.length
         step.rows.append(Row(request, request.scheduled, count, ends))
         request.scheduled += count
-        shared = len(request.path)
+        shared = request.shared
         self.tree.share(request, exchanges=False)
-        self.fresh.update(request.table[shared : len(request.path)])
+        self.fresh.update(request.table[shared : request.shared])
         request.length += ends
-        self.waiting.served[request.user] += count
+        self.waiting.served[request.user] += count + ends
         self.waiting.notice(request)
 
     def _admit(self, room: Room, step: Step, now: float) -> None:
@@ -148,45 +151,55 @@ class Group:
         path = self.tree.match(request.tokens)
         # A token must be computed to get the next one: the last is, and that page is written.
         writes_shared = len(path) * self.pages.size == request.length
-        if writes_shared and path[-1].page in self.fresh:  # nothing to copy before the step runs
+        if writes_shared and path[-1] in self.fresh:  # nothing to copy before the step runs
             path.pop()
             writes_shared = False
         self.tree.hold(path)
         pages = self.pages.needed(max(request.length, self.policy.reserved(request)))
         lacking = pages - len(path) + writes_shared
-        table = [node.page for node in path]
         if lacking > self.available - (self.spare if self.running else 0):
-            self.tree.release(table)
+            self.tree.release(path)
             return False
         self.waiting.remove(request)
-        request.table, request.path = table + [self._take() for _ in range(lacking)], path
+        request.table = path + self._take(lacking)
+        request.shared = len(path)
         if writes_shared:
             self._copy_on_write(request, step)
-        request.scheduled = min(len(table) * self.pages.size, request.length - 1)
+        request.scheduled = min(len(path) * self.pages.size, request.length - 1)
         if request.cached < 0:
             request.cached = request.scheduled
             self.prompt_pages += self.pages.needed(request.length)
-            self.cached_pages += len(table)
+            self.cached_pages += len(path)
         self.running.append(request)
+        self.users[request.user] += 1
         return True
 
+    def _stops(self, request: Request) -> None:
+        """Takes a request out of those that run."""
+        self.running.remove(request)
+        self.users[request.user] -= 1
+        if not self.users[request.user]:
+            del self.users[request.user]
+
     def _copy_on_write(self, request: Request, step: Step) -> None:
-        """The last page of the path goes back to the tree; a copy of it takes its place."""
-        shared, copy = request.path.pop().page, request.table.pop()
-        request.table[len(request.path)] = copy
+        """The last page that is shared goes back to the tree; a copy of it takes its place."""
+        request.shared -= 1
+        shared, copy = request.table[request.shared], request.table.pop()
+        request.table[request.shared] = copy
         step.copies.append((self.number, shared, copy))
         self.tree.release([shared])
 
-    def _drafts(self, decoding: list[Request], prompts: Sequence[int]) -> dict[Request, list[int]]:
-        """Drafts of those that decode: as many as pay, of the rows that the step has left and the
-        pages that are to spare; of those whose tokens are all known."""
-        guessing = [r for r in decoding if r.drafts and r.drafts.chance]
-        drafting = [request for request in guessing if not request.unknown]
+    def _drafts(self, decoding: list[Request], prompts: Sequence[int]) -> dict[int, list[int]]:
+        """Drafts of those that decode, by their places: as many as pay, of the rows that the step
+        has left and the pages that are to spare; of those whose tokens are all known."""
+        guessing = [at for at, r in enumerate(decoding) if r.drafts and r.drafts.chance]
+        known = [at for at in guessing if not decoding[at].unknown]
         drafts = {}
-        for place, count in self.policy.paying(len(decoding), prompts, drafting).items():
-            request = drafting[place]
+        lengths = self.policy.paying(len(decoding), prompts, [decoding[at] for at in known])
+        for place, count in lengths.items():
+            request = decoding[known[place]]
             if room_for := self._with_pages(request, count):
-                drafts[request] = request.drafts.draft(room_for)
+                drafts[known[place]] = request.drafts.draft(room_for)
         self.declined += len(guessing) - len(drafts)
         return drafts
 
@@ -202,45 +215,41 @@ class Group:
         if lacking <= 0:
             return count
         lacking = min(lacking, max(0, self.available - self.spare))
-        request.table += [self._take() for _ in range(lacking)]
+        request.table += self._take(lacking)
         return min(count, len(request.table) * self.pages.size - request.length)
 
-    def answered(self, row: Row, tokens: Sequence[int]) -> None:
-        """Takes the tokens that a row is answered; what its other drafts wrote is written over."""
-        request, verified = row.request, len(row.drafts)
-        for token in tokens:
-            request.tokens.append(token)
-        if request.drafts is not None:
-            request.drafts.extend(tokens, verified)
-        self.waiting.served[request.user] += len(tokens)
-        if verified:
-            self.drafted += 1
-            self.verified += verified
-            self.accepted += len(tokens) - 1
-            request.length = max(request.length, len(request.tokens))
-            request.scheduled = min(request.scheduled, request.length - 1)
-            kept = self.pages.needed(request.length)
+    def verified_drafts(self, request: Request, count: int, accepted: int) -> None:
+        """Counts the drafts of a request; what those wrote that were wrong is written over."""
+        self.drafted += 1
+        self.verified += count
+        self.accepted += accepted
+        self.waiting.served[request.user] += accepted
+        request.length = max(request.length, len(request.tokens))
+        request.scheduled = min(request.scheduled, request.length - 1)
+        kept = self.pages.needed(request.length)
+        if kept < len(request.table):
             self.tree.release(request.table[kept:])
             del request.table[kept:]
 
-    def _take(self) -> int:
-        if not self.pages.free:
-            self.tree.evict()
-        return self.pages.take()
+    def _take(self, count: int) -> list[int]:
+        """So many pages; of the tree, where too few are free."""
+        if (lacking := count - len(self.pages.free)) > 0:
+            self.tree.evict(lacking)
+        return self.pages.take(count)
 
     def _release(self, request: Request) -> None:
         """Lets go of a request's pages; the full ones stay in the tree while there is room."""
         self.tree.share(request)
         self.tree.release(request.table)
-        request.table, request.path, request.scheduled = [], [], 0
+        request.table, request.shared, request.scheduled = [], 0, 0
 
     def check(self) -> None:
         """Raises PagesLost unless every page is accounted for. For tests: looks at all pages."""
         holding = [*self.running, *self.ending]
-        self.pages.check([*(p for r in holding for p in r.table), *self.tree.nodes])
+        self.pages.check([*(p for r in holding for p in r.table), *self.tree.known.values()])
         self.tree.check()
         for request in holding:
-            if [node.page for node in request.path] != request.table[: len(request.path)]:
+            if self.tree.match(request.tokens)[: request.shared] != request.table[: request.shared]:
                 raise PagesLost(f"request {request.number} does not read the pages of its path")
         if any(request.table for request in self.waiting.members.values()):
             raise PagesLost("a request that waits has pages")

@@ -18,23 +18,31 @@ class Pages:
         self.free = list(range(count - 1, -1, -1))
         self.holders = [0] * count
 
-    def take(self) -> int:
-        """A free page, with one holder. Raises IndexError where none is free."""
-        page = self.free.pop()
-        self.holders[page] = 1
-        return page
+    def take(self, count: int) -> list[int]:
+        """So many free pages, with one holder each. Raises IndexError where there are fewer."""
+        if (left := len(self.free) - count) < 0:
+            raise IndexError(f"{count} pages are asked for, and {len(self.free)} are free")
+        taken = self.free[left:]
+        del self.free[left:]
+        for page in taken:
+            self.holders[page] = 1
+        return taken
 
-    def hold(self, page: int) -> None:
-        """One holder more, of a page that has some."""
-        self.holders[page] += 1
+    def hold(self, pages: Iterable[int]) -> None:
+        """One holder more, of pages that have some."""
+        for page in pages:
+            self.holders[page] += 1
 
-    def release(self, page: int) -> int:
-        """One holder less; returns how many are left. A page without holders is free."""
-        self.holders[page] -= 1
-        left = self.holders[page]
-        if left == 0:
-            self.free.append(page)
-        return left
+    def release(self, pages: Iterable[int]) -> list[int]:
+        """One holder less; returns the pages that have one left. Those without holders are free."""
+        holders, with_one = self.holders, []
+        for page in pages:
+            left = holders[page] = holders[page] - 1
+            if left == 0:
+                self.free.append(page)
+            elif left == 1:
+                with_one.append(page)
+        return with_one
 
     def needed(self, tokens: int) -> int:
         """Pages that so many tokens take."""

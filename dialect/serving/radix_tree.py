@@ -1,7 +1,7 @@
 """Prefixes whose pages stay in the cache, as a radix tree: requests that begin alike share pages.
 
-The letters of the tree are whole pages, so no edge is ever split: a node is one page, its key the
-tokens of that page, and its path from the root everything before them (RadixAttention,
+The letters of the tree are whole pages, so no edge is ever split: a page is known by the page
+before it and its own tokens, and its path from the root is everything before it (RadixAttention,
 arXiv:2312.07104, section 3; keys aligned to pages). A page that only the tree holds is idle, and
 idle pages are taken back in the order of their last use. Whoever holds a page holds all pages
 before it, and lets the last go first; so of the idle pages the one used longest ago is a leaf.
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from dialect.serving.node import Node
 from dialect.serving.pages import Pages, PagesLost
 from dialect.serving.requests import Request
+
+_ROOT = -1  # where a page has no other before it
+Key = tuple[int, bytes]  # the page before, and the tokens of the page
 
 
 class RadixTree:
@@ -23,32 +25,31 @@ class RadixTree:
 
     def __init__(self, pages: Pages, shares: bool = True) -> None:
         self.pages, self.shares = pages, shares
-        self.root = Node(b"", -1, None)
-        self.nodes: dict[int, Node] = {}  # by page
-        self.idle: OrderedDict[Node, None] = OrderedDict()  # the one used longest ago first
+        self.known: dict[Key, int] = {}  # the page of a key
+        self.keys: list[Key | None] = [None] * pages.count  # of every page that is here
+        self.idle: OrderedDict[int, None] = OrderedDict()  # the page used longest ago first
 
-    def match(self, tokens: array[int]) -> list[Node]:
-        """The longest prefix of the tokens that is here, in whole pages."""
-        node, path, size = self.root, [], self.pages.size
-        for start in range(0, len(tokens) - size + 1, size) if self.root.children else ():
-            child = node.children.get(tokens[start : start + size].tobytes())
-            if child is None:
+    def match(self, tokens: array[int]) -> list[int]:
+        """The pages of the longest prefix of the tokens that is here, in whole pages."""
+        known, page, path, size = self.known, _ROOT, list[int](), self.pages.size
+        for start in range(0, len(tokens) - size + 1, size):
+            page = known.get((page, tokens[start : start + size].tobytes()), _ROOT)
+            if page == _ROOT:
                 break
-            path.append(child)
-            node = child
+            path.append(page)
         return path
 
-    def hold(self, path: Iterable[Node]) -> None:
+    def hold(self, path: Sequence[int]) -> None:
         """One holder more for every page of a path."""
-        for node in path:
-            self.pages.hold(node.page)
-            self.idle.pop(node, None)
+        self.pages.hold(path)
+        for page in path:
+            self.idle.pop(page, None)
 
     def release(self, table: list[int]) -> None:
         """One holder less for every page of a table; those that are left to the tree are idle."""
-        for page in reversed(table):
-            if self.pages.release(page) == 1 and page in self.nodes:
-                self.idle[self.nodes[page]] = None
+        for page in self.pages.release(reversed(table)):
+            if self.keys[page]:
+                self.idle[page] = None
 
     def share(self, request: Request, exchanges: bool = True) -> None:
         """The full pages of a request come into the tree, and it goes on with those that others
@@ -58,49 +59,46 @@ class RadixTree:
         rows before it reads any. exchanges: whether pages of its own, where the tree has the same,
         may be let go of: not while the step that writes them is put together.
         """
-        size, table, path = self.pages.size, request.table, request.path
-        node = path[-1] if path else self.root
+        size, table, shared = self.pages.size, request.table, request.shared
+        before = table[shared - 1] if shared else _ROOT
         written = min(request.scheduled, len(request.tokens)) // size
         to_read = (request.length - 1) // size  # its last token is computed in any case
-        for at in range(len(path), max(written, min(to_read, len(table))) if self.shares else 0):
-            key = request.tokens[at * size : (at + 1) * size].tobytes()
-            child = node.children.get(key)
-            if child is None and at >= written:
+        for at in range(shared, max(written, min(to_read, len(table))) if self.shares else 0):
+            key = (before, request.tokens[at * size : (at + 1) * size].tobytes())
+            before = self.known.get(key, _ROOT)
+            if before == _ROOT:
+                if at >= written:
+                    break
+                before = table[at]
+                self.known[key], self.keys[before] = before, key
+                self.pages.hold([before])
+            elif not exchanges:
                 break
-            if child is not None and not exchanges:
-                break
-            if child is None:
-                child = node.children[key] = self.nodes[table[at]] = Node(key, table[at], node)
-                self.pages.hold(child.page)
             else:
-                self.hold([child])
-                self.pages.release(table[at])
-                table[at] = child.page
-            path.append(child)
-            node = child
-        request.scheduled = max(request.scheduled, len(path) * size)
+                self.hold([before])
+                self.pages.release([table[at]])
+                table[at] = before
+            request.shared += 1
+        request.scheduled = max(request.scheduled, request.shared * size)
 
-    def evict(self) -> None:
-        """Frees the idle page that was used longest ago. Raises KeyError where none is idle."""
-        node, _ = self.idle.popitem(last=False)
-        del node.parent.children[node.key], self.nodes[node.page]
-        self.pages.release(node.page)
+    def evict(self, count: int) -> None:
+        """Frees so many idle pages, used longest ago. Raises KeyError where there are fewer."""
+        pages = [self.idle.popitem(last=False)[0] for _ in range(count)]
+        for page in pages:
+            del self.known[self.keys[page]]
+            self.keys[page] = None
+        self.pages.release(pages)
 
     def check(self) -> None:
-        """Raises PagesLost unless the nodes are a tree, and idle those that nobody else holds."""
-        reached, stack = set(), [self.root]
-        while stack:
-            node = stack.pop()
-            for key, child in node.children.items():
-                if child.parent is not node or child.key != key:
-                    raise PagesLost(f"page {child.page} is not where its parent looks for it")
-                reached.add(child)
-                stack.append(child)
-        if reached != set(self.nodes.values()) or any(n.page != p for p, n in self.nodes.items()):
+        """Raises PagesLost unless the pages are a tree, and idle those that nobody else holds."""
+        here = {page: key for page, key in enumerate(self.keys) if key}
+        if {key: page for page, key in here.items()} != self.known:
+            raise PagesLost("a page of the tree is not known by its key")
+        if any(before != _ROOT and before not in here for before, _ in here.values()):
             raise PagesLost("a page of the tree cannot be reached from its root")
-        alone = {node for node in reached if self.pages.holders[node.page] == 1}
+        alone = {page for page in here if self.pages.holders[page] == 1}
         if alone != set(self.idle):
             raise PagesLost(f"{len(alone)} pages are idle, and {len(self.idle)} are listed")
-        place = {node: at for at, node in enumerate(self.idle)}
-        if any(place.get(n.parent, len(place)) < at for n, at in place.items()):
+        place = {page: at for at, page in enumerate(self.idle)}
+        if any(place.get(here[p][0], len(place)) < at for p, at in place.items()):
             raise PagesLost("an idle page would be freed before those behind it")

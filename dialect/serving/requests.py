@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 
 from dialect.serving.drafts import Drafts, Offer
-from dialect.serving.node import Node
 
 
 @dataclass(eq=False, slots=True)
@@ -26,11 +25,21 @@ class Request:
     - asked: those of the prompt; limit: the most that it can come to have
     - scheduled: positions whose keys and values queued steps have written, of drafts too
     - cached: tokens that were in the cache when it first ran (-1 before)
-    - table: the page of every `Pages.size` positions; path: those of them that the tree shares
+    - table: the page of every `Pages.size` positions; shared: how many of the first of them are in
+      the tree
     - first_token_at, ended_at: seconds; ended: why ("" while it has not)
     """
 
     prompt: InitVar[Iterable[int]]
+    # What every step looks at lies side by side.
+    tokens: array[int] = field(init=False)
+    asked: int = field(init=False)
+    limit: int = field(init=False)
+    length: int = field(init=False)
+    scheduled: int = field(init=False, default=0)
+    table: list[int] = field(init=False, default_factory=list)
+    ended: str = field(init=False, default="")
+
     most_new: int
     stop: frozenset[int] = frozenset()
     priority: int = 0
@@ -39,19 +48,12 @@ class Request:
     arrived: float = 0.0
     drafts: Drafts | None = None
 
-    tokens: array[int] = field(init=False)
-    asked: int = field(init=False)
-    limit: int = field(init=False)
     number: int = -1
     group: int = 0
-    length: int = field(init=False)
-    scheduled: int = 0
     cached: int = -1
-    table: list[int] = field(default_factory=list)
-    path: list[Node] = field(default_factory=list)
+    shared: int = 0
     first_token_at: float = math.nan
     ended_at: float = math.nan
-    ended: str = ""
 
     def __post_init__(self, prompt: Iterable[int]) -> None:
         self.tokens = array("i", prompt)

@@ -93,22 +93,37 @@ class Scheduler:
         """
         ended, groups = [], self.groups
         answering = [row for row in step.rows if row.answers]
-        for row, new in zip(answering, tokens, strict=True):
-            request = row.request
+        for (request, start, _, _, guesses), new in zip(answering, tokens, strict=True):
             if request.ended:
                 continue
-            groups[request.group].answered(row, new)
-            known = len(request.tokens)
-            if known - len(new) == request.asked:
+            known = request.tokens
+            if guesses:
+                known.extend(new)
+            else:
+                known.append(new[0])
+            if request.drafts is not None:
+                request.drafts.extend(new, len(guesses))
+            if guesses:
+                groups[request.group].verified_drafts(request, len(guesses), len(new) - 1)
+            if start < request.asked == len(known) - len(new):
                 request.first_token_at = now
-            if known == request.limit or new[-1] in request.stop:
-                self._end(request, "stop" if new[-1] in request.stop else "length", now)
+            if new[-1] in request.stop:
+                request.ended = "stop"
+            elif len(known) == request.limit:
+                request.ended = "length"
+            if request.ended:
                 ended.append(request)
+        for request in ended:
+            self._end(request, request.ended, now)
         return ended
 
-    def wants_to_know(self) -> bool:
-        """Whether drafts of requests would be verified, if what queued steps answer were known."""
-        return self.policy.drafts > 0 and any(group.would_verify() for group in self.groups)
+    def wants_to_know(self, queued: Step) -> bool:
+        """Whether what the last step that is queued answers must be known before the next: it has
+        drafts, or there would be some if it were."""
+        if not self.policy.drafts:
+            return False
+        drafted = any(row.drafts for row in queued.rows)
+        return drafted or any(group.would_verify() for group in self.groups)
 
     def _end(self, request: Request, why: str, now: float) -> None:
         del self.requests[request.number]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 from dialect.serving.requests import Request
@@ -24,17 +25,19 @@ class Row(NamedTuple):
     drafts: Sequence[int] = ()
 
     @classmethod
-    def next(
-        cls, decoding: Iterable[Request], drafts: Mapping[Request, Sequence[int]]
-    ) -> list[Row]:
-        """The tokens of requests that decode, with their drafts; they count as scheduled."""
-        rows, new = [], tuple.__new__  # which takes a third of the time that `cls` does
+    def next(cls, decoding: Sequence[Request], drafts: Mapping[int, Sequence[int]]) -> list[Row]:
+        """The tokens of requests that decode, and behind some of them, by their places, drafts;
+        all count as scheduled."""
+        columns = decoding, [request.scheduled for request in decoding]
+        constant = repeat(1), repeat(True), repeat(())
+        rows = list(map(tuple.__new__, repeat(cls), zip(*columns, *constant)))  # faster than `cls`
         for request in decoding:
-            start, guesses = request.scheduled, drafts.get(request, ()) if drafts else ()
-            count = 1 + len(guesses) if guesses else 1
-            rows.append(new(cls, (request, start, count, True, guesses)))
-            request.scheduled = start + count
+            request.scheduled = request.length
             request.length += 1
+        for at, guesses in drafts.items():
+            request, start, *_ = rows[at]
+            rows[at] = cls(request, start, 1 + len(guesses), True, guesses)
+            request.scheduled += len(guesses)
         return rows
 
     @property

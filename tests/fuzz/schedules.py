@@ -92,7 +92,7 @@ def checked(seed: int) -> Counter[str]:
             scheduler.submit(requests[-1], now)
         if requests and now < 300 and draw.random() < 0.03:  # later it would hide a request stuck
             scheduler.cancel(draw.choice(requests), "cancelled", now)
-        while queued and draw.random() < 0.5 and scheduler.wants_to_know():
+        while queued and draw.random() < 0.5 and scheduler.wants_to_know(queued[0][0]):
             scheduler.done(*queued.popleft(), now)
             scheduler.check()
         step = scheduler.schedule(now)
