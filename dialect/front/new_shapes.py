@@ -22,7 +22,7 @@ def tell_of(before: Program, after: Program, seconds: float, buckets: Sequence[i
         for input_ in sorted(after.inputs, key=lambda input_: input_.role != "arg")
         if known.get(input_.name) != input_.type
     ]
-    shown = ", ".join(other[:_SHOWN]) or "other static arguments"
+    shown = ", ".join(other[:_SHOWN]) or "other static arguments or settings of JAX"
     more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
     lengths = ", ".join(map(str, buckets))
     advice = (

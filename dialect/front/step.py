@@ -22,7 +22,7 @@ from dialect.display.tables import as_text
 from dialect.front.lowered import Lowered
 from dialect.front.new_shapes import tell_of
 from dialect.front.strict import must_be_empty, must_have_begun, not_done
-from dialect.machine.caller import apart, is_traced
+from dialect.machine.caller import apart, is_traced, must_be_outside, settings
 from dialect.machine.mesh import Topology, must_be_attached, must_be_here
 from dialect.prepared.composed import Composed
 from dialect.prepared.known_again import Seen
@@ -189,6 +189,7 @@ class Step:
           that two full copies never exist. What is in the host's memory is the caller's to free.
         - like: what another step packed of these parameters; arrays that both have are kept once.
         """
+        must_be_outside("step.prepare", [args, named])
         if len(args) + len(named) == 1:
             (params,) = (*args, *named.values())
             if not self._executables:
@@ -228,6 +229,7 @@ class Step:
 
         Before a call with a state of these shapes it is returned as it is.
         """
+        must_be_outside("step.adapt", state)
         fitting = (known for known in self._executables.values() if known.takes(state))
         executable = next(fitting, None)
         return state if executable is None else executable.adapted(state)
@@ -242,6 +244,7 @@ class Step:
 
     def restore(self, state: Any) -> Any:
         """The user's state back from the program's."""
+        must_be_outside("step.restore", state)
         executable = next(iter(self._executables.values()), None)
         return state if executable is None else executable.restored(state)
 
@@ -302,7 +305,7 @@ class Step:
             with self._told_where():
                 with jax.disable_jit(False):
                     traced = trace_call(call, self.roles, self.axes)
-                with apart():
+                with apart(), jax.transfer_guard("allow"):
                     program = self.pipeline.run(traced, self.target, self.phase, (listener,))
                 must_have_begun(program)
                 must_be_empty(not_done(program) if self.strict else ())
@@ -311,8 +314,8 @@ class Step:
         return self._programs[key]
 
     def _key(self, call: Call) -> Any:
-        """What a program is made for: names, structures and types; parameters aside."""
-        parts: list[Any] = [call.names, call.positional]
+        """What a program is made for: names, structures and types, settings; parameters aside."""
+        parts: list[Any] = [settings(), call.names, call.positional]
         for number, argument in enumerate(call.values):
             if number in call.static:
                 parts.append(frozen(argument))

@@ -7,15 +7,18 @@ it, as `jax.jit` would give them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dialect.machine.mesh_spec import MeshSpec, TargetError
+from rewrite.errors import TraceError
 
 _MAKE_IT = (
     "make the step for the mesh that is set: auto_shard(step) inside jax.set_mesh, or "
@@ -26,13 +29,53 @@ _NO_MESH = Mesh(np.empty((), dtype=object), ())
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Inside, the caller's mesh is none, and functions are compiled in any case."""
+    """Inside, the caller's mesh is none, functions are compiled in any case, and -inf is a number.
+
+    Constants are computed there, and an executable has no ops that JAX could try one by one.
+    """
     with ExitStack() as stack:
+        if _sought():
+            stack.enter_context(jax.debug_nans(False))
+            stack.enter_context(jax.debug_infs(False))
         if jax.config.jax_disable_jit:
             stack.enter_context(jax.disable_jit(False))
         if not jax.sharding.get_abstract_mesh().empty:
             stack.enter_context(_without_mesh())
         yield
+
+
+def must_be_numbers(results: Any, names: Iterable[str], step: str) -> None:
+    """Raises FloatingPointError for results with NaN, or infinities, where JAX looks for them."""
+    sought = _sought()
+    if not sought:
+        return
+    leaves = (
+        (name, leaf) for name, result in zip(names, results) for leaf in jax.tree.leaves(result)
+    )
+    floats = ((name, leaf) for name, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    for (name, leaf), (kind, is_wrong) in product(floats, sought):
+        if jnp.any(is_wrong(leaf)):
+            raise FloatingPointError(
+                f"invalid value ({kind}) in output {name} of {step}; the function that it was made "
+                f"of, called under jax.debug_{kind}s, names the line"
+            )
+
+
+def _sought() -> list[tuple[str, Callable[[Any], Any]]]:
+    """What the caller has JAX look for in results."""
+    sought = [("nan", jnp.isnan)] if jax.config.jax_debug_nans else []
+    return sought + ([("inf", jnp.isinf)] if jax.config.jax_debug_infs else [])
+
+
+def settings() -> tuple[Any, ...]:
+    """The caller's settings that JAX traces another program for."""
+    config = jax.config
+    return (
+        config.jax_enable_x64,
+        config.jax_default_matmul_precision,
+        config.jax_numpy_dtype_promotion,
+        config.jax_default_prng_impl,
+    )
 
 
 def _without_mesh() -> Any:
@@ -53,10 +96,29 @@ def callers_mesh() -> Mesh | None:
 
 
 def is_traced(leaves: Any) -> bool:
-    """Whether a function is called by one that JAX traces: with tracers, or under its mesh."""
+    """Whether a function is called by one that JAX traces: with tracers, or without any.
+
+    Without, all of its arguments are closed over. Under `vmap` and `grad` it is then none of what
+    they transform, and is called as outside of them.
+    """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(leaves)):
         return True
-    return not jax.sharding.get_abstract_mesh().empty and callers_mesh() is None
+    try:
+        jax.sharding.get_mesh()
+    except ValueError:  # not outside of what JAX transforms
+        here = jax.sharding.get_abstract_mesh()
+        return not here.empty or isinstance(jnp.zeros(()), jax.core.Tracer)
+    return False
+
+
+def must_be_outside(what: str, leaves: Any) -> None:
+    """Raises TraceError for what puts arrays on devices, inside a function that JAX traces."""
+    if is_traced(leaves):
+        raise TraceError(
+            f"{what} is called inside a function that JAX traces, and puts arrays on devices",
+            hint="call it outside, and hand over what it gives; a step that is called inside takes "
+            "parameters and a state in the form of your function too",
+        )
 
 
 def explicit_mesh(leaves: Any = ()) -> Any:
@@ -74,9 +136,9 @@ def must_agree(mesh: Mesh) -> None:
     there, here = (MeshSpec(tuple(grid.shape.items())) for grid in (callers, mesh))
     if AxisType.Manual in callers.axis_types:
         raise TargetError(
-            f"the step is called inside jax.shard_map over {there}, and splits its work over "
-            "chips itself",
-            hint="call it outside of the shard_map",
+            f"the step is called inside jax.shard_map over {there}, or jax.pmap, and splits its "
+            "work over chips itself",
+            hint="call it outside of the shard_map, or of the pmap",
         )
     if callers.size != mesh.size:
         raise TargetError(

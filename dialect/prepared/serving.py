@@ -19,7 +19,7 @@ from dialect.compiled.compiling import ARGUMENT_GROUPS, Compilable, callable_wit
 from dialect.display.quantities import size
 from dialect.display.told import tell
 from dialect.jaxprs.framework import treedef
-from dialect.machine.caller import apart, handed
+from dialect.machine.caller import apart, handed, must_be_numbers
 from dialect.prepared.arguments import Arguments
 from dialect.prepared.fresh_state import fresh_state
 from dialect.prepared.packed_files import load, misfits, save
@@ -165,6 +165,8 @@ class Executable:
         earlier step was given: its memory is that of the state that came back.
         """
         outputs = self._outputs(packed, others)
+        names = (output.name for output in self.program.outputs)
+        must_be_numbers(outputs, names, self.program.name)
         results = [
             self._handed(value, output.updates is not None)
             for value, output in zip(outputs, self.program.outputs)
@@ -320,11 +322,12 @@ def _must_be_as_many(params: Any, names: Sequence[str]) -> None:
 
 
 def _on_its_devices(leaf: Any, format_: Any) -> Any:
-    """An array on other devices of a mesh, moved: JAX does not change its layout as well."""
+    """An array on other devices, moved: JAX does not change its layout as well."""
     sharding = getattr(format_, "sharding", format_)
-    if not isinstance(leaf, jax.Array) or isinstance(leaf.sharding, SingleDeviceSharding):
+    if not isinstance(leaf, jax.Array):
         return leaf
-    there = leaf.sharding.device_set == sharding.device_set
+    here, alone = leaf.sharding.device_set, isinstance(leaf.sharding, SingleDeviceSharding)
+    there = here <= sharding.device_set if alone else here == sharding.device_set
     return leaf if there else jax.device_put(leaf, sharding)
 
 

@@ -32,6 +32,11 @@ _PURE = (
     "at is named in static_argnames"
 )
 
+_STATIC = (
+    "what a jax.jit inside has as static is named for auto_shard too: static_argnums=, "
+    "static_argnames="
+)
+
 
 def as_trace_error(error: Exception, call: Call) -> TraceError:
     """The TraceError for what was raised while a call was traced."""
@@ -50,6 +55,8 @@ def _hint(error: Exception, call: Call) -> str:
     if isinstance(error, KeyError) and error.args:
         keys = set(_keys(call.values))
         return nearest(str(error.args[0]), keys) if keys else ""
+    if "Non-hashable static arguments" in str(error):
+        return _STATIC
     if isinstance(error, AttributeError) and "'dict' object" in str(error):
         return f'arguments come as they were given, and this one is a dict: ["{error.name}"]'
     return f"check what it was given: {_given(call)}"
