@@ -1,10 +1,13 @@
 """roll: unrolled layers that are the same program become one loop.
 
 body(... body(body(x, w0), w1) ..., wn)  ->  scan(body, x, stack(w0, w1, ..., wn))
+scan{unroll=n}(body, x, w)               ->  scan{unroll=1}(body, x, w)
 
 Layers are found by structure (`dialect.layered.layers`): alternating kinds become one loop over
-groups, layers that do not repeat stay outside. `stage` moves the stacking of parameters to
-`prepare` and that of caches to `adapt`; `carry_cache` after this pass avoids copies of the caches.
+groups, layers that do not repeat stay outside. A loop that its library has the compiler write out
+stays a loop: written out, it compiles many times slower, and weights are laid out anew in every
+step. `stage` moves the stacking of parameters to `prepare` and that of caches to `adapt`;
+`carry_cache` after this pass avoids copies of the caches.
 """
 
 from __future__ import annotations
@@ -14,17 +17,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
+from jax import lax
 
 from dialect.layered.layers import Layers, Run, find_layers
 from dialect.layered.loops import rolled
 from dialect.layered.rows import rows_apart
 from dialect.normal.normal_form import reshaped
-from rewrite.driver import rewrite
+from rewrite.driver import Report, rewrite
 from rewrite.ir import Op, Value, replace_values
-from rewrite.opdef import make
+from rewrite.opdef import build, make, traits
 from rewrite.passbase import Pass
 from rewrite.program import Program
-from rewrite.rules import Outcome, Rule, local
+from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.target import Target
 
 
@@ -76,6 +80,21 @@ def unstack_of_stack(op: Op) -> Outcome:
     return stack.args if stack.name == "stack" and stack["axis"] == op["axis"] else None
 
 
+@local(
+    "scan",
+    example=lambda x, w: lax.scan(lambda y, v: (y @ v, None), x, w, unroll=True)[0],
+    types=("f32[2,4]", "f32[3,4,4]"),
+)
+def loop_kept(op: Op) -> Outcome:
+    """scan{unroll=n}(f, x, w)  ->  scan{unroll=1}(f, x, w), of n iterations that multiply"""
+    if op["length"] < 2 or op["unroll"] < op["length"]:
+        return None
+    known = [traits(inner) for inner, _ in op.regions[0].walk()]
+    if not any(of.sums and of.linear == "each" for of in known):
+        return Miss("nothing is multiplied in its body", 1)
+    return build("scan", *op.args, regions=op.regions, **{**dict(op.attrs), "unroll": 1}).results
+
+
 RULES: tuple[Rule, ...] = (stack_of_rows, unstack_of_stack)
 
 
@@ -94,8 +113,11 @@ class Roll(Pass):
         for run in reversed(runs):  # a loop reads values computed before it, which are unchanged
             graph = replace_values(graph, rolled(layers.groups(run)))
         notes = [_rolled(layers, run, self.least) for run in layers.runs]
-        result = program.with_graph(rewrite(graph, RULES)) if runs else program
-        return self.recorded(result, *notes, *_outside(layers))
+        found = Report()
+        graph = rewrite(rewrite(graph, RULES) if runs else program.graph, [loop_kept], found)
+        kept = found.fired.get(loop_kept.name, 0)
+        notes += [f"loops that were to be written out, and are not: {kept}"] if kept else []
+        return self.recorded(program.with_graph(graph), *notes, *_outside(layers))
 
 
 def _rolled(layers: Layers, run: Run, least: int) -> str:

@@ -63,6 +63,18 @@ def test_a_loop_written_out_and_rolled_is_a_loop_again() -> None:
     assert_computes_the_same_bits(twice, once, *arguments("ggg"))
 
 
+@pytest.mark.parametrize("unroll", [True, 3])
+def test_a_loop_that_the_compiler_would_write_out_stays_one(unroll: bool | int) -> None:
+    def step(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, v: (jnp.tanh(y @ v), None), x, w, unroll=unroll)[0]
+
+    args = jnp.ones((2, 4)), jnp.arange(48.0).reshape(3, 4, 4) / 48
+    program = Pipeline.parse("normalize, roll").run(trace(step, *args))
+    assert [op["unroll"] for op in loops(program)] == [1]
+    assert roll_notes(program)[0] == "loops that were to be written out, and are not: 1"
+    assert_computes_the_same_bits(program, step, *args)
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_caches_of_all_layers_in_one_array(stacked: bool) -> None:
     """Libraries that keep one array for all layers write it row by row."""

@@ -184,10 +184,11 @@ def _with_bias(logits: Logits, bias: Operand) -> Logits | Miss:
 
 def _masked(op: Op, read: Read) -> Logits | Miss:
     """select(mask, logits, scalar): one more mask; after the softmax, weights that are dropped."""
-    choices = [(fill, read(x), keep) for fill, x, keep in _scalar_where_false(op)]
-    if not choices:
+    choice = next(_scalar_where_false(op), None)
+    if choice is None:
         return Miss("the softmax is over select_n of two arrays", 2)
-    fill, logits, keep = next((c for c in choices if isinstance(c[1], Logits)), choices[0])
+    fill, x, keep = choice
+    logits = read(x)
     if isinstance(logits, Miss):
         return logits
     masks = _conjuncts(op.args[0], logits.axes, keep, logits.sizes)

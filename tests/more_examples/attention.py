@@ -252,13 +252,6 @@ MORE: dict[str, list[Example]] = {
         _giving(
             "mask fill", lambda x, m, n, f: jnp.where(m, jnp.where(n, f, x), f), MASK, MASK, "f32[]"
         ),
-        _giving(
-            "mask fill",
-            lambda x, m, f: jnp.where(m, x, f),
-            "bool[1,1]",
-            "f32[]",
-            of=("f32[1,4]", "f32[1,4]", "f32[1,6]"),
-        ),
         _attention(lambda x, m, n, f: jnp.where(m, jnp.where(n, x, f), -1e9), MASK, MASK, "f32[]"),
         _attention(lambda x, m, n, f: jnp.where(m, jnp.where(n, x, -1e9), f), MASK, MASK, "f32[]"),
         _attention(lambda x, m, f: jnp.where(m, x, f) * 2, MASK, "f32[]"),

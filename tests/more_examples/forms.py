@@ -1693,6 +1693,13 @@ def _four() -> Any:
     return jax.lax.iota("int32", 4)
 
 
+def _loop(unroll: bool | int, of: Callable[[Any, Any], Any] = jnp.matmul) -> Callable[..., Any]:
+    """A loop of which the compiler is to write out so many iterations at a time."""
+    return lambda x, w: jax.lax.scan(lambda y, v: (of(y, v), y), x, w, unroll=unroll)
+
+
+_LOOPED = ("f32[2,4]", "f32[3,4,4]")
+
 MORE: dict[str, list[Example]] = {
     "attend_in_groups": _attends_in_groups(),
     "expand": [
@@ -1755,6 +1762,14 @@ MORE: dict[str, list[Example]] = {
     "scale_of_shifted": _scale_of_shifted(),
     "shift_of_input": _shift_of_input(),
     "shift_of_shifted": _twice("add"),
+    "loop_kept": [
+        (_loop(unroll=3), _LOOPED),
+        (_loop(unroll=True, of=jnp.dot), _LOOPED),
+        (left_alone(_loop(unroll=2)), _LOOPED),
+        (left_alone(_loop(unroll=True, of=jnp.multiply)), ("f32[4,4]", "f32[3,4,4]")),
+        (left_alone(_loop(unroll=True, of=lambda y, v: y + v.sum())), _LOOPED),
+        (left_alone(_loop(unroll=True)), ("f32[2,4]", "f32[1,4,4]")),
+    ],
     "stack_of_rows": _rows_of_a_stack(),
     "stack_of_spread": [
         *_stacks(
