@@ -122,8 +122,8 @@ Drafts = PromptLookup | Ahead
 
 
 class Offer(NamedTuple):
-    """`count` drafts behind `guessed` other guesses; `chance` is the probability that any of these
-    is right if those before it are."""
+    """At most `count` drafts behind `guessed` other guesses; `chance` is the probability that any
+    of these is right if those before it are."""
 
     count: int = 0
     chance: float = 0.0
@@ -149,7 +149,7 @@ def _worth(chance: float, count: int, guessed: int) -> _Worth:
 def paying(
     decoding: int,
     prompts: Sequence[int],
-    offers: Sequence[Offer],
+    offers: Sequence[Offer | tuple[int, float, int]],
     steps: Priced,
     draft_s: float = 0.0,
 ) -> dict[int, int]:
@@ -161,11 +161,12 @@ def paying(
     draft one more for everybody
     """
     worth = [_worth(round(chance, 2), count, guessed) for count, chance, guessed in offers]
-    longest = max((len(each.refused) for each in worth), default=0)
-    order = sorted(range(len(worth)), key=lambda at: -worth[at].accepted[-1])
+    longest = max([len(each.refused) for each in worth], default=0)
+    all_of = [each.accepted[-1] for each in worth]
+    order = sorted(range(len(worth)), key=all_of.__getitem__, reverse=True)
     worth = [worth[at] for at in order]
     timed, sure = any(seconds for _, seconds in steps), decoding + sum(prompts)
-    most_sure = sure + sum(each.accepted[-1] for each in worth)  # if all drafts had room
+    most_sure = sure + sum(all_of)  # if all drafts had room
     best, lengths = 0.0, list[int]()
     for shape, seconds in steps if longest else ():
         shape_s = seconds if timed else 1.0
@@ -209,6 +210,8 @@ def _lengths(worth: Sequence[_Worth], beside: Sequence[int], left: int, most: in
     most likely, which are no more than those in the largest group."""
     most = min(most, beside[0]) if beside else most
     lengths = [min(room, most, len(each.refused)) for each, room in zip(worth, beside)]
+    if not left:
+        return lengths
     others = [each.refused[:most] for each in worth[len(beside) :]]
     if sum(map(len, others)) <= left:
         return lengths + list(map(len, others))
@@ -221,6 +224,8 @@ def _likeliest(refused: Sequence[tuple[float, ...]], count: int) -> list[int]:
     lengths = [bisect_left(each, limit) for each in refused]
     left = count - sum(lengths)
     for at, each in enumerate(refused):
+        if not left:
+            break
         equal = min(left, bisect_right(each, limit) - lengths[at])
         lengths[at] += equal
         left -= equal

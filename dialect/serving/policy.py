@@ -88,7 +88,10 @@ class Policy:
     ) -> dict[int, int]:
         """How many drafts of some requests to verify, by their places, in a step in which so many
         decode and the tokens of prompts are computed."""
-        offers = [request.offer(self.drafts) for request in requests]
+        offers = [  # plain tuples: a class is called for each
+            (min(self.drafts, r.limit - r.length - 1), r.drafts.chance, r.length - len(r.tokens))
+            for r in requests
+        ]
         steps = self.steps or ((self.largest, 0.0),)
         return paying(decoding, prompts, offers, steps, self.draft_s)
 

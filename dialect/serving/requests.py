@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 
-from dialect.serving.drafts import Drafts, Offer
+from dialect.serving.drafts import Drafts
 
 
 @dataclass(eq=False, slots=True)
@@ -64,10 +64,6 @@ class Request:
     def unknown(self) -> int:
         """Tokens that queued steps have still to answer."""
         return self.length - len(self.tokens)
-
-    def offer(self, most: int) -> Offer:
-        """At most so many drafts of what follows, behind the guesses of what is not known."""
-        return Offer(min(most, self.limit - self.length - 1), self.drafts.chance, self.unknown)
 
     @property
     def prompt_bytes(self) -> bytes:
