@@ -119,6 +119,7 @@ class Plan(Pass):
         plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
         notes += _whole_pages(program, plan)
         notes += _copied_experts(program, plan, shape)
+        notes += _copied_weights(plan, shape)
         return plan, (*notes, *_unplanned(program, axes, plan))
 
 
@@ -173,6 +174,17 @@ def _copied_experts(program: Program, plan: Chosen, shape: DecoderShape) -> Iter
         text = f"copied in every step, as {width:g} of {axis} on a chip fill no {lanes} lanes"
         hint = " (pad{ragged_d_ff=auto} before plan)" if may_pad and axis == "d_ff" else ""
         yield Remark(text + hint, "ragged experts", LEFT_ALONE)
+
+
+def _copied_weights(plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:
+    """What there is to say of f32 weights that are copied in every step, as the chip multiplies
+    them in bf16."""
+    lanes = lanes_of(Topology.parse(plan.target).chip)
+    work = Workload(shape, MeshSpec(plan.mesh), Partitioning(plan.label, plan.groups), lanes)
+    if copied := work.rounded_weights() * shape.weight_bytes_per_element:
+        text = f"{size(copied)} are rounded to bf16 in every step, as the chip multiplies them"
+        hint = "of w.astype(jnp.bfloat16) `prepare` keeps bf16, and the chip computes the same"
+        yield Remark(f"{text}: {hint}", "f32 weights", LEFT_ALONE)
 
 
 def _behind_the_optimum(plan: Chosen) -> str:

@@ -167,3 +167,43 @@ def test_one_of_two_networks_is_resized() -> None:
     widths = [network.d_ff for network, _ in shape.resized("d_ff", 512, 384).networks]
     assert widths == [512, 1024]
     assert [network.d_ff for network, _ in shape.resized("d_ff", 2048).networks] == [384, 2048]
+
+
+# Weights in f32, which a TPU multiplies in bf16: of a loop it rounds them all before it begins.
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def looped(stored: str | None = None, precision: Any = None) -> DecoderShape:
+    """The shape of two networks in a loop, whose weights may be converted outside of it."""
+
+    def step(params: Any, x: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, w: Any) -> tuple[jax.Array, None]:
+            hidden = jax.nn.silu(jnp.matmul(normed(x), w["up"], precision=precision))
+            return x + jnp.matmul(hidden, w["down"], precision=precision), None
+
+        kept = jax.tree.map(lambda w: w.astype(stored).astype(w.dtype) if stored else w, params)
+        return jax.lax.scan(layer, x, kept)[0]
+
+    params = {"up": jnp.ones((2, 16, 64)), "down": jnp.ones((2, 64, 16))}
+    program = Pipeline.parse("normalize, recognize").run(trace(step, params, jnp.ones((8, 16))))
+    return decoder_shape(program, infer_axes(program))
+
+
+def test_weights_of_a_loop_are_counted_as_they_are_stored_and_multiplied() -> None:
+    shapes = looped(), looped(precision=HIGHEST), looped(stored="bfloat16")
+    found = [(shape.looped_in_f32, shape.weight_bytes_per_element) for shape in shapes]
+    assert found == [(True, 4), (False, 4), (False, 2)]
+
+
+def test_rounded_weights_are_a_copy_that_is_written_and_read() -> None:
+    """Four bytes are read of each, two are written and read; on other chips four are read."""
+    mesh = MeshSpec((("x", 1),))
+    shape = replace(LLAMA_8B, weight_bytes_per_element=4, looped_in_f32=True)
+    cpu, tpu = (
+        Workload(shape, mesh, partition("ws1d", "heads", shape, mesh), lanes) for lanes in (1, 128)
+    )
+    weights = cpu.stored_weights()
+    assert (cpu.rounded_weights(), tpu.rounded_weights()) == (0, weights / 2)
+    assert tpu.memory()["working set"] - cpu.memory()["working set"] == 2 * weights
+    assert tpu.hbm_bytes() - cpu.hbm_bytes() == 4 * weights

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dialect.matching.values import rounding, through
 from dialect.naming.axes import HEADS, Axes
 from dialect.normal.trips import most_trips
+from dialect.ops.control import given_inside
 from dialect.ops.quant import FORMS
 from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_planned, weight_over
 from dialect.planning.decoder_shape import DecoderShape
@@ -16,6 +17,7 @@ from dialect.staging.binding import region_bound
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
 from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value, bits
+from rewrite.opdef import traits
 from rewrite.program import Program
 
 _SPLIT = ("wide", "batch", "d_ff", "experts", "vocab", *HEADS)  # axes that every plan splits
@@ -34,7 +36,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     caches = _inputs_over(program, axes, "state", "context", "time")
     blocks = decoder_blocks(program, axes)
     has_attention = any(block.attention for block in blocks)
-    factors = next(_factors(products, axes), None)
+    layers = list(_factors(products, axes, _outside(program)))
     others = _other_bytes(program, axes, has_attention)
     return DecoderShape(
         batch=sizes.get("batch", 1),
@@ -46,7 +48,11 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         logits_time=_logits_time(products, axes, sizes),
         steps=max(1, sum(trips for op, trips in products if _gives_logits(op, axes))),
         tied_embedding=len(tables) == 1,
-        **_dtypes(tables, caches, factors, counted, axes),
+        looped_in_f32=any(
+            trips > 1 and weights.type.dtype == "f32" and op.get("precision") is None
+            for op, trips, _, weights in layers
+        ),
+        **_dtypes(tables, caches, layers[0][2:] if layers else None, counted, axes),
         logits_bytes_per_element=_logits_bytes(products, axes),
         other_bytes=others["param", False] + others["state", False],
         split_bytes=others["param", True] + others["state", True],
@@ -174,13 +180,38 @@ def _gives_logits(op: Op, axes: Axes) -> bool:
     return has(axes.of(op.results[0]), "vocab")
 
 
-def _factors(products: list[tuple[Op, int]], axes: Axes) -> Iterator[tuple[Value, Value]]:
-    """(activations, stored weights) of the products of a layer."""
-    for op, _ in products:
+def _factors(
+    products: list[tuple[Op, int]], axes: Axes, outside: Mapping[Value, Value]
+) -> Iterator[tuple[Op, int, Value, Value]]:
+    """(product, its trips, activations, stored weights) of the products of a layer."""
+    for op, trips in products:
         x, y = op.args[:2]
         for values, weights in ((y, x), (x, y)):
             if any(weight_over(axes, weights, name) for name in ("d_ff", *KV_HEADS)):
-                yield values, through(weights, "dequantize")
+                yield op, trips, values, _stored(weights, outside)
+
+
+def _outside(program: Program) -> dict[Value, Value]:
+    """What every input of a loop or a branch is given, outside of it."""
+    regions = (given for op, _ in program.graph.walk() for given in given_inside(op))
+    return {inner: value for given in regions for inner, (value, _) in given.items()}
+
+
+def _stored(weight: Value, outside: Mapping[Value, Value]) -> Value:
+    """The narrowest value that a weight is converted from: what `stage` keeps of it."""
+    narrowest = weight
+    while (source := outside.get(weight, _source(weight))) != weight:
+        weight = source
+        if bits(weight.type.dtype) < bits(narrowest.type.dtype):
+            narrowest = weight
+    return narrowest
+
+
+def _source(weight: Value) -> Value:
+    """What a weight is in another dtype or in another order; itself if it is neither."""
+    op, known = weight.op, traits(weight.op)
+    is_form = known.converts or known.moves and len(op.args) == 1
+    return op.args[0] if is_form else through(weight, "dequantize")
 
 
 def _common_form(values: Value, weights: Value) -> str:

@@ -176,6 +176,7 @@ class DecoderShape:
     - tied_embedding: one table for the embedding and the logits
     - multiplies: the dtype of both factors of the layers' products: "int8" only if activations are
       quantised as well as weights; all other products multiply bf16
+    - looped_in_f32: whether layers in a loop multiply f32 weights at the default precision
     - *_bytes_per_element: of weights, embedding tables, activations, the KV cache and logits
     - other_bytes: parameters and state that no block and no table holds, as norms, biases, and a
       table of positions; split_bytes: those of them with an axis that any plan splits, over all
@@ -197,6 +198,7 @@ class DecoderShape:
     logits_time: int = 1
     steps: int = 1
     multiplies: str = "bf16"
+    looped_in_f32: bool = False
     weight_bytes_per_element: float = 2
     embedding_bytes_per_element: float = 2
     activation_bytes_per_element: float = 2

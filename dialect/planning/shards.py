@@ -25,6 +25,8 @@ class Shards:
     - scattered: over which partial sums of hidden values are scattered to rows
     - attention_batch: of the batch in attention
 
+    rounds: whether a step makes a copy in bf16 of the weights of a loop, which its products read.
+
     lanes: elements to which the last axis of a stored cache is padded (`dialect.machine.tiles`).
     """
 
@@ -41,6 +43,7 @@ class Shards:
         used = axes("used", "d_model", "experts", "d_ff")
         outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
         self.gathered = without((*outer, *inner), used)
+        self.rounds = lanes > 1 and shape.looped_in_f32 and shape.weight_bytes_per_element == 4
         is_wide = shape.weight_bytes_per_element >= shape.activation_bytes_per_element
         self.gathers_in_windows = is_wide and bool(windowed_axes(partitioning.split))
         self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
@@ -233,14 +236,22 @@ class Shards:
 
     def weights_read(self, block: Block) -> float:
         """The weights of a block that all tokens read together; those that are copied first are
-        read and written besides, and then read in whole lanes."""
+        read and written besides, and then read in whole lanes, or in bf16."""
         tokens = self.tokens(block)
         read = self.used_weights(block, lambda network: network.experts_read(tokens))
+        if self.rounds:
+            read = read / 2 + self.block_weights(block, "used") * 3 / 2 * block.stored / block.times
         for network in block.networks:
             stored, copied = self.relaid_weights(network)
             share = network.experts_read(tokens) / network.experts
             read += stored + copied + share * (copied - stored)
         return read
+
+    def rounded_weights(self) -> float:
+        """The weights of all blocks that a step has in bf16 beside those that are stored in f32, in
+        elements of these."""
+        used = (self.block_weights(block, "used") * block.stored for block in self.shape.blocks)
+        return sum(used) / 2 if self.rounds else 0
 
     def table(self) -> float:
         """The embedding, or the unembedding."""

@@ -344,7 +344,7 @@ class Workload(Shards):
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + stream / ways(self.d_model),
             "working set": max(*networks, *scores, logits, 0.0)
-            + relaid * shape.weight_bytes_per_element,
+            + (relaid + self.rounded_weights()) * shape.weight_bytes_per_element,
         }
 
     def network_bytes(self, network: Network, block: Block) -> float:
