@@ -207,9 +207,10 @@ class Driver:
 
     def _recover(self, rows: Sequence[Row], error: Exception) -> None:
         """Ends the requests that are to blame; all others are computed again. Of several hosts
-        another may not have raised: then all end."""
+        another may not have raised, or have ended: then all end."""
         if self.hosts.count > 1:
-            raise error
+            said = f"a step raised on process {self.hosts.number} of {self.hosts.count}"
+            raise ServingError(f"{said}, unless another has ended: {cause(error)}") from error
         self._queued = None
         self.failures, self.failing = self.failures + 1, self.failing + 1
         blamed: dict[Request, Exception | None] = {}
