@@ -63,7 +63,7 @@ class Shard(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         if program.plan is None:
-            return self.recorded(program, "no plan, so nothing is constrained: run `plan` first")
+            return self.recorded(program, "run `plan` first: nothing is constrained")
         program = program.with_graph(split_heads(program.graph, program.plan))
         axes = planned_axes(program, program.plan.mesh)
         parted = with_parted_states(program, partial(_is_split, program.plan, axes))

@@ -18,8 +18,9 @@ def must_be_writable(path: Path) -> None:
     """Raises FileError where the folder of a file is not there, before the work is done."""
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise FileError(f"cannot write {path}: it is a folder", hint=f"name a file in {path}")
+    if path.exists() and not path.is_file():
+        what, hint = ("a folder", f"name a file in {path}") if path.is_dir() else ("no file", "")
+        raise FileError(f"cannot write {path}: it is {what}", hint=hint)
 
 
 @contextmanager
@@ -34,6 +35,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error}") from error
+        raise FileError(f"cannot write {path}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -248,7 +248,7 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
     text = "another program; without one, the first before and after its passes"
     add("other", nargs="?", metavar="OTHER", help=text)
     add("--pass", dest="only", metavar="PASS", help="before and after this pass alone")
-    add("--most", type=int, default=40, metavar="N", help="ops of a change that are shown (40)")
+    add("--most", type=_count, default=40, metavar="N", help="ops of a change that are shown (40)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

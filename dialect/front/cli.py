@@ -7,6 +7,7 @@ It traces on the CPU and compiles ahead of time; only `eval` and `serve` run the
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import sys
@@ -45,6 +46,10 @@ REFUSED, WRONG, MISTAKE, INTERRUPTED = 1, 2, 70, 130  # exit codes
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, given without the program's name. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # Python has none where they are closed.
+    sys.stdout, sys.stderr = (
+        stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)
+    )
     args = parser().parse_args(words)
     args.words = words
     if args.command == "completion":
@@ -108,6 +113,10 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
+    try:
+        version = importlib.metadata.version("shardwright")
+    except importlib.metadata.PackageNotFoundError:  # run in a clone
+        version = "of a clone"
     plain = argparse.RawDescriptionHelpFormatter
     whole = _Parser(
         prog="shardwright",
@@ -115,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=overview(),
         formatter_class=plain,
     )
+    whole.add_argument("--version", action="version", version=f"shardwright {version}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for name, about, groups in _COMMANDS:
         command = commands.add_parser(

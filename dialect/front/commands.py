@@ -18,7 +18,7 @@ from dialect.compiled.executable import read as read_executable
 from dialect.display import tables
 from dialect.front import api, inspection, reporting, serving, session, simulation
 from dialect.front.console import Screen, as_json
-from dialect.front.programs import sizes, text_of
+from dialect.front.programs import parsed, sizes
 from dialect.front.session import Arguments, rewritten
 from dialect.front.strict import must_be_empty, not_done
 from dialect.machine.mesh import Topology
@@ -212,7 +212,7 @@ def bisect(args: Arguments, screen: Screen) -> None:
 
 def reproduce(args: Arguments, screen: Screen) -> None:
     """Runs the file of a failure again; with --reduce, makes it as small as it still fails."""
-    failure = Failure.parse(text_of(args.file))
+    failure = parsed(args.file, Failure.parse)
     if failure.pipeline.topology:
         start(failure.pipeline.topology)
 

@@ -4,6 +4,7 @@ tokens=i32[8]                       an array
 cache={k: f32[2,8,64], at: i32[]}   a dict; [a, b] a list, (a, b) a tuple, [a] * 32 a longer list
 params=model.safetensors            the arrays of a checkpoint, of which only shapes are read
 cache=init_cache(config, 8, 64)     what a function of the file returns; only shapes are computed
+params=init(jax.random.key(0))      its arguments are said in the same way, or as shapes: u32[2]
 config=model.json, n=3, kind=SMALL  no arrays: the function is traced for these values
 """
 
@@ -14,15 +15,17 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
+from jax import ShapeDtypeStruct
 
-from dialect.arrays.dtypes import struct_of
+from dialect.arrays.dtypes import check, is_dtype, struct_of
 from dialect.prepared.packed_files import read_checkpoint
+from dialect.user.calls import name_of
 from dialect.user.traced_errors import users_line
 from dialect.user.usercode import UsageError
 from rewrite.errors import cause, nearest
@@ -36,33 +39,38 @@ _WORDS = {"none": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Given:
-    """A function, its arguments or their shapes, and the numbers of those that are no arrays."""
+    """A function, its arguments or their shapes, and the names of those that are no arrays."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    static: tuple[int, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
+    static: tuple[str, ...] = ()
 
 
 def given(function: Callable[..., Any], module: ModuleType, texts: Sequence[str]) -> Given:
     """The arguments that NAME=WHAT texts say. Raises UsageError, naming what is missing."""
     parameters = list(inspect.signature(function).parameters.values())
-    names = [parameter.name for parameter in parameters]
+    takes = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = [parameter.name for parameter in takes]
     said: dict[str, Any] = {}
     for text in texts:
         name, equals, what = text.partition("=")
-        if not equals or name not in names:
+        if not equals or not (name in names or takes_any):
             problem = f"{text!r} is no NAME=WHAT" if not equals else f"no argument is called {name}"
             hint = f"the arguments are {', '.join(names)}; for example --shape tokens=i32[8]"
+            hint = hint if names else f"{name_of(function)} takes no arguments"
             raise UsageError(problem, hint=hint)
+        if not what.strip():
+            raise UsageError(f"{name}= says nothing", hint=_FOR_EXAMPLE)
         said[name] = _fitted(_Reader(module, said).read(what), function, name)
-    lacking = [p.name for p in parameters if p.name not in said and p.default is p.empty]
+    lacking = [p.name for p in takes if p.name not in said and p.default is p.empty]
     if lacking:
         hint = f"--shape {lacking[0]}=i32[8], =init_{lacking[0]}(...), or =FILE.safetensors"
         raise UsageError(f"nothing says what {', '.join(lacking)} is", hint=hint)
-    last = max((names.index(name) for name in said), default=-1)
-    values = [said.get(p.name, p.default) for p in parameters[: last + 1]]
-    static = tuple(number for number, value in enumerate(values) if not _is_array_tree(value))
-    return Given(function, tuple(values), static)
+    static = tuple(name for name, value in said.items() if not _is_array_tree(value))
+    by_place = [p.name for p in takes if p.kind is p.POSITIONAL_ONLY and p.name in said]
+    return Given(function, tuple(said.pop(name) for name in by_place), said, static)
 
 
 def _is_array_tree(value: Any) -> bool:
@@ -104,6 +112,8 @@ class _Reader:
             return _nested(read_checkpoint(text))
         if text.endswith(".json"):
             return _configuration(text)
+        if Path(text).is_file():
+            raise UsageError(f"{text!r} says no argument", hint=_FOR_EXAMPLE)
         source = text.replace("[]", "[()]") if not text.startswith("[]") else text
         try:
             tree = ast.parse(source.strip(), mode="eval")
@@ -119,8 +129,12 @@ class _Reader:
                 return node.value
             case ast.Name():
                 return self.named(node.id)
-            case ast.Subscript(value=ast.Name(id=dtype)):
-                return self.array(f"{dtype}[{self.sizes(node.slice)}]")
+            case ast.Attribute(value=inner, attr=name):
+                return _of(read(inner), name)
+            case ast.Subscript(value=ast.Name(id=name)) if name not in vars(self.module):
+                return self.array(f"{name}[{self.sizes(node.slice)}]")
+            case ast.Subscript(value=inner):
+                return _entry(read(inner), read(node.slice))
             case ast.Dict():
                 keys = (
                     key.id if isinstance(key, ast.Name) else read(key) for key in node.keys if key
@@ -134,9 +148,10 @@ class _Reader:
                 return read(node.left) * read(node.right)
             case ast.UnaryOp(op=ast.USub()):
                 return -read(node.operand)
-            case ast.Call(func=ast.Name(id=name)):
+            case ast.Call(func=ast.Name() | ast.Attribute()):
                 named = {word.arg: read(word.value) for word in node.keywords if word.arg}
-                return self.called(name, list(map(read, node.args)), named)
+                args = list(map(read, node.args))
+                return _called(ast.unparse(node.func), read(node.func), args, named)
         raise UsageError(f"{ast.unparse(node)!r} says no argument", hint=_FOR_EXAMPLE)
 
     def named(self, name: str) -> Any:
@@ -144,35 +159,79 @@ class _Reader:
         for known in (_WORDS, self.said, vars(self.module)):
             if name in known:
                 return known[name]
-        hint = nearest(name, [*self.said, *vars(self.module)])
+        if is_dtype(name):
+            raise UsageError(
+                f"{name!r} has no shape", hint=f"a number is {name}[], a row {name}[8]"
+            )
+        hint = nearest(name, [*self.said, *_public(self.module)])
         raise UsageError(f"{self.module.__name__.strip('<>')} has no {name!r}", hint=hint)
 
     def sizes(self, node: ast.expr) -> str:
         """The sizes of an array, between its brackets."""
-        sizes = self.value(node)
-        return ",".join(map(str, sizes if isinstance(sizes, tuple) else (sizes,)))
+        value = self.value(node)
+        sizes = value if isinstance(value, tuple) else (value,)
+        wrong = next((size for size in sizes if not isinstance(size, int) or size < 0), None)
+        if wrong is not None:
+            problem = f"an axis cannot have {wrong!r} elements"
+            raise UsageError(problem, hint="sizes are whole numbers, such as f32[8,64]")
+        return ",".join(map(str, sizes))
 
     def array(self, text: str) -> Any:
         """`bf16[8,64]` as a shape."""
+        type_ = Type.parse(text)
         try:
-            return struct_of(Type.parse(text))
-        except (KeyError, TypeError, ValueError) as error:
-            hint = "dtypes are f32, bf16, f16, i32, i8, u8, bool, ..."
-            raise UsageError(f"{text!r} is no type of arrays", hint=hint) from error
+            check(type_)
+        except ValueError as error:
+            raise UsageError(f"{text!r} is no type of arrays", hint=cause(error)) from error
+        return struct_of(type_)
 
-    def called(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        """What a function of the file returns: shapes, or where it makes no arrays, itself."""
-        function = self.named(name)
-        try:
-            return jax.eval_shape(lambda: function(*args, **named))
-        except TypeError:  # no arrays: a configuration
-            pass
-        except Exception as error:
-            raise _failed(name, function, error) from error
-        try:
-            return function(*args, **named)
-        except Exception as error:
-            raise _failed(name, function, error) from error
+
+def _public(value: Any) -> list[str]:
+    return [name for name in dir(value) if not name.startswith("_")]
+
+
+def _of(value: Any, name: str) -> Any:
+    """`value.name`"""
+    try:
+        return getattr(value, name)
+    except AttributeError as error:
+        raise UsageError(cause(error), hint=nearest(name, _public(value))) from error
+
+
+def _entry(value: Any, key: Any) -> Any:
+    """`value[key]`, of a dict or a list of the file."""
+    try:
+        return value[key]
+    except (LookupError, TypeError) as error:
+        known = map(str, value) if isinstance(value, dict) else ()
+        raise UsageError(f"there is no {key!r} in it", hint=nearest(str(key), known)) from error
+
+
+def _called(name: str, function: Any, args: list[Any], named: dict[str, Any]) -> Any:
+    """What a function of the file returns: shapes, or where it makes no arrays, itself.
+
+    Its own arguments may be shapes: `init(u32[2])`, `init_cache(params, 8)`.
+    """
+    leaves, tree = jax.tree.flatten((args, named))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, ShapeDtypeStruct)]
+
+    def of_shapes(*arrays: Any) -> Any:
+        full = list(leaves)
+        for place, array in zip(places, arrays):
+            full[place] = array
+        args, named = jax.tree.unflatten(tree, full)
+        return function(*args, **named)
+
+    try:
+        return jax.eval_shape(of_shapes, *(leaves[place] for place in places))
+    except TypeError:  # no arrays: a configuration
+        pass
+    except Exception as error:
+        raise _failed(name, function, error) from error
+    try:
+        return function(*args, **named)
+    except Exception as error:
+        raise _failed(name, function, error) from error
 
 
 def _failed(name: str, function: Callable[..., Any], error: Exception) -> UsageError:

@@ -10,7 +10,7 @@ from dialect.checked.reproducer import Failure
 from dialect.compiled.resolved import target_of
 from dialect.front import session
 from dialect.front.console import Screen
-from dialect.front.programs import text_of
+from dialect.front.programs import parsed
 from dialect.front.session import Arguments, Rewritten, rewritten, traced
 from dialect.front.strict import not_done
 from dialect.front.watched import listening_to, must_be_among
@@ -66,12 +66,11 @@ def opt(args: Arguments, screen: Screen) -> None:
     if args.list_passes:
         passes(args, screen)
         return
-    text = text_of(args.file)
     pipeline = session.pipeline(args)
     if pipeline is not None:
-        program = Program.parse(text)
+        program = parsed(args.file, Program.parse)
     else:
-        failure = Failure.parse(text)
+        failure = parsed(args.file, Failure.parse)
         program, pipeline = failure.program, failure.pipeline
     target = pipeline.target()
     if args.target or target.topology:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
-from dialect.front import api
 from dialect.front.given import Given, given
 from dialect.user import usercode
+from dialect.user.calls import Callee, Roles
+from dialect.user.tracing import trace_call
 from dialect.user.usercode import Sizes, UsageError
-from rewrite.errors import TextError
+from rewrite.errors import ShardwrightError, TextError
 from rewrite.program import Program
 from rewrite.source import MOST_OF_A_PROGRAM, read_file
 
 Arguments = argparse.Namespace
+T = TypeVar("T")
 _TEXTS = (".ir", ".txt")
 
 
@@ -23,14 +27,10 @@ def program_of(args: Arguments) -> Program:
     """The program of `args.function`: FILE.py:FUNCTION, package.module:FUNCTION, the file of a
     program's text, or "-" for standard input."""
     if is_text(args.function):
-        return Program.parse(text_of(args.function))
+        return parsed(args.function, Program.parse)
     said = given_to(args)
-    arrays = (number for number in range(len(said.arguments)) if number not in said.static)
-    params = next(arrays, 0) if args.params is None else args.params
-    function = said.function
-    return api.trace(
-        function, *said.arguments, params=params, state=args.state, static_argnums=said.static
-    )
+    callee = Callee(said.function, Roles(args.params, args.state, static_argnames=said.static))
+    return trace_call(callee.call(said.arguments, said.named), callee.roles)
 
 
 def given_to(args: Arguments) -> Given:
@@ -67,10 +67,21 @@ def is_text(name: str) -> bool:
     return ":" not in name and not name.endswith(".py") and Path(name).is_file()
 
 
-def text_of(file: str) -> str:
-    """The text of a file, or of standard input for "-"."""
+def parsed(file: str, parse: Callable[[str], T]) -> T:
+    """What is parsed of a file's text, or of standard input for "-". Errors name the file."""
+    text = _text_of(file)
+    try:
+        return parse(text)
+    except ShardwrightError as error:
+        error.where = error.where or ("standard input" if file == "-" else file)
+        raise
+
+
+def _text_of(file: str) -> str:
     if file != "-":
         return read_file(file, "program")
+    if sys.stdin is None:
+        raise TextError("cannot read the program on standard input: it is closed")
     try:
         return sys.stdin.read(MOST_OF_A_PROGRAM + 1)
     except UnicodeDecodeError as error:

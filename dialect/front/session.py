@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def traced(args: Arguments, screen: Screen, passes: str = "") -> Traced:
     steps = asked.passes(args.phase)
     start(args.target or asked.topology)
     target = target_of(args.target, asked)
-    with screen.working("tracing"):
+    # What a user's code prints is no result: a pipe gets results alone.
+    with screen.working("tracing"), redirect_stdout(sys.stderr):
         program = program_of(args)
     return Traced(program, steps, target)
 

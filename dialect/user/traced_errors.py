@@ -38,7 +38,7 @@ _STATIC = (
 )
 
 
-def as_trace_error(error: Exception, call: Call) -> TraceError:
+def as_trace_error(error: BaseException, call: Call) -> TraceError:
     """The TraceError for what was raised while a call was traced."""
     text = str(error).strip()
     said = f": {text[:_MOST]}" if text else ""
@@ -49,7 +49,7 @@ def as_trace_error(error: Exception, call: Call) -> TraceError:
     )
 
 
-def _hint(error: Exception, call: Call) -> str:
+def _hint(error: BaseException, call: Call) -> str:
     if isinstance(error, _LOOKED):
         return _PURE
     if isinstance(error, KeyError) and error.args:

@@ -137,7 +137,7 @@ def _traced(call: Call, numbers: list[int], given: list[Any]) -> tuple[Graph, An
         return jaxpr.trace_graph(traced, *structs), returned[-1]
     except ShardwrightError:
         raise
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         raise as_trace_error(error, call) from error
 
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -238,7 +238,8 @@ def _imported(place: str, _: Path) -> ModuleType:
     path = Path(place)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
-        raise UsageError(f"there is no file {place}")
+        is_folder = path.is_dir()
+        raise UsageError(f"{place} is a folder" if is_folder else f"there is no file {place}")
     folder = str((path.parent if is_file else Path.cwd()).resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -268,9 +269,13 @@ def _run(path: Path) -> ModuleType:
 
 @contextmanager
 def _blamed(what: str) -> Iterator[None]:
-    """Whatever the user's code raises becomes one message with the user's line."""
+    """Whatever the user's code raises becomes one message with the user's line.
+
+    What it prints goes to standard error.
+    """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except ShardwrightError:
         raise
     except (Exception, SystemExit) as error:  # a script that runs, and ends, when it is imported
