@@ -19,8 +19,7 @@ def must_be_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileError(f"cannot write {path}: there is no folder {path.parent}")
     if path.exists() and not path.is_file():
-        what, hint = ("a folder", f"name a file in {path}") if path.is_dir() else ("no file", "")
-        raise FileError(f"cannot write {path}: it is {what}", hint=hint)
+        raise FileError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no file'}")
 
 
 @contextmanager
