@@ -161,12 +161,12 @@ class Clock:
         self.spent_s, self.inside = 0.0, False
 
     def timed(self, function: Callable) -> Callable:
-        def call(*args: object) -> object:
+        def call(*args: object, **options: object) -> object:
             if self.inside:
-                return function(*args)
+                return function(*args, **options)
             begun, self.inside = time.process_time(), True
             try:
-                return function(*args)
+                return function(*args, **options)
             finally:
                 self.inside = False
                 self.spent_s += time.process_time() - begun

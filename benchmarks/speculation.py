@@ -1,14 +1,14 @@
 """Drafts in the engine beside none: steps, and the time of the processor, on two trained decoders.
 
     python benchmarks/speculation.py [tiny] [smollm2] [--prompts 8] [--new 48] [--rounds 3]
-    python benchmarks/speculation.py tiny --draft 'skip_layers{layers="1"}' [--draft ...]
+    python benchmarks/speculation.py tiny --draft 'skip_layers{layers="1"}' [--draft ...] --length 8
 
 Two kinds of prompts: a text as it is, and one that begins again at its end, to be copied. They are
 answered one after another, and four at a time, by engines whose drafts are looked up in the text,
 and by engines of which int4 weights run ahead; they verify what pays by the time that their steps
-take, or four drafts wherever they have room. `--draft` names other drafts instead, as an engine
-takes them. All answers are greedy, and compared. Ratios are medians over rounds; the time is that
-of the processor, which others who use the machine hardly change.
+take, or `--length` drafts (4) wherever they have room. `--draft` names other drafts instead, as an
+engine takes them. All answers are greedy, and compared. Ratios are medians over rounds; the time is
+that of the processor, which others who use the machine hardly change.
 """
 
 from __future__ import annotations
@@ -38,21 +38,13 @@ hundred years, let rooms to those who come for the sun. Rain falls from October 
 few heavy showers that carry soil down the slopes, and so for three thousand years walls of
 stone have held terraces on which vines, almonds and wheat are grown. Rivers are short, and many
 of them dry up in summer."""
-WAYS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "what pays": {"draft": "ngram"},
-    "of 4": {"draft": "ngram", "draft_length": 4},
-    "of its own, what pays": {"draft": "self"},
-    "of its own, of 4": {"draft": "self", "draft_length": 4},
-}
 
 
-def ways_of(drafts: list[str]) -> dict[str, dict[str, Any]]:
-    """The ways to draft: those above, or none and these."""
-    if not drafts:
-        return WAYS
+def ways_of(drafts: list[str], length: int) -> dict[str, dict[str, Any]]:
+    """The ways to draft: none, as many as pay of each kind, and so many."""
     pay = {f"{draft}, what pays": {"draft": draft} for draft in drafts}
-    return {"none": {}} | pay | {f"{d}, of 4": {"draft": d, "draft_length": 4} for d in drafts}
+    some = {f"{d}, of {length}": {"draft": d, "draft_length": length} for d in drafts}
+    return {"none": {}} | pay | some
 
 
 def tiny() -> tuple[Any, Any, Any, list[int]]:
@@ -93,7 +85,7 @@ def compared(name: str, decoder: tuple[Any, ...], asked: argparse.Namespace) -> 
     """Prints a line for every kind of prompts, way to draft, and number at a time."""
     step, params, init_cache, tokens = decoder
     sizes = {"max_context": CONTEXT, "rows": 4, "chunk": 16}
-    ways = ways_of(asked.draft)
+    ways = ways_of(asked.draft or ["ngram", "self"], asked.length)
     engines = {
         way: Engine(step, params, init_cache, "cpu:1", **sizes, **drafts)
         for way, drafts in ways.items()
@@ -139,6 +131,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=4)
     parser.add_argument("--draft", action="append", default=[], metavar="DRAFT")
     asked = parser.parse_args()
     for name in asked.decoders:
