@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from quick_xla import QUICK
 
@@ -22,6 +23,15 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ.setdefault("SHARDWRIGHT_CACHE", "off")  # what a test compiles, it compiles
 os.environ.setdefault("SHARDWRIGHT_PROGRESS", "off")  # how fast a machine is shows nowhere
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+# The same examples everywhere, whatever the clock says of them.
+hypothesis.settings.register_profile(
+    "same everywhere",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same everywhere")
 # Programs are many small objects that live: to look for garbage among them took an eighth of the
 # time.
 gc.set_threshold(20_000, 20, 20)

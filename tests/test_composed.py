@@ -251,6 +251,14 @@ def test_meshes_that_a_step_cannot_be_traced_under(step: Any, args: Any) -> None
         inside(*args)
 
 
+def test_a_step_is_lowered_for_a_gpu_that_is_not_there(step: Any, args: Any) -> None:
+    """As far as XLA, which tunes its kernels on the device: constraints and loops among the ops."""
+    exported = jax.export.export(jax.jit(step), platforms=("cuda",))(*args)
+    assert exported.platforms == ("cuda",) and exported.nr_devices == 8
+    assert [leaf.shape for leaf in exported.out_avals][0] == (8, CONFIG.vocab)
+    assert "stablehlo.while" in exported.mlir_module() and "mesh" in exported.mlir_module()
+
+
 def test_a_jit_of_other_devices_names_those_of_the_step(step: Any, args: Any) -> None:
     """It is JAX that refuses it, outside of the step: what it prints is the name of a function."""
 

@@ -55,7 +55,7 @@ def ran(cell: dict[str, Any], names: dict[str, Any]) -> list[dict[str, Any]]:
 def text_of(outputs: list[dict[str, Any]]) -> str:
     """What outputs say as plain text, in however many messages it came; names of files aside."""
     said = "".join("".join(o.get("text") or o["data"]["text/plain"]) for o in outputs)
-    return re.sub(r"[\w<>.-]+:(\d+) (\w+)", r"line \1 of \2", said)
+    return re.sub(r"[\w<>\[\].-]+:(\d+) (\w+)", r"line \1 of \2", said)
 
 
 def test_the_cells_show_what_is_kept(request: pytest.FixtureRequest) -> None:
