@@ -59,27 +59,27 @@ class RadixTree:
         rows before it reads any. exchanges: whether pages of its own, where the tree has the same,
         may be let go of: not while the step that writes them is put together.
         """
-        size, table, shared = self.pages.size, request.table, request.shared
-        before = table[shared - 1] if shared else _ROOT
-        written = min(request.scheduled, len(request.tokens)) // size
+        size, tokens, table, at = self.pages.size, request.tokens, request.table, request.shared
+        before, new = table[at - 1] if at else _ROOT, list[int]()
+        written = min(request.scheduled, len(tokens)) // size
         to_read = (request.length - 1) // size  # its last token is computed in any case
-        for at in range(shared, max(written, min(to_read, len(table))) if self.shares else 0):
-            key = (before, request.tokens[at * size : (at + 1) * size].tobytes())
-            before = self.known.get(key, _ROOT)
-            if before == _ROOT:
-                if at >= written:
-                    break
-                before = table[at]
-                self.known[key], self.keys[before] = before, key
-                self.pages.hold([before])
-            elif not exchanges:
+        ends = max(written, min(to_read, len(table))) if self.shares else 0
+        while at < ends:
+            key = before, tokens[at * size : (at + 1) * size].tobytes()
+            page = self.known.get(key, _ROOT)
+            if page == _ROOT and at < written:
+                page = self.known[key] = table[at]
+                self.keys[page] = key
+                new.append(page)
+            elif page == _ROOT or not exchanges:
                 break
             else:
-                self.hold([before])
+                self.hold([page])
                 self.pages.release([table[at]])
-                table[at] = before
-            request.shared += 1
-        request.scheduled = max(request.scheduled, request.shared * size)
+                table[at] = page
+            before, at = page, at + 1
+        self.pages.hold(new)
+        request.shared, request.scheduled = at, max(request.scheduled, at * size)
 
     def evict(self, count: int) -> None:
         """Frees so many idle pages, used longest ago. Raises KeyError where there are fewer."""

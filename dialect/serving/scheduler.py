@@ -97,14 +97,13 @@ class Scheduler:
             if request.ended:
                 continue
             known = request.tokens
-            if guesses:
-                known.extend(new)
-            else:
-                known.append(new[0])
             if request.drafts is not None:
                 request.drafts.extend(new, len(guesses))
             if guesses:
+                known.extend(new)
                 groups[request.group].verified_drafts(request, len(guesses), len(new) - 1)
+            else:
+                known.append(new[0])
             if start < request.asked == len(known) - len(new):
                 request.first_token_at = now
             if new[-1] in request.stop:
