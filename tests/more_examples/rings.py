@@ -167,7 +167,8 @@ def _attends_to_chunks() -> list[Example]:
             lambda q, r: attend(q, _around(r), _around(r), rows, axes=axes[:-1] + "b t"),
             types,
         ),
-        # near misses: fewer places, sinks, blocks, two rings, other masks, no window, another axis
+        # near misses: fewer places, sinks, blocks, two rings, other masks, no window, a position
+        # that is no integer, another axis
         *(
             (left_alone(example), (*types, *more))
             for example, *more in (
@@ -187,6 +188,7 @@ def _attends_to_chunks() -> list[Example]:
                     ),
                 ),
                 (lambda q, r: attend(q, _around(r), _around(r), last, window=None),),
+                (lambda q, r: attend(q, _around(r), _around(r), jnp.array([5.0, 6.5])),),
                 (
                     lambda q, r: attend(
                         q, _around(r), _around(r), last, last, axes=axes + ", t", given="last first"
