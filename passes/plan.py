@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from dialect.compiled.compilers import room_on_chip
 from dialect.display.quantities import milliseconds, size
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.machine.tiles import lanes_of
@@ -179,8 +180,9 @@ def _copied_experts(program: Program, plan: Chosen, shape: DecoderShape) -> Iter
 def _copied_weights(plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:
     """What there is to say of f32 weights that are copied in every step, as the chip multiplies
     them in bf16."""
-    lanes = lanes_of(Topology.parse(plan.target).chip)
-    work = Workload(shape, MeshSpec(plan.mesh), Partitioning(plan.label, plan.groups), lanes)
+    chip = Topology.parse(plan.target).chip
+    partitioning, held = Partitioning(plan.label, plan.groups), (lanes_of(chip), room_on_chip(chip))
+    work = Workload(shape, MeshSpec(plan.mesh), partitioning, *held)
     if copied := work.rounded_weights() * shape.weight_bytes_per_element:
         text = f"{size(copied)} are rounded to bf16 in every step, as the chip multiplies them"
         hint = "of w.astype(jnp.bfloat16) `prepare` keeps bf16, and the chip computes the same"

@@ -75,9 +75,9 @@ def estimate(
     """The predicted cost of a step on each chip, in seconds (four digits) and bytes; by default
     under the compiler that the model is fitted to."""
     chip = topology.chip
-    work = Workload(shape, mesh, partitioning, lanes_of(chip))
-    products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     room, flops_per_s = room_on_chip(chip), constants.compute * chip.bf16_flops_per_s
+    work = Workload(shape, mesh, partitioning, lanes_of(chip), room)
+    products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     reread = work.reread_flops(room)
     compute_s = products_s / constants.compute + (work.other_flops() - reread) / flops_per_s
     scores_bytes, spilled_bytes = work.spilled_bytes(room)
@@ -135,7 +135,8 @@ def must_fit(
         raise Unavailable(
             "ragged products sort the tokens of all sequences, so the batch cannot be sharded"
         )
-    parts = Workload(shape, mesh, partitioning, lanes_of(topology.chip)).memory()
+    chip = topology.chip
+    parts = Workload(shape, mesh, partitioning, lanes_of(chip), room_on_chip(chip)).memory()
     needed, usable = sum(parts.values()), topology.chip.usable_hbm_bytes
     if needed <= usable:
         return

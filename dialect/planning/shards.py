@@ -25,13 +25,19 @@ class Shards:
     - scattered: over which partial sums of hidden values are scattered to rows
     - attention_batch: of the batch in attention
 
-    rounds: whether a step makes a copy in bf16 of the weights of a loop, which its products read.
+    rounds: whether a step makes a copy in bf16 of the weights of a loop, which its products read
+    and for which there is no `room`, in bytes, on the chip.
 
     lanes: elements to which the last axis of a stored cache is padded (`dialect.machine.tiles`).
     """
 
     def __init__(
-        self, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning, lanes: int = 1
+        self,
+        shape: DecoderShape,
+        mesh: MeshSpec,
+        partitioning: Partitioning,
+        lanes: int = 1,
+        room: float = 0,
     ) -> None:
         self.shape, self.mesh, self.partitioning, self.lanes = shape, mesh, partitioning, lanes
         axes = partitioning.axes
@@ -43,12 +49,13 @@ class Shards:
         used = axes("used", "d_model", "experts", "d_ff")
         outer, inner = axes("weights", "d_model"), axes("weights", "experts", "d_ff")
         self.gathered = without((*outer, *inner), used)
-        self.rounds = lanes > 1 and shape.looped_in_f32 and shape.weight_bytes_per_element == 4
         is_wide = shape.weight_bytes_per_element >= shape.activation_bytes_per_element
         self.gathers_in_windows = is_wide and bool(windowed_axes(partitioning.split))
         self.gathered_array_axes = bool(without(outer, used)) + bool(without(inner, used))
         self.attention_batch = axes("attention", "batch")
         self._dividing: dict[tuple, MeshAxes] = {}
+        is_f32 = shape.looped_in_f32 and shape.weight_bytes_per_element == 4
+        self.rounds = is_f32 and lanes > 1 and 2 * self.looped_weights() > room
 
     def tokens(self, block: Block) -> float:
         """New positions that a chip computes in a block."""
@@ -247,11 +254,15 @@ class Shards:
             read += stored + copied + share * (copied - stored)
         return read
 
+    def looped_weights(self) -> float:
+        """The weights of all blocks as their products read them, each once."""
+        blocks = self.shape.blocks
+        return sum(self.block_weights(block, "used") * block.stored for block in blocks)
+
     def rounded_weights(self) -> float:
-        """The weights of all blocks that a step has in bf16 beside those that are stored in f32, in
-        elements of these."""
-        used = (self.block_weights(block, "used") * block.stored for block in self.shape.blocks)
-        return sum(used) / 2 if self.rounds else 0
+        """The weights that a step has in bf16 beside those that are stored in f32, in elements of
+        these."""
+        return self.looped_weights() / 2 if self.rounds else 0
 
     def table(self) -> float:
         """The embedding, or the unembedding."""
