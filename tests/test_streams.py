@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -54,12 +55,32 @@ def test_a_step_that_ends_the_process_is_refused(loud: Path, capsys: Captured) -
         trace(lambda params: sys.exit(7), 1.0)
 
 
+TREE = """program x
+inputs {
+  %w : f32[4] param
+}
+outputs {
+  "0"
+}
+tree <PyTreeDef c198369c> -> 0
+step {
+  return %w
+}
+"""
+
+
 @pytest.mark.parametrize("command", ["show", "opt", "reproduce"])
 def test_an_error_in_a_text_names_its_file(loud: Path, command: str, capsys: Captured) -> None:
-    (loud / "cut.ir").write_text("program x\ninputs {\n")
-    assert complaint(capsys, command, "cut.ir").endswith("\n  at: cut.ir\n") or command != "show"
     (loud / "empty.ir").write_text("")
     assert "\n  at: empty.ir\n" in complaint(capsys, command, "empty.ir")
+
+
+def test_a_text_whose_pytree_has_none(loud: Path, capsys: Captured) -> None:
+    (loud / "tree.ir").write_text(TREE)
+    said = complaint(capsys, "show", "tree.ir")
+    assert said.endswith(
+        "  at: tree.ir\n  try: name FILE.py:FUNCTION in the place of the program's text\n"
+    )
 
 
 def test_streams_that_are_closed(
@@ -90,3 +111,11 @@ def test_the_version(capsys: Captured) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["diff", "a.ir", "b.ir", "--most", "-3"])
     assert ended.value.code == WRONG and "'-3' is no number from 1 on" in capsys.readouterr().err
+
+
+def test_colour_in_a_pipe_is_all_that_a_terminal_adds(loud: Path, capsys: Captured) -> None:
+    """Once a spinner went there, and hid the cursor."""
+    shown = printed(capsys, "show", "loud.py:step", *SAID, "-p", "normalize", "--color", "always")
+    assert "\x1b[1m" in shown and not {"\x1b[?25l", "\x1b[2K", "\r"} & set(
+        re.split(r"(\x1b\[[?\d]+[lhK]|\r)", shown)
+    )

@@ -51,6 +51,7 @@ class Screen:
         self.file = sys.stderr if error else sys.stdout
         self.terminal = self.console.is_terminal
         self.coloured = self.terminal and not self.console.no_color
+        self.moving = self.terminal and self.file.isatty()  # a pipe may have colour, and no more
         if not self.file.isatty():
             self.console.width = _ENDLESS
 
@@ -102,7 +103,7 @@ class Screen:
     @contextmanager
     def working(self, what: str) -> Iterator[Shows]:
         """Says what is being done while it takes its time."""
-        if not self.terminal:
+        if not self.moving:
             with lines(what) as shown:
                 yield shown
             return
@@ -121,10 +122,10 @@ class Screen:
 
         def show(paragraphs: Iterable[str]) -> None:
             last[:] = paragraphs
-            if self.terminal:
+            if self.moving:
                 live.update(Text("\n".join(last)))
 
-        with Live(console=self.console, transient=True) if self.terminal else nullcontext() as live:
+        with Live(console=self.console, transient=True) if self.moving else nullcontext() as live:
             yield show
         self.lines(last)
 

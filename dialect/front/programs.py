@@ -74,6 +74,8 @@ def parsed(file: str, parse: Callable[[str], T]) -> T:
         return parse(text)
     except ShardwrightError as error:
         error.where = error.where or ("standard input" if file == "-" else file)
+        if "which text cannot carry" in error.message:
+            error.hint = error.hint or "name FILE.py:FUNCTION in the place of the program's text"
         raise
 
 
