@@ -281,6 +281,11 @@ def test_what_does_not_divide_says_which_axis() -> None:
     error = unavailable("ws1d", "heads", unpadded)
     assert error.message == ("weights: heads (48) does not divide over x=4 y=4 z=4 (64 chips)")
     assert error.hint == "pad heads to 64, or shard another axis"
+    error = unavailable("ws1d", "heads", varied(PALM_540B, heads=192, kv_heads=8))
+    assert error.message == (
+        "weights: heads (192, for 8 KV heads) does not divide over x=4 y=4 z=4 (64 chips)"
+    )
+    assert error.hint == "shard another axis"
     assert "d_ff (73730)" in unavailable("ws2d", "batch", varied(PALM_540B, d_ff=73730)).message
     assert "batch (1)" in unavailable("ws2d", "batch", decode(PALM_540B, 1)).message
     assert "batch (2)" in unavailable("wg_x", "heads", decode(PALM_540B, 2)).message

@@ -132,9 +132,12 @@ def _must_divide(
         if size and set(partitioning.axes(group, *names)) != set(axes):
             ways = mesh.ways(axes)
             over = " ".join(f"{name}={count}" for name, count in mesh.axes if name in axes)
+            grouped = axis == "heads" and 1 < shape.kv_heads < size
+            counted = f"{size}, for {shape.kv_heads} KV heads" if grouped else size
+            padding = f"pad {axis} to {-(-size // ways) * ways}, or " if size % ways else ""
             raise Unavailable(
-                f"{group}: {axis} ({size}) does not divide over {over} ({ways} chips)",
-                hint=f"pad {axis} to {-(-size // ways) * ways}, or shard another axis",
+                f"{group}: {axis} ({counted}) does not divide over {over} ({ways} chips)",
+                hint=f"{padding}shard another axis",
             )
 
 
