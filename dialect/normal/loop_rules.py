@@ -1,14 +1,29 @@
-"""Loops in the normal form: numbers are inside their bodies, rows that no trip changes outside."""
+"""Loops and branches in the normal form: numbers are inside the bodies of loops, rows that no trip
+changes outside, and a branch that is always taken is no branch."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from dialect.matching.values import is_splat
+from dialect.matching.values import is_splat, number
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.ir import Graph, Op, Value, replace_values
+from rewrite.opdef import substitute
 from rewrite.rules import Outcome, local
+
+
+@local(
+    "cond",
+    example=lambda x: jax.lax.cond(True, lambda a: a * a, jax.lax.neg, x),
+    types=("f32[3]",),
+)
+def known_branch(op: Op) -> Outcome:
+    """cond(constant, x, f, g, ..)  ->  the branch of that number, of x"""
+    chosen = number(op.args[0])
+    if chosen is None or not 0 <= chosen < len(op.regions):
+        return None
+    return substitute(op.regions[int(chosen)], op.args[1:])
 
 
 @local(
