@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dialect.matching.values import is_splat, number
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.ir import Graph, Op, Value, replace_values
-from rewrite.opdef import substitute
+from rewrite.opdef import build, substitute
 from rewrite.rules import Outcome, local
 
 
@@ -68,3 +68,20 @@ def unchanged_by_loop(op: Op) -> Outcome:
     graph, parts = Graph(body.inputs, tuple(kept)), (slice(0, carry.start), carry, xs)
     rest = iter(remade_scan(op, graph, *(op.args[part] for part in parts)).results)
     return [next(rest) if value is None else value for value in results]
+
+
+@local(
+    "reshape",
+    example=lambda x: jax.lax.scan(lambda c, row: (c, row + c), x[0], x)[1][1],
+    types=("f32[3,2]",),
+)
+def row_of_loop(op: Op) -> Outcome:
+    """reshape(scan(..)[i:i+1])  ->  unstack(scan(..))[i], so that a state which is stacked before
+    the loop is seen to be unstacked behind it"""
+    cut = op.args[0].op
+    if cut.name != "slice" or cut.args[0].op.name != "scan":
+        return None
+    row = cut.args[0].type.shape[1:]
+    if op.types[0].shape != row or cut.types[0].shape != (1, *row):
+        return None
+    return build("unstack", cut.args[0], axis=0).results[cut["start_indices"][0]]

@@ -128,7 +128,15 @@ def _added_at_origin(x: Any, y: Any) -> Any:
     return lax.scatter_add(x, jnp.zeros((0,), "int32"), y, numbers)
 
 
+def _rows_of_loop(x: Any) -> Any:
+    return jax.lax.scan(lambda total, row: (total + row, total * row), x[0], x)[1]
+
+
 MORE: dict[str, list[Example]] = {
+    "row_of_loop": [
+        (left_alone(lambda x: _rows_of_loop(x)[:, :, :1].reshape(3, 2)), ("f32[2,3,2]",)),
+        (left_alone(lambda x: _rows_of_loop(x)[1:2]), ("f32[2,3]",)),
+    ],
     "broadcast_by_consumer": [
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4), (1,)), ("f32[3,4]", "f32[4]")),
         (lambda x, y: x + lax.broadcast_in_dim(y, (3, 4, 2), (2, 1)), ("f32[3,4,2]", "f32[2,4]")),
