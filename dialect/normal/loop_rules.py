@@ -79,7 +79,7 @@ def row_of_loop(op: Op) -> Outcome:
     """reshape(scan(..)[i:i+1])  ->  unstack(scan(..))[i], so that a state which is stacked before
     the loop is seen to be unstacked behind it"""
     cut = op.args[0].op
-    if cut.name != "slice" or cut.args[0].op.name != "scan":
+    if cut.get("limit_indices") is None or cut.args[0].op.get("length") is None:
         return None
     row = cut.args[0].type.shape[1:]
     if op.types[0].shape != row or cut.types[0].shape != (1, *row):
