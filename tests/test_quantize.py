@@ -610,10 +610,9 @@ def assert_packed(program: Program, module: Module, report: Any) -> None:
 @pytest.mark.parametrize(
     "target, options, found",
     [
-        ("v5e:2x4", "activations=int8", {("s8", "s8", "s32")}),
+        ("v5e:2x4", 'activations=int8, rules=("w_(up|gate): int8/128",)', {("s8", "s8", "s32")}),
         ("v5e:2x4", "weights=int4, group=64", {("bf16", "s4", "f32")}),
         ("v4:2x2x2", 'rules=("w_(up|gate): int4/64",)', None),
-        ("v6e:2x4", 'activations=int8, rules=("w_(up|gate): int8/128",)', {("s8", "s8", "s32")}),
     ],
 )
 def test_tpu_executables_keep_weights_packed(target: str, options: str, found: Any) -> None:
