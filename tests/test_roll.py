@@ -151,6 +151,31 @@ def test_the_stacking_is_done_in_prepare_and_adapt() -> None:
     assert {op.name for op in program.stages.restore.ops} == {"unstack"}
 
 
+def test_a_step_that_stacks_its_caches_itself_finds_them_stacked() -> None:
+    """And writes them under a condition that is a constant; the loop's rows are cut out again."""
+
+    def step(params: Any, cache: Any, x: Any) -> Any:
+        def layer(x: Any, rows: Any) -> Any:
+            weight, old = rows
+            write = jax.lax.dynamic_update_slice
+            new = jax.lax.cond(True, lambda: write(old, x[None], (2, 0)), lambda: old)
+            return jnp.tanh(x @ weight + new.sum(0)), new
+
+        stacked = (jnp.stack(params), jnp.stack([cache[name] for name in sorted(cache)]))
+        x, new = jax.lax.scan(layer, x, stacked)
+        return x.sum(), {name: new[i] for i, name in enumerate(sorted(cache))}
+
+    params = [jnp.full((4, 4), 0.1 * i, "float32") for i in range(3)]
+    cache = {f"layer {i}": jnp.full((5, 4), i, "float32") for i in range(3)}
+    args = params, cache, jnp.arange(4.0)
+    program = trace(step, *args)
+    made = Pipeline.parse("normalize, recognize, roll, carry_cache, stage").run(program)
+    states = [each for each in made.step_inputs if each.role == "state"]
+    assert [str(each.type) for each in states] == ["f32[3,5,4]"]
+    assert "stack" not in {op.name for op in made.graph.ops}
+    assert_computes_the_same_bits(Pipeline.parse("lower").run(made), step, *args)
+
+
 def test_groups_are_stacked_kind_by_kind() -> None:
     program = recognized("lglglg", more=", roll, carry_cache, stage")
     states = [each.name for each in program.step_inputs if each.role == "state"]
