@@ -160,6 +160,32 @@ def test_tokens_of_prompts_read_their_pages_together(mesh: str) -> None:
     assert executables.shapes[-1] in ran and executables.count == 4
 
 
+def test_a_step_is_queued_before_the_one_before_it_is_read(engine: Engine) -> None:
+    """So that the machine does not wait for the host."""
+    executables, seen = engine.built.executables, list[str]()
+    run = executables.run
+
+    class Watched:
+        def __init__(self, results: Any) -> None:
+            self.results = results
+
+        def __array__(self, *how: Any, **more: Any) -> np.ndarray:
+            seen.append("read")
+            return np.asarray(self.results)
+
+    def queued(params: Any, step: Packed) -> Any:
+        seen.append("queued")
+        return Watched(run(params, step))
+
+    executables.run = queued
+    try:
+        answer = engine.generate([[1, 2, 3]], max_new_tokens=6)
+    finally:
+        executables.run = run
+    assert answer == [alone(llama, [1, 2, 3], 6)]
+    assert seen == ["queued", *["queued", "read"] * 5, "read"]
+
+
 def test_tokens_stream_and_a_reader_who_leaves_frees_the_pages(engine: Engine) -> None:
     prompt = drawn(6, 1)[0]
 
