@@ -207,3 +207,11 @@ def test_rounded_weights_are_a_copy_that_is_written_and_read() -> None:
     assert (cpu.rounded_weights(), tpu.rounded_weights()) == (0, weights / 2)
     assert tpu.memory()["working set"] - cpu.memory()["working set"] == 2 * weights
     assert tpu.hbm_bytes() - cpu.hbm_bytes() == 4 * weights
+
+
+def test_ragged_experts_are_read_as_they_are_stored() -> None:
+    mesh, experts = MeshSpec((("x", 1),)), Network(64, experts=4, routing="ragged")
+    shape = replace(LLAMA_8B, blocks=(Block(networks=(experts,), times=2, stored=2),))
+    shape = replace(shape, weight_bytes_per_element=4, looped_in_f32=True)
+    work = Workload(shape, mesh, partition("ws1d", "heads", shape, mesh), lanes=128)
+    assert work.looped_weights() == 2 * work.router_weights(experts)

@@ -247,17 +247,24 @@ class Shards:
         tokens = self.tokens(block)
         read = self.used_weights(block, lambda network: network.experts_read(tokens))
         if self.rounds:
-            read = read / 2 + self.block_weights(block, "used") * 3 / 2 * block.stored / block.times
+            read += self.roundable_weights(block) * (3 * block.stored / block.times - 1) / 2
         for network in block.networks:
             stored, copied = self.relaid_weights(network)
             share = network.experts_read(tokens) / network.experts
             read += stored + copied + share * (copied - stored)
         return read
 
+    def roundable_weights(self, block: Block) -> float:
+        """The weights of a block, but for those of ragged experts, which a kernel reads as they
+        are."""
+        ragged = (network for network in block.networks if network.routing == "ragged")
+        as_they_are = sum(self.network_weights(network, "used") for network in ragged)
+        return self.block_weights(block, "used") - as_they_are
+
     def looped_weights(self) -> float:
-        """The weights of all blocks as their products read them, each once."""
+        """The weights of all blocks that may be rounded."""
         blocks = self.shape.blocks
-        return sum(self.block_weights(block, "used") * block.stored for block in blocks)
+        return sum(self.roundable_weights(block) * block.stored for block in blocks)
 
     def rounded_weights(self) -> float:
         """The weights that a step has in bf16 beside those that are stored in f32, in elements of
