@@ -106,12 +106,13 @@ class Scheduler:
                 known.append(new[0])
             if start < request.asked == len(known) - len(new):
                 request.first_token_at = now
-            if new[-1] in request.stop:
+            if request.stop and new[-1] in request.stop:
                 request.ended = "stop"
             elif len(known) == request.limit:
                 request.ended = "length"
-            if request.ended:
-                ended.append(request)
+            else:
+                continue
+            ended.append(request)
         for request in ended:
             self._end(request, request.ended, now)
         return ended
