@@ -119,8 +119,7 @@ class Plan(Pass):
             notes.append(_behind_the_optimum(plans[0]))
         plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
         notes += _whole_pages(program, plan)
-        notes += _copied_experts(program, plan, shape)
-        notes += _copied_weights(plan, shape)
+        notes += [*_copied_experts(program, plan, shape), *_copied_weights(plan, shape)]
         return plan, (*notes, *_unplanned(program, axes, plan))
 
 
