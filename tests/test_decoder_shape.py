@@ -197,16 +197,19 @@ def test_weights_of_a_loop_are_counted_as_they_are_stored_and_multiplied() -> No
 
 
 def test_rounded_weights_are_a_copy_that_is_written_and_read() -> None:
-    """Four bytes are read of each, two are written and read; on other chips four are read."""
+    """Four bytes are read of each, two are written and read; on other chips four are read. What
+    has room on the chip is neither written nor read."""
     mesh = MeshSpec((("x", 1),))
     shape = replace(LLAMA_8B, weight_bytes_per_element=4, looped_in_f32=True)
-    cpu, tpu = (
-        Workload(shape, mesh, partition("ws1d", "heads", shape, mesh), lanes) for lanes in (1, 128)
-    )
+    alone = shape, mesh, partition("ws1d", "heads", shape, mesh)
+    cpu = Workload(*alone)
     weights = cpu.stored_weights()
-    assert (cpu.rounded_weights(), tpu.rounded_weights()) == (0, weights / 2)
-    assert tpu.memory()["working set"] - cpu.memory()["working set"] == 2 * weights
-    assert tpu.hbm_bytes() - cpu.hbm_bytes() == 4 * weights
+    for share in (0.0, 0.5, 1.0):
+        tpu = Workload(*alone, lanes=128, room=(1 - share) * 2 * weights)
+        assert tpu.rounded_weights() == share * weights / 2
+        assert tpu.memory()["working set"] - cpu.memory()["working set"] == share * 2 * weights
+        assert tpu.hbm_bytes() - cpu.hbm_bytes() == share * 4 * weights
+    assert cpu.rounded_weights() == 0
 
 
 def test_ragged_experts_are_read_as_they_are_stored() -> None:

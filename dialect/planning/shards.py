@@ -25,8 +25,8 @@ class Shards:
     - scattered: over which partial sums of hidden values are scattered to rows
     - attention_batch: of the batch in attention
 
-    rounds: whether a step makes a copy in bf16 of the weights of a loop, which its products read
-    and for which there is no `room`, in bytes, on the chip.
+    rounded: the part of the weights of a loop of which a step makes a copy in bf16, for its
+    products to read, that has no `room`, in bytes, on the chip.
 
     lanes: elements to which the last axis of a stored cache is padded (`dialect.machine.tiles`).
     """
@@ -55,7 +55,8 @@ class Shards:
         self.attention_batch = axes("attention", "batch")
         self._dividing: dict[tuple, MeshAxes] = {}
         is_f32 = shape.looped_in_f32 and shape.weight_bytes_per_element == 4
-        self.rounds = is_f32 and lanes > 1 and 2 * self.looped_weights() > room
+        copied = 2 * self.looped_weights() if is_f32 and lanes > 1 else 0
+        self.rounded = max(0, 1 - room / copied) if copied else 0
 
     def tokens(self, block: Block) -> float:
         """New positions that a chip computes in a block."""
@@ -246,8 +247,8 @@ class Shards:
         read and written besides, and then read in whole lanes, or in bf16."""
         tokens = self.tokens(block)
         read = self.used_weights(block, lambda network: network.experts_read(tokens))
-        if self.rounds:
-            read += self.roundable_weights(block) * (3 * block.stored / block.times - 1) / 2
+        rounded = self.rounded * self.roundable_weights(block)
+        read += rounded * (3 * block.stored / block.times - 1) / 2
         for network in block.networks:
             stored, copied = self.relaid_weights(network)
             share = network.experts_read(tokens) / network.experts
@@ -269,7 +270,7 @@ class Shards:
     def rounded_weights(self) -> float:
         """The weights that a step has in bf16 beside those that are stored in f32, in elements of
         these."""
-        return self.looped_weights() / 2 if self.rounds else 0
+        return self.rounded * self.looped_weights() / 2
 
     def table(self) -> float:
         """The embedding, or the unembedding."""
