@@ -86,6 +86,8 @@ def test_arguments_of_calls_are_said_as_others_are(
         ("mine.py", "'mine.py' says no argument", "for example i32[8]"),
         ("init()", "missing 1 required", "it is called as init(key, width=4)"),
         ("init(lambda: 0)", "says no argument", "for example i32[8]"),
+        ("__builtins__['eval']", "'__builtins__' says no argument", "for example i32[8]"),
+        ("init.__globals__", "'__globals__' says no argument", "for example i32[8]"),
     ],
 )
 def test_what_is_said_wrongly(mine: Path, what: str, told: str, hint: str) -> None:

@@ -156,6 +156,7 @@ class _Reader:
 
     def named(self, name: str) -> Any:
         """An argument that was said before, or a variable of the file."""
+        _must_be_public(name)
         for known in (_WORDS, self.said, vars(self.module)):
             if name in known:
                 return known[name]
@@ -190,8 +191,15 @@ def _public(value: Any) -> list[str]:
     return [name for name in dir(value) if not name.startswith("_")]
 
 
+def _must_be_public(name: str) -> None:
+    """Raises UsageError for names of Python itself, as `__builtins__`: a text is no program."""
+    if name.startswith("__"):
+        raise UsageError(f"{name!r} says no argument", hint=_FOR_EXAMPLE)
+
+
 def _of(value: Any, name: str) -> Any:
     """`value.name`"""
+    _must_be_public(name)
     try:
         return getattr(value, name)
     except AttributeError as error:
