@@ -71,8 +71,7 @@ class Group:
             request.table, request.shared, request.scheduled = [], 0, 0
             request.length = len(request.tokens)
             self.waiting.add(request)
-        self.running, self.ending = [], {}
-        self.users.clear()
+        self.running, self.ending, self.users = [], {}, Counter()
         self.tree.evict(len(self.tree.idle))
 
     def fill(self, step: Step, now: float) -> None:
@@ -107,18 +106,14 @@ class Group:
                 break
             if len(self.running) == 1:  # requests that are ending have the other pages
                 return []
-            self._preempt()
+            victim = self.policy.loses(self.running)
+            self.preemptions += 1
+            self._stops(victim)
+            self._release(victim)
+            self.waiting.add(victim)
         for request, page in zip(growing, self._take(len(growing))):
             request.table.append(page)
         return decoding
-
-    def _preempt(self) -> None:
-        """Takes the pages of the request that the policy names."""
-        victim = self.policy.loses(self.running)
-        self.preemptions += 1
-        self._stops(victim)
-        self._release(victim)
-        self.waiting.add(victim)
 
     def _chunk(self, request: Request, room: Room, step: Step) -> None:
         """Adds a row with as many tokens of a request as have room in the step."""
