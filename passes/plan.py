@@ -15,10 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dialect.compiled.compilers import room_on_chip
 from dialect.display.quantities import milliseconds, size
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.machine.tiles import lanes_of
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.declared import declared_shardings, resharded_bytes
@@ -119,7 +117,7 @@ class Plan(Pass):
             notes.append(_behind_the_optimum(plans[0]))
         plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
         notes += _whole_pages(program, plan)
-        notes += [*_copied_experts(program, plan, shape), *_copied_weights(plan, shape)]
+        notes += _copied(program, plan, shape)
         return plan, (*notes, *_unplanned(program, axes, plan))
 
 
@@ -162,27 +160,28 @@ def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
         yield "chips own rows, and hold the pages of all: paged{groups=true} divides them"
 
 
-def _copied_experts(program: Program, plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:
-    """What there is to say of ragged experts that are copied in every step."""
-    lanes = lanes_of(Topology.parse(plan.target).chip)
-    partitioning = Partitioning(plan.label, plan.groups)
-    work = Workload(shape, MeshSpec(plan.mesh), partitioning, lanes)
-    networks = dict.fromkeys(network for network, _ in shape.networks)
+def _copied(program: Program, plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:
+    """What there is to say of parameters that are copied in every step."""
+    chip, partitioning = Topology.parse(plan.target).chip, Partitioning(plan.label, plan.groups)
+    work = Workload.on(chip, shape, MeshSpec(plan.mesh), partitioning)
+    yield from _copied_experts(program, work)
+    yield from _copied_weights(work)
+
+
+def _copied_experts(program: Program, work: Workload) -> Iterator[Remark]:
+    """Ragged experts whose part on a chip fills no lanes."""
+    networks = dict.fromkeys(network for network, _ in work.shape.networks)
     unfilled = (part for network in networks for part in work.unfilled(network))
     may_pad = all(step.name != "pad" for step in program.history)
     for axis, width in dict.fromkeys((axis, width) for axis, _, width in unfilled):
-        text = f"copied in every step, as {width:g} of {axis} on a chip fill no {lanes} lanes"
+        text = f"copied in every step, as {width:g} of {axis} on a chip fill no {work.lanes} lanes"
         hint = " (pad{ragged_d_ff=auto} before plan)" if may_pad and axis == "d_ff" else ""
         yield Remark(text + hint, "ragged experts", LEFT_ALONE)
 
 
-def _copied_weights(plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:
-    """What there is to say of f32 weights that are copied in every step, as the chip multiplies
-    them in bf16."""
-    chip = Topology.parse(plan.target).chip
-    partitioning, held = Partitioning(plan.label, plan.groups), (lanes_of(chip), room_on_chip(chip))
-    work = Workload(shape, MeshSpec(plan.mesh), partitioning, *held)
-    if copied := work.rounded_weights() * shape.weight_bytes_per_element:
+def _copied_weights(work: Workload) -> Iterator[Remark]:
+    """f32 weights of loops, which the chip multiplies in bf16."""
+    if copied := work.rounded_weights() * work.shape.weight_bytes_per_element:
         text = f"{size(copied)} are rounded to bf16 in every step, as the chip multiplies them"
         hint = "of w.astype(jnp.bfloat16) `prepare` keeps bf16, and the chip computes the same"
         yield Remark(f"{text}: {hint}", "f32 weights", LEFT_ALONE)

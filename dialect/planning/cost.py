@@ -21,7 +21,6 @@ from dialect.display.quantities import size
 from dialect.machine import collectives
 from dialect.machine.interconnect import Links, Ring
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.machine.tiles import lanes_of
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import Unavailable
@@ -76,7 +75,7 @@ def estimate(
     under the compiler that the model is fitted to."""
     chip = topology.chip
     room, flops_per_s = room_on_chip(chip), constants.compute * chip.bf16_flops_per_s
-    work = Workload(shape, mesh, partitioning, lanes_of(chip), room)
+    work = Workload.on(chip, shape, mesh, partitioning)
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     reread = work.reread_flops(room)
     compute_s = products_s / constants.compute + (work.other_flops() - reread) / flops_per_s
@@ -135,8 +134,7 @@ def must_fit(
         raise Unavailable(
             "ragged products sort the tokens of all sequences, so the batch cannot be sharded"
         )
-    chip = topology.chip
-    parts = Workload(shape, mesh, partitioning, lanes_of(chip), room_on_chip(chip)).memory()
+    parts = Workload.on(topology.chip, shape, mesh, partitioning).memory()
     needed, usable = sum(parts.values()), topology.chip.usable_hbm_bytes
     if needed <= usable:
         return

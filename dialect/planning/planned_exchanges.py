@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from dialect.compiled.compilers import compiler_for, hides_reading, permutes_of_scatter
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.machine.tiles import lanes_of
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.plan import Exchange
@@ -17,7 +16,7 @@ def planned_exchanges(
     shape: DecoderShape, topology: Topology, mesh: MeshSpec, partitioning: Partitioning
 ) -> Iterator[Exchange]:
     """The collectives of a step; bytes and times as in `dialect.planning.plan.Exchange`."""
-    work = Workload(shape, mesh, partitioning, lanes_of(topology.chip))
+    work = Workload.on(topology.chip, shape, mesh, partitioning)
     rings = topology.rings(mesh)
     compiler = compiler_for(topology.chip)
     tokens = shape.tokens / mesh.ways(work.batch)

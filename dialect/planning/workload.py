@@ -2,7 +2,7 @@
 
 Follows "Efficiently Scaling Transformer Inference" (arXiv:2211.05102), section 3 and appendix A,
 and adds gates, grouped queries, serial blocks, norms, embedding and logits. The formulas hold for
-any partitioning, and nothing here depends on the chip.
+any partitioning; of a chip they need its lanes, and the room on it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dialect.compiled.compilers import passes_over_gathered, scatters_rows, scatters_tokens
+from dialect.compiled.compilers import (
+    passes_over_gathered,
+    room_on_chip,
+    scatters_rows,
+    scatters_tokens,
+)
+from dialect.machine.chips import Chip
+from dialect.machine.mesh_spec import MeshSpec
+from dialect.machine.tiles import lanes_of
 from dialect.planning.activations import SHARED, Activation, Step, activations, spilled
-from dialect.planning.decoder_shape import Attention, Block, Network
-from dialect.planning.mesh_roles import MeshAxes, without
+from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
+from dialect.planning.mesh_roles import MeshAxes, Partitioning, without
 from dialect.planning.shards import Shards
 
 
@@ -47,6 +55,13 @@ class Collective:
 
 class Workload(Shards):
     """What every chip computes, reads and exchanges in one step of a partitioned decoder."""
+
+    @classmethod
+    def on(
+        cls, chip: Chip, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning
+    ) -> Workload:
+        """The work on chips of this kind."""
+        return cls(shape, mesh, partitioning, lanes_of(chip), room_on_chip(chip))
 
     # Arithmetic and HBM, per chip and step.
 

@@ -17,7 +17,6 @@ from typing import Any
 from dialect.display.quantities import size
 from dialect.display.tables import Table
 from dialect.machine.mesh import MeshSpec, TargetError, Topology, cubic
-from dialect.machine.tiles import lanes_of
 from dialect.naming.axes import infer_axes
 from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import DecoderShape, Network
@@ -156,7 +155,7 @@ def _reason(shape: DecoderShape, topology: Topology, mesh: MeshSpec, result: Sea
             partitioning = partition(*label.split("/"), shape, mesh)
         except Unavailable:
             continue
-        work = Workload(shape, mesh, partitioning, lanes_of(topology.chip))
+        work = Workload.on(topology.chip, shape, mesh, partitioning)
         needed[label] = sum(work.memory().values())
     closest = min(needed or result.unavailable, key=lambda label: needed.get(label, 0))
     return f"{closest}: {result.unavailable[closest].message}"

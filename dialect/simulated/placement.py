@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from dialect.machine.mesh import MeshSpec, Topology
-from dialect.machine.tiles import lanes_of
 from dialect.planning.cost import CONSTANTS, estimate
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
@@ -135,10 +134,10 @@ class Placement:
     @cached_property
     def tokens(self) -> int:
         """Tokens that have room in the cache, in all groups together: what is left of memory."""
-        largest = Workload(self._step(self.chunk, self.rows), *self._on)
+        largest = self._work(self.chunk, self.rows)
         needed = sum(largest.memory().values()) - largest.cache_bytes()
         left = ROOMY * self.topology.chip.usable_hbm_bytes - needed
-        return max(0, int(left / Workload(self._step(1, 1), *self._on).cache_bytes()))
+        return max(0, int(left / self._work(1, 1).cache_bytes()))
 
     def seconds(self, demand: Demand) -> float:
         """How long a step takes."""
@@ -170,7 +169,7 @@ class Placement:
     def _attention(self) -> list[tuple[float, float, float]]:
         """(window, seconds of a query and a key, seconds to read a position) of all attentions of
         one kind."""
-        chip, work = self.topology.chip, Workload(self._step(1, 1), *self._on)
+        chip, work = self.topology.chip, self._work(1, 1)
         flops_per_s = CONSTANTS.compute * chip.bf16_flops_per_s
         bytes_per_s = CONSTANTS.hbm * chip.hbm_bytes_per_s
         return [
@@ -193,9 +192,9 @@ class Placement:
         """The decoder in a step of so many tokens that reads one position of the cache."""
         return replace(self.shape, batch=1, time=tokens, logits_time=answers, context=1)
 
-    @property
-    def _on(self) -> tuple[MeshSpec, Partitioning, int]:
-        return self.mesh, self.partitioning, lanes_of(self.topology.chip)
+    def _work(self, tokens: int, answers: int) -> Workload:
+        shape = self._step(tokens, answers)
+        return Workload.on(self.topology.chip, shape, self.mesh, self.partitioning)
 
 
 @lru_cache(maxsize=1 << 16)
