@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dialect.front import versions
 from dialect.front.arguments import (
@@ -111,12 +111,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG, f"error: {message}\n  try: {self.prog} --help\n")
 
 
+class _Version(argparse.Action):
+    """Reads the version of the distribution where it is asked for, not at every start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            version = importlib.metadata.version("shardwright")
+        except importlib.metadata.PackageNotFoundError:  # run in a clone
+            version = "of a clone"
+        print(f"shardwright {version}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    try:
-        version = importlib.metadata.version("shardwright")
-    except importlib.metadata.PackageNotFoundError:  # run in a clone
-        version = "of a clone"
     plain = argparse.RawDescriptionHelpFormatter
     whole = _Parser(
         prog="shardwright",
@@ -124,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=overview(),
         formatter_class=plain,
     )
-    whole.add_argument("--version", action="version", version=f"shardwright {version}")
+    whole.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for name, about, groups in _COMMANDS:
         command = commands.add_parser(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dialect.front.given import Given, given
+from dialect.printed.watching import cannot_be_text
 from dialect.user import usercode
 from dialect.user.calls import Callee, Roles
 from dialect.user.tracing import trace_call
@@ -74,7 +75,7 @@ def parsed(file: str, parse: Callable[[str], T]) -> T:
         return parse(text)
     except ShardwrightError as error:
         error.where = error.where or ("standard input" if file == "-" else file)
-        if "which text cannot carry" in error.message:
+        if cannot_be_text(error):
             error.hint = error.hint or "name FILE.py:FUNCTION in the place of the program's text"
         raise
 
