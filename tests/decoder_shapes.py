@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from dialect.compiled.compilers import Compiler, fitted_compiler
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
@@ -95,6 +97,12 @@ MESHES = {
 def v4(chips: int) -> tuple[Topology, MeshSpec]:
     mesh = MeshSpec.parse(MESHES[chips])
     return Topology.parse("v4:" + "x".join(map(str, mesh.sizes))), mesh
+
+
+def by_hand(topology: Topology) -> Compiler:
+    """What the paper's programs are compiled by: their collectives are written by hand, and scatter
+    to any number of rows."""
+    return replace(fitted_compiler(topology.chip), rows=1)
 
 
 CUBE = v4(64)[1]

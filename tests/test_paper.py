@@ -28,6 +28,7 @@ from tests.decoder_shapes import (
     CUBE,
     PALM_62B,
     PALM_540B,
+    by_hand,
     ffn_bytes,
     ffn_communication_bytes,
     v4,
@@ -123,7 +124,11 @@ class Case:
             for each in searched(self.shape, topology, mesh).candidates
             if each.label == BATCH_AND_HEADS
         ]
-        return min((estimate(self.shape, topology, mesh, each).time_s, each.label) for each in made)
+        compiler = by_hand(topology)
+        return min(
+            (estimate(self.shape, topology, mesh, each, compiler=compiler).time_s, each.label)
+            for each in made
+        )
 
     def named(self, mesh: MeshSpec) -> list[Partitioning]:
         found = []

@@ -40,12 +40,15 @@ class Compiler:
     - gathers_in_windows: whether large weights are gathered in windows, over `windowed_axes`
     - gains_by_blocks: whether attention in blocks is faster than at once
     - window_bytes: of the memory on a chip, what a product reads and writes at a time
+    - rows: the partial sums of a layer are reduce-scattered to multiples of so many rows of a chip,
+      and all-reduced otherwise
     """
 
     overlaps_gathers: bool = True
     gathers_in_windows: bool = False
     gains_by_blocks: bool = True
     window_bytes: int = 16 * MIB
+    rows: int = ROWS
 
     def overlaps(self, may_be_windowed: bool) -> bool:
         """Whether the all-gather of some weights overlaps with compute."""
@@ -104,12 +107,6 @@ def has_ragged_kernel(chip: Chip) -> bool:
     """Whether a ragged product is a kernel, which reads from memory the matrices that have rows;
     elsewhere it computes all of them."""
     return bool(chip.libtpu)
-
-
-def scatters_tokens(rows: float) -> bool:
-    """Whether the partial sums of a layer are reduce-scattered to so many rows of a chip: to whole
-    tiles; they are all-reduced otherwise."""
-    return rows % ROWS == 0
 
 
 def scatters_rows(rows: float, columns: float, ways: Sequence[int]) -> bool:

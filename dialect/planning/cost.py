@@ -74,8 +74,9 @@ def estimate(
     """The predicted cost of a step on each chip, in seconds (four digits) and bytes; by default
     under the compiler that the model is fitted to."""
     chip = topology.chip
+    compiler = compiler or fitted_compiler(chip)
     room, flops_per_s = room_on_chip(chip), constants.compute * chip.bf16_flops_per_s
-    work = Workload.on(chip, shape, mesh, partitioning)
+    work = Workload.on(chip, shape, mesh, partitioning, compiler)
     products_s = work.flops() / chip.flops_per_s(shape.multiplies)
     reread = work.reread_flops(room)
     compute_s = products_s / constants.compute + (work.other_flops() - reread) / flops_per_s
@@ -87,9 +88,7 @@ def estimate(
         alone_s += times * max(flops / flops_per_s, written / bytes_per_s)
     hbm_s, scores_s = hbm_bytes / bytes_per_s, scores_bytes / bytes_per_s
     links = topology.rings(mesh)
-    gather_s, exchange_s, latency_s, received = _exchanges(
-        work, links, constants, compiler or fitted_compiler(chip)
-    )
+    gather_s, exchange_s, latency_s, received = _exchanges(work, links, constants, compiler)
     return Prediction(
         time_s=_digits(
             max(compute_s, hbm_s, gather_s) + alone_s + scores_s + exchange_s + latency_s

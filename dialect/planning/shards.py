@@ -29,6 +29,8 @@ class Shards:
     products to read, that has no `room`, in bytes, on the chip.
 
     lanes: elements to which the last axis of a stored cache is padded (`dialect.machine.tiles`).
+
+    rows: of a chip, to multiples of which partial sums are reduce-scattered (`Compiler.rows`).
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Shards:
         partitioning: Partitioning,
         lanes: int = 1,
         room: float = 0,
+        rows: int = 1,
     ) -> None:
-        self.shape, self.mesh, self.partitioning, self.lanes = shape, mesh, partitioning, lanes
+        self.shape, self.mesh, self.partitioning = shape, mesh, partitioning
+        self.lanes, self.rows = lanes, rows
         axes = partitioning.axes
         self.batch = axes("residual", "batch")
         self.residual = axes("residual", "d_model")

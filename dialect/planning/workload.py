@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dialect.compiled.compilers import (
+    Compiler,
+    compiler_for,
     passes_over_gathered,
     room_on_chip,
     scatters_rows,
-    scatters_tokens,
 )
 from dialect.machine.chips import Chip
 from dialect.machine.mesh_spec import MeshSpec
@@ -58,10 +59,17 @@ class Workload(Shards):
 
     @classmethod
     def on(
-        cls, chip: Chip, shape: DecoderShape, mesh: MeshSpec, partitioning: Partitioning
+        cls,
+        chip: Chip,
+        shape: DecoderShape,
+        mesh: MeshSpec,
+        partitioning: Partitioning,
+        compiler: Compiler | None = None,
     ) -> Workload:
-        """The work on chips of this kind."""
-        return cls(shape, mesh, partitioning, lanes_of(chip), room_on_chip(chip))
+        """The work on chips of this kind, under the current compiler if no other is named."""
+        lanes = lanes_of(chip)
+        rows = (compiler or compiler_for(chip)).rows if lanes > 1 else 1
+        return cls(shape, mesh, partitioning, lanes, room_on_chip(chip), rows)
 
     # Arithmetic and HBM, per chip and step.
 
@@ -217,9 +225,8 @@ class Workload(Shards):
         summed = without(self.d_model, self.scattered)
         yield Collective("all-reduce", summed, inner, times, part)
         rows = self.tokens(block) / self.mesh.ways(self.scattered)
-        is_whole = self.lanes == 1 or scatters_tokens(rows)
         yield Collective(
-            "reduce-scatter" if is_whole else "all-reduce",
+            "all-reduce" if rows % self.rows else "reduce-scatter",
             self.scattered,
             inner,
             times,
