@@ -92,7 +92,7 @@ def pinned(w: Any, x: jax.Array) -> jax.Array:
 
 
 def scanned_attention(w: Any, cache: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    """A loop over one layer, whose cache goes in and comes out as rows."""
+    """A loop over layers, whose cache goes in and comes out as rows."""
     at = cache["position"]
 
     def layer(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
@@ -126,8 +126,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "scanned attention": (
         scanned_attention,
         (
-            floats(1, D_MODEL, D_MODEL),
-            {"k": floats(1, BATCH, CONTEXT, D_MODEL), "position": NUMBER},
+            floats(2, D_MODEL, D_MODEL),
+            {"k": floats(2, BATCH, CONTEXT, D_MODEL), "position": NUMBER},
             X,
         ),
     ),

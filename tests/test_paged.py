@@ -87,6 +87,20 @@ def test_layers_that_keep_caches_of_their_own_share_pools(kv_heads: int) -> None
 
 
 @pytest.mark.parametrize("model", [llama, palm, gpt])
+def test_one_layer_is_paged_as_many_are(model: ModuleType) -> None:
+    step, (params, cache, tokens) = rows(model)
+    first = {name: leaf if name == "position" else leaf[:1] for name, leaf in cache.items()}
+    layers = {name: leaf[:1] for name, leaf in params["layers"].items()}
+    args = (params | {"layers": layers}, first, tokens)
+    program = Pipeline.parse(PASSES).run(trace(step, *args))
+    assert [str(note) for note in program.history[-1].notes] == [
+        "cache/k kept in 32 pages of 8 places",
+        "cache/v kept in 32 pages of 8 places",
+    ]
+    assert_close(at_once(program, *args), at_once(step, *args), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [llama, palm, gpt])
 def test_a_position_that_all_rows_share_is_written_in_pages_too(model: ModuleType) -> None:
     config = model.CONFIGS["toy"]
     cache = model.init_cache(config, 4, 32) | {"position": jnp.int32(13)}

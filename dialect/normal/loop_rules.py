@@ -1,12 +1,12 @@
 """Loops and branches in the normal form: numbers are inside the bodies of loops, rows that no trip
-changes outside, and a branch that is always taken is no branch."""
+changes outside; a branch that is always taken is no branch, and a loop of one trip no loop."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from dialect.matching.values import is_splat, number
+from dialect.matching.values import is_splat, number, reshaped
 from dialect.ops.control import remade_scan, scan_parts
 from rewrite.ir import Graph, Op, Value, replace_values
 from rewrite.opdef import build, substitute
@@ -24,6 +24,21 @@ def known_branch(op: Op) -> Outcome:
     if chosen is None or not 0 <= chosen < len(op.regions):
         return None
     return substitute(op.regions[int(chosen)], op.args[1:])
+
+
+@local(
+    "scan",
+    example=lambda x, w: jax.lax.scan(lambda c, row: (c * row, c + row), x, w),
+    types=("f32[2]", "f32[1,2]"),
+)
+def single_trip(op: Op) -> Outcome:
+    """scan{f, length=1}(x, w)  ->  f(x, w[0]), what it stacks being one row"""
+    if op["length"] != 1:
+        return None
+    fixed, carry, xs = (op.args[part] for part in scan_parts(op))
+    rows = [reshaped(stack, stack.type.shape[1:]) for stack in xs]
+    results = substitute(op.regions[0], [*fixed, *carry, *rows])
+    return [reshaped(value, type_.shape) for value, type_ in zip(results, op.types)]
 
 
 @local(

@@ -132,7 +132,29 @@ def _rows_of_loop(x: Any) -> Any:
     return jax.lax.scan(lambda total, row: (total + row, total * row), x[0], x)[1]
 
 
+def _looped(length: int, **how: Any) -> Any:
+    """A loop whose trips read a value from outside, a carry and two rows, and stack two results."""
+
+    def loop(x: Any, w: Any, v: Any) -> Any:
+        def trip(total: Any, rows: Any) -> Any:
+            return total * rows[0] + x, (total, rows[1] - x)
+
+        return lax.scan(trip, x + 1, (w, v), length, **how)
+
+    return loop
+
+
+_ONE_TRIP = ("f32[2]", "f32[1,2]", "f32[1,3,2]")
+
 MORE: dict[str, list[Example]] = {
+    "single_trip": [
+        (_looped(1), _ONE_TRIP),
+        (_looped(1, reverse=True, unroll=True), _ONE_TRIP),
+        (lambda x: lax.scan(lambda c, _: (c + x, None), x, length=1)[0], ("f32[2]",)),
+        (lambda w: lax.scan(lambda _, row: (None, row + 1), None, w)[1], ("f32[1,2]",)),
+        (left_alone(_looped(2)), ("f32[2]", "f32[2,2]", "f32[2,3,2]")),
+        (left_alone(lambda w: lax.scan(lambda c, r: (c, r), 1.0, w)), ("f32[0,2]",)),
+    ],
     "row_of_loop": [
         (left_alone(lambda x: _rows_of_loop(x)[:, :, :1].reshape(3, 2)), ("f32[2,3,2]",)),
         (left_alone(lambda x: _rows_of_loop(x)[1:2]), ("f32[2,3]",)),
