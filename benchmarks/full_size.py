@@ -99,11 +99,11 @@ def measure(name: str, phase: str, text: str, compiling: bool) -> str:
     chips = LARGER.get(name, CASES[name]) if phase == "prefill" else CASES[name]
     mesh, target = resolve(chips, None, Pipeline(()))
     spent_s, found = {}, {}
-    for each in text.split(", "):
+    for each in Pipeline.parse(text).passes():
         start = clock()
-        program = Pipeline.parse(each).run(program, target)
-        spent_s[each] = clock() - start
-        if each == "recognize":
+        program = Pipeline((("", (each,)),)).run(program, target)
+        spent_s[str(each)] = clock() - start
+        if str(each) == "recognize":
             found = recognition(program)
     passes = ", ".join(f"{each} {seconds:.1f}" for each, seconds in spent_s.items())
     told = ", ".join(f"{name} {found[name]}" for name in ("embedding", "attend", "ffn", "head"))

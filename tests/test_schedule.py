@@ -522,6 +522,28 @@ def test_a_fusion_that_slices_reads_the_slice_also_of_what_it_relays() -> None:
     assert found == Traffic(read=4608 * 256, written=0)
 
 
+NARROWED = """
+%layer (stacked: f32[28,4096,256], at: s32[]) -> bf16[1,4096,256] {
+  %stacked = f32[28,4096,256]{2,1,0:T(8,128)} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %mine = bf16[1,4096,256]{2,1,0:T(8,128)(2,1)S(1)} dynamic-slice(%stacked, %at, %zero, \
+%zero), dynamic_slice_sizes={1,4096,256}
+}
+"""
+
+
+def test_a_slice_that_converts_reads_what_is_stored() -> None:
+    found = moved(
+        "%stacked = f32[28,4096,256]{2,1,0:T(8,128)} parameter(0)",
+        "%at = s32[]{:S(6)} parameter(1)",
+        "%layer = bf16[1,4096,256]{2,1,0:T(8,128)(2,1)S(1)} fusion(%stacked, %at), kind=kLoop, "
+        "calls=%layer",
+        others=NARROWED,
+    )
+    assert found == Traffic(read=4 * 4096 * 256, written=0)
+
+
 def test_an_array_takes_whole_tiles() -> None:
     """Rows of two numbers are stored as rows of 128."""
     found = moved(

@@ -182,11 +182,17 @@ def apart(op: Op, graph: Graph) -> Graph:
 
 
 def made_first(op: Op, graph: Graph) -> tuple[Value, ...]:
-    """softmax(q . k) . v  ->  softmax(barrier(q) . k) . v: the arguments of `op`, of this graph
+    """quantize(x)  ->  quantize(barrier(x)): the arguments of `op`, of this graph
+
+    The compiler would make x, or a layer of a stacked cache, anew for its maximum and its integers.
+
+    softmax(q . k) . v  ->  softmax(barrier(q) . k) . v
 
     Into a product that makes its queries as well (rotary positions are fused into it) the compiler
     fuses no softmax: a prefill then writes and reads its logits twice.
     """
+    if op.name == "quantize":
+        return (make("optimization_barrier", *op.args, origin=op.origin),)
     if op.name != "attend" or op.get("blocks"):
         return op.args
     query, key, *others = op.args

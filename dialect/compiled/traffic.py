@@ -204,7 +204,7 @@ def _read_of(module: Module, computation: dict[str, Instruction], source: Instru
             if operand != source.name or _reads_nothing(computation, reader):
                 continue
             if reader.opcode in _SLICES and number == 0:
-                total += result_bytes(reader)
+                total += round(result_bytes(reader) * _width(source) / _width(reader))
             elif reader.opcode in _UPDATES and number == 0:
                 total += 0
             elif reader.opcode in _THROUGH and not reader.is_root:
@@ -262,6 +262,12 @@ def _tiled_bytes(dtype: str, sizes: str, layout: str) -> int:
 def result_bytes(op: Instruction) -> int:
     """Bytes of what an instruction makes, padded to tiles."""
     return sum(size for size, _ in _arrays(op))
+
+
+def _width(op: Instruction) -> float:
+    """Bytes of an element of what an instruction makes: a slice may convert what it reads."""
+    ((dtype, _),) = hlo.arrays(op.type)
+    return hlo.array_bytes(dtype, (8,)) / 8
 
 
 def made_bytes(op: Instruction) -> int:

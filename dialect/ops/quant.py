@@ -82,8 +82,9 @@ def quantize(
 
 def greatest(x: Any, axes: tuple[int, ...]) -> Any:
     """max|x| along `axes`, of size one there, and NaN where one is NaN or infinite."""
-    finite = jnp.all(jnp.isfinite(x), axis=axes, keepdims=True)  # a CPU's maximum drops NaN
-    return jnp.where(finite, jnp.max(jnp.abs(x), axis=axes, keepdims=True), jnp.nan)
+    kept = jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))  # a CPU's maximum drops NaN
+    top = jnp.max(kept, axis=axes, keepdims=True)
+    return jnp.where(jnp.isfinite(top), top, jnp.nan)
 
 
 def in_steps(
