@@ -43,16 +43,21 @@ def softmax(x: Any, *, guarded: bool = False) -> Any:
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def rms_norm(x: Any, *, epsilon: float) -> Any:
-    """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind."""
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+def rms_norm(x: Any, added: Any = None, *, epsilon: float = 0.0) -> Any:
+    """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind.
+
+    An epsilon that is no constant is `added`, a scalar.
+    """
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean_square + (epsilon if added is None else added))
 
 
-def layer_norm(x: Any, *, epsilon: float) -> Any:
-    """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. No scale, no bias."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon)
+def layer_norm(x: Any, added: Any = None, *, epsilon: float = 0.0) -> Any:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. No scale, no bias.
+
+    An epsilon that is no constant is `added`, a scalar.
+    """
+    return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), added, epsilon=epsilon)
 
 
 def take(table: Any, ids: Any, *, mode: Any, fill: Any = None) -> Any:

@@ -93,5 +93,5 @@ def over_last(op: Op) -> Signature:
     """Maps over every axis but the last, which it needs whole."""
     rank = op.args[0].type.rank
     axes = numbered(rank)
-    rest = tuple((axes[-1],) for _ in op.args[1:])
+    rest = tuple((axes[-1],) * arg.type.rank for arg in op.args[1:])
     return Signature((axes, *rest), (axes,), frozenset(axes[-1]))

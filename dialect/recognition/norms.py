@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dialect.matching.averages import average_of, mean_of
 from dialect.matching.proofs import is_bounded
-from dialect.matching.values import in_dtype, number, reshaped, through, unrounded
+from dialect.matching.values import in_dtype, number, reshaped, shaped, through, unrounded
 from dialect.normal.normal_form import normal_form
 from dialect.ops import nn  # noqa: F401  (defines the norms)
 from dialect.ops.vocabulary import Traced
@@ -36,14 +36,18 @@ def rms_norm(op: Op) -> Outcome:
             continue
         if isinstance(statistic, Miss):
             return statistic
-        source, axis, epsilon = statistic
+        source, axis, added = statistic
         factors = _factors(op.results[0], source)
         place = next((i for i, x in enumerate(factors) if _is_source(x, source, axis)), None)
         if place is None or root.type.shape != (*factors[place].type.shape[:-1], 1):
             return Miss("no factor is the averaged array with the averaged axis last", 6)
         x, dtype = factors.pop(place), op.types[0].dtype
         factors.remove(root)
-        norm = make("rms_norm", in_dtype(unrounded(x), source.type.dtype), epsilon=epsilon)
+        x = in_dtype(unrounded(x), source.type.dtype)
+        if isinstance(added, Value):
+            norm = make("rms_norm", x, in_dtype(added, x.type.dtype))
+        else:
+            norm = make("rms_norm", x, epsilon=added)
         return reduce(partial(make, "mul"), (in_dtype(x, dtype) for x in (norm, *factors)))
     return None
 
@@ -59,7 +63,7 @@ def _factors(value: Value, leaf: Value | None = None) -> list[Value]:
     return [value]
 
 
-def _statistic(root: Value) -> tuple[Value, int, float] | Miss | None:
+def _statistic(root: Value) -> tuple[Value, int, float | Value] | Miss | None:
     """(x, axis, epsilon) where the value is rsqrt(mean(x²) + epsilon) over one axis."""
     inner = unrounded(root, "reshape")
     if inner.op.name != "rsqrt":
@@ -67,13 +71,13 @@ def _statistic(root: Value) -> tuple[Value, int, float] | Miss | None:
     mean, epsilon = unrounded(inner.op.args[0], "reshape"), 0.0
     if mean.op.name == "add":
         left, right = mean.op.args
-        left, right = (right, left) if number(left) is not None else (left, right)
-        if number(right) is None:
-            return Miss("the addend of the mean is not a constant", 4)
-        mean, epsilon = left, float(number(right))
+        mean, added = (left, right) if average_of(left) is not None else (right, left)
+        epsilon = _scalar(added)
     average = average_of(mean)
     if average is None:
         return None
+    if epsilon is None:
+        return Miss("what is added to the mean is not one number", 4)
     square = average.source.op
     if not average.is_mean:
         return Miss("the sum is not divided by the number of its terms", 5)
@@ -82,6 +86,13 @@ def _statistic(root: Value) -> tuple[Value, int, float] | Miss | None:
     if len(average.axes) != 1:
         return Miss(f"the mean is over axes {average.axes}, not over one", 5)
     return square.args[0], average.axes[0], epsilon
+
+
+def _scalar(value: Value) -> float | Value | None:
+    """A number; as a value where it is known only when the program runs."""
+    if (constant := number(value)) is not None:
+        return float(constant)
+    return shaped(value, ()) if value.type.size == 1 else None
 
 
 def _is_source(value: Value, source: Value, axis: int) -> bool:
@@ -167,5 +178,13 @@ layer = pattern(
     after=Traced["layer_norm"],
     example=("f32[2,8]",),
     attributes={"epsilon": 1e-5},
+    normal=normal_form,
+)
+layer_of_operand = pattern(
+    "layer_norm_of_operand",
+    "rms_norm(x - mean(x), epsilon)  ->  layer_norm(x, epsilon)",
+    before=lambda x, epsilon: Traced["rms_norm"](x - jnp.mean(x, axis=-1, keepdims=True), epsilon),
+    after=Traced["layer_norm"],
+    example=("f32[2,8]", "f32[]"),
     normal=normal_form,
 )

@@ -785,7 +785,21 @@ MORE: dict[str, list[Example]] = {
         ),
         (lambda x, w: (x * _root(x)).astype("bfloat16") * w, ("f32[2,8]", "bf16[2,8]")),
         (lambda x: x / 3 * _root(x / 3), ("f32[2,8]",)),
+        # an epsilon that is known only when the program runs
+        (lambda x, e: x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + e), ("f32[2,8]", "f32[]")),
+        (
+            lambda x, e: x * lax.rsqrt(e[1] + jnp.mean(x * x, -1, keepdims=True)),
+            ("f32[1,8]", "f32[2]"),
+        ),
+        (
+            lambda x, e: x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + e),
+            ("bf16[2,8]", "f32[1,1]"),
+        ),
         # near misses
+        (
+            lambda x, e: x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + e),
+            ("f32[2,8]", "f32[2,1]"),
+        ),
         (lambda x: x * _root(x).T, ("f32[8,8]",)),
         (lambda x: x * _root(x, (0, 1)), ("f32[2,8]",)),
         (lambda x: jnp.transpose(x, (2, 1, 0)) * _root(x, 0, False)[..., None], ("f32[8,4,4]",)),
