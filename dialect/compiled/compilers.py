@@ -170,7 +170,7 @@ def apart(op: Op, graph: Graph) -> Graph:
     The compiler overflows its stack where it may merge the products of a long prefill with what
     rounds the weights of attention.
     """
-    if op.name != "attend" or op.get("rounds") is None or op.get("blocks"):
+    if not _is_at_once(op) or op.get("rounds") is None:
         return graph
     logits = _logits(graph)
 
@@ -193,12 +193,17 @@ def made_first(op: Op, graph: Graph) -> tuple[Value, ...]:
     """
     if op.name == "quantize":
         return (make("optimization_barrier", *op.args, origin=op.origin),)
-    if op.name != "attend" or op.get("blocks"):
+    if not _is_at_once(op):
         return op.args
     query, key, *others = op.args
     if _logits(graph).types[0].size <= key.type.size:  # in decode, which makes few of them
         return op.args
     return (make("optimization_barrier", query, origin=op.origin), key, *others)
+
+
+def _is_at_once(op: Op) -> bool:
+    """Whether an op is attention that is not in blocks."""
+    return op.name == "attend" and not op.get("blocks")
 
 
 def _logits(graph: Graph) -> Op:
