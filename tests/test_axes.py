@@ -237,6 +237,24 @@ def test_heads_that_read_latents_are_no_experts() -> None:
     assert named["params/out"] == "heads _ d_model"
 
 
+def test_blocks_of_a_width_are_no_experts() -> None:
+    """The gates of an RG-LRU (De et al. 2024, arXiv:2402.19427) are block-diagonal matrices."""
+
+    def step(params: Any, state: jax.Array, tokens: jax.Array) -> Any:
+        x = params["embedding"][tokens]
+        wide = x @ params["into"]
+        blocks = jnp.einsum("bnf,nfg->bng", wide.reshape(-1, 4, 8), params["blocks"])
+        state = state * jax.nn.sigmoid(blocks.reshape(wide.shape)) + wide
+        return (x + state @ params["out"]) @ params["embedding"].T, state
+
+    shapes = {"embedding": (96, 16), "into": (16, 32), "blocks": (4, 8, 8), "out": (32, 16)}
+    params = {name: jax.ShapeDtypeStruct(shape, "f4") for name, shape in shapes.items()}
+    state, tokens = jax.ShapeDtypeStruct((2, 32), "f4"), jax.ShapeDtypeStruct((2,), "i4")
+    program = rewrite.trace(step, params, state, tokens, state=1)
+    axes = infer_axes(Pipeline.parse("normalize, recognize").run(program))
+    assert axes.sizes() == {"batch": 2, "vocab": 96, "d_model": 16, "d_ff": 32}
+
+
 def test_what_is_normalised_behind_its_gate_is_no_residual_stream() -> None:
     """As Mamba 2 normalises: its heads were called d_model, and its state gathered."""
 

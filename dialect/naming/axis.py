@@ -127,6 +127,11 @@ class Axes:
                 sizes[name] = max(sizes.get(name, 0), size)
         return {name: sizes[name] for name in NAMES if sizes.get(name)}
 
+    def joined(self, values: Iterable[Value]) -> set[Axis]:
+        """The axes that are one dimension with others in one of these."""
+        dimensions = (leaves(dimension) for value in values for dimension in self.at(value))
+        return {leaf for parts in dimensions if len(parts) > 1 for leaf in parts}
+
     def show(self, value: Value) -> str:
         """`batch time (heads d_head)`."""
         shown = [" ".join(names) if names else "1" for names in self.of(value)]

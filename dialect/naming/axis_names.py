@@ -30,8 +30,9 @@ def name_axes(axes: Axes, program: Program) -> None:
     known = list(_with_bound(program.graph, frozenset(program.values("param"))))
     vectors = _vectors(axes, program)
     _name_tables(axes, program)
+    blocks = axes.joined(x for op, bound in known for x in op.results if x not in bound)
     for op, bound in known:
-        _name_op(axes, op, bound)
+        _name_op(axes, op, bound, blocks)
         _name_width(axes, op, bound, vectors)
     _name_heads(axes, program)
     for op, _ in known:
@@ -76,7 +77,7 @@ def _roles(axes: Iterable[Axis]) -> set[str]:
     return {role for leaf in leaves_of(axes) for role in leaf.roles}
 
 
-def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
+def _name_op(axes: Axes, op: Op, bound: frozenset[Value], blocks: set[Axis]) -> None:
     """Names that an op's meaning gives, the most telling ops with the highest priority."""
     if op.name == "attend":
         _name_attend(axes, op)
@@ -97,7 +98,7 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
         if "param" not in _roles(others):  # else each of them is normalised by itself: heads
             _call([last], name, priority, op)
     elif op.name == "contract":
-        _name_experts(axes, op, bound)
+        _name_experts(axes, op, bound, blocks)
         _name_readers(axes, op, bound)
         if not any(arg in bound for arg in op.args):
             _name_memory(axes, op, Signature.parse(op["spec"]))
@@ -123,20 +124,17 @@ def _is_gated(value: Value) -> bool:
     return op.name in ("gate", "mul") and all(x.type.shape == value.type.shape for x in op.args)
 
 
-def _name_experts(axes: Axes, op: Op, bound: frozenset[Value]) -> None:
-    """Where each weight meets activations of its own, the weights are experts."""
+def _name_experts(axes: Axes, op: Op, bound: frozenset[Value], blocks: set[Axis]) -> None:
+    """Where each weight meets activations of its own, the weights are experts; where these are
+    blocks of one width, they are block-diagonal."""
     spec = Signature.parse(op["spec"])
     for weight, array in zip(op.args, spec.inputs):
         if weight not in bound or op.results[0] in bound:
             continue
         shared = set(letters(spec.inputs[0])) & set(letters(spec.inputs[1]))
-        of_vector = [
-            axis
-            for axis, dimension in zip(axes.at(weight), array)
-            if dimension and dimension[0] in shared & set(letters(spec.outputs[0]))
-        ]
+        of_vector = _called(axes, weight, array, shared & set(letters(spec.outputs[0])))
         if len(array) > len(of_vector) + 1:  # a matrix for each; a scale has none
-            _call(of_vector, "experts", 48, op)
+            _call((leaf for leaf in leaves_of(of_vector) if leaf not in blocks), "experts", 48, op)
 
 
 def _name_readers(axes: Axes, op: Op, bound: frozenset[Value]) -> None:

@@ -65,6 +65,23 @@ halves = _rope(
     parts=2,
 )
 
+
+def _by_hand_leading(x: Any, cos: Any, sin: Any) -> Any:
+    count = 2 * cos.shape[-1]
+    left, right = pairs_of(x[..., :count], "halves")
+    turned = left * cos - right * sin, right * cos + left * sin
+    return jnp.concatenate([*turned, x[..., count:]], axis=-1)
+
+
+halves_leading = pattern(
+    "rope_leading",
+    "concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin, x3)  ->  rope{turned=n}(x, cos, sin)",
+    before=_by_hand_leading,
+    after=lambda x, cos, sin: Traced["rope"](x, cos, sin, turned=2 * cos.shape[-1]),
+    example=("f32[2,10]", "f32[2,3]", "f32[2,3]"),
+    normal=normal_form,
+)
+
 halves_wide = _rope(
     "rope_wide",
     "x * cos + concat(-x2, x1) * sin  ->  rope(x, cos, sin), whose tables repeat every angle",
