@@ -100,6 +100,12 @@ def test_heads_of_half_the_lanes_are_stored_as_whole_ones() -> None:
         for shape, lanes in ((small, 128), (LLAMA_8B, 128), (small, 1))
     ]
     assert cache[0] == cache[1] == 2 * cache[2]
+    work = Workload(small, mesh, partition("ws1d", "heads", small, mesh), 128)
+    (attention, _), *_ = small.attentions
+    turned = replace(
+        attention, positions_last=True
+    )  # as T5X has it: [batch, heads, d_head, context]
+    assert work.layer_cache_bytes(attention) == 2 * work.layer_cache_bytes(turned)
     plan = choose(small, Topology.parse("v5e:2x4"), mesh)
     assert plan.predicted.memory_bytes > cache[0]
 

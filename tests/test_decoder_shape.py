@@ -218,3 +218,11 @@ def test_ragged_experts_are_read_as_they_are_stored() -> None:
     shape = replace(shape, weight_bytes_per_element=4, looped_in_f32=True)
     work = Workload(shape, mesh, partition("ws1d", "heads", shape, mesh), lanes=128)
     assert work.looped_weights() == 2 * work.router_weights(experts)
+
+
+@pytest.mark.parametrize("order, last", [("bshd", False), ("bhsd", False), ("bhds", True)])
+def test_where_a_cache_has_its_positions(order: str, last: bool) -> None:
+    decoder = Decoder(order=order)
+    shape = shape_of(decoder.step, decoder.params(), decoder.cache(), decoder.given())
+    (attention,) = {block.attention for block in shape.blocks if block.attention}
+    assert attention.positions_last == last

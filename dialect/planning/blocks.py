@@ -202,6 +202,7 @@ def _attention(
         _dividing(kv_heads, heads),
         _width_of_query(op, axes),
         *(read if read < longest else 0, *_in_parts(op, read)),
+        positions_last=Signature.parse(op["axes"]).inputs[1][-1] == ("s",),
     )
     return with_latents(attention, op, axes, weights)
 

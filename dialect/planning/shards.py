@@ -284,12 +284,13 @@ class Shards:
     # State, in bytes per chip.
 
     def layer_cache_bytes(self, attention: Attention) -> float:
-        """The KV cache of one attention, its heads padded to whole lanes. (If these were less than
-        half full, the compiler would put another axis there.)"""
+        """The KV cache of one attention, its heads padded to whole lanes where they are its last
+        axis. (If these were less than half full, the compiler would put another axis there.)"""
         batch = self.partitioning.axes("cache", "batch")
         ways = self.mesh.ways((*batch, *self.key_axes(attention, "cache")))
         positions = self.shape.batch * attention.context(self.shape.context)
-        width = sum(map(self.padded, attention.cached))
+        padded = map(self.padded, attention.cached)
+        width = attention.kv_width if attention.positions_last else sum(padded)
         return width * positions * self.shape.cache_bytes_per_element / ways
 
     def padded(self, width: int) -> int:
