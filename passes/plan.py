@@ -28,7 +28,7 @@ from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.objectives import shape_to_plan
 from dialect.planning.plan import Plan as Chosen
 from dialect.planning.refine import fastest, refined
-from dialect.planning.search import TIE, best_plans, optimality_gap
+from dialect.planning.search import TIE, best_plans, on_every_chip, optimality_gap
 from dialect.planning.shared_storage import Serving, shared_storage
 from dialect.planning.workload import Workload
 from passes.lower import Lower
@@ -116,7 +116,7 @@ class Plan(Pass):
         if shape.is_costed and not any(asked) and stored is None:
             notes.append(_behind_the_optimum(plans[0]))
         plan = plans[0].with_pages() if program.requested("pages") == "groups" else plans[0]
-        notes += _whole_pages(program, plan)
+        notes += [*_whole_pages(program, plan), *_better_alone(planned, plan)]
         notes += _copied(program, plan, shape)
         return plan, (*notes, *_unplanned(program, axes, plan))
 
@@ -158,6 +158,18 @@ def _whole_pages(program: Program, plan: Chosen) -> Iterator[str]:
     """What there is to say of pages that every chip holds."""
     if program.requested("pages") == "whole" and "batch" in plan.split("cache"):
         yield "chips own rows, and hold the pages of all: paged{groups=true} divides them"
+
+
+def _better_alone(shape: DecoderShape, plan: Chosen) -> Iterator[str]:
+    """What there is to say where exchanges take longer than they save. (The hops of other chips
+    than TPUs are not known.)"""
+    topology = Topology.parse(plan.target)
+    alone = on_every_chip(shape, topology, MeshSpec(plan.mesh))
+    if topology.chip.platform != "tpu" or not (alone and plan.predicted):
+        return
+    if alone.time_s * (1 + TIE) < plan.predicted.time_s:
+        times = " instead of ".join(milliseconds(x.time_s) for x in (alone, plan.predicted))
+        yield f"one chip by itself takes {times}, as nothing is exchanged: use fewer chips"
 
 
 def _copied(program: Program, plan: Chosen, shape: DecoderShape) -> Iterator[Remark]:

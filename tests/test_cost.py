@@ -16,7 +16,7 @@ from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.mesh_roles import Partitioning
 from dialect.planning.partitionings import NAMES, Unavailable, partition
 from dialect.planning.plan import Plan, Prediction
-from dialect.planning.search import TIE, choose, optimality_gap, searched
+from dialect.planning.search import TIE, choose, on_every_chip, optimality_gap, searched
 from dialect.planning.workload import Workload
 from rewrite.errors import PlanError
 from tests import decoder_shapes
@@ -180,6 +180,14 @@ def test_logits_are_scattered_in_whole_tiles_or_reduced_on_every_chip() -> None:
 
 def llama_plan(**asked: str) -> Plan:
     return choose(LLAMA_8B, Topology.parse("v5e:2x4"), MeshSpec.parse("x=2 y=4"), **asked)
+
+
+def test_a_chip_by_itself_exchanges_nothing_and_reads_everything() -> None:
+    v5p, mesh = Topology.parse("v5p:2x2x1"), MeshSpec.parse("x=2 y=2")
+    alone, plan = on_every_chip(LLAMA_8B, v5p, mesh), choose(LLAMA_8B, v5p, mesh)
+    assert alone.communication_bytes == 0 and alone.latency_s == 0
+    assert alone.hbm_bytes == pytest.approx(4 * plan.predicted.hbm_bytes, rel=0.05)
+    assert on_every_chip(LLAMA_8B, Topology.parse("v5e:2x2"), mesh) is None  # no room for it
 
 
 def test_llama_8b_on_eight_chips_keeps_its_residual_whole() -> None:

@@ -64,6 +64,17 @@ def test_a_state_is_named(kind: str) -> None:
     assert "state update" in text and "state/*" in text
 
 
+@pytest.mark.parametrize(("sizes", "is_small"), [((8, 256, 512), True), ((8, 8192, 32768), False)])
+def test_that_one_chip_is_faster_than_four_is_said(sizes: tuple[int, ...], is_small: bool) -> None:
+    """A small decoder's exchanges take longer than all its weights."""
+    args = shapes("state space", "state space", sizes=(*sizes, 8, 64, 16), vocab=1024)
+    program = trace(decoder("state space", "state space"), *args, state=(1,))
+    target = Target("v5e:2x2", (("x", 2), ("y", 2)))
+    planned = Pipeline.parse("normalize, recognize, plan").run(program, target)
+    said = [note for note in notes(planned, "plan") if note.startswith("one chip by itself")]
+    assert len(said) == is_small
+
+
 @pytest.mark.parametrize("kind", STATES)
 def test_layers_with_a_state_compile_as_planned(kind: str) -> None:
     """What products with a state's heads leave partial was not planned, nor the traffic of a state;

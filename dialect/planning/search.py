@@ -151,6 +151,17 @@ def _candidate(
     )
 
 
+def on_every_chip(shape: DecoderShape, topology: Topology, mesh: MeshSpec) -> Prediction | None:
+    """The cost of a step that every chip computes by itself; None if a chip has no room for it."""
+    alone = tuple((name, MeshRole()) for name in mesh.names)
+    whole = partitioning_of("whole", alone, shape, mesh)
+    try:
+        must_fit(shape, topology, mesh, whole)
+    except Unavailable:
+        return None
+    return estimate(shape, topology, mesh, whole)
+
+
 def _collectives(work: Workload, compiler: Compiler) -> int:
     """Collectives per layer, as the compiler emits them."""
     shard = work.shape.d_model // work.mesh.ways(work.residual)
