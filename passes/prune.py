@@ -118,7 +118,7 @@ def _fewer_layers(program: Program, count: int, scores: Importance | None, notes
         if scores is None:
             return _by_weights(program, count, notes)
         matter = np.concatenate([np.ravel(each) for each in scores.get(LAYERS, [np.zeros(0)])])
-        places = places_of(program, find_layers(program))
+        places = places_of(program, find_layers(program, through_loops=True))
         before = places[-1].numbers.stop if places else 0
         if len(matter) != before:
             raise NotLeftOut(f"there are {before}, and scores of {len(matter)}")

@@ -221,6 +221,22 @@ def test_a_trip_of_two_layers_goes_as_a_whole() -> None:
     assert_close(run(whole, params, cache, tokens)[0], wanted)
 
 
+@pytest.mark.parametrize("left_out", ["0", "2", "0 3"])
+def test_layers_in_front_of_a_loop_are_told_apart(left_out: str) -> None:
+    """The first layer has fewer hidden units than the others, which are a loop."""
+    params, cache, tokens = arguments(True)
+    first, *others = params["layers"]
+    few = {"w_gate": first["w_gate"][:, :4], "w_up": first["w_up"][:, :4]}
+    params["layers"] = [first | few | {"w_down": first["w_down"][:4]}, *others]
+    traced, skip = trace(partial(model.decode_step, CONFIG), params, cache, tokens), "skip_layers"
+    apart, looped = (
+        after(traced, f'{FOUND}{before}{skip}{{layers="{left_out}"}}')
+        for before in ("", "roll, carry_cache, ")
+    )
+    assert [op.name for op in looped.graph.ops].count("scan") == 1
+    assert_close(run(looped, params, cache, tokens)[0], run(apart, params, cache, tokens)[0])
+
+
 @pytest.mark.parametrize("layers", ["", "two", "3-1", "-1", "1-"])
 def test_what_is_no_layer_is_an_error(layers: str) -> None:
     with pytest.raises(PipelineError, match="skip_layers|neither a layer nor a range"):

@@ -94,12 +94,13 @@ class Layers:
         return ""
 
 
-def find_layers(program: Program) -> Layers:
+def find_layers(program: Program, through_loops: bool = False) -> Layers:
     """The layers of a program's step. It should be normalised, so that equal ops are shared.
 
-    A program without a trunk, or with its layers in a scan, has no runs. Linear in size.
+    A program without a trunk, or with its layers in a scan, has no runs; `through_loops` a scan
+    whose rows are a state is in a piece. Linear in size.
     """
-    segments, segment_of = cut(program, find_trunk(program))
+    segments, segment_of = cut(program, find_trunk(program, through_loops))
     spread = _spread(segments)
     weights = bound_values(program.graph, program.values("param"))
     return Layers(tuple(segments), tuple(_runs(segments, spread, weights)), segment_of, spread)

@@ -50,20 +50,32 @@ class Place:
 
 def places_of(program: Program, layers: Layers) -> list[Place]:
     """Where the layers of a program are, in order. Raises NotLeftOut where some are in a loop and
-    some are not: which of them come first is not known."""
-    loops, places = loops_of(program), list[Place]()
-    if loops and _has_layers_outside(program):
-        raise NotLeftOut(
-            "some layers are in a loop and some are not: unroll writes out all of them"
-        )
-    found = [(loop, range(0)) for loop in loops] or [(None, piece) for piece in layers.pieces]
-    for loop, segments in found:
+    some are not, and these are not told apart."""
+    places = list[Place]()
+    for loop, segments in _found(program, layers):
         first = places[-1].numbers.stop if places else 0
         inside = [op for number in segments for op in layers.segments[number].ops]
         places.append(
             Place(first, loop, _attentions(loop.regions[0].ops if loop else inside), segments)
         )
     return places
+
+
+def _found(program: Program, layers: Layers) -> list[tuple[Op | None, range]]:
+    """The loops over layers, and the segments of every layer that is in none, in order."""
+    loops = loops_of(program)
+    if loops and not _has_layers_outside(program):
+        return [(loop, range(0)) for loop in loops]
+    found = list[tuple[Op | None, range]]()
+    for piece in layers.pieces:
+        ends = [layers.segments[number].end.op for number in piece]
+        found += [(op, range(0)) for op in ends if op in loops] or [(None, piece)]
+    if loops and ({*loops} - {loop for loop, _ in found} or not found[-1][0]):
+        raise NotLeftOut(
+            "some layers are in a loop, and where those behind it end is not known: "
+            "it is known in front of roll, or between unroll and carry_cache"
+        )
+    return found
 
 
 def _attentions(ops: Sequence[Op]) -> int:
@@ -124,7 +136,7 @@ def weights_of(program: Program, loop: Op) -> list[Value]:
 
 def without_layers(program: Program, left_out: Sequence[int]) -> Program:
     """The program without the layers of these numbers, from 0. Raises NotLeftOut."""
-    layers = find_layers(program)
+    layers = find_layers(program, through_loops=True)
     places = places_of(program, layers)
     count = places[-1].numbers.stop if places else 0
     if not count:

@@ -7,17 +7,18 @@ shared by layers: masks, rotary angles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rewrite.dataflow import dependents, known_values
-from rewrite.ir import Op, Value
+from rewrite.ir import Graph, Op, Value
 from rewrite.program import Program
 from rewrite.rules import FLOATS
 
 
-def find_trunk(program: Program) -> list[Value]:
+def find_trunk(program: Program, through_loops: bool = False) -> list[Value]:
     """The trunk, from the beginning of the stream to the output that is the most ops away.
 
+    It has no result of an op with several, or, `through_loops`, the one that is read on the way.
     Empty if no output depends on both parameters and arguments. Linear in the program's size.
     """
     graph = program.graph
@@ -41,7 +42,7 @@ def find_trunk(program: Program) -> list[Value]:
             beginnings.append(op)
     # A table of angles begins a stream too, but bypasses the trunk; a cache joins it later.
     start = max(beginnings, key=lambda op: (paths.steps[op], op.name == "input"), default=None)
-    return paths.trunk(start)
+    return list(paths.trunk(start, graph if through_loops else None))
 
 
 class _Paths:
@@ -67,7 +68,7 @@ class _Paths:
             self.reads[reader] + any(arg in self.weights for arg in reader.args)
             for reader in readers
         )
-        is_alike = op.types == after.types and op.types[0].dtype in FLOATS
+        is_alike = op.types[0] == after.types[0] and op.types[0].dtype in FLOATS
         self.steps[op] = self.steps[after] + (is_alike and self.reads[op] > self.reads[after])
 
     def meet(self, first: Op, second: Op) -> Op:
@@ -78,13 +79,19 @@ class _Paths:
             first = self.next[first]
         return first
 
-    def trunk(self, start: Op | None) -> list[Value]:
-        """The results of `start` and of its post-dominators, in order."""
-        values: list[Value] = []
+    def trunk(self, start: Op | None, graph: Graph | None) -> Iterator[Value]:
+        """The results of `start` and of its post-dominators, in order; where an op has several, the
+        one that is read on the way, given a graph."""
         while start is not None:
-            values += start.results if len(start.types) == 1 else ()
+            results = start.results
+            if len(results) > 1 and graph is not None:
+                results = tuple(value for value in results if self.is_read(value, graph))
+            yield from results if len(results) == 1 else ()
             start = self.next[start]
-        return values
+
+    def is_read(self, value: Value, graph: Graph) -> bool:
+        """Whether an op on a path to the result reads a value."""
+        return any(user in self.next for user, _ in graph.users.get(value, ()))
 
 
 def _farthest(program: Program) -> Op | None:

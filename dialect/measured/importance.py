@@ -82,7 +82,7 @@ def _sought(program: Program) -> Iterator[Sought]:
                 for op in graph.ops:
                     if (value := _added(op, leaf, [*order, leaf], axes)) is not None:
                         yield name, number, loop, value
-    layers = find_layers(program)
+    layers = find_layers(program, through_loops=True)
     for place in places_of(program, layers):
         yield LAYERS, place.together, place.loop, _turned(*stream_of(place, layers))
 

@@ -12,7 +12,7 @@ from harness import built
 
 import rewrite
 from rewrite import Pipeline, Program, auto_shard
-from tests.kit import assert_close, run
+from tests.kit import assert_close, notes_of, run
 
 FOUND, SKIP = "normalize, recognize, ", 'skip_layers{layers="1"}'
 SHARDED = f"{FOUND}{SKIP}, roll, carry_cache, plan, shard, stage, lower"
@@ -59,4 +59,6 @@ def test_layers_in_a_loop_and_outside_are_not_told_apart() -> None:
     """The last layer of six attends to all, those before to a window."""
     case = built("tunix_models", "gemma3_27b", "decode")
     (remark,) = skipped(case, f"roll, {SKIP}").history[-1].remarks
-    assert "some layers are in a loop and some are not" in remark.text
+    assert "some layers are in a loop, and where those behind it end is not known" in remark.text
+    for before in ("", "roll, unroll, "):  # as it says
+        assert notes_of(skipped(case, before + SKIP))[0] == "layers without: 1"
