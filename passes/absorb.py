@@ -28,9 +28,10 @@ from dialect.matching.values import REALS, cut, parts_along
 from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.nn import Traced
 from dialect.ops.scores import CONTEXT, PAIRS
-from dialect.recognition.expansions import expansion, multiplied
+from dialect.recognition.expansions import expansion, multiplied, one_context, parts_of_context
 from dialect.reports.op_cost import cost_of
 from rewrite.dataflow import rebuilt
+from rewrite.driver import rewrite
 from rewrite.ir import Graph, Op, Value
 from rewrite.opdef import make, with_args
 from rewrite.passbase import Pass
@@ -48,7 +49,7 @@ class Absorb(Pass):
 
     def run(self, program: Program, target: Target) -> Program:
         notes: list[str] = []
-        graph = _with_latents(program.graph, target, notes)
+        graph = rewrite(_with_latents(program.graph, target, notes), ())  # equal ops are one
         notes = notes or ["no keys or values are expanded from a latent"]
         return self.recorded(program.with_graph(graph), *dict.fromkeys(notes))
 
@@ -160,14 +161,13 @@ def key_in_parts(op: Op) -> Outcome:
     """attend(concat(q, p), concat(x . w, r), v)  ->  attend(q, x . w, v){query_2=p, key_2=r}"""
     operands, sizes = _operands(op), _sizes(op)
     query, key, *_ = operands.values()
-    parts = parts_along(key.value, key.along("k")) if ("k",) in key.axes else ()
-    keys = [_shared(Operand(part, key.axes), sizes) for part in parts]
+    keys = _key_parts(key, sizes) if ("k",) in key.axes else []
     if not any(expansion(part, _sizes_of(part), "k") for part in keys) or pairs_of(op) != [""]:
         return None
     taken = {x for operand in operands.values() for x in letters(operand.axes)}
     if len(keys) > len(PAIRS) or taken & {*PAIRS.values()} != {"k"}:
         return Miss("its keys have too many parts", 4)
-    widths = [part.type.shape[key.along("k")] for part in parts]
+    widths = [part.value.type.shape[part.along("k")] for part in keys]
     queries = _cut_along(query.value, query.along("k"), widths)
     for pair, part, new in zip(PAIRS, queries, keys):
         operands[f"query{pair}"] = _called(Operand(part, query.axes), "k", PAIRS[pair])
@@ -225,6 +225,18 @@ def _sizes(op: Op) -> dict[str, int]:
 
 def _sizes_of(operand: Operand) -> dict[str, int]:
     return {axis[0]: n for axis, n in zip(operand.axes, operand.value.type.shape) if axis}
+
+
+def _key_parts(key: Operand, sizes: Mapping[str, int]) -> list[Operand]:
+    """What a key holds one after another along its width, in all parts of its context."""
+    contexts = parts_of_context(key) or [key]
+    rows = [parts_along(part.value, part.along("k")) for part in contexts]
+    if len({tuple(part.type.shape[key.along("k")] for part in row) for row in rows}) > 1:
+        return []
+    columns = [
+        [_shared(Operand(part, key.axes), sizes) for part in column] for column in zip(*rows)
+    ]
+    return [c[0] if len(c) == 1 else one_context(c, contexts) for c in columns]
 
 
 def _shared(key: Operand, sizes: Mapping[str, int]) -> Operand:

@@ -112,6 +112,54 @@ def test_keys_and_values_that_are_cut_from_one_product(split):
     assert_close(run(program, *args), halves(*args), 1e-4)
 
 
+def in_parts(params: Any, cache: Any, x: Any, is_last_other: bool = False) -> Any:
+    """Latents of a prompt and of an answer in caches of their own, as MaxText has them."""
+    new = {"latent": (x @ params["down"])[:, None], "rope": (x @ params["rope"])[:, None]}
+    answer = {
+        name: jax.lax.dynamic_update_slice(cache["answer"][name], new[name], (0, 3, 0))
+        for name in new
+    }
+    keys, values = [], []
+    for part in (cache["prompt"], answer):
+        weight = params["up"] * (1 + (is_last_other and part is answer))
+        both = (part["latent"] @ weight).reshape(*part["latent"].shape[:2], 4, -1)
+        key, value = jnp.split(both, [6], -1)
+        rope = jnp.broadcast_to(part["rope"][:, :, None], (*key.shape[:3], 2))
+        keys.append(jnp.concatenate([key, rope], -1))
+        values.append(value)
+    query = jnp.einsum("bd,dhk->bhk", x, params["query"])
+    weights = jax.nn.softmax(jnp.einsum("bhk,bshk->bhs", query, jnp.concatenate(keys, 1)))
+    mixed = jnp.einsum("bhs,bshv->bhv", weights, jnp.concatenate(values, 1))
+    return mixed, cache | {"answer": answer}
+
+
+@pytest.mark.parametrize("is_last_other", [False, True])
+def test_latents_in_several_caches(is_last_other):
+    """They are attended as parts of one context where one weight expands them all."""
+
+    def drawn(*sizes: int) -> jax.Array:
+        return jnp.asarray(RANDOM.normal(size=sizes), jnp.float32)
+
+    params = {"down": drawn(16, 10), "rope": drawn(16, 2), "up": drawn(10, 48)}
+    params |= {"query": drawn(16, 4, 8)}
+    lengths = {"prompt": 32, "answer": 16}
+    cache = {
+        part: {"latent": drawn(2, n, 10), "rope": drawn(2, n, 2)} for part, n in lengths.items()
+    }
+    args, function = (params, cache, drawn(2, 16)), partial(in_parts, is_last_other=is_last_other)
+    program = trace(function, *args, params=0, state=1)
+    program = Pipeline.parse("normalize, recognize, absorb").run(program)
+    (op,) = attentions(program)
+    assert_close(run(program, *args), function(*args), 1e-4)
+    if is_last_other:
+        assert program.history[-1].notes == ("no keys or values are expanded from a latent",)
+        return
+    assert op["axes"] == "b g k, b s k, b s v, b g p, b s p -> b g v"
+    assert op.args[1] == op.args[2]
+    assert [op.args[i].type.shape for i in (1, 4)] == [(2, 48, 10), (2, 48, 2)]
+    assert [part.type.shape[1] for part in op.args[1].op.args] == [32, 16]
+
+
 def test_what_is_read_elsewhere_too_is_expanded_anyway():
     """Then absorbing it would only add work."""
 

@@ -7,12 +7,12 @@ The width of such a key comes from the weight alone, its context from the latent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from dialect.matching.operands import Operand, bare
-from dialect.matching.values import cut, reshaped
+from dialect.matching.operands import Operand, bare, in_parts
+from dialect.matching.values import cut, parts_along, reshaped
 from dialect.ops.scores import CONTEXT
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make, traits
@@ -30,9 +30,12 @@ class Expansion(NamedTuple):
 
 def expansion(operand: Operand, sizes: Mapping[str, int], width: str) -> Expansion | None:
     """The latent and the weight of a key or value that is as wide as the axis `width`; None if it
-    is no such product. `sizes` are those of the letters."""
+    is no such product. `sizes` are those of the letters. Of a context in parts the latent is in
+    parts, where one weight expands all."""
     known = bare(operand, sizes)
     value, axes = known.value, known.axes
+    if parts := parts_of_context(known):
+        return _of_parts([expansion(part, _sizes(part), width) for part in parts], parts)
     product = _product(value)
     if product is None or len({x.type.dtype for x in (*product.args, value)}) != 1:
         return None
@@ -50,6 +53,39 @@ def expansion(operand: Operand, sizes: Mapping[str, int], width: str) -> Expansi
         if apart and (width,) in weight.axes and (width,) not in latent.axes:
             return Expansion(latent, weight, summed, product.get("precision"))
     return None
+
+
+def parts_of_context(operand: Operand) -> list[Operand]:
+    """The operands that one holds one after another along the context; none if it is no such."""
+    if CONTEXT not in operand.axes:
+        return []
+    place = operand.axes.index(CONTEXT)
+    return [Operand(part, operand.axes) for part in parts_along(operand.value, place)]
+
+
+def one_context(parts: Sequence[Operand], lengths: Sequence[Operand]) -> Operand:
+    """The parts one after another along the context, each as long as its operand of `lengths`."""
+    (context,), order = CONTEXT, dict.fromkeys(x for part in parts for x in letters(part.axes))
+    counts = [each.value.type.shape[each.along(context)] for each in lengths]
+    return in_parts(parts, counts, context, [*order])
+
+
+def _of_parts(found: Sequence[Expansion | None], parts: Sequence[Operand]) -> Expansion | None:
+    """The expansion of all parts of a context by the weight that they share; else None."""
+    if None in found or len({_apart_from_latent(each) for each in found}) > 1:
+        return None
+    return found[0]._replace(latent=one_context([each.latent for each in found], parts))
+
+
+def _apart_from_latent(of: Expansion) -> tuple[object, ...]:
+    """All else of an expansion. A weight may have been cut for each part anew."""
+    op, index = of.weight.value
+    made = (op.name, op.args, op.attrs, index) if op.args else op
+    return made, of.weight.axes, of.latent.axes, of.precision
+
+
+def _sizes(operand: Operand) -> dict[str, int]:
+    return {axis[0]: n for axis, n in zip(operand.axes, operand.value.type.shape) if axis}
 
 
 def _product(value: Value) -> Op | None:
