@@ -343,11 +343,13 @@ class Workload(Shards):
 
         A feed-forward network holds its hidden values and, if weights are gathered, two matrices:
         the current and the prefetched one. Attention holds scores in f32. The two are never live
-        together.
+        together. The residual stream is there as it is kept and as products read it, and in a
+        serial layer as it is between its blocks.
         """
         shape, ways, axes = self.shape, self.mesh.ways, self.partitioning.axes
         tokens = shape.tokens / ways(self.batch)
         stream = shape.d_model * tokens * shape.activation_bytes_per_element
+        read = 1 if shape.is_parallel else 2
         over = axes("logits", "batch", "vocab")
         logits = shape.logits_row_bytes * shape.logits_rows / ways(over)
         networks = (self.network_bytes(network, block) for network, block in shape.networks)
@@ -364,7 +366,7 @@ class Workload(Shards):
             "embedding": self.tables() * shape.embedding_bytes_per_element,
             "other": shape.other_bytes + shape.split_bytes / self.mesh.size,
             "cache": self.cache_bytes(),
-            "residual": stream / ways(self.residual) + stream / ways(self.d_model),
+            "residual": stream / ways(self.residual) + read * stream / ways(self.d_model),
             "working set": max(*networks, *scores, logits, 0.0)
             + (relaid + self.rounded_weights()) * shape.weight_bytes_per_element,
         }
