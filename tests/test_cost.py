@@ -110,6 +110,20 @@ def test_heads_of_half_the_lanes_are_stored_as_whole_ones() -> None:
     assert plan.predicted.memory_bytes > cache[0]
 
 
+@pytest.mark.parametrize(("slice_", "moves"), [("v5e:2x4", 1), ("v6e:2x4", 1), ("v5p:2x2x2", 3)])
+def test_a_block_of_pages_that_the_compiler_copies_is_moved_three_times(
+    slice_: str, moves: int
+) -> None:
+    mesh, kind = MeshSpec.parse("x=2 y=4"), Topology.parse(slice_).chip
+    (attention, block), *_ = LLAMA_8B.attentions
+    in_pages = replace(block, attention=replace(attention, in_pages=True))
+    paged = replace(LLAMA_8B, blocks=(in_pages, *LLAMA_8B.blocks[1:]))
+    layout = partition("ws1d", "heads", LLAMA_8B, mesh)
+    of_rows, of_pages = (Workload.on(kind, of, mesh, layout) for of in (LLAMA_8B, paged))
+    more = of_pages.hbm_bytes() - of_rows.hbm_bytes()
+    assert more == (moves - 1) * of_rows.memory()["cache"]
+
+
 def test_what_no_block_holds_is_on_every_chip() -> None:
     shape, mesh = replace(LLAMA_8B, other_bytes=1e6), MeshSpec.parse("x=2 y=4")
     memory = Workload(shape, mesh, partition("ws1d", "heads", shape, mesh)).memory()

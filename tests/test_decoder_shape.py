@@ -16,11 +16,11 @@ from dialect.planning.decoder import decoder_shape
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
-from examples import gpt
+from examples import gpt, llama
 from rewrite import Pipeline, trace
 from tests.decoder_shapes import LLAMA_8B
 from tests.fuzz.decoders import Decoder
-from tests.kit import shapes_of
+from tests.kit import after, shapes_of
 
 PASSES = ("", ", merge_dots, first_layer{budget=10.0}")
 
@@ -226,3 +226,15 @@ def test_where_a_cache_has_its_positions(order: str, last: bool) -> None:
     shape = shape_of(decoder.step, decoder.params(), decoder.cache(), decoder.given())
     (attention,) = {block.attention for block in shape.blocks if block.attention}
     assert attention.positions_last == last
+
+
+@pytest.mark.parametrize("passes", ["", "quantize{cache=int8}, "])
+def test_a_cache_in_pages_is_told(passes: str) -> None:
+    config = llama.CONFIGS["toy"]
+    cache = llama.init_cache(config, 2, 16)
+    params = llama.init_params(config, jax.random.key(0))
+    traced = trace(partial(llama.decode_step, config), params, cache, jnp.zeros(2, "int32"))
+    rows = after(traced, f"normalize, recognize, carry_cache, {passes}")
+    for program, told in ((rows, False), (after(rows, "paged{page=8}"), True)):
+        shape = decoder_shape(program, infer_axes(program))
+        assert [attention.in_pages for attention, _ in shape.attentions] == [told]

@@ -42,6 +42,7 @@ class Compiler:
     - window_bytes: of the memory on a chip, what a product reads and writes at a time
     - rows: the partial sums of a layer are reduce-scattered to multiples of so many rows of a chip,
       and all-reduced otherwise
+    - copies_pages: whether a block of pages is written to memory, and read again by its products
     """
 
     overlaps_gathers: bool = True
@@ -49,6 +50,7 @@ class Compiler:
     gains_by_blocks: bool = True
     window_bytes: int = 16 * MIB
     rows: int = ROWS
+    copies_pages: bool = False
 
     def overlaps(self, may_be_windowed: bool) -> bool:
         """Whether the all-gather of some weights overlaps with compute."""
@@ -77,7 +79,7 @@ _TODAY = {
         overlaps_gathers=False, gathers_in_windows=True, window_bytes=0, gains_by_blocks=False
     ),
     "v5e": Compiler(),  # would gather in windows too, if not constrained, 4 % slower
-    "v5p": Compiler(overlaps_gathers=False, window_bytes=96 * MIB),
+    "v5p": Compiler(overlaps_gathers=False, window_bytes=96 * MIB, copies_pages=True),
     "v6e": Compiler(overlaps_gathers=False, gathers_in_windows=True, window_bytes=64 * MIB),
     "tpu7x": Compiler(overlaps_gathers=False),
 }

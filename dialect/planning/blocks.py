@@ -203,8 +203,14 @@ def _attention(
         _width_of_query(op, axes),
         *(read if read < longest else 0, *_in_parts(op, read)),
         positions_last=Signature.parse(op["axes"]).inputs[1][-1] == ("s",),
+        in_pages=_is_in_pages(key),
     )
     return with_latents(attention, op, axes, weights)
+
+
+def _is_in_pages(cache: Value) -> bool:
+    """Whether a cache, or its integers, are read from pages."""
+    return any(op.get("page") for op in (cache.op, *(arg.op for arg in cache.op.args)))
 
 
 def _width_of_query(op: Op, axes: Axes) -> int:

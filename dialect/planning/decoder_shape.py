@@ -36,6 +36,7 @@ class Attention:
     - computed: the part of its scores that is computed
     - read: the part of its keys and values that a step reads
     - positions_last: whether its cache has positions last, which need no padding to whole lanes
+    - in_pages: whether its cache is in pages, of which a block is read at a time
     - latent: the widths of what is cached of a position, where that is not keys and values of its
       heads, but what all heads share (DeepSeek-AI 2024, section 2.1)
     - d_value: then the width of a head's value; 0: that of its query
@@ -56,6 +57,7 @@ class Attention:
     computed: float = 1
     read: float = 1
     positions_last: bool = False
+    in_pages: bool = False
     latent: tuple[int, ...] = ()
     d_value: int = 0
     is_shared: bool = False

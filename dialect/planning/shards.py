@@ -31,6 +31,8 @@ class Shards:
     lanes: elements to which the last axis of a stored cache is padded (`dialect.machine.tiles`).
 
     rows: of a chip, to multiples of which partial sums are reduce-scattered (`Compiler.rows`).
+
+    page_moves: how often pages are written and read when attention reads them once.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Shards:
         lanes: int = 1,
         room: float = 0,
         rows: int = 1,
+        page_moves: int = 1,
     ) -> None:
         self.shape, self.mesh, self.partitioning = shape, mesh, partitioning
-        self.lanes, self.rows = lanes, rows
+        self.lanes, self.rows, self.page_moves = lanes, rows, page_moves
         axes = partitioning.axes
         self.batch = axes("residual", "batch")
         self.residual = axes("residual", "d_model")

@@ -67,9 +67,9 @@ class Workload(Shards):
         compiler: Compiler | None = None,
     ) -> Workload:
         """The work on chips of this kind, under the current compiler if no other is named."""
-        lanes = lanes_of(chip)
-        rows = (compiler or compiler_for(chip)).rows if lanes > 1 else 1
-        return cls(shape, mesh, partitioning, lanes, room_on_chip(chip), rows)
+        lanes, compiler = lanes_of(chip), compiler or compiler_for(chip)
+        rows, moves = compiler.rows if lanes > 1 else 1, 3 if compiler.copies_pages else 1
+        return cls(shape, mesh, partitioning, lanes, room_on_chip(chip), rows, moves)
 
     # Arithmetic and HBM, per chip and step.
 
@@ -114,6 +114,7 @@ class Workload(Shards):
         """The cache, as often as it is read; or what is expanded from it, beside what is written
         and read to make keys and values of that."""
         reads = (attention.key_reads or 1) * attention.read
+        reads *= self.page_moves if attention.in_pages else 1
         cached = self.layer_cache_bytes(attention)
         if not attention.expanded:
             return cached * reads
