@@ -196,6 +196,20 @@ def llama_plan(**asked: str) -> Plan:
     return choose(LLAMA_8B, Topology.parse("v5e:2x4"), MeshSpec.parse("x=2 y=4"), **asked)
 
 
+def test_a_table_whose_rows_fill_no_lanes_is_turned_in_every_step() -> None:
+    """As compiled for v5e: GPT-2 XL's, of 1,600 columns; with 1,664 it is only read."""
+    mesh = MeshSpec.parse("x=2 y=4")
+    moved, held = [], []
+    for width in (1600, 1664):
+        shape = varied(LLAMA_8B, d_model=width, vocab=50257)
+        split = partition("ws1d", "heads", shape, mesh)
+        aligned, tiled = (Workload(shape, mesh, split, lanes) for lanes in (1, 128))
+        moved.append(tiled.hbm_bytes() - aligned.hbm_bytes())
+        held.append(sum(tiled.memory().values()) - sum(aligned.memory().values()))
+    assert moved == [2 * 50257 * (1600 + 1664), 0]
+    assert held == [2 * 50257 * 1664, 0]
+
+
 def test_a_chip_by_itself_exchanges_nothing_and_reads_everything() -> None:
     v5p, mesh = Topology.parse("v5p:2x2x1"), MeshSpec.parse("x=2 y=2")
     alone, plan = on_every_chip(LLAMA_8B, v5p, mesh), choose(LLAMA_8B, v5p, mesh)

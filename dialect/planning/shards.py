@@ -6,6 +6,7 @@ of other sizes may be sharded over fewer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from dialect.compiled.compilers import windowed_axes
@@ -283,6 +284,15 @@ class Shards:
         """The embedding, or the unembedding."""
         ways = self.mesh.ways(self.partitioning.axes("tables", "d_model", "vocab"))
         return self.shape.vocab * self.shape.d_model / ways
+
+    def turned_table(self) -> float:
+        """The embedding once more, in whole lanes and in elements, where its rows fill none: the
+        chip then stores it by columns, and a step turns it to look rows up."""
+        axes = self.partitioning.axes("tables", "d_model")
+        width = self.shape.d_model / self.mesh.ways(axes)
+        if width % self.lanes == 0:
+            return 0
+        return self.table() / width * math.ceil(width / self.lanes) * self.lanes
 
     # State, in bytes per chip.
 

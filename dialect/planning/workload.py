@@ -125,7 +125,9 @@ class Workload(Shards):
         """The weights and the cache, as often as they are read; other state, read and written."""
         shape = self.shape
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
-        head = self.table() * shape.embedding_bytes_per_element * shape.steps
+        turned = self.turned_table()
+        tables = self.table() * (shape.steps + bool(turned)) + turned
+        head = tables * shape.embedding_bytes_per_element
         caches = sum(
             self.cache_traffic(attention) * block.times for attention, block in shape.attentions
         )
@@ -369,7 +371,8 @@ class Workload(Shards):
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + read * stream / ways(self.d_model),
             "working set": max(*networks, *scores, logits, 0.0)
-            + (relaid + self.rounded_weights()) * shape.weight_bytes_per_element,
+            + (relaid + self.rounded_weights()) * shape.weight_bytes_per_element
+            + self.turned_table() * shape.embedding_bytes_per_element,
         }
 
     def network_bytes(self, network: Network, block: Block) -> float:
