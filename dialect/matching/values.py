@@ -127,12 +127,17 @@ def one_hot_of(value: Value) -> tuple[Value, int, int] | None:
     return None
 
 
+def is_iota(value: Value) -> bool:
+    """Whether a value is 0, 1, 2, ... along one of its axes."""
+    return value.op.name == "iota"
+
+
 def _counting_axis(value: Value) -> int | None:
     """The axis along which a value is 0, 1, 2, ...: an iota in any shape, in integers that hold all
     of it; else None."""
     axes = [d for d, size in enumerate(value.type.shape) if size > 1]
     while len(axes) == 1 and _holds(value.type.dtype, value.type.size - 1):
-        if value.op.name == "iota":
+        if is_iota(value):
             return axes[0] if value.type.shape[value.op["dimension"]] > 1 else None
         if value.op.name not in ("convert_element_type", "reshape"):
             return None

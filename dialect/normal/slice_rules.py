@@ -14,7 +14,7 @@ import numpy as np
 
 from dialect.arrays.dtypes import dtype_of
 from dialect.jaxprs.jaxpr import constant
-from dialect.matching.values import in_dtype, in_shape, reshaped, through
+from dialect.matching.values import in_dtype, in_shape, is_iota, reshaped, through
 from dialect.normal.layout_rules import narrow
 from dialect.ops import lax
 from rewrite.ir import Op, Type, Value
@@ -114,7 +114,7 @@ def slice_of_reshape(op: Op) -> Outcome:
 def slice_of_positions(op: Op) -> Outcome:
     """dynamic_slice(iota(s), i, n)  ->  iota(n) + clamp(0, i, s - n), for integers"""
     counted, inner = op.args[0].type, op.args[0].op
-    if inner.name != "iota" or counted.dtype[0] not in "iu":
+    if not is_iota(op.args[0]) or counted.dtype[0] not in "iu":
         return None
     axis, shape = inner["dimension"], op["slice_sizes"]
     start, last = op.args[1 + axis], counted.shape[axis] - shape[axis]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax import lax
 
 from dialect.ops.vocabulary import Traced
 from dialect.recognition import rotary
+from rewrite.ir import Symbol
 from rewrite.rules import Rule
 from tests.more_examples.forms import left_alone
 
@@ -34,6 +36,19 @@ def _rotated(rule: Rule, angles: int, x: str = "f32") -> list[Example]:
     return [
         (rule.example, (f"{x}[{rows},8]", *tables)) for rows, tables in zip((2, 2, 2, 1), shapes)
     ]
+
+
+def _places() -> jax.Array:
+    return lax.iota("float32", 8)[:, None]
+
+
+def _times(count: int) -> jax.Array:
+    """The places of a table of 8 rows after so many products."""
+    return functools.reduce(lambda x, _: x * 0.9, range(count), lax.iota("float32", 8))
+
+
+def _row(table: jax.Array, ids: jax.Array) -> jax.Array:
+    return Traced["take"](table, ids, mode=Symbol("GatherScatterMode.CLIP"))
 
 
 def _wrapped(rest: Any, other: Any = None, test: Any = lax.lt, size: int = 8) -> Any:
@@ -231,6 +246,21 @@ MORE: dict[str, list[Example]] = {
                 (slice(1, 5), (slice(4, 8),)),
             )
         ),
+    ],
+    "row_of_computed": [
+        (
+            lambda i, x: _row(jnp.where(jnp.arange(8)[:, None] > 3, x, _places() * x), i),
+            ("i32[2,2]", "f32[1,4]"),
+        ),
+        (left_alone(lambda i: _row(lax.broadcasted_iota("int32", (8, 4), 0), i)), ("i32[2,2]",)),
+        (lambda i: _row(_times(12), i), ("i32[8]",)),
+        (lambda i: _row(jnp.sin(_places()), i), ("u32[3]",)),
+        (left_alone(lambda i: _row(_times(13), i)), ("i32[8]",)),
+        (left_alone(lambda i: _row(jnp.sin(_places()), i)), ("i32[9]",)),
+        (left_alone(lambda i: _row(jnp.sin(_places()), i)), ("i32[0]",)),
+        (left_alone(lambda i: _row(jnp.sin(_places()), i)), ("i8[3]",)),
+        (left_alone(lambda i: _row(jnp.sin(_places()).reshape(4, 2), i)), ("i32[3]",)),
+        (left_alone(lambda i: _row(lax.broadcasted_iota("int32", (8, 4), 1), i)), ("i32[3]",)),
     ],
     "put_of_mapped_scatter": [
         (jax.vmap(lambda c, n, i: c.at[i].set(n)), (CACHE, ROWS, "i32[2,3]")),
