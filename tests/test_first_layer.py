@@ -72,7 +72,7 @@ def test_a_tied_embedding_is_kept():
 
 def test_a_parallel_block_keeps_its_numbers():
     """The feed-forward layer's result joins the embedding's row: one sum is reordered."""
-    config = pythia.Config()
+    config = pythia.Config(layers=3)
     params = pythia.init_params(config, jax.random.key(0))
     cache, tokens = pythia.init_cache(config, 4, 8), jnp.array([3, 1, 4, 31], jnp.int32)
     program = trace(partial(pythia.decode_step, config), params, cache, tokens)

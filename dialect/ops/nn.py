@@ -46,8 +46,10 @@ def softmax(x: Any, *, guarded: bool = False) -> Any:
 def rms_norm(x: Any, added: Any = None, *, epsilon: float = 0.0) -> Any:
     """x / sqrt(mean(x²) + epsilon) over the last axis. x: [..., d]. Its scale is a `mul` behind.
 
-    An epsilon that is no constant is `added`, a scalar.
+    An epsilon that is no constant is `added`. Raises ValueError if this is no scalar.
     """
+    if added is not None and jnp.ndim(added):
+        raise ValueError(f"what is added to a mean is one number, not {jnp.shape(added)}")
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(mean_square + (epsilon if added is None else added))
 
@@ -55,7 +57,7 @@ def rms_norm(x: Any, added: Any = None, *, epsilon: float = 0.0) -> Any:
 def layer_norm(x: Any, added: Any = None, *, epsilon: float = 0.0) -> Any:
     """(x - mean) / sqrt(variance + epsilon) over the last axis. x: [..., d]. No scale, no bias.
 
-    An epsilon that is no constant is `added`, a scalar.
+    An epsilon that is no constant is `added`, as in `rms_norm`.
     """
     return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), added, epsilon=epsilon)
 
