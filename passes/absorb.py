@@ -162,7 +162,7 @@ def key_in_parts(op: Op) -> Outcome:
     operands, sizes = _operands(op), _sizes(op)
     query, key, *_ = operands.values()
     keys = _key_parts(key, sizes) if ("k",) in key.axes else []
-    if not any(expansion(part, _sizes_of(part), "k") for part in keys) or pairs_of(op) != [""]:
+    if not any(expansion(part, part.sizes, "k") for part in keys) or pairs_of(op) != [""]:
         return None
     taken = {x for operand in operands.values() for x in letters(operand.axes)}
     if len(keys) > len(PAIRS) or taken & {*PAIRS.values()} != {"k"}:
@@ -220,11 +220,7 @@ def _attend(op: Op, operands: Mapping[str, Operand], **more: str) -> Value:
 
 def _sizes(op: Op) -> dict[str, int]:
     """The sizes of the axes of an `attend`."""
-    return {x: n for operand in _operands(op).values() for x, n in _sizes_of(operand).items()}
-
-
-def _sizes_of(operand: Operand) -> dict[str, int]:
-    return {axis[0]: n for axis, n in zip(operand.axes, operand.value.type.shape) if axis}
+    return {x: n for operand in _operands(op).values() for x, n in operand.sizes.items()}
 
 
 def _key_parts(key: Operand, sizes: Mapping[str, int]) -> list[Operand]:
@@ -241,7 +237,7 @@ def _key_parts(key: Operand, sizes: Mapping[str, int]) -> list[Operand]:
 
 def _shared(key: Operand, sizes: Mapping[str, int]) -> Operand:
     """A part of a key without the axes along which it is repeated, but for those of every key."""
-    known = bare(key, sizes | _sizes_of(key))
+    known = bare(key, sizes | key.sizes)
     return known if {("k",), CONTEXT} <= {*known.axes} else key
 
 

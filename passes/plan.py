@@ -164,10 +164,10 @@ def _better_alone(shape: DecoderShape, plan: Chosen) -> Iterator[str]:
     """What there is to say where exchanges take longer than they save. (The hops of other chips
     than TPUs are not known.)"""
     topology = Topology.parse(plan.target)
-    alone = on_every_chip(shape, topology, MeshSpec(plan.mesh))
-    if topology.chip.platform != "tpu" or not (alone and plan.predicted):
+    if topology.chip.platform != "tpu" or not plan.predicted:
         return
-    if alone.time_s * (1 + TIE) < plan.predicted.time_s:
+    alone = on_every_chip(shape, topology, MeshSpec(plan.mesh))
+    if alone and alone.time_s * (1 + TIE) < plan.predicted.time_s:
         times = " instead of ".join(milliseconds(x.time_s) for x in (alone, plan.predicted))
         yield f"one chip by itself takes {times}, as nothing is exchanged: use fewer chips"
 

@@ -102,9 +102,7 @@ def test_heads_of_half_the_lanes_are_stored_as_whole_ones() -> None:
     assert cache[0] == cache[1] == 2 * cache[2]
     work = Workload(small, mesh, partition("ws1d", "heads", small, mesh), 128)
     (attention, _), *_ = small.attentions
-    turned = replace(
-        attention, positions_last=True
-    )  # as T5X has it: [batch, heads, d_head, context]
+    turned = replace(attention, positions_last=True)  # [batch, heads, d_head, context], as of T5X
     assert work.layer_cache_bytes(attention) == 2 * work.layer_cache_bytes(turned)
     plan = choose(small, Topology.parse("v5e:2x4"), mesh)
     assert plan.predicted.memory_bytes > cache[0]

@@ -23,6 +23,11 @@ class Operand:
     value: Value
     axes: Array
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of every letter; merged axes have theirs together under the first."""
+        return {axis[0]: n for axis, n in zip(self.axes, self.value.type.shape) if axis}
+
     def along(self, axis: str) -> int:
         """The dimension that is this axis."""
         return self.axes.index((axis,))
@@ -128,7 +133,7 @@ def in_parts(
 
 def arranged(operand: Operand, order: Sequence[str]) -> Value:
     """The value with these axes, size one where it lacks one."""
-    sizes = {axis[0]: size for axis, size in zip(operand.axes, operand.value.type.shape) if axis}
+    sizes = operand.sizes
     held_axes = [x for (x,) in filter(None, operand.axes)]
     value = shaped(operand.value, tuple(sizes[x] for x in held_axes))
     value = transposed(value, [held_axes.index(x) for x in order if x in held_axes])

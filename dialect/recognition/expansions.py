@@ -35,7 +35,7 @@ def expansion(operand: Operand, sizes: Mapping[str, int], width: str) -> Expansi
     known = bare(operand, sizes)
     value, axes = known.value, known.axes
     if parts := parts_of_context(known):
-        return _of_parts([expansion(part, _sizes(part), width) for part in parts], parts)
+        return _of_parts([expansion(part, part.sizes, width) for part in parts], parts)
     product = _product(value)
     if product is None or len({x.type.dtype for x in (*product.args, value)}) != 1:
         return None
@@ -82,10 +82,6 @@ def _apart_from_latent(of: Expansion) -> tuple[object, ...]:
     op, index = of.weight.value
     made = (op.name, op.args, op.attrs, index) if op.args else op
     return made, of.weight.axes, of.latent.axes, of.precision
-
-
-def _sizes(operand: Operand) -> dict[str, int]:
-    return {axis[0]: n for axis, n in zip(operand.axes, operand.value.type.shape) if axis}
 
 
 def _product(value: Value) -> Op | None:
