@@ -170,6 +170,14 @@ def _complex_rope(x: Any, angles: Any) -> Any:
     return jnp.stack([jnp.real(turned), jnp.imag(turned)], axis=-1).reshape(x.shape)
 
 
+def _rope_of_rotations(x: Any, rotations: Any, kept: bool = True) -> Any:
+    """Pairs as complex numbers, times complex numbers, `kept` as pairs or taken apart."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    turned = (pairs[..., 0] + 1j * pairs[..., 1]) * rotations
+    parts = [jnp.real(turned), jnp.imag(turned)]
+    return jnp.stack(parts, -1).reshape(x.shape) if kept else jnp.concatenate(parts, -1)
+
+
 FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
     "jax.nn.softmax": ("softmax", lambda x: jax.nn.softmax(x), (X,)),
     "softmax over the first axis": ("softmax", lambda x: jax.nn.softmax(x, axis=0), (X,)),
@@ -206,6 +214,26 @@ FOUND: dict[str, tuple[str, Callable[..., Any], tuple[Any, ...]]] = {
         (X, normal(3, 4), normal(3, 4)),
     ),
     "rope of complex numbers": ("rope", lambda x, a: _complex_rope(x, a), (X, normal(3, 4))),
+    "rope by exp(i angle)": (
+        "rope",
+        lambda x, a: _rope_of_rotations(x, jnp.exp(1j * a)),
+        (X, normal(3, 4)),
+    ),
+    "rope by a complex table": (
+        "rope",
+        lambda x, table, i: _rope_of_rotations(x, jnp.take(table, i, axis=0)),
+        (X, normal(9, 4) + 1j * normal(9, 4), jnp.array([4, 0, 7])),
+    ),
+    "rope from pairs to halves": (
+        "rope",
+        lambda x, a: _rope_of_rotations(x, jnp.exp(a * 1j), kept=False),
+        (X, normal(3, 4)),
+    ),
+    "rope from pairs of bf16 to halves": (
+        "rope",
+        lambda x, a: _rope_of_rotations(x, jnp.exp(a * 1j), kept=False),
+        (X.astype("bfloat16"), normal(3, 4)),
+    ),
     "partial rope": (
         "rope",
         lambda x, c, s: jnp.concatenate([rotary.rope(x[..., :4], c, s), x[..., 4:]], -1),

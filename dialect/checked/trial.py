@@ -26,7 +26,7 @@ from dialect.checked.lifted import NotLiftable, lifted, widened
 from dialect.checked.neighbours import Neighbour
 from dialect.checked.precision import jumps, step_of_new_constants
 from dialect.checked.sensitivity import forgiven
-from dialect.matching.proofs import beside_parameters, holds_no_number
+from dialect.matching.proofs import beside_parameters
 from rewrite.dataflow import known_values
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Value
@@ -132,10 +132,8 @@ class Trial:
     def has_finite_parameters(self) -> bool:
         """Whether all parameter-only values, computed or marked, are finite."""
         constants = (op.results[0] for op, _ in self.before.walk() if op.name == "const")
-        if any(map(holds_no_number, constants)):
-            return False
         marked = (op.results[0] for op in self.before.ops if op.name == "known")
-        static = (*known_values(self.before, self.parameters), *marked)
+        static = (*constants, *known_values(self.before, self.parameters), *marked)
         graph = Graph(self.before.inputs, static)
         computed = (self.evaluate(graph, arrays) for arrays in self.sets)
         return all(finite(array).all() for arrays in computed for array in arrays)

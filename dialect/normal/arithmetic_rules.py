@@ -212,35 +212,6 @@ def add_of_sign(op: Op) -> Outcome:
     return None
 
 
-@local(
-    "real",
-    "imag",
-    example=lambda x, y: jnp.real(jax.lax.complex(x, y) * jax.lax.complex(y, x)),
-    types=("f32[4]", "f32[4]"),
-    keeps="reals",
-)
-def part_of_complex(op: Op) -> Outcome:
-    """real((a + ib) * (c + id))  ->  a * c - b * d,  imag(..)  ->  a * d + b * c"""
-    inner, first = op.args[0].op, op.name == "real"
-    if inner.name == "complex":
-        return in_shape(inner.args[0 if first else 1], op.types[0].shape)
-    factors = [_parts_of_complex(arg) for arg in inner.args]
-    if inner.name != "mul" or None in factors:
-        return None
-    (a, b), (c, d) = factors
-    if first:
-        return make("sub", make("mul", a, c), make("mul", b, d))
-    return make("add", make("mul", a, d), make("mul", b, c))
-
-
-def _parts_of_complex(value: Value) -> tuple[Value, ...] | None:
-    complex_ = through(value, "reshape")
-    if complex_.op.name != "complex":
-        return None
-    parts = (in_shape(part, complex_.type.shape) for part in complex_.op.args)
-    return tuple(reshaped(part, value.type.shape) for part in parts)
-
-
 @local("select_n", example=lambda x, y: jax.lax.select_n(True, x, y), types=("f32[4]", "f32[4]"))
 def known_choice(op: Op) -> Outcome:
     """select(constant, x, y, ..)  ->  the operand of that number, or the nearest"""

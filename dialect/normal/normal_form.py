@@ -13,6 +13,7 @@ from types import ModuleType
 from dialect.matching.values import is_splat, reshaped  # noqa: F401
 from dialect.normal import (
     arithmetic_rules,
+    complex_rules,
     contract_rules,
     convolutions,
     layout_rules,
@@ -39,6 +40,7 @@ RULES = rules_of(
     contract_rules,
     convolutions,
     arithmetic_rules,
+    complex_rules,
     mask_rules,
     slice_rules,
     siblings,

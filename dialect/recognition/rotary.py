@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,11 +52,44 @@ def _by_hand_neighbours(x: Any, cos: Any, sin: Any) -> Any:
     return joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
 
 
-def _of_shape_2(x: Any, cos: Any, sin: Any) -> Any:
-    """Neighbours as the columns of a reshape, such as the two parts of complex numbers."""
-    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-    left, right = pairs[..., 0], pairs[..., 1]
-    return joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
+def _columns(pairs: Any, cos: Any, sin: Any, kept: str) -> Any:
+    """Neighbours as the columns of an array [.., k/2, 2], such as the two parts of complex numbers,
+    converted one by one, and joined as the pairs that are `kept`."""
+    left, right = (pairs[..., i].astype(cos.dtype) for i in (0, 1))
+    return joined(left * cos - right * sin, right * cos + left * sin, kept)
+
+
+def _flat(pairs: Any) -> Any:
+    """[.., n, m] -> [.., n m]"""
+    return pairs.reshape(*pairs.shape[:-2], pairs.shape[-2] * pairs.shape[-1])
+
+
+def _fitting_columns(pairs: Type, cos: Type, sin: Type) -> str | None:
+    if pairs.rank < 2 or pairs.shape[-1] != 2:
+        return f"{pairs} has no pairs"
+    x = replace(pairs, shape=(*pairs.shape[:-2], 2 * pairs.shape[-2]))
+    return _fitting_tables(2)(x, cos, sin)
+
+
+def _rope_of_columns(name: str, doc: str, kept: str, after: Any, dtype: str = "f32") -> Rule:
+    """A rule for columns that are joined as `kept`."""
+    return pattern(
+        name,
+        doc,
+        before=partial(_columns, kept=kept),
+        after=after,
+        example=(f"{dtype}[2,4,2]", "f32[2,4]", "f32[2,4]"),
+        normal=normal_form,
+        guard=_fitting_columns,
+    )
+
+
+def _neighbours_kept(pairs: Any, cos: Any, sin: Any) -> Any:
+    return Traced["rope"](_flat(pairs).astype(cos.dtype), cos, sin, pairs="neighbours")
+
+
+def _made_halves(pairs: Any, cos: Any, sin: Any) -> Any:
+    return Traced["rope"](_flat(pairs.swapaxes(-1, -2)).astype(cos.dtype), cos, sin)
 
 
 halves = _rope(
@@ -98,12 +133,34 @@ neighbours = _rope(
     parts=2,
 )
 
-neighbours_of_reshape = _rope(
-    "rope_neighbours_of_reshape",
-    "rope_neighbours, x1 and x2 the columns of reshape(x: k -> k/2 2)  ->  rope{neighbours}(x)",
-    _of_shape_2,
-    lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
-    parts=2,
+columns = _rope_of_columns(
+    "rope_columns",
+    "rope_neighbours, x1 and x2 the columns of x: [.., k/2, 2]  ->  rope{neighbours}(flat(x))",
+    "neighbours",
+    _neighbours_kept,
+)
+
+columns_to_halves = _rope_of_columns(
+    "rope_columns_to_halves",
+    "rope, x1 and x2 the columns of x: [.., k/2, 2]  ->  rope(flat(x transposed), cos, sin)",
+    "halves",
+    _made_halves,
+)
+
+columns_converted = _rope_of_columns(
+    "rope_columns_converted",
+    "rope_columns, x1 and x2 converted one by one  ->  the same of convert(x)",
+    "neighbours",
+    _neighbours_kept,
+    "bf16",
+)
+
+columns_converted_to_halves = _rope_of_columns(
+    "rope_columns_converted_to_halves",
+    "rope_columns_to_halves, x1 and x2 converted one by one  ->  the same of convert(x)",
+    "halves",
+    _made_halves,
+    "bf16",
 )
 
 neighbours_wide = _rope(

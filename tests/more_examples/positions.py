@@ -25,7 +25,7 @@ TABLE, IDS = "f32[5,4]", "i32[3]"
 NO_ZERO = "float8_e8m0fnu"  # a format of powers of two
 
 
-def _rotated(rule: Rule, angles: int, x: str = "f32") -> list[Example]:
+def _rotated(rule: Rule, angles: int, x: str = "f32", sizes: str = "8") -> list[Example]:
     """Tables of other shapes, and those that are not beside what they turn."""
     shapes = (
         (f"f32[1,{angles}]",) * 2,
@@ -34,8 +34,24 @@ def _rotated(rule: Rule, angles: int, x: str = "f32") -> list[Example]:
         (f"f32[3,{angles}]",) * 2,
     )
     return [
-        (rule.example, (f"{x}[{rows},8]", *tables)) for rows, tables in zip((2, 2, 2, 1), shapes)
+        (rule.example, (f"{x}[{rows},{sizes}]", *tables))
+        for rows, tables in zip((2, 2, 2, 1), shapes)
     ]
+
+
+def _columns(rule: Rule, x: str = "f32") -> list[Example]:
+    """The same for columns of pairs, of no rows, and for what is no pairs."""
+    more = [
+        ((f"{x}[4,2]", *("f32[4]",) * 2)),
+        ((f"{x}[2,4,3]", *("f32[2,4]",) * 2)),
+    ]
+    one_pair = (lambda x, c, s: _turned_pair(x.astype(c.dtype), c, s), (f"{x}[2]", *("f32[]",) * 2))
+    return [*_rotated(rule, 4, x, "4,2"), *((rule.example, types) for types in more), one_pair]
+
+
+def _turned_pair(pair: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    left, right = pair
+    return jnp.stack([left * cos - right * sin, right * cos + left * sin]).reshape(1, 2)
 
 
 def _places() -> jax.Array:
@@ -405,9 +421,12 @@ MORE: dict[str, list[Example]] = {
         (lambda i, b: jnp.where(b, (r := lax.rem(i, 8)) + 8, r), ("i32[3]", "bool[3]")),
     ],
     "rope": _rotated(rotary.halves, 4),
+    "rope_columns": _columns(rotary.columns),
+    "rope_columns_converted": _columns(rotary.columns_converted, "bf16"),
+    "rope_columns_converted_to_halves": _columns(rotary.columns_converted_to_halves, "bf16"),
+    "rope_columns_to_halves": _columns(rotary.columns_to_halves),
     "rope_converted": _rotated(rotary.halves_converted, 4, "bf16"),
     "rope_neighbours": _rotated(rotary.neighbours, 4),
-    "rope_neighbours_of_reshape": _rotated(rotary.neighbours_of_reshape, 4),
     "rope_neighbours_wide": _rotated(rotary.neighbours_wide, 8),
     "rope_wide": _rotated(rotary.halves_wide, 8),
     "take_of_gather": [

@@ -319,6 +319,13 @@ MORE: dict[str, list[Example]] = {
     "expand_to_reshape": [
         (lambda x: lax.broadcast_in_dim(x, (4, 2), (1, 0)), ("f32[2,4]",)),
     ],
+    "imag_of_rotation": [
+        (lambda x: jnp.imag(jnp.exp(x * 1j)), ONE),
+        (lambda x: jnp.imag(jnp.exp(1j * x.astype("bfloat16"))), ONE),
+        # near misses
+        (lambda x: jnp.imag(jnp.exp(2j * x)), ONE),
+        (lambda x: jnp.imag(jnp.exp(1j * x)), ("c64[4]",)),
+    ],
     "known_choice": [
         (lambda x: lax.select_n(jnp.int32(7), x, x + 1, x * 2), ONE),
         (lambda x: lax.select_n(jnp.int32(-1), x, x + 1, x * 2), ONE),
@@ -365,8 +372,29 @@ MORE: dict[str, list[Example]] = {
         (lambda i: ~(i != 2), ("i32[4]",)),
         (lambda x: ~(x >= 2.0), ONE),
     ],
+    "complex_of_sum": [
+        (lambda x, y: y * 1j + x, TWO),
+        (lambda x, y: x.astype("bfloat16") + 1j * y.astype("float16"), TWO),
+        # near misses
+        (lambda x, y: x + 2j * y, TWO),
+        (lambda x, y: x + 1j * y, ("c64[4]", "f32[4]")),
+        (lambda x, y: x + 1j * y, ("f32[4]", "c64[4]")),
+        (lambda x, y: x + 1j / y, TWO),
+        (lambda x, y: x + 1 * y, TWO),
+    ],
     "part_of_complex": [
-        (lambda x, y: jnp.imag(lax.complex(x, y)), TWO),
+        (lambda x, y: jnp.real(lax.complex(x, y)), TWO),
+    ],
+    "part_of_layout": [
+        (lambda z: jnp.imag(z.reshape(2, 2)), ("c64[4]",)),
+        (lambda z: jnp.imag(z.T), ("c64[2,3]",)),
+        (lambda z: jnp.real(z[1:]), ("c64[4]",)),
+        (lambda z: jnp.real(jnp.broadcast_to(z, (3, 4))), ("c64[4]",)),
+        # near misses
+        (lambda z: jnp.real(jnp.cumsum(z)), ("c64[4]",)),
+        (lambda z, w: jnp.real(jnp.concatenate([z, w])), ("c64[4]",) * 2),
+    ],
+    "part_of_product": [
         (
             lambda x, y: jnp.imag(lax.complex(x, y).reshape(2, 2) * lax.complex(x, x + y)[:2]),
             ("f32[4]",) * 2,
@@ -375,6 +403,22 @@ MORE: dict[str, list[Example]] = {
             lambda x, y: jnp.real(lax.complex(x, y).reshape(4) * lax.complex(y, x).reshape(4)),
             ("f32[2,2]",) * 2,
         ),
+        (lambda x, y, z: jnp.imag(z * lax.complex(x, y)), (*TWO, "c64[4]")),
+        # near misses
+        (left_alone(lambda z, w: jnp.real(z * w)), ("c64[4]",) * 2),
+        (lambda x, y, z: jnp.real(z + lax.complex(x, y)), (*TWO, "c64[4]")),
+        (left_alone(lambda x, y, z: jnp.real(z * jnp.sqrt(lax.complex(x, y)))), (*TWO, "c64[4]")),
+        (
+            left_alone(lambda x, y, z: jnp.real(z * jnp.concatenate([lax.complex(x, y), z[4:]]))),
+            (*TWO, "c64[8]"),
+        ),
+    ],
+    "real_of_rotation": [
+        (lambda x: jnp.real(jnp.exp(x * 1j)), ONE),
+        (lambda x: jnp.real(jnp.exp(1j * x.astype("bfloat16"))), ONE),
+        # near misses
+        (lambda x: jnp.real(jnp.exp(2j * x)), ONE),
+        (lambda x: jnp.real(jnp.exp(1j * x)), ("c64[4]",)),
     ],
     "plain_slice": [
         (lambda x: lax.slice(x, (0,), (4,)), ONE),
