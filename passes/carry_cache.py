@@ -20,6 +20,8 @@ from dialect.caching.carried_stacks import stack_of_trips
 from dialect.caching.scanned_views import views_of_rows
 from dialect.normal.normal_form import EXACT_RULES, normal_form, reshaped
 from dialect.ops.control import remade_scan, scan_parts
+from dialect.ops.pages import DROP
+from dialect.recognition.stacked_pools import behind, one_pool, pages_of_layer
 from rewrite.dataflow import dependents, rebuilt
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
@@ -46,7 +48,7 @@ class CarryCache(Pass):
         graph = normal_form(graph, rules=EXACT_RULES) if report.fired else graph
         pairs = zip(program.step_outputs, graph.outputs)
         updates = {graph.inputs[out.updates]: x for out, x in pairs if out.updates is not None}
-        graph = _carried(graph, updates, notes)
+        graph = rewrite(_carried(graph, updates, notes), [pages_of_layer])
         return self.recorded(program.with_graph(graph), *notes)
 
 
@@ -136,7 +138,8 @@ def _caches(op: Op, body: Graph, replaced: Mapping[int, int], first: int) -> lis
         for output in sorted(wanted & free):
             new, stack = body.outputs[output], op.args[position]
             write, is_same = new.op, op.types[output] == stack.type
-            is_written = write.name in _STORED and write.args[0] == value
+            known = traits(write)
+            is_written = known.of_cache and known.writes > 0 and write.args[0] == value
             is_state = value.type.rank > 1 and is_same and (position in replaced or new in updates)
             if is_written or is_state:
                 caches.append(_Cache(value, stack, output, write if is_written else None))
@@ -160,7 +163,20 @@ def _put(op: Op, stack: Value, index: Value, new: Value, positions: Value) -> Va
     )
 
 
-_STORED = {"cache_write": _written, "cache_put": _put}
+def _put_in_pages(
+    op: Op, stack: Value, index: Value, new: Value, table: Value, places: Value
+) -> Value:
+    """The `page_put` of one layer, into the pool of all layers."""
+    numbers, how = behind(table, index, stack, DROP), dict(op.attrs)
+    origin = op.origin.then("carry_cache")
+    put = make("page_put", one_pool(stack), new, numbers, places, **how, origin=origin)
+    return reshaped(put, stack.type.shape)
+
+
+def _stored(op: Op, stack: Value, *args: Value) -> Value:
+    """The write of one layer, into the stack of all layers."""
+    store = _put_in_pages if op.get("behind") is not None else _put
+    return (store if op.get("mode") else _written)(op, stack, *args)
 
 
 def _body(
@@ -178,7 +194,7 @@ def _body(
             memo.update(zip(op.results, with_args(op, args).results))
             continue
         cache, stack = by_write[op]
-        stored = _STORED[op.name](op, stack, index, *args[1:])
+        stored = _stored(op, stack, index, *args[1:])
         updated[cache.output] = stored
         memo[op.results[0]] = make("cache_read", stored, index)
     for cache, stack in zip(caches, stacks):

@@ -8,7 +8,8 @@ first and the last that each query keeps, and blocks outside of these are not co
 the loops over blocks on the chips that own the attention.
 
 `flash` chooses blocks that fit, and leaves attention alone where they would gain nothing: where its
-logits fit on the chip, and its keys and values do or the mask leaves none of them out.
+logits fit on the chip, and its keys and values do or the mask leaves none of them out. Pages are
+read block by block always, without a copy of the cache.
 `flash{query=512, key=512}` asks for blocks, everywhere.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from dialect.caching.paged_cache import keys_of_block
 from dialect.compiled.compilers import compiler_for
 from dialect.machine.mesh import Topology
 from dialect.matching.attend_bounds import bounds_of, kept_by, map_of, window_read, with_bounds
@@ -85,26 +87,36 @@ class Flash(Pass):
 
     def blocks(self, op: Op, target: Target) -> tuple[int, int]:
         """The queries and keys of a block whose logits fit, about as many of both; more keys where
-        queries are few, so that reading them takes longer than a trip of a loop."""
+        queries are few, so that reading them takes longer than a trip of a loop. Of keys in pages,
+        as many as are read at a time."""
         work = _work(op)
         most = _on_chip(target) // (4 * _SHARE * work.heads) or _UNKNOWN**2
         square, rows = math.isqrt(most), work.queries * work.sequences
         longest = _LONGER * square
-        keys = self.key or _divisor(work.keys, min(most // min(rows, square), longest))
+        in_pages = keys_of_block(op.args[1]) if _is_in_pages(op) else 0
+        fitting = _divisor(work.keys, min(most // min(rows, square), longest))
+        keys = self.key or in_pages or fitting
         queries = self.query or _divisor(work.queries, min(most // keys, longest))
         return queries, min(keys, work.keys)
 
 
 def _pays(op: Op, bounds: Sequence[Bound], target: Target) -> bool:
     """Whether logits do not fit on the chips that they are split over, or the keys and values do
-    not, of which the mask may leave some out. A window that is read alone needs none."""
+    not, of which the mask may leave some out. A window that is read alone needs none; pages are
+    read without a copy of the cache."""
     if window_read(op):
         return False
+    if _is_in_pages(op):
+        return True
     if target.topology and not compiler_for(Topology.parse(target.topology).chip).gains_by_blocks:
         return False
     room = _on_chip(target) * target.chips
     read = sum(arg.type.bytes for arg in op.args[1:3])
     return 4 * math.prod(_work(op)) > room or (bool(bounds) and read > room)
+
+
+def _is_in_pages(op: Op) -> bool:
+    return bool(op.args[1].op.get("page"))
 
 
 def _visits(op: Op, bounds: Sequence[Bound], axes: Array, blocks: tuple[int, int]) -> int:

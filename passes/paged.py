@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from dialect.caching import narrow_cache, paged_cache, quantized_cache, transposed_cache
 from dialect.caching.narrow_cache import without
-from dialect.caching.paged_cache import in_pages
+from dialect.caching.paged_cache import in_pages, keys_of_block
 from dialect.caching.state_forms import keep_in, stacked_forms
 from dialect.caching.transposed_cache import Order, in_order
 from dialect.naming.axes import infer_axes
@@ -35,7 +35,6 @@ from rewrite.target import Target
 _ORDER_RULES = (*transposed_cache.RULES, *quantized_cache.RULES)
 _NARROW_RULES = (*narrow_cache.RULES, *quantized_cache.RULES)
 _RULES = (*paged_cache.RULES, *quantized_cache.RULES)
-_KEYS = 512  # about as many are read at a time
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,11 @@ class Paged(Pass):
                 return moved.results
             blocks = op.get("blocks")
             if not blocks or blocks[1] % self.page:
-                blocks = (args[0].type.size, self.keys(args[1]))
+                blocks = (args[0].type.size, keys_of_block(args[1]))
             attrs = dict(op.attrs) | {"blocks": blocks}
             return build("attend", *args, origin=op.origin, **attrs).results
 
         return rebuilt(graph, visit)
-
-    def keys(self, cache: Value) -> int:
-        """The keys of a block: whole pages that divide those of a row."""
-        pages = cache.type.shape[-2] // self.page
-        most = max(1, _KEYS // self.page)
-        return self.page * max(count for count in range(1, most + 1) if pages % count == 0)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ from dialect.recognition import (
     indexing,
     layer_loops,
     norms,
+    page_tables,
     partial_softmaxes,
     rotary,
     scaled_caches,
     softmaxes,
+    stacked_pools,
 )
 from dialect.recognition.projections import cut_projections
 from rewrite.driver import Report, rewrite
@@ -50,6 +52,8 @@ RULES: tuple[Rule, ...] = rules_of(
     layer_loops,
     axes_of_one,
     caches,
+    stacked_pools,
+    page_tables,
     dequantized,
     integer_products,
     scaled_caches,

@@ -22,6 +22,7 @@ from jax import lax
 from dialect.layered.layers import Layers, Run, find_layers
 from dialect.layered.loops import rolled
 from dialect.layered.rows import rows_apart
+from dialect.matching.pools import pools_of
 from dialect.normal.normal_form import reshaped
 from rewrite.driver import Report, rewrite
 from rewrite.ir import Op, Value, replace_values
@@ -109,10 +110,12 @@ class Roll(Pass):
     def run(self, program: Program, target: Target) -> Program:
         graph = rows_apart(rewrite(program.graph, ()), program.values("state"))
         layers = find_layers(program.with_graph(graph))
+        pools = pools_of(graph)
         runs = [run for run in layers.runs if run.repeats >= self.least]
+        runs = [run for run in runs if pools.isdisjoint(_leaves(layers, run))]
         for run in reversed(runs):  # a loop reads values computed before it, which are unchanged
             graph = replace_values(graph, rolled(layers.groups(run)))
-        notes = [_rolled(layers, run, self.least) for run in layers.runs]
+        notes = [_rolled(layers, run, self.least, run in runs) for run in layers.runs]
         found = Report()
         graph = rewrite(rewrite(graph, RULES) if runs else program.graph, [loop_kept], found)
         kept = found.fired.get(loop_kept.name, 0)
@@ -120,12 +123,20 @@ class Roll(Pass):
         return self.recorded(program.with_graph(graph), *notes, *_outside(layers))
 
 
-def _rolled(layers: Layers, run: Run, least: int) -> str:
+def _leaves(layers: Layers, run: Run) -> set[Value]:
+    """What a loop over these layers would stack, or read in common."""
+    groups = layers.groups(run)
+    return {leaf for group in groups for segment in group for leaf in segment.leaves}
+
+
+def _rolled(layers: Layers, run: Run, least: int, is_loop: bool) -> str:
     """The note on a run."""
     inside = {layers.layer_of_segment.get(n) for n in range(run.first, run.stop)} - {None}
     subject = f"layers {min(inside)} to {max(inside)}" if inside else f"{run.repeats} groups"
     if run.repeats < least:
         return f"{subject} stay outside: {run.repeats} times the same, and least={least}"
+    if not is_loop:
+        return f"{subject} stay apart: a loop would copy the pools of pages that they have"
     ops = sum(len(segment.ops) for segment in layers.groups(run)[0])
     length = len(inside) // run.repeats
     over = f"groups of {length}" if length > 1 else "one layer"

@@ -415,6 +415,10 @@ def composite(name: str) -> Op:
         "axis_of_one": (lambda x: Traced["axis_of_one"](x, axis=1), (x,)),
         "without_axis": (lambda x: Traced["without_axis"](x[:, :1], axis=1), (x,)),
         "pages_here": (lambda t: Traced["pages_here"](t, pages=6, here=3), (TABLE,)),
+        "pages_behind": (
+            lambda t: Traced["pages_behind"](t, 1, pages=6, layers=2, mode=mode),
+            (TABLE,),
+        ),
         "page_put": (
             lambda p, n, t, i: Traced["page_put"](p, n, t, i, mode=mode),
             (drawn(6, 2, 3, 4), drawn(2, 2, 3, 4), TABLE, IDS),

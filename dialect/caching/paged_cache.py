@@ -24,6 +24,7 @@ from rewrite.opdef import build, make
 from rewrite.rules import Miss, Outcome, Rule, local
 
 _CLIP = Symbol("GatherScatterMode.CLIP")
+_KEYS = 512  # about as many are read at a time
 
 
 def in_pages(**how: int) -> Change:
@@ -33,6 +34,13 @@ def in_pages(**how: int) -> Change:
         lambda cache: build("pages", cache, **how).results,
         lambda pool, table: make("paged", pool, table, **how),
     )
+
+
+def keys_of_block(cache: Value) -> int:
+    """The keys of a block of a cache in pages: whole pages that divide those of a row."""
+    page, places = cache.op["page"], cache.type.shape[_context(cache.op)]
+    most, count = max(1, _KEYS // page), places // page
+    return page * max(some for some in range(1, most + 1) if count % some == 0)
 
 
 def _cache(pool: jax.Array, table: jax.Array, layers: int = 0) -> jax.Array:
@@ -172,7 +180,7 @@ def _whole(cache: Value) -> Op | None:
 def _written(paged: Op, new: Value, places: Value, layer: list[Value], mode: Symbol) -> Value:
     """The cache with new rows at their places, in pages."""
     pool, table = paged.args
-    how = {name: value for name, value in paged.attrs if name != "page"}
+    how = {name: value for name, value in paged.attrs if name not in ("page", "mode")}
     put = make("page_put", pool, new, table, places, *layer, **how, mode=mode)
     return make("paged", put, table, **dict(paged.attrs))
 

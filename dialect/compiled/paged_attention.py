@@ -47,6 +47,8 @@ def attend_by_page(op: Op) -> Outcome:
         (cache["layers"], cache.args[2:]) != (layers, layer) for cache in caches.values()
     ):
         return Miss("its keys and values are not of one layer", 4)
+    if any(cache.get("mode") != first.get("mode") for cache in caches.values()):
+        return Miss("pages that no pool has are not the same to its keys and values", 4)
     pools = {(cache["page"], cache.args[0].type.shape[0]) for cache in caches.values()}
     if len(pools) > 1:
         return Miss("its keys and values have pools of different sizes", 4)
@@ -59,4 +61,5 @@ def attend_by_page(op: Op) -> Outcome:
     ]
     more = " ".join(name for name in caches if name not in ("key", "value"))
     how = dict(op.attrs) | ({"pooled": more} if more else {}) | {"layers": layers}
+    how |= {} if first.get("mode") is None else {"mode": first["mode"]}
     return make("attend_pages", *arrays[:5], *layer, *arrays[5:], **how)

@@ -132,6 +132,12 @@ def is_iota(value: Value) -> bool:
     return value.op.name == "iota"
 
 
+def counts_modulo(value: Value, size: int) -> bool:
+    """Whether a value is others modulo this size, in any shape."""
+    inner = through(value, "reshape").op
+    return inner.name == "modulo" and inner["size"] == size
+
+
 def _counting_axis(value: Value) -> int | None:
     """The axis along which a value is 0, 1, 2, ...: an iota in any shape, in integers that hold all
     of it; else None."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dialect.matching.values import is_iota
 from dialect.naming.axis import (  # noqa: F401
     HEADS,
     NAMES,
@@ -61,7 +62,7 @@ def _join_op(axes: Axes, op: Op, users: Mapping[Value, Sequence[Any]]) -> None:
     arrays = list(zip((*op.args, *op.results), (*signature.inputs, *signature.outputs)))
     compound = []
     for value, array in arrays:
-        if value.op.name == "iota" and len(users.get(value, ())) > 1:
+        if is_iota(value) and len(users.get(value, ())) > 1:
             continue  # counts along axes that may have but their length in common
         for axis, dimension in zip(axes.at(value), array):
             if len(dimension) > 1:

@@ -88,6 +88,8 @@ def _name_op(axes: Axes, op: Op, bound: frozenset[Value], blocks: set[Axis]) -> 
         _call([axes.at(arg)[0] for arg in scanned], "layers", 60, op)
     elif op.name in ("cache_read", "paged"):  # each says of what it reads some
         _call(axes.at(op.args[0])[:1], *signature(op).inputs[0][0], 60, op)
+    elif op.get("page"):  # puts the context in pages
+        _call([axes.at(op.args[0])[-1 - op.get("behind", 1)]], "context", 60, op)
     elif op.name in ("rings", "unwound"):
         arrays = zip((*op.args[:-1], *op.results[:-1]), op["axes"] * 2)
         _call([axes.at(value)[axis] for value, axis in arrays], "context", 85, op)

@@ -178,3 +178,43 @@ def _interleaves(source: Value, merged: Signature) -> bool:
 def split_of_contract(op: Op) -> Outcome:
     """reshape(contract(x, w): (h k) -> h k)  ->  contract(x, reshape(w)) that gives h and k"""
     return cut_inside(op) if op.args[0].op.name == "contract" and cuts(op) else None
+
+
+@local(
+    "reshape",
+    keeps="reals",
+    example=lambda x, w: jnp.einsum("ab,bhk->ahk", x, w.reshape(5, 2, 4)).reshape(3, 8),
+    types=("f32[3,5]", "f32[5,8]"),
+)
+def merge_of_contract(op: Op) -> Outcome:
+    """reshape(contract(x, reshape(w: (h k) -> h k)): h k -> (h k))  ->  contract(x, w)"""
+    inner, merged = op.args[0].op, opdef.signature(op)
+    if inner.name != "contract" or not only_cuts(merged.outputs[0], merged.inputs[0]):
+        return None
+    spec = Signature.parse(inner["spec"])
+    out = _as_named(merged.outputs[0], merged.inputs[0], spec.outputs[0])
+    for number, arg in enumerate(inner.args):
+        if not arg.op.args or not opdef.traits(arg.op).view:
+            continue
+        cut_axes = opdef.signature(arg.op)
+        if not only_cuts(cut_axes.inputs[0], cut_axes.outputs[0]):
+            continue
+        array = _as_named(cut_axes.inputs[0], cut_axes.outputs[0], spec.inputs[number])
+        whole = {axis for axis in (*array, *out) if len(axis) > 1}
+        others = set(letters(spec.inputs[1 - number]))
+        if whole <= {*array} & {*out} and others.isdisjoint(letters(tuple(whole))):
+            inputs, factors = list(spec.inputs), list(inner.args)
+            inputs[number], factors[number] = _firsts(array), arg.op.args[0]
+            now = str(Signature(tuple(inputs), (_firsts(out),)))
+            return make("contract", *factors, **dict(inner.attrs) | {"spec": now})
+    return None
+
+
+def _as_named(merged: Array, single: Array, named: Array) -> Array:
+    """The axes of merged dimensions, which are called `named` where they are single."""
+    name = dict(zip(single, named))
+    return tuple(tuple(x for letter in axis for x in name[letter,]) for axis in merged)
+
+
+def _firsts(axes: Array) -> Array:
+    return tuple(axis[:1] for axis in axes)

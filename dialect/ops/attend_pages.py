@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from dialect.ops.attend import ATTRIBUTES, attend, needed_rows
-from dialect.ops.pages import PagedArray
+from dialect.ops.pages import THERE, PagedArray
 from dialect.ops.scores import CONTEXT
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
@@ -30,19 +30,21 @@ def attend_pages(
     given: str = "",
     layers: int = 0,
     pooled: str = "",
+    mode: Any = THERE,
     **more: Any,
 ) -> Any:
     """`attend` with `blocks`, whose keys and values are in pages.
 
     Pools and tables: as in `paged`, with a layer, the first of `operands`, where `layers` are more
     than 0. Those of the operands `given` that are `pooled` are in pages too, a pool and a table in
-    the place of each. `axes` names the axes of the caches, not of their pools. What else: as in
-    `attend`.
+    the place of each. `axes` names the axes of the caches, not of their pools; `mode` is that of
+    `paged`. What else: as in `attend`.
     """
     layer, operands = (operands[:1], operands[1:]) if layers else ((), operands)
     arrays = iter((query, key_pool, key_table, value_pool, value_table, *operands))
+    how = {"layers": layers, "mode": mode}
     read = [
-        PagedArray.of(next(arrays), next(arrays), *layer, layers=layers, behind=_behind(named))
+        PagedArray.of(next(arrays), next(arrays), *layer, behind=_behind(named), **how)
         if lies_in_pages
         else next(arrays)
         for named, lies_in_pages in _arrays(axes, given, pooled)
@@ -79,4 +81,4 @@ def _in_pages(cache: Array) -> tuple[Array, Array]:
     return (("pages",), *pool), (cache[0], ("n",))
 
 
-word(attend_pages, _axes, (*ATTRIBUTES, "layers", "pooled"), "axes")
+word(attend_pages, _axes, (*ATTRIBUTES, "layers", "pooled", "mode"), "axes")

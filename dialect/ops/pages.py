@@ -19,30 +19,45 @@ import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
 from dialect.ops.caches import Index, in_int32, put_rows
+from dialect.ops.lookups import take
 from dialect.ops.vocabulary import word
-from rewrite.ir import Op
+from rewrite.ir import Op, Symbol
 from rewrite.opdef import Traits
-from rewrite.signature import Array, Signature
+from rewrite.signature import Array, Signature, numbered
+
+THERE, DROP = (
+    Symbol(f"GatherScatterMode.{name}") for name in ("PROMISE_IN_BOUNDS", "FILL_OR_DROP")
+)
 
 
-def paged(pool: Any, table: Any, *layer: Any, page: int, layers: int = 0, behind: int = 1) -> Any:
+def paged(
+    pool: Any,
+    table: Any,
+    *layer: Any,
+    page: int,
+    layers: int = 0,
+    behind: int = 1,
+    mode: Any = THERE,
+) -> Any:
     """The cache whose pages a table names.
 
     pool: [pages, heads.., page, d_head], table: i32[rows, n]  ->  [rows, heads.., n * page, d_head]
     With `layers` the pool is of as many layers, in order for every page: the cache is
     [layers, rows, ..], or that of one `layer`, a scalar. `behind` are the axes behind the places: 0
-    where there is no d_head. Raises ValueError for another `page`.
+    where there is no d_head, 2 where heads are there, too. `mode` says what a page is that the pool
+    has not, as in `take`. Raises ValueError for another `page`.
     """
     if (size := pool.shape[-1 - behind]) != page:
         raise ValueError(f"pages of {size} places are none of {page}")
     if layers:
         table = _of_layer(table, layer[0] if layer else jnp.arange(layers)[:, None, None], layers)
-    return _read(pool, table, behind)
+    return _read(pool, table, behind, mode)
 
 
-def _read(pool: Any, table: Any, behind: int) -> Any:
+def _read(pool: Any, table: Any, behind: int, mode: Any) -> Any:
     """The pages of a table side by side: [.., n] -> [.., heads.., n * page, d_head]."""
-    array = jnp.moveaxis(pool[table], table.ndim - 1, -2 - behind)
+    read = take(pool, table, mode=mode)
+    array = jnp.moveaxis(read, table.ndim - 1, -2 - behind)
     at = array.ndim - 2 - behind  # of the pages, and of their places behind them
     return array.reshape(*array.shape[:at], -1, *array.shape[at + 2 :])
 
@@ -62,6 +77,19 @@ def pages_here(table: Any, *, pages: int, here: int) -> Any:
     return jnp.where((table >= 0) & (table < pages), jax.lax.rem(table, here), -1)
 
 
+def pages_behind(table: Any, layer: Any, *, pages: int, layers: int, mode: Any) -> Any:
+    """The numbers of a layer's pages in the pool of all layers, the pages of one behind another's.
+
+    table: integers of any shape; layer: a scalar, or of that shape; `pages` of every layer. For
+    what is no page of a layer it is the nearest; or -1 where `mode` fills or drops.
+    """
+    page, layer = in_int32(table), in_int32(layer)
+    near = jnp.clip(layer, 0, layers - 1) * pages + jnp.clip(page, 0, pages - 1)
+    if decode(mode) != decode(DROP):
+        return near
+    return jnp.where((page >= 0) & (page < pages) & (layer >= 0) & (layer < layers), near, -1)
+
+
 @dataclass(frozen=True)
 class PagedArray:
     """The cache of one layer, [rows, heads.., n * page, d_head], of which only parts are read.
@@ -74,14 +102,22 @@ class PagedArray:
     sizes: tuple[int, ...]
     axes: tuple[int, ...]  # of the whole cache: those that it has
     behind: int
+    mode: Any
 
     @staticmethod
-    def of(pool: Any, table: Any, *layer: Any, layers: int = 0, behind: int = 1) -> PagedArray:
+    def of(
+        pool: Any,
+        table: Any,
+        *layer: Any,
+        layers: int = 0,
+        behind: int = 1,
+        mode: Any = THERE,
+    ) -> PagedArray:
         """As `paged` gives it."""
         table, at = _of_layer(table, *layer, layers) if layers else table, pool.ndim - 1 - behind
         places = table.shape[1] * pool.shape[at]
         sizes = (len(table), *pool.shape[1:at], places, *pool.shape[at + 1 :])
-        return PagedArray(pool, table, sizes, tuple(range(len(sizes))), behind)
+        return PagedArray(pool, table, sizes, tuple(range(len(sizes))), behind, mode)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,7 +150,7 @@ class PagedArray:
         if size % page:
             raise ValueError(f"blocks of {size} keys are no whole pages of {page}")
         table = jax.lax.dynamic_slice_in_dim(self.table, start // page, size // page, 1)
-        return _read(self.pool, table, self.behind).reshape(sizes)
+        return _read(self.pool, table, self.behind, self.mode).reshape(sizes)
 
 
 def pages(cache: Any, *, page: int, layers: int, behind: int = 1) -> list[Any]:
@@ -159,11 +195,11 @@ def page_put(
     elif decode(mode) == jax.lax.GatherScatterMode.CLIP:
         places = jnp.clip(places, 0, last)
     places = jnp.broadcast_to(places, (new.shape[0], count))
-    number = jnp.take_along_axis(table, jnp.clip(places, 0, last) // page, axis=1)
+    number = in_int32(jnp.take_along_axis(table, jnp.clip(places, 0, last) // page, axis=1))
     is_there = (places >= 0) & (places <= last) & (number >= 0)
     if layers:
         number = _of_layer(number, layer[0], layers)
-    number = jnp.where(is_there, number, pool.shape[0]).astype(jnp.int32)
+    number = jnp.where(is_there, number, pool.shape[0])
     along = (0, at)
     index: Index = {0: (number, along), at: (places % page, along)}
     return put_rows(pool, new, index, along, jax.lax.GatherScatterMode.FILL_OR_DROP)
@@ -171,7 +207,7 @@ def page_put(
 
 def _axes(op: Op, pool_rank: int) -> tuple[Array, Array, Array]:
     """The axes of a pool of this rank, of a table, and of a cache without layers."""
-    width: Array = (("d",),) * op.get("behind", 1)
+    width: Array = numbered(op.get("behind", 1), "d")
     heads = tuple((f"h{i}",) for i in range(pool_rank - 2 - len(width)))
     pool = (("pages",), *heads, ("page",), *width)
     return pool, (("rows",), ("n",)), (("rows",), *heads, ("places",), *width)
@@ -202,18 +238,24 @@ def _put_axes(op: Op) -> Signature:
     return Signature((pool, new, table, places, *layer), (pool,), need)
 
 
+def _behind_axes(op: Op) -> Signature:
+    table = numbered(op.args[0].type.rank)
+    return Signature((table, table if op.args[1].type.rank else ()), (table,))
+
+
 def _undone(op: Op) -> tuple[str, dict[str, Any]]:
     return "paged", dict(op.attrs)
 
 
 FORM = ("page", "layers", "behind")
-word(paged, _paged_axes, FORM, traits=Traits(moves=True))
+word(paged, _paged_axes, (*FORM, "mode"), traits=Traits(moves=True))
 word(pages, _pages_axes, FORM, inverse=_undone, traits=Traits(moves=True))
 word(
     pages_here,
     lambda op: Signature(((("rows",), ("n",)),), ((("rows",), ("n",)),)),
     ("pages", "here"),
 )
+word(pages_behind, _behind_axes, ("pages", "layers", "mode"), traits=Traits(batches=True))
 word(
     page_put,
     _put_axes,

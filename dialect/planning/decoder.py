@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dialect.matching.values import rounding, through
@@ -17,7 +18,7 @@ from dialect.staging.binding import region_bound
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
 from rewrite.dataflow import bound_values
 from rewrite.ir import Graph, Op, Value, bits
-from rewrite.opdef import traits
+from rewrite.opdef import lookup, traits
 from rewrite.program import Program
 
 _SPLIT = ("wide", "batch", "d_ff", "experts", "vocab", *HEADS)  # axes that every plan splits
@@ -33,12 +34,12 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
     products = [(op, trips) for op, trips in counted if op.name in PRODUCTS]
     tables = _inputs_over(program, axes, "param", "vocab")
     # One axis is both `context` and `time` if the prompt is as long as the cache.
-    caches = _inputs_over(program, axes, "state", "context", "time")
+    caches = _inputs_over(program, axes, "state", "context", "time", "pages")
     blocks = decoder_blocks(program, axes)
     has_attention = any(block.attention for block in blocks)
     layers = list(_factors(products, axes, _outside(program)))
     others = _other_bytes(program, axes, has_attention)
-    return DecoderShape(
+    shape = DecoderShape(
         batch=sizes.get("batch", 1),
         time=sizes.get("time", 1),
         context=max(sizes.get("context", 0), sizes.get("time", 1)) if has_attention else 0,
@@ -52,7 +53,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
             trips > 1 and weights.type.dtype == "f32" and op.get("precision") is None
             for op, trips, _, weights in layers
         ),
-        **_dtypes(tables, caches, layers[0][2:] if layers else None, counted, axes),
+        **_dtypes(tables, program.graph, caches, layers[0][2:] if layers else None, counted, axes),
         logits_bytes_per_element=_logits_bytes(products, axes),
         other_bytes=others["param", False] + others["state", False],
         split_bytes=others["param", True] + others["state", True],
@@ -60,6 +61,18 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
         split_state_bytes=others["state", True],
         unknown=tuple(_unknown(products, axes, sizes)),
     )
+    return replace(shape, pooled=_pooled(program, axes, shape))
+
+
+def _pooled(program: Program, axes: Axes, shape: DecoderShape) -> float:
+    """How many times the caches of all rows the pools of pages hold that a program brings."""
+    pools = _inputs_over(program, axes, "state", "pages")
+    elements = sum(value.type.size for value in pools if has(axes.of(value), "d_head"))
+    cached = sum(
+        shape.batch * attention.context(shape.context) * attention.kv_width * block.stored
+        for attention, block in shape.attentions
+    )
+    return elements / cached if cached else 0
 
 
 def _other_bytes(program: Program, axes: Axes, has_attention: bool) -> Counter[tuple[str, bool]]:
@@ -103,6 +116,7 @@ def _inputs_over(program: Program, axes: Axes, role: str, *names: str) -> list[V
 
 def _dtypes(
     tables: list[Value],
+    graph: Graph,
     caches: list[Value],
     factors: tuple[Value, Value] | None,
     counted: list[tuple[Op, int]],
@@ -114,16 +128,29 @@ def _dtypes(
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
         "activation_bytes_per_element": _activation_bytes(counted, axes),
-        "cache_bytes_per_element": _cache_bytes([x for x in caches if x.type.size], axes),
+        "cache_bytes_per_element": _cache_bytes(graph, [x for x in caches if x.type.size], axes),
     }
 
 
-def _cache_bytes(caches: list[Value], axes: Axes) -> float:
-    """Bytes of all caches for an element of the keys and values: they may differ in dtype, and may
-    have scales or the places of their rows beside them. 2 where there are none."""
+def _cache_bytes(graph: Graph, caches: list[Value], axes: Axes) -> float:
+    """Bytes of all caches, as a step stores them, for an element of the keys and values: they may
+    differ in dtype, and may have scales or the places of their rows beside them. 2 where there are
+    none."""
     elements = sum(value.type.size for value in caches if has(axes.of(value), "d_head"))
     largest = max((value.type.size for value in caches), default=0)
-    return sum(value.type.bytes for value in caches) / max(elements, largest) if caches else 2
+    stored = sum(part.type.bytes for value in caches for part in _arrays_of(graph, value))
+    return stored / max(elements, largest) if caches else 2
+
+
+def _arrays_of(graph: Graph, state: Value) -> Iterator[Value]:
+    """The arrays that a state is stored as: `adapt` changes its form if no other op reads it."""
+    readers = {op for op, _ in graph.users.get(state, ())}
+    forms = [op for op in readers if lookup(op.name).inverse and len(op.args) == 1]
+    if len(readers) != 1 or not forms:
+        yield state
+        return
+    for result in forms[0].results:
+        yield from _arrays_of(graph, result)
 
 
 def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:

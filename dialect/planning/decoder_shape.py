@@ -182,6 +182,8 @@ class DecoderShape:
       quantised as well as weights; all other products multiply bf16
     - looped_in_f32: whether layers in a loop multiply f32 weights at the default precision
     - *_bytes_per_element: of weights, embedding tables, activations, the KV cache and logits
+    - pooled: how many times the positions of all rows its pools of pages hold, where it brings any,
+      which chips that own rows hold whole; 0: every row has a cache
     - other_bytes: parameters and state that no block and no table holds, as norms, biases, and a
       table of positions; split_bytes: those of them with an axis that any plan splits, over all
       chips, as the state and the projections of a layer that was not recognised
@@ -208,6 +210,7 @@ class DecoderShape:
     activation_bytes_per_element: float = 2
     cache_bytes_per_element: float = 2
     logits_bytes_per_element: float = 4
+    pooled: float = 0
     other_bytes: float = 0
     split_bytes: float = 0
     other_state_bytes: float = 0

@@ -312,8 +312,10 @@ class Shards:
 
     def cache_bytes(self) -> float:
         """The KV cache of all layers, as it is stored."""
-        attentions = self.shape.attentions
-        return sum(
+        attentions, pooled = self.shape.attentions, self.shape.pooled
+        of_rows = self.mesh.ways(self.partitioning.axes("cache", "batch"))
+        times = pooled * of_rows if pooled else 1
+        return times * sum(
             self.layer_cache_bytes(attention) * block.stored for attention, block in attentions
         )
 

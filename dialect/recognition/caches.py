@@ -66,7 +66,7 @@ def cache_write_of_update(op: Op) -> Outcome:
 def write_of_scatter(op: Op) -> Outcome:
     """scatter{clip} of one block  ->  cache_write"""
     cache, index, new = op.args
-    axes = _numbers(op)["scatter_dims_to_operand_dims"]
+    axes = numbers_of(op)["scatter_dims_to_operand_dims"]
     if index.type.shape != (1,) or new.type.rank != cache.type.rank:
         return None
     sizes = zip(new.type.shape, cache.type.shape)
@@ -83,16 +83,16 @@ def write_of_scatter(op: Op) -> Outcome:
 def put_of_scatter(op: Op) -> Outcome:
     """scatter of whole rows along one axis  ->  cache_put"""
     cache, indices, new = op.args
-    numbers = _numbers(op)
-    indexed = _indexed(numbers)
-    if len(indexed) != 1 or not _whole_rows(numbers, cache, new, indexed):
+    numbers = numbers_of(op)
+    indexed = indexed_axes(numbers)
+    if len(indexed) != 1 or not writes_whole_rows(numbers, cache, new, indexed):
         return None
     (axis,) = indexed
     positions = reshaped(indices, indices.type.shape[:-1] or (1,))
     if indices.type.rank == 1:
         shape = new.type.shape
         new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
-    elif _scatter_axes(numbers, new) != [axis]:
+    elif scatter_axes(numbers, new) != [axis]:
         return Miss("its rows have their axes in another order than the cache", 3)
     return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
 
@@ -105,8 +105,8 @@ def put_of_scatter(op: Op) -> Outcome:
 def put_of_scatter_by_row(op: Op) -> Outcome:
     """cache.at[arange(b), positions].set(new)  ->  cache_put with positions for each sequence"""
     cache, indices, new = op.args
-    numbers = _numbers(op)
-    indexed, columns_of_indices = _indexed(numbers), indices.op.args
+    numbers = numbers_of(op)
+    indexed, columns_of_indices = indexed_axes(numbers), indices.op.args
     if len(indexed) != 2 or indexed[0] != 0:
         return None
     if indices.op.name != "stack" or indices.op["axis"] != indices.type.rank - 1:
@@ -114,7 +114,7 @@ def put_of_scatter_by_row(op: Op) -> Outcome:
     sequences, positions = columns_of_indices
     if not _counts_rows(sequences, cache.type.shape[0]):
         return Miss("its first index does not count the sequences", 3)
-    if not _whole_rows(numbers, cache, new, indexed):
+    if not writes_whole_rows(numbers, cache, new, indexed):
         return Miss("it writes parts of rows", 3)
     return _put_by_row(op, positions, indexed[1])
 
@@ -127,11 +127,11 @@ def put_of_scatter_by_row(op: Op) -> Outcome:
 def put_of_mapped_scatter(op: Op) -> Outcome:
     """vmap(cache.at[position].set)(cache, new, positions)  ->  cache_put"""
     cache, indices, new = op.args
-    numbers = _numbers(op)
-    indexed = _indexed(numbers)
+    numbers = numbers_of(op)
+    indexed = indexed_axes(numbers)
     if len(indexed) != 1 or not _is_mapped(numbers):
         return None
-    if not _whole_rows(numbers, cache, new, (0, *indexed)):
+    if not writes_whole_rows(numbers, cache, new, (0, *indexed)):
         return Miss("it writes parts of rows", 3)
     return _put_by_row(op, reshaped(indices, indices.type.shape[:-1]), *indexed)
 
@@ -139,11 +139,11 @@ def put_of_mapped_scatter(op: Op) -> Outcome:
 def _put_by_row(op: Op, positions: Value, axis: int) -> Outcome:
     """scatter at one or several positions of each sequence  ->  cache_put"""
     cache, _, new = op.args
-    scatter_axes, shape = _scatter_axes(_numbers(op), new), new.type.shape
-    if scatter_axes == [0]:
+    taken, shape = scatter_axes(numbers_of(op), new), new.type.shape
+    if taken == [0]:
         positions = reshaped(positions, (*positions.type.shape, 1))
         new = reshaped(new, (*shape[:axis], 1, *shape[axis:]))
-    elif scatter_axes != [0, axis]:
+    elif taken != [0, axis]:
         return Miss("its rows have their axes in another order than the cache", 3)
     return make("cache_put", cache, new, positions, axis=axis, mode=op["mode"])
 
@@ -158,7 +158,7 @@ def _put_by_row(op: Op, positions: Value, axis: int) -> Outcome:
 def put_of_mapped_update(op: Op) -> Outcome:
     """vmap(dynamic_update_slice)(cache, new, p)  ->  cache_put at clamp(p) + 0, 1, 2 .."""
     cache, indices, new = op.args
-    numbers = _numbers(op)
+    numbers = numbers_of(op)
     if numbers["inserted_window_dims"] or not _is_mapped(numbers):
         return None
     partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
@@ -166,10 +166,10 @@ def put_of_mapped_update(op: Op) -> Outcome:
     if op["mode"] != _CLIP or len(partial) != 1 or starts is None:
         return None
     (axis,) = partial
-    if axis not in axes or _scatter_axes(numbers, new) != [0]:
+    if axis not in axes or scatter_axes(numbers, new) != [0]:
         return Miss("its rows have their axes in another order than the cache", 3)
     rows = new.type.shape[axis]
-    first = _clamped(starts[axes.index(axis)], cache.type.shape[axis] - rows)
+    first = clamped(starts[axes.index(axis)], cache.type.shape[axis] - rows)
     offsets = make("iota", dtype=Symbol("i32"), shape=(1, rows), dimension=1)
     positions = make("add", first, offsets)
     return make("cache_put", cache, new, positions, axis=axis, mode=_CLIP)
@@ -239,7 +239,7 @@ def put_of_one_hot(op: Op) -> Outcome:
     return make("cache_put", cache, new, positions, axis=axis, mode=_DROP)
 
 
-def _numbers(op: Op) -> dict[str, Any]:
+def numbers_of(op: Op) -> dict[str, Any]:
     """The dimension numbers of a scatter, by name."""
     return dict(op["dimension_numbers"].fields)
 
@@ -249,19 +249,19 @@ def _is_mapped(numbers: dict[str, Any]) -> bool:
     return numbers["operand_batching_dims"] == numbers["scatter_indices_batching_dims"] == (0,)
 
 
-def _indexed(numbers: dict[str, Any]) -> tuple[int, ...]:
+def indexed_axes(numbers: dict[str, Any]) -> tuple[int, ...]:
     """The axes of which a scatter writes single positions; none if it writes longer blocks."""
     inserted = numbers["inserted_window_dims"]
     return inserted if inserted == numbers["scatter_dims_to_operand_dims"] else ()
 
 
-def _whole_rows(numbers: dict, cache: Value, new: Value, indexed: tuple[int, ...]) -> bool:
+def writes_whole_rows(numbers: dict, cache: Value, new: Value, indexed: tuple[int, ...]) -> bool:
     """Whether a scatter writes all of the axes that it does not index."""
     windows = [new.type.shape[d] for d in numbers["update_window_dims"]]
     return windows == [size for d, size in enumerate(cache.type.shape) if d not in indexed]
 
 
-def _scatter_axes(numbers: dict, new: Value) -> list[int]:
+def scatter_axes(numbers: dict, new: Value) -> list[int]:
     """The axes of the new rows that run over the indices of a scatter."""
     return [d for d in range(new.type.rank) if d not in numbers["update_window_dims"]]
 
@@ -273,7 +273,7 @@ def _counts_rows(value: Value, rows: int) -> bool:
     return array is not None and all((array[i] == i).all() for i in range(rows))
 
 
-def _clamped(start: Value, last: int) -> Value:
+def clamped(start: Value, last: int) -> Value:
     """max(min(start, last), 0) in int32; without the min if the dtype does not reach `last`."""
     if last <= jnp.iinfo(dtype_of(start.type.dtype)).max:
         start = make("min", start, _number(last, start))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dialect.matching.proofs import is_finite
 from dialect.matching.values import REALS, as_bool, columns, number, one_hot_of, reshaped
-from dialect.ops import nn  # noqa: F401  (defines take, wrap and modulo)
+from dialect.ops import lookups  # noqa: F401  (defines take, wrap and modulo)
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from dialect.arrays.dtypes import struct_of
 from dialect.jaxprs.jaxpr import trace_graph
-from dialect.matching.values import through
+from dialect.matching.values import is_iota, through
 from rewrite import opdef
 from rewrite.ir import Graph, Op, Type, Value
 from rewrite.signature import letters
@@ -96,7 +96,7 @@ def _stored_bytes(value: Value) -> int:
     stored = through(value, "reshape", "broadcast_in_dim")
     if stored.op.name == "dequantize":
         return sum(map(_stored_bytes, stored.op.args))
-    return 0 if stored.op.name == "iota" else stored.type.bytes
+    return 0 if is_iota(stored) else stored.type.bytes
 
 
 def _summed(op: Op) -> int | None:
