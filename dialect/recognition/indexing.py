@@ -80,7 +80,7 @@ def take_of_gather(op: Op) -> Outcome:
     whole_rows = all(op["slice_sizes"][i] == table.type.shape[i] for i in others)
     if numbers["collapsed_slice_dims"] != (axis,) or not whole_rows:
         return Miss("it gathers parts of rows", 2)
-    if _fills(op):
+    if fills_otherwise(op):
         return Miss("it has another fill value than NaN", 2)
     ids = reshaped(indices, indices.type.shape[:-1])
     taken = make("take", _first(table, axis), ids, mode=op["mode"])
@@ -105,7 +105,7 @@ def take_of_mapped_slice(op: Op) -> Outcome:
     if len(sliced) != 1 or op["slice_sizes"][sliced[0]] != 1 or sliced[0] not in start_of:
         return None
     (axis,) = sliced
-    if _fills(op):
+    if fills_otherwise(op):
         return Miss("it has another fill value than NaN", 2)
     if any(number(start) != 0 for d, start in start_of.items() if d != axis):
         return Miss("it gathers at an offset along an axis that it takes whole", 2)
@@ -114,7 +114,7 @@ def take_of_mapped_slice(op: Op) -> Outcome:
     return _laid_out(reshaped(taken, (*ids.type.shape, *op["slice_sizes"])), numbers["offset_dims"])
 
 
-def _fills(op: Op) -> bool:
+def fills_otherwise(op: Op) -> bool:
     """Whether a gather has a fill value for rows out of bounds that `take` does not have."""
     fill = op.get("fill_value")
     nan = fill == Symbol("nan") and op.types[0].dtype in REALS

@@ -13,6 +13,7 @@ from dialect.matching.values import columns, reshaped, through
 from dialect.normal.trips import row_read
 from dialect.ops.pages import DROP, THERE
 from dialect.recognition.caches import clamped
+from dialect.recognition.indexing import fills_otherwise
 from rewrite.ir import Op, Value
 from rewrite.opdef import make, traits
 from rewrite.rules import Miss, Outcome, local
@@ -66,7 +67,7 @@ def pages_of_gather(op: Op) -> Outcome:
     in_order = numbers["offset_dims"] == tuple(range(count, rank))
     if numbers["collapsed_slice_dims"] != (0, 1) or not is_whole or not in_order:
         return Miss("it gathers parts of pages", 3)
-    if op.get("fill_value") is not None:
+    if fills_otherwise(op):
         return Miss("it has another fill value than NaN", 3)
     layer, table = (reshaped(column, indices.type.shape[:-1]) for column in found)
     return make("take", one_pool(pools), behind(table, layer, pools, op["mode"]), mode=op["mode"])
