@@ -141,7 +141,7 @@ def shape_of(made: Case) -> DecoderShape:
 
 @pytest.mark.parametrize(
     ("mixture", "routing"),
-    [(dense, "dense"), (experts_first, "dense"), (summed, "summed"), (ragged, "ragged")],
+    [(dense, "summed"), (experts_first, "dense"), (summed, "summed"), (ragged, "ragged")],
 )
 def test_the_shape_of_a_mixture(mixture: Mixture, routing: str) -> None:
     shape = shape_of(case(mixture))
@@ -155,14 +155,14 @@ def test_a_soft_mixture_is_no_attention() -> None:
     """Its router was taken for keys, and its axes for those of heads: nothing was sharded."""
     shape = shape_of(case(soft))
     ((network, _),) = shape.networks
-    assert network == Network(F, 2, 1, EXPERTS, EXPERTS, "dense")
+    assert network == Network(F, 2, 1, EXPERTS, EXPERTS, "summed")
     assert len(list(shape.attentions)) == 1 and shape.is_costed
 
 
 def test_a_shared_expert_is_a_network_beside_the_mixture() -> None:
     shape = shape_of(case(shared_too))
     (mixture, block), (shared, other) = shape.networks
-    assert mixture == Network(F, 2, 1, EXPERTS, CHOSEN, "dense")
+    assert mixture == Network(F, 2, 1, EXPERTS, CHOSEN, "summed")
     assert shared == Network(F, 1, 1) and block == other
     assert shape.is_costed
     attention, _ = shape.blocks

@@ -10,7 +10,7 @@ import itertools
 import jax.numpy as jnp
 
 from dialect.matching.operands import transposed
-from dialect.matching.values import REALS, in_dtype, reshaped, unrounded
+from dialect.matching.values import REALS, in_dtype, reshaped, rounding, unrounded
 from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
 from dialect.ops.follow import followed
@@ -82,6 +82,51 @@ def _along(factor: Value, axes: Array, whole: Array) -> Value:
     order = sorted(range(len(axes)), key=lambda place: whole.index(axes[place]))
     sizes = dict(zip(axes, factor.type.shape))
     return reshaped(transposed(factor, order), tuple(sizes.get(axis, 1) for axis in whole))
+
+
+@local(
+    "contract",
+    keeps="reals",
+    example=lambda r, h, w: jnp.einsum("te,ted->td", r, jnp.einsum("tef,efd->ted", h, w)),
+    types=("f32[3,2]", "f32[3,2,4]", "f32[2,4,5]"),
+    needs=("finite parameters", "finite activations"),  # a weight of zero hides no infinity
+)
+def weights_of_sum(op: Op) -> Outcome:
+    """sum_e r * contract(h, w: e f d)  ->  contract(r * h, w) over e and f"""
+    outer = Signature.parse(op["spec"])
+    sides = list(zip(op.args, outer.inputs))
+    for (r, over), (product, whole) in itertools.permutations(sides):
+        inner = unrounded(product).op
+        if inner.name != "contract" or not outer.summed or set(over) - set(whole):
+            continue
+        if not all(_is_of_reals(x) for x in (op, inner)) or any(map(rounding, inner.args)):
+            continue
+        name = dict(zip(whole, Signature.parse(inner["spec"]).outputs[0]))
+        over, out = (tuple(name[axis] for axis in axes) for axes in (over, outer.outputs[0]))
+        summed = _weighted(inner, r, over, out)
+        if summed is not None:
+            return in_dtype(summed, op.types[0].dtype)
+    return None
+
+
+def _is_of_reals(op: Op) -> bool:
+    return all(value.type.dtype in REALS for value in (*op.args, *op.results))
+
+
+def _weighted(product: Op, r: Value, over: Array, out: Array) -> Value | None:
+    """The product with its factor that has the axes of r times r, only its axes `out` left; None if
+    neither has them, or one alone has what is to be summed."""
+    spec = Signature.parse(product["spec"])
+    summed = set(spec.outputs[0]) - set(out)
+    for h in (0, 1):
+        factor, axes = product.args[h], spec.inputs[h]
+        if set(over) <= set(axes) and summed <= set(spec.inputs[1 - h]):
+            weighted = make("mul", in_dtype(factor, r.type.dtype), _along(r, over, axes))
+            args = list(product.args)
+            args[h] = in_dtype(weighted, factor.type.dtype)
+            attrs = {**dict(product.attrs), "spec": str(Signature(spec.inputs, (out,)))}
+            return make("contract", *args, **attrs)
+    return None
 
 
 @local(

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from dialect.ops.vocabulary import Traced
+from rewrite.ir import Symbol
 from tests.more_examples.forms import left_alone
 
 Example = tuple[Callable[..., Any], tuple[str, ...]]
@@ -19,6 +20,24 @@ Example = tuple[Callable[..., Any], tuple[str, ...]]
 _ALL = f"{' '.join(ascii_lowercase)}, z -> {' '.join(ascii_lowercase[:-1])}"
 ONE, TWO = ("f32[4]",), ("f32[4]",) * 2
 NO_ZERO = "float8_e8m0fnu"  # a format of powers of two
+
+
+_MIXED = ("f32[3,2]", "f32[3,2,4]", "f32[2,4,5]")  # weights, hidden values, experts
+
+
+def _experts(h: Any, w: Any) -> Any:
+    """The result of every expert for every token."""
+    dtype = "bf16" if h.dtype == jnp.bfloat16 else "f32"
+    return _product("t e f, e f d -> t e d", h, w, dtype)
+
+
+def _product(spec: str, x: Any, y: Any, dtype: str = "f32") -> Any:
+    return Traced["contract"](x, y, spec=spec, dtype=Symbol(dtype))
+
+
+def _in_steps(x: Any) -> Any:
+    q, scale = Traced["quantize"](x, axes=(2,), form="int8")
+    return Traced["dequantize"](q, scale, axes=(2,), dtype=Symbol("f32"))
 
 
 def _ones(rank: int) -> str:
@@ -235,6 +254,51 @@ MORE: dict[str, list[Example]] = {
     "sum_of_scatter": [
         (left_alone(lambda x, y, i: x.at[i].add(y)), ("f32[4]", "f32[4]", "i32[4]")),
         (left_alone(_added_at_origin), ("f32[4]", "f32[2]")),
+    ],
+    "weights_of_sum": [
+        (
+            lambda r, h, w: jnp.einsum("edt,te->dt", jnp.einsum("efd,tef->edt", w, h), r),
+            _MIXED,
+        ),
+        (
+            lambda r, h, w: jnp.einsum("te,ted->td", r, _experts(h, w).astype("float32")),
+            ("f32[3,2]", "bf16[3,2,4]", "bf16[2,4,5]"),
+        ),
+        (
+            lambda r, h, w: _product("e t, t e d -> t d", r, _experts(h, w)),
+            ("f32[2,3]", *_MIXED[1:]),
+        ),
+        (
+            lambda r, h, w: _product("t e, t e d -> t d", r, _product("t e, e d -> t e d", h, w)),
+            ("f32[3,2]", "f32[3,2]", "f32[2,5]"),
+        ),
+        # near misses
+        (lambda r, h, w: jnp.einsum("t,ted->td", r, _experts(h, w)), ("f32[3]", *_MIXED[1:])),
+        (
+            left_alone(lambda r, h, w: _product("t e, t e d -> t e d", r, _experts(h, w))),
+            _MIXED,
+        ),
+        (lambda r, h, w: jnp.einsum("ted,ted->td", r, _experts(h, w)), ("f32[3,2,5]", *_MIXED[1:])),
+        (
+            lambda r, h, w: _product("t e k, t e d -> t k d", r, _experts(h, w)),
+            ("f32[3,2,6]", *_MIXED[1:]),
+        ),
+        (lambda r, h, w: jnp.einsum("te,ted->td", r, jnp.sin(_experts(h, w))), _MIXED),
+        (lambda r, h, w: jnp.einsum("te,ted->td", r, _experts(h, w)), ("i32[3,2]", *_MIXED[1:])),
+        (
+            lambda r, h, w: jnp.einsum("te,ted->td", r, jnp.einsum("tef,fd->ted", h, w)),
+            (*_MIXED[:2], "f32[4,5]"),
+        ),
+        (
+            lambda r, h, w: _product(
+                "t e, t e d -> t d", r, _product("t e f, e f d -> t e d", h, w, "i8")
+            ),
+            _MIXED,
+        ),
+        (
+            left_alone(lambda r, h, w: jnp.einsum("te,ted->td", r, _experts(_in_steps(h), w))),
+            _MIXED,
+        ),
     ],
     "unchanged_by_loop": [
         (lambda x, w, y: lax.scan(lambda c, row: (c * row * y, _same(row)), x, w), _LOOP),
@@ -630,6 +694,8 @@ MORE: dict[str, list[Example]] = {
     ],
 }
 _CLAMPED = "a start goes no further than the slice fits"
+_NO_SUM = "a product that sums nothing is no `contract`"
+
 EQUAL: dict[str, dict[str, str]] = {
     "broadcast_by_consumer": {"always `reshaped(source, tuple(shape))`": _TO_ITS_OWN_SHAPE},
     "constant_fold": {
@@ -696,5 +762,10 @@ EQUAL: dict[str, dict[str, str]] = {
         **_MADE_BY,
         "without `not shape`": _WHERE_ELSE,
         "without `not any((made_by(lax.REDUCTIONS, inner) for inner in sources))`": _WHERE_ELSE,
+    },
+    "weights_of_sum": {
+        "without `not outer.summed`": _NO_SUM,
+        "`summed < set(spec.inputs[1 - h])`": _NO_SUM,
+        "`weighted` for `in_dtype(weighted, factor.type.dtype)`": "it only is wider",
     },
 }
