@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from dialect.caching.paged_cache import keys_of_block
+from dialect.caching.quantized_cache import attend_in_integers
 from dialect.compiled.compilers import compiler_for
 from dialect.machine.mesh import Topology
 from dialect.matching.attend_bounds import bounds_of, kept_by, map_of, window_read, with_bounds
@@ -28,7 +29,7 @@ from dialect.matching.bound_values import visited_blocks
 from dialect.matching.mask_regions import Bound
 from dialect.normal.every_attention import with_attention
 from dialect.ops.scores import CONTEXT, SUMMED, LoopAxes, loop_axes
-from rewrite.ir import Op
+from rewrite.ir import Op, Value
 from rewrite.passbase import Pass
 from rewrite.program import NOT_DONE, Program, Remark
 from rewrite.signature import Array, Dimension, Signature
@@ -61,6 +62,7 @@ class Flash(Pass):
         if op.get("sparq"):
             notes.append("whole: it reads chosen positions alone")
             return op
+        op = _of_integers(op)
         kept = kept_by(op)
         bounds, axes = bounds_of(op, kept)
         if not (self.query or self.key) and not _pays(op, bounds, target):
@@ -113,6 +115,13 @@ def _pays(op: Op, bounds: Sequence[Bound], target: Target) -> bool:
     room = _on_chip(target) * target.chips
     read = sum(arg.type.bytes for arg in op.args[1:3])
     return 4 * math.prod(_work(op)) > room or (bool(bounds) and read > room)
+
+
+def _of_integers(op: Op) -> Op:
+    """Attention to pages of integers, which reads these and their scales; others as they are."""
+    pages = [arg for arg in op.args[1].op.args if arg.op.get("page")]
+    outcome = attend_in_integers.apply(op) if pages else None
+    return outcome.op if isinstance(outcome, Value) else op
 
 
 def _is_in_pages(op: Op) -> bool:

@@ -8,6 +8,7 @@ Every row is at a place of its own; its pages lie anywhere in the pools. Spellin
 - `by row`: places first, and attention to one row under `jax.vmap`
 - `slots`: places first, written as [P * page, K, H]
 - `given`: places first; the caller says to which page and place a row is written
+- `integers`: places first; each pool is one of integers and one of a scale for every head
 - `scanned`, `carried`: pools [L, P, page, K, H], scanned by the loop over layers, or carried by it
 - `stacked`: these pools, and layers that are written out
 
@@ -43,7 +44,16 @@ TINY = Config(2, 16, 4, 2, 8, 32, 64, 4, "float32")
 LLAMA_8B = Config(32, 4096, 32, 8, 128, 14336, 128256, 128)
 ONE_POOL = ("scanned", "carried", "stacked")  # an array for the pools of all layers
 LOOPED = ("scanned", "carried")
-SPELLINGS = ("heads first", "places first", "by page", "by row", "slots", "given", *ONE_POOL)
+SPELLINGS = (
+    "heads first",
+    "places first",
+    "by page",
+    "by row",
+    "slots",
+    "given",
+    "integers",
+    *ONE_POOL,
+)
 
 
 def params_of(config: Config, spelling: str) -> dict[str, Any]:
@@ -81,7 +91,10 @@ def state_of(config: Config, spelling: str, rows: int, pages: int, count: int) -
     stacked = (c.layers, *pool) if spelling in ONE_POOL else pool
 
     def pools() -> Any:
-        array = jax.ShapeDtypeStruct(stacked, c.dtype)
+        array: Any = jax.ShapeDtypeStruct(stacked, c.dtype)
+        if spelling == "integers":
+            scales = jax.ShapeDtypeStruct(stacked[:-1], "float32")
+            array = jax.ShapeDtypeStruct(stacked, "int8"), scales
         return array if spelling in ONE_POOL else [array] * c.layers
 
     numbers = {"position": (rows,), "table": (rows, pages)}
@@ -130,10 +143,10 @@ def _layer(
     x: Array,
     state: Any,
     weights: Any,
-    keys: Array,
-    values: Array,
+    keys: Any,
+    values: Any,
     layer: Any = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Any, Any]:
     """One layer on its pools, or on those of all layers."""
     normed = rms_norm(x, weights["attention_norm"])
     q, k, v = (jnp.einsum("bd,dhk->bhk", normed, weights[n]) for n in ("query", "key", "value"))
@@ -149,9 +162,12 @@ def _layer(
     return x + hidden @ weights["down"], *pools
 
 
-def _written(
-    config: Config, spelling: str, pool: Array, new: Array, state: Any, layer: Any
-) -> Array:
+def _written(config: Config, spelling: str, pool: Any, new: Array, state: Any, layer: Any) -> Any:
+    if spelling == "integers":
+        scale = jnp.max(jnp.abs(new), -1) / 127
+        integers = jnp.round(new / scale[..., None]).astype("int8")
+        pairs = zip(pool, (integers, scale))
+        return tuple(_written(config, "places first", *pair, state, layer) for pair in pairs)
     position, page = state["position"], config.page
     number, place = state["table"][jnp.arange(len(new)), position // page], position % page
     if spelling == "heads first":
@@ -167,7 +183,7 @@ def _written(
 
 
 def _attended(
-    config: Config, spelling: str, q: Array, keys: Array, values: Array, state: Any, layer: Any
+    config: Config, spelling: str, q: Array, keys: Any, values: Any, state: Any, layer: Any
 ) -> Array:
     """The values [B, K, Q / K, H] of the pages of all rows, by the attention of their queries."""
     table, position = state["table"], state["position"]
@@ -189,6 +205,9 @@ def _attended(
         return jnp.einsum("bkgnp,bnpkh->bkgh", weights, values[table])
     if spelling == "heads first":
         read = [pool[table].transpose(0, 1, 3, 2, 4).reshape(shape) for pool in (keys, values)]
+    elif spelling == "integers":
+        pairs = ((q[table].astype("float32"), s[table][..., None]) for q, s in (keys, values))
+        read = [(integers * scale).reshape(shape) for integers, scale in pairs]
     elif spelling == "carried":
         read = [pool[layer][table].reshape(shape) for pool in (keys, values)]
     elif spelling == "stacked":

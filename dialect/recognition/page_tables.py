@@ -49,7 +49,7 @@ def paged_of_take(op: Op) -> Outcome:
         return None
     cut, axes = signature(op), numbered(len(order))
     before = {axes[axis]: dimension for axis, dimension in zip(order, cut.inputs[0])}
-    n, *of_page = axes[taken.args[1].type.rank - 1 :]
+    n, *of_page = axes[_table_rank(taken) - 1 :]
     places = [axis for axis in of_page if _are_merged(cut, before[n], before[axis])]
     if len(places) != 1:
         return Miss("no axis of a page is merged with that of the pages", 3)
@@ -75,7 +75,7 @@ def product_of_pages(op: Op) -> Outcome:
     for number, arg in enumerate(op.args):
         if not _is_by_table(arg.op):
             continue
-        array, first = spec.inputs[number], arg.op.args[1].type.rank
+        array, first = spec.inputs[number], _table_rank(arg.op)
         n = array[first - 1]
         places = [
             axis for axis in array[first:] if _use(spec, number, axis) == _use(spec, number, n)
@@ -163,10 +163,23 @@ def put_in_page(op: Op) -> Outcome:
 
 
 def _is_by_table(taken: Op) -> bool:
-    """Whether an op takes, by a table, pages of what a step has written."""
+    """Whether an op takes, by a table, pages of what a step has written; or numbers that integers
+    and scales stand for, both of which it takes so."""
+    if _is_scaled(taken):
+        is_of_last = taken["axes"] == (taken.types[0].rank - 1,)
+        return is_of_last and all(_is_by_table(arg.op) for arg in taken.args)
     if taken.name != "take" or taken.get("fill") is not None:
         return False
     return taken.args[1].type.rank in (1, 2) and is_written(taken.args[0])
+
+
+def _is_scaled(op: Op) -> bool:
+    return op.name == "dequantize"
+
+
+def _table_rank(taken: Op) -> int:
+    """The axes of the table that an op takes pages by."""
+    return _table_rank(taken.args[0].op) if _is_scaled(taken) else taken.args[1].type.rank
 
 
 def _are_merged(cut: Signature, outer: Dimension, inner: Dimension) -> bool:
@@ -177,6 +190,10 @@ def _are_merged(cut: Signature, outer: Dimension, inner: Dimension) -> bool:
 
 def _paged(taken: Op, page: int) -> Value:
     """The cache of a `take`, one axis of which is that of the places of a page."""
+    if _is_scaled(taken):
+        q, scale = (_paged(arg.op, page) for arg in taken.args)
+        attrs = dict(taken.attrs) | {"axes": (q.type.rank - 1,)}
+        return make("dequantize", q, scale, **attrs)
     (pool, table), first = taken.args, taken.args[1].type.rank
     rows = table if first == 2 else reshaped(table, (1, *table.type.shape))
     behind = taken.types[0].rank - 1 - page

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dialect.ops.pages import DROP
 from dialect.ops.vocabulary import Traced
+from rewrite.ir import Symbol
 from tests.more_examples.forms import Example, left_alone
 
 _HEADS_FIRST = ("f32[6,3,4,2]", "f32[2,3,2]", "i32[2,2]")
@@ -28,6 +29,13 @@ def _also_written(pool: Any, new: Any, table: Any) -> Any:
 
 def _read(pool: Any, table: Any) -> Any:
     return pool[table].transpose(0, 2, 1, 3, 4).reshape(2, 3, 8, 2)
+
+
+def _scaled_pages(q: Any, s: Any, new: Any, table: Any, axis: int = 4) -> Any:
+    """Pages of integers and of their scales, both of which a step has written."""
+    written = _also_written(q, new, table), s.at[table[0], 0].set(1.0)
+    read = (pool[table] for pool in written)
+    return Traced["dequantize"](*read, axes=(axis,), dtype=Symbol("f32"))
 
 
 def _takes() -> list[Example]:
@@ -86,6 +94,25 @@ def _takes() -> list[Example]:
             ),
             _PLACES_FIRST,
         ),
+        # integers and scales
+        (
+            lambda q, s, new, table: _scaled_pages(q, s, new, table).reshape(2, 8, 3, 2),
+            ("i8[6,4,3,2]", "f32[6,4,3]", "i8[2,3,2]", "i32[2,2]"),
+        ),
+        (
+            left_alone(
+                lambda q, s, new, table: Traced["dequantize"](
+                    _also_written(q, new, table)[table], s[table], axes=(4,), dtype=Symbol("f32")
+                ).reshape(2, 8, 3, 2)
+            ),
+            ("i8[6,4,3,2]", "f32[6,4,3]", "i8[2,3,2]", "i32[2,2]"),
+        ),
+        (
+            left_alone(
+                lambda q, s, new, table: _scaled_pages(q, s, new, table, 3).reshape(2, 8, 3, 2)
+            ),
+            ("i8[6,4,3,2]", "f32[6,4,2]", "i8[2,3,2]", "i32[2,2]"),
+        ),
         # what no step has written; places outside of pages; pages outside of rows
         (left_alone(lambda pool, new, table: _read(pool, table)), _HEADS_FIRST),
         (
@@ -128,6 +155,12 @@ def _products() -> list[Example]:
         (product("bnhpd,bhnp->bhd", pages_first=True), weights),
         (product("bhd,bnhpd->bhnp"), ("f32[2,3,2]", *_HEADS_FIRST)),
         (product("bhd,bnhpd->bphn"), ("f32[2,3,2]", *_HEADS_FIRST)),
+        (
+            lambda w, q, s, new, table: jnp.einsum(
+                "bhnp,bnphd->bhd", w, _scaled_pages(q, s, new, table)
+            ),
+            ("f32[2,3,2,4]", "i8[6,4,3,2]", "f32[6,4,3]", "i8[2,3,2]", "i32[2,2]"),
+        ),
         (
             lambda w, pool, new, table: jnp.einsum(
                 "hnp,nhpd->hd", w, _written(pool, new, table)[table[0]]
