@@ -174,7 +174,7 @@ def _is_by_table(taken: Op) -> bool:
 
 
 def _is_scaled(op: Op) -> bool:
-    return op.name == "dequantize"
+    return op.get("axes") is not None and op.get("dtype") is not None
 
 
 def _table_rank(taken: Op) -> int:
