@@ -20,7 +20,7 @@ from dialect.caching.carried_stacks import stack_of_trips
 from dialect.caching.scanned_views import views_of_rows
 from dialect.normal.normal_form import EXACT_RULES, normal_form, reshaped
 from dialect.ops.control import remade_scan, scan_parts
-from dialect.ops.pages import DROP
+from dialect.ops.lookups import DROP
 from dialect.recognition.stacked_pools import behind, one_pool, pages_of_layer
 from rewrite.dataflow import dependents, rebuilt
 from rewrite.driver import Report, rewrite

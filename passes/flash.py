@@ -27,6 +27,7 @@ from dialect.machine.mesh import Topology
 from dialect.matching.attend_bounds import bounds_of, kept_by, map_of, window_read, with_bounds
 from dialect.matching.bound_values import visited_blocks
 from dialect.matching.mask_regions import Bound
+from dialect.matching.pools import is_in_pages
 from dialect.normal.every_attention import with_attention
 from dialect.ops.scores import CONTEXT, SUMMED, LoopAxes, loop_axes
 from rewrite.ir import Op, Value
@@ -119,8 +120,7 @@ def _pays(op: Op, bounds: Sequence[Bound], target: Target) -> bool:
 
 def _of_integers(op: Op) -> Op:
     """Attention to pages of integers, which reads these and their scales; others as they are."""
-    pages = [arg for arg in op.args[1].op.args if arg.op.get("page")]
-    outcome = attend_in_integers.apply(op) if pages else None
+    outcome = attend_in_integers.apply(op) if is_in_pages(op.args[1]) else None
     return outcome.op if isinstance(outcome, Value) else op
 
 

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 
 from dialect.caching.state_forms import Change, carried_in_form, carries
 from dialect.ops.follow import followed
+from dialect.ops.lookups import CLIP
 from dialect.ops.nn import Traced
 from rewrite import opdef
-from rewrite.ir import Op, Symbol, Value
+from rewrite.ir import Op, Value
 from rewrite.opdef import build, traits
 from rewrite.rules import Miss, Outcome, Rule
 from rewrite.signature import Array, Signature
 
-_CLIP = Symbol("GatherScatterMode.CLIP")
 Example = tuple[Callable[..., Any], tuple[str, ...]]
 
 
@@ -101,7 +101,7 @@ def _example(form: Form, name: str) -> Example:
 
     return {
         "cache_put": of(
-            lambda x, new: Traced[name](x, new, jnp.full((2, 1), 2), axis=2, mode=_CLIP), 8, 1
+            lambda x, new: Traced[name](x, new, jnp.full((2, 1), 2), axis=2, mode=CLIP), 8, 1
         ),
         "cache_read": of(lambda x: Traced[name](x, 1), 8),
         "cache_write": of(lambda x, new: Traced[name](x, new, 3, axes=(2,)), 8, 1),

@@ -18,12 +18,12 @@ from dialect.caching.quantized_cache import QUANTIZED
 from dialect.caching.state_forms import Change, undoes
 from dialect.matching.values import reshaped
 from dialect.ops import pages  # noqa: F401  (defines them)
+from dialect.ops.lookups import CLIP
 from dialect.ops.nn import Traced
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.rules import Miss, Outcome, Rule, local
 
-_CLIP = Symbol("GatherScatterMode.CLIP")
 _KEYS = 512  # about as many are read at a time
 
 
@@ -85,7 +85,7 @@ def read_of_paged(op: Op) -> Outcome:
     "cache_put",
     keeps="approx",
     example=lambda cache, new: Traced["cache_put"](
-        _in_pages(cache, 2), new, jnp.array([[5, 6, 7], [0, 1, 4]]), 1, axis=3, mode=_CLIP
+        _in_pages(cache, 2), new, jnp.array([[5, 6, 7], [0, 1, 4]]), 1, axis=3, mode=CLIP
     ),
     types=(_LAYERS, _NEW),
 )
@@ -119,7 +119,7 @@ def write_of_paged(op: Op) -> Outcome:
     if layer and new.type.shape[0] != 1:
         return Miss("it writes several layers", 3)
     new = reshaped(new, new.type.shape[1:]) if layer else new
-    return _written(cache, new, place, layer, _CLIP)
+    return _written(cache, new, place, layer, CLIP)
 
 
 @local(

@@ -22,14 +22,13 @@ from dialect.matching.mask_regions import INTEGERS
 from dialect.matching.values import in_dtype, reshaped, shaped
 from dialect.ops import rings  # noqa: F401  (defines them)
 from dialect.ops.attend import names_of
+from dialect.ops.lookups import CLIP
 from dialect.ops.nn import Traced
 from dialect.ops.scores import CONTEXT
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, Rule, local
 from rewrite.signature import Signature
-
-_CLIP = Symbol("GatherScatterMode.CLIP")
 
 
 def in_ring(axis: int, context: int, size: int) -> Change:
@@ -107,7 +106,7 @@ def chunk_of_ring(op: Op) -> Outcome:
         return Miss("it writes several layers, or along other axes than the ring", 3)
     places = places_written(op)
     places, new = reshaped(places, places.type.shape[1:]), shaped(new, new.type.shape[layers:])
-    return make("cache_put", cache, new, places, *layer, axis=axes[-1], mode=_CLIP)
+    return make("cache_put", cache, new, places, *layer, axis=axes[-1], mode=CLIP)
 
 
 @local(

@@ -140,6 +140,13 @@ def arranged(operand: Operand, order: Sequence[str]) -> Value:
     return shaped(value, tuple(sizes.get(x, 1) for x in order))
 
 
+def untransposed(value: Value) -> tuple[Value, tuple[int, ...]]:
+    """(x, order) of transpose(x, order); a value that is none, with its dimensions in order."""
+    if value.op.name == "transpose":
+        return value.op.args[0], value.op["permutation"]
+    return value, tuple(range(value.type.rank))
+
+
 def transposed(value: Value, order: Sequence[int]) -> Value:
     """The value with its dimensions in another order."""
     if list(order) == sorted(order):

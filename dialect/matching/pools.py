@@ -6,6 +6,11 @@ from rewrite.ir import Graph, Value
 from rewrite.opdef import traits
 
 
+def is_in_pages(cache: Value) -> bool:
+    """Whether a cache, or its integers, are read from pages."""
+    return any(op.get("page") for op in (cache.op, *(arg.op for arg in cache.op.args)))
+
+
 def pools_of(graph: Graph) -> set[Value]:
     """The inputs of a graph, or of the bodies of its loops, whose pages it reads by a table."""
     return {_written(op.args[0]) for op, _ in graph.walk() if op.get("page")}

@@ -9,7 +9,7 @@ import itertools
 
 import jax.numpy as jnp
 
-from dialect.matching.operands import transposed
+from dialect.matching.operands import transposed, untransposed
 from dialect.matching.values import REALS, in_dtype, reshaped, rounding, unrounded
 from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
@@ -146,10 +146,8 @@ def without_transposes(op: Op, first: int = 0) -> Value | None:
     axes = opdef.signature(op)
     args, inputs = list(op.args), list(axes.inputs)
     for i, arg in list(enumerate(args))[first:]:
-        if arg.op.name == "transpose":
-            order = arg.op["permutation"]
-            args[i] = arg.op.args[0]
-            inputs[i] = tuple(inputs[i][order.index(d)] for d in range(len(order)))
+        args[i], order = untransposed(arg)
+        inputs[i] = tuple(inputs[i][order.index(d)] for d in range(len(order)))
     if tuple(args) == op.args:
         return None
     now = Signature(tuple(inputs), axes.outputs)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from dialect.ops.attend import ATTRIBUTES, attend, needed_rows
-from dialect.ops.pages import THERE, PagedArray
+from dialect.ops.lookups import PROMISED
+from dialect.ops.pages import PagedArray
 from dialect.ops.scores import CONTEXT
 from dialect.ops.vocabulary import word
 from rewrite.ir import Op
@@ -30,7 +31,7 @@ def attend_pages(
     given: str = "",
     layers: int = 0,
     pooled: str = "",
-    mode: Any = THERE,
+    mode: Any = PROMISED,
     **more: Any,
 ) -> Any:
     """`attend` with `blocks`, whose keys and values are in pages.

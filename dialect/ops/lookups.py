@@ -9,9 +9,14 @@ import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
 from dialect.ops.vocabulary import elementwise, word
-from rewrite.ir import Op
+from rewrite.ir import Op, Symbol
 from rewrite.opdef import Traits
 from rewrite.signature import Signature, numbered
+
+# What an index out of bounds does, as an attribute of the ops that take and write.
+CLIP = Symbol("GatherScatterMode.CLIP")
+DROP = Symbol("GatherScatterMode.FILL_OR_DROP")
+PROMISED = Symbol("GatherScatterMode.PROMISE_IN_BOUNDS")
 
 
 def take(table: Any, ids: Any, *, mode: Any, fill: Any = None) -> Any:

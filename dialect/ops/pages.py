@@ -19,15 +19,11 @@ import jax.numpy as jnp
 
 from dialect.arrays.attributes import decode
 from dialect.ops.caches import Index, in_int32, put_rows
-from dialect.ops.lookups import take
+from dialect.ops.lookups import DROP, PROMISED, take
 from dialect.ops.vocabulary import word
-from rewrite.ir import Op, Symbol
+from rewrite.ir import Op
 from rewrite.opdef import Traits
 from rewrite.signature import Array, Signature, numbered
-
-THERE, DROP = (
-    Symbol(f"GatherScatterMode.{name}") for name in ("PROMISE_IN_BOUNDS", "FILL_OR_DROP")
-)
 
 
 def paged(
@@ -37,7 +33,7 @@ def paged(
     page: int,
     layers: int = 0,
     behind: int = 1,
-    mode: Any = THERE,
+    mode: Any = PROMISED,
 ) -> Any:
     """The cache whose pages a table names.
 
@@ -111,7 +107,7 @@ class PagedArray:
         *layer: Any,
         layers: int = 0,
         behind: int = 1,
-        mode: Any = THERE,
+        mode: Any = PROMISED,
     ) -> PagedArray:
         """As `paged` gives it."""
         table, at = _of_layer(table, *layer, layers) if layers else table, pool.ndim - 1 - behind

@@ -21,15 +21,16 @@ from dialect.jaxprs.jaxpr import constant
 from dialect.matching.values import shaped
 from dialect.naming.axis import Axes, Axis, leaves
 from dialect.ops.control import CONTROL_FLOW, given_inside
+from dialect.ops.lookups import CLIP, PROMISED
 from dialect.ops.padding import resized
 from dialect.padded.pad_analysis import stays_zero
 from rewrite import opdef
-from rewrite.ir import Graph, Op, Symbol, Type, Value, new_input
+from rewrite.ir import Graph, Op, Type, Value, new_input
 from rewrite.opdef import build, make, with_args
 from rewrite.program import Program
 from rewrite.signature import letters
 
-_CLIPS = (Symbol("GatherScatterMode.CLIP"), Symbol("GatherScatterMode.PROMISE_IN_BOUNDS"))
+_CLIPS = (CLIP, PROMISED)
 
 
 Zero = dict[Value, bool | None]  # whether the padding of a value is zero; None where it has none

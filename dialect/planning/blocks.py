@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from dialect.matching.attend_bounds import part_read
+from dialect.matching.pools import is_in_pages
 from dialect.naming.axes import HEADS, Axes, Axis, Names, leaves_of
 from dialect.normal.trips import most_trips
 from dialect.ops.attend import names_of, pairs_of
@@ -203,14 +204,9 @@ def _attention(
         _width_of_query(op, axes),
         *(read if read < longest else 0, *_in_parts(op, read)),
         positions_last=Signature.parse(op["axes"]).inputs[1][-1] == ("s",),
-        in_pages=_is_in_pages(key),
+        in_pages=is_in_pages(key),
     )
     return with_latents(attention, op, axes, weights)
-
-
-def _is_in_pages(cache: Value) -> bool:
-    """Whether a cache, or its integers, are read from pages."""
-    return any(op.get("page") for op in (cache.op, *(arg.op for arg in cache.op.args)))
 
 
 def _width_of_query(op: Op, axes: Axes) -> int:

@@ -27,11 +27,10 @@ from dialect.matching.values import (
     reshaped,
     through,
 )
+from dialect.ops.lookups import CLIP, DROP
 from rewrite.ir import Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
-
-_CLIP, _DROP = (Symbol(f"GatherScatterMode.{name}") for name in ("CLIP", "FILL_OR_DROP"))
 
 
 @local(
@@ -70,7 +69,7 @@ def write_of_scatter(op: Op) -> Outcome:
     if index.type.shape != (1,) or new.type.rank != cache.type.rank:
         return None
     sizes = zip(new.type.shape, cache.type.shape)
-    if op["mode"] != _CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in axes):
+    if op["mode"] != CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in axes):
         return Miss("it drops writes out of bounds", 2)
     return make("cache_write", cache, new, reshaped(index, ()), axes=axes)
 
@@ -163,7 +162,7 @@ def put_of_mapped_update(op: Op) -> Outcome:
         return None
     partial = [d for d in range(1, cache.type.rank) if new.type.shape[d] != cache.type.shape[d]]
     starts, axes = columns(indices), numbers["scatter_dims_to_operand_dims"]
-    if op["mode"] != _CLIP or len(partial) != 1 or starts is None:
+    if op["mode"] != CLIP or len(partial) != 1 or starts is None:
         return None
     (axis,) = partial
     if axis not in axes or scatter_axes(numbers, new) != [0]:
@@ -172,7 +171,7 @@ def put_of_mapped_update(op: Op) -> Outcome:
     first = clamped(starts[axes.index(axis)], cache.type.shape[axis] - rows)
     offsets = make("iota", dtype=Symbol("i32"), shape=(1, rows), dimension=1)
     positions = make("add", first, offsets)
-    return make("cache_put", cache, new, positions, axis=axis, mode=_CLIP)
+    return make("cache_put", cache, new, positions, axis=axis, mode=CLIP)
 
 
 @local(
@@ -236,7 +235,7 @@ def put_of_one_hot(op: Op) -> Outcome:
     if cache.type.shape[axis] != length or new.type.shape != row_shape:
         return Miss("it writes more than one position of a sequence", 3)
     positions = reshaped(ids, (ids.type.size, 1) if len(mask_axes) == 2 else (1,))
-    return make("cache_put", cache, new, positions, axis=axis, mode=_DROP)
+    return make("cache_put", cache, new, positions, axis=axis, mode=DROP)
 
 
 def numbers_of(op: Op) -> dict[str, Any]:

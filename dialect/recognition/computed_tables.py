@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.values import grown_from, in_dtype, in_shape, is_iota, reshaped
 from dialect.ops import lax
-from rewrite.ir import Op, Symbol, Type, Value
+from dialect.ops.lookups import DROP
+from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
 
-_FILLS = Symbol("GatherScatterMode.FILL_OR_DROP")
 _EXACT = {"i32": 2**31, "u32": 2**32, "f32": 2**24}  # dtypes that hold integers up to these
 
 
@@ -33,7 +33,7 @@ def row_of_computed(op: Op) -> Outcome:
     count = table.type.shape[0]
     if not _is_computed(table):
         return None
-    if op["mode"] == _FILLS:
+    if op["mode"] == DROP:
         return Miss("it has another value out of bounds", 2)
     if not 0 < ids.type.size <= count:
         return Miss("it takes more rows than the table has, or none", 2)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dialect.matching.proofs import is_finite
 from dialect.matching.values import REALS, as_bool, columns, number, one_hot_of, reshaped
-from dialect.ops import lookups  # noqa: F401  (defines take, wrap and modulo)
+from dialect.ops.lookups import DROP  # and defines take, wrap and modulo
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
@@ -164,12 +164,9 @@ def take_of_one_hot(op: Op) -> Outcome:
         if bits(ids.type.dtype) == 64:  # JAX gathers by indices of 32 bits
             return Miss("its ids may exceed the 32 bits of a gather's indices", 4)
         rows = _first(table, table_axes.index(contracted))
-        taken = make("take", rows, ids, mode=_FILL, fill=0)
+        taken = make("take", rows, ids, mode=DROP, fill=0)
         order = tuple((*ids_axes, *row_axes).index(axes) for axes in spec.outputs[0])
         if order != tuple(sorted(order)):
             taken = make("transpose", taken, permutation=order)
         return taken if taken.type.dtype == op.types[0].dtype else None
     return None
-
-
-_FILL = Symbol("GatherScatterMode.FILL_OR_DROP")

@@ -14,9 +14,10 @@ import math
 
 import jax.numpy as jnp
 
-from dialect.matching.operands import transposed
+from dialect.matching.operands import transposed, untransposed
 from dialect.matching.values import columns, counts_modulo, reshaped, shaped
-from dialect.ops.pages import DROP
+from dialect.ops import pages  # noqa: F401  (defines them)
+from dialect.ops.lookups import DROP
 from dialect.recognition.caches import (
     indexed_axes,
     numbers_of,
@@ -41,10 +42,8 @@ _POOL, _ROW, _TABLE = "f32[6,3,4,2]", "f32[2,3,2]", "i32[2,2]"
 )
 def paged_of_take(op: Op) -> Outcome:
     """reshape(transpose(take(pool, table)): n page -> (n page))  ->  paged(pool, table)"""
-    (value,) = op.args
-    is_moved = value.op.name == "transpose"
-    order = list(value.op["permutation"] if is_moved else range(value.type.rank))
-    taken = (value.op.args[0] if is_moved else value).op
+    source, order = untransposed(*op.args)
+    taken = source.op
     if not _is_by_table(taken):
         return None
     cut, axes = signature(op), numbered(len(order))
@@ -96,8 +95,8 @@ def _over_places(op: Op, spec: Signature, number: int, n: Dimension, place: Dime
     factors, arrays, out = list(op.args), list(spec.inputs), spec.outputs[0]
     factors[number] = _paged(op.args[number].op, arrays[number].index(place))
     arrays[number] = _of_cache(arrays[number], n, place)
-    other, axes = factors[1 - number], arrays[1 - number]
-    factors[1 - number] = _merged(other, axes, n, place)
+    axes = arrays[1 - number]
+    factors[1 - number] = _merged(factors[1 - number], axes, n, place)
     arrays[1 - number] = _without(axes, place)
     now = Signature(tuple(arrays), (_without(out, place),))
     product = make("contract", *factors, **dict(op.attrs) | {"spec": str(now)})
@@ -174,7 +173,7 @@ def _is_by_table(taken: Op) -> bool:
 
 
 def _is_scaled(op: Op) -> bool:
-    return op.get("axes") is not None and op.get("dtype") is not None
+    return op.name == "dequantize"
 
 
 def _table_rank(taken: Op) -> int:

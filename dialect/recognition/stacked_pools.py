@@ -11,7 +11,8 @@ import jax
 
 from dialect.matching.values import columns, reshaped, through
 from dialect.normal.trips import row_read
-from dialect.ops.pages import DROP, THERE
+from dialect.ops import pages  # noqa: F401  (defines pages_behind)
+from dialect.ops.lookups import DROP, PROMISED
 from dialect.recognition.caches import clamped
 from dialect.recognition.indexing import fills_otherwise
 from rewrite.ir import Op, Value
@@ -39,7 +40,7 @@ def pages_of_layer(op: Op) -> Outcome:
     if pool.type.shape != tuple(shape):
         return None
     layer = clamped(reshaped(layer, ()), layers - 1)
-    numbers = behind(table, layer, pools, op.get("mode", THERE))
+    numbers = behind(table, layer, pools, op.get("mode", PROMISED))
     return make(op.name, one_pool(pools), numbers, **dict(op.attrs))
 
 
@@ -80,11 +81,11 @@ def is_written(pools: Value) -> bool:
 
 def one_pool(pools: Value) -> Value:
     """The pools [layers, pages, ..] of all layers as one, [layers * pages, ..]."""
-    layers, pages, *page = pools.type.shape
-    return reshaped(pools, (layers * pages, *page))
+    layers, count, *page = pools.type.shape
+    return reshaped(pools, (layers * count, *page))
 
 
 def behind(table: Value, layer: Value, pools: Value, mode: object) -> Value:
     """The numbers of pages of a layer in that pool."""
-    layers, pages = pools.type.shape[:2]
-    return make("pages_behind", table, layer, pages=pages, layers=layers, mode=mode)
+    layers, count = pools.type.shape[:2]
+    return make("pages_behind", table, layer, pages=count, layers=layers, mode=mode)

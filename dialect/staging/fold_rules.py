@@ -19,6 +19,7 @@ from dialect.jaxprs.jaxpr import constant
 from dialect.matching.operands import Operand, bare, laid_out, named
 from dialect.matching.values import REALS, in_dtype, number, reshaped, through, unrounded
 from dialect.ops.attend import names_of, pairs_of
+from dialect.ops.lookups import CLIP
 from dialect.ops.nn import Traced
 from dialect.staging import marks as _  # noqa: F401  (defines the marks)
 from rewrite.ir import Op, Symbol, Type, Value
@@ -160,10 +161,7 @@ def scale_before_product(op: Op) -> Outcome:
 @local(
     "mul",
     example=lambda table: (
-        Traced["take"](
-            Known(table, alone=True), jnp.array([1, 0]), mode=Symbol("GatherScatterMode.CLIP")
-        )
-        * 0.5
+        Traced["take"](Known(table, alone=True), jnp.array([1, 0]), mode=CLIP) * 0.5
     ),
     types=("f32[3,4]",),
     keeps="reals",

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from dialect.jaxprs.jaxpr import constant
 from dialect.matching.values import in_dtype
+from dialect.ops.lookups import CLIP, PROMISED
 from rewrite import opdef
-from rewrite.ir import Graph, Op, Symbol, Type, Value, bits
+from rewrite.ir import Graph, Op, Type, Value, bits
 from rewrite.opdef import make
 from rewrite.signature import Array, letters
 
-CLIP, PROMISED = (Symbol(f"GatherScatterMode.{x}") for x in ("CLIP", "PROMISE_IN_BOUNDS"))
 Places = tuple[int, ...]  # the dimensions of a value that number its rows, in the order of the ids
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dialect.ops.pages import DROP
+from dialect.ops.lookups import DROP
 from dialect.ops.vocabulary import Traced
 from rewrite.ir import Symbol
 from tests.more_examples.forms import Example, left_alone
