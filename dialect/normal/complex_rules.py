@@ -8,25 +8,31 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dialect.arrays.dtypes import is_complex
 from dialect.matching.values import in_shape
-from rewrite.ir import Op, Value
+from rewrite.ir import Op, Type, Value
 from rewrite.opdef import make, traits, with_args
 from rewrite.rules import Outcome, local, pattern
 
 _PART = {"real": 0, "imag": 1}
 
 
-def _real(x: jax.Array) -> jax.Array:
-    """x in the dtype of the real part of a complex number that JAX makes of it."""
-    return x.astype(jnp.finfo(jnp.result_type(x, jnp.complex64)).dtype)
+def _real(x: jax.Array, *others: jax.Array) -> jax.Array:
+    """x in the dtype of the real part of a complex number that JAX makes of it and the others."""
+    return x.astype(jnp.finfo(jnp.result_type(x, *others, jnp.complex64)).dtype)
+
+
+def _are_real(*types: Type) -> str | None:
+    return "a part is complex" if any(is_complex(type_.dtype) for type_ in types) else None
 
 
 complex_of_sum = pattern(
     "complex_of_sum",
     "x + i y  ->  complex(x, y), where x and y are real",
     before=lambda x, y: x + 1j * y,
-    after=lambda x, y: jax.lax.complex(_real(x), _real(y)),
+    after=lambda x, y: jax.lax.complex(_real(x, y), _real(y, x)),
     example=("f32[4]", "f32[4]"),
+    guard=_are_real,
     needs=("finite activations",),  # 0 y is a term of the real part
 )
 
@@ -36,6 +42,7 @@ real_of_rotation = pattern(
     before=lambda x: jnp.real(jnp.exp(1j * x)),
     after=lambda x: jnp.cos(_real(x)),
     example=("f32[4]",),
+    guard=_are_real,
 )
 
 imag_of_rotation = pattern(
@@ -44,6 +51,7 @@ imag_of_rotation = pattern(
     before=lambda x: jnp.imag(jnp.exp(1j * x)),
     after=lambda x: jnp.sin(_real(x)),
     example=("f32[4]",),
+    guard=_are_real,
 )
 
 

@@ -439,10 +439,14 @@ MORE: dict[str, list[Example]] = {
     "complex_of_sum": [
         (lambda x, y: y * 1j + x, TWO),
         (lambda x, y: x.astype("bfloat16") + 1j * y.astype("float16"), TWO),
+        (lambda x, y: x + 1j * y, ("f32[4]", "f64[4]")),
         # near misses
         (lambda x, y: x + 2j * y, TWO),
         (lambda x, y: x + 1j * y, ("c64[4]", "f32[4]")),
+        (lambda x, y: x + 1j * y, ("f64[4]", "f32[4]")),
         (lambda x, y: x + 1j * y, ("f32[4]", "c64[4]")),
+        (lambda x, y: x + 1j * y, ("c64[4]", "f64[4]")),
+        (lambda x, y: x + 1j * y, ("f64[4]", "c64[4]")),
         (lambda x, y: x + 1j / y, TWO),
         (lambda x, y: x + 1 * y, TWO),
     ],
