@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from dialect.caching.state_forms import undoes
 from dialect.ops.control import remade_scan, remade_while, scan_parts
 from dialect.planning.layouts import with_input_layouts
 from dialect.staging.binding import frontier, region_bound
+from dialect.staging.stored_states import StoredState, result_name, spanning, stored_states
 from rewrite.dataflow import bound_values, dependents, rebuilt
 from rewrite.driver import rewrite
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import build, lookup, substitute, with_args
+from rewrite.opdef import build, substitute, with_args
 from rewrite.passbase import Pass
 from rewrite.program import ROLES, Input, Output, Program, Stages
 from rewrite.target import Target
@@ -47,7 +46,7 @@ class Stage(Pass):
         params, state, args = (program.values(role) for role in ROLES)
         graph = rewrite(split_loops(program.graph, params), ())
         front = frontier(graph, params)
-        parts = _moved_inward(graph, _users_state(program, graph))
+        parts = stored_states(program, graph)
         fresh = {value: new_input(value.type) for value in (*front, *(p.entering for p in parts))}
         outputs, declared = _step_outputs(program, graph, parts, len(front))
         step = Graph(
@@ -141,87 +140,11 @@ def _known_first(op: Op, bound: frozenset[Value]) -> Op:
 # The state's boundary.
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A part of the state: the value that enters the step for it, and the one that leaves.
-
-    `place` orders the parts as the user's states, `output` as the user's outputs.
-    """
-
-    entering: Value
-    leaving: Value
-    name: str
-    output_name: str
-    place: tuple[int, ...]
-    output: tuple[int, ...]
-
-
-def _users_state(program: Program, graph: Graph) -> list[_Part]:
-    """The state as the user keeps it."""
-    parts = []
-    for number, out in enumerate(program.outputs):
-        if out.updates is not None:
-            value, name = graph.inputs[out.updates], program.inputs[out.updates].name
-            leaving = graph.outputs[number]
-            parts.append(_Part(value, leaving, name, out.name, (out.updates,), (number,)))
-    return sorted(parts, key=lambda part: part.place)
-
-
-def _moved_inward(graph: Graph, parts: Sequence[_Part]) -> list[_Part]:
-    """The parts behind every change of form that the step undoes."""
-    held = {part.entering: part for part in parts}
-    results = set(graph.outputs)
-    waiting = deque(held)
-    while waiting:
-        value = waiting.popleft()
-        readers = {op for op, _ in graph.users.get(value, ())}
-        if value not in held or len(readers) != 1:
-            continue
-        (op,) = readers
-        alone = all({user for user, _ in graph.users[arg]} == readers for arg in op.args)
-        if not alone or any(arg not in held or arg in results for arg in op.args):
-            continue
-        changed = [held[arg] for arg in op.args]
-        if any(part.entering == part.leaving for part in changed):
-            continue  # it stays as it is
-        other = changed[0].leaving.op
-        if other == op:
-            continue  # it leaves as what it has become
-        if other.results == tuple(part.leaving for part in changed) and undoes(other, op):
-            for arg in op.args:
-                held.pop(arg, None)
-            held |= {part.entering: part for part in _changed(op, other, changed)}
-            waiting += op.results
-    return sorted(held.values(), key=lambda part: part.place)
-
-
-def _changed(op: Op, other: Op, parts: Sequence[_Part]) -> Iterator[_Part]:
-    """What the parts are between `op`, which takes them all, and `other`, which gives them back."""
-    several = len(op.types) > 1
-    for number, (entering, leaving) in enumerate(zip(op.results, other.args)):
-        at, suffix = ((number,), f".{_result_name(op, number)}") if several else ((), "")
-        yield _Part(
-            entering,
-            leaving,
-            _spanning([part.name for part in parts]) + suffix,
-            _spanning([part.output_name for part in parts]) + suffix,
-            (*min(part.place for part in parts), *at),
-            (*min(part.output for part in parts), *at),
-        )
-
-
-def _spanning(names: Sequence[str]) -> str:
-    """`layers/0/k`, `layers/1/k`, ..., `layers/79/k`  ->  `layers/0-79/k`"""
-    first, last = (re.split(r"(\d+)", name) for name in (names[0], names[-1]))
-    pairs = zip(first, last) if len(first) == len(last) else zip(first, first)
-    return "".join(one if one == other else f"{one}-{other}" for one, other in pairs)
-
-
 def _numbers(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
-def _restore(program: Program, graph: Graph, parts: Sequence[_Part]) -> Graph:
+def _restore(program: Program, graph: Graph, parts: Sequence[StoredState]) -> Graph:
     """From the packed state, in the order of the step's outputs, to the user's."""
     leaving = [part.leaving for part in sorted(parts, key=lambda part: part.output)]
     inputs = [new_input(value.type) for value in leaving]
@@ -231,7 +154,7 @@ def _restore(program: Program, graph: Graph, parts: Sequence[_Part]) -> Graph:
 
 
 def _step_outputs(
-    program: Program, graph: Graph, parts: Sequence[_Part], packed: int
+    program: Program, graph: Graph, parts: Sequence[StoredState], packed: int
 ) -> tuple[tuple[Value, ...], tuple[Output, ...]]:
     """The step's outputs: the user's, a state replaced by the parts that leave for it."""
     number = {part.entering: packed + n for n, part in enumerate(parts)}
@@ -249,7 +172,7 @@ def _step_outputs(
 
 
 def _step_inputs(
-    program: Program, graph: Graph, front: Sequence[Value], parts: Sequence[_Part]
+    program: Program, graph: Graph, front: Sequence[Value], parts: Sequence[StoredState]
 ) -> tuple[Input, ...]:
     declared = zip(program.graph.inputs, program.inputs)
     names = {value: source.name for value, source in declared if source.role == "param"}
@@ -282,15 +205,9 @@ def _path(value: Value, names: dict[Value, str], behind: _Behind, steps: list[st
     while at not in names:
         if at.op.name == "stack":
             parts = [arg for arg in at.op.args if arg in behind.steps]
-            return _spanning([_path(arg, names, behind, steps) for arg in parts])
+            return spanning([_path(arg, names, behind, steps) for arg in parts])
         at = behind.towards(at, steps)
     return names[at]
-
-
-def _result_name(op: Op, number: int, unnamed: str = "") -> str:
-    """What the op calls a result of several; otherwise its number."""
-    names = lookup(op.name).results
-    return names[number] if names else f"{unnamed}{number}"
 
 
 @dataclass(frozen=True)
@@ -315,7 +232,7 @@ class _Behind:
         if op.get("length") is not None:
             return self.into_loop(value, steps) or bound[0]
         several = len(op.types) > 1
-        steps.append(_result_name(op, value.index, op.name) if several else op.name)
+        steps.append(result_name(op, value.index, op.name) if several else op.name)
         return min(bound, key=self.steps.__getitem__)
 
     def into_loop(self, value: Value, steps: list[str]) -> Value | None:
@@ -339,6 +256,6 @@ def _notes(program: Program, stages: Stages) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in gone:
         alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    shown = ", ".join(_spanning(sorted(names, key=_numbers)) for names in alike.values())
+    shown = ", ".join(spanning(sorted(names, key=_numbers)) for names in alike.values())
     notes += [f"replaced in the step: {shown}"] if gone else []
     return notes

@@ -151,6 +151,20 @@ def test_a_cache_of_unknown_context_is_counted_once() -> None:
     assert rolled.other_bytes == updated.other_bytes
 
 
+@pytest.mark.parametrize("chosen", [{}, {"write": "scatter"}, {"together": True}], ids=str)
+def test_a_cache_has_the_bytes_that_it_is_kept_in(chosen: dict[str, Any]) -> None:
+    """Stacked caches in int8 were counted as the floats that they were before `adapt`."""
+    decoder = Decoder(layers=2, **chosen)
+    traced = trace(
+        decoder.step, decoder.params(), decoder.cache(), decoder.given(), params=0, state=1
+    )
+    program = after(traced, "normalize, recognize, roll, carry_cache, quantize{cache=int8}")
+    kept = [x.type for x in after(program, "stage").values("state") if x.type.shape]
+    elements = sum(x.size for x in kept if x.dtype == "i8")
+    shape = decoder_shape(program, infer_axes(program))
+    assert shape.cache_bytes_per_element == sum(x.bytes for x in kept) / elements == 1.5
+
+
 def test_a_cache_without_elements_has_no_bytes_per_element() -> None:
     def step(params: Any, cache: Any, x: jax.Array) -> Any:
         scores = jax.nn.softmax(jnp.einsum("bd,bsd->bs", x @ params, cache))

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from dialect.caching.commute import Form, loop_rule, rule, rules
-from dialect.caching.state_forms import Change, undoes
+from dialect.caching.state_forms import Change
 from dialect.matching.values import REALS, in_dtype, reshaped
 from dialect.ops import kept_twice  # noqa: F401  (defines them)
 from dialect.ops.nn import Traced
+from dialect.staging.stored_states import undoes
 from rewrite.ir import Op, Value
 from rewrite.opdef import build, make
 from rewrite.rules import Miss, Outcome, Rule, local

@@ -11,10 +11,11 @@ from __future__ import annotations
 import jax
 
 from dialect.caching.commute import Form, rules
-from dialect.caching.state_forms import Change, undoes
+from dialect.caching.state_forms import Change
 from dialect.matching.values import shaped, through
 from dialect.ops.nn import Traced
 from dialect.ops.scores import SUMMED
+from dialect.staging.stored_states import undoes
 from rewrite.ir import Op, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, Rule, local

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from dialect.caching.commute import Form, loop_rule
 from dialect.caching.quantized_cache import QUANTIZED
-from dialect.caching.state_forms import Change, undoes
+from dialect.caching.state_forms import Change
 from dialect.matching.values import reshaped
 from dialect.ops import pages  # noqa: F401  (defines them)
 from dialect.ops.lookups import CLIP
 from dialect.ops.nn import Traced
+from dialect.staging.stored_states import undoes
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.rules import Miss, Outcome, Rule, local

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from dialect.arrays.dtypes import is_float
 from dialect.caching.commute import Form, rule, rules
 from dialect.caching.narrow_cache import NARROW
-from dialect.caching.state_forms import Change, Forms, keep_in, stacked_forms, undoes
+from dialect.caching.state_forms import Change, Forms, keep_in, stacked_forms
 from dialect.caching.transposed_cache import TRANSPOSED
 from dialect.naming.axes import Axes, infer_axes
 from dialect.ops.attend import names_of, pairs_of
 from dialect.ops.nn import Traced
 from dialect.ops.scores import PAIRS
+from dialect.staging.stored_states import undoes
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import build, make
 from rewrite.program import LEFT_ALONE, Program, Remark

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dialect.caching.claimed_positions import places_written
 from dialect.caching.commute import Form, loop_rule, rule
-from dialect.caching.state_forms import Change, undoes
+from dialect.caching.state_forms import Change
 from dialect.matching.bound_values import integer
 from dialect.matching.mask_regions import INTEGERS
 from dialect.matching.values import in_dtype, reshaped, shaped
@@ -25,6 +25,7 @@ from dialect.ops.attend import names_of
 from dialect.ops.lookups import CLIP
 from dialect.ops.nn import Traced
 from dialect.ops.scores import CONTEXT
+from dialect.staging.stored_states import undoes
 from rewrite.ir import Op, Symbol, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, Rule, local

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from dialect.normal.normal_form import EXACT_RULES, normal_form
 from dialect.ops.control import remade_scan, scan_parts
+from dialect.staging.stored_states import undoes
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import lookup, traits
+from rewrite.opdef import traits
 from rewrite.program import Program
 from rewrite.rules import Rule
 
@@ -223,16 +224,6 @@ def carries(op: Op, name: str) -> Iterator[int]:
     """The arguments of a scan, by number, that are carries and results of ops of this name."""
     _, carry, _ = scan_parts(op)
     return (i for i in range(carry.start, carry.stop) if op.args[i].op.name == name)
-
-
-def undoes(other: Op, op: Op) -> bool:
-    """Whether `other`, applied to the results of `op`, would give the arguments of `op`."""
-    inverse = lookup(op.name).inverse
-    if inverse is None or [arg.type for arg in other.args] != list(op.types):
-        return False
-    name, attrs = inverse(op)
-    is_inverse = other.name == name and all(other.get(key) == x for key, x in attrs.items())
-    return is_inverse and [arg.type for arg in op.args] == list(other.types)
 
 
 def writes(program: Program) -> Iterator[tuple[Op, int]]:

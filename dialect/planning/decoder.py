@@ -16,9 +16,10 @@ from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.staging.binding import region_bound
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
-from rewrite.dataflow import bound_values
+from dialect.staging.stored_states import stored_states
+from rewrite.dataflow import bound_values, dependents
 from rewrite.ir import Graph, Op, Value, bits
-from rewrite.opdef import lookup, traits
+from rewrite.opdef import traits
 from rewrite.program import Program
 
 _SPLIT = ("wide", "batch", "d_ff", "experts", "vocab", *HEADS)  # axes that every plan splits
@@ -53,7 +54,7 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
             trips > 1 and weights.type.dtype == "f32" and op.get("precision") is None
             for op, trips, _, weights in layers
         ),
-        **_dtypes(tables, program.graph, caches, layers[0][2:] if layers else None, counted, axes),
+        **_dtypes(tables, program, caches, layers[0][2:] if layers else None, counted, axes),
         logits_bytes_per_element=_logits_bytes(products, axes),
         other_bytes=others["param", False] + others["state", False],
         split_bytes=others["param", True] + others["state", True],
@@ -116,7 +117,7 @@ def _inputs_over(program: Program, axes: Axes, role: str, *names: str) -> list[V
 
 def _dtypes(
     tables: list[Value],
-    graph: Graph,
+    program: Program,
     caches: list[Value],
     factors: tuple[Value, Value] | None,
     counted: list[tuple[Op, int]],
@@ -128,29 +129,20 @@ def _dtypes(
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
         "activation_bytes_per_element": _activation_bytes(counted, axes),
-        "cache_bytes_per_element": _cache_bytes(graph, [x for x in caches if x.type.size], axes),
+        "cache_bytes_per_element": _cache_bytes(program, [x for x in caches if x.type.size], axes),
     }
 
 
-def _cache_bytes(graph: Graph, caches: list[Value], axes: Axes) -> float:
-    """Bytes of all caches, as a step stores them, for an element of the keys and values: they may
-    differ in dtype, and may have scales or the places of their rows beside them. 2 where there are
-    none."""
+def _cache_bytes(program: Program, caches: list[Value], axes: Axes) -> float:
+    """Bytes of all caches, as they are kept between steps, for an element of the keys and values:
+    they may differ in dtype, and may have scales or the places of their rows beside them. 2 where
+    there are none."""
     elements = sum(value.type.size for value in caches if has(axes.of(value), "d_head"))
     largest = max((value.type.size for value in caches), default=0)
-    stored = sum(part.type.bytes for value in caches for part in _arrays_of(graph, value))
-    return stored / max(elements, largest) if caches else 2
-
-
-def _arrays_of(graph: Graph, state: Value) -> Iterator[Value]:
-    """The arrays that a state is stored as: `adapt` changes its form if no other op reads it."""
-    readers = {op for op, _ in graph.users.get(state, ())}
-    forms = [op for op in readers if lookup(op.name).inverse and len(op.args) == 1]
-    if len(readers) != 1 or not forms:
-        yield state
-        return
-    for result in forms[0].results:
-        yield from _arrays_of(graph, result)
+    behind = dependents(program.graph, caches)
+    states = [state.entering for state in stored_states(program, program.graph)]
+    kept = sum(value.type.bytes for value in states if value in behind)
+    return kept / max(elements, largest) if caches else 2
 
 
 def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:
