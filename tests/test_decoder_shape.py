@@ -165,6 +165,29 @@ def test_a_cache_has_the_bytes_that_it_is_kept_in(chosen: dict[str, Any]) -> Non
     assert shape.cache_bytes_per_element == sum(x.bytes for x in kept) / elements == 1.5
 
 
+@pytest.mark.parametrize(
+    ("passes", "heads", "bytes_per_element"),
+    [
+        ("cache_layout{kv_heads=4}", 4, 4),
+        ("cache_layout{kv_heads=4}, quantize{cache=int8}", 4, 1.25),
+        ("sparq{r=4, k=32, local=8}", 8, 6),  # keys in two orders
+    ],
+)
+def test_a_cache_has_the_elements_that_it_is_kept_in(
+    passes: str, heads: int, bytes_per_element: float
+) -> None:
+    """Merged heads were fewer heads of fewer bytes: their cache was counted as half of itself."""
+    config = llama.CONFIGS["toy"]
+    params = jax.eval_shape(lambda key: llama.init_params(config, key), jax.random.key(0))
+    cache = jax.eval_shape(lambda: llama.init_cache(config, 8, 256))
+    step = partial(llama.decode_step, config)
+    program = trace(step, params, cache, jax.ShapeDtypeStruct((8,), "int32"), params=0, state=1)
+    program = after(program, f"normalize, recognize, carry_cache, {passes}")
+    shape = decoder_shape(program, infer_axes(program))
+    (attention, _) = next(shape.attentions)
+    assert (attention.kv_heads, shape.cache_bytes_per_element) == (heads, bytes_per_element)
+
+
 def test_a_cache_without_elements_has_no_bytes_per_element() -> None:
     def step(params: Any, cache: Any, x: jax.Array) -> Any:
         scores = jax.nn.softmax(jnp.einsum("bd,bsd->bs", x @ params, cache))

@@ -220,6 +220,19 @@ def test_a_cache_that_something_else_reads_is_left_alone() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "word"), [("paged{page=4}", "pages"), ("sparq{r=4, k=8, local=2}", "columns")]
+)
+def test_a_cache_in_another_form_says_which_pass_is_first(before: str, word: str) -> None:
+    """`sparq` in front of it was a crash."""
+    case = Case("llama")
+    text = f"normalize, recognize, roll, carry_cache, {before}"
+    notes = quantized(traced_case(case), text)[1]
+    said = f"cache/k left alone: `{word}` keeps it in another form already: name this pass before"
+    assert any(str(note).startswith(said) for note in notes)
+    assert not any("cache/k kept" in str(note) for note in notes)
+
+
 def test_a_cache_that_is_scanned_is_left_alone() -> None:
     _, notes = quantized(traced_case(Case("palm")), "normalize, recognize")
     assert all(

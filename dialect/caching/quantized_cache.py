@@ -183,6 +183,8 @@ def attend_in_integers(op: Op) -> Outcome:
         inner = args[i].op
         if inner.name != "dequantize":
             continue
+        if op.get("sparq") is not None:
+            return Miss("it reads a choice of positions, and their scales would be those of all", 2)
         weights = (op.get("weights") or inner["dtype"]).text
         if op.get("rounds") is not None or not is_float(weights):
             return Miss("its weights are rounded to integers of their own", 2)

@@ -17,7 +17,7 @@ from dialect.ops.control import remade_scan, scan_parts
 from dialect.staging.stored_states import undoes
 from rewrite.errors import PipelineError
 from rewrite.ir import Graph, Op, Value, new_input, replace_values
-from rewrite.opdef import traits
+from rewrite.opdef import lookup, traits
 from rewrite.program import Program
 from rewrite.rules import Rule
 
@@ -266,10 +266,17 @@ def _still_read(
             users = inner.users.get(op.results[0], ()) if op.name == word else ()
             others = [user for user, _ in users if user.name not in readers]
             if others:
-                reason = f"{others[0].told} reads it in its original form"
+                reason = _why_read(others[0])
                 inputs = sources(op.args[0], arguments)
                 reasons |= {number[value]: reason for value in inputs if value in number}
     return reasons
+
+
+def _why_read(reader: Op) -> str:
+    """Why a state cannot change its form in front of this op."""
+    if lookup(reader.name).inverse is not None and len(reader.types) > 1:
+        return f"`{reader.name}` keeps it in another form already: name this pass before that one"
+    return f"{reader.told} reads it in its original form"
 
 
 def _graphs(

@@ -134,14 +134,15 @@ def _dtypes(
 
 
 def _cache_bytes(program: Program, caches: list[Value], axes: Axes) -> float:
-    """Bytes of all caches, as they are kept between steps, for an element of the keys and values:
-    they may differ in dtype, and may have scales or the places of their rows beside them. 2 where
-    there are none."""
-    elements = sum(value.type.size for value in caches if has(axes.of(value), "d_head"))
-    largest = max((value.type.size for value in caches), default=0)
+    """Bytes of all caches for an element of the keys and values, both as they are kept between
+    steps: these may differ in dtype, may have fewer heads than the caller's, and scales or the
+    places of their rows beside them. 2 where there are none."""
     behind = dependents(program.graph, caches)
-    states = [state.entering for state in stored_states(program, program.graph)]
-    kept = sum(value.type.bytes for value in states if value in behind)
+    states = [x for x in stored_states(program, program.graph) if x.entering in behind]
+    arrays = [state.entering for state in states if not state.is_beside]
+    elements = sum(value.type.size for value in arrays if has(axes.of(value), "d_head"))
+    largest = max((value.type.size for value in arrays), default=0)
+    kept = sum(state.entering.type.bytes for state in states)
     return kept / max(elements, largest) if caches else 2
 
 

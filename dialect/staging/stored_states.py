@@ -20,7 +20,8 @@ from rewrite.program import Program
 class StoredState:
     """A part of the state: the value that enters the step for it, and the one that leaves.
 
-    `place` orders the parts as the user's states, `output` as the user's outputs.
+    `place` orders the parts as the user's states, `output` as the user's outputs. `is_beside`: what
+    is kept beside the array that it was, such as scales, a table of pages or a second order.
     """
 
     entering: Value
@@ -29,6 +30,7 @@ class StoredState:
     output_name: str
     place: tuple[int, ...]
     output: tuple[int, ...]
+    is_beside: bool = False
 
 
 def _users_state(program: Program, graph: Graph) -> list[StoredState]:
@@ -83,6 +85,7 @@ def _changed(op: Op, other: Op, parts: Sequence[StoredState]) -> Iterator[Stored
             spanning([part.output_name for part in parts]) + suffix,
             (*min(part.place for part in parts), *at),
             (*min(part.output for part in parts), *at),
+            number >= len(parts) or all(part.is_beside for part in parts),
         )
 
 
