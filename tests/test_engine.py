@@ -332,8 +332,8 @@ def test_state_that_is_neither_paged_nor_counted_is_refused() -> None:
         logits, cache = step(params, state["cache"], tokens)
         return logits, {"cache": cache, "sum": state["sum"] + tokens}
 
-    def init(batch: int, context: int) -> Any:
-        return {"cache": init_cache(batch, context), "sum": jnp.zeros(batch, jnp.int32)}
+    def init(batch: int, length: int) -> Any:
+        return {"cache": init_cache(batch, length), "sum": jnp.zeros(batch, jnp.int32)}
 
     with pytest.raises(ServingError, match="sum does not lie in pages"):
         Engine(remembers, params, init, "cpu:1", pipeline=PIPELINE, **SIZES)

@@ -78,7 +78,10 @@ def built(
     chip = Topology.parse(target.topology).chip
     passes, page = _passes(given, page, chip)
     asked["context"] = context = whole_pages(page, **asked)
-    sized = partial(init_cache, context=context)
+
+    def sized(batch: int) -> Any:
+        return init_cache(batch, context)
+
     states = States.of(step, shapes, partial(sized, 1), context)
     decoder = Decoder(step, sized, shapes, states)
     beside = _DRAFTING * _bytes(shapes) if drafting else 0.0

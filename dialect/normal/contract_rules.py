@@ -10,7 +10,7 @@ import itertools
 import jax.numpy as jnp
 
 from dialect.matching.operands import transposed, untransposed
-from dialect.matching.values import REALS, in_dtype, reshaped, rounding, unrounded
+from dialect.matching.values import REALS, in_dtype, reshaped, rounding, through, unrounded
 from dialect.normal.cuts import cut, cut_inside, cuts, only_cuts
 from dialect.ops import tensor  # noqa: F401  (defines contract)
 from dialect.ops.follow import followed
@@ -152,6 +152,33 @@ def without_transposes(op: Op, first: int = 0) -> Value | None:
         return None
     now = Signature(tuple(inputs), axes.outputs)
     return make(op.name, *args, **followed(op, axes, now))
+
+
+@local(
+    "contract",
+    example=lambda x, w: jnp.transpose(x, (0, 2, 1))[0] @ w,
+    types=("f32[1,4,3]", "f32[4,5]"),
+)
+def contract_of_dropped(op: Op) -> Outcome:
+    """contract(reshape(transpose(x)), y)  ->  contract(transpose(reshape(x)), y), where the reshape
+    drops axes of size one: `jnp.matmul` drops those of a batch"""
+    args = tuple(map(_transposed_last, op.args))
+    return make("contract", *args, **dict(op.attrs)) if args != op.args else None
+
+
+def _transposed_last(value: Value) -> Value:
+    """reshape(transpose(x)) that only drops axes of size one as transpose(reshape(x))"""
+    laid_out = through(value, "reshape")
+    source, order = untransposed(laid_out)
+    if value.op.args != (laid_out,) or source == laid_out:
+        return value
+    axes = opdef.signature(value.op)
+    inner, outer = axes.inputs[0], axes.outputs[0]
+    if tuple(filter(None, inner)) != outer:
+        return value
+    kept = [d for d, axis in zip(order, inner) if axis]
+    dropped = reshaped(source, tuple(source.type.shape[d] for d in sorted(kept)))
+    return transposed(dropped, [sorted(kept).index(d) for d in kept])
 
 
 @local(

@@ -71,12 +71,11 @@ def _repeated(value: Value) -> list[tuple[int, ...]] | None:
     if value.op.name != "reshape" or value.op.args[0].op.name != "broadcast_in_dim":
         return None
     axes = opdef.signature(value.op)
-    sizes = dict(zip(letters(axes.inputs[0]), value.op.args[0].type.shape))
-    if any(len(axis) != 1 for axis in axes.inputs[0]) or not all(axes.outputs[0]):
-        return None
-    if not sizes.keys() >= set(letters(axes.outputs[0])):
-        return None  # without elements, an axis may come from nowhere
-    return [tuple(sizes[x] for x in axis) for axis in axes.outputs[0]]
+    (inner,), (outer,) = axes.inputs, axes.outputs
+    sizes = dict(zip(inner, value.op.args[0].type.shape))
+    if not sizes.keys() >= {(letter,) for letter in letters(outer)}:
+        return None  # it cuts axes too; or, without elements, they come from nowhere
+    return [tuple(sizes[letter,] for letter in axis) or (1,) for axis in outer]
 
 
 @local(

@@ -47,16 +47,24 @@ def _by_hand(x: Any, cos: Any, sin: Any) -> Any:
     return joined(left * cos - right * sin, right * cos + left * sin, "halves")
 
 
+_halves = partial(joined, pairs="halves")
+
+
+def _stacked(left: Any, right: Any) -> Any:
+    """Neighbours, as the columns of an array: whoever reads them may shape it in any way."""
+    return jnp.stack([left, right], axis=-1)
+
+
 def _by_hand_neighbours(x: Any, cos: Any, sin: Any) -> Any:
     left, right = pairs_of(x, "neighbours")
-    return joined(left * cos - right * sin, right * cos + left * sin, "neighbours")
+    return _stacked(left * cos - right * sin, right * cos + left * sin)
 
 
-def _columns(pairs: Any, cos: Any, sin: Any, kept: str) -> Any:
+def _columns(pairs: Any, cos: Any, sin: Any, join: Callable[[Any, Any], Any]) -> Any:
     """Neighbours as the columns of an array [.., k/2, 2], such as the two parts of complex numbers,
-    converted one by one, and joined as the pairs that are `kept`."""
+    converted one by one."""
     left, right = (pairs[..., i].astype(cos.dtype) for i in (0, 1))
-    return joined(left * cos - right * sin, right * cos + left * sin, kept)
+    return join(left * cos - right * sin, right * cos + left * sin)
 
 
 def _flat(pairs: Any) -> Any:
@@ -71,12 +79,12 @@ def _fitting_columns(pairs: Type, cos: Type, sin: Type) -> str | None:
     return _fitting_tables(2)(x, cos, sin)
 
 
-def _rope_of_columns(name: str, doc: str, kept: str, after: Any, dtype: str = "f32") -> Rule:
-    """A rule for columns that are joined as `kept`."""
+def _rope_of_columns(name: str, doc: str, join: Any, after: Any, dtype: str = "f32") -> Rule:
+    """A rule for columns, which `join` puts together again."""
     return pattern(
         name,
         doc,
-        before=partial(_columns, kept=kept),
+        before=partial(_columns, join=join),
         after=after,
         example=(f"{dtype}[2,4,2]", "f32[2,4]", "f32[2,4]"),
         normal=normal_form,
@@ -84,8 +92,14 @@ def _rope_of_columns(name: str, doc: str, kept: str, after: Any, dtype: str = "f
     )
 
 
-def _neighbours_kept(pairs: Any, cos: Any, sin: Any) -> Any:
-    return Traced["rope"](_flat(pairs).astype(cos.dtype), cos, sin, pairs="neighbours")
+def _made_neighbours(x: Any, cos: Any, sin: Any) -> Any:
+    """rope{neighbours} as pairs, [.., k/2, 2]"""
+    turned = Traced["rope"](x, cos, sin, pairs="neighbours")
+    return turned.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+
+
+def _columns_kept(pairs: Any, cos: Any, sin: Any) -> Any:
+    return _made_neighbours(_flat(pairs).astype(cos.dtype), cos, sin)
 
 
 def _made_halves(pairs: Any, cos: Any, sin: Any) -> Any:
@@ -127,38 +141,38 @@ halves_wide = _rope(
 
 neighbours = _rope(
     "rope_neighbours",
-    "interleave(x1 * cos - x2 * sin, x2 * cos + x1 * sin)  ->  rope{neighbours}(x, cos, sin)",
+    "stack(x1 * cos - x2 * sin, x2 * cos + x1 * sin)  ->  reshape(rope{neighbours}(x, cos, sin))",
     _by_hand_neighbours,
-    lambda x, cos, sin: Traced["rope"](x, cos, sin, pairs="neighbours"),
+    _made_neighbours,
     parts=2,
 )
 
 columns = _rope_of_columns(
     "rope_columns",
-    "rope_neighbours, x1 and x2 the columns of x: [.., k/2, 2]  ->  rope{neighbours}(flat(x))",
-    "neighbours",
-    _neighbours_kept,
+    "rope_neighbours, x1 and x2 the columns of x: [.., k/2, 2]  ->  the same of flat(x)",
+    _stacked,
+    _columns_kept,
 )
 
 columns_to_halves = _rope_of_columns(
     "rope_columns_to_halves",
     "rope, x1 and x2 the columns of x: [.., k/2, 2]  ->  rope(flat(x transposed), cos, sin)",
-    "halves",
+    _halves,
     _made_halves,
 )
 
 columns_converted = _rope_of_columns(
     "rope_columns_converted",
     "rope_columns, x1 and x2 converted one by one  ->  the same of convert(x)",
-    "neighbours",
-    _neighbours_kept,
+    _stacked,
+    _columns_kept,
     "bf16",
 )
 
 columns_converted_to_halves = _rope_of_columns(
     "rope_columns_converted_to_halves",
     "rope_columns_to_halves, x1 and x2 converted one by one  ->  the same of convert(x)",
-    "halves",
+    _halves,
     _made_halves,
     "bf16",
 )

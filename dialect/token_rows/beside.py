@@ -36,7 +36,7 @@ def beside(decoder: Served, drafter: Served) -> Served:
         return logits, {name: made[name][1] for name in both}
 
     def init_cache(batch: int, context: int) -> Any:
-        return {name: init(batch, context=context) for name, (_, _, init) in both.items()}
+        return {name: init(batch, context) for name, (_, _, init) in both.items()}
 
     return step, {name: params for name, (_, params, _) in both.items()}, init_cache
 

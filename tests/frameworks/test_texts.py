@@ -44,6 +44,8 @@ FOUND = {
     "penzai_gemma": GATED,
     "penzai_llama": GATED,
     "penzai_llama_scanned": GATED,
+    "torch_llama": GATED | {"rope": 2 * LAYERS},
+    "torch_llama_rows": GATED | {"rope": 2 * LAYERS},
 }
 
 
@@ -105,6 +107,13 @@ def test_caches_in_parts_are_planned_and_not_copied(name: str) -> None:
     graph = Pipeline.parse("lower").run(before, TARGET).graph
     copies = [op for op, _ in graph.walk() if op.name == "concatenate" and op.types[0].rank > 3]
     assert [op for op in copies if op["dimension"] != op.types[0].rank - 1] == []
+
+
+def test_caches_of_rows_are_kept_in_pages() -> None:
+    pages = Pipeline.parse("roll, carry_cache, paged{page=4}")
+    program = pages.run(recognized("torch_llama_rows"))
+    assert [op.name for op, _ in program.graph.walk() if op.name == "page_put"] == ["page_put"] * 2
+    assert not [op for op, _ in program.graph.walk() if op.name == "cache_put"]
 
 
 @pytest.mark.parametrize("name", ["keras_hub_gpt_oss", "penzai_llama_scanned"])

@@ -321,6 +321,20 @@ MORE: dict[str, list[Example]] = {
             ("f32[5,6,1,4]", "f32[2,4]"),
         ),
         (
+            lambda q, k: jnp.einsum(
+                "thk,hk->ht", q, jnp.broadcast_to(k[:, :, None], (1, 2, 3, 4)).reshape(6, 4)
+            ),
+            ("f32[5,6,4]", "f32[1,2,4]"),
+        ),
+        (
+            left_alone(
+                lambda q, k: jnp.einsum(
+                    "hxk,hxk->hk", q, jnp.broadcast_to(k, (6, 4)).reshape(6, 1, 4)
+                )
+            ),
+            ("f32[6,1,4]", "f32[6,1]"),
+        ),
+        (
             lambda q, k: jnp.einsum("thk,hk->ht", q, jnp.broadcast_to(k, (6, 4)).reshape(4, 6)),
             ("f32[5,4,6]", "f32[6,1]"),
         ),
@@ -435,6 +449,16 @@ MORE: dict[str, list[Example]] = {
         (lambda i: ~(i == 2), ("i32[4]",)),
         (lambda i: ~(i != 2), ("i32[4]",)),
         (lambda x: ~(x >= 2.0), ONE),
+    ],
+    "contract_of_dropped": [
+        (lambda x, w: jnp.transpose(x, (2, 1, 0))[:, 0] @ w, ("f32[3,1,2]", "f32[3,4]")),
+        (lambda x, w: w @ jnp.transpose(x, (3, 0, 1, 2))[..., 0, 0], ("f32[3,1,1,2]", "f32[4,2]")),
+        # near misses
+        (lambda x, w: jnp.transpose(x, (1, 0, 2)).reshape(2, 0) @ w, ("f32[0,1,2]", "f32[0,4]")),
+        (lambda x, w: jnp.transpose(x, (1, 0)).reshape(1, 2, 3) @ w, ("f32[3,2]", "f32[3,4]")),
+        (lambda x, w: jnp.transpose(x, (2, 1, 0)).reshape(6) @ w, ("f32[3,1,2]", "f32[6,4]")),
+        (lambda x, w: jnp.transpose(x, (2, 1, 0)).reshape(3, 2) @ w, ("f32[3,1,2]", "f32[2,4]")),
+        (lambda x, w: x.reshape(4) @ w, ("f32[1,4]", "f32[4,4]")),
     ],
     "complex_of_sum": [
         (lambda x, y: y * 1j + x, TWO),

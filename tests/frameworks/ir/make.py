@@ -1,14 +1,14 @@
 """Writes the programs of this folder: small decoders of libraries that the tests do not install.
 
-    pip install keras-hub penzai dm-haiku equinox tensorflow
+    pip install keras-hub penzai dm-haiku equinox tensorflow torch==2.9.1 torchax==0.0.11
     KERAS_BACKEND=jax python tests/frameworks/ir/make.py
 
 Each is one decode step (or, named so, a prefill) as it was traced, before any pass. Two layers;
 batch 2, vocab 64, d_model 32, 4 heads of 8 (2 key heads where queries are grouped), d_ff 48, a
 cache of 16. MaxText traces under a mesh of its own, which no text holds: its programs are behind
 `retarget`, and without the random keys that its loops hand through.
-Made with JAX 0.10.2, keras-hub 0.32.0, penzai 0.2.5, dm-haiku 0.0.17 and equinox 0.13.8; with JAX
-0.12.0, MaxText 0.2.5.
+Made with JAX 0.10.2, keras-hub 0.32.0, penzai 0.2.5, dm-haiku 0.0.17, equinox 0.13.8, and torch
+2.9.1 with torchax 0.0.11 and transformers 4.57.6; with JAX 0.12.0, MaxText 0.2.5.
 """
 
 from __future__ import annotations
@@ -241,6 +241,47 @@ def equinox() -> Iterator[Made]:
     yield "equinox_llama", step, (params, cache, each, each)
 
 
+def torch() -> Iterator[Made]:
+    """Hugging Face's PyTorch, by torchax; also behind `per_row`: every sequence has a place."""
+    import torchax
+    from torchax.interop import JittableModule
+    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+    from rewrite import per_row
+
+    heads = dict(num_attention_heads=HEADS, num_key_value_heads=KV_HEADS)
+    sizes = dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=D_FF)
+    config = LlamaConfig(**heads, **sizes, num_hidden_layers=LAYERS)
+    module = JittableModule(LlamaForCausalLM(config).eval())
+    env = torchax.default_env()
+    params = env.t2j_copy({**module.buffers, **module.params})
+
+    def step(params: Any, cache: Any, tokens: Any) -> Any:
+        buffers, weights = (
+            {k: params[k] for k in each} for each in (module.buffers, module.params)
+        )
+        given = weights, buffers, cache["kv"], tokens.reshape(-1, 1), cache["place"][None]
+        weights, buffers, pairs, ids, place = env.j2t_iso(given)
+        held = StaticCache(config=config, max_cache_len=CONTEXT)
+        with env:
+            for layer, (layer.keys, layer.values) in zip(held.layers, pairs):
+                layer.is_initialized = True
+            how = dict(cache_position=place, past_key_values=held, return_dict=False)
+            logits, *_ = module.functional_call("forward", weights, buffers, ids, **how)
+            pairs = [(layer.keys, layer.values) for layer in held.layers]
+        logits, pairs = env.t2j_iso((logits, pairs))
+        return logits[:, -1], {"kv": pairs, "place": cache["place"] + 1}
+
+    def cache(batch: int) -> Any:
+        one = jnp.zeros((batch, KV_HEADS, CONTEXT, D_HEAD))
+        return {"kv": [(one, one)] * LAYERS, "place": jnp.int32(0)}
+
+    tokens = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    yield "torch_llama", step, (*shapes((params, cache(BATCH))), tokens)
+    rows = per_row(step, cache, once=True)
+    yield "torch_llama_rows", rows, (*shapes((params, rows.init(BATCH))), tokens)
+
+
 def maxtext() -> Iterator[Made]:
     """Flax NNX. Decode attends to the keys of the prompt and to those of the answer apart."""
     import maxtext as library
@@ -348,7 +389,7 @@ def on_dicts(step: Callable[..., Any], params: Any, cache: Any) -> tuple[Any, di
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["keras_hub", "penzai", "haiku", "equinox", "maxtext"]
+    wanted = sys.argv[1:] or ["keras_hub", "penzai", "haiku", "equinox", "torch", "maxtext"]
     for library in wanted:
         for name, step, (params, cache, *rest) in globals()[library]():
             plain, params, cache = on_dicts(step, params, cache)
