@@ -37,7 +37,12 @@ def imported(name: str, library: str) -> ModuleType:
 
 @pytest.mark.parametrize(
     ("name", "library"),
-    [("equinox_decoder", "equinox"), ("flax_nnx", "flax.nnx"), ("hugging_face", "transformers")],
+    [
+        ("equinox_decoder", "equinox"),
+        ("flax_nnx", "flax.nnx"),
+        ("hugging_face", "transformers"),
+        ("pytorch", "torchax"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_a_decoder_of_a_library(name: str, library: str, capsys: Captured) -> None:

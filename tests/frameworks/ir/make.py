@@ -242,44 +242,14 @@ def equinox() -> Iterator[Made]:
 
 
 def torch() -> Iterator[Made]:
-    """Hugging Face's PyTorch, by torchax; also behind `per_row`: every sequence has a place."""
-    import torchax
-    from torchax.interop import JittableModule
-    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
-
+    """Hugging Face's PyTorch by torchax, in the sizes of the example; also behind `per_row`."""
+    from examples.libraries import pytorch
     from rewrite import per_row
 
-    heads = dict(num_attention_heads=HEADS, num_key_value_heads=KV_HEADS)
-    sizes = dict(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=D_FF)
-    config = LlamaConfig(**heads, **sizes, num_hidden_layers=LAYERS)
-    module = JittableModule(LlamaForCausalLM(config).eval())
-    env = torchax.default_env()
-    params = env.t2j_copy({**module.buffers, **module.params})
-
-    def step(params: Any, cache: Any, tokens: Any) -> Any:
-        buffers, weights = (
-            {k: params[k] for k in each} for each in (module.buffers, module.params)
-        )
-        given = weights, buffers, cache["kv"], tokens.reshape(-1, 1), cache["place"][None]
-        weights, buffers, pairs, ids, place = env.j2t_iso(given)
-        held = StaticCache(config=config, max_cache_len=CONTEXT)
-        with env:
-            for layer, (layer.keys, layer.values) in zip(held.layers, pairs):
-                layer.is_initialized = True
-            how = dict(cache_position=place, past_key_values=held, return_dict=False)
-            logits, *_ = module.functional_call("forward", weights, buffers, ids, **how)
-            pairs = [(layer.keys, layer.values) for layer in held.layers]
-        logits, pairs = env.t2j_iso((logits, pairs))
-        return logits[:, -1], {"kv": pairs, "place": cache["place"] + 1}
-
-    def cache(batch: int) -> Any:
-        one = jnp.zeros((batch, KV_HEADS, CONTEXT, D_HEAD))
-        return {"kv": [(one, one)] * LAYERS, "place": jnp.int32(0)}
-
-    tokens = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-    yield "torch_llama", step, (*shapes((params, cache(BATCH))), tokens)
-    rows = per_row(step, cache, once=True)
-    yield "torch_llama_rows", rows, (*shapes((params, rows.init(BATCH))), tokens)
+    params, tokens = shapes(pytorch.init_params()), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    yield "torch_llama", pytorch.step, (params, shapes(pytorch.init_cache(BATCH)), tokens)
+    rows = per_row(pytorch.step, pytorch.init_cache, once=True)
+    yield "torch_llama_rows", rows, (params, shapes(rows.init(BATCH)), tokens)
 
 
 def maxtext() -> Iterator[Made]:
