@@ -20,7 +20,7 @@ from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
 from dialect.planning.declared import declared_shardings, resharded_bytes
-from dialect.planning.decoder import decoder_shape, loop_notes
+from dialect.planning.decoder import decoder_shape, loop_notes, whole_write_notes
 from dialect.planning.decoder_shape import DecoderShape
 from dialect.planning.fallback_plans import planned_axes, with_fallback_layouts, worth_splitting
 from dialect.planning.layouts import planned_layout
@@ -86,7 +86,7 @@ class Plan(Pass):
         owner = program.requested("owner") or "auto"
         attention = self.attention if self.attention != "auto" else owner
         asked = [None if choice == "auto" else choice for choice in (self.ffn, attention)]
-        notes = [*shape.notes(), *loop_notes(program)]
+        notes = [*shape.notes(), *loop_notes(program), *whole_write_notes(program, axes)]
         alone = mesh.size > 1 and bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix

@@ -192,7 +192,7 @@ def test_only_what_is_named_is_approximate() -> None:
     ("before", "keeps", "note"),
     [
         ("normalize, recognize", "reals", "cache/k left alone: scan at "),
-        (f"{FIRST}, quantize{{cache=int8}}", "reals", "cache/k left alone: quantize reads"),
+        (f"{FIRST}, quantize{{cache=int8}}", "reals", "cache/k left alone: `quantize` keeps"),
         (f"{FIRST}, quantize", "approx", "merged weights that were quantised are floats again"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import infer_axes
-from dialect.planning.decoder import decoder_shape
+from dialect.planning.decoder import decoder_shape, whole_write_notes
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
 from dialect.planning.workload import Workload
@@ -186,6 +186,53 @@ def test_a_cache_has_the_elements_that_it_is_kept_in(
     shape = decoder_shape(program, infer_axes(program))
     (attention, _) = next(shape.attentions)
     assert (attention.kv_heads, shape.cache_bytes_per_element) == (heads, bytes_per_element)
+
+
+@pytest.mark.parametrize("loop", ["written", "scanned"])
+@pytest.mark.parametrize(
+    ("write", "moves", "shifted"),
+    [
+        ("update", 0, 0),
+        ("scatter", 0, 0),
+        ("one_hot", 2, 0),
+        ("roll", 6, 0.5),
+    ],
+)
+def test_a_cache_that_is_written_whole_is_read_and_written(
+    write: str, moves: float, shifted: float, loop: str
+) -> None:
+    """A step moves all of it besides what attention reads, which was not counted."""
+    decoder = Decoder(write=write, loop=loop, layers=3)
+    args = (decoder.params(), decoder.cache(), decoder.given())
+    program = after(
+        trace(decoder.step, *args, params=0, state=1), "normalize, recognize, roll, carry_cache"
+    )
+    shape = decoder_shape(program, infer_axes(program))
+    assert shape.cache_moves == pytest.approx(moves, rel=0.1)
+    assert shape.cache_shifted == pytest.approx(shifted, rel=0.1)
+    told = list(whole_write_notes(program, infer_axes(program)))
+    assert len(told) == bool(moves)
+    assert all(note.startswith("every step writes all places of cache") for note in told)
+
+
+def test_a_shift_of_all_layers_is_moved_less_than_one_of_each() -> None:
+    """New rows are written at a constant place, in bounds, and all is shifted behind the loop."""
+
+    def step(params: Any, cache: Any, x: jax.Array) -> Any:
+        def layer(x: jax.Array, given: Any) -> Any:
+            weight, keys = given
+            keys = keys.at[:, -1:].set((x @ weight)[:, None])
+            scores = jax.nn.softmax(jnp.einsum("bd,bsd->bs", x, keys))
+            return x + jnp.einsum("bs,bsd->bd", scores, keys) @ weight, keys
+
+        x, keys = jax.lax.scan(layer, x, (params, cache))
+        return x, jnp.roll(keys, -1, axis=2)
+
+    args = jnp.ones((3, 8, 8)), jnp.ones((3, 2, 16, 8)), jnp.ones((2, 8))
+    program = after(trace(step, *args), "normalize, recognize, carry_cache")
+    assert [op.name for op, _ in program.graph.walk()].count("cache_write") == 1
+    shape = decoder_shape(program, infer_axes(program))
+    assert (shape.cache_moves, shape.cache_shifted) == (4, 1)
 
 
 def test_a_cache_without_elements_has_no_bytes_per_element() -> None:

@@ -14,9 +14,10 @@ from dialect.ops.control import given_inside
 from dialect.ops.quant import FORMS
 from dialect.planning.blocks import KV_HEADS, PRODUCTS, decoder_blocks, has, is_planned, weight_over
 from dialect.planning.decoder_shape import DecoderShape
+from dialect.planning.whole_writes import written_whole
 from dialect.staging.binding import region_bound
 from dialect.staging.parameter_paths import Paths, parameter_paths, paths_in, paths_inside
-from dialect.staging.stored_states import stored_states
+from dialect.staging.stored_states import StoredState, stored_states
 from rewrite.dataflow import bound_values, dependents
 from rewrite.ir import Graph, Op, Value, bits
 from rewrite.opdef import traits
@@ -54,7 +55,8 @@ def decoder_shape(program: Program, axes: Axes) -> DecoderShape:
             trips > 1 and weights.type.dtype == "f32" and op.get("precision") is None
             for op, trips, _, weights in layers
         ),
-        **_dtypes(tables, program, caches, layers[0][2:] if layers else None, counted, axes),
+        **_dtypes(tables, layers[0][2:] if layers else None, counted, axes),
+        **_kept(program, [x for x in caches if x.type.size], axes),
         logits_bytes_per_element=_logits_bytes(products, axes),
         other_bytes=others["param", False] + others["state", False],
         split_bytes=others["param", True] + others["state", True],
@@ -117,8 +119,6 @@ def _inputs_over(program: Program, axes: Axes, role: str, *names: str) -> list[V
 
 def _dtypes(
     tables: list[Value],
-    program: Program,
-    caches: list[Value],
     factors: tuple[Value, Value] | None,
     counted: list[tuple[Op, int]],
     axes: Axes,
@@ -129,21 +129,49 @@ def _dtypes(
         "weight_bytes_per_element": _bytes(factors[1]) if factors else 2,
         "embedding_bytes_per_element": _bytes(tables[0]) if tables else 2,
         "activation_bytes_per_element": _activation_bytes(counted, axes),
-        "cache_bytes_per_element": _cache_bytes(program, [x for x in caches if x.type.size], axes),
     }
 
 
-def _cache_bytes(program: Program, caches: list[Value], axes: Axes) -> float:
-    """Bytes of all caches for an element of the keys and values, both as they are kept between
-    steps: these may differ in dtype, may have fewer heads than the caller's, and scales or the
-    places of their rows beside them. 2 where there are none."""
-    behind = dependents(program.graph, caches)
-    states = [x for x in stored_states(program, program.graph) if x.entering in behind]
+def _kept(program: Program, caches: list[Value], axes: Axes) -> dict[str, float]:
+    """The fields of a `DecoderShape` that follow from how its caches are kept between steps.
+
+    Their bytes are for an element of the keys and values, as both are kept: these may differ in
+    dtype, may have fewer heads than the caller's, and scales or the places of their rows beside.
+    """
+    if not caches:
+        return {}
+    states = _behind(program, caches)
     arrays = [state.entering for state in states if not state.is_beside]
     elements = sum(value.type.size for value in arrays if has(axes.of(value), "d_head"))
     largest = max((value.type.size for value in arrays), default=0)
     kept = sum(state.entering.type.bytes for state in states)
-    return kept / max(elements, largest) if caches else 2
+    moved = shifted = 0.0
+    for state, write in written_whole(program, states, axes):
+        bytes_of_each = state.entering.type.bytes / state.entering.type.size
+        moved += write.elements * write.moves * bytes_of_each
+        shifted = max(shifted, write.is_shifted * state.entering.type.bytes)
+    return {
+        "cache_bytes_per_element": kept / max(elements, largest),
+        "cache_moves": moved / kept,
+        "cache_shifted": shifted / kept,
+    }
+
+
+def _behind(program: Program, caches: list[Value]) -> list[StoredState]:
+    """The parts of the state that these caches are kept as."""
+    behind = dependents(program.graph, caches)
+    return [x for x in stored_states(program, program.graph) if x.entering in behind]
+
+
+def whole_write_notes(program: Program, axes: Axes) -> Iterator[str]:
+    """The caches that every step writes whole, by the op that does."""
+    states = _behind(program, _inputs_over(program, axes, "state", "context"))
+    names: dict[str, list[str]] = {}
+    for state, write in written_whole(program, states, axes):
+        names.setdefault(write.op.told, []).append(state.name)
+    for told, written in names.items():
+        shown = ", ".join(dict.fromkeys(written))
+        yield f"every step writes all places of {shown}, not the new ones alone: {told}"
 
 
 def _unknown(products: list[tuple[Op, int]], axes: Axes, sizes: dict[str, int]) -> Iterator[str]:

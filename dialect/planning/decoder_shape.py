@@ -184,6 +184,8 @@ class DecoderShape:
     - *_bytes_per_element: of weights, embedding tables, activations, the KV cache and logits
     - pooled: how many times the positions of all rows its pools of pages hold, where it brings any,
       which chips that own rows hold whole; 0: every row has a cache
+    - cache_moves: how often a step reads or writes all of the KV cache beside its attention, where
+      it writes it whole; cache_shifted: the part of it that is then held twice
     - other_bytes: parameters and state that no block and no table holds, as norms, biases, and a
       table of positions; split_bytes: those of them with an axis that any plan splits, over all
       chips, as the state and the projections of a layer that was not recognised
@@ -211,6 +213,8 @@ class DecoderShape:
     cache_bytes_per_element: float = 2
     logits_bytes_per_element: float = 4
     pooled: float = 0
+    cache_moves: float = 0
+    cache_shifted: float = 0
     other_bytes: float = 0
     split_bytes: float = 0
     other_state_bytes: float = 0

@@ -122,7 +122,8 @@ class Workload(Shards):
         return cached + self.expanded_bytes(attention, elements)
 
     def hbm_bytes(self) -> float:
-        """The weights and the cache, as often as they are read; other state, read and written."""
+        """The weights and the cache, as often as they are read, and the cache where it is written
+        whole; other state, read and written."""
         shape = self.shape
         read = sum(self.weights_read(block) * block.times for block in shape.blocks)
         turned = self.turned_table()
@@ -131,6 +132,7 @@ class Workload(Shards):
         caches = sum(
             self.cache_traffic(attention) * block.times for attention, block in shape.attentions
         )
+        caches += shape.cache_moves * self.cache_bytes()
         state = shape.other_state_bytes + shape.split_state_bytes / self.mesh.size
         weights = read * shape.weight_bytes_per_element + self.gathered_bytes()
         return weights + head + caches + 2 * state * shape.steps
@@ -371,6 +373,7 @@ class Workload(Shards):
             "cache": self.cache_bytes(),
             "residual": stream / ways(self.residual) + read * stream / ways(self.d_model),
             "working set": max(*networks, *scores, logits, 0.0)
+            + shape.cache_shifted * self.cache_bytes()
             + (relaid + self.rounded_weights()) * shape.weight_bytes_per_element
             + self.turned_table() * shape.embedding_bytes_per_element,
         }

@@ -19,7 +19,6 @@ from dialect.matching.proofs import is_finite
 from dialect.matching.values import (
     as_bool,
     columns,
-    grown_from,
     in_dtype,
     in_shape,
     number,
@@ -28,6 +27,7 @@ from dialect.matching.values import (
     through,
 )
 from dialect.ops.lookups import CLIP, DROP
+from dialect.ops.nn import Traced
 from rewrite.ir import Op, Symbol, Type, Value
 from rewrite.opdef import make
 from rewrite.rules import Miss, Outcome, local
@@ -63,13 +63,17 @@ def cache_write_of_update(op: Op) -> Outcome:
     types=("f32[2,8,4]", "f32[2,3,4]"),
 )
 def write_of_scatter(op: Op) -> Outcome:
-    """scatter{clip} of one block  ->  cache_write"""
+    """scatter{clip} of one block, or one that is within bounds  ->  cache_write"""
     cache, index, new = op.args
     axes = numbers_of(op)["scatter_dims_to_operand_dims"]
     if index.type.shape != (1,) or new.type.rank != cache.type.rank:
         return None
     sizes = zip(new.type.shape, cache.type.shape)
-    if op["mode"] != CLIP or any(a != b for d, (a, b) in enumerate(sizes) if d not in axes):
+    if any(written != size for d, (written, size) in enumerate(sizes) if d not in axes):
+        return None
+    if op["mode"] != CLIP and not _is_within(
+        index, cache.type.shape[axes[0]] - new.type.shape[axes[0]]
+    ):
         return Miss("it drops writes out of bounds", 2)
     return make("cache_write", cache, new, reshaped(index, ()), axes=axes)
 
@@ -187,7 +191,7 @@ def put_of_mapped_update(op: Op) -> Outcome:
 def blend_to_select(op: Op) -> Outcome:
     """x * (1 - m) + y * m, where m is 0 or 1  ->  select(m, x, y)"""
     for left, right in (op.args, op.args[::-1]):
-        if left.op.name != "mul" or right.op.name != "mul":
+        if {left.op.name, right.op.name} != {"mul"}:
             continue
         for x, complement in (left.op.args, left.op.args[::-1]):
             for y, mask in (right.op.args, right.op.args[::-1]):
@@ -218,7 +222,7 @@ def put_of_one_hot(op: Op) -> Outcome:
     """select(arange(s) == p, cache, new)  ->  cache_put(cache, new, p)"""
     if len(op.args) != 3:
         return None
-    mask, cache, new = grown_from(op.args[0]), op.args[1], grown_from(op.args[2])
+    mask, cache, new = _before_growth(op.args[0]), op.args[1], _before_growth(op.args[2])
     unshaped_mask = through(mask, "reshape")
     one_hot = one_hot_of(unshaped_mask)
     if one_hot is None:
@@ -236,6 +240,56 @@ def put_of_one_hot(op: Op) -> Outcome:
         return Miss("it writes more than one position of a sequence", 3)
     positions = reshaped(ids, (ids.type.size, 1) if len(mask_axes) == 2 else (1,))
     return make("cache_put", cache, new, positions, axis=axis, mode=DROP)
+
+
+def _before_growth(value: Value) -> Value:
+    """The value before a broadcast, with axes of size one where it had none."""
+    axes = value.op.get("broadcast_dimensions")
+    if axes is None or list(axes) != sorted(axes):
+        return value
+    sizes = dict(zip(axes, value.op.args[0].type.shape))
+    return reshaped(value.op.args[0], tuple(sizes.get(d, 1) for d in range(value.type.rank)))
+
+
+@local(
+    "cache_put",
+    example=lambda cache, new: Traced["cache_put"](
+        jnp.roll(cache, -1, axis=1), new, jnp.array([7]), axis=1, mode=DROP
+    ),
+    types=("f32[2,8,4]", "f32[2,1,4]"),
+    keeps="bits",
+)
+def put_over_last_part(op: Op) -> Outcome:
+    """cache_put(concatenate(x, y), new, the places of y)  ->  concatenate(x, new)"""
+    places = constant_array(op.args[2])
+    return _over_last_part(op, op["axis"], None if places is None else list(places.flat))
+
+
+@local(
+    "cache_write",
+    example=lambda cache, new: Traced["cache_write"](
+        jnp.roll(cache, -2, axis=1), new, jnp.int32(6), axes=(1,)
+    ),
+    types=("f32[2,8,4]", "f32[2,2,4]"),
+    keeps="bits",
+)
+def write_over_last_part(op: Op) -> Outcome:
+    """cache_write(concatenate(x, y), new, the first place of y)  ->  concatenate(x, new)"""
+    axis, start = op["axes"][0], constant_array(op.args[2])
+    if start is None:
+        return None
+    return _over_last_part(op, axis, [int(start) + i for i in range(op.args[1].type.shape[axis])])
+
+
+def _over_last_part(op: Op, axis: int, places: list[int] | None) -> Outcome:
+    parted, new = op.args[0].op, op.args[1]
+    if parted.name != "concatenate" or parted["dimension"] != axis:
+        return None
+    *parts, last = parted.args
+    end = op.types[0].shape[axis]
+    if new.type != last.type or places != list(range(end - last.type.shape[axis], end)):
+        return Miss("it writes other places than those of the last part", 2)
+    return make("concatenate", *parts, new, dimension=axis)
 
 
 def numbers_of(op: Op) -> dict[str, Any]:
@@ -277,6 +331,12 @@ def clamped(start: Value, last: int) -> Value:
     if last <= jnp.iinfo(dtype_of(start.type.dtype)).max:
         start = make("min", start, _number(last, start))
     return in_dtype(make("max", start, _number(0, start)), "i32")
+
+
+def _is_within(start: Value, last: int) -> bool:
+    """Whether this is a constant from 0 to `last`."""
+    array = constant_array(start)
+    return array is not None and bool(((array >= 0) & (array <= last)).all())
 
 
 def _number(value: int, like: Value) -> Value:

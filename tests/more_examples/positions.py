@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dialect.ops.lookups import DROP
 from dialect.ops.vocabulary import Traced
 from dialect.recognition import rotary
 from rewrite.ir import Symbol
@@ -313,7 +314,63 @@ MORE: dict[str, list[Example]] = {
         _mapped((2, 3), (), (1,), "f32[2,3,1,4]", "i32[2,3,1]"),
         _scattered((1, 2, 3), (), (2,), "f32[3,4,4,1]", "i32[3,1]", cache="f32[4,4,8]"),
     ],
+    "put_over_last_part": [
+        *(
+            (
+                lambda x, y, new, axis=axis, at=at: Traced["cache_put"](
+                    jnp.concatenate([x, y], axis), new, jnp.array(at), axis=1, mode=DROP
+                ),
+                (x, y, new),
+            )
+            for x, y, new, axis, at in (
+                ("f32[2,6,4]", "f32[2,2,4]", "f32[2,2,4]", 1, [6, 7]),
+                # near misses
+                ("f32[2,6,4]", "f32[2,2,4]", "f32[2,1,4]", 1, [[6], [7]]),
+                ("f32[2,6,4]", "f32[2,2,4]", "f32[2,2,4]", 1, [7, 6]),
+                ("f32[1,2,4]", "f32[1,2,4]", "f32[2,1,4]", 0, [1]),
+                ("f32[0,2,4]", "f32[2,2,4]", "f32[2,2,4]", 0, [0, 1]),
+            )
+        ),
+    ],
+    "write_over_last_part": [
+        *(
+            (
+                lambda x, y, new, axes=axes, at=at: Traced["cache_write"](
+                    jnp.concatenate([x, y], axes[0]),
+                    new,
+                    *(jnp.int32(start) for start in at),
+                    axes=axes,
+                ),
+                (x, y, new),
+            )
+            for x, y, new, axes, at in (
+                ("f32[2,6,4]", "f32[2,1,4]", "f32[2,1,4]", (1,), (6,)),
+                # near misses
+                ("f32[2,6,4]", "f32[2,2,4]", "f32[2,1,4]", (1,), (6,)),
+                ("f32[2,6,4]", "f32[2,2,4]", "f32[2,2,4]", (1,), (5,)),
+                ("f32[2,6,4]", "f32[2,2,4]", "f32[2,2,2]", (1, 2), (6, 1)),
+            )
+        ),
+        (
+            lambda x, y, new: Traced["cache_write"](
+                jnp.concatenate([x, y], 0), new, jnp.int32(0), axes=(1,)
+            ),
+            ("f32[0,2,4]", "f32[2,2,4]", "f32[2,2,4]"),
+        ),
+        (
+            lambda x, new, start: Traced["cache_write"](jnp.roll(x, -1, 1), new, start, axes=(1,)),
+            (CACHE, "f32[2,1,4]", "i32[]"),
+        ),
+    ],
     "put_of_one_hot": [
+        _masked(lambda i: (jnp.arange(8) == i)[:, None], CACHE, "f32[2,1,4]", "i32[]"),
+        _masked(lambda i: (jnp.arange(8) == i)[:, None], CACHE, "f32[1,4]", "i32[]"),
+        (
+            lambda cache, new, i: jnp.where(
+                lax.broadcast_in_dim(_at(i), (8, 8, 4), (1, 0)), new, cache
+            ),
+            ("f32[8,8,4]", "f32[8,1,4]", "i32[8]"),
+        ),
         _masked(lambda i: _at(i)[:, :, None], CACHE, "f32[2,1,4]", "i32[2]"),
         _masked(
             lambda i: i == lax.broadcasted_iota("int32", (1, 8, 1), 1),
@@ -492,6 +549,19 @@ MORE: dict[str, list[Example]] = {
         (lambda i: lax.select_n(i < 0, i), ("i32[3]",)),
     ],
     "write_of_scatter": [
+        (lambda cache, new: cache.at[:, -1:].set(new), (CACHE, "f32[2,1,4]")),
+        (lambda cache, new: cache.at[:, :2].set(new), (CACHE, "f32[2,2,4]")),
+        # near misses
+        (
+            lambda cache, new: lax.scatter(
+                cache,
+                jnp.array([7]),
+                new,
+                lax.ScatterDimensionNumbers((0, 1, 2), (), (1,)),
+                mode="drop",
+            ),
+            (CACHE, "f32[2,2,4]"),
+        ),
         _scattered((0, 1, 2), (), (1,), ROWS, "i32[1]", mode="drop"),
         _scattered((0, 1), (1,), (1,), "f32[2,4]", "i32[1]"),
         _scattered((0, 1, 2), (), (1,), "f32[1,3,4]", "i32[1]"),
