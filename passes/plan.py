@@ -19,6 +19,7 @@ from dialect.display.quantities import milliseconds, size
 from dialect.machine.mesh import MeshSpec, Topology
 from dialect.naming.axes import Axes
 from dialect.ops.padding import as_padded
+from dialect.planning.changed_states import changed_state_notes
 from dialect.planning.declared import declared_shardings, resharded_bytes
 from dialect.planning.decoder import decoder_shape, loop_notes, whole_write_notes
 from dialect.planning.decoder_shape import DecoderShape
@@ -86,7 +87,12 @@ class Plan(Pass):
         owner = program.requested("owner") or "auto"
         attention = self.attention if self.attention != "auto" else owner
         asked = [None if choice == "auto" else choice for choice in (self.ffn, attention)]
-        notes = [*shape.notes(), *loop_notes(program), *whole_write_notes(program, axes)]
+        notes = [
+            *shape.notes(),
+            *loop_notes(program),
+            *whole_write_notes(program, axes),
+            *changed_state_notes(program),
+        ]
         alone = mesh.size > 1 and bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix

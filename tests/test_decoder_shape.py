@@ -12,6 +12,7 @@ import pytest
 
 from dialect.machine.mesh import MeshSpec
 from dialect.naming.axes import infer_axes
+from dialect.planning.changed_states import changed_state_notes
 from dialect.planning.decoder import decoder_shape, whole_write_notes
 from dialect.planning.decoder_shape import Attention, Block, DecoderShape, Network
 from dialect.planning.partitionings import partition
@@ -322,3 +323,22 @@ def test_a_cache_in_pages_is_told(passes: str) -> None:
     for program, told in ((rows, False), (after(rows, "paged{page=8}"), True)):
         shape = decoder_shape(program, infer_axes(program))
         assert [attention.in_pages for attention, _ in shape.attentions] == [told]
+
+
+def test_a_state_that_changes_its_dtype_is_told() -> None:
+    """It was an argument like any other, whole on every chip, and nobody said why."""
+    decoder = Decoder(layers=2)
+
+    def cast(cache: Any, dtype: str) -> Any:
+        return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, cache)
+
+    def step(params: Any, cache: Any, tokens: jax.Array) -> Any:
+        logits, new = decoder.step(params, cache, tokens)
+        return logits, cast(new, "float32")
+
+    cache = cast(jax.tree.map(jnp.asarray, decoder.cache()), "bfloat16")
+    program = after(trace(step, decoder.params(), cache, decoder.given()), "normalize, recognize")
+    (note,) = changed_state_notes(program)
+    assert "(and 3 more) goes in as bf16[" in note and "and comes back as f32[" in note
+    kept = trace(decoder.step, decoder.params(), decoder.cache(), decoder.given())
+    assert not list(changed_state_notes(kept))
