@@ -122,13 +122,24 @@ def cut_towards(op: Op, name: str) -> Outcome:
 
 def made_by(names: tuple[str, ...], value: Value, steps: int = 4) -> bool:
     """Whether the value comes from ops of these names alone, through elementwise ops of its shape;
-    what is broadcast there, such as a number, aside."""
+    what is broadcast there, such as a number, aside. But a norm, which scales a row by a statistic
+    of itself, needs the row as it is."""
     if value.op.name in names:
         return True
     if not steps or value.op.name not in lax.MAPS:
         return False
     whole = [arg for arg in value.op.args if arg.type.shape == value.type.shape]
+    aside = [arg for arg in value.op.args if arg not in whole]
+    if any(_reads(arg, row) for arg in aside for row in whole):
+        return False
     return bool(whole) and all(made_by(names, arg, steps - 1) for arg in whole)
+
+
+def _reads(value: Value, source: Value, steps: int = 8) -> bool:
+    """Whether a value is computed from another in so many steps."""
+    return value == source or (
+        steps > 0 and any(_reads(arg, source, steps - 1) for arg in value.op.args)
+    )
 
 
 @local(

@@ -109,6 +109,7 @@ _WHERE_ELSE = "it holds there too: this only says in which direction"
 _MADE_BY = {
     "`value.op.name not in names`": _WHERE_ELSE,
     "without `not steps`": _WHERE_ELSE,
+    **dict.fromkeys(("without `steps > 0`", "`steps >= 0`", "1 for 0"), "only how far it looks"),
     "without `value.op.name not in lax.MAPS`": _WHERE_ELSE,
     "without `bool(whole)`": _WHERE_ELSE,
     "without `all((made_by(names, arg, steps - 1) for arg in whole))`": _WHERE_ELSE,
@@ -362,6 +363,25 @@ MORE: dict[str, list[Example]] = {
             ("f32[3,5]", "f32[5,4]"),
         ),
         (left_alone(lambda x: jnp.sin(jnp.cos(x)).reshape(3, 2, 2)), ("f32[3,4]",)),
+        # norms of all heads together
+        (
+            left_alone(
+                lambda x, w: (
+                    (y := x @ w) * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+                ).reshape(3, 2, 2)
+            ),
+            ("f32[3,5]", "f32[5,4]"),
+        ),
+        (
+            left_alone(
+                lambda x, w: ((y := x @ w) - jnp.mean(y, -1, keepdims=True)).reshape(3, 2, 2)
+            ),
+            ("f32[3,5]", "f32[5,4]"),
+        ),
+        (
+            lambda x, w: ((x @ w) * jnp.max(x, -1, keepdims=True)).reshape(3, 2, 2),
+            ("f32[3,5]", "f32[5,4]"),
+        ),
         (
             lambda x, w, y: (x @ w + y).reshape(2, 3, 5, 2, 2),
             ("f32[2,3,5,7]", "f32[7,4]", "f32[2,1,5,1]"),
