@@ -87,12 +87,7 @@ class Plan(Pass):
         owner = program.requested("owner") or "auto"
         attention = self.attention if self.attention != "auto" else owner
         asked = [None if choice == "auto" else choice for choice in (self.ffn, attention)]
-        notes = [
-            *shape.notes(),
-            *loop_notes(program),
-            *whole_write_notes(program, axes),
-            *changed_state_notes(program),
-        ]
+        notes = [*shape.notes(), *_notes(program, axes)]
         alone = mesh.size > 1 and bool(program.values("state")) and shape.batch % mesh.size == 0
         if alone and not (shape.heads or any(asked)):
             asked[1] = "batch"  # of an unknown state only this is known: sequences do not mix
@@ -128,6 +123,13 @@ class Plan(Pass):
 
 
 _OWN = "the program's own shardings"
+
+
+def _notes(program: Program, axes: Axes) -> Iterator[str]:
+    """What is assumed of the program, and what of it costs more than it seems to."""
+    yield from loop_notes(program)
+    yield from whole_write_notes(program, axes)
+    yield from changed_state_notes(program)
 
 
 def _agreeing(
