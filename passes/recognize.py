@@ -58,8 +58,8 @@ RULES: tuple[Rule, ...] = rules_of(
     integer_products,
     scaled_caches,
 )
-# Before the parts of an attention are attentions of their own.
-FIRST: tuple[Rule, ...] = rules_of(partial_softmaxes)
+# Before the parts of an attention are attentions of their own, which read integers too.
+FIRST: tuple[Rule, ...] = rules_of(scaled_caches, partial_softmaxes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Recognize(Pass):
     """Finds attention, norms, rope, feed-forward units, embeddings and cache writes."""
 
     keeps: ClassVar[str] = "reals"
-    rewrites: ClassVar[tuple[Rule, ...]] = (*FIRST, *RULES)
+    rewrites: ClassVar[tuple[Rule, ...]] = tuple(dict.fromkeys((*FIRST, *RULES)))
 
     def run(self, program: Program, target: Target) -> Program:
         report = Report()

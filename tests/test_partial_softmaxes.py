@@ -166,6 +166,38 @@ def test_values_that_are_broadcast(thin: Any) -> None:
     assert_close(run(graph, *jax.tree.leaves(args))[0], run(attention, *args), 1e-5)
 
 
+def test_parts_of_integers() -> None:
+    """Caches of integers, whose scales a library applies to the logits and to the exponentials."""
+    query, parts = arrays((5, 6))
+
+    def stored(rows: Any) -> tuple[Any, Any]:
+        scale = jnp.abs(rows).max(-1) / 127
+        return jnp.round(rows / scale[..., None]).astype("int8"), scale
+
+    def part(query: Any, key: Any, value: Any, mask: Any) -> tuple[Any, Any, Any]:
+        (key, by_key), (value, by_value) = key, value
+        along = (slice(None), slice(None), None, None)  # [b, s, g] -> [b, g, 1, 1, s]
+        x = jnp.einsum("btgjk,bsgk->bgjts", query, key.astype("float32"))
+        x = jnp.where(mask[:, None, None, None], x * by_key.swapaxes(1, 2)[along], LOWEST)
+        top = jnp.max(x, axis=-1, keepdims=True)
+        weights = jnp.exp(x - top)
+        scaled = weights * by_value.swapaxes(1, 2)[along]
+        return weighted(scaled, value.astype("float32")), top, weights.sum(-1, keepdims=True)
+
+    def attention(query: Any, parts: Any) -> Any:
+        (result, top, total), (other, its_top, its_total) = (part(query, *each) for each in parts)
+        highest = jnp.maximum(top, its_top)
+        shares = jnp.exp(top - highest), jnp.exp(its_top - highest)
+        divided = total * shares[0] + its_total * shares[1]
+        return (result * shares[0] + other * shares[1]) / divided
+
+    args = query, [(stored(key), stored(value), mask) for key, value, mask in parts]
+    graph = recognized(attention, *args)
+    (attend,) = (op for op in graph.ops if op.name == "attend")
+    assert attend["given"] == "mask" and "exp" not in op_names(graph)
+    assert_close(run(graph, *jax.tree.leaves(args))[0], run(attention, *args), 1e-5)
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_part_that_keeps_no_key(spelling: Callable[..., Any]) -> None:
     query, (first, (key, value, mask)) = arrays((5, 6))

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from dialect.matching.operands import Operand, bare, named
-from dialect.matching.values import REALS, unrounded
+from dialect.matching.values import REALS, through, unrounded
 from dialect.quantized.integer_products import sizes_of, with_scale
 from dialect.recognition.attention import is_softmax
+from dialect.recognition.softmaxes import exponent_of
 from rewrite.ir import Op, Symbol, Value, bits
 from rewrite.opdef import make, traits
 from rewrite.rules import Outcome, local
@@ -51,12 +52,13 @@ def scale_behind_integers(op: Op) -> Outcome:
     types=("f32[2,3]", "i8[3,4]", "f32[1,3]"),
 )
 def scale_before_integers(op: Op) -> Outcome:
-    """contract(softmax(w) * s, v: integers)  ->  contract(softmax(w), dequantize(v, s))"""
+    """contract(w * s, v: integers)  ->  contract(w, dequantize(v, s)), where w are the weights of
+    attention"""
     spec = Signature.parse(op["spec"])
     for place, arg in enumerate(op.args):
         scaled = unrounded(arg).op
         for weights, scale in (scaled.args, scaled.args[::-1]) if scaled.name == "mul" else ():
-            if weights.type.shape != arg.type.shape or not is_softmax(weights):
+            if weights.type.shape != arg.type.shape or not _are_weights(weights):
                 continue
             args = _with_scale(op, spec, named(scale, spec.inputs[place]), weights.type.dtype)
             if args:
@@ -64,6 +66,12 @@ def scale_before_integers(op: Op) -> Outcome:
                     "contract", *args[:place], weights, *args[place + 1 :], **dict(op.attrs)
                 )
     return None
+
+
+def _are_weights(value: Value) -> bool:
+    """Whether these are a softmax, or exponentials that are to be divided by a sum."""
+    layout = ("reshape", "transpose", "convert_element_type")
+    return is_softmax(value) or exponent_of(through(value, *layout)) is not None
 
 
 def _with_scale(product: Op, spec: Signature, scale: Operand, dtype: str) -> list[Value] | None:

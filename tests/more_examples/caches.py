@@ -634,6 +634,11 @@ _SCALED_VALUES = [
         lambda w, v, s: v.T.astype("float32") @ (jax.nn.softmax(w) * s).T,
         ("f32[2,3]", "i8[3,4]", "f32[1,3]"),
     ),
+    _value(jnp.exp, "f32[2,3]", "i8[3,4]", "f32[1,3]"),
+    (
+        lambda w, v, s: (jnp.exp(w).reshape(2, 3) * s) @ v.astype("float32"),
+        ("f32[2,1,3]", "i8[3,4]", "f32[1,3]"),
+    ),
     *(
         (left_alone(example), types)
         for example, types in (
