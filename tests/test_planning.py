@@ -150,3 +150,14 @@ def test_a_parallel_block_reduces_its_partial_sums_over_axes_in_one_order() -> N
         axes = candidate.partitioning.axes
         heads, d_ff = axes("used", "kv_heads", "q_per_kv"), axes("used", "d_ff")
         assert set(heads) != set(d_ff) or heads == d_ff
+
+
+def test_queries_of_a_kv_head_that_are_split_are_an_axis_of_their_own() -> None:
+    """Among all heads they would not lie side by side: an all-to-all would follow the product."""
+    config = replace(llama.CONFIGS["toy"], heads=12, kv_heads=3, layers=1)
+    passes = Pipeline.parse("normalize, recognize, plan, shard")
+    program = passes.run(traced_step(llama, config, 4, 16), SLICE)
+    assert program.plan.split("attention") == {"batch": ("y",), "q_per_kv": ("x",)}
+    layouts = [op["layouts"] for op, _ in program.graph.walk() if op.name == "exchange"]
+    assert "batch@y 1 kv_heads q_per_kv@x d_head" in layouts
+    assert not [layout for layout in layouts if "kv_heads.q_per_kv@" in layout]

@@ -1,6 +1,6 @@
-"""Splits the head axis into (kv_heads, q_per_kv) if a plan shards the two over different mesh axes.
+"""Splits the head axis into (kv_heads, q_per_kv) if a plan shards the queries of every KV head.
 
-If they stay one axis, the shards of a head group are not contiguous, and the projection is followed
+If they stay one axis, the queries of a shard are not contiguous, and the projection is followed
 by an all-to-all. The weights are reshaped once, in `prepare`.
 """
 
@@ -47,14 +47,14 @@ RULES = (
 
 
 def split_heads(graph: Graph, plan: Plan) -> Graph:
-    """`graph` with heads as two axes, if the plan shards both.
+    """`graph` with heads as two axes, if the plan shards the second.
 
     A graph that already reshapes a dequantized weight is returned unchanged: one more reshape could
     materialise the floats instead of the integers.
     """
-    split = plan.split("attention")
-    both = split.get("kv_heads") and split.get("q_per_kv")
-    if not both or any(_reshapes_dequantized(op) for op, _ in graph.walk()):
+    if not plan.split("attention").get("q_per_kv") or any(
+        _reshapes_dequantized(op) for op, _ in graph.walk()
+    ):
         return graph
     return rewrite(graph, RULES)
 
