@@ -243,9 +243,10 @@ def put_of_one_hot(op: Op) -> Outcome:
 
 
 def _before_growth(value: Value) -> Value:
-    """The value before a broadcast, with axes of size one where it had none."""
+    """The value before a broadcast, with axes of size one where it had none; a number, which is no
+    row, stays as it is."""
     axes = value.op.get("broadcast_dimensions")
-    if axes is None or list(axes) != sorted(axes):
+    if not axes or list(axes) != sorted(axes):
         return value
     sizes = dict(zip(axes, value.op.args[0].type.shape))
     return reshaped(value.op.args[0], tuple(sizes.get(d, 1) for d in range(value.type.rank)))
