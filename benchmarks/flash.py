@@ -38,6 +38,7 @@ from examples import llama, palm
 from rewrite import auto_shard
 from rewrite.errors import ShardwrightError
 
+OTHERS = {"1b": llama.Config(16, 2048, 32, 8, 64, 8192, 128256)}  # Llama-3.2-1B
 AT_ONCE, IN_BLOCKS = DEFAULT_PIPELINE.replace("flash, ", ""), DEFAULT_PIPELINE
 
 
@@ -62,6 +63,7 @@ ROWS = (
     Row(llama, "8b", "v5e:2x4", "decode", 64),
     Row(llama, "8b", "v5e:2x4", "prefill", 1, 32768),
     Row(llama, "8b", "v5e:2x4", "decode", 16, 32768),
+    *(Row(llama, "1b", "v5e:1x1", "decode", batch) for batch in (32, 64)),
     *(Row(llama, "70b", "v5p:2x2x2", "prefill", batch) for batch in (1, 16, 64)),
     *(Row(llama, "70b", "v6e:4x4", "prefill", batch) for batch in (1, 16, 64)),
     *(Row(palm, "62b", "v5e:4x4", "prefill", batch) for batch in (1, 16, 64)),
@@ -72,7 +74,7 @@ ROWS = (
 
 def compiled(row: Row, pipeline: str) -> tuple[Any, Schedule]:
     """The plan of a row and the schedule of what it compiles to. Raises ShardwrightError."""
-    config, topology = row.model.CONFIGS[row.config], Topology.parse(row.slice)
+    config, topology = (row.model.CONFIGS | OTHERS)[row.config], Topology.parse(row.slice)
     function = row.model.prefill if row.step == "prefill" else row.model.decode_step
     step = auto_shard(partial(function, config), row.slice, pipeline=pipeline)
     params = jax.eval_shape(partial(row.model.init_params, config), jax.random.key(0))

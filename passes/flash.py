@@ -24,6 +24,7 @@ from dialect.caching.paged_cache import keys_of_block
 from dialect.caching.quantized_cache import attend_in_integers
 from dialect.compiled.compilers import compiler_for
 from dialect.machine.mesh import Topology
+from dialect.machine.tiles import lanes_of
 from dialect.matching.attend_bounds import bounds_of, kept_by, map_of, window_read, with_bounds
 from dialect.matching.bound_values import visited_blocks
 from dialect.matching.mask_regions import Bound
@@ -90,14 +91,15 @@ class Flash(Pass):
 
     def blocks(self, op: Op, target: Target) -> tuple[int, int]:
         """The queries and keys of a block whose logits fit, about as many of both; more keys where
-        queries are few, so that reading them takes longer than a trip of a loop. Of keys in pages,
-        as many as are read at a time."""
+        queries are few, so that reading them takes longer than a trip of a loop, but no more than
+        fit with their values. Of keys in pages, as many as are read at a time."""
         work = _work(op)
         most = _on_chip(target) // (4 * _SHARE * work.heads) or _UNKNOWN**2
         square, rows = math.isqrt(most), work.queries * work.sequences
         longest = _LONGER * square
         in_pages = keys_of_block(op.args[1]) if _is_in_pages(op) else 0
-        fitting = _divisor(work.keys, min(most // min(rows, square), longest))
+        held = _on_chip(target) * target.chips * work.keys // max(1, _read(op, target)) or longest
+        fitting = _divisor(work.keys, min(most // min(rows, square), longest, held))
         keys = self.key or in_pages or fitting
         queries = self.query or _divisor(work.queries, min(most // keys, longest))
         return queries, min(keys, work.keys)
@@ -114,8 +116,14 @@ def _pays(op: Op, bounds: Sequence[Bound], target: Target) -> bool:
     if target.topology and not compiler_for(Topology.parse(target.topology).chip).gains_by_blocks:
         return False
     room = _on_chip(target) * target.chips
-    read = sum(arg.type.bytes for arg in op.args[1:3])
-    return 4 * math.prod(_work(op)) > room or (bool(bounds) and read > room)
+    return 4 * math.prod(_work(op)) > room or (bool(bounds) and _read(op, target) > room)
+
+
+def _read(op: Op, target: Target) -> int:
+    """Bytes of the keys and values, the last axis of which fills whole lanes."""
+    lanes = lanes_of(Topology.parse(target.topology).chip) if target.topology else 1
+    rows = ((arg.type.bytes, arg.type.shape[-1]) for arg in op.args[1:3])
+    return sum(bytes_ * -(-last // lanes) * lanes // max(1, last) for bytes_, last in rows)
 
 
 def _of_integers(op: Op) -> Op:

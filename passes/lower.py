@@ -49,6 +49,8 @@ def _expand(op: Op) -> Outcome:
     """composite(x)  ->  its reference, in lax"""
     if op.get("by") == "same":
         return None  # whoever adapts a state looks whether its heads are (dialect.prepared.state)
+    if op.get("visits"):
+        return None  # the scope of its loop says how often it runs (dialect.arrays.expected_trips)
     graph = reference_graph(op)
     return substitute(apart(op, graph), made_first(op, graph), origin=op.origin)
 

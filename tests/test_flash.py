@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from examples import llama
 from rewrite import Pipeline, Target, auto_shard, trace
 from rewrite.driver import rewrite
 from rewrite.program import NOT_DONE
-from tests.kit import graph_of, op_names, run
+from tests.kit import graph_of, op_names, run, traced_step
 
 B, T, G, J, K, S = 4, 8, 2, 3, 16, 24
 AXES = "b t g j k, b s g k, b s g v"
@@ -181,6 +182,20 @@ def test_blocks_are_chosen_by_the_chip():
     small = flashed(f"{FOUND}, flash", Target("v5e:2x4", (("x", 2), ("y", 4))))
     assert [op.get("blocks") for op in attends(small)] == [None]
     assert small.history[-1].notes == ("whole: blocks would gain nothing",)
+
+
+@pytest.mark.parametrize(("batch", "d_head", "blocks"), [(32, 64, (1024, 1024)), (32, 128, None)])
+def test_keys_and_values_of_a_block_fit_on_the_chip(batch, d_head, blocks) -> None:
+    """64 MiB of each in a layer, or 128 of half filled lanes, on a chip that has 128. How often the
+    loop over blocks runs is known on one device too."""
+    config = replace(CONFIG, layers=2, heads=512 // d_head, kv_heads=512 // d_head, d_head=d_head)
+    config = replace(config, dtype="bfloat16")
+    program, target = traced_step(llama, config, batch, 2048), Target("v5e:1x1", (("x", 1),))
+    made = Pipeline.parse(f"{FOUND}, flash").run(program, target)
+    assert [op.get("blocks") for op in attends(made)] == [blocks]
+    lowered = Pipeline.parse("plan, shard, stage, lower").run(made, target)
+    visits = [op.get("visits") for op, _ in lowered.graph.walk() if op.get("visits")]
+    assert visits == ([2] if blocks else [])
 
 
 def test_what_cannot_be_done_is_told():

@@ -71,7 +71,7 @@ CASES = {
     ),
     "grouped, more queries": (
         (llama, {"heads": 18, "kv_heads": 3}, "pad{heads=24}", WS1D),
-        {"wq.padded": (2, 32, 24, 4), "wk": (2, 32, 3, 4), "k": (2, BATCH, CONTEXT, 3, 4)},
+        {"wq.padded": (2, 32, 3, 8, 4), "wk": (2, 32, 3, 4), "k": (2, BATCH, CONTEXT, 3, 4)},
     ),
     "grouped, more groups": (
         (llama, {"heads": 6, "kv_heads": 3}, "pad{heads=16}", WS1D),

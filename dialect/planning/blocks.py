@@ -203,7 +203,8 @@ def _attention(
         _dividing(kv_heads, heads),
         _width_of_query(op, axes),
         *(read if read < longest else 0, *_in_parts(op, read)),
-        positions_last=Signature.parse(op["axes"]).inputs[1][-1] == ("s",),
+        positions_last=Signature.parse(op["axes"]).inputs[1][-1] == ("s",)
+        or bool(op.get("visits")),
         in_pages=is_in_pages(key),
     )
     return with_latents(attention, op, axes, weights)

@@ -35,7 +35,8 @@ class Attention:
       but for those that the mask leaves out; 0 if its scores are computed at once
     - computed: the part of its scores that is computed
     - read: the part of its keys and values that a step reads
-    - positions_last: whether its cache has positions last, which need no padding to whole lanes
+    - positions_last: whether its cache has positions last, which need no padding to whole lanes, as
+      the compiler lays what is read in blocks
     - in_pages: whether its cache is in pages, of which a block is read at a time
     - latent: the widths of what is cached of a position, where that is not keys and values of its
       heads, but what all heads share (DeepSeek-AI 2024, section 2.1)
